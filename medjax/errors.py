@@ -1,0 +1,92 @@
+"""The errors of the house: one family per room, each naming file, found, expected and fix.
+
+Leftmost room beside `labels`: imports nothing of ours. Rooms raise; only the border (`main`, `cli`, a per-case loop) catches.
+Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_VERIFICATION, EXIT_PREEMPTED = 0, 1, 2, 3, 4, 75
+
+
+class MedjaxError(Exception):
+    """Base of every error a user can cause or mend.
+
+    Args:
+      message: what is wrong, in one sentence.
+      path: the file or folder concerned.
+      found / expected: the offending and the wanted value.
+      fix: what the user can do, as an imperative.
+    """
+
+    exit_code = EXIT_ERROR
+
+    def __init__(self, message: str, *, path: object = None, found: object = None, expected: object = None, fix: str = ""):
+        self.message, self.path, self.found, self.expected, self.fix = message, path, found, expected, fix
+        parts = [f"{path}: {message}" if path is not None else message]
+        if found is not None:
+            parts.append(f"found {found}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        text = "; ".join(parts)
+        super().__init__(f"{text}. Fix: {fix}" if fix else text)
+
+    def record(self) -> dict:
+        """The error as JSON-ready fields (for reports, manifests and `--json`)."""
+        plain = {"message": self.message, "path": self.path, "found": self.found, "expected": self.expected, "fix": self.fix}
+        return {"error": type(self).__name__} | {k: str(v) for k, v in plain.items() if v not in (None, "")}
+
+
+class UsageError(MedjaxError):
+    """A wrong argument, config key, name or missing input: nothing was started (exit 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class LabelError(UsageError):
+    """Classes, corpora or label values that contradict each other."""
+
+
+class DataError(MedjaxError):
+    """An unreadable, corrupt or inconsistent scan, label or store."""
+
+
+class VerificationError(DataError):
+    """A data set that failed verification (exit 4)."""
+
+    exit_code = EXIT_VERIFICATION
+
+
+class ModelError(MedjaxError):
+    """Arguments that do not describe a network, or weights that do not fit it."""
+
+
+class TrainError(MedjaxError):
+    """Training cannot go on: non-finite loss, bad rule list, unusable checkpoint."""
+
+
+class Preempted(MedjaxError):
+    """The run was told to stop and saved its state; start it again to go on (exit 75)."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class PredictError(MedjaxError):
+    """A case that cannot be predicted or written."""
+
+
+class MetricError(MedjaxError):
+    """A pair of masks that cannot be compared."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known names, or all of them if few.
+
+    >>> did_you_mean("livr", ["liver", "spleen"])
+    'did you mean liver? Known: liver, spleen'
+    """
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    listing = ", ".join(known[:40]) + (f", ... ({len(known)} in all)" if len(known) > 40 else "")
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"Known: {listing or 'none'}"

@@ -1,0 +1,270 @@
+"""The label space: which corpus annotates which classes, and what each voxel value of a corpus means.
+
+Pure data, imports nothing of ours but the errors. A label volume carries one *dense id* per voxel; a corpus maps every id to the *set* of
+classes the voxel belongs to, so nested regions (tumour inside liver) and overlaps need no extra channel. The space stacks all corpora:
+
+  known  (corpus, class) bool       the corpus' annotators marked this class, so its absence means "background"
+  table  (corpus, id, class) bool   the multi-hot target of a voxel; all False for classes that are not known
+
+A *view* pretends that only some classes of a corpus were annotated: the hidden ones leave `known` and `table`, while the stored ids,
+and so a scorer that uses the full corpus, stay as they are.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from medjax.errors import LabelError, did_you_mean
+
+BACKGROUND = "background"
+SHARE_RULES = ("by_name", "per_corpus")
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """One annotated collection of cases and the meaning of its label values.
+
+    Attributes:
+      name: unique name; a view has its own.
+      labels: (raw value, names of all classes that contain it) in ascending raw value; starts with (0, ()).
+      annotated: the classes whose absence means background; a subset of the named ones.
+      modality: "CT", "MR", ... chooses expert, prior or prompt by name; never the normalisation (that is `channels`).
+      channels: channel names; they choose the normalisation ("CT" clips and uses corpus statistics, most others z-score per case).
+      ignore: raw value of voxels nobody annotated, or None.
+      store: name of the corpus whose prepared volumes this one reads (differs from `name` only in a view).
+    """
+
+    name: str
+    labels: tuple[tuple[int, tuple[str, ...]], ...]
+    annotated: tuple[str, ...] = ()
+    modality: str = "CT"
+    channels: tuple[str, ...] = ("CT",)
+    ignore: int | None = None
+    store: str = ""
+
+    def __post_init__(self):
+        labels = tuple(sorted((int(value), tuple(names)) for value, names in self.labels))
+        if not labels or labels[0] != (0, ()):
+            labels = ((0, ()), *(entry for entry in labels if entry[0] != 0))
+        values = [value for value, _ in labels]
+        if values[0] < 0 or len(set(values)) != len(values):
+            raise LabelError("label values must be unique and not negative", path=self.name, found=values)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "annotated", tuple(self.annotated) or self.classes)
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "store", self.store or self.name)
+        for name in self.annotated:
+            if name not in self.classes:
+                raise LabelError(f"annotated class {name!r} is not among the labels", path=self.name, fix=did_you_mean(name, self.classes))
+        if self.ignore is not None and self.ignore in values:
+            raise LabelError("the ignore value is also a label", path=self.name, found=self.ignore)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Every class named by the labels, in order of first appearance by raw value."""
+        return tuple(dict.fromkeys(name for _, names in self.labels for name in names))
+
+    @cached_property
+    def values(self) -> tuple[int, ...]:
+        """Raw label value of each dense id; the ignore value, if any, comes last."""
+        return tuple(value for value, _ in self.labels) + (() if self.ignore is None else (self.ignore,))
+
+    @property
+    def ignore_id(self) -> int:
+        """Dense id of the ignore value, or -2 (never stored) without one."""
+        return -2 if self.ignore is None else len(self.labels)
+
+    @cached_property
+    def foreground_ids(self) -> tuple[int, ...]:
+        """Dense ids that belong to at least one annotated class: the ones worth sampling."""
+        return tuple(i for i, (_, names) in enumerate(self.labels) if set(names) & set(self.annotated))
+
+    def ids_of(self, name: str) -> tuple[int, ...]:
+        """Dense ids of the voxels that belong to class `name`."""
+        if name not in self.classes:
+            raise LabelError(f"unknown class {name!r}", path=self.name, fix=did_you_mean(name, self.classes))
+        return tuple(i for i, (_, names) in enumerate(self.labels) if name in names)
+
+    def to_ids(self, raw: np.ndarray) -> np.ndarray:
+        """Raw label values -> dense ids (uint8, or uint16 from 256 ids); undeclared values raise `LabelError` with counts."""
+        found, inverse, counts = np.unique(raw, return_inverse=True, return_counts=True)
+        lookup = {value: i for i, value in enumerate(self.values)}
+        unknown = {float(v): int(n) for v, n in zip(found, counts, strict=True) if float(v) not in lookup}
+        if unknown:
+            listing = ", ".join(f"{value:g} ({n} voxels)" for value, n in list(unknown.items())[:8])
+            raise LabelError(
+                f"undeclared label values {listing}", path=self.name, expected=f"one of {list(self.values)}",
+                fix='declare them in dataset.json, e.g. "labels": {"name": %g}' % next(iter(unknown)),
+            )  # fmt: skip
+        dense = np.array([lookup[float(v)] for v in found], np.uint8 if len(self.values) <= 256 else np.uint16)
+        return dense[inverse].reshape(raw.shape)
+
+    def to_raw(self, ids: np.ndarray) -> np.ndarray:
+        """Dense ids -> the corpus' original label values, in the smallest unsigned type that holds them."""
+        return np.asarray(self.values, np.min_scalar_type(max(self.values)))[ids]
+
+    def view(self, annotated: Iterable[str], name: str = "") -> "Corpus":
+        """The same cases, pretending that only `annotated` was marked by their annotators."""
+        annotated = tuple(annotated)
+        if not annotated:
+            raise LabelError("a view needs at least one annotated class", path=self.name, expected=f"some of {list(self.classes)}")
+        return dataclasses.replace(self, name=name or f"{self.name}[{','.join(annotated)}]", annotated=annotated)
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it."""
+        return dataclasses.asdict(self) | {"labels": [[value, list(names)] for value, names in self.labels]}
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Corpus":
+        """Inverse of `to_json`."""
+        tuples = {"labels": tuple((v, tuple(n)) for v, n in fields["labels"])}
+        return cls(**{**fields, **tuples, "annotated": tuple(fields["annotated"]), "channels": tuple(fields["channels"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpace:
+    """All classes and corpora of one model. Class order is channel order.
+
+    Attributes:
+      classes: global class names, one sigmoid channel each.
+      corpora: the corpora, in the order of the batch's `corpus` index.
+      names: per corpus, local class name -> global class name (annotated classes only).
+      precedence: global classes from weakest to strongest for the export to one label map; a later class overwrites.
+    """
+
+    classes: tuple[str, ...]
+    corpora: tuple[Corpus, ...]
+    names: tuple[tuple[tuple[str, str], ...], ...]
+    precedence: tuple[str, ...]
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Modality names in the order of the batch's `modality` index."""
+        return tuple(dict.fromkeys(corpus.modality for corpus in self.corpora))
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """(corpus, class) bool: the corpus annotates the class."""
+        known = np.zeros((len(self.corpora), len(self.classes)), bool)
+        for k, names in enumerate(self.names):
+            known[k, [self.classes.index(g) for _, g in names]] = True
+        return known
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """(corpus, id, class) bool: the classes of a voxel with that dense id; rows beyond a corpus' ids are all False."""
+        table = np.zeros((len(self.corpora), max(len(c.values) for c in self.corpora), len(self.classes)), bool)
+        for k, (corpus, names) in enumerate(zip(self.corpora, self.names, strict=True)):
+            for local, target in names:
+                table[k, list(corpus.ids_of(local)), self.classes.index(target)] = True
+        return table
+
+    @cached_property
+    def ignore_ids(self) -> np.ndarray:
+        """(corpus,) int32: dense id of the ignore value, -2 where a corpus has none."""
+        return np.array([corpus.ignore_id for corpus in self.corpora], np.int32)
+
+    def corpus_index(self, name: str) -> int:
+        """Position of a corpus; unknown names raise with the nearest ones."""
+        for k, corpus in enumerate(self.corpora):
+            if corpus.name == name:
+                return k
+        raise LabelError(f"unknown corpus {name!r}", fix=did_you_mean(name, [c.name for c in self.corpora]))
+
+    def class_index(self, name: str) -> int:
+        """Channel of a class; unknown names raise with the nearest ones."""
+        if name not in self.classes:
+            raise LabelError(f"unknown class {name!r}", fix=did_you_mean(name, self.classes))
+        return self.classes.index(name)
+
+    def export(self, mask: np.ndarray, corpus: str) -> np.ndarray:
+        """Thresholded channels -> the corpus' original label values (the MultiTalent rule: later in `precedence` overwrites).
+
+        Args:
+          mask: (*vol, class) bool over all global classes.
+          corpus: whose annotation protocol (classes and values) to write.
+
+        Each class paints the value whose class set is the smallest that contains it (tumour, not liver-or-tumour); a value that only
+        stands for a combination of classes is painted last, where all of them are predicted.
+
+        Returns: (*vol) unsigned integers, raw label values.
+        """
+        k = self.corpus_index(corpus)
+        described, channel_of = self.corpora[k], dict(self.names[k])
+        sets = {i: frozenset(channel_of[n] for n in names if n in channel_of) for i, (_, names) in enumerate(described.labels)}
+        own = {}
+        for name in channel_of.values():
+            holders = [i for i, members in sets.items() if name in members]
+            own[name] = min(holders, key=lambda i: (len(sets[i]), i)) if holders else 0
+        ids = np.zeros(mask.shape[:-1], np.uint16)
+        for name in self.precedence:
+            if name in own:
+                ids[mask[..., self.class_index(name)]] = own[name]
+        for i, members in sets.items():
+            if len(members) > 1 and i not in own.values():
+                ids[mask[..., [self.class_index(n) for n in members]].all(-1)] = i
+        return described.to_raw(ids)
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it."""
+        return {
+            "classes": list(self.classes),
+            "corpora": [corpus.to_json() for corpus in self.corpora],
+            "names": [dict(names) for names in self.names],
+            "precedence": list(self.precedence),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "LabelSpace":
+        """Inverse of `to_json`."""
+        return cls(
+            tuple(fields["classes"]),
+            tuple(Corpus.from_json(c) for c in fields["corpora"]),
+            tuple(tuple(n.items()) for n in fields["names"]),
+            tuple(fields["precedence"]),
+        )
+
+
+def merge(
+    corpora: Sequence[Corpus], share: str = "by_name", rename: Mapping[str, str] | None = None, precedence: Sequence[str] = ()
+) -> LabelSpace:
+    """Builds the label space of several corpora.
+
+    Args:
+      corpora: in batch order; names must be unique.
+      share: "by_name" gives like-named classes of different corpora one channel; "per_corpus" keeps them apart as "corpus/class"
+        (MultiTalent: protocols differ, so liver of one corpus is not liver of another).
+      rename: "corpus/class" or "class" -> global name, applied before sharing; merges synonyms or splits a shared name.
+      precedence: global classes that are painted last, weakest first; the others come before, larger regions first.
+
+    Returns: the `LabelSpace`; classes in order of first appearance.
+    """
+    if share not in SHARE_RULES:
+        raise LabelError(f"unknown merging rule {share!r}", fix=did_you_mean(share, SHARE_RULES))
+    seen = [corpus.name for corpus in corpora]
+    if not seen or len(set(seen)) != len(seen):
+        raise LabelError("corpora need unique names and there must be at least one", found=seen, fix="rename the folders or the views")
+    rename, used = dict(rename or {}), set()
+
+    def target(corpus: Corpus, name: str) -> str:
+        for key in (f"{corpus.name}/{name}", f"{corpus.store}/{name}", name):
+            if key in rename:
+                used.add(key)
+                return rename[key]
+        return name if share == "by_name" else f"{corpus.name}/{name}"
+
+    names = tuple(tuple((local, target(corpus, local)) for local in corpus.annotated) for corpus in corpora)
+    if unused := set(rename) - used:
+        known = [f"{c.name}/{n}" for c in corpora for n in c.annotated]
+        raise LabelError(f"rename entries that match nothing: {sorted(unused)}", fix=did_you_mean(min(unused), known))
+    classes = tuple(dict.fromkeys(g for table in names for _, g in table))
+    if unknown := [name for name in precedence if name not in classes]:
+        raise LabelError(f"precedence names unknown classes {unknown}", fix=did_you_mean(unknown[0], classes))
+    breadth = {g: 0 for g in classes}  # how many label values a class spans: a region covers more values than what is nested in it
+    for corpus, table in zip(corpora, names, strict=True):
+        for local, g in table:
+            breadth[g] = max(breadth[g], len(corpus.ids_of(local)))
+    weak = sorted((g for g in classes if g not in precedence), key=lambda g: -breadth[g])
+    return LabelSpace(classes, tuple(corpora), names, (*weak, *precedence))
