@@ -96,7 +96,7 @@ class Corpus:
             listing = ", ".join(f"{value:g} ({n} voxels)" for value, n in list(unknown.items())[:8])
             raise LabelError(
                 f"undeclared label values {listing}", path=self.name, expected=f"one of {list(self.values)}",
-                fix='declare them in dataset.json, e.g. "labels": {"name": %g}' % next(iter(unknown)),
+                fix=f'declare them in dataset.json, e.g. "labels": {{"name": {next(iter(unknown)):g}}}',
             )  # fmt: skip
         dense = np.array([lookup[float(v)] for v in found], np.uint8 if len(self.values) <= 256 else np.uint16)
         return dense[inverse].reshape(raw.shape)
