@@ -179,6 +179,23 @@ class LabelSpace:
             raise LabelError(f"unknown class {name!r}", fix=did_you_mean(name, self.classes))
         return self.classes.index(name)
 
+    def unveiled(self) -> "LabelSpace":
+        """The same classes with every corpus as its annotators left it: views of one store become one corpus again.
+
+        A class that any view of the store annotates counts as annotated. This is what prediction and scoring use: a model trained on
+        partial views is asked for, and measured on, all the labels.
+        """
+        merged: dict[str, tuple[Corpus, dict[str, str]]] = {}
+        for corpus, names in zip(self.corpora, self.names, strict=True):
+            whole, channel_of = merged.get(corpus.store, (corpus, {}))
+            merged[corpus.store] = (whole, channel_of | dict(names))
+        corpora = tuple(
+            dataclasses.replace(corpus, name=store, annotated=tuple(c for c in corpus.classes if c in channel_of))
+            for store, (corpus, channel_of) in merged.items()
+        )
+        names = tuple(tuple((n, channel_of[n]) for n in c.annotated) for c, (_, channel_of) in zip(corpora, merged.values(), strict=True))
+        return dataclasses.replace(self, corpora=corpora, names=names)
+
     def export(self, mask: np.ndarray, corpus: str) -> np.ndarray:
         """Thresholded channels -> the corpus' original label values (the MultiTalent rule: later in `precedence` overwrites).
 

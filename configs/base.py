@@ -1,0 +1,87 @@
+"""The fields every experiment has, with nnU-Net's defaults. A paper's config starts here and states what differs.
+
+Every field can be given on the command line: `--config.optim.lr=1e-3 --config.train.steps=500`.
+"""
+
+import ml_collections
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Defaults shared by all experiments (spacings, patches and axes are z, y, x)."""
+    c = ml_collections.ConfigDict()
+    c.name = "base"
+    c.seed = 0
+
+    c.data = ml_collections.ConfigDict()
+    c.data.folders = ""  # comma-separated corpora in MSD or nnU-Net raw layout
+    c.data.phantom_cases = 0  # > 0: generate the embedded corpora with this many cases each, beside the folders
+    c.data.phantom_seed = 0
+    c.data.declared = ml_collections.ConfigDict()  # corpora of a paper: name -> labels, channels, modality, cases
+    c.data.root = ""  # folder that holds the declared corpora
+    c.data.store = ""  # prepared volumes; empty: <workdir>/store
+    c.data.views = ml_collections.ConfigDict()  # name -> corpus, annotated, part: pretend partial annotation
+    c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
+    c.data.rename = ml_collections.ConfigDict()  # "corpus/class" -> global class
+    c.data.precedence = ()  # classes painted last in the exported label map, weakest first
+    c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
+    c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
+    c.data.orientation = "RAS"
+    c.data.crop = "nonzero"
+    c.data.workers = 0  # of the preparation; 0: one per core
+    c.data.split = ml_collections.ConfigDict(dict(file="", folds=5, fold=0, seed=12345))
+
+    c.sampler = ml_collections.ConfigDict()
+    c.sampler.exponent = 0.5  # a case is drawn with probability ~ n^-exponent, n = cases of its corpus
+    c.sampler.draw = "iid"
+    c.sampler.foreground = 0.33
+    c.sampler.oversample = "last"
+    c.sampler.threads = 2
+    c.sampler.workers = 0
+
+    c.augment = ml_collections.ConfigDict(dict(on=True))  # plus any field of medjax.data.augment.Augmentation
+
+    c.model = ml_collections.ConfigDict(dict(name="unet"))
+    c.losses = ml_collections.ConfigDict()
+    c.losses.cross_entropy = ml_collections.ConfigDict(dict(weight=1.0))
+    c.losses.dice = ml_collections.ConfigDict(dict(weight=1.0))
+    c.deep_weights = ()  # empty: halving per level, last level off
+    c.mask_padding = False
+    c.task = "supervised"
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.name = "sgd"
+    c.optim.lr = 0.01
+    c.optim.momentum = 0.99
+    c.optim.nesterov = True
+    c.optim.weight_decay = 3e-5
+    c.optim.schedule = "poly"
+    c.optim.power = 0.9
+    c.optim.warmup_steps = 0
+    c.optim.clip_norm = 12.0
+    c.optim.trainable = ((".*", True),)
+    c.optim.lr_scale = ((".*", 1.0),)
+    c.optim.decay = ((".*", True),)
+
+    c.train = ml_collections.ConfigDict()
+    c.train.steps = 250_000
+    c.train.batch = 2
+    c.train.patch = (128, 128, 128)
+    c.train.validate_every = 250
+    c.train.validation_batches = 50
+    c.train.checkpoint_every = 250
+    c.train.checkpoint_minutes = 10.0
+    c.train.log_every = 50
+
+    c.sharding = ml_collections.ConfigDict()
+    c.sharding.fsdp = 1  # devices that share one copy of parameters and optimizer state; the rest is data parallel
+    c.sharding.rules = ((".*", "replicate"),)
+
+    c.infer = ml_collections.ConfigDict()
+    c.infer.checkpoint = "last"  # or "best"
+    c.infer.overlap = 0.5
+    c.infer.mirror_axes = ()
+    c.infer.average = "prob"
+    c.infer.batch_windows = 2
+
+    c.evaluate = ml_collections.ConfigDict(dict(surface=False, montages=8))
+    return c.lock()

@@ -1,0 +1,39 @@
+"""Partial labels on real scans: half of the hippocampus cases annotated for Anterior only, half for Posterior only, plus the heart set.
+
+    D=/folder/Task04_Hippocampus,/folder/Task02_Heart
+    python -m medjax.main --config=configs/hippocampus.py:partial --workdir=runs/partial --config.data.folders=$D
+    python -m medjax.main --config=configs/hippocampus.py:full    --workdir=runs/full    --config.data.folders=$D
+
+`full` trains the same network for the same steps on complete annotation. Both are scored on the same 20 % of the cases against all labels.
+Sized for a 2-core CPU; what came out is in benchmarks/RESULTS.md.
+"""
+
+from configs.base import base_config
+
+VARIANTS = ("partial", "full")
+
+
+def get_config(variant: str = "partial"):
+    """`partial` or `full`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    c = base_config().unlock()
+    c.name = f"hippocampus_{variant}"
+    c.data.spacing_rule = "per_corpus"  # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
+    if variant == "partial":
+        c.data.views = {
+            "HippocampusAnterior": {"corpus": "Task04_Hippocampus", "annotated": ("Anterior",), "part": "0/2"},
+            "HippocampusPosterior": {"corpus": "Task04_Hippocampus", "annotated": ("Posterior",), "part": "1/2"},
+        }
+    c.model.base_features = 16
+    c.model.max_features = 128
+    c.train.patch = (40, 56, 40)
+    c.train.batch = 2
+    c.train.steps = 2500
+    c.train.validate_every = 250
+    c.train.validation_batches = 20
+    c.train.checkpoint_every = 250
+    c.train.log_every = 25
+    c.infer.batch_windows = 2
+    c.infer.mirror_axes = ()
+    return c.lock()

@@ -1,0 +1,63 @@
+"""The one registry: a name in a config becomes `medjax.<room>.<name>.make(**arguments)`. The module path is the registry.
+
+Config objects stop here: `plain` turns them into dictionaries, tuples and numbers; everything below takes plain arguments.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from medjax.errors import UsageError, did_you_mean
+
+ROOMS = ("models", "losses", "train.tasks")
+
+
+def known(room: str) -> list[str]:
+    """Names of the modules of a room that offer `make` (found by importing them: only called for error messages and tests)."""
+    package = importlib.import_module(f"medjax.{room}")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg]
+    return [name for name in names if hasattr(importlib.import_module(f"medjax.{room}.{name}"), "make")]
+
+
+def build(room: str, name: str, **arguments: Any) -> Any:
+    """`medjax.<room>.<name>.make(**arguments)`; unknown names and arguments raise `UsageError` with the known ones."""
+    if room not in ROOMS:
+        raise UsageError(f"unknown room {room!r}", fix=did_you_mean(room, ROOMS))
+    path = f"medjax.{room}.{name}"
+    try:
+        make = importlib.import_module(path).make
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != path:
+            raise  # the module exists, something it needs does not
+        raise UsageError(f"no {room.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(room))) from error
+    signature = inspect.signature(make)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    for key in arguments:
+        if key not in signature.parameters and not takes_any:
+            raise UsageError(f"{path} takes no argument {key!r}", fix=did_you_mean(key, signature.parameters))
+    missing = [n for n, p in signature.parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and n not in arguments]
+    if missing:
+        raise UsageError(f"{path} needs {missing}", fix=f"give them; all arguments: {', '.join(signature.parameters)}")
+    return make(**arguments)
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts, lists and references -> dict, tuple and scalars, recursively."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def fill(settings: type, fields: Mapping, where: str) -> Any:
+    """A frozen settings dataclass from a part of the config; unknown keys raise `UsageError`."""
+    names = [f for f in settings.__dataclass_fields__]
+    for key in fields:
+        if key not in names:
+            raise UsageError(f"{where} has no field {key!r}", fix=did_you_mean(key, names))
+    return settings(**fields)

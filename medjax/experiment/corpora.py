@@ -1,0 +1,124 @@
+"""Config -> corpora, cases, label space and splits: everything an experiment knows before a voxel is read.
+
+In: `config.data`. Out: `Data`, the resolved collection. Folders are read through `data.sources`; phantoms are generated when asked for;
+corpora that a paper's config only *declares* may have no files yet (enough for a dry run).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from medjax.data.sources import Case, read_corpus
+from medjax.data.splits import Split, make_splits, part_of, read_splits
+from medjax.errors import UsageError, did_you_mean
+from medjax.labels import Corpus, LabelSpace, merge
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The collection of one experiment.
+
+    Attributes:
+      stores: the corpora as annotated, one per folder.
+      cases: store name -> its cases (empty for a corpus that is only declared).
+      counts: store name -> number of cases, also for declared corpora.
+      space: the label space training sees (views in place of the corpora they hide).
+      parts: corpus name in `space` -> share of the training cases it may use ("" = all).
+      splits: folds of "store/case" names; empty in a dry run without files.
+      fold: index into `splits`.
+    """
+
+    stores: tuple[Corpus, ...]
+    cases: Mapping[str, tuple[Case, ...]]
+    counts: Mapping[str, int]
+    space: LabelSpace
+    parts: Mapping[str, str]
+    splits: tuple[Split, ...]
+    fold: int
+
+    def side(self, store: str, side: str) -> list[str]:
+        """Case names of a store on one side ("train" or "val") of the chosen fold."""
+        prefix = store + "/"
+        return [name[len(prefix) :] for name in self.splits[self.fold][side] if name.startswith(prefix)]
+
+    def training_cases(self, corpus: Corpus) -> list[str]:
+        """Cases a corpus of the space may train on: its store's training side, or the view's share of it."""
+        return part_of(self.side(corpus.store, "train"), self.parts.get(corpus.name, ""))
+
+
+def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
+    """Resolves `config.data` (as plain values).
+
+    Args:
+      data: the fields of configs/base.py under `data`.
+      workdir: where phantoms are written.
+      files: False for a dry run: declared corpora need no folder and phantoms are only described.
+
+    Raises: `UsageError` when no corpus is named, a view or fold does not exist, or a folder is missing.
+    """
+    stores, cases, counts = [], {}, {}
+    for folder in _folders(data, workdir):
+        corpus, members = read_corpus(folder)
+        stores.append(corpus)
+        cases[corpus.name], counts[corpus.name] = tuple(members), len(members)
+    for name, fields in data["declared"].items():
+        corpus, members = _declared(name, fields, data["root"], files)
+        stores.append(corpus)
+        cases[name], counts[name] = members, len(members) or int(fields["cases"])
+    if not stores:
+        raise UsageError(
+            "no corpora named",
+            fix="give --config.data.folders=/path/Task04_X,/path/Dataset012_Y or --config.data.phantom_cases=10 for the embedded ones",
+        )
+    if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
+        raise UsageError(f"two corpora are called {sorted(repeated)}", fix="rename one of the folders")
+    used, parts = _apply_views(stores, data["views"])
+    space = merge(used, data["share"], data["rename"], data["precedence"])
+    splits, fold = _splits({n: m for n, m in cases.items() if m}, data["split"])
+    return Data(tuple(stores), cases, counts, space, parts, splits, fold)
+
+
+def _folders(data: Mapping, workdir: Path) -> list[Path]:
+    folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()]
+    if data["phantom_cases"]:
+        from medjax.data.phantom import write_corpora
+
+        folders += [Path(f) for f in write_corpora(workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"])]
+    return folders
+
+
+def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...]]:
+    labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
+    corpus = Corpus(name, labels, modality=fields["modality"], channels=tuple(fields["channels"]))
+    folder = Path(root or ".") / name
+    if not (folder / "dataset.json").is_file():
+        if files:
+            raise UsageError(
+                "this corpus of the config is not on disk", path=folder, fix="set --config.data.root to the folder that holds it"
+            )
+        return corpus, ()
+    found, members = read_corpus(folder)
+    if {v for v, _ in labels} - set(found.values):
+        raise UsageError("the labels on disk are not those the config declares", path=folder, found=found.values, expected=corpus.values)
+    return dataclasses.replace(corpus, ignore=found.ignore), tuple(members)
+
+
+def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:
+    """Views take the place of the corpus they look at; corpora without a view stay."""
+    by_name, parts, seen = {c.name: c for c in stores}, {}, []
+    for name, view in views.items():
+        if view["corpus"] not in by_name:
+            raise UsageError(f"view {name!r} looks at an unknown corpus {view['corpus']!r}", fix=did_you_mean(view["corpus"], by_name))
+        parts[name] = view.get("part", "")
+        seen.append(by_name[view["corpus"]].view(view["annotated"], name))
+    hidden = {view.store for view in seen}
+    return seen + [c for c in stores if c.name not in hidden], parts
+
+
+def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping) -> tuple[tuple[Split, ...], int]:
+    if not cases:
+        return (), 0
+    splits = read_splits(Path(split["file"]), cases) if split["file"] else make_splits(cases, split["folds"], split["seed"])
+    if not 0 <= split["fold"] < len(splits):
+        raise UsageError(f"no fold {split['fold']}", expected=f"0 to {len(splits) - 1}", fix="set --config.data.split.fold")
+    return tuple(splits), split["fold"]

@@ -1,0 +1,1 @@
+"""The inference room: windows, mirrors, masks on the original grid."""

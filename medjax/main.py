@@ -1,0 +1,82 @@
+"""The engine's entry: `python -m medjax.main --config=configs/x.py[:variant] --workdir=RUN [--mode=...] [--config.field=value ...]`.
+
+Modes: `train` prepares what is not prepared, trains (going on where RUN stopped) and evaluates; `evaluate` predicts and scores the
+validation cases of a trained RUN; `dry` builds everything abstractly and prints what would run, allocating nothing.
+Exit codes: 0 ok, 1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to go on).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medjax.errors import EXIT_ERROR, MedjaxError, UsageError, did_you_mean
+
+MODES = ("train", "evaluate", "dry")
+
+
+def _parse(argv: Sequence[str]):
+    """Flags -> (ConfigDict, workdir, mode). Everything wrong with them is a `UsageError` that says what would be right."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FLAGS
+    if "config" not in values:
+        config_flags.DEFINE_config_file("config", None, "experiment, e.g. configs/multitalent.py:demo", lock_config=True)
+        flags.DEFINE_string("workdir", "", "run folder: checkpoints, logs, predictions, numbers")
+        flags.DEFINE_enum("mode", "train", MODES, "what to do")
+    try:
+        rest = values(list(argv))
+    except Exception as error:  # a config file may raise anything; absl's own errors are several unrelated classes
+        raise UsageError(f"{type(error).__name__}: {error}".strip(), fix=_hint(argv)) from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected arguments {rest[1:]}", fix="flags look like --name=value")
+    if values.config is None:
+        raise UsageError("no config given", fix="add --config=configs/multitalent.py:demo (python -m medjax.main --help lists the flags)")
+    if not values.workdir and values.mode != "dry":
+        raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
+    return values.config, Path(values.workdir or "."), values.mode
+
+
+def _hint(argv: Sequence[str]) -> str:
+    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
+    path = config.split(":")[0]
+    if path and not Path(path).is_file():
+        return did_you_mean(path, [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")])
+    return "see the fields in configs/base.py and the named config"
+
+
+def run(config, workdir: Path, mode: str) -> int:
+    """Runs one mode; returns the exit code."""
+    import jax
+
+    from medjax.build import plain
+    from medjax.experiment import describe, stages
+
+    if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
+        jax.config.update("jax_compilation_cache_dir", cache)
+    fields = plain(config)
+    if mode == "dry":
+        print(describe.dry(fields, workdir))
+        return 0
+    experiment = stages.open_run(fields, workdir)
+    if mode == "train":
+        stages.train(experiment)
+    return stages.evaluate(experiment)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command-line border: errors become one clear message and an exit code."""
+    try:
+        config, workdir, mode = _parse(sys.argv if argv is None else ["medjax.main", *argv])
+        return run(config, workdir, mode)
+    except MedjaxError as error:
+        print(f"medjax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("medjax: interrupted", file=sys.stderr)
+        return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

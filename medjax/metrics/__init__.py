@@ -1,0 +1,1 @@
+"""The metrics room: pairs of masks in, honest numbers out."""

@@ -1,0 +1,1 @@
+"""The models room: arrays in, a dictionary of named outputs out. Each module offers `make(**arguments) -> nn.Module`."""

@@ -1,0 +1,56 @@
+"""Splits: every case validated once, patients never on both sides, same result on every machine."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from medjax.data.sources import Case
+
+from medjax.data.splits import digest, make_splits, part_of, read_splits
+from medjax.errors import UsageError
+
+
+def _cases(corpus, patients):
+    return tuple(Case(f"{corpus}{i}", (f"{i}.nii.gz",), None, corpus, "CT", patient) for i, patient in enumerate(patients))
+
+
+@given(st.lists(st.integers(0, 12), min_size=6, max_size=30), st.lists(st.integers(6, 20), min_size=1, max_size=20), st.integers(0, 99))
+def test_patients_stay_on_one_side_across_corpora(first, second, seed):
+    cases = {"a": _cases("a", [f"p{i}" for i in first]), "b": _cases("b", [f"p{i}" for i in second])}
+    patient = {f"{c}/{case.name}": case.patient for c, members in cases.items() for case in members}
+    if len(set(patient.values())) < 3:
+        return
+    splits = make_splits(cases, folds=3, seed=seed)
+    assert sorted(n for s in splits for n in s["val"]) == sorted(patient)
+    for split in splits:
+        assert not {patient[n] for n in split["train"]} & {patient[n] for n in split["val"]}
+        assert sorted(split["train"] + split["val"]) == sorted(patient)
+
+
+def test_folds_are_balanced_within_each_corpus():
+    cases = {"a": _cases("a", [f"p{i}" for i in range(213)]), "b": _cases("b", [f"q{i}" for i in range(15)])}
+    splits = make_splits(cases)
+    assert [sum(n.startswith("a/") for n in s["val"]) for s in splits] == [43, 43, 43, 42, 42]
+    assert [sum(n.startswith("b/") for n in s["val"]) for s in splits] == [3, 3, 3, 3, 3]
+    assert digest(splits) == digest(make_splits(cases)) != digest(make_splits(cases, seed=1))
+
+
+def test_parts_partition_the_cases():
+    names = [f"c{i}" for i in range(11)]
+    assert sorted(part_of(names, "0/2") + part_of(names, "1/2")) == sorted(names)
+    assert part_of(names, "") == names
+    with pytest.raises(UsageError, match="not a part"):
+        part_of(names, "2/2")
+
+
+def test_nnunet_split_files_are_read_and_unknown_cases_refused(tmp_path):
+    cases = {"a": _cases("a", ["x", "y", "z"])}
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["a0", "a1"], "val": ["a/a2"]}]))
+    assert read_splits(path, cases) == [{"train": ["a/a0", "a/a1"], "val": ["a/a2"]}]
+    path.write_text(json.dumps([{"train": ["a7"], "val": []}]))
+    with pytest.raises(UsageError, match="a7"):
+        read_splits(path, cases)
+    with pytest.raises(UsageError, match="cannot fill"):
+        make_splits(cases, folds=5)
