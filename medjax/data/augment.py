@@ -1,0 +1,254 @@
+"""Augmentation on the device: enlarged patches in, network patches out. nnU-Net v2's chain with its probabilities and ranges.
+
+In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key. Out: the same at `out_shape`.
+Order: rotation and scaling in one resampling, noise, blur, brightness, contrast, low resolution, gamma of the inverted image, gamma,
+mirroring.
+
+What is drawn (`Draw`: numbers only, a neutral value means "not drawn") is separate from how it is applied. Samples are taken one after
+another with a condition around each step, so that what is not drawn costs nothing; one sample's volume already fills a device.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from medjax.data import intensity, spatial
+from medjax.data.patches import is_anisotropic, rotation_limit
+from medjax.data.spatial import centre_crop
+from medjax.errors import UsageError
+
+__all__ = ["Augmentation", "Draw", "apply", "augment", "centre_crop", "draw"]
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Probabilities per sample and ranges; the defaults are nnU-Net v2's.
+
+    Attributes:
+      rotation, rotation_rad: probability; angles are uniform within +-rotation_rad, None takes nnU-Net's limit (`rotation_limit`).
+      scaling, scaling_range: probability; one factor for all axes, above 1 objects become smaller.
+      noise, noise_sd: probability; standard deviation, shared by the channels.
+      blur, blur_channel, blur_sigma: probability per sample, then per channel; voxels, per axis.
+      brightness, brightness_range: probability; factor, below and above 1 equally often.
+      contrast, contrast_range: likewise.
+      low_resolution, low_resolution_channel, zoom_range: probability per sample, then per channel; share of each side that is kept.
+      gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the image itself; exponent as for brightness.
+      mirror, mirror_axes: probability per axis, and which spatial axes; None is all of them. Left classes stay left classes.
+      slicewise: rotate and scale within slices of constant z; None decides by the patch (`is_anisotropic`). Low resolution then spares z.
+    """
+
+    rotation: float = 0.2
+    rotation_rad: float | None = None
+    scaling: float = 0.2
+    scaling_range: Range = (0.7, 1.4)
+    noise: float = 0.1
+    noise_sd: Range = (0.0, 0.1)
+    blur: float = 0.2
+    blur_channel: float = 0.5
+    blur_sigma: Range = (0.5, 1.0)
+    brightness: float = 0.15
+    brightness_range: Range = (0.75, 1.25)
+    contrast: float = 0.15
+    contrast_range: Range = (0.75, 1.25)
+    low_resolution: float = 0.25
+    low_resolution_channel: float = 0.5
+    zoom_range: Range = (0.5, 1.0)
+    gamma_inverted: float = 0.1
+    gamma: float = 0.3
+    gamma_range: Range = (0.7, 1.5)
+    mirror: float = 0.5
+    mirror_axes: tuple[int, ...] | None = None
+    slicewise: bool | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and not 0 <= value <= 1:
+                raise UsageError(f"augmentation probability {field.name!r} out of range", found=value, expected="0 to 1")
+            if field.type is Range and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+                raise UsageError(f"augmentation range {field.name!r} is not (low, high)", found=value)
+
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Nothing is drawn: the centre of the patch comes out."""
+        off = {f.name: 0.0 for f in dataclasses.fields(cls) if f.type is float}
+        return cls(**off)
+
+    def within_slices(self, out_shape: tuple[int, ...]) -> bool:
+        """True if a 3D patch of this shape is rotated and scaled slice by slice."""
+        return len(out_shape) == 3 and (is_anisotropic(out_shape) if self.slicewise is None else self.slicewise)
+
+
+class Draw(NamedTuple):
+    """What was drawn for one sample with n axes and m channels (or, stacked, for a batch)."""
+
+    spatial: Bool[Array, "*b"]  # rotate or scale at all
+    angles: Float[Array, "*b 3"]  # rad
+    scale: Float[Array, "*b"]
+    noise: Float[Array, "*b"]  # standard deviation, 0: none
+    blur: Float[Array, "*b m n"]  # sigma, 0: none
+    brightness: Float[Array, "*b m"]  # factor, 1: none
+    contrast: Float[Array, "*b m"]  # factor, 1: none
+    zoom: Float[Array, "*b m"]  # share kept, 1: none
+    gamma_inverted: Float[Array, "*b m"]  # exponent, 1: none
+    gamma: Float[Array, "*b m"]  # exponent, 1: none
+    flips: Bool[Array, "*b n"]
+
+
+def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channels: int) -> Draw:
+    """Draws all numbers for one sample."""
+    s, axes, used = settings, len(out_shape), 0
+    limit = rotation_limit(out_shape) if s.rotation_rad is None else s.rotation_rad
+    numbers = jax.random.uniform(key, (14 + axes + channels * (15 + axes),))  # every step takes its own, drawn or not
+
+    def uniform(bounds, *shape):
+        nonlocal used
+        used += math.prod(shape)
+        return bounds[0] + (bounds[1] - bounds[0]) * numbers[used - math.prod(shape) : used].reshape(shape)
+
+    def chance(p, *shape):
+        return uniform((0.0, 1.0), *shape) < p
+
+    def around_one(bounds):
+        """Per channel: uniform below 1 or uniform above 1, each half the time."""
+        below, above = uniform((min(bounds[0], 1.0), 1.0), channels), uniform((max(bounds[0], 1.0), bounds[1]), channels)
+        return jnp.where(chance(0.5, channels) & (bounds[0] < 1), below, above)
+
+    turn, rescale = chance(s.rotation), chance(s.scaling)
+    allowed = jnp.array([s.mirror_axes is None or axis in s.mirror_axes for axis in range(axes)])
+    return Draw(
+        spatial=turn | rescale,
+        angles=jnp.where(turn, uniform((-limit, limit), 3), 0.0),
+        scale=jnp.where(rescale, uniform(s.scaling_range), 1.0),
+        noise=jnp.where(chance(s.noise), uniform(s.noise_sd), 0.0),
+        blur=jnp.where(chance(s.blur) & chance(s.blur_channel, channels, 1), uniform(s.blur_sigma, channels, axes), 0.0),
+        brightness=jnp.where(chance(s.brightness), around_one(s.brightness_range), 1.0),
+        contrast=jnp.where(chance(s.contrast), around_one(s.contrast_range), 1.0),
+        zoom=jnp.where(chance(s.low_resolution) & chance(s.low_resolution_channel, channels), uniform(s.zoom_range, channels), 1.0),
+        gamma_inverted=jnp.where(chance(s.gamma_inverted), around_one(s.gamma_range), 1.0),
+        gamma=jnp.where(chance(s.gamma), around_one(s.gamma_range), 1.0),
+        flips=chance(s.mirror, axes) & allowed,
+    )
+
+
+def apply(
+    key: Array,
+    drawn: Draw,
+    image: Float[Array, "*vol_in m"],
+    label: Int[Array, "*vol_in"],
+    out_shape: tuple[int, ...],
+    settings: Augmentation,
+) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out"]]:
+    """Applies what was drawn to one sample; `key` is for the noise only."""
+    image, label = _space(drawn, image, label, out_shape, settings)
+    channels = jnp.moveaxis(image, -1, 0)
+    if settings.noise:
+        keys = jax.random.split(key, channels.shape[0])
+        noisy = jax.vmap(intensity.noise, (0, 0, None))
+        channels = jax.lax.cond(drawn.noise > 0, noisy, lambda keys, x, sd: x, keys, channels, drawn.noise)
+    numbers = (drawn.blur, drawn.brightness, drawn.contrast, drawn.zoom, drawn.gamma_inverted, drawn.gamma)
+    first = int(settings.within_slices(out_shape))
+    channels = jax.lax.map(lambda args: _channel(*args, settings=settings, first=first), (channels, *numbers))
+    image = jnp.moveaxis(channels, 0, -1)
+    if settings.mirror and settings.mirror_axes != ():
+        image, label = spatial.mirror(image, drawn.flips), spatial.mirror(label, drawn.flips)
+    return image, label
+
+
+def _space(drawn, image, label, out_shape, settings):
+    """Rotation and scaling if drawn, else the centre. Within slices, z is carried along as channels that share the coordinates."""
+    if not (settings.rotation or settings.scaling):
+        return centre_crop(image, out_shape), centre_crop(label, out_shape)
+
+    def crop(image, label):
+        return centre_crop(image, out_shape), centre_crop(label, out_shape)
+
+    def turn(image, label):
+        matrix = spatial.affine(drawn.angles, drawn.scale, 3)
+        image, label = spatial.resample(image, label[..., None], matrix, out_shape)
+        return image, label[..., 0]
+
+    def turn_slices(image, label):
+        depth, inner, m = out_shape[0], image.shape[1:-1], image.shape[-1]
+        image, label = centre_crop(image, (depth, *inner)), centre_crop(label, (depth, *inner))
+        image = jnp.moveaxis(image, 0, -2).reshape(*inner, depth * m)
+        matrix = spatial.affine(drawn.angles, drawn.scale, 2)
+        image, label = spatial.resample(image, jnp.moveaxis(label, 0, -1), matrix, out_shape[1:])
+        return jnp.moveaxis(image.reshape(*out_shape[1:], depth, m), -2, 0), jnp.moveaxis(label, -1, 0)
+
+    def turn_plane(image, label):
+        image, label = spatial.resample(image, label[..., None], spatial.affine(drawn.angles, drawn.scale, 2), out_shape)
+        return image, label[..., 0]
+
+    chosen = turn_plane if len(out_shape) == 2 else turn_slices if settings.within_slices(out_shape) else turn
+    return jax.lax.cond(drawn.spatial, chosen, crop, image, label)
+
+
+def _channel(image, sigma, brightness, contrast, zoom, gamma_inverted, gamma, *, settings: Augmentation, first: int):
+    """The intensity steps of one channel, in order; a step whose probability is 0 is not compiled."""
+    taps = intensity.blur_taps(settings.blur_sigma[1])
+    steps = (
+        (settings.blur, sigma[0] > 0, lambda x: intensity.blur(x, sigma, taps)),
+        (settings.brightness, brightness != 1, lambda x: x * brightness),
+        (settings.contrast, contrast != 1, lambda x: intensity.contrast(x, contrast)),
+        (settings.low_resolution, zoom < 1, lambda x: intensity.low_resolution(x, zoom, first)),
+        (settings.gamma_inverted, gamma_inverted != 1, lambda x: -intensity.gamma(-x, gamma_inverted)),
+        (settings.gamma, gamma != 1, lambda x: intensity.gamma(x, gamma)),
+    )
+    for probability, wanted, step in steps:
+        if probability:
+            image = jax.lax.cond(wanted, step, lambda x: x, image)
+    return image
+
+
+def augment(
+    key: Array,
+    image: Float[Array, "b *vol_in m"],
+    label: Int[Array, "b *vol_in"],
+    out_shape: tuple[int, ...],
+    settings: Augmentation = Augmentation(),
+    *,
+    mesh: Mesh | None = None,
+    batch_axes: str | tuple[str, ...] = "data",
+) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
+    """Augments a batch. Pure; jit it with `out_shape`, `settings`, `mesh` and `batch_axes` static.
+
+    Sample i uses fold_in(key, i), i counted over the global batch, so that the number of devices changes nothing.
+
+    Args:
+      key: of this training step.
+      image, label: enlarged patches (`enlarged_patch`), no side smaller than `out_shape`.
+      out_shape: the network's patch, (z, y, x) or (y, x).
+      settings: what may happen; `Augmentation.none()` crops the centre.
+      mesh, batch_axes: give both when the batch is split over devices: each then works on its own samples. Without a mesh the result
+        is the same, but every device would work on all of them.
+
+    Raises: `UsageError` if the patches are smaller than `out_shape`.
+    """
+    inner = image.shape[1:-1]
+    if len(inner) != len(out_shape) or any(n < k for n, k in zip(inner, out_shape, strict=True)):
+        raise UsageError(
+            "patches do not cover the network's patch", found=inner, expected=f"at least {out_shape}", fix="see enlarged_patch"
+        )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
+
+    def one(args):
+        key, image, label = args
+        key_draw, key_noise = jax.random.split(key)
+        drawn = draw(key_draw, settings, out_shape, image.shape[-1])
+        return apply(key_noise, drawn, image, label, out_shape, settings)
+
+    def several(keys, image, label):
+        return jax.lax.map(one, (keys, image, label))
+
+    if mesh is not None:
+        split = PartitionSpec(batch_axes)
+        several = jax.shard_map(several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    return several(keys, image, label)

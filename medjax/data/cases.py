@@ -1,0 +1,182 @@
+"""One case into memory, and many cases at once: what verification, fingerprint and preparation share.
+
+In: `Case` records. Out: image (z, y, x, m) and dense ids (z, y, x) of one case; or the results of a function over all cases, computed by
+threads that keep within the machine's memory, each failure on its own.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+
+from medjax.data import nifti
+from medjax.data.inputs import Case
+from medjax.errors import DataError, LabelError, MedjaxError
+from medjax.labels import Corpus
+
+Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
+
+MEMORY_SHARE = 0.6  # of what is free; the rest is for the results, the page cache and the neighbours
+
+
+def load(case: Case, corpus: Corpus) -> tuple[nifti.Volume, np.ndarray | None]:
+    """Reads a case as stored: volume with (z, y, x, m) float32, and (z, y, x) dense ids of the corpus (None without a label).
+
+    Raises: `DataError` for unreadable files, another number of channels, or label and image on different grids; `LabelError` for values
+      that the corpus does not declare.
+    """
+    volume = nifti.read_case(case.images)
+    check_channels(volume, corpus)
+    if case.label is None:
+        return volume, None
+    label = nifti.read(case.label, want="label")
+    nifti.check_same_geometry(volume, label)
+    return volume, to_ids(label.array, corpus, case.label)
+
+
+def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
+    """`DataError` if a volume has not exactly the corpus' channels."""
+    if volume.array.shape[-1] != len(corpus.channels):
+        expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
+        fix = "correct the channel names in dataset.json, or split the file"
+        raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
+
+
+def undeclared(raw: np.ndarray, corpus: Corpus) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(value, voxels, first position (z, y, x)) of every label value that the corpus does not declare."""
+    if raw.size and int(raw.max()) < 1 << 16:
+        present = np.flatnonzero(np.bincount(raw.ravel().astype(np.intp, copy=False)))
+    else:
+        present = np.unique(raw)
+    strange = [int(v) for v in present if int(v) not in corpus.values]
+    where = {v: raw == v for v in strange}
+    return [(v, int(m.sum()), tuple(int(i) for i in np.unravel_index(int(m.argmax()), m.shape))) for v, m in where.items()]
+
+
+def to_ids(raw: np.ndarray, corpus: Corpus, path: str) -> np.ndarray:
+    """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids); `LabelError` naming the file."""
+    strange = undeclared(raw, corpus)
+    if strange:
+        listing = ", ".join(f"{value} ({count} voxels, first at {place} z, y, x)" for value, count, place in strange[:8])
+        raise LabelError(
+            "undeclared label values", path=path, found=listing, expected=f"one of {list(corpus.values)}",
+            fix=f'declare them in dataset.json, e.g. "labels": {{"name": {strange[0][0]}}}',
+        )  # fmt: skip
+    table = np.zeros(max(corpus.values) + 1, np.uint8 if len(corpus.values) <= 256 else np.uint16)
+    table[list(corpus.values)] = range(len(corpus.values))
+    return table[raw]
+
+
+def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -> int:
+    """Peak memory of handling a case, estimated from the header; 0 if that cannot be read (the case will fail by itself)."""
+    try:
+        with contextlib.suppress(MedjaxError):
+            volume = nifti.read_geometry(case.images[0])
+            values = math.prod(int(n) for n in volume.header.get_data_shape()) * len(case.images)
+            channels, voxels = max(1, values // math.prod(volume.shape)), math.prod(volume.shape)
+            total = values * (8 + 2 * 4) + voxels * 8  # file bytes and float32, two working copies; label with masks
+            if target_spacing_mm is not None:
+                scale = math.prod(volume.spacing_mm) / math.prod(target_spacing_mm)
+                total += int(voxels * scale * (channels * (3 * 4 + 2) + 4))
+            return total
+    except (OSError, ValueError, ArithmeticError):
+        pass
+    return 0
+
+
+def free_memory() -> int:
+    """Bytes that may be used: what the system calls available, or the container's limit if that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        with open("/proc/meminfo") as file:
+            found = [next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))]
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            found.append(int(limit.read()) - int(used.read()))
+    return max(min(found), 1 << 28)
+
+
+class MemoryGate:
+    """Lets threads in while their estimates fit into a budget; one thread always gets in, however much it wants."""
+
+    def __init__(self, budget: int):
+        self.budget, self.used, self.changed = budget, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def __call__(self, amount: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.used == 0 or self.used + amount <= self.budget)
+            self.used += amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= amount
+                self.changed.notify_all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one case: `value` of the function, or a `failure` record with case, error, message and, if unexpected, traceback."""
+
+    case: Case
+    value: Any = None
+    failure: dict | None = None
+
+
+def failure(case: Case, error: BaseException) -> dict:
+    """JSON-ready record of why a case failed."""
+    if isinstance(error, MedjaxError):
+        return {"case": case.name, **error.record()}
+    message = str(error) or type(error).__name__
+    return {"case": case.name, "error": type(error).__name__, "message": message, "traceback": "".join(traceback.format_exception(error))}
+
+
+def each(
+    function: Callable[[Case], Any],
+    cases: Sequence[Case],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    status: Callable[[Any], str] = lambda value: "ok",
+    needs: Callable[[Case], int] = bytes_needed,
+) -> list[Outcome]:
+    """Runs `function` over all cases in threads; a case that raises fails alone.
+
+    Args:
+      workers: threads; default one per core (MEDJAX_NUM_WORKERS overrides).
+      progress: called in this thread after every case with (done, total, name, status).
+      status: the word for a value; a failure is "failed".
+      needs: bytes a case needs; cases wait while those at work leave too little of the free memory.
+
+    Returns: outcomes in the order of `cases`.
+    """
+    workers = workers or int(os.environ.get("MEDJAX_NUM_WORKERS", 0)) or os.cpu_count() or 1
+    gate = MemoryGate(int(free_memory() * MEMORY_SHARE))
+
+    def one(case: Case) -> Outcome:
+        try:
+            with gate(needs(case)):
+                return Outcome(case, function(case))
+        except Exception as error:
+            return Outcome(case, failure=failure(case, error))
+
+    results: dict[int, Outcome] = {}
+    pool = ThreadPoolExecutor(max(1, min(workers, len(cases))), thread_name_prefix="medjax-case")
+    try:
+        futures = {pool.submit(one, case): i for i, case in enumerate(cases)}
+        for future in as_completed(futures):
+            outcome = results[futures[future]] = future.result()
+            if progress is not None:
+                word = "failed" if outcome.failure else status(outcome.value)
+                progress(len(results), len(cases), outcome.case.name, word)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [results[i] for i in range(len(cases))]

@@ -1,0 +1,223 @@
+"""From the stored grid to the network's and back, without losing a voxel on the way.
+
+`fit` looks at a volume and returns a `Transform`: axes to canonical order, crop to the non-zero box, target spacing. The transform takes
+images and labels there and scores and masks back, and travels as JSON with the prepared case. Arrays are (z, y, x[, channel]), spacings
+(z, y, x) mm.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import nibabel as nib
+import numpy as np
+
+from medjax.data import resample
+from medjax.data.nifti import DataWarning, Volume
+from medjax.errors import DataError, UsageError, did_you_mean
+
+ORIENTATIONS = ("RAS", "stored")
+CROPS = ("nonzero", "none")
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Stored grid -> canonical axes -> crop -> target spacing, and the way back.
+
+    Attributes:
+      stored_shape: (z, y, x) of the file.
+      axes: for each canonical axis (z, y, x) the stored axis it comes from.
+      flips: for each canonical axis whether it runs against the stored one.
+      box: half-open range of the crop along each canonical axis.
+      spacing_mm: (z, y, x) of the file in canonical order.
+      target_spacing_mm: (z, y, x) asked for; the true one is extent / shape.
+      shape: (z, y, x) after resampling.
+    """
+
+    stored_shape: tuple[int, int, int]
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    box: Box
+    spacing_mm: tuple[float, float, float]
+    target_spacing_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+    @property
+    def box_shape(self) -> tuple[int, int, int]:
+        """(z, y, x) sizes of the crop before resampling."""
+        return tuple(stop - start for start, stop in self.box)
+
+    def image(self, array: np.ndarray) -> np.ndarray:
+        """(z, y, x[, m]) in stored order -> a canonical, cropped view on the original spacing (nothing is resampled)."""
+        self._check(array, self.stored_shape, "stored")
+        return _canonical(array, self.axes, self.flips)[tuple(slice(*ends) for ends in self.box)]
+
+    def resample_image(self, cropped: np.ndarray) -> np.ndarray:
+        """What `image` returned -> float32 (*shape[, m]) at the target spacing; order 3."""
+        self._check(cropped, self.box_shape, "cropped")
+        return resample.resample_image(cropped, self.shape, self.spacing_mm, self.target_spacing_mm)
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        """(z, y, x) ids in stored order -> contiguous (*shape) ids of the same type at the target spacing."""
+        return np.ascontiguousarray(resample.resample_label(self.image(ids), self.shape, self.spacing_mm, self.target_spacing_mm))
+
+    def invert_scores(self, scores: np.ndarray) -> np.ndarray:
+        """(*shape, c) scores -> float32 (*stored_shape, c) on the stored grid, 0 outside the crop."""
+        out = np.empty((*self.stored_shape, *scores.shape[3:]), np.float32)
+        for rows, piece in self.iterate_scores(scores):
+            out[rows] = piece
+        return out
+
+    def iterate_scores(self, scores: np.ndarray, slab: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """`invert_scores` in slabs of the first stored axis, so that many classes fit into bounded memory.
+
+        Args:
+          scores: (*shape, c); anything that can be sliced, e.g. a memory map or half precision.
+          slab: rows of the first stored axis per piece; by default a piece holds about 16 million values.
+
+        Yields: (slice of the first stored axis, float32 (rows, y, x, c) piece), in ascending order, covering the whole grid.
+        """
+        self._check(scores, self.shape, "resampled")
+        lead = self.axes.index(0)  # the canonical axis that the first stored axis became
+        start, stop = self.box[lead]
+        rest = (*self.stored_shape[1:], *scores.shape[3:])
+        step = slab or max(1, resample.SLAB // max(1, math.prod(rest)))
+        flipped, length = self.flips[lead], self.stored_shape[0]
+        inside = [slice(*self.box[axis]) for axis in range(3)]
+        for begin in range(0, length, step):
+            end = min(begin + step, length)
+            first, last = (length - end, length - begin) if flipped else (begin, end)  # the same rows, counted canonically
+            low, high = max(first, start), min(last, stop)
+            shape = [self.stored_shape[axis] for axis in self.axes]
+            shape[lead] = end - begin
+            piece = np.zeros((*shape, *scores.shape[3:]), np.float32)
+            if low < high:
+                inside[lead] = slice(low - first, high - first)
+                piece[tuple(inside)] = resample.score_rows(
+                    scores, self.box_shape, self.target_spacing_mm, self.spacing_mm, lead, slice(low - start, high - start)
+                )
+            yield slice(begin, end), _stored(piece, self.axes, self.flips)
+
+    def invert_mask(self, ids: np.ndarray) -> np.ndarray:
+        """(*shape) decided ids -> (*stored_shape) ids of the same type by nearest neighbour, 0 outside the crop."""
+        self._check(ids, self.shape, "resampled")
+        if tuple(ids.shape[:3]) != self.box_shape:
+            ids = ids[np.ix_(*[resample.nearest(a, b) for a, b in zip(self.shape, self.box_shape, strict=True)])]
+        out = np.zeros([self.stored_shape[axis] for axis in self.axes], ids.dtype)
+        out[tuple(slice(*ends) for ends in self.box)] = ids
+        return np.ascontiguousarray(_stored(out, self.axes, self.flips))
+
+    def affine(self, stored: np.ndarray) -> np.ndarray:
+        """Affine (nibabel's, (x, y, z) voxel -> RAS+ mm) of the resampled grid, from that of the stored one."""
+        affine = canonical_affine(stored, self.stored_shape, self.axes, self.flips)
+        start = np.array([ends[0] for ends in self.box][::-1], np.float64)
+        scale = np.array(self.box_shape[::-1]) / np.array(self.shape[::-1])
+        step = np.eye(4)
+        step[:3, :3] = np.diag(scale)
+        step[:3, 3] = start + scale * 0.5 - 0.5
+        return affine @ step
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it exactly."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Transform":
+        """Inverse of `to_json`."""
+        return cls(
+            tuple(int(n) for n in fields["stored_shape"]),
+            tuple(int(n) for n in fields["axes"]),
+            tuple(bool(f) for f in fields["flips"]),
+            tuple((int(a), int(b)) for a, b in fields["box"]),
+            tuple(float(s) for s in fields["spacing_mm"]),
+            tuple(float(s) for s in fields["target_spacing_mm"]),
+            tuple(int(n) for n in fields["shape"]),
+        )
+
+    def _check(self, array: np.ndarray, shape: Sequence[int], stage: str) -> None:
+        if tuple(array.shape[:3]) != tuple(shape) or array.ndim > 4:
+            raise DataError(
+                f"array does not belong to this transform ({stage} grid)", found=tuple(array.shape), expected=f"{tuple(shape)} (z, y, x)"
+            )
+
+
+def fit(volume: Volume, target_spacing_mm: Sequence[float] | None, *, orientation: str = "RAS", crop: str = "nonzero") -> Transform:
+    """The transform of a volume to a network's grid.
+
+    Args:
+      volume: with pixels, unless crop is "none".
+      target_spacing_mm: (z, y, x) in the axis order of `orientation`; None keeps the volume's own.
+      orientation: "RAS" (array axes z, y, x grow to Superior, Anterior, Right) or "stored" (axes stay as they are).
+      crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel (an all-zero image warns and stays whole);
+        "none" keeps everything.
+
+    Raises: UsageError for unknown words or a spacing that is not positive.
+    """
+    if orientation not in ORIENTATIONS:
+        raise UsageError(f"unknown orientation {orientation!r}", fix=did_you_mean(orientation, ORIENTATIONS))
+    if crop not in CROPS:
+        raise UsageError(f"unknown crop {crop!r}", fix=did_you_mean(crop, CROPS))
+    axes, flips = canonical_axes(volume.affine) if orientation == "RAS" else ((0, 1, 2), (False, False, False))
+    spacing = tuple(volume.spacing_mm[axis] for axis in axes)
+    target = spacing if target_spacing_mm is None else tuple(float(s) for s in target_spacing_mm)
+    if len(target) != 3 or not all(math.isfinite(s) and s > 0 for s in target):
+        raise UsageError("unusable target spacing", found=target_spacing_mm, expected="three positive sizes in mm, (z, y, x)")
+    shape = tuple(volume.shape[axis] for axis in axes)
+    box = tuple((0, n) for n in shape)
+    if crop == "nonzero":
+        found = nonzero_box(_canonical(volume.array, axes, flips))
+        if found is None:
+            warnings.warn(f"{volume.path}: all voxels are 0; not cropped", DataWarning, stacklevel=2)
+        box = found or box
+    new = resample.new_shape([stop - start for start, stop in box], spacing, target)
+    return Transform(tuple(volume.shape), axes, flips, box, spacing, target, new)
+
+
+def nonzero_box(array: np.ndarray) -> Box | None:
+    """Half-open box around the voxels of (z, y, x[, m]) that are not 0 in some channel; None if there are none. Holes do not matter."""
+    mask = array != 0
+    if mask.ndim == 4:
+        mask = mask.any(-1)
+    plane = mask.any(0)
+    box = []
+    for line in (mask.any((1, 2)), plane.any(1), plane.any(0)):
+        inside = np.flatnonzero(line)
+        if len(inside) == 0:
+            return None
+        box.append((int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
+
+
+def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Axes and flips that turn a stored (z, y, x) array into one whose axes grow to Superior, Anterior, Right (the closest such order)."""
+    orientation = nib.io_orientation(affine)  # row i: world axis and direction of nibabel's voxel axis i
+    axes, flips = [0, 0, 0], [False, False, False]
+    for voxel_axis, (world_axis, direction) in enumerate(orientation):
+        axes[2 - int(world_axis)] = 2 - voxel_axis
+        flips[2 - int(world_axis)] = bool(direction < 0)
+    return tuple(axes), tuple(flips)
+
+
+def canonical_affine(affine: np.ndarray, shape: Sequence[int], axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """Affine ((x, y, z) voxel -> RAS+ mm) of the canonical array, from that of the stored one with (z, y, x) `shape`."""
+    step = np.zeros((4, 4))
+    step[3, 3] = 1
+    for axis, (source, flip) in enumerate(zip(axes, flips, strict=True)):
+        step[2 - source, 2 - axis] = -1 if flip else 1
+        step[2 - source, 3] = shape[source] - 1 if flip else 0
+    return np.asarray(affine, np.float64) @ step
+
+
+def _canonical(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """Stored -> canonical axes, a view; a channel axis stays last."""
+    turned = array.transpose(*axes, *range(3, array.ndim))
+    return turned[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+def _stored(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """Canonical -> stored axes, a view; the inverse of `_canonical`."""
+    turned = array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    return turned.transpose(*np.argsort(axes), *range(3, array.ndim))

@@ -1,0 +1,202 @@
+"""What a NIfTI header says about space, and whether it can be believed.
+
+Bytes of a header go in; a checked nibabel header, an affine (nibabel's: (x, y, z) voxel -> RAS+ mm) and warnings come out. Pixels and
+files are `nifti.py`; this file knows codes, shear, the header of a mask and label tables. Like `nifti.py` it speaks nibabel's (x, y, z).
+"""
+
+import colorsys
+import io
+import math
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+
+import nibabel as nib
+import numpy as np
+from scipy.linalg import polar
+
+from medjax.errors import DataError
+
+SHEAR_SILENT, SHEAR_ERROR = 1e-4, 0.2
+FORM_TOLERANCE_VOXELS = 0.1
+_ROUNDING = 1e-6  # headers hold float32, so limits are met to about this
+
+
+class DataWarning(UserWarning):
+    """A scan that can be read but deserves a look: doubtful geometry, replaced values, a fallback that was taken."""
+
+
+def parse(raw: bytes, path: str) -> nib.Nifti1Header:
+    """The header at the start of `raw`, kept exactly (nibabel's repairs are off); NIfTI-1 and NIfTI-2, either byte order.
+
+    Raises: DataError for anything that is not a single-file NIfTI.
+    """
+    kind = {b"n+1\0": (nib.Nifti1Header, 348), b"ni1\0": (None, 348)}.get(raw[344:348])
+    if kind is None and raw[4:8] == b"n+2\0":
+        kind = (nib.Nifti2Header, 540)
+    if kind is None and 4 <= len(raw) < 348 and 348 in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")):
+        raise DataError("truncated: shorter than a NIfTI header", path=path, found=f"{len(raw)} bytes", expected="348 bytes or more")
+    if kind is None:
+        start = raw[:16]
+        what = "a web page" if start.lstrip()[:1] == b"<" else f"first bytes {start!r}"
+        raise DataError(
+            "not NIfTI", path=path, found=what if raw else "zero length", expected="a NIfTI-1 or NIfTI-2 file", fix="obtain the file again"
+        )
+    reader, size = kind
+    if reader is None:
+        raise DataError("not NIfTI in one file: this is the header of a .hdr/.img pair", path=path, fix="convert the pair to .nii.gz")
+    if len(raw) < size:
+        raise DataError("truncated: shorter than a NIfTI header", path=path, found=f"{len(raw)} bytes", expected=f">= {size} bytes")
+    try:
+        header = reader(raw[:size], check=False)
+    except Exception as error:
+        raise DataError(f"not NIfTI: broken header ({error})", path=path, fix="obtain the file again") from error
+    if not 1 <= int(header["dim"][0]) <= 7 or any(int(n) < 1 for n in header["dim"][1 : int(header["dim"][0]) + 1]):
+        raise DataError("broken header", path=path, found=f"dim {header['dim'].tolist()}", expected="1 to 7 positive sizes")
+    return header
+
+
+def grid_shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
+    """(x, y, z) sizes; missing axes count 1."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    return (*shape, 1, 1, 1)[:3]
+
+
+def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
+    """(4, 4) float64 affine by sform if its code > 0, else qform if its code > 0, else pixdim; checked.
+
+    Warns (DataWarning): sform and qform that differ by more than 0.1 voxel at a corner; both codes 0; shear above 1e-4.
+    Raises: DataError for NaN, zero or negative pixdim, a NaN or singular affine, a broken quaternion, shear of 0.2 or more.
+    """
+    used = min(max(int(header["dim"][0]), 1), 3)
+    pixdim = np.asarray(header["pixdim"][1 : used + 1], np.float64)
+    if not np.all(np.isfinite(pixdim)) or np.any(pixdim <= 0):
+        raise DataError("unusable voxel size", path=path, found=f"pixdim {pixdim.tolist()}", expected="positive mm", fix="mend the header")
+    header = header.copy()
+    for axis in range(used + 1, 4):  # a 2D image says nothing about the missing axis: 1 mm unless it does
+        if not float(header["pixdim"][axis]) > 0:
+            header["pixdim"][axis] = 1
+    scode, qcode = int(header["sform_code"]), int(header["qform_code"])
+    try:
+        sform = header.get_sform() if scode > 0 else None
+        qform = header.get_qform() if qcode > 0 else None
+    except Exception as error:
+        raise DataError(f"broken qform ({error})", path=path, fix="mend the header, e.g. copy the sform over it") from error
+    if sform is not None:
+        affine = _two_dimensional(sform, used)
+    elif qform is not None:
+        affine = qform
+    else:
+        affine = header.get_base_affine()
+        warnings.warn(f"{path}: neither sform nor qform is set (both codes 0); pixdim used, position unknown", DataWarning, stacklevel=3)
+    affine = np.asarray(affine, np.float64)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.all(np.isfinite(affine)) or np.any(sizes <= 0) or abs(np.linalg.det(affine[:3, :3] / np.maximum(sizes, 1e-30))) < 1e-3:
+        raise DataError("unusable affine (NaN or singular)", path=path, found=affine[:3].tolist(), fix="mend the header")
+    if sform is not None and qform is not None and np.all(np.isfinite(qform)):
+        distance = _corner_distance(affine, qform, grid_shape(header))
+        if distance > FORM_TOLERANCE_VOXELS:
+            warnings.warn(
+                f"{path}: sform (code {scode}) and qform (code {qcode}) disagree by {distance:.3g} voxels at a corner; sform used",
+                DataWarning,
+                stacklevel=3,
+            )
+    _check_shear(affine, path)
+    return affine
+
+
+def _two_dimensional(sform: np.ndarray, used: int) -> np.ndarray:
+    """Gives an sform of a 2D image whose missing columns are zero a unit normal there."""
+    sform = np.array(sform, np.float64)
+    if used == 2 and not np.any(sform[:3, 2]):
+        normal = np.cross(sform[:3, 0], sform[:3, 1])
+        sform[:3, 2] = normal / max(np.linalg.norm(normal), 1e-30)
+    return sform
+
+
+def corners(shape: tuple[int, int, int]) -> np.ndarray:
+    """(4, 8) homogeneous voxel coordinates of the corner voxels of an (x, y, z) grid."""
+    ends = np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")
+    return np.stack([*(e.ravel() for e in ends), np.ones(8)]).astype(np.float64)
+
+
+def _corner_distance(affine: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """Largest distance in voxels of `affine`, along any axis, between the corners of a grid placed by either affine."""
+    points = corners(shape)
+    return float(np.abs((np.linalg.inv(affine) @ other @ points - points)[:3]).max())
+
+
+def shear_of(affine: np.ndarray) -> float:
+    """Shear of the direction matrix: the tangent of the largest deviation of two axes from a right angle.
+
+    The polar decomposition D = R P splits the unit axes into the nearest rotation R and a symmetric stretch P; the off-diagonal of P^2
+    holds the sines of those deviations. A shear s of one axis along another gives exactly s.
+    """
+    direction = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    stretch = polar(direction)[1]
+    sine = np.abs((stretch @ stretch)[np.triu_indices(3, 1)]).max()
+    return float(np.tan(np.arcsin(min(sine, 1.0))))
+
+
+def _check_shear(affine: np.ndarray, path: str) -> None:
+    shear = shear_of(affine)
+    angle = f"{np.degrees(np.arctan(shear)):.3g} degrees"
+    if shear >= SHEAR_ERROR * (1 - _ROUNDING):
+        raise DataError(
+            "sheared voxel grid", path=path, found=f"axes {angle} from a right angle (shear {shear:.3g})", expected=f"below {SHEAR_ERROR}",
+            fix="resample the scan to a rectangular grid (gantry tilt?)",
+        )  # fmt: skip
+    if shear > SHEAR_SILENT + _ROUNDING:
+        warnings.warn(f"{path}: sheared voxel grid, axes {angle} from a right angle; treated as rectangular", DataWarning, stacklevel=4)
+
+
+def for_array(array: np.ndarray, like: nib.Nifti1Header, path: object) -> nib.Nifti1Header:
+    """The header for writing (z, y, x[, c]) `array` on the grid of `like`: geometry untouched, type of the array, no scaling.
+
+    Display window and intent of the image, and its extensions (they may hold patient data), are not carried over.
+
+    Raises: DataError for values that fit neither uint16 nor float32.
+    """
+    header = like.copy()
+    header.extensions.clear()
+    if array.dtype.kind in "iub":
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        if low < 0 or high > 65535:
+            raise DataError("mask values out of range", path=path, found=f"{low} to {high}", expected="0 to 65535")
+        header.set_data_dtype(np.uint8 if high < 256 else np.uint16)
+    elif array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+        header.set_data_dtype(np.float32)
+    else:
+        raise DataError("unwritable values", path=path, found=str(array.dtype), expected="bool, integers or floats")
+    if math.prod(like.get_data_shape()) != array.size:  # a 3D mask of a 4D image, or several maps on a 3D grid
+        shape = (*array.shape[2::-1], *array.shape[3:])
+        header["dim"] = [len(shape), *shape, *[1] * (7 - len(shape))]
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_max"], header["cal_min"], header["intent_code"] = 0, 0, 0
+    return header
+
+
+def label_table(names: Mapping[int, str], header: nib.Nifti1Header) -> bytes:
+    """Label value -> name as a header extension: Caret's XML under code 0, as TotalSegmentator writes it and common viewers read it."""
+    rows = []
+    for value, name in sorted(names.items()):
+        red, green, blue = colorsys.hsv_to_rgb(value * 0.618034 % 1.0, 0.65, 0.95) if value else (0.0, 0.0, 0.0)
+        safe = str(name).replace("]]>", "]]")
+        rows.append(f'<Label Key="{int(value)}" Red="{red:.3f}" Green="{green:.3f}" Blue="{blue:.3f}" Alpha="1"><![CDATA[{safe}]]></Label>')
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension> <VolumeInformation Index="0"> <LabelTable>\n'
+        + "\n".join(rows)
+        + "\n</LabelTable> <StudyMetaDataLinkSet> </StudyMetaDataLinkSet> <VolumeType><![CDATA[Label]]></VolumeType>"
+        + " </VolumeInformation></CaretExtension>\n"
+    )
+    sink = io.BytesIO()
+    swap = header.endianness != ("<" if sys.byteorder == "little" else ">")
+    nib.nifti1.Nifti1Extension(0, xml.encode("utf-8")).write_to(sink, swap)
+    return sink.getvalue()
+
+
+def parse_label_table(text: str) -> dict[int, str]:
+    """Inverse of `label_table`, also for TotalSegmentator's files: label value -> name; {} without a table."""
+    found = re.findall(r'<Label\b[^>]*?\bKey="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text, re.DOTALL)
+    return {int(value): name for value, name in found}

@@ -1,0 +1,188 @@
+"""How to prepare the volumes of an experiment: target spacing per corpus, normalisation per channel name. Numbers only, JSON.
+
+In: fingerprints of all corpora. Out: a `Plan`, which preparation, prediction and the run folder share.
+Rules: nnU-Net v2. Spacing: the median per axis; if the coarsest axis is over 3 times coarser and under a third as long as the others,
+its 10th percentile. The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`; all others z-score.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medjax.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from medjax.data.fingerprint import Fingerprint, Statistics
+
+ANISOTROPY = 3.0
+SCHEMES = {"ct": "ct", "nonorm": "nonorm", "rescale_to_0_1": "rescale_to_0_1"}
+Spacing = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Intensity:
+    """Normalisation of one channel: value -> (clipped value - mean) / std.
+
+    Attributes:
+      scheme: "ct" (clip, mean and std of the plan), "zscore" (mean and std of each case), "rescale_to_0_1" (each case), "nonorm".
+      clip, mean, std: only for "ct"; percentiles 0.5 and 99.5, mean and standard deviation of the pooled foreground.
+    """
+
+    scheme: str
+    clip: tuple[float, float] | None = None
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The decisions shared by preparation and prediction.
+
+    Attributes:
+      spacing_mm: store name -> (z, y, x) target spacing in the axes of `orientation`.
+      intensity: channel name, as each corpus spells it -> `Intensity`.
+      orientation: "RAS" or "stored". crop: "nonzero" or "none".
+    """
+
+    spacing_mm: Mapping[str, Spacing]
+    intensity: Mapping[str, Intensity]
+    orientation: str = "RAS"
+    crop: str = "nonzero"
+
+    def spacing_of(self, store: str) -> Spacing:
+        """Target spacing of a corpus; `UsageError` if the plan does not cover it."""
+        if store not in self.spacing_mm:
+            raise UsageError(f"the plan does not cover corpus {store!r}", fix=did_you_mean(store, self.spacing_mm))
+        return self.spacing_mm[store]
+
+    def intensity_of(self, channel: str) -> Intensity:
+        """Normalisation of a channel by its name, upper or lower case; `UsageError` if the plan does not cover it."""
+        for name, found in self.intensity.items():
+            if name.lower() == channel.lower():
+                return found
+        raise UsageError(f"the plan does not cover channel {channel!r}", fix=did_you_mean(channel, self.intensity))
+
+    def key(self) -> str:
+        """A hash of all decisions, 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it exactly."""
+        return dataclasses.asdict(self) | {
+            "spacing_mm": {name: list(spacing) for name, spacing in self.spacing_mm.items()},
+            "intensity": {name: intensity_json(found) for name, found in self.intensity.items()},
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Plan":
+        """Inverse of `to_json`."""
+        spacing = {name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()}
+        intensity = {n: Intensity(**{**i, "clip": i["clip"] and tuple(i["clip"])}) for n, i in fields["intensity"].items()}
+        return cls(spacing, intensity, fields["orientation"], fields["crop"])
+
+
+def intensity_json(intensity: Intensity) -> dict:
+    """JSON-ready fields of an `Intensity`."""
+    return dataclasses.asdict(intensity) | {"clip": intensity.clip and list(intensity.clip)}
+
+
+def make_plan(
+    fingerprints: Mapping[str, "Fingerprint"],
+    *,
+    spacing: str | Sequence[float] | None = None,
+    orientation: str = "RAS",
+    crop: str = "nonzero",
+) -> Plan:
+    """Decides spacing and normalisation.
+
+    Args:
+      fingerprints: store name -> fingerprint.
+      spacing: None or "median" (the rule over the cases of all corpora), "per_corpus" (the rule in each), or (z, y, x) mm for all.
+      orientation, crop: what `geometry.fit` takes.
+
+    CT statistics are pooled over all corpora with a channel of that name, every case with the same weight.
+    Raises: `UsageError` for unknown words, no readable case, or a CT channel without any foreground.
+    """
+    for word, known, what in ((orientation, ("RAS", "stored"), "orientation"), (crop, ("nonzero", "none"), "crop")):
+        if word not in known:
+            raise UsageError(f"unknown {what} {word!r}", fix=did_you_mean(word, known))
+    if not fingerprints:
+        raise UsageError("a plan needs at least one corpus")
+    for name, found in fingerprints.items():
+        if not found.cases:
+            reason = f"; the first failed with: {found.failed[0]['message']}" if found.failed else ""
+            raise UsageError(f"no readable case{reason}", path=name, fix="see `medjax verify`")
+    channels = {c: None for found in fingerprints.values() for c in found.channels}
+    intensity = {channel: _intensity(channel, fingerprints) for channel in channels}
+    return Plan(_spacings(fingerprints, spacing, orientation), intensity, orientation, crop)
+
+
+def _spacings(fingerprints: Mapping[str, "Fingerprint"], spacing: str | Sequence[float] | None, orientation: str) -> dict[str, Spacing]:
+    grids = {name: found.grids(orientation) for name, found in fingerprints.items()}
+    if spacing == "per_corpus":
+        return {name: target_spacing(*grid) for name, grid in grids.items()}
+    if spacing is None or spacing == "median":
+        common = target_spacing(*(np.concatenate(part) for part in zip(*grids.values(), strict=True)))
+    elif isinstance(spacing, str):
+        raise UsageError(f"unknown spacing rule {spacing!r}", fix=did_you_mean(spacing, ("median", "per_corpus")))
+    else:
+        common = tuple(float(s) for s in spacing)
+        if len(common) != 3 or not all(math.isfinite(s) and s > 0 for s in common):
+            raise UsageError("unusable target spacing", found=tuple(spacing), expected="three positive sizes in mm, (z, y, x)")
+    return {name: common for name in fingerprints}
+
+
+def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Spacing:
+    """nnU-Net's target spacing of cases with (n, 3) spacings and (n, 3) shapes."""
+    target, size = np.percentile(spacings_mm, 50, 0), np.percentile(shapes, 50, 0)
+    coarse = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != coarse]
+    finest_allowed = target[others].max()
+    if target[coarse] > ANISOTROPY * finest_allowed and size[coarse] * ANISOTROPY < size[others].min():
+        wanted = np.percentile(spacings_mm[:, coarse], 10)
+        target[coarse] = wanted if wanted >= finest_allowed else finest_allowed + 1e-5
+    return tuple(float(t) for t in target)
+
+
+def _intensity(channel: str, fingerprints: Mapping[str, "Fingerprint"]) -> Intensity:
+    scheme = SCHEMES.get(channel.lower(), "zscore")
+    if scheme != "ct":
+        return Intensity(scheme)
+    parts = [
+        statistics
+        for found in fingerprints.values()
+        for name, statistics in zip(found.channels, found.intensity, strict=True)
+        if name.lower() == "ct" and statistics is not None
+    ]
+    if not parts:
+        fix = "add a labelled corpus, or name the channel otherwise for z-scores"
+        raise UsageError("no foreground voxel to take CT statistics from", path=", ".join(fingerprints), fix=fix)
+    weights = np.array([p.cases for p in parts], float) / sum(p.cases for p in parts)
+    mean = float(weights @ [p.mean for p in parts])
+    variance = float(weights @ [p.std**2 + p.mean**2 for p in parts]) - mean**2
+    clip = (pooled_quantile(parts, 0.005), pooled_quantile(parts, 0.995))
+    return Intensity("ct", clip, mean, parts[0].std if len(parts) == 1 else math.sqrt(max(variance, 0.0)))
+
+
+def pooled_quantile(parts: Sequence["Statistics"], level: float) -> float:
+    """The quantile of the union of samples known by their quantile functions, each weighted by its number of cases."""
+    if len(parts) == 1:
+        nodes = parts[0].quantiles
+        return float(np.interp(level, np.linspace(0, 1, len(nodes)), nodes))
+    values = np.unique(np.concatenate([p.quantiles for p in parts]))
+    total = sum(p.cases for p in parts)
+    below = sum(p.cases / total * _share_below(p.quantiles, values) for p in parts)
+    return float(values[min(int(np.searchsorted(below, level)), len(values) - 1)])
+
+
+def _share_below(quantiles: Sequence[float], values: np.ndarray) -> np.ndarray:
+    """Distribution function at `values` of the sample with this quantile function (steps at repeated values)."""
+    nodes = np.asarray(quantiles)
+    unique, last = np.unique(nodes[::-1], return_index=True)  # the highest level at which each value occurs
+    levels = np.linspace(0, 1, len(nodes))[len(nodes) - 1 - last]
+    return np.interp(values, unique, levels, left=0.0, right=1.0)

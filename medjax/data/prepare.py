@@ -1,0 +1,254 @@
+"""Raw cases -> prepared cases in the store: canonical axes, crop, clip (CT), target spacing, int16.
+
+In: a corpus, its cases and a plan. Out: one folder per case, see `data/store.py`.
+
+A case appears under its name complete or not at all: it is written to a hidden sibling folder that is then renamed. Its key is a hash of
+the source bytes, of the decisions of the plan that concern it and of the declared label values; a case with another key is made again.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from medjax.data import geometry, normalise, store
+from medjax.data.cases import Progress, bytes_needed, each, load
+from medjax.data.inputs import Case
+from medjax.data.plan import Plan, intensity_json
+from medjax.errors import DataError, UsageError
+from medjax.labels import Corpus
+
+VERSION = 1  # of the stored contents: raise it when the same sources would give other arrays
+SEED = 1234
+MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
+TEMPORARY = ".tmp-"
+
+log = logging.getLogger("medjax.prepare")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareResult:
+    """What a call to `prepare` did.
+
+    Attributes:
+      ok: names prepared now, sorted. skipped: how many were up to date.
+      failed: records with case, error, message, path, found, expected, fix.
+      stale: name -> what had changed, for the cases that were made again.
+    """
+
+    ok: list[str]
+    failed: list[dict]
+    skipped: int
+    stale: dict[str, str]
+
+
+def prepare(
+    corpus: Corpus,
+    cases: Sequence[Case],
+    plan: Plan,
+    root: str | os.PathLike,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> PrepareResult:
+    """Brings the store up to date; only missing and outdated cases are made, and one bad case never stops the others.
+
+    Args:
+      corpus: whose dense ids are written; a view shares the store, and the ids, of the corpus it looks at.
+      root: the store; cases go to <root>/<corpus.store>/<case>.
+      workers: threads; default one per core, fewer while the estimated memory does not suffice.
+      progress: called after every case with (done, total, name, "prepared" | "up to date" | "failed").
+      force: make all cases again.
+
+    Several processes may prepare one store at once. Raises `UsageError` before any work for a plan that does not cover the corpus.
+    """
+    intensities, spacing = tuple(plan.intensity_of(c) for c in corpus.channels), plan.spacing_of(corpus.store)
+    folder = Path(root) / corpus.store
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the store cannot be made: {error.strerror}", path=folder) from error
+    cases = list(cases)
+    for case in cases:
+        if os.sep in case.name or case.name.startswith("."):
+            raise UsageError("unusable case name", path=folder, found=case.name, expected="a name that can be a folder")
+    if _sweep(folder):  # another process is at work: start somewhere else, so that the two meet late
+        random.Random(os.getpid()).shuffle(cases)
+
+    def one(case: Case) -> tuple[str, str]:
+        final = folder / case.name
+        old = None if force else _read_meta(final)
+        sources, stat = _sources(case, old)
+        inputs = {
+            "version": VERSION,
+            "plan": [spacing, plan.orientation, plan.crop, [intensity_json(i) for i in intensities]],
+            "labels": [list(corpus.values), corpus.ignore],
+            "sources": list(sources.values()),
+        }
+        inputs = json.loads(json.dumps(inputs))
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        described = {
+            "name": case.name,
+            "corpus": corpus.store,
+            "modality": case.modality or corpus.modality,
+            "patient": case.patient or case.name,
+        }
+        identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": VERSION}
+        if old is not None and old["key"] == key:
+            fresh = old | described | identity
+            if fresh != old:
+                _rewrite_meta(final, fresh)
+            return "up to date", ""
+        reason = "" if old is None else ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
+        if reason:
+            log.info("%s: made again, changed: %s", final, reason)
+        try:
+            _make(case, corpus, plan, final, described, identity, force)
+        except BaseException:
+            if reason:  # what is there belongs to another plan or other sources: no one may train on it
+                _discard(final)
+            raise
+        return "prepared", reason
+
+    outcomes = each(one, cases, workers=workers, progress=progress, status=lambda v: v[0], needs=lambda case: bytes_needed(case, spacing))
+    good = [(o.case.name, *o.value) for o in outcomes if o.failure is None]
+    return PrepareResult(
+        ok=sorted(name for name, status, _ in good if status == "prepared"),
+        failed=sorted((o.failure for o in outcomes if o.failure is not None), key=lambda f: f["case"]),
+        skipped=sum(status == "up to date" for _, status, _ in good),
+        stale={name: reason for name, _, reason in good if reason},
+    )
+
+
+def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool) -> None:
+    """Reads, transforms and writes one case, and gives it its name."""
+    volume, ids = load(case, corpus)
+    transform = geometry.fit(volume, plan.spacing_of(corpus.store), orientation=plan.orientation, crop=plan.crop)
+    image, numbers = normalise.stored_image(transform, volume.array, [plan.intensity_of(c) for c in corpus.channels], volume.path)
+    label = transform.label(ids) if ids is not None else np.zeros(transform.shape, np.uint8)
+    counts = np.bincount(label.ravel(), minlength=1)
+    meta = described | {
+        "shape": list(transform.shape),
+        "spacing_mm": list(transform.target_spacing_mm),
+        "transform": transform.to_json(),
+        **numbers,
+        "labelled": ids is not None,
+        "voxels": {str(i): int(n) for i, n in enumerate(counts) if n},
+    }
+    temporary = final.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{case.name}"
+    temporary.mkdir()
+    try:
+        store.write_case(temporary, image, label, _locations(label, corpus.ignore_id), meta | identity)
+        _publish(temporary, final, None if force else identity["key"])
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _locations(label: np.ndarray, ignore_id: int) -> dict[str, np.ndarray]:
+    """Up to max(10000, 1 %) voxels of every foreground id, seeded, in ascending order."""
+    found = {}
+    for i, box in enumerate(ndimage.find_objects(label), 1):
+        if box is None or i == ignore_id:
+            continue
+        inside = label[box] == i
+        flat = np.flatnonzero(inside)
+        wanted = max(min(MOST_LOCATIONS, len(flat)), -(-len(flat) // round(1 / LEAST_SHARE)))
+        if wanted < len(flat):
+            flat = np.sort(np.random.default_rng([SEED, i]).choice(flat, wanted, replace=False, shuffle=False))
+        voxels = np.stack(np.unravel_index(flat, inside.shape), 1) + [s.start for s in box]
+        found[str(i)] = voxels.astype(np.int32)
+    return found
+
+
+def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Path -> sha256, and path -> [size, modification time]; files whose size and time are those of the stored case are not read again."""
+    hashes, stats = {}, {}
+    for path in (*case.images, *([case.label] if case.label else [])):
+        try:
+            found = os.stat(path)
+            stats[path] = [found.st_size, found.st_mtime_ns]
+            if old is not None and old.get("stat", {}).get(path) == stats[path]:
+                hashes[path] = old["sources"][path]
+            else:
+                with open(path, "rb") as file:
+                    hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
+    return hashes, stats
+
+
+def _read_meta(final: Path) -> dict | None:
+    """case.json of a prepared case, None if there is none; one that cannot be understood counts as outdated."""
+    try:
+        meta = json.loads((final / "case.json").read_text())
+        return meta if isinstance(meta, dict) and {"key", "sources"} <= set(meta) else {"key": "", "sources": {}}
+    except FileNotFoundError:
+        return {"key": "", "sources": {}} if final.exists() else None
+    except ValueError:
+        return {"key": "", "sources": {}}
+
+
+def _rewrite_meta(final: Path, meta: dict) -> None:
+    temporary = final / f"case.json.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary.write_text(json.dumps(meta, indent=1))
+    os.replace(temporary, final / "case.json")
+
+
+def _publish(temporary: Path, final: Path, key: str | None) -> None:
+    """Gives a finished folder its name; if another process was first with the same key, its folder stays."""
+    for _ in range(20):
+        try:
+            os.rename(temporary, final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        current = _read_meta(final)
+        if current is not None and current["key"] == key:
+            return
+        _discard(final)
+    raise DataError("another process keeps writing this case differently", path=final, fix="use one plan per store")
+
+
+def _discard(folder: Path) -> None:
+    """Takes a folder away in one step, then deletes it."""
+    trash = folder.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-old"
+    try:
+        os.rename(folder, trash)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> bool:
+    """Deletes what killed processes of this machine left; True if another process is at work here."""
+    busy = False
+    for leftover in folder.glob(f"{TEMPORARY}{socket.gethostname()}-*"):
+        pid = leftover.name.removeprefix(f"{TEMPORARY}{socket.gethostname()}-").split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            busy = True
+    return busy
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,140 @@
+"""The training stream: which case, which patch, in which batch. Random access from (seed, sample number) alone.
+
+In: pools of prepared cases (`data/store.py`) and a recipe. Out: numpy batches
+
+  image (b, *vol, m) int16, gain (b, m) f32, bias (b, m) f32     normalised value = image * gain + bias, done on the device
+  label (b, *vol) int16                                          dense ids, -1 outside the image
+  corpus (b,), modality (b,), case (b,) int32                    case: running number over all pools
+  spacing_mm (b, 3) f32                                          (z, y, x)
+
+Every sample is a function of (recipe, pools, sample number), so the position in the stream *is* the training step: resuming means
+slicing, and threads, worker processes and the number of hosts change nothing. A changed recipe or changed pools mean another stream:
+keep both with the run.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from medjax.data.patches import enlarged_patch
+from medjax.data.samples import CACHE_BYTES, Pool, Recipe, Samples, case_probabilities, corpus_probabilities, forced_positions
+from medjax.errors import UsageError
+
+__all__ = [
+    "Pool",
+    "Recipe",
+    "Samples",
+    "case_probabilities",
+    "corpus_probabilities",
+    "dataset",
+    "enlarged_patch",
+    "forced_positions",
+    "stream",
+]
+
+
+class _Choices:
+    """The cases of one pool as a grain source: element c is (pool, c)."""
+
+    def __init__(self, pool: int, cases: int):
+        self.pool, self.cases = pool, cases
+
+    def __len__(self) -> int:
+        return self.cases
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.pool, int(index)
+
+
+class _Endless:
+    """A grain source without content: in the i.i.d. stream a sample's number says everything."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> None:
+        return None
+
+
+def dataset(pools: Sequence[Pool], recipe: Recipe, *, host: int = 0, hosts: int = 1, cache_bytes: int = CACHE_BYTES):
+    """The stream as a random-access `grain.MapDataset`: element k is this host's share of global batch k.
+
+    Host h takes samples h, h + hosts, ... of the one global stream, batch // hosts of them per batch.
+    """
+    import grain
+
+    _check(pools, recipe, host, hosts)
+    samples = Samples(pools, recipe, cache_bytes)
+    if recipe.draw == "iid":
+        chosen = grain.MapDataset.source(_Endless())
+    else:
+        parts = [grain.MapDataset.source(_Choices(k, len(pool.cases))) for k, pool in enumerate(pools)]
+        parts = [part.seed(recipe.seed + 7919 * k).shuffle().repeat() for k, part in enumerate(parts)]
+        chosen = grain.MapDataset.mix(parts, corpus_probabilities([len(pool.cases) for pool in pools], recipe.exponent).tolist())
+    return chosen.map_with_index(samples)[host::hosts].batch(recipe.batch // hosts, drop_remainder=True)
+
+
+def stream(
+    pools: Sequence[Pool],
+    recipe: Recipe,
+    *,
+    start: int = 0,
+    threads: int = 2,
+    workers: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless iterator over this host's batches, from global batch `start` on.
+
+    Args:
+      pools, recipe: what is drawn and how; see `Recipe`.
+      start: training step to go on from.
+      threads: batches read ahead at once in this process (each worker has as many); 0 reads in the caller's thread.
+      workers: extra processes; only worth it when profiling says that the threads cannot keep up. Scripts then need a `__main__` guard.
+      host, hosts: which share of each batch.
+      cache_bytes: memory for small cases, over all workers.
+
+    Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when its turn comes, for one that cannot be read.
+    """
+    import grain
+
+    if start < 0 or threads < 0 or workers < 0:
+        raise UsageError("start, threads and workers cannot be negative", found=(start, threads, workers))
+    batches = dataset(pools, recipe, host=host, hosts=hosts, cache_bytes=cache_bytes // max(1, workers))[start:]
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0))
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which a plain script has not parsed
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), _start_worker)
+    return _iterate(batches)
+
+
+def _start_worker(worker: int, workers: int):
+    """Keeps accelerators out of the worker processes."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _iterate(batches: Any) -> Iterator[dict[str, np.ndarray]]:
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _check(pools: Sequence[Pool], recipe: Recipe, host: int, hosts: int):
+    if not pools:
+        raise UsageError("there is nothing to draw from: no pools")
+    for pool in pools:
+        if not pool.cases:
+            raise UsageError("a pool without cases", path=pool.folder, fix="check the split: every corpus needs at least one training case")
+    if not 0 <= host < hosts:
+        raise UsageError("no such host", found=host, expected=f"0 to {hosts - 1}")
+    if recipe.batch % hosts:
+        raise UsageError("the global batch must divide among the hosts", found=recipe.batch, expected=f"a multiple of {hosts}")

@@ -1,0 +1,227 @@
+"""One training sample: which case, which patch. A pure function of (pools, recipe, sample number).
+
+In: pools of prepared cases (`data/store.py`) and a recipe. Out: a dictionary of numpy arrays, one row of the batch that
+`data/sampler.py` stacks.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.data.patches import PADDING, centred_start, random_start, read_patch
+from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
+
+DRAWS = ("iid", "mix")
+OVERSAMPLES = ("last", "probabilistic")
+BALANCES = ("case", "class")
+CACHE_BYTES = 2 << 30
+SMALL_CASE_BYTES = 8 << 20  # larger cases are never held whole: a patch of them is cheaper to read than the case
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The cases of one corpus that a stream may draw.
+
+    Attributes:
+      corpus: index in the label space.
+      folder: the corpus' folder in the store.
+      cases: case names, one folder each.
+      foreground_ids: dense ids that may be forced into a patch; leave out what a view hides.
+      modality: index in the label space.
+    """
+
+    corpus: int
+    folder: str
+    cases: tuple[str, ...]
+    foreground_ids: tuple[int, ...]
+    modality: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How samples are drawn; all of it decides the stream.
+
+    Attributes:
+      patch: voxels to cut, (z, y, x), or (y, x) with `dims` 2; usually `enlarged_patch(final)`.
+      batch: samples of one global batch, over all hosts.
+      exponent: weight n^-exponent of each case of a corpus with n cases; 0.5 is MultiTalent's, 0 draws cases evenly, 1 corpora evenly.
+      draw: "iid" draws every sample independently, with replacement; "mix" interleaves the corpora, each without replacement per epoch.
+      foreground: share of samples forced to hold an annotated class.
+      oversample: "last" forces the last round-half-even share of every global batch, "probabilistic" each sample by chance.
+      seed: of everything.
+      balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's class first, then a case that has it.
+      dims: 3, or 2 for slices of constant z, whose axis is dropped.
+      final: the patch after augmentation, which bounds how far a patch leaves the image; None is `patch`.
+    """
+
+    patch: tuple[int, ...]
+    batch: int
+    exponent: float = 0.5
+    draw: str = "iid"
+    foreground: float = 0.33
+    oversample: str = "last"
+    seed: int = 0
+    balance: str = "case"
+    dims: int = 3
+    final: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        for name, known in (("draw", DRAWS), ("oversample", OVERSAMPLES), ("balance", BALANCES), ("dims", (2, 3))):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r} in the sampling recipe", fix=did_you_mean(str(value), map(str, known)))
+        if self.balance == "class" and self.draw == "mix":
+            raise UsageError('balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"')
+        for name in ("patch", "final"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != self.dims or min(value) < 1):
+                raise UsageError(
+                    f"the sampling recipe's {name} has the wrong sides", found=tuple(value), expected=f"{self.dims} positive sides"
+                )
+        if self.batch < 1 or self.seed < 0 or not 0 <= self.foreground <= 1:
+            raise UsageError(
+                "batch, seed or foreground share of the sampling recipe out of range", found=(self.batch, self.seed, self.foreground)
+            )
+        object.__setattr__(self, "patch", tuple(map(int, self.patch)))
+        object.__setattr__(self, "final", tuple(map(int, self.final)) if self.final else self.patch)
+
+
+def corpus_probabilities(cases: Sequence[int], exponent: float = 0.5) -> np.ndarray:
+    """(corpora,) float64 probability of drawing from each corpus, n^(1 - exponent) normalised (MultiTalent: sqrt(n)); `cases` are the n."""
+    weights = np.asarray(cases, float) ** (1 - exponent)
+    return weights / weights.sum()
+
+
+def case_probabilities(cases: Sequence[int], exponent: float = 0.5) -> np.ndarray:
+    """(corpora,) float64 probability of drawing one given case of each corpus."""
+    return corpus_probabilities(cases, exponent) / np.asarray(cases, float)
+
+
+def forced_positions(batch: int, share: float) -> int:
+    """First position of a global batch that is forced: round(batch (1 - share)), half to even."""
+    return round(batch * (1 - share))
+
+
+class Samples:
+    """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i. Picklable; safe to use from several threads.
+
+    Args:
+      pools, recipe: what is drawn and how.
+      cache_bytes: how much of the small cases (8 MiB at most each) is held in memory; 0 reads from the store every time. It never changes
+        a sample.
+    """
+
+    def __init__(self, pools: Sequence[Pool], recipe: Recipe, cache_bytes: int = CACHE_BYTES):
+        self.pools, self.recipe, self.cache_bytes = tuple(pools), recipe, cache_bytes
+        flat = recipe.dims == 2
+        self.patch, self.final = ((1, *p) if flat else p for p in (recipe.patch, recipe.final))
+        counts = [len(pool.cases) for pool in self.pools]
+        self.first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        self.cumulative = np.cumsum(corpus_probabilities(counts, recipe.exponent))
+        self.forced_from = forced_positions(recipe.batch, recipe.foreground)
+        self._reset()
+
+    def _reset(self):
+        self._held: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self._held_bytes, self._holders, self._lock = 0, {}, threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state)
+        self._reset()
+
+    def __call__(self, index: int, choice: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """The sample with number `index` of the global stream; `choice` (pool, case) if the mixture has drawn it already."""
+        recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, int(index)))
+        drawn = self._draw(rng) if choice is None else choice
+        chance = rng.random()
+        forced = index % recipe.batch >= self.forced_from if recipe.oversample == "last" else chance < recipe.foreground
+        wanted = None
+        if forced and recipe.balance == "class":
+            drawn, wanted = self._draw_class(rng, drawn)
+        pool = self.pools[drawn[0]]
+        folder = Path(pool.folder) / pool.cases[drawn[1]]
+        try:
+            sample = self._cut(rng, folder, pool, forced, wanted)
+        except MedjaxError:
+            raise
+        except Exception as error:  # whatever the store meets, the user must learn which case it was
+            fix = "prepare this case again (`medjax prepare`) or leave it out"
+            raise DataError(f"cannot cut a patch: {type(error).__name__}: {error}", path=folder, fix=fix) from error
+        numbers = {"corpus": pool.corpus, "modality": pool.modality, "case": self.first[drawn[0]] + drawn[1]}
+        return sample | {name: np.int32(value) for name, value in numbers.items()}
+
+    def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        k = min(int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1)
+        return k, int(rng.integers(len(self.pools[k].cases)))
+
+    def _draw_class(self, rng: np.random.Generator, drawn: tuple[int, int]) -> tuple[tuple[int, int], int | None]:
+        """A class of the drawn corpus, then a case that has it; the drawn case if the corpus has no foreground at all."""
+        k = drawn[0]
+        with self._lock:
+            if k not in self._holders:
+                pool, voxels = self.pools[k], []
+                for name in pool.cases:
+                    counts = _open(Path(pool.folder) / name).meta["voxels"]
+                    voxels.append({int(i) for i, n in counts.items() if n})
+                holders = {i: [c for c, ids in enumerate(voxels) if i in ids] for i in pool.foreground_ids}
+                self._holders[k] = {i: cases for i, cases in holders.items() if cases}
+            holders = self._holders[k]
+        if not holders:
+            return drawn, None
+        wanted = list(holders)[rng.integers(len(holders))]
+        return (k, holders[wanted][rng.integers(len(holders[wanted]))]), wanted
+
+    def _cut(self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: int | None) -> dict[str, np.ndarray]:
+        case = _open(folder)
+        shape = tuple(case.meta["shape"])
+        gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
+        voxel = self._foreground_voxel(rng, case.locations, pool.foreground_ids if wanted is None else (wanted,)) if forced else None
+        if voxel is None:
+            start = random_start(rng, shape, self.patch, self.final)
+        else:
+            start = centred_start(voxel, shape, self.patch, self.final)
+        image, label = self._readers(folder, case, shape, len(gain))
+        limits = np.iinfo(np.int16)
+        zero = np.clip(np.rint(-bias.astype(float) / gain), limits.min, limits.max).astype(np.int16)
+        sample = {
+            "image": read_patch(image, shape, start, self.patch, zero),
+            "label": read_patch(label, shape, start, self.patch, np.int16(PADDING)),
+        }
+        if self.recipe.dims == 2:
+            sample = {name: array[0] for name, array in sample.items()}
+        return sample | {"gain": gain, "bias": bias, "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32)}
+
+    @staticmethod
+    def _foreground_voxel(rng: np.random.Generator, locations: Any, ids: Sequence[int]) -> np.ndarray | None:
+        present = [str(i) for i in ids if str(i) in locations]
+        while present:
+            voxels = locations[present.pop(rng.integers(len(present)))]
+            if len(voxels):
+                return voxels[rng.integers(len(voxels))]
+        return None
+
+    def _readers(self, folder: Path, case: Any, shape: tuple[int, ...], channels: int):
+        """Two functions slices -> array; small cases are read whole once and then held, as long as there is room."""
+        size = int(np.prod(shape)) * (2 * channels + 2)
+        held = self._held.get(folder)
+        if held is None and size <= min(SMALL_CASE_BYTES, self.cache_bytes - self._held_bytes):
+            whole = tuple(slice(0, n) for n in shape)
+            held = np.asarray(case.image(whole)), np.asarray(case.label(whole), np.int16)
+            with self._lock:
+                if folder not in self._held:
+                    self._held[folder] = held
+                    self._held_bytes += size
+        return (case.image, case.label) if held is None else (held[0].__getitem__, held[1].__getitem__)
+
+
+def _open(folder: Path) -> Any:
+    from medjax.data import store
+
+    return store.open_case(folder)

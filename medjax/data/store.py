@@ -1,0 +1,178 @@
+"""Prepared cases on disk: zarr3 arrays that patches are read from without unpacking, and what is known about them.
+
+    <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16; normalised value = stored * gain + bias
+                           label.zarr      (z, y, x) uint8 or uint16 dense ids of the full corpus
+                           locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
+                           case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key
+
+`data/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used.
+"""
+
+import functools
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.errors import DataError, UsageError
+
+CHUNK = 64
+REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
+Slices = tuple[slice, ...]
+
+
+class StoredCase:
+    """One prepared case. `meta` is case.json, `image` and `label` read what they are asked for, `locations` maps str(id) to voxels."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = os.fspath(folder)
+        self._stamp = _stamp(self.folder)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The fields of case.json; shared, not to be changed."""
+        return _meta(self.folder, self._stamp)
+
+    def image(self, slices: Slices = ()) -> np.ndarray:
+        """int16 (*slices, m), all of it without slices; ranges must lie inside the volume."""
+        return self._read("image.zarr", slices)
+
+    def label(self, slices: Slices = ()) -> np.ndarray:
+        """uint8 or uint16 (*slices) dense ids."""
+        return self._read("label.zarr", slices)
+
+    @property
+    def locations(self) -> Mapping[str, np.ndarray]:
+        """str(dense id) -> (n, 3) int32 voxels (z, y, x) of it, read one id at a time when asked for."""
+        return Locations(self.folder, self._stamp)
+
+    def _read(self, name: str, slices: Slices) -> np.ndarray:
+        try:
+            return _handle(self.folder, name, self._stamp)[tuple(slices)].read().result()
+        except (ValueError, OSError) as error:
+            raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=REMEDY) from error
+
+    def __reduce__(self):
+        return StoredCase, (self.folder,)
+
+    def __repr__(self) -> str:
+        return f"StoredCase({self.folder!r})"
+
+
+class Locations(Mapping):
+    """The foreground voxels of a case as a mapping that loads one id at a time; see `StoredCase.locations`."""
+
+    def __init__(self, folder: str, stamp: tuple[int, int]):
+        self._folder, self._stamp = folder, stamp
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if str(key) not in self:
+            raise KeyError(key)
+        return _voxels(self._folder, str(key), self._stamp)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_location_keys(self._folder, self._stamp))
+
+    def __len__(self) -> int:
+        return len(_location_keys(self._folder, self._stamp))
+
+    def __contains__(self, key: object) -> bool:
+        return str(key) in _location_keys(self._folder, self._stamp)
+
+
+def open_case(folder: str | os.PathLike) -> StoredCase:
+    """The prepared case in a folder; `DataError` naming the command that makes it, if there is none."""
+    return StoredCase(folder)
+
+
+def list_cases(root: str | os.PathLike, corpus: str) -> list[str]:
+    """Names of the prepared cases of a corpus (by its store name), sorted; `UsageError` if there is no such store."""
+    folder = Path(root) / corpus
+    if not folder.is_dir():
+        raise UsageError("no prepared cases", path=folder, fix=REMEDY)
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / "case.json").is_file())
+
+
+def write_case(
+    folder: str | os.PathLike, image: np.ndarray, label: np.ndarray, locations: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+) -> None:
+    """Fills an existing empty folder; case.json comes last, so a folder with it is complete.
+
+    Args:
+      image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n, 3) int32. meta: JSON-ready.
+    """
+    folder = Path(folder)
+    write_array(folder / "image.zarr", image)
+    write_array(folder / "label.zarr", label)
+    np.savez_compressed(folder / "locations.npz", **locations)
+    (folder / "case.json").write_text(json.dumps(meta, indent=1))
+
+
+def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Even pieces of at most 64 along z, y, x; one channel each."""
+    return tuple(-(-n // -(-n // CHUNK)) for n in shape[:3]) + (1,) * (len(shape) - 3)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a zarr3 array with blosc lz4 chunks."""
+    import tensorstore as ts
+
+    blosc = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "typesize": array.dtype.itemsize, "blocksize": 0}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": os.fspath(path)},
+        "metadata": {
+            "shape": list(array.shape),
+            "data_type": array.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape(array.shape))}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "blosc", "configuration": blosc}],
+        },
+    }
+    ts.open(spec, create=True).result().write(array).result()
+
+
+def _stamp(folder: str) -> tuple[int, int]:
+    """Changes when a case is prepared again, so that handles of the old one are not used for the new."""
+    try:
+        status = os.stat(os.path.join(folder, "case.json"))
+    except OSError as error:
+        raise DataError("no prepared case", path=folder, fix=REMEDY) from error
+    return status.st_ino, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
+    try:
+        return json.loads(Path(folder, "case.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"case.json is damaged: {error}", path=folder, fix=REMEDY) from error
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _handle(folder: str, name: str, stamp: tuple[int, int]):
+    import tensorstore as ts
+
+    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": os.path.join(folder, name)}}, open=True, read=True).result()
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _location_keys(folder: str, stamp: tuple[int, int]) -> frozenset[str]:
+    with _npz(folder) as archive:
+        return frozenset(archive.files)
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _voxels(folder: str, key: str, stamp: tuple[int, int]) -> np.ndarray:
+    with _npz(folder) as archive:
+        return archive[key]
+
+
+def _npz(folder: str):
+    try:
+        return np.load(os.path.join(folder, "locations.npz"), allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"locations.npz cannot be read: {error}", path=folder, fix=REMEDY) from error

@@ -1,0 +1,197 @@
+"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours), cases.csv in long form, report.md.
+
+In: rows of scores from `evaluate`. Out: tables and text. Results of several corpora join into one without mixing their cells.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medjax.errors import MetricError, UsageError
+from medjax.labels import Corpus
+from medjax.metrics import overlap
+from medjax.metrics.aggregate import Row, aggregate
+from medjax.metrics.surface import DEFINITION
+
+COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
+REPORTED = ("Dice", "NSD", "HD95")  # the columns of report.md; the files hold all metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two label files of one case; a missing prediction is None and becomes a failed case."""
+
+    case: str
+    reference: str
+    prediction: str | None
+    patient: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    Attributes:
+      corpora: the corpora scored, by name.
+      classes: corpus name -> classes scored.
+      rows: one per case and class, in input order.
+      pairs: (corpus name, pair) of every case scored.
+      failed: [{"case", "corpus", "error", "message", ...}].
+      unmatched: prediction files without a reference.
+      tables: see `aggregate.aggregate`.
+      settings: what the numbers depend on (tolerance, definition, ...).
+    """
+
+    corpora: Mapping[str, Corpus]
+    classes: Mapping[str, tuple[str, ...]]
+    rows: tuple[Row, ...]
+    pairs: tuple[tuple[str, Pair], ...]
+    failed: tuple[dict, ...]
+    unmatched: tuple[str, ...]
+    tables: dict
+    settings: dict
+
+    def summary(self) -> dict:
+        """The content of summary.json: nnU-Net's keys, then ours; None where nnU-Net would write nan."""
+        by_case: dict[tuple[str, str], dict] = {}
+        for row in self.rows:
+            entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(row.counts)
+            by_case.setdefault((row.corpus, row.case), {})[_label_key(self.corpora[row.corpus], row.name)] = entry
+        cases = [
+            {"reference_file": pair.reference, "prediction_file": pair.prediction, "metrics": by_case[corpus, pair.case]}
+            | {"case": pair.case, "corpus": corpus}
+            for corpus, pair in self.pairs
+        ]
+        several, numbers = len(self.corpora) > 1, (*self.tables["metrics"], *COUNT_KEYS)
+        mean = {}
+        for corpus, names in self.classes.items():
+            for name in names:
+                key = _label_key(self.corpora[corpus], name)
+                found = [case["metrics"][key] for case in cases if case["corpus"] == corpus]
+                mean[f"{corpus}/{key}" if several else key] = {m: _mean(f[m] for f in found) for m in numbers}
+        foreground = {m: _mean(entry[m] for entry in mean.values()) for m in numbers}
+        names = {c: {_label_key(self.corpora[c], n): n for n in names} for c, names in self.classes.items()}
+        ours = {"classes": names, "n_failed": len(self.failed), "failed": list(self.failed), "unmatched": list(self.unmatched)}
+        return {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground} | ours | self.tables | {"settings": self.settings}
+
+    def csv(self) -> str:
+        """Long form: case, corpus, class, metric, value; a metric left out of the means (both empty) has an empty value."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "corpus", "class", "metric", "value"])
+        for row in self.rows:
+            fields = {m: row.scores.get(m, "") for m in self.tables["metrics"]} | _count_fields(row.counts) | {"status": row.status}
+            writer.writerows([row.case, row.corpus, row.name, metric, value] for metric, value in fields.items())
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        """The tables for a reader: one line per class and corpus with mean, interval, spread and the three counts."""
+        metrics = [m for m in self.tables["metrics"] if m in REPORTED]
+        titles = [f"{m} [95 %], SD, median (IQR)" + (" mm" if m == "HD95" else "") for m in metrics]
+        lines = []
+        for corpus, cells in self.tables["cells"].items():
+            lines += [f"## {corpus}", "", "| class | " + " | ".join(titles) + " | n | missed | false positive | absent |"]
+            lines.append("|---|" + "---|" * (len(titles) + 4))
+            for name, cell in cells.items():
+                numbers = " | ".join(_spread(cell[m]) for m in metrics)
+                counts = f"{cell[metrics[0]]['n']} | {cell['n_missed']} | {cell['n_false_positive']} | {cell['n_absent']}"
+                lines.append(f"| {name} | {numbers} | {counts} |")
+            pooled = " | ".join(_spread(self.tables["corpora"][corpus][m]) for m in metrics)
+            lines += [f"| **mean over classes** | {pooled} | | | | |", ""]
+        pools = {"Groups": self.tables["groups"]} if self.tables["groups"] else {}
+        if len(self.corpora) > 1:
+            pools["Classes over corpora"] = self.tables["classes"]
+            pools["All"] = {"mean over corpora and classes": self.tables["overall"]}
+        for title, table in pools.items():
+            lines += [f"## {title}", "", "| | " + " | ".join(f"{m} [95 %]" for m in metrics) + " |", "|---|" + "---|" * len(metrics)]
+            lines += [f"| {name} | " + " | ".join(_spread(cell[m]) for m in metrics) + " |" for name, cell in table.items()] + [""]
+        if self.failed:
+            lines += ["## Not scored", ""] + [f"- {f['corpus']}/{f['case']}: {f['message']}" for f in self.failed] + [""]
+        notes = ["Missed and false-positive classes score 0 (distances: image diagonal); classes absent from both maps are left out."]
+        if self.settings["surface"]:
+            notes.append(f"Surface tolerance {self.settings['tolerance_mm']} mm; {DEFINITION}.")
+        b = self.tables["bootstrap"]
+        notes.append(f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each corpus, seed {b['seed']}.")
+        return "\n".join([*lines, *notes, ""])
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Writes summary.json, cases.csv and report.md into `folder`, each complete or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = json.dumps(self.summary(), indent=2, allow_nan=False)
+        files = {"summary.json": summary, "cases.csv": self.csv(), "report.md": self.markdown()}
+        for name, text in files.items():
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, folder / name)
+
+
+def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None = None) -> Result:
+    """One result over several corpora: cells stay apart, means and intervals are macro over corpora and classes.
+
+    Raises: `MetricError` if a corpus comes twice or the settings differ (numbers of different definitions must not meet in one table).
+    """
+    if not results:
+        raise UsageError("nothing to join")
+    corpora = [name for r in results for name in r.corpora]
+    if len(set(corpora)) < len(corpora):
+        raise MetricError("a corpus occurs in two results", found=corpora)
+    first = results[0]
+    for other in results[1:]:
+        if other.settings | {"tolerance_mm": None} != first.settings | {"tolerance_mm": None}:
+            raise MetricError("results with different settings", found=other.settings, expected=first.settings)
+    tolerance = {c: r.settings["tolerance_mm"] for r in results for c in r.corpora} if first.settings["surface"] else None
+    boot = first.tables["bootstrap"]
+    return build_result(
+        {n: c for r in results for n, c in r.corpora.items()}, {n: c for r in results for n, c in r.classes.items()},
+        [row for r in results for row in r.rows], [p for r in results for p in r.pairs], [f for r in results for f in r.failed],
+        [u for r in results for u in r.unmatched], first.settings | {"tolerance_mm": tolerance}, groups, boot["resamples"], boot["seed"],
+    )  # fmt: skip
+
+
+def build_result(
+    corpora: Mapping[str, Corpus],
+    classes: Mapping[str, tuple[str, ...]],
+    rows: Sequence[Row],
+    pairs: Sequence[tuple[str, Pair]],
+    failed: Sequence[dict],
+    unmatched: Sequence[str],
+    settings: dict,
+    groups: Mapping[str, Iterable[str]] | None,
+    resamples: int,
+    seed: int,
+) -> Result:
+    """A `Result` with its tables."""
+    cells = [(corpus, name) for corpus, names in classes.items() for name in names]
+    tables = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells)
+    return Result(corpora, classes, tuple(rows), tuple(pairs), tuple(failed), tuple(unmatched), tables, settings)
+
+
+def _label_key(corpus: Corpus, name: str) -> str:
+    """nnU-Net's key of a class: its label value, or the tuple of a region's values."""
+    values = tuple(corpus.values[i] for i in corpus.ids_of(name))
+    return str(values[0]) if len(values) == 1 else str(values)
+
+
+def _count_fields(counts: overlap.Counts) -> dict[str, int]:
+    return dict(zip(COUNT_KEYS, (*counts, counts.n_reference, counts.n_prediction), strict=True))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    used = [v for v in values if v is not None]
+    return float(np.mean(used)) if used else None
+
+
+def _spread(cell: Mapping) -> str:
+    if cell["mean"] is None:
+        return "-"
+    text = f"{cell['mean']:.4g}" + ("" if cell["interval"] is None else " [{:.4g}, {:.4g}]".format(*cell["interval"]))
+    if cell.get("sd") is not None:
+        text += f", {cell['sd']:.3g}, {cell['median']:.4g} ({cell['q1']:.4g}-{cell['q3']:.4g})"
+    return text
