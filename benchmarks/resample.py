@@ -3,14 +3,13 @@
     python benchmarks/resample.py [--repeats 3] [--small]
 
 Two volumes: an isotropic one, (160, 256, 256) zoomed by (1.25, 0.75, 0.75), and a CT-like anisotropic one, (40, 256, 256) with separate z.
-Reference and ours run in turns; reported are the median times, the median of the paired ratios (reference / ours), the largest difference
-relative to the intensity range and the share of labels that differ. Needs the `parity` extra (nnunetv2).
+Reference and ours run in turns; reported are the median wall and CPU times, the medians of the paired ratios (reference / ours), the
+largest difference relative to the intensity range and the share of labels that differ. Needs the `parity` extra (nnunetv2).
 """
 
 import argparse
 import json
 import os
-import statistics
 import time
 
 import numpy as np
@@ -41,6 +40,11 @@ def reference(array: np.ndarray, shape: tuple, spacing: tuple, new_spacing: tupl
     )[0]
 
 
+def clock() -> np.ndarray:
+    """Wall and CPU seconds; the second is the steadier measure on a busy machine."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 def compare(name: str, repeats: int, scale: float) -> dict:
     """Times and differences of one case, image and label."""
     case = CASES[name]
@@ -50,18 +54,22 @@ def compare(name: str, repeats: int, scale: float) -> dict:
     resample.resample_image(image, shape, spacing, new_spacing)  # fills the cache of operators, as the first case of a corpus does
     result = {"shape": image.shape, "new_shape": shape, "separate_axis": resample.separate_axis(spacing, new_spacing)}
     for kind, array, ours in (("image", image, resample.resample_image), ("label", label, resample.resample_label)):
-        theirs_s, ours_s = [], []
+        marks = []
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = clock()
             expected = reference(array, shape, spacing, new_spacing, kind == "label")
-            middle = time.perf_counter()
+            middle = clock()
             found = ours(array, shape, spacing, new_spacing)
-            theirs_s.append(middle - start)
-            ours_s.append(time.perf_counter() - middle)
+            marks.append(np.stack([middle - start, clock() - middle]))
+        (theirs, theirs_cpu), (mine, mine_cpu) = np.median(marks, axis=0)
+        ratio, cpu_ratio = np.median([theirs_ / ours_ for theirs_, ours_ in marks], axis=0)
         result[kind] = {
-            "nnunetv2_s": round(statistics.median(theirs_s), 4),
-            "medjax_s": round(statistics.median(ours_s), 4),
-            "ratio": round(statistics.median(a / b for a, b in zip(theirs_s, ours_s, strict=True)), 1),
+            "nnunetv2_s": round(theirs, 4),
+            "medjax_s": round(mine, 4),
+            "ratio": round(ratio, 1),
+            "nnunetv2_cpu_s": round(theirs_cpu, 4),
+            "medjax_cpu_s": round(mine_cpu, 4),
+            "cpu_ratio": round(cpu_ratio, 1),
         }
         if kind == "image":
             result[kind]["max_difference_of_range"] = float(np.abs(expected - found).max() / np.ptp(array))

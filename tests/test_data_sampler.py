@@ -3,21 +3,25 @@
 import functools
 import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
 from medjax.data import patches, samples, store
-from medjax.data.sampler import (
-    Pool, Recipe, Samples, case_probabilities, corpus_probabilities, dataset, enlarged_patch, forced_positions, stream,
-)  # fmt: skip
+from medjax.data.sampler import Pool, Recipe, Samples, case_probabilities, corpus_probabilities, dataset, enlarged_patch, stream
 from medjax.errors import DataError, UsageError
 
 SHAPE = (12, 14, 10)
 N_TRAIN = (104, 50, 224, 242, 32, 100, 24, 24, 58, 40, 32, 65, 168)  # MultiTalent, fold 0
-P_CORPUS = (.089560, .062099, .131439, .136618, .049679, .087821, .043023, .043023, .066883, .055543, .049679, .070804, .113829)  # fmt: skip
-P_CASE = (8.61157e-4, 1.241978e-3, 5.86780e-4, 5.64536e-4, 1.552473e-3, 8.78211e-4, 1.792641e-3, 1.792641e-3, 1.153148e-3, 1.388574e-3,
-          1.552473e-3, 1.089287e-3, 6.77555e-4)  # fmt: skip
+P_CORPUS = (
+    .089560, .062099, .131439, .136618, .049679, .087821, .043023, .043023, .066883, .055543, .049679, .070804,
+    .113829,
+)  # fmt: skip
+P_CASE = (
+    8.61157e-4, 1.241978e-3, 5.86780e-4, 5.64536e-4, 1.552473e-3, 8.78211e-4, 1.792641e-3, 1.792641e-3, 1.153148e-3, 1.388574e-3,
+    1.552473e-3, 1.089287e-3, 6.77555e-4,
+)  # fmt: skip
 
 
 def write(folder, number, shape=SHAPE, channels=1, ids=(1, 2)):
@@ -103,7 +107,7 @@ def test_start_bounds_by_hand():
 
 def test_multitalent_probabilities():
     np.testing.assert_allclose(corpus_probabilities(N_TRAIN), P_CORPUS, atol=5.1e-7)
-    np.testing.assert_allclose(case_probabilities(N_TRAIN), P_CASE, rtol=6e-7)
+    np.testing.assert_allclose(case_probabilities(N_TRAIN), P_CASE, atol=5.1e-10)
     np.testing.assert_allclose(corpus_probabilities((30, 10), 0.0), (0.75, 0.25))
     np.testing.assert_allclose(corpus_probabilities((30, 10), 1.0), (0.5, 0.5))
 
@@ -111,10 +115,10 @@ def test_multitalent_probabilities():
 @pytest.mark.parametrize("draw", ["iid", "mix"])
 def test_mixture_frequencies(pools, draw):
     """4 cases against 1 with exponent 0.5: corpora 2 to 1, cases of the first 1/6 each."""
-    batches = take(300, pools, Recipe((1, 1, 1), 8, draw=draw, foreground=0.0))
+    batches = take(300 if draw == "iid" else 60, pools, Recipe((1, 1, 1), 8, draw=draw, foreground=0.0))
     cases = np.concatenate([b["case"] for b in batches])
     share = np.bincount(cases, minlength=5) / cases.size
-    np.testing.assert_allclose(share, [1 / 6] * 4 + [1 / 3], atol=0.04 if draw == "iid" else 2e-3)
+    np.testing.assert_allclose(share, [1 / 6] * 4 + [1 / 3], atol=0.04 if draw == "iid" else 5e-3)
     assert {(int(c), int(k), int(m)) for b in batches for c, k, m in zip(b["case"], b["corpus"], b["modality"], strict=True)} == {
         (0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 1, 1),
     }  # fmt: skip
@@ -139,7 +143,7 @@ def test_patches_are_what_the_store_holds(pools):
             whole = np.zeros(SHAPE, int)
             whole[1:3, 2:4, 1:3], whole[4:6, 2:4, 1:3] = 1, 2
             np.testing.assert_array_equal(label[inside], whole.ravel()[index])
-            assert inside.sum() == np.prod(np.minimum(start + (7, 9, 15), SHAPE) - np.maximum(start, 0))
+            assert inside.sum() == np.prod(np.minimum(start + np.array([7, 9, 15]), SHAPE) - np.maximum(start, 0))
         assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
             "image": (np.int16, (4, 7, 9, 15, 1)), "label": (np.int16, (4, 7, 9, 15)), "gain": (np.float32, (4, 1)),
             "bias": (np.float32, (4, 1)), "corpus": (np.int32, (4,)), "modality": (np.int32, (4,)), "case": (np.int32, (4,)),
@@ -156,7 +160,7 @@ def test_patch_larger_than_the_volume_in_every_axis(pools):
 
 
 def test_forced_share_is_exact_and_only_of_visible_classes(pools):
-    assert [forced_positions(b, 0.33) for b in (1, 2, 3, 4, 8, 9, 12)] == [1, 1, 2, 3, 5, 6, 8]
+    assert [samples.forced_positions(b, 0.33) for b in (1, 2, 3, 4, 8, 9, 12)] == [1, 1, 2, 3, 5, 6, 8]
     recipe = Recipe((1, 1, 1), 4)  # a patch of the forced voxel itself
     batches = take(150, pools, recipe)
     forced = np.concatenate([b["label"][3:].ravel() for b in batches])
@@ -198,8 +202,8 @@ def test_two_dimensions(pools):
     large = take(40, pools, Recipe((20, 6), 4, dims=2, final=(12, 4)))
     rows = np.concatenate([b["label"] for b in large])
     assert rows.shape == (160, 20, 6) and (rows >= 0).any((1, 2)).all()
-    values = np.concatenate([b["image"][..., 0] - 1000 * np.where(b["case"] == 4, 9, b["case"])[:, None, None] for b in large[:20]])
-    z = {int(v[r >= 0][0]) // 140 for v, r in zip(values, rows, strict=False)}
+    values = np.concatenate([b["image"][..., 0] - 1000 * np.where(b["case"] == 4, 9, b["case"])[:, None, None] for b in large])
+    z = {int(v[r >= 0][0]) // 140 for v, r in zip(values, rows, strict=True)}
     assert z == set(range(12))  # every slice is drawn
 
 
@@ -233,9 +237,14 @@ def test_two_hosts_share_the_batches_of_one(pools, draw):
 
 
 def test_memory_cache_changes_nothing(pools, monkeypatch):
-    reads = []
+    reads, here = [], threading.get_ident()
+
+    def note(slices):
+        if threading.get_ident() == here:  # other streams' threads may still be reading ahead
+            reads.append(slices)
+
     real = store.StoredCase.image
-    monkeypatch.setattr(store.StoredCase, "image", lambda self, slices: reads.append(slices) or real(self, slices))
+    monkeypatch.setattr(store.StoredCase, "image", lambda self, slices: note(slices) or real(self, slices))
     held = take(5, pools, threads=0)
     assert len(reads) == len({int(c) for b in held for c in b["case"]})  # every case once, whole
     reads.clear()

@@ -72,7 +72,7 @@ def test_result_files(folders, tmp_path):
     expected = {"Dice": 1.0, "IoU": 1.0, "volume_error_ml": 0.0, "TP": 144, "FP": 0, "FN": 0, "TN": 356, "n_ref": 144, "n_pred": 144}
     assert first["metrics"]["(1, 2)"] == expected
     assert summary["metric_per_case"][1]["metrics"]["2"]["Dice"] is None and summary["mean"]["2"]["Dice"] == 0.0
-    assert summary["foreground_mean"]["Dice"] == 0.5 and summary["n_failed"] == 3 and summary["classes"]["Liver"]["2"] == "tumour"
+    assert summary["foreground_mean"]["Dice"] == 0.5 and summary["n_failed"] == 3 and summary["labels"]["Liver"]["2"] == "tumour"
     with open(tmp_path / "report" / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["case", "corpus", "class", "metric", "value"]

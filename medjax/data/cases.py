@@ -49,20 +49,23 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
         raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
 
 
-def undeclared(raw: np.ndarray, corpus: Corpus) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(value, voxels, first position (z, y, x)) of every label value that the corpus does not declare."""
+def value_counts(raw: np.ndarray) -> dict[int, int]:
+    """Label value -> voxels, for non-negative integers."""
     if raw.size and int(raw.max()) < 1 << 16:
-        present = np.flatnonzero(np.bincount(raw.ravel().astype(np.intp, copy=False)))
-    else:
-        present = np.unique(raw)
-    strange = [int(v) for v in present if int(v) not in corpus.values]
-    where = {v: raw == v for v in strange}
-    return [(v, int(m.sum()), tuple(int(i) for i in np.unravel_index(int(m.argmax()), m.shape))) for v, m in where.items()]
+        counts = np.bincount(raw.ravel().astype(np.intp, copy=False))
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+    return {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
+
+
+def undeclared(raw: np.ndarray, counts: dict[int, int], corpus: Corpus) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(value, voxels, first position (z, y, x)) of every label value in `counts` that the corpus does not declare."""
+    strange = [value for value in counts if value not in corpus.values]
+    return [(v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape))) for v in strange]
 
 
 def to_ids(raw: np.ndarray, corpus: Corpus, path: str) -> np.ndarray:
     """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids); `LabelError` naming the file."""
-    strange = undeclared(raw, corpus)
+    strange = undeclared(raw, value_counts(raw), corpus)
     if strange:
         listing = ", ".join(f"{value} ({count} voxels, first at {place} z, y, x)" for value, count, place in strange[:8])
         raise LabelError(

@@ -144,7 +144,7 @@ class Transform:
             )
 
 
-def fit(volume: Volume, target_spacing_mm: Sequence[float] | None, *, orientation: str = "RAS", crop: str = "nonzero") -> Transform:
+def fit(volume: Volume, target_spacing_mm: resample.Spacing | None, *, orientation: str = "RAS", crop: str = "nonzero") -> Transform:
     """The transform of a volume to a network's grid.
 
     Args:

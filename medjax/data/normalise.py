@@ -1,8 +1,8 @@
 """Raw intensities -> what a network sees, as float32 or as the int16 that the store keeps.
 
-In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the network's grid. The order is nnU-Net v2's: crop,
-clip (CT), normalise, resample. All but clipping is linear, so normalising can wait: mean and spread of the cropped, clipped, not yet
-resampled channel (of the plan for CT) become gain and bias, which the device applies.
+In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the network's grid. The order is nnU-Net v2's:
+crop, clip (CT), normalise, resample. Normalising is linear and can wait: mean and spread of the cropped, clipped, not yet resampled
+channel (of the plan for CT) become gain and bias, which the device applies.
 """
 
 import warnings
@@ -61,7 +61,7 @@ def _channel(transform: Transform, array: np.ndarray, c: int, intensity: Intensi
 
 
 def moments(channel: np.ndarray, intensity: Intensity) -> tuple[float, float]:
-    """Mean and divisor of a clipped (z, y, x) channel: normalised = (value - mean) / divisor; divisor 0 if a channel to scale is constant."""
+    """Mean and divisor of a clipped (z, y, x) channel: normalised = (value - mean) / divisor; 0 if a channel to be scaled is constant."""
     if intensity.scheme == "ct":
         return intensity.mean, max(intensity.std, EPSILON)
     if intensity.scheme == "nonorm":

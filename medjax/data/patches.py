@@ -7,6 +7,7 @@ leave the image.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from medjax.errors import UsageError
 
 ANISOTROPIC = 3  # longest / first axis beyond which a patch is augmented slice by slice (nnU-Net's "dummy 2D")
 SCALE_MIN = 0.85  # nnU-Net enlarges by 1 / 0.85, less than the augmentation's largest scaling of 1.4
+Sides = Sequence[int] | np.ndarray
 PADDING = -1  # label of voxels outside the image
 
 
@@ -23,7 +25,7 @@ def is_anisotropic(patch: Sequence[int]) -> bool:
 
 
 def rotation_limit(patch: Sequence[int]) -> float:
-    """nnU-Net's largest rotation in rad: 30 degrees in 3D, 180 within slices; in 2D 15 if one side is over 1.5 times the other, else 180."""
+    """nnU-Net's largest rotation in rad: 30 degrees in 3D, 180 within slices; in 2D 15 if one side is over 1.5 times the other, or 180."""
     if len(patch) == 3:
         return math.pi if is_anisotropic(patch) else math.pi / 6
     return math.pi / 12 if max(patch) / min(patch) > 1.5 else math.pi
@@ -59,25 +61,25 @@ def enlarged_patch(patch: Sequence[int], rotation_rad: float | None = None, scal
     return (int(patch[0]), *cut[1:]) if is_anisotropic(patch) else cut
 
 
-def start_bounds(shape: Sequence[int], patch: Sequence[int], final: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def start_bounds(shape: Sides, patch: Sides, final: Sides) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest start (both allowed) of a patch cut from an image of `shape`; starts may be negative (nnU-Net's rule)."""
     shape, patch, final = (np.asarray(v, np.int64) for v in (shape, patch, final))
     need = np.maximum(patch - final, patch - shape)
     return -((need + 1) // 2), shape + need // 2 + need % 2 - patch
 
 
-def random_start(rng: np.random.Generator, shape: Sequence[int], patch: Sequence[int], final: Sequence[int]) -> np.ndarray:
+def random_start(rng: np.random.Generator, shape: Sides, patch: Sides, final: Sides) -> np.ndarray:
     """A start uniform within `start_bounds`, (n,) int64."""
     low, high = start_bounds(shape, patch, final)
     return rng.integers(low, high + 1)
 
 
-def centred_start(voxel: Sequence[int], shape: Sequence[int], patch: Sequence[int], final: Sequence[int]) -> np.ndarray:
+def centred_start(voxel: Sides, shape: Sides, patch: Sides, final: Sides) -> np.ndarray:
     """The start that puts `voxel` at the centre of the patch, but not below the lowest start (nnU-Net bounds it on that side only)."""
     return np.maximum(start_bounds(shape, patch, final)[0], np.asarray(voxel, np.int64) - np.asarray(patch) // 2)
 
 
-def read_patch(read: Callable[[tuple[slice, ...]], np.ndarray], shape: Sequence[int], start: Sequence[int], patch: Sequence[int], fill):
+def read_patch(read: Callable[[tuple[slice, ...]], np.ndarray], shape: Sides, start: Sides, patch: Sides, fill: Any) -> np.ndarray:
     """A (z, y, x, ...) patch, `fill` (scalar or per channel) where it leaves the image; only the voxels inside are read.
 
     Args:

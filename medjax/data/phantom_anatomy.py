@@ -34,7 +34,7 @@ class T(enum.IntEnum):
     CORTEX, CORTEX_LEFT, MEDULLA, MEDULLA_LEFT, CYST, CYST_LEFT, KIDNEY_TUMOUR, KIDNEY_TUMOUR_LEFT, URINE = range(25, 34)
     AORTA, CAVA, PORTAL, ARTERY, VEIN = range(34, 39)
     STOMACH_WALL, STOMACH_FLUID, STOMACH_GAS, OESOPHAGUS = range(39, 43)
-    BOWEL_WALL, BOWEL_FLUID, BOWEL_CONTRAST, GAS, STOOL = range(43, 48)
+    BOWEL_WALL, BOWEL_FLUID, BOWEL_CONTRAST, GAS, STOOL, VERTEBRA, VERTEBRA_MARROW = range(43, 50)
 
 
 FATTY = (T.FAT, T.INNER_FAT)
@@ -114,7 +114,7 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     near = lambda at, width: np.exp(-((np.abs((degrees - at + 180) % 360 - 180) / width) ** 2))  # noqa: E731
     rho = np.hypot(x, y + 5)
     way = np.minimum(((np.arctan2(y + 5, x) + np.pi) * (360 / np.pi)).astype(np.int32), 719)
-    look = lambda table: table.astype(np.float32)[way]  # noqa: E731
+    look = lambda table: np.take(table.astype(np.float32), way)  # noqa: E731
     upper = step((z - 15) / 100)
     wobble = sum(rng.normal(0, 2.0 / k) * np.cos(np.deg2rad(k * degrees + rng.uniform(0, 360))) for k in range(2, 6))
     furrow = 4 * near(-68, 12) + 4 * near(-112, 12) - 5 * near(-90, 7)
@@ -124,7 +124,7 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     straight = look(1 / np.sqrt(1 + slope**2))
     muscle = look(waist)
     muscle += (look(thorax) - muscle) * upper
-    fat = who.fat * (0.75 + 0.55 * near(-55, 30) + 0.55 * near(-125, 30) + 0.25 * near(90, 50) - 0.15 * near(-90, 15)) + 2
+    fat = who.fat * (0.75 + 0.4 * near(-50, 40) + 0.4 * near(-130, 40) + 0.25 * near(90, 50) - 0.1 * near(-90, 15)) + 2 + 5 * near(-90, 10)
     fat_here = look(fat) * (1 - 0.4 * upper) * (1 + 0.10 * c.rough)
     outer = (muscle - rho) * straight
     wall_waist = 12 - 6 * near(47, 7) - 6 * near(133, 7) - 1.5 * near(90, 3) + 6 * near(-45, 14) + 6 * near(-135, 14) + 32 * near(-90, 30)
@@ -133,7 +133,10 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     wall += (look(wall_chest) - wall) * upper
     depth = outer - wall
     xs, ys = spine_at(z, who)
-    np.minimum(depth, np.hypot(x - xs, y - ys) - 26, out=depth)
+    ahead = y - ys
+    spine = np.hypot(x - xs, ahead) - 26
+    gutter = np.minimum(depth, spine + 1.6 * np.maximum(ahead, 0))  # the lungs reach down beside the spine, not in front of it
+    np.minimum(depth, spine, out=depth)
     skin = outer + fat_here
     t = c.tissue
     t[skin > 0] = T.SKIN
@@ -142,15 +145,16 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     layered = (np.abs(look(near(0, 42) + near(180, 42))) > 0.35) & (upper < 0.5)
     for share in (0.36, 0.68):
         t[layered & (np.abs(outer - share * wall + 0.7 * c.fine) < 0.6)] = T.FAT
-    gap = look(near(90, 2.2) + 0.9 * near(47, 3.0) + 0.9 * near(133, 3.0)) * (1 - upper)
+    gap = look(near(90, 1.6) + 0.9 * near(47, 3.0) + 0.9 * near(133, 3.0)) * (1 - upper)
     t[(gap > 0.5) & (outer > 1.5) & (depth < -1.5)] = T.FAT
+    t[(upper > 0.4) & (outer > 2) & (np.abs(depth + 12.5 + 1.5 * c.fine) < 0.8)] = T.FAT
     t[(depth > 0) & (outer > 0)] = T.INNER_FAT
 
     edge = look(46 + 52 * near(90, 55) - 8 * near(-60, 30) - 8 * near(-120, 30))
     dome = 104 + who.breath + 22 * bump((x - 66) / 52) + 14 * bump((x + 66) / 45)
-    rise = 1 - np.clip(np.maximum(depth, 0) / 72, 0, 1)
-    height = edge + (dome - edge) * (1 - rise**2.2) + 2 * c.rough
-    below = (height - z) / np.sqrt(1 + ((dome - edge) * (2.2 / 72) * rise**1.2) ** 2)
+    rise = 1 - np.clip(gutter / 76, 0, 1)
+    height = edge + (dome - edge) * (1 - rise**3) + 2 * c.rough
+    below = (height - z) / np.sqrt(1 + ((dome - edge) * (3 / 76) * rise**2) ** 2)
     state.update(depth=depth, below=below, way=way)
     state["abdomen"] = smooth_max(1 - depth, -below, 8)
 
@@ -188,16 +192,16 @@ def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         flat = smooth_max(body, -(v + 17.5), 5)
         c.solid(box, flat, T.DISC)
         bone = np.maximum(flat, np.abs(level) - 13.2)
-        c.paint(box, bone < 0, T.BONE)
-        c.paint(box, bone < -2.0, T.MARROW)
+        c.paint(box, bone < 0, T.VERTEBRA)
+        c.paint(box, bone < -2.0, T.VERTEBRA_MARROW)
         ring = np.abs(np.hypot(u / 1.15, v + 26) - 12.5) - 3.2  # pedicles, laminae and joints around the canal
         arch = np.maximum(ring, np.abs(level - 1 - 0.25 * (v + 26)) - 13)
         spinous = np.maximum(np.abs(u) - 2.6 - 0.05 * (-v - 36), np.maximum(np.abs(level + 5 + 0.3 * (v + 40)) - 9, np.abs(v + 49) - 15))
         transverse = capsule((u, v, level), (12, -25, 4), (38, -33, 6), 4.5, 3.2)[0]
         joint = ellipsoid((u, v, np.abs(level) - 16.5), (15, -31, 0), (6.5, 6.5, 9))
         posterior = np.minimum(smooth_min(smooth_min(arch, spinous, 4), transverse, 3), joint)
-        c.solid(box, posterior, T.BONE)
-        c.paint(box, posterior < -2.2, T.MARROW)
+        c.solid(box, posterior, T.VERTEBRA)
+        c.paint(box, posterior < -2.2, T.VERTEBRA_MARROW)
         canal = np.hypot(u, (v + 26) * 1.15) - 9.2
         c.paint(box, canal < 0, T.INNER_FAT)
         c.paint(box, canal < -1.6, T.CSF)
@@ -226,8 +230,7 @@ def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     depth, below = state["depth"], state["below"]
     t = c.tissue
     t[(depth > 0) & (below < 0) & (below > -3.2)] = T.MUSCLE
-    air = (depth > 1.5) & (below < -3.2)
-    t[air] = T.LUNG
+    t[(depth > 0) & (below < -3.2)] = T.LUNG
     box = c.box((-60, -40, 40), (60, 140, FAR))
     if box is None:
         return
@@ -236,9 +239,9 @@ def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     middle = smooth_min(middle, ellipsoid((p[0], p[1], p[2] * 0), (-5, 95, 0), (38, 26, 500)), 12)
     c.paint(box, middle + 1.5 * c.rough[box] < 0, T.INNER_FAT, (T.LUNG,))
     for side in (1, -1):
-        for _ in range(5):
+        for _ in range(7):
             start, way = (side * rng.uniform(30, 60), rng.uniform(-40, 20), 175), (side * rng.uniform(0, 0.7), rng.uniform(-0.6, 0.4), -1)
-            tree = branching(rng, start, way, 3.6, 52, 4, lambda q: 40 < q[2] < 240)
+            tree = branching(rng, start, way, 3.6, 56, 3, lambda q: 40 < q[2] < 240)
             c.tubes(tree, T.LUNG_VESSEL, (T.LUNG,))
     box = c.box((-110, -30, 70), (60, 120, FAR))
     if box is None:

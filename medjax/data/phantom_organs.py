@@ -13,7 +13,7 @@ from medjax.data.phantom_shapes import FAR, Canvas, Path, branching, capsule, cu
 
 def paint_patient(c: Canvas, who: Patient, rng: np.random.Generator):
     """Paints everything. Each stage has its own child generator, so a change in one does not reshuffle the others."""
-    stages = (trunk, bones, chest, great_vessels, kidneys, pancreas, stomach, colon, spleen, liver, small_bowel)
+    stages = (trunk, bones, chest, great_vessels, kidneys, pancreas, spleen, stomach, colon, liver, small_bowel)
     state: dict[str, np.ndarray] = {}
     for stage, child in zip(stages, rng.spawn(len(stages)), strict=True):
         stage(c, who, child, state)
@@ -44,8 +44,8 @@ def great_vessels(c: Canvas, who: Patient, rng: np.random.Generator, state: dict
     upper = 12 - spine_at(110, who)[1]
     cava = Path.smooth([beside(150, 22, 56, 12), beside(118, 22, float(upper), 12), beside(70, 23, 40, 11), beside(20, 18, 33, 10), beside(-40, 16, 29, 9.5), beside(-105, 14, 27, 9)])
     _tube(c, Path(cava.points, cava.radii), T.CAVA, (*FATTY, T.LUNG, T.MUSCLE), c.rough, 0.8)
-    for path in (aorta, *iliacs):
-        _tube(c, path, T.AORTA, (*FATTY, T.LUNG, T.MUSCLE), c.rough, 0.3)
+    for path, tissue in ((aorta, T.AORTA), *((path, T.ARTERY) for path in iliacs)):
+        _tube(c, path, tissue, (*FATTY, T.LUNG, T.MUSCLE), c.rough, 0.3)
     portal = Path.smooth(_jitter(rng, [(10, 24, 6, 6.5), (20, 22, 24, 6.8), (33, 22, 40, 7), (42, 20, 50, 6.5)], 1))
     splenic = Path.smooth(_jitter(rng, [(10, 23, 8, 5.5), (-18, 17, 17, 5), (-50, 2, 30, 4.6), (-82, -20, 44, 4)], 1.5))
     mesenteric = Path.smooth(_jitter(rng, [(10, 25, 8, 5.5), (9, 29, -18, 5.2), (5, 34, -50, 4.5), (2, 38, -85, 3.5)], 1.5))
@@ -89,10 +89,12 @@ def kidneys(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         u, v, w = turned(((x - centre[0]) * side, y - centre[1], z - centre[2]), (0, 0, 0), -14, rng.normal(16, 3), rng.normal(28, 5))
         u, v, w = u / size, v / size, w / size
         bent = u + 0.0042 * w * w - 2
-        outer = (ellipsoid((bent, v, w), (0, 0, 0), (27, 21.5, 54)) + 0.7 * c.fine[box]) * size
+        outer = (ellipsoid((bent, v, w), (0, 0, 0), (28.5, 23, 55)) + 0.7 * c.fine[box]) * size
         sinus = ellipsoid((bent, v, w), (-21, 2, 0), (22, 9, 27)) * size
         bean = _make_way(c, box, smooth_max(outer, -sinus, 4), 1.0)
         np.minimum(c.occupied[box], outer - 3, out=c.occupied[box])
+        behind = ellipsoid((x, y, z), (centre[0] - 4 * side, centre[1] - 36, centre[2] - 6), (36, 50, 56 * size))  # the perirenal space is fat
+        np.minimum(c.occupied[box], behind, out=c.occupied[box])
         radial, sector = np.arctan2(w * 0.8, bent + 24), np.arctan2(v, bent + 20)
         pyramids = np.cos(radial * 7.5 + rng.uniform(0, 6)) + 0.5 * np.cos(sector * 4) > -0.15
         c.paint(box, bean < 0, T.CORTEX + left, FATTY)
@@ -197,14 +199,14 @@ def colon(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 def spleen(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     """A crescent along the left posterolateral diaphragm, thick in the middle, notched by stomach and kidney."""
     size = who.spleen
-    centre = (-112 + rng.normal(0, 2), -38 + rng.normal(0, 4), 56 + rng.normal(0, 6) + 0.5 * who.breath)
+    centre = (-112 + rng.normal(0, 2), -38 + rng.normal(0, 4), 64 + rng.normal(0, 6) + 0.5 * who.breath)
     box = c.box([centre[0] - 60, centre[1] - 75, centre[2] - 85], [centre[0] + 75, centre[1] + 85, centre[2] + 85])
     if box is None:
         return
     u, v, w = turned(c.points(box), centre, about_x=-25, about_z=18)
     spread = (u / (70 * size)) ** 2 + (v / (56 * size)) ** 2 + (w / (58 * size)) ** 2
-    thick = 42 * size * np.sqrt(np.clip(1 - spread, 0, 1)) + 1.5 * c.rough[box]
-    inward = -state["abdomen"][box] - 2.5
+    thick = 45 * size * np.sqrt(np.clip(1 - spread, 0, 1)) + 1.5 * c.rough[box]
+    inward = -state["abdomen"][box] - 0.8
     d = smooth_max(-inward, (inward - thick) * 0.8, 5)
     d = _make_way(c, box, smooth_max(d, (spread - 1) * 28, 6), 1.5, 4)
     c.solid(box, d, T.SPLEEN, FATTY)
@@ -222,7 +224,7 @@ def liver(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     under = curve(x - reach, [(-115, 122), (-80, 100), (-45, 74), (-12, 50), (15, 34), (40, 14), (70, -10), (105, -36), (150, -52)])
     under = under - drop - 0.10 * (y - 20) * np.clip(x / 40, 0, 1) + 3 * rough
     behind = curve(x, [(-120, 52), (-60, 44), (-25, 32), (0, 20), (14, 2), (24, -40), (36, -120)]) + 2 * rough
-    d = smooth_max(state["abdomen"][box] + 2.5, (under - z) * 0.72, 16)
+    d = smooth_max(state["abdomen"][box] + 0.3, (under - z) * 0.72, 16)
     d = smooth_max(d, (behind - y) * 0.75, 14)
     hilum = ellipsoid((x, y, z), (30, 18, 34), (22, 14, 17))
     fissure = ellipsoid((x, y, z), (-4, 78, 34), (3.5, 36, 44))
@@ -255,7 +257,7 @@ def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     rng.shuffle(places)
     seeds: list[np.ndarray] = []
     for place in places[:4000]:
-        if len(seeds) < 60 and all(np.sum((place - other) ** 2) > 23**2 for other in seeds):
+        if len(seeds) < 60 and all(np.sum((place - other) ** 2) > 21**2 for other in seeds):
             seeds.append(place)
     nearest = np.full(c.tissue.shape, FAR, np.float32)
     second = nearest.copy()
@@ -267,9 +269,9 @@ def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
             line = [(*(root + shift), radius * 1.3), (*(middle + shift), radius), (*seed, radius * 0.8)]
             c.tubes(Path.smooth(line).segments(), tissue, (T.INNER_FAT,))
         way = rng.normal(size=3) * [1, 0.5, 0.9]
-        way *= rng.uniform(16, 30) / np.linalg.norm(way)
+        way *= rng.uniform(20, 42) / np.linalg.norm(way)
         bend = rng.normal(0, 9, 3)
-        r = float(rng.uniform(9, 14))
+        r = float(rng.uniform(11, 16.5))
         loop = Path.smooth([(*(seed - way), 0.8 * r), (*(seed + bend), r), (*(seed + way), 0.85 * r)])
         drawn = c.tube(loop, margin=4)
         if drawn is None:
@@ -279,12 +281,11 @@ def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         second[box] = np.minimum(second[box], np.maximum(nearest[box], d))
         owner[box][d < nearest[box]] = k
         np.minimum(nearest[box], d, out=nearest[box])
-    gut = np.maximum(nearest + 0.7 * c.fine, (nearest - second) / 2 + 0.5)
-    gut = np.maximum(np.maximum(gut, 1.2 - c.occupied), np.maximum(3 - state["depth"], state["abdomen"] + 3))
+    gut = np.maximum(np.maximum(nearest + 0.7 * c.fine, 1.2 - c.occupied), np.maximum(3 - state["depth"], state["abdomen"] + 3))
     own = np.isin(c.tissue, (T.INNER_FAT, T.VEIN, T.ARTERY))
     c.tissue[own & (gut < 0)] = T.BOWEL_WALL
     filling = rng.choice([T.BOWEL_WALL, T.BOWEL_FLUID, T.BOWEL_CONTRAST], size=max(1, len(seeds)), p=(0.35, 0.45, 0.2)).astype(np.uint8)
-    lumen = own & (gut < -2.3 - 0.4 * c.fine)
+    lumen = own & (np.maximum(gut, (nearest - second) / 2 - 0.6) < -2.2 - 0.4 * c.fine)
     c.tissue[lumen] = filling[owner[lumen]]
     level = np.array([seed[1] for seed in seeds] or [0], np.float32) + rng.choice([3, 60], size=max(1, len(seeds)), p=(0.15, 0.85)).astype(np.float32)
     gas = lumen & (filling[owner] != T.BOWEL_WALL)

@@ -73,7 +73,7 @@ def curve(t: np.ndarray, knots: Sequence[tuple[float, float]]) -> np.ndarray:
     table = np.interp(fine, at, value)
     width = max(3, int(0.5 * (at[-1] - at[0]) / len(at)))  # a box as wide as a quarter of the knot distance takes the corners off
     table = np.convolve(np.pad(table, width, mode="edge"), np.full(2 * width + 1, 1 / (2 * width + 1)), "valid").astype(np.float32)
-    return table[np.clip((t - at[0]) * 2, 0, len(table) - 1).astype(np.int32)]
+    return np.take(table, np.clip((t - at[0]) * 2, 0, len(table) - 1).astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,8 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Sequence[float]
     """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on a random lattice); float32 (shape)."""
     weights = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
     lattice = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
-    for axis, w in enumerate(weights):
-        lattice = np.moveaxis(np.tensordot(w, lattice, (1, axis)), 0, axis)
-    return np.ascontiguousarray(lattice)
+    rows = weights[1] @ (lattice @ weights[2].T)
+    return (weights[0] @ rows.reshape(len(rows), -1)).reshape(tuple(shape))
 
 
 def _spline(n: int, cell: float) -> np.ndarray:
@@ -144,24 +143,19 @@ class Canvas:
         self.rough, self.fine = rough, fine
         self.tissue = np.zeros(self.x.shape, np.uint8)
         self.occupied = np.full(self.x.shape, FAR, np.float32)
-        self._stride = tuple(max(1, n // 24) for n in self.x.shape)
-        s = tuple(slice(None, None, k) for k in self._stride)
-        self._probe = [np.ascontiguousarray(q[s]) for q in points]
-        steps = [np.abs(np.diff(q, axis=a)).max() if q.shape[a] > 1 else 1.0 for q in self._probe for a in range(3)]
-        self._reach = [float(max(steps[3 * k : 3 * k + 3])) for k in range(3)]
+        others = [tuple(a for a in range(3) if a != axis) for axis in range(3)]
+        self._least = [np.stack([q.min(o) for q in points]) for o in others]
+        self._most = [np.stack([q.max(o) for q in points]) for o in others]
 
     def box(self, low: Point, high: Point) -> Box | None:
-        """The slices of the voxels whose coordinates lie between two corners (a little generous), or None outside the image."""
-        inside = None
-        for q, a, b, reach in zip(self._probe, low, high, self._reach, strict=True):
-            within = (q > a - reach) & (q < b + reach)
-            inside = within if inside is None else inside & within
+        """Slices that hold all voxels with coordinates between two corners (and, the more oblique the grid, some others); None if there are none."""
+        low, high = np.array(low, np.float32)[:, None], np.array(high, np.float32)[:, None]
         out = []
-        for axis, (stride, n) in enumerate(zip(self._stride, self.x.shape, strict=True)):
-            hit = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+        for least, most in zip(self._least, self._most, strict=True):
+            hit = np.flatnonzero(((least <= high) & (most >= low)).all(0))
             if not len(hit):
                 return None
-            out.append(slice(max(0, int(hit[0] - 1) * stride), min(n, int(hit[-1] + 1) * stride + 1)))
+            out.append(slice(int(hit[0]), int(hit[-1]) + 1))
         return tuple(out)
 
     def points(self, box: Box) -> Points:

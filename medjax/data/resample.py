@@ -7,8 +7,8 @@ Rules: nnU-Net v2, preprocessing/resampling (order 3 for images, 1 for labels an
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
+from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
 from scipy import ndimage
@@ -22,11 +22,12 @@ SLAB = 1 << 24  # values of scores made at a time: bounds the temporaries
 _PIECE = 1 << 22  # voxels per slab of a pass
 _VOTES = 1 << 18  # voxels per round of label votes
 
-Spacing = Sequence[float]
+Spacing = Sequence[SupportsFloat] | np.ndarray
+Sizes = Sequence[SupportsIndex] | np.ndarray
 Shape = tuple[int, int, int]
 
 
-def new_shape(shape: Sequence[int], spacing_mm: Spacing, new_spacing_mm: Spacing) -> Shape:
+def new_shape(shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> Shape:
     """Size of the grid at another spacing: round(spacing / new * n), halves to even as Python rounds; at least 1."""
     return tuple(max(1, round(float(a) / float(b) * int(n))) for n, a, b in zip(shape, spacing_mm, new_spacing_mm, strict=True))
 
@@ -73,7 +74,7 @@ def nearest(n_in: int, n_out: int) -> np.ndarray:
     return index
 
 
-def resample_image(array: np.ndarray, new_shape: Sequence[int], spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
+def resample_image(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
     """Cubic spline resampling of intensities.
 
     Separate-z volumes: order 3 within slices, nearest slice along the coarse axis. Every channel is clipped to its input range, slice by
@@ -111,7 +112,7 @@ def _separate(array: np.ndarray, new_shape: Shape, axis: int) -> np.ndarray:
 
 
 def resample_scores(
-    array: np.ndarray, new_shape: Sequence[int], spacing_mm: Spacing, new_spacing_mm: Spacing, slab: int | None = None
+    array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing, slab: int | None = None
 ) -> np.ndarray:
     """Linear resampling of probabilities or logits (nearest along the coarse axis if anisotropic).
 
@@ -130,9 +131,7 @@ def resample_scores(
     return out
 
 
-def score_rows(
-    array: np.ndarray, new_shape: Sequence[int], spacing_mm: Spacing, new_spacing_mm: Spacing, axis: int, rows: slice
-) -> np.ndarray:
+def score_rows(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing, axis: int, rows: slice) -> np.ndarray:
     """The rows [start, stop) along `axis` of `resample_scores`, at the cost of those rows only."""
     new_shape = _checked(array, new_shape)
     coarse = separate_axis(spacing_mm, new_spacing_mm)
@@ -144,7 +143,7 @@ def score_rows(
     return _apply(array[(slice(None),) * axis + (rows,)], matrices)
 
 
-def resample_label(ids: np.ndarray, new_shape: Sequence[int], spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
+def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
     """Label resampling: every label's indicator linearly, arg-max; shared maxima take the nearest neighbour's label, else the lowest.
 
     The indicators of one voxel are non-zero only for the labels of its 2x2x2 source voxels, so only voxels where those differ are computed;
@@ -167,7 +166,7 @@ def resample_label(ids: np.ndarray, new_shape: Sequence[int], spacing_mm: Spacin
     for start in range(0, new_shape[0], step):
         rows = slice(start, min(start + step, new_shape[0]))
         low, high = int(z_first[rows][0]), int(z_second[rows][-1]) + 1
-        source = ids[low:high]
+        source = np.ascontiguousarray(ids[low:high])
         local = ((z_first[rows] - low, z_second[rows] - low), tuple(weight[rows] for weight in z_weights))
         piece = source[np.ix_(near[0][rows] - low, near[1], near[2])]
         mixed = _mixed_cells(source, taps)[np.ix_(local[0][0], taps[1][0][0], taps[2][0][0])]
@@ -213,12 +212,17 @@ def _vote(ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: n
 
     Weights are multiplied and added in scipy's order, so that near-ties fall as they do in the reference.
     """
-    labels, weights = [], []
-    for corner in itertools.product((0, 1), repeat=3):
-        if any(upper and not weight[1].any() for upper, (_, weight) in zip(corner, taps, strict=True)):
-            continue  # an axis that is not interpolated has no second voxel
-        labels.append(ids[tuple(index[upper][place] for upper, (index, _), place in zip(corner, taps, where, strict=True))])
-        weights.append(math.prod(weight[upper][place] for upper, (_, weight), place in zip(corner, taps, where, strict=True)))
+    strides = np.cumprod((1, *ids.shape[:0:-1]))[::-1]
+    axes = []  # per axis its one or two samples: (offset into the flat ids, weight)
+    for (index, weight), place, stride in zip(taps, where, strides, strict=True):
+        used = (0, 1) if weight[1].any() else (0,)
+        axes.append([((index[i] * stride)[place], weight[i][place]) for i in used])
+    flat, labels, weights = ids.reshape(-1), [], []
+    for (z, z_weight), (y, y_weight) in itertools.product(*axes[:2]):
+        row, row_weight = z + y, z_weight * y_weight
+        for x, x_weight in axes[2]:
+            labels.append(flat[row + x])
+            weights.append(row_weight * x_weight)
     close_score = sum(weight * (label == close) for weight, label in zip(weights, labels, strict=True))
     contested = np.flatnonzero(close_score < 0.5 + 1e-6)  # elsewhere the nearest label holds the majority
     labels, weights = [label[contested] for label in labels], [weight[contested] for weight in weights]
@@ -232,7 +236,7 @@ def _vote(ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: n
     return out
 
 
-def _checked(array: np.ndarray, new_shape: Sequence[int]) -> Shape:
+def _checked(array: np.ndarray, new_shape: Sizes) -> Shape:
     shape = tuple(int(n) for n in new_shape)
     if array.ndim not in (3, 4) or len(shape) != 3 or min(shape) < 1 or array.size == 0:
         raise UsageError("cannot resample", found=f"{array.shape} to {shape}", expected="(z, y, x[, c]) and three sizes >= 1")
@@ -257,7 +261,10 @@ def _apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarr
 
 
 def _along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
-    """matrix @ array along one axis, in slabs across another; rows go in blocks, each with the columns that it touches."""
+    """matrix @ array along one axis, in slabs across another; rows go in blocks, each with the columns that it touches.
+
+    Few large products rather than one per slice: a threaded BLAS waits for all its threads at every product, dear on a busy machine.
+    """
     blocks = []
     for start in range(0, matrix.shape[0], _ROWS):
         rows = slice(start, min(start + _ROWS, matrix.shape[0]))
@@ -268,17 +275,14 @@ def _along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
     step = max(1, _PIECE // (array.size // array.shape[across]))
     for start in range(0, array.shape[across], step):
         slab = (slice(None),) * across + (slice(start, start + step),)
-        source, target = np.ascontiguousarray(array[slab], np.float32), out[slab]
-        for rows, columns, block in blocks:
-            if axis == 0:
+        if axis == array.ndim - 1:
+            source = np.ascontiguousarray(array[slab], np.float32).reshape(-1, array.shape[axis])
+            target = out[slab].reshape(-1, matrix.shape[0])
+            for rows, columns, block in blocks:
+                np.matmul(source[:, columns], block.T, out=target[:, rows])
+        else:
+            source = np.ascontiguousarray(np.moveaxis(array[slab], axis, 0), np.float32)
+            target = np.moveaxis(out[slab], axis, 0)
+            for rows, columns, block in blocks:
                 target[rows] = np.tensordot(block, source[columns], 1)
-            elif axis == array.ndim - 1:
-                np.matmul(source[..., columns], block.T, out=target[..., rows])
-            else:
-                lead = source.shape[:axis]
-                np.matmul(
-                    block,
-                    source.reshape(*lead, array.shape[axis], -1)[..., columns, :],
-                    out=target.reshape(*lead, matrix.shape[0], -1)[..., rows, :],
-                )
     return out

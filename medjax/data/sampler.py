@@ -50,13 +50,13 @@ class _Choices:
 
 
 class _Endless:
-    """A grain source without content: in the i.i.d. stream a sample's number says everything."""
+    """A grain source that chooses nothing: in the i.i.d. stream a sample's number says everything. (None would be an element left out.)"""
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, index: int) -> None:
-        return None
+    def __getitem__(self, index: int) -> tuple[()]:
+        return ()
 
 
 def dataset(pools: Sequence[Pool], recipe: Recipe, *, host: int = 0, hosts: int = 1, cache_bytes: int = CACHE_BYTES):

@@ -136,10 +136,10 @@ class Samples:
         self.__dict__.update(state)
         self._reset()
 
-    def __call__(self, index: int, choice: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-        """The sample with number `index` of the global stream; `choice` (pool, case) if the mixture has drawn it already."""
+    def __call__(self, index: int, choice: tuple[int, int] | tuple[()] = ()) -> dict[str, np.ndarray]:
+        """The sample with number `index` of the global stream; `choice` is (pool, case) if the mixture has drawn it."""
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, int(index)))
-        drawn = self._draw(rng) if choice is None else choice
+        drawn = choice or self._draw(rng)
         chance = rng.random()
         forced = index % recipe.batch >= self.forced_from if recipe.oversample == "last" else chance < recipe.foreground
         wanted = None

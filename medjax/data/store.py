@@ -160,9 +160,9 @@ def _handle(folder: str, name: str, stamp: tuple[int, int]):
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _location_keys(folder: str, stamp: tuple[int, int]) -> frozenset[str]:
+def _location_keys(folder: str, stamp: tuple[int, int]) -> tuple[str, ...]:
     with _npz(folder) as archive:
-        return frozenset(archive.files)
+        return tuple(archive.files)
 
 
 @functools.lru_cache(maxsize=1 << 10)

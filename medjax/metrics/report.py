@@ -77,7 +77,7 @@ class Result:
                 mean[f"{corpus}/{key}" if several else key] = {m: _mean(f[m] for f in found) for m in numbers}
         foreground = {m: _mean(entry[m] for entry in mean.values()) for m in numbers}
         names = {c: {_label_key(self.corpora[c], n): n for n in names} for c, names in self.classes.items()}
-        ours = {"classes": names, "n_failed": len(self.failed), "failed": list(self.failed), "unmatched": list(self.unmatched)}
+        ours = {"labels": names, "n_failed": len(self.failed), "failed": list(self.failed), "unmatched": list(self.unmatched)}
         return {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground} | ours | self.tables | {"settings": self.settings}
 
     def csv(self) -> str:

@@ -1,4 +1,4 @@
-"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; poly, cosine, constant; warm-up; clipping; frozen leaves.
+"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; poly, cosine, constant; clipping; frozen leaves.
 
 Flows in: numbers and rule lists over parameter paths. Flows out: `Optimizer`, an optax transformation with its schedule and the mask of
 trained leaves. Frozen leaves have no optimizer state, no update and no share in the clipping norm.
@@ -146,17 +146,10 @@ def make_schedule(
 
 
 def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformation:
-    """A stateless transformation g -> f(g, p, value), the value taken from a rule list by the leaf's path."""
+    """A stateless transformation g -> f(g, p, factor), the factor taken from a rule list by the leaf's path."""
 
     def update(updates, state, params=None):
-        flat, structure = jax.tree_util.tree_flatten_with_path(updates)
-        values = {name: value for name, value in _values(tuple(rule_lists.path_name(k) for k, _ in flat), rules, what)}
-        leaves = jax.tree.leaves(params)
-        out = [f(g, p, values[rule_lists.path_name(k)]) for (k, g), p in zip(flat, leaves, strict=True)]
-        return jax.tree.unflatten(structure, out), state
+        factors = rule_lists.assign(updates, rules, what, all_used=False)  # only the trained leaves arrive here
+        return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _values(names: tuple[str, ...], rules: Rules, what: str) -> list[tuple[str, Any]]:
-    return []

@@ -27,13 +27,14 @@ def paths(tree: Any) -> list[str]:
     return [path_name(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def assign(tree: Any, rules: Rules, what: str = "rule list") -> Any:
+def assign(tree: Any, rules: Rules, what: str = "rule list", *, all_used: bool = True) -> Any:
     """The tree with every leaf replaced by the value of the first rule whose pattern is found in the leaf's path.
 
     Args:
       tree: any pytree, usually parameters (abstract ones will do).
       rules: (regex, value) pairs in order of precedence.
       what: names the list in error messages.
+      all_used: whether a rule that no path reaches is an error (off for a part of a tree that was checked as a whole).
 
     Raises: `TrainError` for an invalid pattern, listing the paths no rule matches, or listing the rules no path reaches.
     """
@@ -48,8 +49,10 @@ def assign(tree: Any, rules: Rules, what: str = "rule list") -> Any:
             f"{what}: no rule matches {_some(unmatched)}", found=[p for p, _ in rules], fix='add a rule, or end with the catch-all ".*"'
         )
     unused = [rules[i][0] for i in range(len(rules)) if i not in first and rules[i][0] != CATCH_ALL]
-    if names and unused:
-        raise TrainError(f"{what}: no parameter is left for {_some(unused)}", expected=f"a match among {_some(names)}", fix="mend the pattern")
+    if all_used and unused:
+        raise TrainError(
+            f"{what}: no parameter is left for {_some(unused)}", expected=f"a match among {_some(names)}", fix="mend the pattern"
+        )
     return jax.tree.unflatten(jax.tree.structure(tree), [rules[i][1] for i in first])
 
 

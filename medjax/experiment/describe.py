@@ -1,0 +1,104 @@
+"""`--mode=dry`: everything a run would do, from shapes alone. Allocates no array, prepares nothing, needs no scan of a declared corpus."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax.data.samples import corpus_probabilities
+from medjax.experiment import corpora, network
+from medjax.labels import LabelSpace
+
+MIB, GIB = 2**20, 2**30
+
+
+def dry(fields: Mapping, workdir: Path) -> str:
+    """The experiment in words and tables: parameters, memory, corpora, mixture, classes."""
+    data = corpora.open_data(fields["data"], workdir, files=False)
+    spacing = tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0)
+    net = network.make_network(fields, data.space, spacing)
+    parts = [
+        f"experiment {fields['name']}: {fields['model']['name']}, {len(data.space.corpora)} corpora, {len(data.space.classes)} classes",
+        _network(fields, net, data.space),
+        _mixture(fields, data),
+        _classes(data.space),
+    ]
+    return "\n\n".join(parts)
+
+
+def memory(fields: Mapping, net: network.Network, space: LabelSpace) -> dict[str, int]:
+    """Bytes of one training step on one device: parameters, optimizer state, gradients, batch, and what is kept for the backward pass."""
+    params = net.abstract()
+    task = network.make_task(fields, space, net)
+    state = jax.eval_shape(network.make_optimizer(fields).tx.init, params)
+    batch = abstract_batch(fields, net)
+
+    def residuals(params, batch, key):
+        return jax.vjp(lambda p: task.loss(p, batch, key)[0], params)[1]
+
+    kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
+    return {
+        "parameters": network.bytes_of(params),
+        "optimizer": network.bytes_of(state),
+        "gradients": network.bytes_of(params),
+        "batch": network.bytes_of(batch),
+        "kept for backward": max(network.bytes_of(kept) - network.bytes_of(params), 0),
+    }
+
+
+def abstract_batch(fields: Mapping, net: network.Network) -> dict:
+    """Shapes of one global batch as the sampler cuts it."""
+    b, m, patch = fields["train"]["batch"], net.channels, network.sampled_patch(fields)
+    shapes = {
+        "image": ((b, *patch, m), jnp.int16), "gain": ((b, m), jnp.float32), "bias": ((b, m), jnp.float32),
+        "label": ((b, *patch), jnp.int16), "corpus": ((b,), jnp.int32), "modality": ((b,), jnp.int32),
+        "spacing_mm": ((b, 3), jnp.float32), "case": ((b,), jnp.int32),
+    }  # fmt: skip
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _network(fields: Mapping, net: network.Network, space: LabelSpace) -> str:
+    sizes = memory(fields, net, space)
+    lines = [
+        f"parameters           {network.count(net.abstract()):,}",
+        f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {fields['train']['batch']}, {fields['train']['steps']:,}",
+        "memory of one step   " + ", ".join(f"{name} {_size(n)}" for name, n in sizes.items()) + f"; together {_size(sum(sizes.values()))}",
+    ]
+    return "\n".join(lines)
+
+
+def _mixture(fields: Mapping, data: corpora.Data) -> str:
+    fold = 1 - 1 / fields["data"]["split"]["folds"]
+    n = []
+    for corpus in data.space.corpora:
+        part = data.parts.get(corpus.name, "")
+        share = 1 / int(part.split("/")[1]) if part else 1.0
+        exact = len(data.training_cases(corpus)) if data.splits and data.cases.get(corpus.store) else 0
+        n.append(exact or max(math.floor(data.counts[corpus.store] * fold * share), 1))
+    shares = corpus_probabilities(n, fields["sampler"]["exponent"])
+    rows = [("corpus", "cases", "training", "share", "modality", "annotates")]
+    for corpus, cases, p in zip(data.space.corpora, n, shares, strict=True):
+        annotated = ", ".join(corpus.annotated)
+        rows.append((corpus.name, str(data.counts[corpus.store]), str(cases), f"{p:.3f}", corpus.modality, annotated))
+    return table(rows)
+
+
+def _classes(space: LabelSpace) -> str:
+    rows = [("channel", "class", "annotated by")]
+    for k, name in enumerate(space.classes):
+        by = [c.name for c, known in zip(space.corpora, space.known[:, k], strict=True) if known]
+        rows.append((str(k), name, ", ".join(by)))
+    return table(rows)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text as aligned columns; the last column is not padded."""
+    widths = np.array([[len(cell) for cell in row] for row in rows]).max(0)
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)) + "  " + row[-1] for row in rows)
+
+
+def _size(n: int) -> str:
+    return f"{n / GIB:.2f} GiB" if n >= GIB else f"{n / MIB:.1f} MiB"

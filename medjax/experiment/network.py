@@ -1,0 +1,128 @@
+"""Config -> network, losses, task, optimizer: the objects of one training, built by name with plain arguments.
+
+What the data decides (number of classes and channels, target spacing) is offered to a model's `make` beside what its config says; a model
+takes what its signature names.
+"""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax.build import build, fill
+from medjax.data.augment import Augmentation, augment
+from medjax.data.patches import enlarged_patch
+from medjax.errors import UsageError
+from medjax.labels import LabelSpace
+from medjax.train import optim
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model as functions.
+
+    Attributes:
+      apply: (params, image (b, *patch, m), context, train) -> outputs.
+      init: key -> params.
+      patch: (z, y, x), or (y, x) for a 2D model.
+      channels: m.
+    """
+
+    apply: Callable[..., dict]
+    init: Callable[[Any], Any]
+    patch: tuple[int, ...]
+    channels: int
+
+    def abstract(self) -> Any:
+        """Shapes of the parameters; allocates nothing."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def make_network(fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, float, float]) -> Network:
+    """Builds `fields["model"]` for a label space.
+
+    Args:
+      fields: the whole config as plain values.
+      spacing_mm: (z, y, x) of the prepared volumes; corpora of their own spacing give their mean.
+    """
+    given = dict(fields["model"])
+    name, patch = given.pop("name"), tuple(fields["train"]["patch"])
+    channels = max(len(corpus.channels) for corpus in space.corpora)
+    offered = {"classes": len(space.classes), "in_channels": channels, "patch": patch, "spacing_mm": spacing_mm[3 - len(patch) :]}
+    module = build("models", name, **{k: v for k, v in offered.items() if k in _signature(name)} | given)
+
+    def apply(params, image, context=None, train=False):
+        return module.apply({"params": params}, image, context, train)
+
+    def init(key):
+        return module.init(key, jnp.zeros((1, *patch, channels), jnp.float32), None, False)["params"]
+
+    return Network(apply, init, patch, channels)
+
+
+def _signature(name: str) -> Mapping:
+    try:
+        return inspect.signature(importlib.import_module(f"medjax.models.{name}").make).parameters
+    except (ModuleNotFoundError, AttributeError):
+        return {}  # `build` says what is wrong
+
+
+def make_task(fields: Mapping, space: LabelSpace, network: Network) -> Any:
+    """The task that turns the sampler's batches into a loss (and validation counts)."""
+    losses = []
+    for name, given in fields["losses"].items():
+        given = dict(given)
+        weight = given.pop("weight", 1.0)
+        losses.append((name, weight, build("losses", name, **given)))
+    return build(
+        "train.tasks",
+        fields["task"],
+        apply=network.apply,
+        losses=losses,
+        table=space.table,
+        known=space.known,
+        ignore_ids=space.ignore_ids,
+        augment=_augmenter(fields, network.patch),
+        patch=network.patch,
+        mask_padding=fields["mask_padding"],
+        deep_weights=fields["deep_weights"] or "halving",
+    )
+
+
+def _augmenter(fields: Mapping, patch: tuple[int, ...]) -> Callable | None:
+    given = dict(fields["augment"])
+    if not given.pop("on"):
+        return None
+    settings = fill(Augmentation, given, "config.augment")
+    return lambda key, image, label: augment(key, image, label, patch, settings)
+
+
+def sampled_patch(fields: Mapping) -> tuple[int, ...]:
+    """What the sampler cuts: enough around the patch for rotation and scaling, or the patch itself without augmentation."""
+    patch = tuple(fields["train"]["patch"])
+    return tuple(enlarged_patch(patch)) if fields["augment"]["on"] else patch
+
+
+def make_optimizer(fields: Mapping) -> optim.Optimizer:
+    """`fields["optim"]` over the run's number of steps; unknown fields raise `UsageError`."""
+    given = dict(fields["optim"])
+    known = inspect.signature(optim.make).parameters
+    for key in given:
+        if key not in known:
+            raise UsageError(f"config.optim has no field {key!r}", expected=", ".join(known))
+    return optim.make(**given, steps=fields["train"]["steps"])
+
+
+def count(tree: Any) -> int:
+    """Number of parameters in a (possibly abstract) tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of a (possibly abstract) tree."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))

@@ -1,0 +1,177 @@
+"""Sliding windows: a volume of any size through a network of one fixed input shape, with one compiled program and bounded memory.
+
+In: a function on window batches (already jitted) and a volume. Out: scores of every voxel, whole or row by row.
+The device only ever sees a fixed number of windows; the host blends them while the device computes the next ones. Positions and weights are
+nnU-Net's: windows at most (1 - overlap) of their size apart, spread evenly; Gaussian importance with sigma = size / 8. Blending is a running
+weighted mean, so a constant field comes back exactly, whatever the weights. A 2D window (y, x) is a 3D one of a single slice.
+"""
+
+import collections
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from medjax.errors import UsageError
+
+DEPTH = 2  # window batches under way on the device while the host blends an earlier one
+THREADED = 1 << 20  # values per window above which blending is spread over threads
+
+
+def starts(size: int, window: int, overlap: float = 0.5) -> tuple[int, ...]:
+    """Window positions along one axis: n = ceil((size - window) / step) + 1 of them, at round(i (size - window) / (n - 1)).
+
+    >>> starts(188, 96)
+    (0, 46, 92)
+    """
+    if size < window or not 0 <= overlap < 1:
+        raise UsageError("no such windows", found=f"window {window} on {size} voxels, overlap {overlap}", expected="0 <= overlap < 1")
+    n = math.ceil((size - window) / max(window * (1 - overlap), 1)) + 1
+    return tuple(int(np.round((size - window) / max(n - 1, 1) * i)) for i in range(n))
+
+
+def gaussian(window: Sequence[int], share: float = 1 / 8) -> Float[np.ndarray, "*window"]:
+    """Importance of each voxel of a window: float64, 1 at voxel size // 2, standard deviation `share` of the size along each axis."""
+    axes = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * share)) ** 2) for n in window]
+    return functools.reduce(np.multiply.outer, axes)
+
+
+def padding(shape: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) per axis so that the window fits: centred, an odd voxel goes to the high side."""
+    missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
+    return [(m // 2, m - m // 2) for m in missing]
+
+
+class WindowScores:
+    """Scores of a volume, computed when rows along z are asked for. Rows must be asked for in ascending order; earlier ones are forgotten.
+
+    Only about one window's extent of rows is in memory, so many classes of a large volume fit. `scores[a:b]` is a (b - a, y, x, c) array.
+
+    Args:
+      function: jitted; (k, *window, m) float32 -> (k, *window, c).
+      image: (z, y, x, m).
+      window: (z, y, x), or (y, x) for a network on slices.
+      classes: c.
+      overlap: share of a window that the next one covers at least.
+      batch_windows: k; the last batch is filled up with zeros.
+      weighted: Gaussian importance; otherwise every voxel of a window counts alike.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        image: Float32[np.ndarray, "z y x m"],
+        window: Sequence[int],
+        classes: int,
+        *,
+        overlap: float = 0.5,
+        batch_windows: int = 2,
+        weighted: bool = True,
+    ):
+        if len(window) not in (2, 3) or min(window) < 1 or batch_windows < 1:
+            raise UsageError(
+                "unusable window", found=f"{tuple(window)}, batches of {batch_windows}", expected="(z, y, x) or (y, x) sizes >= 1"
+            )
+        self.shape = (*image.shape[:3], classes)
+        self._function, self._sent = function, (batch_windows, *window, image.shape[-1])
+        self._window = (1, *window) if len(window) == 2 else tuple(window)
+        self._pad = padding(image.shape[:3], self._window)
+        self._image = np.pad(image, [*self._pad, (0, 0)]) if any(map(any, self._pad)) else image
+        self._weight = (gaussian(self._window) if weighted else np.ones(self._window)).astype(np.float32)
+        grid = [starts(n, w, overlap) for n, w in zip(self._image.shape[:3], self._window, strict=True)]
+        self._places = list(itertools.product(*grid))
+        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # padded z -> running mean (y, x, c) and its weight (y, x)
+        self._results = self._compute()
+        self._blended, self._first = 0, 0
+
+    def __getitem__(self, rows: slice) -> Float32[np.ndarray, "rows y x c"]:
+        start, stop, _ = rows.indices(self.shape[0])
+        low = self._pad[0][0]
+        if low + start < self._first:
+            raise UsageError("rows that were given out before are gone", found=start, expected=f">= {self._first - low}")
+        while self._final() < low + stop:
+            for place, scores in zip(*next(self._results), strict=False):  # what fills up the last batch has no place
+                self._blend(place, scores)
+                self._blended += 1
+        inner = tuple(slice(before, before + n) for (before, _), n in zip(self._pad[1:], self.shape[1:3], strict=True))
+        out = np.stack([self._rows[row][0][inner] for row in range(low + start, low + stop)])
+        self._first = low + start
+        for row in [row for row in self._rows if row < self._first]:
+            del self._rows[row]
+        return out
+
+    def _final(self) -> int:
+        """Rows below this one get no more windows."""
+        return self._image.shape[0] if self._blended == len(self._places) else self._places[self._blended][0]
+
+    def _compute(self) -> Iterator[tuple[list[tuple[int, ...]], np.ndarray]]:
+        """Batches of places with their scores; while the caller blends one, the device works on the next."""
+        pending = collections.deque()
+        for first in range(0, len(self._places), self._sent[0]):
+            places = self._places[first : first + self._sent[0]]
+            batch = np.zeros((self._sent[0], *self._window, self._sent[-1]), np.float32)
+            for i, place in enumerate(places):
+                batch[i] = self._image[self._region(place)]
+            scores = self._function(batch.reshape(self._sent))
+            if hasattr(scores, "copy_to_host_async"):
+                scores.copy_to_host_async()
+            pending.append((places, scores))
+            if len(pending) > DEPTH:
+                yield self._fetch(*pending.popleft())
+        while pending:
+            yield self._fetch(*pending.popleft())
+
+    def _fetch(self, places: list, scores) -> tuple[list, np.ndarray]:
+        return places, np.asarray(scores).reshape(self._sent[0], *self._window, self.shape[-1])
+
+    def _region(self, place: tuple[int, ...]) -> tuple[slice, ...]:
+        return tuple(slice(start, start + n) for start, n in zip(place, self._window, strict=True))
+
+    def _blend(self, place: tuple[int, ...], scores: np.ndarray) -> None:
+        inner = self._region(place)[1:]
+        for row in range(place[0], place[0] + self._window[0]):
+            if row not in self._rows:
+                plane = self._image.shape[1:3]
+                self._rows[row] = np.zeros((*plane, self.shape[-1]), np.float32), np.zeros(plane, np.float32)
+
+        def blend_row(offset: int) -> None:
+            mean, weight = self._rows[place[0] + offset]
+            total = weight[inner] + self._weight[offset]
+            step = scores[offset] - mean[inner]
+            step *= (self._weight[offset] / total)[..., None]
+            mean[inner] += step
+            weight[inner] = total
+
+        if scores.size < THREADED:
+            for offset in range(self._window[0]):
+                blend_row(offset)
+        else:  # rows do not share memory and numpy lets other threads run
+            list(_threads().map(blend_row, range(self._window[0])))
+
+
+def sliding_window(
+    function: Callable,
+    image: Float32[np.ndarray, "z y x m"],
+    window: Sequence[int],
+    classes: int,
+    *,
+    overlap: float = 0.5,
+    batch_windows: int = 2,
+    weighted: bool = True,
+) -> Float32[np.ndarray, "z y x c"]:
+    """Scores (z, y, x, c) of a whole volume; the arguments are those of `WindowScores`."""
+    scores = WindowScores(function, image, window, classes, overlap=overlap, batch_windows=batch_windows, weighted=weighted)
+    out = np.empty(scores.shape, np.float32)
+    for row in range(out.shape[0]):
+        out[row] = scores[row : row + 1][0]
+    return out
+
+
+@functools.lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="medjax-blend")

@@ -1,0 +1,274 @@
+"""Checkpoints: atomic, asynchronous, kept by age and by metric, restored onto any number of devices. The only file that knows orbax.
+
+On disk: <folder>/<step>/ with the parameters, the rest of the state, and JSON facts (step, metric, recipe, progress of the run). A step is
+written under a temporary name and renamed when complete, so a step folder is whole or absent; one that cannot be read all the same
+(a bad disk, a half copy) is set aside in favour of the one before it.
+"""
+
+import contextlib
+import functools
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medjax.errors import TrainError
+from medjax.train import rules as rule_lists
+
+FACTS = "_CHECKPOINT_METADATA"  # orbax' own JSON file of a step; ours are its custom metadata
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The complete checkpoints of a folder, ascending; empty for a missing folder. Reads no arrays."""
+    folder = Path(folder)
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit() and (folder / name / FACTS).is_file())
+
+
+def latest_step(folder: str | Path) -> int | None:
+    """The newest complete checkpoint, or None."""
+    return max(steps(folder), default=None)
+
+
+def best_step(folder: str | Path) -> int | None:
+    """The checkpoint with the highest metric (the newest among equals), or None if none has one."""
+    rated = [(facts["metric"], step) for step in steps(folder) if (facts := read_facts(folder, step)).get("metric") is not None]
+    return max(rated)[1] if rated else None
+
+
+def read_facts(folder: str | Path, step: int) -> dict:
+    """The JSON facts of one checkpoint: step, metric, recipe, progress. Raises `TrainError` if they cannot be read."""
+    path = Path(folder) / str(step) / FACTS
+    try:
+        return json.loads(path.read_text())["custom_metadata"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainError("no readable checkpoint facts", path=path, fix=f"use one of the steps {steps(folder)}") from error
+
+
+def find(path: str | Path, which: str = "last") -> Path:
+    """The folder of one checkpoint.
+
+    Args:
+      path: a run folder, its `checkpoints` folder, or already the folder of one step.
+      which: "last", "best" (highest metric, else the last), or a step as text.
+
+    Raises: `TrainError` naming what was searched.
+    """
+    path = Path(path)
+    if (path / FACTS).is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if which == "best":
+        step = best_step(folder) or latest_step(folder)
+    else:
+        step = latest_step(folder) if which == "last" else int(which) if which.isdigit() else None
+    if step is None or step not in steps(folder):
+        found = steps(folder) or "no complete checkpoint"
+        raise TrainError(f"no checkpoint {which!r}", path=folder, found=found, fix="train first, or name another step")
+    return folder / str(step)
+
+
+def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "last") -> Any:
+    """Parameters from a checkpoint, strictly.
+
+    Args:
+      path: see `find`.
+      target: tree of arrays or `jax.ShapeDtypeStruct`; shapes must agree, values take the target's type
+        and sharding (or the default device).
+      keep: regex over paths; matching leaves of the target are returned as they are, matching leaves on disk are left there
+        (a new head on an old encoder). Empty: none.
+      which: see `find`.
+
+    Raises: `TrainError` listing the names that only one side has, and the shapes that differ.
+    """
+    folder = find(path, which)
+    flat, structure = jax.tree_util.tree_flatten_with_path(target)
+    names = [rule_lists.path_name(keys) for keys, _ in flat]
+    kept = {name for name in names if keep and re.search(keep, name)}
+    wanted = {name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept}
+    stored = {name: shape for name, shape in _stored(folder, "params").items() if not (keep and re.search(keep, name))}
+    _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
+    loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
+    values = dict(zip(rule_lists.paths(loaded), jax.tree.leaves(loaded), strict=True))
+    leaves = [leaf if name in kept else values[name] for name, (_, leaf) in zip(names, flat, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that finishes pending writes on leaving.
+
+    Args:
+      folder: is made if missing; temporary folders of killed writes are removed.
+      keep: how many of the newest stay; the one with the highest metric stays as well.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        from orbax.checkpoint import v1 as ocp
+
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
+        self._open = functools.partial(
+            ocp.training.Checkpointer,
+            str(self.folder),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(1, keep)), best]),
+            cleanup_tmp_directories=True,
+        )
+        self._orbax = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self.close()
+
+    def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], metric: float | None = None) -> None:
+        """Starts writing a checkpoint; waits for the write before it, not for this one. A step that exists is replaced.
+
+        Raises: `TrainError` if this or the previous write failed (a full disk): the older checkpoints are untouched.
+        """
+        params, rest = state["params"], {name: value for name, value in state.items() if name != "params"}
+        with self._failures():
+            self._orbax = self._orbax or self._open()
+            self._orbax.save_checkpointables_async(
+                step,
+                {"params": params, "train": rest},
+                custom_metadata={"step": step, "metric": metric, **facts},
+                metrics=None if metric is None else {"metric": metric},
+                force=True,
+                overwrite=step in steps(self.folder),
+            )
+
+    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict] | None:
+        """The newest readable checkpoint as (state, facts), or None if the folder has none.
+
+        Args:
+          target: abstract state with shardings, on any number of devices.
+
+        Raises: `TrainError` if the stored names or shapes are not those of `target`, or if no checkpoint can be read: a run never starts
+        again silently. Unreadable ones are renamed to <step>.unreadable with a warning.
+        """
+        found = steps(self.folder)
+        for step in reversed(found):
+            folder = self.folder / str(step)
+            state = facts = problem = None
+            try:
+                stored = {part: _stored(folder, part) for part in ("params", "train")}
+                facts = read_facts(self.folder, step)
+            except Exception as error:
+                problem = error
+            if problem is None:
+                rest = {name: value for name, value in target.items() if name != "params"}
+                for part, tree in (("params", target["params"]), ("train", rest)):
+                    shapes = {n: tuple(leaf.shape) for n, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)}
+                    _compare(folder, shapes, stored[part])
+                try:
+                    loaded = _load(folder, {"params": target["params"], "train": rest})
+                    state = {**loaded["train"], "params": loaded["params"]}
+                except Exception as error:
+                    problem = error
+            if _everywhere(problem is None):
+                return state, facts
+            warnings.warn(f"{folder}: unreadable checkpoint set aside ({type(problem).__name__}: {problem})", RuntimeWarning, stacklevel=2)
+            self._set_aside(folder)
+        if found:
+            raise TrainError("no checkpoint can be read", path=self.folder, found=found, fix="restore a copy, or use another workdir")
+        return None
+
+    def wait(self) -> None:
+        """Blocks until the pending write is complete; `TrainError` if it failed."""
+        self.close()
+
+    def close(self) -> None:
+        """Finishes the pending write and releases the folder; it opens again by itself."""
+        orbax, self._orbax = self._orbax, None
+        if orbax is not None:
+            with self._failures():
+                orbax.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise TrainError(
+                "a checkpoint could not be written", path=self.folder, found=reason[:300], fix="free disk space, then resume"
+            ) from error
+
+    def _set_aside(self, folder: Path) -> None:
+        if jax.process_index() == 0:
+            for n in range(1000):
+                aside = folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else ""))
+                if not aside.exists():
+                    folder.rename(aside)
+                    break
+        _everywhere(True)
+
+
+def _stored(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array of one part of a checkpoint, without reading them."""
+    from orbax.checkpoint import v1 as ocp
+
+    tree = ocp.checkpointables_metadata(str(folder.absolute())).metadata[part]
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {rule_lists.path_name(keys): tuple(leaf.shape) for keys, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _load(folder: Path, target: Any, partial: bool = False) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    with context:
+        loaded = ocp.load_checkpointables(str(folder.absolute()), target)
+    if abstract := [rule_lists.path_name(k) for k, v in jax.tree_util.tree_leaves_with_path(loaded) if not isinstance(v, jax.Array)]:
+        raise TrainError("leaves were not restored", path=folder, found=abstract[:12])  # orbax hands missing ones back as they came in
+    return loaded
+
+
+def _compare(folder: Path, wanted: Mapping[str, tuple], stored: Mapping[str, tuple]) -> None:
+    """Raises `TrainError` unless names and shapes agree, listing every difference."""
+    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in stored]
+    problems += [f"{name} is not in the model" for name in stored if name not in wanted]
+    problems += [
+        f"{name}: {stored[name]} stored, {wanted[name]} wanted" for name in wanted if name in stored and stored[name] != wanted[name]
+    ]
+    if problems:
+        raise TrainError(
+            f"the checkpoint does not fit ({len(problems)} differences)", path=folder, found="; ".join(problems[:12]),
+            fix="use the model of the checkpoint, or keep the leaves that differ by pattern",
+        )  # fmt: skip
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict:
+    """{"a/b": x} -> {"a": {"b": x}}; parameters are nested dictionaries."""
+    tree: dict = {}
+    for name, value in flat.items():
+        *outer, last = name.split("/")
+        node = tree
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _everywhere(ok: bool) -> bool:
+    """Whether all processes agree that it went well (also a barrier)."""
+    if jax.process_count() == 1:
+        return ok
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())

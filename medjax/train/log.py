@@ -1,0 +1,292 @@
+"""What a run tells: metrics.jsonl (the record), system.jsonl (speed), TensorBoard copy, progress line, progress.png.
+
+Flows in: device scalars of each step and counts of each validation. Flows out: files in the run folder and text for people. metrics.jsonl
+holds nothing that depends on the clock, and a resumed run cuts it back to its checkpoint, so its lines equal those of a run that was never
+stopped. Device numbers are read one step late: reading never waits for the step that was just started. Only the first process writes.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medjax.errors import TrainError
+
+OLD, NEW = 0.9, 0.1  # moving average of the pseudo Dice, as nnU-Net's
+MUST_BE_FINITE = ("loss", "grad_norm")
+
+
+class Progress:
+    """The host's running numbers, saved with every checkpoint so that a resumed run continues them exactly.
+
+    Attributes:
+      sums, count: scalars added up since the last line of the record.
+      ema: class name -> moving average of its pseudo Dice, for classes seen so far.
+      best: the highest mean of `ema` so far.
+      validated: step of the last complete validation.
+    """
+
+    def __init__(self, class_names: Sequence[str], stored: Mapping[str, Any] | None = None):
+        self.class_names = list(class_names)
+        stored = stored or {"sums": {}, "count": 0, "ema": {}, "best": None, "validated": 0}
+        self.sums, self.count, self.ema = dict(stored["sums"]), stored["count"], dict(stored["ema"])
+        self.best, self.validated = stored["best"], stored["validated"]
+
+    def to_json(self) -> dict:
+        """JSON-ready fields for the second argument of the constructor."""
+        return {"sums": self.sums, "count": self.count, "ema": self.ema, "best": self.best, "validated": self.validated}
+
+    def add(self, scalars: Mapping[str, float]) -> None:
+        """Adds the scalars of one step."""
+        for name, value in scalars.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call; starts anew."""
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def dice(self, step: int, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float], bool]:
+        """Takes in one validation.
+
+        Args:
+          step: when it was made.
+          counts: `tp`, `fp`, `fn` (c,), summed over all validation batches.
+
+        Returns: the record, and whether the mean moving average is the highest so far. The pseudo Dice of a class is
+        2 TP / (2 TP + FP + FN); classes without any such voxel are left out of the means and keep their moving average.
+        """
+        tp, union = counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]
+        now = {name: 2 * float(t) / float(u) for name, t, u in zip(self.class_names, tp, union, strict=True) if u > 0}
+        for name, value in now.items():
+            self.ema[name] = OLD * self.ema[name] + NEW * value if name in self.ema else value
+        self.validated = step
+        record = {f"dice/{name}": value for name, value in now.items()} | {f"dice_ema/{name}": value for name, value in self.ema.items()}
+        if not self.ema:
+            return record, False
+        mean = math.fsum(self.ema.values()) / len(self.ema)
+        improved = self.best is None or mean > self.best
+        self.best = mean if improved else self.best
+        return {"dice": math.fsum(now.values()) / len(now) if now else None, "dice_ema": mean} | record, improved
+
+
+class Compiles:
+    """Counts compilations by function name from jax' own monitoring; `close` stops listening."""
+
+    def __init__(self):
+        self.by_name: dict[str, int] = {}
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, _: float, **details: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            name = str(details.get("fun_name", ""))
+            self.by_name[name] = self.by_name.get(name, 0) + 1
+
+    @property
+    def total(self) -> int:
+        """Compilations since the start."""
+        return sum(self.by_name.values())
+
+    def close(self) -> None:
+        """Stops listening."""
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+
+class Log:
+    """The log of one run from step `start` on; a context manager.
+
+    Args:
+      workdir: run folder.
+      progress: running numbers, fresh or restored.
+      steps: length of the run; start: completed steps so far.
+      log_every: steps per line of the record (means since the line before; the learning rate is the last).
+      print_seconds: pause between plain lines; 0 is silent. A terminal gets a live line instead.
+      tensorboard, picture: also write TensorBoard scalars; also draw progress.png.
+    """
+
+    def __init__(
+        self, workdir: Path, progress: Progress, *, steps: int, start: int, log_every: int, print_seconds: float = 30.0,
+        tensorboard: bool = False, picture: bool = True,
+    ):  # fmt: skip
+        self.workdir, self.progress, self.steps, self.start, self.log_every = workdir, progress, steps, start, log_every
+        self.primary = jax.process_index() == 0
+        self.picture, self.tensorboard = picture and self.primary, None
+        self.console = Console(steps, start, print_seconds if self.primary else 0.0)
+        self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.waited, self.rate, self.drawn, self.loss = 0.0, 0.0, 0.0, math.nan
+        self.mark = (time.monotonic(), start)
+        self.compiles = Compiles()
+        if self.primary:
+            truncate(workdir / "metrics.jsonl", start)
+            self.files = {name: open(workdir / f"{name}.jsonl", "a", buffering=1, encoding="utf-8") for name in ("metrics", "system")}
+            if tensorboard:
+                from tensorboardX import SummaryWriter
+
+                self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self.console.close()
+        self.compiles.close()
+        if self.primary:
+            for file in self.files.values():
+                file.close()
+            if self.tensorboard:
+                self.tensorboard.close()
+            if self.picture:
+                with contextlib.suppress(Exception) if failure[0] else contextlib.nullcontext():  # the first failure is the one to report
+                    draw(self.workdir)
+
+    def submit(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
+        """Takes the device scalars of a step that may still be running."""
+        self.pending = (step, scalars)
+
+    def settle(self) -> int:
+        """Reads the submitted step, if any, and returns its `request`.
+
+        Raises: `TrainError` naming the step if its loss or gradient norm is not finite.
+        """
+        if self.pending is None:
+            return 0
+        (step, scalars), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(dict(scalars)).items()}
+        request, rate = int(values.pop("request", 0)), values.pop("lr", None)
+        for name in MUST_BE_FINITE:
+            if not math.isfinite(values.get(name, 0.0)):
+                raise TrainError(
+                    f"{name} is {values[name]} at step {step}", path=self.workdir,
+                    fix="lower the learning rate, clip the gradients or compute in float32, and check the data (medjax verify)",
+                )  # fmt: skip
+        self.loss = values.get("loss", self.loss)
+        self.progress.add(values)
+        if step % self.log_every == 0 or step == self.steps:
+            self._record(step, self.progress.take() | ({} if rate is None else {"lr": rate}))
+            self._speed(step)
+        mean = math.fsum(self.progress.ema.values()) / len(self.progress.ema) if self.progress.ema else None
+        self.console.show(step, self.loss, mean, self.rate)
+        return request
+
+    def validated(self, step: int, counts: Mapping[str, np.ndarray]) -> bool:
+        """Records one validation; True if it is the best so far. See `Progress.dice`."""
+        record, improved = self.progress.dice(step, counts)
+        self._record(step, record)
+        if self.picture and time.monotonic() - self.drawn > 60:
+            draw(self.workdir)
+            self.drawn = time.monotonic()
+        return improved
+
+    def _record(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self.primary:
+            self.files["metrics"].write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items() if self.tensorboard else ():
+            if value is not None:
+                self.tensorboard.add_scalar(name, value, step)
+
+    def _speed(self, step: int) -> None:
+        """One line of system.jsonl: steps/s, share of the time spent waiting for data, compilations, memory, time left."""
+        now, (then, last) = time.monotonic(), self.mark
+        self.rate = (step - last) / max(now - then, 1e-9)
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        line = {
+            "step": step, "time": time.time(), "steps_per_s": self.rate, "data_wait": self.waited / max(now - then, 1e-9),
+            "compiles": self.compiles.total, "eta_s": (self.steps - step) / max(self.rate, 1e-9), "peak_bytes": memory,
+        }  # fmt: skip
+        self.console.wait = line["data_wait"]
+        self.mark, self.waited = (now, step), 0.0
+        if self.primary:
+            self.files["system"].write(json.dumps(line) + "\n")
+
+
+class Console:
+    """A live line on a terminal, else a plain line every `seconds` (0: silent); both on standard error."""
+
+    def __init__(self, steps: int, start: int, seconds: float):
+        self.steps, self.seconds, self.last, self.wait, self.live = steps, seconds, -math.inf, 0.0, None
+        if seconds and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console as Terminal
+
+            columns = ("{task.completed}/{task.total}", progress.BarColumn(None), "{task.description}", progress.TimeRemainingColumn())
+            self.live = progress.Progress(*columns, console=Terminal(stderr=True), refresh_per_second=4)
+            self.task = self.live.add_task("", total=steps, completed=start)
+            self.live.start()
+
+    def show(self, step: int, loss: float, dice: float | None, rate: float) -> None:
+        """Tells where the run is."""
+        score = "" if dice is None else f"  Dice {dice:.3f}"
+        text = f"loss {loss:.4f}{score}  {rate:.2f} steps/s  waiting for data {self.wait:.0%}"
+        if self.live:
+            self.live.update(self.task, completed=step, description=text)
+        elif self.seconds and (time.monotonic() - self.last > self.seconds or step == self.steps):
+            left = "" if not rate else time.strftime("  %H:%M:%S left", time.gmtime((self.steps - step) / rate))
+            print(f"step {step}/{self.steps}  {text}{left}", file=sys.stderr, flush=True)
+            self.last = time.monotonic()
+
+    def close(self) -> None:
+        """Leaves the terminal in order."""
+        if self.live:
+            self.live.stop()
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and a half-written last line, from a record; nothing if there is no file."""
+    if path.is_file():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) and row["step"] <= step]
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a record."""
+    return [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line))] if path.is_file() else []
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def draw(workdir: Path) -> None:
+    """progress.png from metrics.jsonl: loss, moving average of the pseudo Dice per class, learning rate."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read(workdir / "metrics.jsonl")
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+
+    def line(panel: Any, key: str, **style: Any) -> None:
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            panel.plot(*zip(*points, strict=True), **style)
+
+    line(panels[0], "loss", color="tab:red")
+    classes = sorted({key for row in rows for key in row if key.startswith("dice_ema/")})
+    for key in classes:
+        line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1)
+    line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
+    line(panels[2], "lr", color="tab:blue")
+    for panel, title in zip(panels, ("loss", "pseudo Dice, moving average", "learning rate"), strict=True):
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+    panels[2].set_xlabel("step")
+    if classes:
+        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small", ncols=1 + len(classes) // 24)
+    temporary = workdir / f"progress.{os.getpid()}.tmp.png"
+    FigureCanvasAgg(figure).print_png(str(temporary))
+    os.replace(temporary, workdir / "progress.png")

@@ -1,0 +1,231 @@
+"""The one training loop: set-up, mesh, state, update, restore, loop. It knows a task's two functions and nothing of models, losses or data.
+
+Started again in the same run folder it goes on where the last checkpoint left off, on any number of devices, and the record of the run
+equals that of one that was never stopped. SIGTERM and SIGINT end the step, save, and raise `Preempted`.
+"""
+
+import dataclasses
+import itertools
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medjax.errors import Preempted, TrainError, UsageError
+from medjax.train import sharding
+from medjax.train import state as states
+from medjax.train import update as updates
+from medjax.train.checkpoint import Checkpoints
+from medjax.train.log import Log, Progress
+from medjax.train.optim import Optimizer
+from medjax.train.rules import Rules
+
+NOTHING, SAVE, STOP = 0, 1, 2  # what a process requests; the highest of all processes wins
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Plain numbers of a run.
+
+    Attributes:
+      steps: updates in all. seed: of the initial parameters and of every step's key.
+      validate_every, validation_batches: steps between validations (0: never) and batches in each.
+      checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: not by this clock); the end is always saved.
+      keep: newest checkpoints that stay, beside the best.
+      log_every, print_seconds, tensorboard, picture: see `medjax.train.log.Log`.
+    """
+
+    steps: int
+    seed: int = 0
+    validate_every: int = 0
+    validation_batches: int = 50
+    checkpoint_every: int = 1000
+    checkpoint_minutes: float = 0.0
+    keep: int = 2
+    log_every: int = 50
+    print_seconds: float = 30.0
+    tensorboard: bool = False
+    picture: bool = True
+
+    def __post_init__(self):
+        wrong = {f: v for f in ("steps", "log_every", "keep") if (v := getattr(self, f)) < 1}
+        wrong |= {f: v for f in ("validate_every", "checkpoint_every", "checkpoint_minutes") if (v := getattr(self, f)) < 0}
+        if wrong or (self.validate_every and self.validation_batches < 1):
+            raise UsageError("training settings out of range", found=wrong or {"validation_batches": self.validation_batches})
+
+
+def fit(
+    *,
+    task: Any,
+    init: Callable[[jax.Array], Any],
+    optimizer: Optimizer,
+    stream: Callable[[int], Iterable[Mapping[str, Any]]],
+    settings: Settings,
+    workdir: str | Path,
+    validation_stream: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    class_names: Sequence[str] = (),
+    recipe: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    sharding_rules: Rules = sharding.REPLICATE,
+    borrow: Callable[[Any], Any] | None = None,
+) -> states.State:
+    """Trains to `settings.steps` and returns the final state.
+
+    Args:
+      task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> {"tp", "fp", "fn"}` of (c,) counts.
+      init: key -> parameters (pure; run under jit, so that large models are born sharded).
+      optimizer: see `medjax.train.optim.make`; its `steps` should be those of the settings.
+      stream: number of completed steps -> host batches from there on, this process' part of each; must not depend on how it was reached.
+      validation_stream: -> at least `validation_batches` host batches, the same at every call.
+      workdir: run folder; checkpoints/, metrics.jsonl, system.jsonl and progress.png are written there.
+      class_names: of the counts.
+      recipe: JSON-ready description of everything a resumed run must share with its beginning (data, model, optimizer).
+      mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
+      borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called on resume.
+
+    Raises: `Preempted` after a signal (state saved); `TrainError` for a non-finite loss (naming the step), another recipe than the run
+    began with, an unusable checkpoint, changing batch shapes, or a stream that ends early.
+    """
+    # set-up
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    recipe = json.loads(json.dumps({**(recipe or {}), "seed": settings.seed}))
+    validates = bool(settings.validate_every) and validation_stream is not None
+
+    # mesh
+    mesh = mesh if mesh is not None else sharding.make_mesh()
+    place, place_validation = sharding.Placer(mesh), sharding.Placer(mesh)
+
+    # state (abstract: names, shapes, shardings) and update
+    target = states.abstract(init, optimizer, mesh, sharding_rules)
+    update, validate = updates.make(task, optimizer, settings.seed, mesh, target)
+
+    with Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints, Requests(mesh, settings.checkpoint_minutes) as requests:
+        # restore: the run's own checkpoint, else borrowed parameters, else fresh ones
+        restored = checkpoints.restore(target)
+        if restored:
+            state, facts = restored
+            _same_recipe(facts["recipe"], recipe, workdir)
+            start, progress = facts["step"], Progress(class_names, facts["progress"])
+        else:
+            state, start, progress = states.born(init, optimizer, target, settings.seed), 0, Progress(class_names)
+            if borrow is not None:
+                state = states.with_params(state, borrow(state["params"]))
+
+        def evaluate(params: Any) -> dict[str, np.ndarray] | None:
+            """Counts summed over the validation batches; None if a stop was requested meanwhile."""
+            batches, totals, waiting = itertools.islice(validation_stream(), settings.validation_batches), [], None
+            with sharding.prefetch(batches, place_validation) as placed:
+                for batch in placed:
+                    counts = validate(params, batch, requests.array())
+                    totals += [jax.device_get(waiting)] if waiting is not None else []
+                    waiting = counts
+                    if totals and totals[-1]["request"] == STOP:
+                        return None
+            totals += [jax.device_get(waiting)] if waiting is not None else []
+            if not totals:
+                raise TrainError("the validation stream is empty", path=workdir, fix="give it cases, or set validate_every to 0")
+            return {name: sum(np.asarray(t[name], np.int64) for t in totals) for name in ("tp", "fp", "fn")}
+
+        # loop
+        limits = dict(steps=settings.steps, start=start, log_every=settings.log_every, print_seconds=settings.print_seconds)
+        with (
+            Log(workdir, progress, **limits, tensorboard=settings.tensorboard, picture=settings.picture) as log,
+            sharding.prefetch(stream(start) if start < settings.steps else (), place) as batches,
+        ):
+            for step in range(start, settings.steps + 1):
+                request = NOTHING
+                if step > start:
+                    batch = _next(batches, log, step)
+                    state, scalars = update(state, batch, requests.array())
+                    request = log.settle()  # of the step before: the device is already busy with this one
+                    log.submit(step, scalars)
+                checked = validates and step > 0 and step % settings.validate_every == 0 and progress.validated < step
+                saved = step > start and (step == settings.steps or (settings.checkpoint_every and step % settings.checkpoint_every == 0))
+                if checked or saved or request:
+                    request = max(request, log.settle())  # now this step too: nothing non-finite is ever saved
+                improved = False
+                if checked and request < STOP:
+                    counts = evaluate(state["params"])
+                    request = STOP if counts is None else request
+                    improved = counts is not None and log.validated(step, counts)
+                if saved or request or improved:
+                    facts = {"recipe": recipe, "progress": progress.to_json()}
+                    checkpoints.save(step, state, facts, progress.best if improved else None)
+                    requests.saved()
+                if request == STOP:
+                    checkpoints.wait()
+                    raise Preempted(f"stopped on request after step {step}, state saved", path=workdir, fix="start the same command again")
+    return state
+
+
+class Requests:
+    """What this process asks of the loop: a context that turns SIGTERM and SIGINT, and a clock, into a device array for every step.
+
+    A second SIGINT interrupts at once. Outside the main thread signals are left alone.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, checkpoint_minutes: float = 0.0):
+        self.seconds, self.last, self.stopped, self.before = checkpoint_minutes * 60, time.monotonic(), False, {}
+        local = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+        place = sharding.split(mesh)
+        self.arrays = [jax.make_array_from_process_local_data(place, np.full(local, v, np.int32)) for v in (NOTHING, SAVE, STOP)]
+
+    def __enter__(self) -> "Requests":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self._heard) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if self.stopped and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+    def array(self) -> jax.Array:
+        """The present request on this process' devices."""
+        due = self.seconds and jax.process_index() == 0 and time.monotonic() - self.last > self.seconds
+        return self.arrays[STOP if self.stopped else SAVE if due else NOTHING]
+
+    def saved(self) -> None:
+        """A checkpoint was begun: the clock starts anew."""
+        self.last = time.monotonic()
+
+
+def _next(batches: Iterator[Any], log: Log, step: int) -> Any:
+    began = time.monotonic()
+    batch = next(batches, None)
+    log.waited += time.monotonic() - began
+    if batch is None:
+        raise TrainError(f"the stream ended before step {step}", found=f"{step - 1} steps", fix="give an endless stream")
+    return batch
+
+
+def _same_recipe(stored: Any, given: Any, workdir: Path) -> None:
+    """Raises `TrainError` listing the entries that changed since the run began."""
+    old, new = dict(_flat(stored)), dict(_flat(given))
+    missing = "nothing"
+    pairs = [(name, old.get(name, missing), new.get(name, missing)) for name in sorted({**old, **new})]
+    changed = [f"{name}: was {was}, is {now}" for name, was, now in pairs if was != now]
+    if changed:
+        raise TrainError(
+            "the recipe is not the one this run began with", path=workdir, found="; ".join(changed[:12]),
+            fix="use another workdir, or go back to the first recipe",
+        )  # fmt: skip
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value

@@ -1,0 +1,121 @@
+"""The supervised task: sampler batches and a network -> the weighted sum of losses, and hard counts for validation.
+
+Flows in: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1 outside the image, corpus,
+modality, spacing). Flows out: one differentiable scalar with its parts; counts of true and false positives and false negatives per class.
+The network is any callable, so the task knows no architecture; the losses see outputs and batch only.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from medjax.data.spatial import centre_crop
+from medjax.errors import UsageError
+from medjax.losses import deep, targets
+
+CONSUMED = ("image", "gain", "bias", "label", "case")  # what the task turns into network input and target; the rest is context
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """See `make` for the attributes."""
+
+    apply: Callable
+    losses: tuple
+    table: np.ndarray
+    known: np.ndarray
+    ignore_ids: np.ndarray
+    augment: Callable | None
+    patch: tuple[int, ...]
+    mask_padding: bool
+    deep_weights: Any
+
+    def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
+        """The training loss of one batch, and each loss by name (before its weight)."""
+        prepared = self.prepare(batch, key)
+        outputs = self.apply(params, prepared["image"], self.context(batch), True)
+        return deep.total(self.losses, outputs, prepared, self.deep_weights)
+
+    def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision logit > 0 (probability > 1/2) on the central patch.
+
+        Only samples whose corpus annotates a class count for it, and only voxels that the loss would see.
+        """
+        prepared = self.prepare(batch, None)
+        logits = self.apply(params, prepared["image"], self.context(batch), False)["logits"]
+        truth, found = targets.multi_hot(prepared["label"], prepared["table"]) > 0, logits > 0
+        axes = tuple(range(1, logits.ndim - 1))
+        valid = jnp.expand_dims(prepared["known"], axes)
+        if "weight" in prepared:
+            valid = valid & (prepared["weight"] > 0)[..., None]
+
+        def count(mask: Array) -> Array:
+            return jnp.sum(mask & valid, (0, *axes), dtype=jnp.int32)
+
+        return {"tp": count(found & truth), "fp": count(found & ~truth), "fn": count(~found & truth)}
+
+    def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
+        """The batch as the losses see it: normalised, augmented (with a key) or centre-cropped, with table and known rows.
+
+        `weight` is there only if something can be masked: the ignore id of a corpus, or padding under `mask_padding`.
+        """
+        axes = tuple(range(1, batch["image"].ndim - 1))
+        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(batch["gain"], axes) + jnp.expand_dims(batch["bias"], axes)
+        label = batch["label"].astype(jnp.int32)
+        if key is not None and self.augment is not None:
+            image, label = self.augment(key, image, label)
+        image, label = centre_crop(image, self.patch, first=1), centre_crop(label, self.patch, first=1)
+        corpus = batch["corpus"]
+        prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
+        prepared |= {"table": jnp.asarray(self.table)[corpus], "known": jnp.asarray(self.known)[corpus]}
+        masks = []
+        if (self.ignore_ids >= 0).any():
+            masks.append(label == jnp.expand_dims(jnp.asarray(self.ignore_ids)[corpus], axes))
+        if self.mask_padding:
+            masks.append(label < 0)
+        if masks:
+            prepared["weight"] = 1.0 - jnp.any(jnp.stack(masks), 0).astype(jnp.float32)
+        return prepared
+
+    def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What a network may read beside the image: corpus, modality, spacing_mm, prompts, ..."""
+        return {name: value for name, value in batch.items() if name not in CONSUMED}
+
+
+def make(
+    apply: Callable,
+    losses: Sequence[tuple],
+    *,
+    table: Any,
+    known: Any,
+    ignore_ids: Any,
+    patch: Sequence[int],
+    augment: Callable | None = None,
+    mask_padding: bool = False,
+    deep_weights: str | Sequence[float | int] = "halving",
+) -> Supervised:
+    """Builds the task.
+
+    Args:
+      apply: (params, image (b, *patch, m) f32, context dict, train bool) -> outputs with `logits` (b, *patch, c), optionally `deep`.
+      losses: (name, weight, f(outputs, batch) -> scalar) entries.
+      table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool, (corpora,) int, -2 for no ignore id.
+      patch: spatial shape the network sees; batches may be larger (room for rotation).
+      augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken).
+      mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
+      deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
+
+    Raises: `UsageError` for no losses, repeated names or names of the loop's own scalars.
+    """
+    losses = tuple((str(name), float(weight), f) for name, weight, f in losses)
+    names = [name for name, _, _ in losses]
+    if not losses or len(set(names)) != len(names) or set(names) & {"loss", "grad_norm", "lr", "request"}:
+        raise UsageError("losses need unique names of their own, and there must be one", found=names, fix="rename or add a loss")
+    return Supervised(
+        apply, losses, np.asarray(table, bool), np.asarray(known, bool), np.asarray(ignore_ids, np.int32),
+        augment, tuple(patch), bool(mask_padding), deep_weights or "halving",
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Every shipped config builds abstractly, the papers' sizes are exact, and wrong names are refused with a suggestion."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from medjax import main
+from medjax.build import build, plain
+from medjax.errors import UsageError
+from medjax.experiment import corpora, describe, network
+
+CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem not in ("__init__", "base"))
+VARIANTS = [(name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS]
+
+
+def _fields(name, variant):
+    return plain(importlib.import_module(f"configs.{name}").get_config(variant))
+
+
+def _with_phantoms(fields, name):
+    """Configs for data that is not here are tried on the embedded corpora, without their views."""
+    if not fields["data"]["declared"] and not fields["data"]["phantom_cases"]:
+        fields["data"] |= {"phantom_cases": 5, "views": {}}
+    return fields
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)
+def test_every_config_builds_abstractly(name, variant, tmp_path):
+    text = describe.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
+    assert "parameters" in text and "annotated by" in text and "kept for backward" in text
+    assert importlib.import_module(f"configs.{name}").__doc__.count("python -m medjax.main") >= 1
+
+
+def test_multitalents_unet_has_the_papers_size(tmp_path):
+    fields = _fields("multitalent", "unet")
+    data = corpora.open_data(fields["data"], tmp_path, files=False)
+    net = network.make_network(fields, data.space, fields["data"]["spacing_mm"])
+    assert network.count(net.abstract()) == 29_319_560
+    assert (len(data.space.corpora), len(data.space.classes), sum(data.counts.values())) == (13, 47, 1477)
+    assert fields["train"]["steps"] == 500_000 and fields["train"]["batch"] == 4
+
+
+def test_dry_allocates_nothing_and_shows_the_mixture(capsys):
+    assert main.main(["--config=configs/multitalent.py:unet", "--mode=dry"]) == 0
+    shown = capsys.readouterr().out
+    assert "29,319,560" in shown and "064_KiTS19/tumour" in shown
+    assert "008_HepaticVessel" in shown and "0.136" in shown  # sqrt(242) of sum of sqrt(n), spec table 3.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--config=configs/multitalent.py:demo", "--config.optim.lrr=1"], "lr"),
+        (["--config=configs/multitalnt.py:demo"], "did you mean configs/multitalent.py"),
+        (["--config=configs/multitalent.py:dmo"], "demo"),
+        (["--config=configs/multitalent.py:demo"], "--workdir"),
+        (["--config=configs/multitalent.py:demo", "--workdir=/nowhere", "--mode=trane"], "train"),
+        (["--workdir=x"], "--config"),
+    ],
+)
+def test_wrong_flags_are_usage_errors_with_a_hint(arguments, hint, repository):
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-m", "medjax.main", *arguments], cwd=repository, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert hint in done.stderr and "Traceback" not in done.stderr
+
+
+def test_unknown_names_and_arguments_are_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match="did you mean unet"):
+        build("models", "unett")
+    with pytest.raises(UsageError, match="smooth"):
+        build("losses", "dice", smoth=1.0)

@@ -1,0 +1,196 @@
+"""The supervised task on a toy network, and the toy run that the other training tests share (also as a program, to be killed)."""
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import Preempted, UsageError
+from medjax.losses import cross_entropy, dice
+from medjax.train import loop, optim, sharding
+from medjax.train.tasks import supervised
+
+PATCH, CUT, BATCH = (4, 6, 6), (6, 8, 8), 8
+CLASSES = ("liver", "tumour", "kidney")
+# corpus 0 annotates liver and tumour (id 2 is both), corpus 1 kidney with id 2 ignored
+TABLE = np.zeros((2, 3, 3), bool)
+TABLE[0, 1, 0] = TABLE[0, 2, :2] = TABLE[1, 1, 2] = True
+KNOWN = np.array([[True, True, False], [False, False, True]])
+IGNORE = np.array([-2, 2])
+
+
+def init(key):
+    """Two 3x3x3 convolutions, 1 -> 16 -> 3 channels."""
+    one, two = jax.random.split(key)
+    return {
+        "encoder": {"kernel": 0.2 * jax.random.normal(one, (3, 3, 3, 1, 16)), "bias": jnp.zeros(16)},
+        "head": {"kernel": 0.05 * jax.random.normal(two, (3, 3, 3, 16, 3)), "bias": -jnp.ones(3)},
+    }
+
+
+def apply(params, image, context, train):
+    """The toy network: logits at full resolution, and every second voxel as deep supervision."""
+
+    def conv(x, p):
+        return jax.lax.conv_general_dilated(x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + p["bias"]
+
+    logits = conv(jax.nn.leaky_relu(conv(image, params["encoder"])), params["head"])
+    return {"logits": logits, "deep": [logits[:, ::2, ::2, ::2], logits[:, :1, ::3, ::3]]}
+
+
+def host_batch(seed, batch=BATCH, vol=CUT):
+    """A sampler batch: id 1 is bright, id 2 brighter, a slab outside the image."""
+    rng = np.random.default_rng([7, seed])
+    label = rng.integers(0, 3, (batch, *vol)).astype(np.int16)
+    image = (label[..., None] * 400 + rng.normal(0, 150, (batch, *vol, 1))).astype(np.int16)
+    label[:, :2] = -1
+    return {
+        "image": image,
+        "gain": np.full((batch, 1), 0.002, np.float32),
+        "bias": np.full((batch, 1), -0.8, np.float32),
+        "label": label,
+        "corpus": rng.integers(0, 2, batch).astype(np.int32),
+        "modality": np.zeros(batch, np.int32),
+        "spacing_mm": np.ones((batch, 3), np.float32),
+        "case": np.arange(batch, dtype=np.int32),
+    }
+
+
+def augment(key, image, label):
+    """Noise that depends on the step's key only."""
+    return image + 0.1 * jax.random.normal(key, image.shape), label
+
+
+def task(**changes):
+    """The toy task; `changes` replace arguments of `supervised.make`."""
+    losses = (("cross_entropy", 1.0, cross_entropy.make()), ("dice", 1.0, dice.make()))
+    arguments = dict(table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, augment=augment)
+    return supervised.make(apply, losses, **(arguments | changes))
+
+
+def run(workdir, *, steps=12, devices=None, fsdp=1, delay=0.0, optimizer=None, stream=None, hosts=1, host=0, borrow=None, **settings):
+    """Trains the toy; `settings` are fields of `loop.Settings` or arguments of `loop.fit`."""
+    share = BATCH // hosts
+
+    def local(batch):
+        return {name: value[host * share : (host + 1) * share] for name, value in batch.items()}
+
+    def endless(start):
+        for i in itertools.count(start):
+            time.sleep(delay)
+            yield local(host_batch(i))
+
+    fields = set(loop.Settings.__dataclass_fields__)
+    plain = dict(validate_every=4, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False)
+    arguments = dict(class_names=CLASSES, recipe={"net": "toy"}, borrow=borrow) | {k: v for k, v in settings.items() if k not in fields}
+    return loop.fit(
+        task=arguments.pop("task", None) or task(),
+        init=init,
+        optimizer=optimizer or optim.make(lr=0.05, momentum=0.9, steps=steps),
+        stream=stream or endless,
+        validation_stream=lambda: (local(host_batch(10**6 + i)) for i in itertools.count()),
+        settings=loop.Settings(steps=steps, **(plain | {k: v for k, v in settings.items() if k in fields})),
+        workdir=workdir,
+        mesh=sharding.make_mesh(fsdp, jax.devices()[:devices] if devices else None),
+        **arguments,
+    )
+
+
+def placed(batch):
+    """A host batch as device arrays."""
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_prepare_normalises_crops_and_masks():
+    batch = host_batch(0)
+    prepared = task(mask_padding=True).prepare(placed(batch), None)
+    inner = (slice(None), slice(1, 5), slice(1, 7), slice(1, 7))
+    np.testing.assert_allclose(prepared["image"], batch["image"][inner] * 0.002 - 0.8, atol=1e-6)
+    label = batch["label"][inner]
+    np.testing.assert_array_equal(prepared["label"], np.maximum(label, 0))
+    ignored = (label == 2) & (batch["corpus"] == 1)[:, None, None, None]
+    assert ignored.any() and (label < 0).any()
+    np.testing.assert_array_equal(prepared["weight"], ~(ignored | (label < 0)))
+    np.testing.assert_array_equal(task().prepare(placed(batch), None)["weight"], ~ignored)
+    np.testing.assert_array_equal(prepared["known"], KNOWN[batch["corpus"]])
+    np.testing.assert_array_equal(prepared["table"], TABLE[batch["corpus"]])
+    assert "weight" not in task(ignore_ids=[-2, -2]).prepare(placed(batch), None), "nothing to mask costs nothing"
+    assert set(task().context(batch)) == {"corpus", "modality", "spacing_mm"}
+
+
+def test_loss_is_the_weighted_sum_of_its_parts():
+    params, batch, key = init(jax.random.key(0)), placed(host_batch(0)), jax.random.key(1)
+    parts = (("a", 0.5, cross_entropy.make()), ("b", 2.0, dice.make("sample")))
+    made = supervised.make(apply, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.0, 0.0))
+    value, scalars = jax.jit(made.loss)(params, batch, key)
+    assert float(value) == pytest.approx(0.5 * float(scalars["a"]) + 2 * float(scalars["b"]), rel=1e-6)
+    prepared = made.prepare(batch, key)
+    alone = jax.jit(lambda p, b: cross_entropy.make()(apply(p, b["image"], {}, True), b))(params, prepared)
+    assert float(scalars["a"]) == pytest.approx(float(alone), rel=1e-6)
+    with pytest.raises(UsageError, match="unique"):
+        supervised.make(apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH)
+
+
+def test_validation_counts_equal_numpy_and_see_known_classes_only():
+    params, batch = init(jax.random.key(0)), host_batch(3)
+    params["head"]["bias"] += 1
+    found = {name: np.asarray(v) for name, v in task().validate(params, placed(batch)).items()}
+    prepared = task().prepare(placed(batch), None)
+    mask = np.asarray(apply(params, prepared["image"], {}, False)["logits"]) > 0
+    truth = np.stack([TABLE[c][label] for c, label in zip(batch["corpus"], np.asarray(prepared["label"]), strict=True)])
+    valid = np.asarray(prepared["known"])[:, None, None, None] & (np.asarray(prepared["weight"]) > 0)[..., None]
+    axes = (0, 1, 2, 3)
+    np.testing.assert_array_equal(found["tp"], (mask & truth & valid).sum(axes))
+    np.testing.assert_array_equal(found["fp"], (mask & ~truth & valid).sum(axes))
+    np.testing.assert_array_equal(found["fn"], (~mask & truth & valid).sum(axes))
+    assert found["tp"].dtype == np.int32 and (found["tp"] + found["fn"] > 0).all()
+    one_corpus = {**batch, "corpus": np.zeros(BATCH, np.int32)}
+    counts = task().validate(params, placed(one_corpus))
+    assert [int(counts[k][2]) for k in ("tp", "fp", "fn")] == [0, 0, 0]
+
+
+def test_two_dimensional_patches():
+    batch = host_batch(0)
+    flat = {**batch, "image": batch["image"][:, 3], "label": batch["label"][:, 3]}
+    made = supervised.make(
+        lambda p, image, context, train: {"logits": image * p["w"]}, [("ce", 1.0, cross_entropy.make())],
+        table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=(6, 6),
+    )  # fmt: skip
+    value, _ = jax.jit(made.loss)({"w": jnp.ones(3)}, placed(flat), jax.random.key(0))
+    assert made.prepare(placed(flat), None)["image"].shape == (BATCH, 6, 6, 1) and np.isfinite(float(value))
+
+
+def main():
+    """The toy run as a program."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--settings", type=json.loads, default={})
+    parser.add_argument("--host", type=int, default=-1, help=">= 0: one of two processes that meet at --port")
+    parser.add_argument("--port", default="")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 4 if args.host >= 0 else 1)
+    if args.host >= 0:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{args.port}", 2, args.host)
+    hosts = dict(host=max(args.host, 0), hosts=2 if args.host >= 0 else 1)
+    try:
+        state = run(args.workdir, delay=args.delay, **hosts, **args.settings)
+    except Preempted as error:
+        raise SystemExit(error.exit_code) from error
+    if jax.process_index() == 0:
+        flat = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(state["params"])}
+        np.savez(args.workdir / "final.npz", **flat)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
