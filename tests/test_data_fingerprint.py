@@ -20,7 +20,8 @@ from tests.make_raw import write_corpus
 def printed(spacings, shapes, channels=("MRI",), intensity=(None,), axes=(0, 1, 2), name="A"):
     n = len(spacings)
     cases = tuple(f"c{i}" for i in range(n))
-    return Fingerprint(name, channels, cases, tuple(spacings), tuple(shapes), (axes,) * n, (1.0,) * n, intensity)
+    spacings = tuple(tuple(float(s) for s in spacing) for spacing in spacings)
+    return Fingerprint(name, channels, cases, spacings, tuple(shapes), (axes,) * n, (1.0,) * n, intensity)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,8 @@ def test_channel_names_choose_the_scheme():
     assert [plan.intensity_of(c).scheme for c in ("CT", "nonorm", "rescale_to_0_1", "t1", "ZScore")] == [
         "ct", "nonorm", "rescale_to_0_1", "zscore", "zscore",
     ]  # fmt: skip
-    assert plan.intensity["Ct"] == Intensity("ct", pytest.approx((5, 995)), pytest.approx(500), pytest.approx(288.97, abs=0.01))
+    found = plan.intensity["Ct"]
+    assert found.clip == pytest.approx((5, 995)) and found.mean == pytest.approx(500) and found.std == pytest.approx(288.97, abs=0.01)
     assert plan.intensity["T1"] == Intensity("zscore")
     with pytest.raises(UsageError, match=r"does not cover channel 'T2'.*Known: Ct, RESCALE"):
         plan.intensity_of("T2")
@@ -190,7 +192,7 @@ def test_pooled_quantile_lies_between(samples, level):
 
 
 def test_plan_round_trip_and_key():
-    statistics = Statistics(1, 2, 3, 0, 9, 0.1, 0.9, 2, tuple(np.linspace(0, 9, 2001)))
+    statistics = Statistics(1.0, 2.0, 3.0, 0.0, 9.0, 0.1, 0.9, 2, tuple(np.linspace(0, 9, 2001).tolist()))
     plan = make_plan({"A": printed([(1 / 3, 0.7, 1)], [(9, 9, 9)], ("CT", "T1"), (statistics, None))}, crop="none")
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan and again.key() == plan.key() and len(plan.key()) == 16

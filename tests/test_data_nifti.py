@@ -346,6 +346,8 @@ def test_written_header_is_the_inputs(tmp_path, endian, name):
     raw = (gzip.decompress if name.endswith("gz") else bytes)((tmp_path / name).read_bytes())
     disk = nib.Nifti1Header(raw[:348], check=False)
     assert (float(disk["scl_slope"]), float(disk["scl_inter"]), float(disk["cal_max"])) == (1, 0, 0)
+    nifti.write(tmp_path / "wide.nii.gz", volume.array.astype(np.int64) * 500, volume)
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "wide.nii.gz").dataobj).T, volume.array.astype(np.int64) * 500)
     again = nifti.read(tmp_path / name, want="label")
     np.testing.assert_array_equal(again.affine, volume.affine)
     np.testing.assert_array_equal(again.array, volume.array > 50)

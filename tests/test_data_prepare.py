@@ -227,7 +227,7 @@ def test_only_what_changed_is_made_again(raw, tmp_path):
     assert prepare(corpus, cases, plan, root).skipped == 3
     old = prepared(root, corpus, "case_001")
     before = old.image().copy()
-    image = load(cases[1], corpus)[0].array[..., 0]
+    image = load(cases[1], corpus)[0].array[..., 0].copy()
     image[0] += 100
     save(raw / "imagesTr" / "case_001.nii.gz", image)
     result = prepare(corpus, cases, plan, root)
@@ -310,7 +310,7 @@ def test_usage_errors_come_first(raw, tmp_path):
     with pytest.raises(UsageError, match="does not cover corpus 'A'"):
         prepare(corpus, cases, Plan({}, {"MRI": Intensity("zscore")}), tmp_path / "s")
     with pytest.raises(UsageError, match="does not cover channel 'MRI'"):
-        prepare(corpus, cases, Plan({"A": (1, 1, 1)}, {}), tmp_path / "s")
+        prepare(corpus, cases, Plan({"A": (1.0, 1.0, 1.0)}, {}), tmp_path / "s")
     with pytest.raises(UsageError, match="unusable case name"):
         prepare(corpus, [dataclasses.replace(cases[0], name="../x")], plan_of(corpus), tmp_path / "s")
     (tmp_path / "file").touch()
@@ -458,7 +458,8 @@ def reference(images, label, spacing, intensities, schemes, folder):
         return {"is_seg": order == 1, "order": order, "order_z": 0, "force_separate_z": None}
 
     configuration = {
-        "architecture": {}, "spacing": list(spacing), "normalization_schemes": schemes, "use_mask_for_norm": [False] * len(schemes), "patch_size": [8, 8, 8],
+        "architecture": {}, "patch_size": [8, 8, 8], "spacing": list(spacing),
+        "normalization_schemes": schemes, "use_mask_for_norm": [False] * len(schemes),
         "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling(3),
         "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_seg_kwargs": resampling(1),
     }  # fmt: skip

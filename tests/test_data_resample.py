@@ -130,6 +130,7 @@ def test_channels_types_views_and_slabs(monkeypatch):
     np.testing.assert_array_equal(turned, whole)
     monkeypatch.setattr(resample, "_PIECE", 100)
     monkeypatch.setattr(resample, "_ROWS", 3)
+    monkeypatch.setattr(resample, "_UNTHREADED", 100)
     np.testing.assert_allclose(resample.resample_image(integers, new, spacing, target), whole, atol=2e-3)
 
 

@@ -50,7 +50,9 @@ def test_facet_areas_do_not_depend_on_orientation_or_side():
 def test_area_of_a_ball_is_near_the_closed_form():
     mask = ball((44, 44, 44), (21.5, 21.5, 21.5), 20, (1, 1, 1))
     found = surface.surface_distances(mask, mask, (1.0, 1.0, 1.0))
-    assert found.reference_area_mm2.sum() == pytest.approx(4 * math.pi * 20**2, rel=0.1)  # facets of a voxel ball overestimate by some per cent
+    assert found.reference_area_mm2.sum() == pytest.approx(
+        4 * math.pi * 20**2, rel=0.1
+    )  # facets of a voxel ball overestimate by some per cent
     assert found.from_reference_mm.max() == 0.0 and surface.surface_dice(found, 0.0) == 1.0 and surface.assd(found) == 0.0
 
 

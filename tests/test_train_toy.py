@@ -87,15 +87,18 @@ def run(workdir, *, steps=12, devices=None, fsdp=1, delay=0.0, optimizer=None, s
             time.sleep(delay)
             yield local(host_batch(i))
 
+    def validation():
+        return (local(host_batch(10**6 + i)) for i in itertools.count())
+
     fields = set(loop.Settings.__dataclass_fields__)
     plain = dict(validate_every=4, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False)
-    arguments = dict(class_names=CLASSES, recipe={"net": "toy"}, borrow=borrow) | {k: v for k, v in settings.items() if k not in fields}
+    arguments = dict(class_names=CLASSES, recipe={"net": "toy"}, borrow=borrow, validation_stream=validation)
+    arguments |= {k: v for k, v in settings.items() if k not in fields}
     return loop.fit(
         task=arguments.pop("task", None) or task(),
         init=init,
         optimizer=optimizer or optim.make(lr=0.05, momentum=0.9, steps=steps),
         stream=stream or endless,
-        validation_stream=lambda: (local(host_batch(10**6 + i)) for i in itertools.count()),
         settings=loop.Settings(steps=steps, **(plain | {k: v for k, v in settings.items() if k in fields})),
         workdir=workdir,
         mesh=sharding.make_mesh(fsdp, jax.devices()[:devices] if devices else None),
@@ -130,10 +133,10 @@ def test_loss_is_the_weighted_sum_of_its_parts():
     parts = (("a", 0.5, cross_entropy.make()), ("b", 2.0, dice.make("sample")))
     made = supervised.make(apply, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.0, 0.0))
     value, scalars = jax.jit(made.loss)(params, batch, key)
-    assert float(value) == pytest.approx(0.5 * float(scalars["a"]) + 2 * float(scalars["b"]), rel=1e-6)
+    assert float(value) == pytest.approx(0.5 * float(scalars["loss/a"]) + 2 * float(scalars["loss/b"]), rel=1e-6)
     prepared = made.prepare(batch, key)
     alone = jax.jit(lambda p, b: cross_entropy.make()(apply(p, b["image"], {}, True), b))(params, prepared)
-    assert float(scalars["a"]) == pytest.approx(float(alone), rel=1e-6)
+    assert float(scalars["loss/a"]) == pytest.approx(float(alone), rel=1e-6)
     with pytest.raises(UsageError, match="unique"):
         supervised.make(apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH)
 

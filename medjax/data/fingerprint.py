@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,80 +16,13 @@ import numpy as np
 from medjax.data import geometry
 from medjax.data.cases import Progress, each, load
 from medjax.data.inputs import Case
-from medjax.data.plan import Intensity, Plan, make_plan
+from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.labels import Corpus
 
 __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "fingerprint", "make_plan"]
 
 SAMPLES = 10_000_000  # pooled voxels per channel, 40 MB; nnU-Net draws 1e8, which moves mean and percentiles by under 1e-3 of the range
 SEED = 1234
-QUANTILES = 2001  # enough that percentiles 0.5 and 99.5 are nodes; lets several corpora be pooled later
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Pooled foreground intensities of one channel.
-
-    Attributes:
-      mean, median, std, min, max, percentile_00_5, percentile_99_5: of the pooled sample.
-      cases: how many cases gave voxels; the weight when corpora are pooled.
-      quantiles: the quantile function at 2001 equidistant levels from 0 to 1.
-    """
-
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
-    cases: int
-    quantiles: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fingerprint:
-    """A corpus in numbers; all per-case tuples run over the cases that could be read.
-
-    Attributes:
-      corpus, channels: store name and channel names.
-      cases: names.
-      spacings_mm, shapes: (z, y, x) of each case in canonical (RAS) axes; shapes after the crop to non-zero.
-      stored_axes: for each canonical axis the stored one, to have the same in stored axes.
-      cropped: share of the voxels that the crop keeps.
-      intensity: one `Statistics` per channel, None where no case has foreground.
-      failed: failure records.
-    """
-
-    corpus: str
-    channels: tuple[str, ...]
-    cases: tuple[str, ...]
-    spacings_mm: tuple[tuple[float, float, float], ...]
-    shapes: tuple[tuple[int, int, int], ...]
-    stored_axes: tuple[tuple[int, int, int], ...]
-    cropped: tuple[float, ...]
-    intensity: tuple[Statistics | None, ...]
-    failed: tuple[dict, ...] = ()
-
-    def grids(self, orientation: str) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation ("RAS" or "stored")."""
-        spacings, shapes = np.array(self.spacings_mm, float).reshape(-1, 3), np.array(self.shapes, int).reshape(-1, 3)
-        if orientation == "stored":
-            back = np.argsort(np.array(self.stored_axes, int).reshape(-1, 3), axis=1)
-            spacings, shapes = np.take_along_axis(spacings, back, 1), np.take_along_axis(shapes, back, 1)
-        return spacings, shapes
-
-    def to_json(self) -> dict:
-        """JSON-ready fields; `from_json` inverts it exactly."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping) -> "Fingerprint":
-        """Inverse of `to_json`."""
-        plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed")}
-        nested = {k: tuple(tuple(row) for row in fields[k]) for k in ("spacings_mm", "shapes", "stored_axes")}
-        statistics = tuple(s and Statistics(**{**s, "quantiles": tuple(s["quantiles"])}) for s in fields["intensity"])
-        return cls(corpus=fields["corpus"], intensity=statistics, **plain, **nested)
 
 
 def fingerprint(

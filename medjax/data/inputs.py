@@ -161,7 +161,8 @@ def _listed(path: Path) -> list[Case]:
         images = row.get("image") or []
         images = tuple(str(path.parent / p) for p in ([images] if isinstance(images, str) else images))
         if not images:
-            raise UsageError(f"entry {number} has no image", path=path, found=sorted(k for k in row if k and k != 'image'), expected='a field "image"')
+            fields = sorted(k for k in row if k and k != "image")
+            raise UsageError(f"entry {number} has no image", path=path, found=fields, expected='a field "image"')
         name = row.get("name") or (re.sub(r"_0000$", "", stem(images[0])))
         label = str(path.parent / row["label"]) if row.get("label") else None
         cases.append(Case(str(name), images, label, modality=row.get("modality") or "", patient=str(row.get("patient") or "")))

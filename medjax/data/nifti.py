@@ -183,7 +183,7 @@ def write(path: str | os.PathLike, array: np.ndarray, like: Volume, *, labels: M
         with open(temporary, "xb") as file:
             sink = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if compress else file
             sink.write(header.binaryblock + (b"\1\0\0\0" if extension else b"\0\0\0\0") + extension)
-            sink.write(memoryview(data).cast("B"))
+            sink.write(data.reshape(-1).view(np.uint8))
             if compress:
                 sink.close()
             file.flush()

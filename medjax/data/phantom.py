@@ -34,7 +34,7 @@ SIZES = ("tiny", "small", "medium")
 
 # tissue: CT in HU, T1-weighted MRI and contrast-enhanced fat-suppressed T1 in arbitrary units, texture (share of the contrast range)
 _TISSUES = {
-    T.AIR: (-1000, 0, 0, 0), T.COUCH: (-80, 0, 0, 0), T.SKIN: (20, 350, 300, 1), T.FAT: (-105, 900, 190, 0.7), T.INNER_FAT: (-100, 860, 170, 1),
+    T.AIR: (-1000, 0, 0, 0), T.COUCH: (-60, 0, 0, 0), T.SKIN: (20, 350, 300, 1), T.FAT: (-105, 900, 190, 0.7), T.INNER_FAT: (-100, 860, 170, 1),
     T.MUSCLE: (60, 330, 290, 1), T.CARTILAGE: (115, 300, 200, 1), T.BONE: (480, 120, 110, 2), T.MARROW: (240, 560, 190, 2),
     T.VERTEBRA: (430, 140, 130, 2), T.VERTEBRA_MARROW: (200, 540, 230, 2), T.DISC: (85, 300, 160, 1), T.CSF: (12, 110, 90, 0.5),
     T.CORD: (40, 330, 190, 0.5), T.LUNG: (-830, 40, 35, 2.5), T.LUNG_VESSEL: (60, 140, 600, 1), T.HEART: (105, 340, 480, 1),
@@ -242,7 +242,7 @@ def _canvas(shape: Sequence[int], affine: np.ndarray, centre: np.ndarray, who: P
     if couch:
         x, y = (plane(affine[row, :3], float(affine[row, 3] - centre[row])) for row in (0, 1))
         back = -who.scale[1] * (92 + 1.1 * who.fat) - 14
-        canvas.tissue[np.abs(y - back - 0.0007 * x * x) < 1.7] = T.COUCH
+        canvas.tissue[np.abs(y - back - 0.0007 * x * x) < 2.2] = T.COUCH
     return canvas
 
 

@@ -92,9 +92,9 @@ def kidneys(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         outer = (ellipsoid((bent, v, w), (0, 0, 0), (28.5, 23, 55)) + 0.7 * c.fine[box]) * size
         sinus = ellipsoid((bent, v, w), (-21, 2, 0), (22, 9, 27)) * size
         bean = _make_way(c, box, smooth_max(outer, -sinus, 4), 1.0)
-        np.minimum(c.occupied[box], outer - 3, out=c.occupied[box])
-        behind = ellipsoid((x, y, z), (centre[0] - 4 * side, centre[1] - 36, centre[2] - 6), (36, 50, 56 * size))  # the perirenal space is fat
-        np.minimum(c.occupied[box], behind, out=c.occupied[box])
+        behind = ellipsoid((x, y, z), (centre[0] - 6 * side, centre[1] - 40, centre[2] - 20), (36, 52, 95))
+        behind = smooth_max(behind, z - centre[2] - 52 * size, 12)  # the perirenal space is fat, up to the upper pole
+        np.minimum(c.occupied[box], np.minimum(outer - 1.5, behind), out=c.occupied[box])
         radial, sector = np.arctan2(w * 0.8, bent + 24), np.arctan2(v, bent + 20)
         pyramids = np.cos(radial * 7.5 + rng.uniform(0, 6)) + 0.5 * np.cos(sector * 4) > -0.15
         c.paint(box, bean < 0, T.CORTEX + left, FATTY)
@@ -148,7 +148,8 @@ def pancreas(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         d = _make_way(c, box, d + 0.8 * np.sin(arc * 1.2), 1.0, 2)
         c.solid(box, d, T.BOWEL_WALL, FATTY)
         c.paint(box, d < -3, T.BOWEL_FLUID, (T.BOWEL_WALL,))
-        c.paint(box, (d < -3) & (height > 4) & (arc < 70), T.GAS, (T.BOWEL_FLUID,))
+        gas = float(rng.choice([2, 5, 30]))  # height of the fluid level above the axis
+        c.paint(box, (d < -3) & (height > gas) & (arc < 80), T.GAS, (T.BOWEL_FLUID,))
 
 
 def stomach(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):

@@ -1,6 +1,6 @@
 """How to prepare the volumes of an experiment: target spacing per corpus, normalisation per channel name. Numbers only, JSON.
 
-In: fingerprints of all corpora. Out: a `Plan`, which preparation, prediction and the run folder share.
+In: fingerprints of all corpora, as `data/fingerprint.py` measures them. Out: a `Plan`, shared by preparation, prediction, the run folder.
 Rules: nnU-Net v2. Spacing: the median per axis; if the coarsest axis is over 3 times coarser and under a third as long as the others,
 its 10th percentile. The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`; all others z-score.
 """
@@ -10,18 +10,81 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medjax.errors import UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from medjax.data.fingerprint import Fingerprint, Statistics
-
 ANISOTROPY = 3.0
+QUANTILES = 2001  # so that percentiles 0.5 and 99.5 are nodes
 SCHEMES = {"ct": "ct", "nonorm": "nonorm", "rescale_to_0_1": "rescale_to_0_1"}
 Spacing = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Pooled foreground intensities of one channel.
+
+    Attributes:
+      mean, median, std, min, max, percentile_00_5, percentile_99_5: of the pooled sample.
+      cases: how many cases gave voxels; the weight when corpora are pooled.
+      quantiles: the quantile function at 2001 equidistant levels from 0 to 1.
+    """
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+    cases: int
+    quantiles: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """A corpus in numbers; all per-case tuples run over the cases that could be read.
+
+    Attributes:
+      corpus, channels: store name and channel names.
+      cases: names.
+      spacings_mm, shapes: (z, y, x) of each case in canonical (RAS) axes; shapes after the crop to non-zero.
+      stored_axes: for each canonical axis the stored one, to have the same in stored axes.
+      cropped: share of the voxels that the crop keeps.
+      intensity: one `Statistics` per channel, None where no case has foreground.
+      failed: failure records.
+    """
+
+    corpus: str
+    channels: tuple[str, ...]
+    cases: tuple[str, ...]
+    spacings_mm: tuple[tuple[float, float, float], ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    stored_axes: tuple[tuple[int, int, int], ...]
+    cropped: tuple[float, ...]
+    intensity: tuple[Statistics | None, ...]
+    failed: tuple[dict, ...] = ()
+
+    def grids(self, orientation: str) -> tuple[np.ndarray, np.ndarray]:
+        """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation ("RAS" or "stored")."""
+        spacings, shapes = np.array(self.spacings_mm, float).reshape(-1, 3), np.array(self.shapes, int).reshape(-1, 3)
+        if orientation == "stored":
+            back = np.argsort(np.array(self.stored_axes, int).reshape(-1, 3), axis=1)
+            spacings, shapes = np.take_along_axis(spacings, back, 1), np.take_along_axis(shapes, back, 1)
+        return spacings, shapes
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it exactly."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Fingerprint":
+        """Inverse of `to_json`."""
+        plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed")}
+        nested = {k: tuple(tuple(row) for row in fields[k]) for k in ("spacings_mm", "shapes", "stored_axes")}
+        statistics = tuple(s and Statistics(**{**s, "quantiles": tuple(s["quantiles"])}) for s in fields["intensity"])
+        return cls(corpus=fields["corpus"], intensity=statistics, **plain, **nested)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +155,9 @@ def intensity_json(intensity: Intensity) -> dict:
 
 
 def make_plan(
-    fingerprints: Mapping[str, "Fingerprint"],
+    fingerprints: Mapping[str, Fingerprint],
     *,
-    spacing: str | Sequence[float] | None = None,
+    spacing: str | Sequence[float | int] | None = None,
     orientation: str = "RAS",
     crop: str = "nonzero",
 ) -> Plan:
@@ -122,7 +185,7 @@ def make_plan(
     return Plan(_spacings(fingerprints, spacing, orientation), intensity, orientation, crop)
 
 
-def _spacings(fingerprints: Mapping[str, "Fingerprint"], spacing: str | Sequence[float] | None, orientation: str) -> dict[str, Spacing]:
+def _spacings(fingerprints: Mapping[str, Fingerprint], spacing: str | Sequence[float | int] | None, orientation: str) -> dict[str, Spacing]:
     grids = {name: found.grids(orientation) for name, found in fingerprints.items()}
     if spacing == "per_corpus":
         return {name: target_spacing(*grid) for name, grid in grids.items()}
@@ -149,7 +212,7 @@ def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Spacing:
     return tuple(float(t) for t in target)
 
 
-def _intensity(channel: str, fingerprints: Mapping[str, "Fingerprint"]) -> Intensity:
+def _intensity(channel: str, fingerprints: Mapping[str, Fingerprint]) -> Intensity:
     scheme = SCHEMES.get(channel.lower(), "zscore")
     if scheme != "ct":
         return Intensity(scheme)
@@ -169,7 +232,7 @@ def _intensity(channel: str, fingerprints: Mapping[str, "Fingerprint"]) -> Inten
     return Intensity("ct", clip, mean, parts[0].std if len(parts) == 1 else math.sqrt(max(variance, 0.0)))
 
 
-def pooled_quantile(parts: Sequence["Statistics"], level: float) -> float:
+def pooled_quantile(parts: Sequence[Statistics], level: float) -> float:
     """The quantile of the union of samples known by their quantile functions, each weighted by its number of cases."""
     if len(parts) == 1:
         nodes = parts[0].quantiles

@@ -16,10 +16,11 @@ from scipy import ndimage
 from medjax.errors import UsageError
 
 ANISOTROPY = 3.0  # beyond this ratio of the largest to the smallest spacing the coarse axis is resampled on its own, by nearest neighbour
-_ROWS = 64  # output rows per matrix product
-_NEGLIGIBLE = 1e-9  # spline weights below this are dropped: twelve samples past the support they no longer show in float32
+_ROWS = 32  # output rows per matrix product
+_UNTHREADED = 1 << 18  # multiplications up to which OpenBLAS keeps a product on the calling thread
+_NEGLIGIBLE = 1e-8  # spline weights below this do not show in float32
 SLAB = 1 << 24  # values of scores made at a time: bounds the temporaries
-_PIECE = 1 << 22  # voxels per slab of a pass
+_PIECE = 1 << 20  # voxels per slab of a pass
 _VOTES = 1 << 18  # voxels per round of label votes
 
 Spacing = Sequence[SupportsFloat] | np.ndarray
@@ -261,28 +262,34 @@ def _apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarr
 
 
 def _along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
-    """matrix @ array along one axis, in slabs across another; rows go in blocks, each with the columns that it touches.
+    """matrix @ array along one axis, as batches of tiles: a block of rows, the columns that it touches, part of another axis.
 
-    Few large products rather than one per slice: a threaded BLAS waits for all its threads at every product, dear on a busy machine.
+    Tiles stay below the size from which OpenBLAS starts its threads. Those pay off on an idle machine only; where cases are prepared side
+    by side, waiting for them at every product costs more than the product.
     """
+    out = np.empty((*array.shape[:axis], matrix.shape[0], *array.shape[axis + 1 :]), np.float32)
     blocks = []
     for start in range(0, matrix.shape[0], _ROWS):
         rows = slice(start, min(start + _ROWS, matrix.shape[0]))
         first, last = _support(matrix[rows])
         blocks.append((rows, slice(first, last), matrix[rows, first:last].astype(np.float32)))
-    out = np.empty((*array.shape[:axis], matrix.shape[0], *array.shape[axis + 1 :]), np.float32)
     across = 1 if axis == 0 else 0
     step = max(1, _PIECE // (array.size // array.shape[across]))
     for start in range(0, array.shape[across], step):
         slab = (slice(None),) * across + (slice(start, start + step),)
-        if axis == array.ndim - 1:
-            source = np.ascontiguousarray(array[slab], np.float32).reshape(-1, array.shape[axis])
-            target = out[slab].reshape(-1, matrix.shape[0])
-            for rows, columns, block in blocks:
-                np.matmul(source[:, columns], block.T, out=target[:, rows])
-        else:
-            source = np.ascontiguousarray(np.moveaxis(array[slab], axis, 0), np.float32)
-            target = np.moveaxis(out[slab], axis, 0)
-            for rows, columns, block in blocks:
-                target[rows] = np.tensordot(block, source[columns], 1)
+        source, target = _as_rows(np.ascontiguousarray(array[slab], np.float32), axis), _as_rows(out[slab], axis)
+        for rows, columns, block in blocks:
+            tile = max(1, _UNTHREADED // block.size)
+            for begin in range(0, source.shape[2], tile):
+                part = slice(begin, begin + tile)
+                np.matmul(block, source[:, columns, part], out=target[:, rows, part])
     return out
+
+
+def _as_rows(array: np.ndarray, axis: int) -> np.ndarray:
+    """View with the axis in the middle: (batch, axis, rest)."""
+    if axis == 0:
+        return array.reshape(*array.shape[:2], -1).swapaxes(0, 1)
+    if axis == array.ndim - 1:
+        return array.swapaxes(1, 2)
+    return array.reshape(-1, array.shape[axis], int(np.prod(array.shape[axis + 1 :])))

@@ -104,7 +104,7 @@ def _resolve(folder: str | os.PathLike) -> Path:
     return given
 
 
-def _labels(labels: Mapping, regions: Mapping, path: Path) -> tuple[tuple[tuple[int, tuple[str, ...]], ...], int | None]:
+def _labels(labels: object, regions: object, path: Path) -> tuple[tuple[tuple[int, tuple[str, ...]], ...], int | None]:
     """Either direction of `labels`, plus `regions` -> (value, class names) entries and the ignore value."""
     if not isinstance(labels, dict) or not isinstance(regions, dict):
         raise LabelError('"labels" and "regions" must be objects', path=path, found=labels, expected='{"background": 0, "liver": 1}')
@@ -143,7 +143,7 @@ def _labels(labels: Mapping, regions: Mapping, path: Path) -> tuple[tuple[tuple[
     return tuple((value, tuple(holders[value])) for value in sorted(holders)), ignore
 
 
-def _integer(value, name: str, path: Path) -> int:
+def _integer(value: object, name: str, path: Path) -> int:
     if isinstance(value, str) and value.strip().isdigit():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:

@@ -1,8 +1,8 @@
 """Many scans through one predictor: each case on its own, resumable, with a manifest.
 
-In: a `Predictor`, cases (see `data/sources.find_inputs`) and an output folder. Out: the files of `infer/write.py`, and which cases went well.
-The next case is read and prepared by a second thread while the device works on this one. A case that fails is recorded with its reason and
-the others go on.
+In: a `Predictor`, cases (see `data/sources.find_inputs`) and an output folder. Out: the files of `infer/write.py`, and which cases went
+well. The next case is read and prepared by a second thread while the device works on this one. A case that fails is recorded with its
+reason and the others go on.
 """
 
 import dataclasses
@@ -72,13 +72,14 @@ def predict_cases(
     for name in classes or ():
         space.class_index(name)
     _check(cases, folder)
-    wanted = {"settings": predictor.settings() | {"classes": list(classes or ())}, "corpus": corpus}
+    files = {"classes": list(classes or ()), "probabilities": probabilities, "one_file_per_class": one_file_per_class}
+    wanted = {"settings": predictor.settings() | files, "corpus": corpus}
     kept = [case.name for case in cases if continue_ and write.is_complete(folder, case.name, wanted)]
     todo = [case for case in cases if case.name not in set(kept)]
     manifest = _manifest(folder, kept) | {"versions": write.versions(), "device": jax.devices()[0].device_kind} | wanted
     result = Result([], [], kept)
-    for name in kept:
-        _tell(progress, result, cases, name, "complete")
+    for i, name in enumerate(kept if progress else ()):
+        progress(i + 1, len(cases), name, "complete")
 
     def load(case: Case) -> tuple[nifti.Volume, Prepared, dict[str, str], float]:
         started = time.perf_counter()
@@ -86,9 +87,8 @@ def predict_cases(
         prepared = predictor.prepare(volume, corpus)
         return volume, prepared, {path: write.sha256(path) for path in case.images}, time.perf_counter() - started
 
-    def finish(case: Case, loaded: tuple) -> None:
+    def finish(case: Case, volume: nifti.Volume, prepared: Prepared, inputs: dict[str, str], loading: float) -> None:
         started = time.perf_counter()
-        volume, prepared, inputs, loading = loaded
         gathered = write.Probabilities() if probabilities else None
         segmentation = predictor.segment(volume, corpus, classes=classes, prepared=prepared, on_scores=gathered)
         outputs = write.write_case(
@@ -101,23 +101,16 @@ def predict_cases(
     with ThreadPoolExecutor(1, thread_name_prefix="medjax-load") as pool:
         upcoming = pool.submit(load, todo[0]) if todo else None
         for i, case in enumerate(todo):
-            current, upcoming = upcoming, None
+            current, upcoming = upcoming, pool.submit(load, todo[i + 1]) if i + 1 < len(todo) else None
             try:
-                loaded = current.result()
-            except Exception as error:
-                loaded, problem = None, error
-            if i + 1 < len(todo):
-                upcoming = pool.submit(load, todo[i + 1])
-            try:
-                if loaded is None:
-                    raise problem
-                finish(case, loaded)
-                result.ok.append(case.name)
+                finish(case, *current.result())
             except Exception as error:
                 result.failed.append(failure(case, error))
-            manifest["failed"] = result.failed
-            write.write_json(folder / "run.json", manifest)
-            _tell(progress, result, cases, case.name, "predicted" if case.name in result.ok[-1:] else "failed")
+            else:
+                result.ok.append(case.name)
+            write.write_json(folder / "run.json", manifest | {"failed": result.failed})
+            if progress:
+                progress(len(kept) + i + 1, len(cases), case.name, "predicted" if case.name in result.ok[-1:] else "failed")
     return result
 
 
@@ -147,9 +140,3 @@ def _manifest(folder: Path, kept: Sequence[str]) -> dict:
     except (MedjaxError, KeyError, TypeError):
         earlier = {}
     return {"cases": {name: earlier[name] for name in kept if name in earlier}, "failed": []}
-
-
-def _tell(progress: Progress | None, result: Result, cases: Sequence[Case], name: str, status: str) -> None:
-    if progress is not None:
-        known = len(result.skipped) if status == "complete" else len(result.ok) + len(result.failed) + len(result.skipped)
-        progress(result.skipped.index(name) + 1 if status == "complete" else known, len(cases), name, status)

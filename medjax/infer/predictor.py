@@ -1,16 +1,17 @@
 """A trained network as a function of scans: volume in, scores or masks on the scan's own grid out.
 
-In: a `Model` (network function, parameters, plan, label space, window) and volumes as read from disk. Out: scores on the network's grid, or the
-decided label map and class masks on the stored grid. One `Predictor` compiles once and serves volumes of any size and corpora of any kind.
+In: a `Model` (network function, parameters, plan, label space, window) and volumes as read from disk. Out: scores on the network's grid, or
+the decided label map and class masks on the stored grid. One `Predictor` compiles once and serves volumes of any size and all corpora.
 
-Memory stays bounded: windows are blended row by row, rows are resampled to the scan's grid as soon as they are final, thresholded and packed.
-When even that would not fit, the classes are predicted in several passes.
+Memory stays bounded: windows are blended row by row, rows are resampled to the scan's grid as soon as they are final, thresholded and
+packed. When even that would not fit, the classes are predicted in several passes.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from medjax.data import geometry, normalise, resample
+from medjax.data import geometry, normalise
 from medjax.data.cases import check_channels, free_memory
 from medjax.data.geometry import Transform
 from medjax.data.nifti import Volume
@@ -26,6 +27,7 @@ from medjax.data.plan import Plan
 from medjax.errors import UsageError, did_you_mean
 from medjax.infer import tta
 from medjax.infer.masks import Masks
+from medjax.infer.regrid import on_scan_grid, row_blocks
 from medjax.infer.windows import WindowScores
 from medjax.labels import Corpus, LabelSpace
 
@@ -76,8 +78,8 @@ class Predictor:
       model: the network, see `Model`.
       overlap: share of a window that the next one covers at least.
       mirror_axes: spatial axes to mirror; all their combinations are averaged (three axes: eight times the work).
-      average: what is averaged over mirrors, members and windows: "prob" (MultiTalent, nnU-Net v1) or "logit" (nnU-Net v2, which turns logits
-        into probabilities only on the scan's grid).
+      average: what is averaged over mirrors, members and windows: "prob" (MultiTalent, nnU-Net v1) or "logit" (nnU-Net v2, which turns
+        logits into probabilities only on the scan's grid).
       batch_windows: windows per step and device; default 2, or 16 slices.
       activation: "sigmoid" (a class is where its probability is above 1/2), or "softmax" with the background as channel 0, or as an
         implicit logit of 0 if there are only the classes' channels (a voxel goes to the largest).
@@ -127,11 +129,19 @@ class Predictor:
         return self._step._cache_size()
 
     def settings(self) -> dict:
-        """What the predictions depend on beside the weights; JSON-ready."""
+        """What the predictions depend on; JSON-ready."""
         names = ("overlap", "mirror_axes", "average", "activation", "weighted", "members")
         fields = {name: getattr(self, name) for name in names}
         window = {"window": list(self.model.window), "dims": self.model.dims, "plan": self.model.plan.key()}
-        return fields | {"mirror_axes": list(self.mirror_axes)} | window
+        return fields | {"mirror_axes": list(self.mirror_axes)} | window | {"weights": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hash of all parameters, 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._params):
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()[:16]
 
     def prepare(self, volume: Volume, corpus: str) -> Prepared:
         """Canonical axes, crop, clip, normalise, resample: the same as for training, on the host.
@@ -193,11 +203,11 @@ class Predictor:
         values = space.corpora[space.corpus_index(corpus)].values
         label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
         cropped = transform.image(label_map)  # a view: what is written here lands in stored order
-        blocks = _blocks(transform.box_shape, len(space.classes))
+        blocks = row_blocks(transform.box_shape, len(space.classes))
         groups = self._groups(prepared, names)
         for group in groups:
             scores = self._rows(prepared, corpus, group)
-            for rows, block in zip(blocks, _on_scan_grid(scores, transform, blocks), strict=True):
+            for rows, block in zip(blocks, on_scan_grid(scores, transform, blocks), strict=True):
                 probabilities = self._probabilities(block)
                 if on_scores:
                     on_scores(transform, rows, group, probabilities)
@@ -280,9 +290,7 @@ class Predictor:
         if self.activation == "softmax":
             return [names]
         depth = self.model.window[0] if self.model.dims == 3 else 1
-        per_class = (
-            4 * 2 * min(depth, prepared.image.shape[0]) * math.prod(prepared.image.shape[1:3])
-        )  # blended rows, and the window batches
+        per_class = 8 * min(depth, prepared.image.shape[0]) * math.prod(prepared.image.shape[1:3])  # bytes: blended rows, blocks, batches
         budget = self._memory if self._memory is not None else free_memory() // 2
         passes = min(len(names), math.ceil(len(names) * per_class / max(budget, 1)))
         size = math.ceil(len(names) / passes)
@@ -303,27 +311,3 @@ def _softmax(logits: Any, numpy: Any) -> Any:
     highest = numpy.maximum(logits.max(-1, keepdims=True), 0)
     exponentials = numpy.exp(logits - highest)
     return exponentials / (exponentials.sum(-1, keepdims=True) + numpy.exp(-highest))
-
-
-def _blocks(shape: Sequence[int], classes: int) -> list[slice]:
-    """Row ranges of a grid that hold about 16 million values each."""
-    step = max(1, resample.SLAB // max(1, shape[1] * shape[2] * classes))
-    return [slice(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
-
-
-def _on_scan_grid(scores: WindowScores, transform: Transform, blocks: Sequence[slice]) -> Iterator[Float32[np.ndarray, "rows y x c"]]:
-    """Row blocks of the cropped canonical grid at the scan's spacing, from scores that can only be read in ascending order.
-
-    The values are those of `Transform.invert_scores`: linear, or nearest along a coarse axis. Rows are combined first, where the grid is small.
-    """
-    n_in, n_out = scores.shape[0], transform.box_shape[0]
-    spacings = transform.target_spacing_mm, transform.spacing_mm
-    matrix = resample.operator(n_in, n_out, 0 if resample.separate_axis(*spacings) == 0 else 1)
-    for rows in blocks:
-        weights = matrix[rows]
-        used = np.flatnonzero(weights.any(0))
-        first, last = int(used[0]), int(used[-1]) + 1
-        block = scores[first:last]
-        if n_in != n_out:
-            block = np.tensordot(weights[:, first:last].astype(np.float32), block, 1)
-        yield resample.resample_scores(block, (len(block), *transform.box_shape[1:]), *spacings)

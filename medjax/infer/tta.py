@@ -1,10 +1,10 @@
 """Averages inside the jitted function: over mirrored copies of the input, and over the members of an ensemble.
 
-In: a function of a window batch. Out: the same with averaging. The network is traced once, whatever the number of copies (`lax.scan`), so the
-program and its compile time do not grow with them.
+In: a function of a window batch. Out: the same with averaging. The network is traced once, whatever the number of copies (`lax.scan`), so
+the program and its compile time do not grow with them.
 
-Averaging probabilities (nnU-Net v1, MultiTalent) and averaging logits (nnU-Net v2) are different numbers: which of the two happens depends on
-whether `function` returns probabilities or logits.
+Averaging probabilities (nnU-Net v1, MultiTalent) and averaging logits (nnU-Net v2) give different numbers: which of the two happens depends
+on whether `function` returns probabilities or logits.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """Sliding windows: a volume of any size through a network of one fixed input shape, with one compiled program and bounded memory.
 
 In: a function on window batches (already jitted) and a volume. Out: scores of every voxel, whole or row by row.
-The device only ever sees a fixed number of windows; the host blends them while the device computes the next ones. Positions and weights are
-nnU-Net's: windows at most (1 - overlap) of their size apart, spread evenly; Gaussian importance with sigma = size / 8. Blending is a running
-weighted mean, so a constant field comes back exactly, whatever the weights. A 2D window (y, x) is a 3D one of a single slice.
+The device only ever sees a fixed number of windows; the host blends them while the device computes the next ones. Positions and weights
+are nnU-Net's: windows at most (1 - overlap) of their size apart, spread evenly; Gaussian importance with sigma = size / 8. Blending is a
+running weighted mean, so a constant field comes back exactly, whatever the weights. A 2D window (y, x) is a 3D one of a single slice.
 """
 
 import collections

@@ -7,6 +7,7 @@ written under a temporary name and renamed when complete, so a step folder is wh
 
 import contextlib
 import functools
+import itertools
 import json
 import re
 import warnings
@@ -42,7 +43,7 @@ def best_step(folder: str | Path) -> int | None:
 
 
 def read_facts(folder: str | Path, step: int) -> dict:
-    """The JSON facts of one checkpoint: step, metric, recipe, progress. Raises `TrainError` if they cannot be read."""
+    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays. Raises `TrainError` if they cannot be read."""
     path = Path(folder) / str(step) / FACTS
     try:
         return json.loads(path.read_text())["custom_metadata"]
@@ -91,7 +92,8 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
     names = [rule_lists.path_name(keys) for keys, _ in flat]
     kept = {name for name in names if keep and re.search(keep, name)}
     wanted = {name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept}
-    stored = {name: shape for name, shape in _stored(folder, "params").items() if not (keep and re.search(keep, name))}
+    arrays = read_facts(folder.parent, int(folder.name))["arrays"]["params"]
+    stored = {name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))}
     _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
     loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
     values = dict(zip(rule_lists.paths(loaded), jax.tree.leaves(loaded), strict=True))
@@ -134,13 +136,14 @@ class Checkpoints:
 
         Raises: `TrainError` if this or the previous write failed (a full disk): the older checkpoints are untouched.
         """
-        params, rest = state["params"], {name: value for name, value in state.items() if name != "params"}
+        parts = _parts(state)
+        arrays = {part: _shapes(tree) for part, tree in parts.items()}
         with self._failures():
             self._orbax = self._orbax or self._open()
             self._orbax.save_checkpointables_async(
                 step,
-                {"params": params, "train": rest},
-                custom_metadata={"step": step, "metric": metric, **facts},
+                parts,
+                custom_metadata={"step": step, "metric": metric, **facts, "arrays": arrays},
                 metrics=None if metric is None else {"metric": metric},
                 force=True,
                 overwrite=step in steps(self.folder),
@@ -155,24 +158,23 @@ class Checkpoints:
         Raises: `TrainError` if the stored names or shapes are not those of `target`, or if no checkpoint can be read: a run never starts
         again silently. Unreadable ones are renamed to <step>.unreadable with a warning.
         """
-        found = steps(self.folder)
+        self.close()
+        self._tidy()
+        found, wanted = steps(self.folder), _parts(target)
         for step in reversed(found):
             folder = self.folder / str(step)
             state = facts = problem = None
             try:
-                stored = {part: _stored(folder, part) for part in ("params", "train")}
                 facts = read_facts(self.folder, step)
-            except Exception as error:
+                arrays = {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in facts["arrays"][part].items()}
+            except (TrainError, KeyError, AttributeError) as error:
                 problem = error
             if problem is None:
-                rest = {name: value for name, value in target.items() if name != "params"}
-                for part, tree in (("params", target["params"]), ("train", rest)):
-                    shapes = {n: tuple(leaf.shape) for n, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)}
-                    _compare(folder, shapes, stored[part])
+                _compare(folder, {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in _shapes(wanted[part]).items()}, arrays)
                 try:
-                    loaded = _load(folder, {"params": target["params"], "train": rest})
+                    loaded = _load(folder, wanted)
                     state = {**loaded["train"], "params": loaded["params"]}
-                except Exception as error:
+                except Exception as error:  # whatever the storage layer raises for damaged files
                     problem = error
             if _everywhere(problem is None):
                 return state, facts
@@ -203,23 +205,26 @@ class Checkpoints:
                 "a checkpoint could not be written", path=self.folder, found=reason[:300], fix="free disk space, then resume"
             ) from error
 
+    def _tidy(self) -> None:
+        """Sets aside folders that are named like steps but hold no checkpoint: they would count among the newest."""
+        for name in sorted(p.name for p in self.folder.iterdir() if p.name.isdigit()):
+            if int(name) not in steps(self.folder):
+                self._set_aside(self.folder / name)
+
     def _set_aside(self, folder: Path) -> None:
         if jax.process_index() == 0:
-            for n in range(1000):
-                aside = folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else ""))
-                if not aside.exists():
-                    folder.rename(aside)
-                    break
+            others = (folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else "")) for n in itertools.count())
+            folder.rename(next(path for path in others if not path.exists()))
         _everywhere(True)
 
 
-def _stored(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every array of one part of a checkpoint, without reading them."""
-    from orbax.checkpoint import v1 as ocp
+def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The two trees of a checkpoint: parameters, which are also read alone, and the rest."""
+    return {"params": state["params"], "train": {name: value for name, value in state.items() if name != "params"}}
 
-    tree = ocp.checkpointables_metadata(str(folder.absolute())).metadata[part]
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {rule_lists.path_name(keys): tuple(leaf.shape) for keys, leaf in leaves if hasattr(leaf, "shape")}
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)}
 
 
 def _load(folder: Path, target: Any, partial: bool = False) -> Any:

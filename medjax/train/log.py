@@ -56,7 +56,7 @@ class Progress:
         self.sums, self.count = {}, 0
         return means
 
-    def dice(self, step: int, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float], bool]:
+    def dice(self, step: int, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], bool]:
         """Takes in one validation.
 
         Args:

@@ -21,7 +21,7 @@ from medjax.train.rules import Rules
 AXES = ("data", "fsdp")
 KINDS = ("replicate", "fsdp")
 REPLICATE: Rules = ((".*", "replicate"),)
-SMALL = 4096  # leaves with fewer elements are cheaper to copy than to gather
+SMALL = 1024  # leaves with fewer elements are cheaper to copy than to gather
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

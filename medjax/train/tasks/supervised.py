@@ -35,10 +35,11 @@ class Supervised:
     deep_weights: Any
 
     def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
-        """The training loss of one batch, and each loss by name (before its weight)."""
+        """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
         prepared = self.prepare(batch, key)
         outputs = self.apply(params, prepared["image"], self.context(batch), True)
-        return deep.total(self.losses, outputs, prepared, self.deep_weights)
+        value, parts = deep.total(self.losses, outputs, prepared, self.deep_weights)
+        return value, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision logit > 0 (probability > 1/2) on the central patch.
@@ -109,12 +110,12 @@ def make(
       mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
       deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
 
-    Raises: `UsageError` for no losses, repeated names or names of the loop's own scalars.
+    Raises: `UsageError` for no losses or repeated names.
     """
     losses = tuple((str(name), float(weight), f) for name, weight, f in losses)
     names = [name for name, _, _ in losses]
-    if not losses or len(set(names)) != len(names) or set(names) & {"loss", "grad_norm", "lr", "request"}:
-        raise UsageError("losses need unique names of their own, and there must be one", found=names, fix="rename or add a loss")
+    if not losses or len(set(names)) != len(names):
+        raise UsageError("losses need unique names, and there must be one", found=names, fix="rename or add a loss")
     return Supervised(
         apply, losses, np.asarray(table, bool), np.asarray(known, bool), np.asarray(ignore_ids, np.int32),
         augment, tuple(patch), bool(mask_padding), deep_weights or "halving",

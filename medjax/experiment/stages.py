@@ -1,0 +1,255 @@
+"""The stages of an experiment, each finished before the next: open the run, prepare, train, predict the held-out cases, score them.
+
+In: a config as plain values and a run folder. Out: the run folder filled. Every stage finds what an earlier call left and goes on.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.data import sampler
+from medjax.data.fingerprint import fingerprint, make_plan
+from medjax.data.inputs import Case
+from medjax.data.plan import Plan
+from medjax.data.prepare import prepare
+from medjax.data.splits import digest
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError
+from medjax.experiment import corpora, network, runfolder
+from medjax.experiment.info import environment
+from medjax.labels import Corpus, LabelSpace
+
+
+@dataclasses.dataclass
+class Run:
+    """An experiment in progress.
+
+    Attributes:
+      fields: the config as plain values. workdir: the run folder. data: corpora, cases, label space, splits.
+      plan: spacing and normalisation, once prepared. failed: records of cases that could not be prepared, predicted or scored.
+    """
+
+    fields: Mapping
+    workdir: Path
+    data: corpora.Data
+    plan: Plan | None = None
+    failed: list[dict] = dataclasses.field(default_factory=list)
+
+    @property
+    def store(self) -> Path:
+        """Where the prepared volumes are."""
+        return Path(self.fields["data"]["store"] or self.workdir / "store")
+
+
+def say(text: str) -> None:
+    """A line for the person who waits."""
+    print(text, flush=True)
+
+
+def open_run(fields: Mapping, workdir: Path) -> Run:
+    """Resolves the data and writes what defines the run; a folder of a run with another config says in what it differs."""
+    data = corpora.open_data(fields["data"], workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / runfolder.CONFIG).is_file():
+        for line in runfolder.differences(runfolder.read_config(workdir), fields):
+            say(f"config changed since the run began: {line}")
+    runfolder.write_json(workdir / runfolder.CONFIG, fields)
+    runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
+    runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
+    runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+    return Run(fields, workdir, data)
+
+
+def prepare_stage(run: Run) -> None:
+    """Fingerprint, plan and store; cases that fail are reported and left out, a corpus without a usable case is an error."""
+    given = run.fields["data"]
+    workers = given["workers"] or None
+    prints = {}
+    for corpus in run.data.stores:
+        cache = run.workdir / "fingerprints" / f"{corpus.name}.json"
+        cache.parent.mkdir(exist_ok=True)
+        prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+    spacing = given["spacing_mm"] or given["spacing_rule"]
+    run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
+    runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
+    for corpus in run.data.stores:
+        cases = run.data.cases[corpus.name]
+        result = prepare(corpus, cases, run.plan, run.store, workers=workers, progress=_line(f"prepare {corpus.name}"))
+        run.failed += result.failed
+        spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
+        say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
+        for entry in result.failed:
+            say(f"  left out: {entry['case']}: {entry['message']}")
+        if len(result.failed) == len(cases):
+            raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
+
+
+def pools(run: Run, side: str) -> list[sampler.Pool]:
+    """The corpora of the label space as the sampler draws them; views validate on all cases of their store."""
+    bad = {(entry.get("corpus", ""), entry["case"]) for entry in run.failed}
+    found = []
+    for k, corpus in enumerate(run.data.space.corpora):
+        names = run.data.training_cases(corpus) if side == "train" else run.data.side(corpus.store, side)
+        names = [n for n in names if (corpus.store, n) not in bad and (run.store / corpus.store / n / "case.json").is_file()]
+        if names:
+            modality = run.data.space.modalities.index(corpus.modality)
+            found.append(sampler.Pool(k, str(run.store / corpus.store), tuple(names), corpus.foreground_ids, modality))
+        elif side == "train":
+            raise UsageError(
+                f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases"
+            )
+    return found
+
+
+def mean_spacing(run: Run) -> tuple[float, float, float]:
+    """(z, y, x) mm: the common target spacing, or the mean where corpora have their own."""
+    return tuple(float(v) for v in np.mean(list(run.plan.spacing_mm.values()), 0))
+
+
+def train(run: Run) -> None:
+    """Prepares and trains, going on from the newest checkpoint."""
+    import jax
+
+    from medjax.train import loop, sharding
+
+    prepare_stage(run)
+    fields, space = run.fields, run.data.space
+    net = network.make_network(fields, space, mean_spacing(run))
+    given, patch = fields["sampler"], network.sampled_patch(fields)
+    ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample")}
+    common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch)}
+    recipe = sampler.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
+    checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
+    hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
+    drawn, held = pools(run, "train"), pools(run, "val")
+    settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
+    say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
+    loop.fit(
+        task=network.make_task(fields, space, net),
+        init=net.init,
+        optimizer=network.make_optimizer(fields),
+        stream=lambda start: sampler.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
+        validation_stream=(lambda: sampler.stream(held, checked, **hosts)) if held else None,
+        settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
+        workdir=run.workdir,
+        class_names=space.classes,
+        recipe=_recipe(run, drawn),
+        mesh=sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch)),
+        sharding_rules=fields["sharding"]["rules"],
+    )
+
+
+def _recipe(run: Run, drawn: Sequence[sampler.Pool]) -> dict:
+    """Everything that decides the weights, for the check on resume; where files lie and how many threads read them does not."""
+    fields = run.fields
+    ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
+    return {
+        "model": fields["model"], "losses": fields["losses"], "deep_weights": fields["deep_weights"], "task": fields["task"],
+        "mask_padding": fields["mask_padding"], "augment": fields["augment"], "optim": fields["optim"], "sampler": ways,
+        "train": {k: fields["train"][k] for k in ("steps", "batch", "patch")},
+        "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),
+        "cases": {run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn},
+    }  # fmt: skip
+
+
+def _devices(batch: int) -> list | None:
+    """All devices, or on one host the most of them that a batch can be spread over."""
+    import jax
+
+    if jax.process_count() > 1:
+        return None
+    devices = jax.devices()
+    return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
+
+
+def load_predictor(
+    folder: Path, *, checkpoint: str = "", tta: str = "", overlap: float | None = None, batch_windows: int | None = None, device: str = ""
+) -> Any:
+    """A `Predictor` from a run folder; what is not given follows the run's config.
+
+    Its label space has every corpus as annotated (no views), under the name of its folder.
+    """
+    from medjax.infer.predict import Model, Predictor
+    from medjax.train import checkpoint as checkpoints
+
+    fields, space, plan = runfolder.read_config(folder), runfolder.read_space(folder), runfolder.read_plan(folder)
+    given = fields["infer"]
+    spacing = tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0))
+    net = network.make_network(fields, space, spacing)
+    params = checkpoints.load_params(folder / "checkpoints", net.abstract(), which=checkpoint or given["checkpoint"])
+    axes = {"none": (), "mirror": tuple(range(len(net.patch)))}[tta] if tta else given["mirror_axes"]
+    return Predictor(
+        Model(net.apply, params, plan, space.unveiled(), net.patch, len(net.patch)),
+        overlap=given["overlap"] if overlap is None else overlap,
+        mirror_axes=axes,
+        average=given["average"],
+        batch_windows=batch_windows or given["batch_windows"] or None,
+        devices=_named_devices(device),
+    )
+
+
+def _named_devices(name: str) -> list | None:
+    import jax
+
+    if not name:
+        return None
+    platform, _, index = name.partition(":")
+    try:
+        devices = jax.devices(platform)
+        return [devices[int(index)]] if index else devices[:1]
+    except (RuntimeError, IndexError, ValueError) as error:
+        known = [f"{d.platform}:{d.id}" for d in jax.devices()]
+        raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
+
+
+def predict(
+    folder: Path, cases: Sequence[Case], out: Path, *, corpus: str = "", progress: Any = None,
+    continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False, **options: Any,
+) -> Any:  # fmt: skip
+    """`medjax predict`: the cases through a run's network; see `infer.predict.predict_cases` for what is returned."""
+    from medjax.infer.predict import predict_cases
+
+    names = [c.name for c in runfolder.read_space(folder).unveiled().corpora]
+    if not corpus and len(names) > 1:
+        raise UsageError("the model knows several annotation protocols", expected=", ".join(names), fix="choose one with --corpus")
+    predictor = load_predictor(folder, **options)
+    return predict_cases(
+        predictor, cases, out, corpus or names[0], continue_=continue_, probabilities=probabilities,
+        one_file_per_class=one_file_per_class, progress=progress,
+    )  # fmt: skip
+
+
+def evaluate(run: Run) -> int:
+    """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
+    from medjax.experiment import scores
+
+    if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
+        say("no held-out cases: nothing to evaluate")
+        return EXIT_OK
+    predictor = load_predictor(run.workdir)
+    space: LabelSpace = predictor.model.space
+    held: dict[str, tuple[Corpus, list[Case]]] = {}
+    for corpus in space.corpora:
+        wanted = set(run.data.side(corpus.name, "val"))
+        held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.label])
+    run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
+    for entry in run.failed:
+        say(f"failed: {entry['case']}: {entry['message']}")
+    return EXIT_SOME_FAILED if run.failed else EXIT_OK
+
+
+def _line(what: str):
+    """A progress callback: one live line on a terminal, a line for trouble and one at the end elsewhere."""
+    live = sys.stderr.isatty() and not os.environ.get("CI")
+
+    def show(done: int, total: int, name: str, status: str) -> None:
+        if live:
+            print(f"\r{what} {done}/{total} {name}: {status}".ljust(100), end="" if done < total else "\n", file=sys.stderr, flush=True)
+        elif status == "failed" or done == total:
+            print(f"{what} {done}/{total}" + (f" {name}: failed" if status == "failed" else ""), file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,183 @@
+"""Window attention and the Swin block, with sockets for what papers put inside them.
+
+In: tokens (b, *grid, c), two or three axes, and the call's context. Out: tokens of the same shape.
+
+Sockets are constructor arguments:
+  dense  `dense(features, use_bias=, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b, ..., in); `nn.Dense` by default.
+         LoRA and mixtures of adapters keep `kernel` and `bias` where they are and add parameters beside them.
+  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp` by default.
+         Mixtures of experts go here.
+A module with a true attribute `contextual` is called with (x, context) instead: that is how routing by corpus, modality or task gets in. Axis 0
+is always the sample. A socket that makes side results (router loads) sows them.
+Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch") or Swin's code ("swin").
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from medjax.errors import ModelError
+from medjax.models.parts import window as geometry
+
+Context = Mapping[str, Array] | None
+
+
+def call(module: Callable, x: Float[Array, "..."], context: Context) -> Float[Array, "..."]:
+    """A socket's module applied to x, with the context if it asks for it."""
+    return module(x, context) if getattr(module, "contextual", False) else module(x)
+
+
+def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
+    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs) for both, "swin" truncated normal 0.02 and zero."""
+    if kind == "swin":
+        return {"kernel_init": nn.initializers.truncated_normal(0.02), "bias_init": nn.initializers.zeros}
+    if kind != "torch":
+        raise ModelError("unknown initial values", found=kind, expected="torch or swin", fix="use one of these words")
+    bound = inputs**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return {"kernel_init": uniform, "bias_init": uniform}
+
+
+def split_heads(qkv: Shaped[Array, "*b n c3"], heads: int) -> tuple[Shaped[Array, "*b h n d"], ...]:
+    """A fused projection -> queries, keys, values; its channels run over (3, heads, d)."""
+    split = qkv.reshape(*qkv.shape[:-1], 3, heads, -1)
+    return tuple(jnp.moveaxis(split[..., i, :, :], -2, -3) for i in range(3))
+
+
+def attend(
+    q: Float[Array, "*b h n d"],
+    k: Float[Array, "*b h n d"],
+    v: Float[Array, "*b h n d"],
+    bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "*b n c"]:
+    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; scores and softmax in float32.
+
+    Args:
+      bias: broadcast to (*b, h, n, n).
+    """
+    scores = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores if bias is None else scores + bias, -1).astype(v.dtype)
+    out = jnp.moveaxis(jnp.einsum("...qk,...kd->...qd", weights, v), -3, -2)
+    return out.reshape(*out.shape[:-2], -1)
+
+
+def position_bias(table: Float[Array, "rows h"], index: Int[np.ndarray, "n n"]) -> Float[Array, "h n n"]:
+    """The learned bias of every pair of tokens, by their relative position."""
+    return jnp.moveaxis(table[index], -1, 0)
+
+
+def drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array, "b ..."]:
+    """Drops the whole branch of a sample with probability `rate` and scales the others by 1 / (1 - rate) (stochastic depth)."""
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within (shifted) windows of a grid.
+
+    Parameters: `qkv/{kernel,bias}` (c, 3c), `proj/{kernel,bias}` (c, c), `rel_bias` (prod(2w-1), heads). Padding to whole windows takes part
+    as tokens of zeros before `qkv`, as in MONAI.
+
+    Attributes:
+      heads: number of heads; must divide c.
+      window, shift: tokens per axis; smaller grids shrink the window and drop the shift (`window.fit`).
+      bias_index: "corner" or "geometric" for shrunken windows (`window.bias_index`).
+      keep_shift: see `window.fit`.
+      initial: see `linear_init`.
+    """
+
+    heads: int
+    window: tuple[int, ...]
+    shift: tuple[int, ...]
+    bias_index: str = "corner"
+    keep_shift: bool = False
+    dense: Callable = nn.Dense
+    initial: str = "torch"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None) -> Float[Array, "b *grid c"]:
+        grid, width = x.shape[1:-1], x.shape[-1]
+        if width % self.heads:
+            raise ModelError(
+                "heads do not divide the width", found=f"{self.heads} heads, width {width}", fix="change heads or feature_size"
+            )
+        used, shift = geometry.fit(grid, self.window, self.shift, self.keep_shift)
+        x = geometry.roll(geometry.pad_to_windows(x, used), shift)
+        padded = x.shape[1:-1]
+        given = {"dtype": self.dtype, **linear_init(self.initialial, width)}
+        rows = int(np.prod([2 * w - 1 for w in self.window]))
+        table = self.param("rel_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads))
+        bias = position_bias(table, geometry.bias_index(self.window, used, self.bias_index))
+        if any(shift):
+            # The barrier keeps the compiler from folding the (windows, n, n) mask, 645 MB for large patches, into the program.
+            region = jax.lax.optimization_barrier(jnp.asarray(geometry.regions(padded, used, shift)))
+            bias = bias + geometry.shift_mask(region)[:, None]
+        tokens = geometry.partition(x, used)
+        qkv = call(self.dense(3 * width, name="qkv", **given), tokens, context)
+        tokens = attend(*split_heads(qkv, self.heads), bias)
+        tokens = call(self.dense(width, name="proj", **given), tokens, context)
+        x = geometry.roll(geometry.reverse(tokens, used, padded), [-s for s in shift])
+        return x[(slice(None), *(slice(side) for side in grid))]
+
+
+class Mlp(nn.Module):
+    """Linear to `features`, exact GELU, linear back: `fc1` and `fc2`."""
+
+    features: int
+    dense: Callable = nn.Dense
+    initial: str = "torch"
+    dtype: Any = jnp.float32
+    contextual = True  # hands the context on to `dense`
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"], context: Context = None) -> Float[Array, "b ... c"]:
+        width = x.shape[-1]
+        hidden = self.dense(self.features, name="fc1", dtype=self.dtype, **linear_init(self.initialial, width))
+        out = self.dense(width, name="fc2", dtype=self.dtype, **linear_init(self.initialial, self.features))
+        return call(out, nn.gelu(call(hidden, x, context), approximate=False), context)
+
+
+class SwinBlock(nn.Module):
+    """x + attention(LayerNorm x), then x + mlp(LayerNorm x), each branch dropped per sample with `drop_path` in training (rng "dropout").
+
+    Attributes:
+      mlp_ratio: hidden width of the MLP over c.
+      epsilon: of both LayerNorms.
+      Others: see `WindowAttention` and the module docstring.
+    """
+
+    heads: int
+    window: tuple[int, ...]
+    shift: tuple[int, ...]
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    bias_index: str = "corner"
+    keep_shift: bool = False
+    dense: Callable = nn.Dense
+    mlp: Callable = Mlp
+    initial: str = "torch"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Float[Array, "b *grid c"]:
+        def norm(name: str) -> nn.Module:
+            return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
+
+        def branch(y: Array) -> Array:
+            return drop_path(y, self.drop_path, self.make_rng("dropout")) if train and self.drop_path else y
+
+        shared = {"dense": self.dense, "initial": self.initialial, "dtype": self.dtype}
+        attention = WindowAttention(self.heads, self.window, self.shift, self.bias_index, self.keep_shift, name="attn", **shared)
+        mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
+        x = x + branch(attention(norm("norm1")(x), context))
+        return x + branch(call(mlp, norm("norm2")(x), context))

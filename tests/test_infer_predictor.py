@@ -1,0 +1,216 @@
+"""The predictor on small scans with a simple function as network: geometry, protocols, softmax, memory, compiles."""
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import special
+
+from medjax.data import nifti
+from medjax.data.plan import Intensity, Plan
+from medjax.errors import DataError, LabelError, UsageError
+from medjax.infer.predictor import Model, Predictor
+from medjax.infer.regrid import on_scan_grid, row_blocks
+from medjax.infer.windows import WindowScores
+from medjax.labels import Corpus, merge
+
+LIVER = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",))
+ORGANS = Corpus("Organs", ((5, ("spleen",)), (9, ("liver",))), modality="MR", channels=("T1", "T2"))
+SPACE = merge([LIVER, ORGANS])
+PLAN = Plan(
+    {"Liver": (2.0, 1.5, 1.5), "Organs": (1.5, 1.5, 1.5)}, {"CT": Intensity("nonorm"), "T1": Intensity("nonorm"), "T2": Intensity("nonorm")}
+)
+
+
+def network(params, image, context):
+    """Channel k is on where the first image channel exceeds params[k]."""
+    return {"logits": (image[..., :1] - params) * 20.0}
+
+
+def model(params=(0.5, 1.5, 2.5), window=(6, 8, 8), apply=network, dims=3):
+    return Model(apply, jnp.asarray(params, jnp.float32), PLAN, SPACE, window, dims)
+
+
+def scan(path, array, affine=None, qform=None):
+    image = nib.Nifti1Image(np.asarray(array, np.float32).T, np.diag([1.5, 1.5, 2.0, 1.0]) if affine is None else affine)
+    if qform is not None:
+        image.set_qform(qform, 2)
+    nib.save(image, path)
+    return nifti.read(path)
+
+
+def nested(shape=(10, 14, 12)):
+    """Liver at level 1, tumour inside at level 2, spleen at level 3; every voxel of the frame non-zero so that nothing is cropped."""
+    array = np.full(shape, 0.1)
+    array[2:8, 2:9, 2:9] = 1
+    array[4:6, 4:7, 4:7] = 2
+    array[2:8, 10:13, 2:9] = 3
+    return array
+
+
+def test_class_order_of_the_space():
+    assert SPACE.classes == ("liver", "tumour", "spleen")
+
+
+def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    predictor = Predictor(model())
+    label_map, masks = predictor.segment(volume, "Liver", classes=SPACE.classes)
+    assert label_map.dtype == np.uint8 and set(masks) == set(SPACE.classes)
+    assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
+    assert np.array_equal(masks["spleen"], nested() > 2.5) and masks.voxels["spleen"] == 6 * 3 * 7
+    two = scan(tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2))  # 4D: channels last in the file
+    label_map, masks = Predictor(model()).segment(two, "Organs")
+    assert set(masks) == {"liver", "spleen"} and set(np.unique(label_map)) == {0, 5, 9}
+
+
+def test_one_program_serves_sizes_corpora_and_modalities(tmp_path):
+    seen = []
+
+    def apply(params, image, context):
+        seen.append({k: (v.shape, v.dtype) for k, v in context.items()})
+        level = context["corpus"] * 10.0 + context["modality"] + context["spacing_mm"][:, 0] / 100
+        return {"logits": jnp.broadcast_to(level[:, None, None, None, None], (*image.shape[:-1], 3))}
+
+    predictor = Predictor(model(apply=apply), average="logit")
+    for i, shape in enumerate([(10, 14, 12), (6, 8, 8), (3, 9, 30), (13, 8, 9)]):
+        corpus = ("Liver", "Organs")[i % 2]
+        array = np.ones(shape) if corpus == "Liver" else np.ones((2, *shape))
+        scores, transform = predictor.scores(scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])), corpus)
+        assert scores.shape == (*transform.shape, 3) == (*shape, 3)
+        assert np.allclose(scores, special.expit(0.02 if corpus == "Liver" else 11.015), atol=1e-6)
+    assert predictor.compiled == 1 and len(seen) == 1
+    assert seen[0] == {"corpus": ((2,), jnp.int32), "modality": ((2,), jnp.int32), "spacing_mm": ((2, 3), jnp.float32)}
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "PIR"])
+def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
+    array = np.zeros((12, 16, 14))
+    array[1:11, 2:15, 1:13] = nested()[:, :13, :]
+    canonical = nib.Nifti1Image(array.T, np.diag([1.5, 1.5, 2.0, 1.0]))
+    turned = canonical.as_reoriented(nib.io_orientation(canonical.affine) if axes == "RAS" else nib.orientations.axcodes2ornt(axes))
+    nib.save(turned, tmp_path / "a.nii.gz")
+    volume = nifti.read(tmp_path / "a.nii.gz")
+    label_map, masks = Predictor(model()).segment(volume, "Liver")
+    expected = np.asarray(turned.dataobj).T
+    assert np.array_equal(label_map, np.where(expected > 1.5, 2, np.where(expected > 0.5, 1, 0)))
+    assert np.array_equal(masks["tumour"], expected > 1.5)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.5), (3.1, 0.9, 1.1), (7.0, 1.5, 1.5), (0.9, 2.2, 1.5), (1.5, 1.5, 7.0)])
+def test_rows_on_the_scan_grid_equal_the_whole_inversion(tmp_path, spacing):
+    affine = np.diag([*spacing[::-1], 1.0])
+    volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), 1), affine)
+    predictor = Predictor(model())
+    prepared = predictor.prepare(volume, "Liver")
+    scores = np.random.default_rng(0).random((*prepared.transform.shape, 3)).astype(np.float32)
+    whole = prepared.transform.image(prepared.transform.invert_scores(scores))
+    blocks = [slice(i, min(i + 3, len(whole))) for i in range(0, len(whole), 3)]
+    lazy = WindowScores(lambda batch: batch, scores, (4, 8, 8), 3)
+    pieces = list(on_scan_grid(lazy, prepared.transform, blocks))
+    assert np.allclose(np.concatenate(pieces), whole, atol=2e-6)
+
+
+def test_row_blocks_are_bounded():
+    blocks = row_blocks((700, 512, 512), 100)
+    assert blocks[0] == slice(0, 1) and blocks[-1] == slice(699, 700) and len(blocks) == 700
+    assert row_blocks((10, 20, 20), 3) == [slice(0, 10)]
+
+
+def test_little_memory_means_more_passes_and_the_same_masks(tmp_path):
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    whole = Predictor(model()).segment(volume, "Liver", classes=SPACE.classes)
+    passes = []
+    predictor = Predictor(model(), memory_gib=1e-6)
+    small = predictor.segment(volume, "Liver", classes=SPACE.classes, on_scores=lambda t, rows, names, p: passes.append(names))
+    assert passes == [("liver",), ("tumour",), ("spleen",)] and predictor.compiled == 1
+    assert np.array_equal(whole.label_map, small.label_map)
+    assert all(np.array_equal(whole.masks[name], small.masks[name]) for name in SPACE.classes)
+
+
+def test_probability_and_logit_averages(tmp_path):
+    """Two members with logits +6 and -2: mean probability just below, mean logit well above the threshold."""
+
+    def apply(params, image, context):
+        return {"logits": jnp.full((*image.shape[:-1], 3), params)}
+
+    array = np.zeros((8, 10, 10))
+    array[1:7, 1:9, 1:9] = 1  # a frame that is cropped away: probability 0 there, in either average
+    volume = scan(tmp_path / "a.nii.gz", array)
+    found = {}
+    for average in ("prob", "logit"):
+        predictor = Predictor(model(6.0, apply=apply), average=average, ensemble=[jnp.float32(-2.0)])
+        found[average] = predictor.scores(volume, "Liver")[0], predictor.segment(volume, "Liver")
+    assert np.allclose(found["prob"][0], (special.expit(6) + special.expit(-2)) / 2, atol=1e-6)
+    assert np.allclose(found["logit"][0], special.expit(2), atol=1e-6)
+    assert np.array_equal(found["logit"][1].label_map, 2 * array)
+    assert found["logit"][1].masks.voxels["liver"] == 6 * 8 * 8
+
+
+def test_mirroring_leaves_a_symmetric_network_alone(tmp_path):
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    plain, _ = Predictor(model()).scores(volume, "Liver")
+    mirrored, _ = Predictor(model(), mirror_axes=(0, 1, 2)).scores(volume, "Liver")
+    assert np.allclose(plain, mirrored, atol=1e-6)
+
+
+@pytest.mark.parametrize("background_channel", [True, False])
+@pytest.mark.parametrize("average", ["prob", "logit"])
+def test_softmax_gives_each_voxel_to_one_class(tmp_path, background_channel, average):
+    def apply(params, image, context):
+        level = image[..., :1]
+        logits = jnp.concatenate([-((level - k) ** 2) * 5 for k in range(4)], -1)  # background, liver, tumour, spleen
+        logits = logits.at[..., 3].set(-jnp.inf)  # a head that masks what the corpus does not annotate
+        return {"logits": logits if background_channel else logits[..., 1:] - logits[..., :1]}
+
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    label_map, masks = Predictor(model(apply=apply), activation="softmax", average=average).segment(volume, "Liver")
+    expected = np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0))
+    assert np.array_equal(label_map, expected)
+    assert not (masks["liver"] & masks["tumour"]).any()
+
+
+def test_slices(tmp_path):
+    def apply(params, image, context):
+        assert image.ndim == 4
+        return {"logits": (image[..., :1] - params) * 20.0}
+
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    predictor = Predictor(model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4)
+    label_map, _ = predictor.segment(volume, "Liver")
+    assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
+    single = scan(tmp_path / "one.nii.gz", nested()[5:6])
+    assert predictor.segment(single, "Liver").label_map.shape == (1, 14, 12) and predictor.compiled == 1
+
+
+def test_windows_are_shared_among_devices(tmp_path):
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    devices = jax.local_devices()[:2]
+    one, many = Predictor(model()), Predictor(model(), devices=devices, batch_windows=1)
+    assert np.array_equal(one.segment(volume, "Liver").label_map, many.segment(volume, "Liver").label_map)
+    assert many.batch_windows == len(devices)
+
+
+def test_settings_name_the_weights():
+    first, other = Predictor(model()).settings(), Predictor(model(params=(0.5, 1.5, 2.4))).settings()
+    assert first["weights"] != other["weights"] and {**first, "weights": 0} == {**other, "weights": 0}
+    assert first["window"] == [6, 8, 8] and first["plan"] == PLAN.key()
+
+
+def test_unusable_arguments(tmp_path):
+    with pytest.raises(UsageError, match="did you mean prob"):
+        Predictor(model(), average="probs")
+    with pytest.raises(UsageError, match="do not match"):
+        Predictor(model(window=(8, 8)))
+    with pytest.raises(UsageError, match="do not match"):
+        Predictor(model(), mirror_axes=(3,))
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    with pytest.raises(LabelError, match="unknown corpus"):
+        Predictor(model()).segment(volume, "Livr")
+    with pytest.raises(LabelError, match="unknown class"):
+        Predictor(model()).segment(volume, "Liver", classes=["kidney"])
+    with pytest.raises(DataError, match="number of channels"):
+        Predictor(model()).segment(volume, "Organs")
+    with pytest.raises(UsageError, match="channels are not those"):
+        Predictor(model(params=(0.5, 1.5))).segment(volume, "Liver")

@@ -1,0 +1,254 @@
+"""The loop: killed and resumed equals never killed, signals, devices, bad numbers, changed recipes, what it compiles."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_train_toy as toy
+
+from medjax.errors import Preempted, TrainError, UsageError
+from medjax.train import checkpoint, log, loop, optim
+
+RULES = ((".*", "fsdp"),)
+
+
+def flat(params):
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def assert_same(left, right, atol=0.0):
+    left, right = flat(left), flat(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], rtol=0, atol=atol, err_msg=name)
+
+
+def assert_same_record(left, right):
+    assert (left / "metrics.jsonl").read_text() == (right / "metrics.jsonl").read_text()
+
+
+def start_program(workdir, *arguments, **settings):
+    """The toy run in a process of its own."""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(root / "tests" / "test_train_toy.py"), str(workdir), "--settings", json.dumps(settings), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stopped_by(number, at):
+    """A stream that sends this process a signal while it makes batch `at`."""
+
+    def stream(start):
+        for i in itertools.count(start):
+            if i == at:
+                os.kill(os.getpid(), number)
+            yield toy.host_batch(i)
+
+    return stream
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that was never stopped, on one device: (run folder, parameters, compilations by function)."""
+    workdir = tmp_path_factory.mktemp("reference")
+    compiles = log.Compiles()
+    state = toy.run(workdir, devices=1, picture=True, tensorboard=True)
+    compiles.close()
+    return workdir, state["params"], compiles.by_name
+
+
+def test_the_record_and_the_folder_of_a_run(reference):
+    workdir, _, _ = reference
+    rows = log.read(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 12, 12]
+    training = [row for row in rows if "loss" in row]
+    assert training[-1]["loss"] < training[0]["loss"] - 0.3
+    assert set(training[0]) == {"step", "loss", "loss/cross_entropy", "loss/dice", "grad_norm", "lr"}
+    assert training[0]["loss"] == pytest.approx(training[0]["loss/cross_entropy"] + training[0]["loss/dice"], abs=1e-6)
+    assert training[0]["lr"] == pytest.approx(0.05 * (1 - 2 / 12) ** 0.9)
+    dice = [row["dice/liver"] for row in rows if "dice" in row]
+    assert rows[-1]["dice_ema/liver"] == pytest.approx(0.9 * (0.9 * dice[0] + 0.1 * dice[1]) + 0.1 * dice[2])
+    assert checkpoint.steps(workdir / "checkpoints") == [8, 12]
+    assert [row["step"] for row in log.read(workdir / "system.jsonl")] == [3, 6, 9, 12]
+    assert (workdir / "progress.png").stat().st_size > 10_000
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert "tensorflow" not in sys.modules
+
+
+def test_one_compilation_for_all_steps(reference):
+    _, _, by_name = reference
+    assert by_name["jit(update)"] == 1 and by_name["jit(validate)"] == 1
+    assert len({row["compiles"] for row in log.read(reference[0] / "system.jsonl")[1:]}) == 1, "it stops growing after the first validation"
+
+
+def test_killed_and_resumed_equals_never_killed(reference, tmp_path):
+    """`kill -9` somewhere between the first checkpoint and the end, then the same command again."""
+    process = start_program(tmp_path, "--delay", "0.15", devices=1, checkpoint_every=2)
+    deadline, lines = time.monotonic() + 120, random.randint(1, 5)
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(log.read(tmp_path / "metrics.jsonl")) >= lines and checkpoint.steps(tmp_path / "checkpoints"):
+            break
+        time.sleep(0.02)
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 11, "loss": ')  # a line that was being written
+    state = toy.run(tmp_path, devices=1)
+    assert_same(state["params"], reference[1])
+    assert_same_record(tmp_path, reference[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_later(reference, tmp_path, number):
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted, match="state saved") as caught:
+        toy.run(tmp_path, devices=1, checkpoint_every=0, stream=stopped_by(number, 6))
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(number) is before
+    (step,) = checkpoint.steps(tmp_path / "checkpoints")[-1:]
+    assert 3 <= step <= 9
+    state = toy.run(tmp_path, devices=1)
+    assert_same(state["params"], reference[1])
+    assert_same_record(tmp_path, reference[0])
+
+
+def test_a_signal_during_validation_repeats_it_later(reference, tmp_path):
+    calls = []
+
+    def validation():
+        calls.append(0)
+        for i in range(2):
+            if i == 0 and len(calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
+            yield toy.host_batch(10**6 + i)
+
+    with pytest.raises(Preempted, match="after step 4"):
+        toy.run(tmp_path, devices=1, validation_stream=validation)
+    assert checkpoint.read_facts(tmp_path / "checkpoints", 4)["progress"]["validated"] == 0
+    state = toy.run(tmp_path, devices=1)
+    assert_same(state["params"], reference[1])
+    assert_same_record(tmp_path, reference[0])
+
+
+def test_a_finished_run_returns_at_once(reference):
+    workdir, params, _ = reference
+    before = (workdir / "metrics.jsonl").read_text()
+    state = toy.run(workdir, devices=1, stream=lambda start: pytest.fail("the stream was opened"))
+    assert_same(state["params"], params)
+    assert int(state["step"]) == 12 and (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(reference, tmp_path):
+    data_parallel = toy.run(tmp_path / "data", devices=8)
+    assert_same(data_parallel["params"], reference[1], atol=1e-5)
+    sharded = toy.run(
+        tmp_path / "fsdp", steps=8, devices=8, fsdp=4, sharding_rules=RULES, optimizer=optim.make(lr=0.05, momentum=0.9, steps=12)
+    )
+    kernel = sharded["params"]["head"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 3, 3, 4, 3)
+    on_one = toy.run(tmp_path / "fsdp", devices=1)  # saved on 8 devices, goes on on 1
+    assert_same(on_one["params"], reference[1], atol=1e-5)
+    for folder in ("data", "fsdp"):
+        for row, expected in zip(log.read(tmp_path / folder / "metrics.jsonl"), log.read(reference[0] / "metrics.jsonl"), strict=True):
+            assert row == pytest.approx(expected, abs=2e-4), folder
+            assert row.get("loss") == pytest.approx(expected.get("loss"), abs=1e-5), folder
+
+
+def test_another_recipe_is_refused(reference):
+    with pytest.raises(TrainError, match=r"net: was toy, is other; optimizer\.lr: was nothing, is 0\.5; seed: was 0, is 1"):
+        toy.run(reference[0], devices=1, recipe={"net": "other", "optimizer": {"lr": 0.5}}, seed=1)
+
+
+def test_a_non_finite_loss_stops_before_anything_is_saved(tmp_path):
+    def stream(start):
+        for i in itertools.count(start):
+            batch = toy.host_batch(i)
+            yield batch if i != 4 else {**batch, "gain": batch["gain"] * np.nan}
+
+    with pytest.raises(TrainError, match="loss is nan at step 5"):
+        toy.run(tmp_path, devices=1, stream=stream, checkpoint_every=5, validate_every=0)
+    assert checkpoint.steps(tmp_path / "checkpoints") == []
+    assert [row["step"] for row in log.read(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_bad_streams_are_named(tmp_path):
+    def grows(start):
+        yield toy.host_batch(0)
+        yield toy.host_batch(1, vol=(8, 8, 8))
+
+    def breaks(start):
+        yield toy.host_batch(0)
+        raise OSError("the disk went away")
+
+    with pytest.raises(TrainError, match=r"differs from the first one.*\(8, 8, 8, 8, 1\)"):
+        toy.run(tmp_path / "a", devices=1, stream=grows)
+    with pytest.raises(OSError, match="the disk went away") as caught:
+        toy.run(tmp_path / "b", devices=1, stream=breaks)
+    assert any(entry.name == "breaks" for entry in caught.traceback), "the worker's own traceback"
+    with pytest.raises(TrainError, match="ended before step 3"):
+        toy.run(tmp_path / "c", devices=1, stream=lambda start: iter([toy.host_batch(0), toy.host_batch(1)]))
+    with pytest.raises(UsageError, match="log_every"):
+        loop.Settings(steps=10, log_every=0)
+
+
+def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path):
+    workdir, params, _ = reference
+    frozen = optim.make(name="adamw", lr=0.01, steps=4, trainable=(("^head/", True), (".*", False)))
+
+    def borrow(fresh):
+        loaded = checkpoint.load_params(workdir, fresh, keep="^head/")
+        return {"head": fresh["head"], "encoder": {**loaded["encoder"], "bias": -jnp.zeros(16)}}
+
+    state = toy.run(tmp_path, steps=4, devices=1, optimizer=frozen, borrow=borrow, validate_every=0)
+    assert np.asarray(state["params"]["encoder"]["kernel"]).tobytes() == np.asarray(params["encoder"]["kernel"]).tobytes()
+    assert np.signbit(state["params"]["encoder"]["bias"]).all(), "even the sign of zero"
+    assert not np.array_equal(state["params"]["head"]["kernel"], toy.init(jax.random.key(0))["head"]["kernel"])
+    moments = [leaf for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state["params"]["head"]))
+    with pytest.raises(TrainError, match="do not fit"):
+        toy.run(tmp_path / "wrong", steps=4, devices=1, borrow=lambda fresh: {"encoder": fresh["encoder"]})
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(reference, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pair = [start_program(tmp_path, "--host", str(i), "--port", port, fsdp=4, sharding_rules=RULES) for i in range(2)]
+    outputs = [process.communicate(timeout=200)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
+    final = np.load(tmp_path / "final.npz", allow_pickle=False)
+    for name, value in flat(reference[1]).items():
+        np.testing.assert_allclose(final[name], value, rtol=0, atol=1e-5, err_msg=name)
+    state = toy.run(tmp_path, devices=1)  # two processes saved, one reads
+    assert_same(state["params"], reference[1], atol=1e-5)
+    for row, expected in zip(log.read(tmp_path / "metrics.jsonl"), log.read(reference[0] / "metrics.jsonl"), strict=True):
+        assert row == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = ("--port", port, "--delay", "0.1")
+    pair = [start_program(tmp_path, "--host", str(i), *arguments, steps=400, checkpoint_every=0, validate_every=0) for i in range(2)]
+    deadline = time.monotonic() + 120
+    while all(p.poll() is None for p in pair) and len(log.read(tmp_path / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pair[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=100)[0] for process in pair]
+    assert [process.returncode for process in pair] == [75, 75], "\n".join(outputs)
+    assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
