@@ -22,8 +22,8 @@ def get_config(variant: str = "partial"):
     c.data.spacing_rule = "per_corpus"  # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
     if variant == "partial":
         c.data.views = {
-            "HippocampusAnterior": {"corpus": "Task04_Hippocampus", "annotated": ("Anterior",), "part": "0/2"},
-            "HippocampusPosterior": {"corpus": "Task04_Hippocampus", "annotated": ("Posterior",), "part": "1/2"},
+            "HippocampusAnterior": {"corpus": "Hippocampus", "annotated": ("Anterior",), "part": "0/2"},
+            "HippocampusPosterior": {"corpus": "Hippocampus", "annotated": ("Posterior",), "part": "1/2"},
         }
     c.model.base_features = 16
     c.model.max_features = 128

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medjax import __version__
-from medjax.errors import EXIT_ERROR, EXIT_OK, EXIT_SOME_FAILED, EXIT_VERIFICATION, MedjaxError, UsageError, did_you_mean
+from medjax.errors import EXIT_ERROR, EXIT_OK, EXIT_SOME_FAILED, EXIT_VERIFICATION, MedjaxError, UsageError, did_you_mean, sentence
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true")
     p.set_defaults(run=_prepare)
 
-    p = verbs.add_parser("train", help="train a config: medjax train CONFIG --workdir=RUN [--config.field=value ...]", add_help=False)
+    p = verbs.add_parser("train", help="train a config: medjax train CONFIG --workdir=RUN [--config.field=value ...]")
     p.add_argument("config", help="configs/NAME.py[:variant]")
     p.set_defaults(run=_train)
 
@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("run_folder", nargs="?", default="", help="a run folder")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_info)
+    for p in verbs.choices.values():
+        p.set_defaults(parser=p)
     return parser
 
 
@@ -96,7 +98,7 @@ def _progress(quiet: bool, what: str):
 
 def _report_failures(failed: Sequence[dict]) -> int:
     for entry in failed:
-        print(f"medjax: {entry['case']} failed: {entry['message']}", file=sys.stderr)
+        print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -114,16 +116,16 @@ def _verify(args) -> int:
 def _prepare(args) -> int:
     from medjax.data.fingerprint import fingerprint, make_plan
     from medjax.data.prepare import prepare
-    from medjax.data.sources import read_corpus
+    from medjax.data.sources import scan_corpus
 
-    corpora = [read_corpus(folder) for folder in args.folders]
-    prints = {corpus.name: fingerprint(corpus, cases) for corpus, cases in corpora}
+    corpora = [scan_corpus(folder) for folder in args.folders]
+    prints = {corpus.name: fingerprint(corpus, cases) for corpus, cases, _ in corpora}
     spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
     plan = make_plan(prints, spacing=spacing, orientation=args.orientation)
-    root, failed = Path(args.output), []
+    root, failed = Path(args.output), [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems]
     root.mkdir(parents=True, exist_ok=True)
     (root / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
-    for corpus, cases in corpora:
+    for corpus, cases, _ in corpora:
         result = prepare(corpus, cases, plan, root, workers=args.workers or None, progress=_progress(args.quiet, f"prepare {corpus.name}"))
         print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
         failed += result.failed
@@ -137,12 +139,10 @@ def _train(args) -> int:
 
 
 def _predict(args) -> int:
-    from medjax.data.sources import find_inputs
     from medjax.experiment import stages
 
-    cases = find_inputs(args.input)
     result = stages.predict(
-        Path(args.model), cases, Path(args.output), corpus=args.corpus, checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap,
+        Path(args.model), args.input, Path(args.output), corpus=args.corpus, checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap,
         batch_windows=args.batch_windows, device=args.device, continue_=args.continue_, one_file_per_class=args.one_file_per_class,
         probabilities=args.probabilities, progress=_progress(args.quiet, "predict"),
     )  # fmt: skip
@@ -151,12 +151,13 @@ def _predict(args) -> int:
 
 def _evaluate(args) -> int:
     from medjax.data.sources import read_labels
-    from medjax.metrics.evaluate import evaluate_folders
+    from medjax.metrics.evaluate import evaluate, find_pairs
 
     corpus = read_labels(args.labels or Path(args.reference).parent / "dataset.json")
-    result = evaluate_folders(Path(args.reference), Path(args.prediction), corpus, surface=args.surface)
-    result.write(Path(args.output))
-    print(result.table())
+    pairs, unmatched = find_pairs(args.reference, args.prediction)
+    result = evaluate(pairs, corpus, surface=args.surface, unmatched=unmatched)
+    result.write(args.output)
+    print(result.markdown())
     return _report_failures(result.failed)
 
 
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, rest = _parser().parse_known_args(argv)
         if rest and args.verb != "train":
-            _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+            args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = rest
         return args.run(args)
     except MedjaxError as error:

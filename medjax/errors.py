@@ -5,7 +5,7 @@ Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_VERIFICATION, EXIT_PREEMPTED = 0, 1, 2, 3, 4, 75
 
@@ -24,18 +24,19 @@ class MedjaxError(Exception):
 
     def __init__(self, message: str, *, path: object = None, found: object = None, expected: object = None, fix: str = ""):
         self.message, self.path, self.found, self.expected, self.fix = message, path, found, expected, fix
-        parts = [f"{path}: {message}" if path is not None else message]
-        if found is not None:
-            parts.append(f"found {found}")
-        if expected is not None:
-            parts.append(f"expected {expected}")
-        text = "; ".join(parts)
-        super().__init__(f"{text}. Fix: {fix}" if fix else text)
+        super().__init__(sentence({"message": message, "path": path, "found": found, "expected": expected, "fix": fix}))
 
     def record(self) -> dict:
         """The error as JSON-ready fields (for reports, manifests and `--json`)."""
         plain = {"message": self.message, "path": self.path, "found": self.found, "expected": self.expected, "fix": self.fix}
         return {"error": type(self).__name__} | {k: str(v) for k, v in plain.items() if v not in (None, "")}
+
+
+def sentence(record: Mapping) -> str:
+    """A failure record (see `MedjaxError.record`) as one line: path, message, found, expected, fix."""
+    parts = [record["message"]] + [f"{word} {record[word]}" for word in ("found", "expected") if record.get(word) is not None]
+    path, fix = record.get("path"), record.get("fix")
+    return (f"{path}: " if path is not None else "") + "; ".join(parts) + (f". Fix: {fix}" if fix else "")
 
 
 class UsageError(MedjaxError):

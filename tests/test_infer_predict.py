@@ -163,3 +163,29 @@ def test_file_and_label_names():
 def test_masks_are_written_by_gzip_that_reads_back(predictor, cases, tmp_path):
     predict_cases(predictor, cases[:1], tmp_path / "out", "Liver")
     assert len(gzip.decompress((tmp_path / "out" / "case0.nii.gz").read_bytes())) > 352
+
+
+@pytest.mark.data
+def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
+    """A threshold as network on two hippocampus crops at another spacing; evaluation accepts the pairs."""
+    from medjax.data.sources import read_corpus
+    from medjax.metrics.evaluate import evaluate, find_pairs
+
+    corpus, cases = read_corpus(real_data / "Task04_Hippocampus")
+    plan = Plan({corpus.store: (1.3, 0.9, 1.0)}, {corpus.channels[0]: Intensity("zscore")})
+    space = merge([corpus])
+
+    def apply(params, image, context):
+        return {"logits": (image - params) * 20.0}
+
+    predictor = Predictor(Model(apply, jnp.array([0.0, 1.0], jnp.float32), plan, space, (16, 24, 16)))
+    result = predict_cases(predictor, cases[:2], tmp_path / "out", corpus.name)
+    assert len(result.ok) == 2 and result.failed == []
+    pairs, extra = find_pairs({case.name: case.label for case in cases[:2]}, tmp_path / "out")
+    scores = evaluate(pairs, corpus, surface=True, resamples=50)
+    assert scores.failed == () and extra == [] and len(scores.rows) == 4
+    for case in cases[:2]:
+        mask, source = (nifti.read(p) for p in (tmp_path / "out" / f"{case.name}.nii.gz", case.images[0]))
+        nifti.check_same_geometry(source, mask)
+        above = source.array > source.array.mean()
+        assert ((mask.array > 0) == above).mean() > 0.9  # but for what resampling there and back moves

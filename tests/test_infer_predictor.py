@@ -10,6 +10,7 @@ from scipy import special
 from medjax.data import nifti
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import DataError, LabelError, UsageError
+from medjax.infer import regrid
 from medjax.infer.predictor import Model, Predictor
 from medjax.infer.regrid import on_scan_grid, row_blocks
 from medjax.infer.windows import WindowScores
@@ -18,9 +19,7 @@ from medjax.labels import Corpus, merge
 LIVER = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",))
 ORGANS = Corpus("Organs", ((5, ("spleen",)), (9, ("liver",))), modality="MR", channels=("T1", "T2"))
 SPACE = merge([LIVER, ORGANS])
-PLAN = Plan(
-    {"Liver": (2.0, 1.5, 1.5), "Organs": (1.5, 1.5, 1.5)}, {"CT": Intensity("nonorm"), "T1": Intensity("nonorm"), "T2": Intensity("nonorm")}
-)
+PLAN = Plan({"Liver": (2.0, 1.5, 1.5), "Organs": (1.5, 1.5, 1.5)}, {name: Intensity("nonorm") for name in ("CT", "T1", "T2")})
 
 
 def network(params, image, context):
@@ -214,3 +213,27 @@ def test_unusable_arguments(tmp_path):
         Predictor(model()).segment(volume, "Organs")
     with pytest.raises(UsageError, match="channels are not those"):
         Predictor(model(params=(0.5, 1.5))).segment(volume, "Liver")
+
+
+def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
+    """40 classes on 96 x 32 x 32: all scores together would take 16 MB, twice with their resampled copy."""
+    import tracemalloc
+
+    monkeypatch.setattr(regrid, "BLOCK", 1 << 16)
+    many = Corpus("Many", tuple((i, (f"c{i}",)) for i in range(1, 41)))
+    plan = Plan({"Many": (2.0, 1.5, 1.5)}, {"CT": Intensity("nonorm")})
+
+    def apply(params, image, context):
+        return {"logits": (image - params) * 20.0}
+
+    predictor = Predictor(Model(apply, jnp.arange(40.0), plan, merge([many]), (8, 16, 16)))
+    predictor.segment(scan(tmp_path / "small.nii.gz", np.ones((8, 16, 16))), "Many")
+    array = np.tile(np.linspace(0.6, 38.4, 96)[:, None, None], (1, 32, 32))
+    volume = scan(tmp_path / "large.nii.gz", array)
+    tracemalloc.start()
+    label_map, masks = predictor.segment(volume, "Many")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6 and predictor.compiled == 1
+    assert np.array_equal(label_map, np.ceil(array))
+    assert masks.voxels["c1"] == array.size

@@ -1,5 +1,7 @@
 """Window positions, importance and blending: the numbers of nnU-Net (multitalent.md 6.1), one compile, exact flat fields."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def test_starts_equal_nnunet(size, window, expected):
 def test_windows_cover_the_axis_and_overlap_enough(window, more, overlap):
     found = windows.starts(window + more, window, overlap)
     assert found[0] == 0 and found[-1] == more
-    assert all(0 < b - a <= max(window * (1 - overlap) + 1, 1) for a, b in zip(found, found[1:], strict=False))
+    assert all(0 < b - a <= max(window * (1 - overlap) + 1, 1) for a, b in itertools.pairwise(found))
 
 
 def test_starts_refuse_what_does_not_fit():

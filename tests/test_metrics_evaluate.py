@@ -78,7 +78,7 @@ def test_result_files(folders, tmp_path):
     assert list(rows[0]) == ["case", "corpus", "class", "metric", "value"]
     found = {(r["case"], r["class"], r["metric"]): r["value"] for r in rows}
     assert found["a", "tumour", "status"] == "missed" and found["b", "tumour", "Dice"] == "" and found["a", "liver", "n_ref"] == "144"
-    text = (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "table.md").read_text()
     assert "| liver | 1" in text and "- Liver/e: no prediction" in text and "nan" not in text
 
 
@@ -122,3 +122,15 @@ def test_a_damaged_file_fails_alone(folders):
     assert [f["case"] for f in result.failed] == ["a"] and "truncated" in result.failed[0]["message"]
     assert result.tables["cells"]["Liver"]["liver"]["Dice"]["n"] == 1
     assert isinstance(result.pairs[0][1], Pair)
+
+
+@pytest.mark.parity
+def test_scores_equal_nnunet(folders):
+    evaluation = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+
+    pair = find_pairs(*folders)[0][0]
+    expected = evaluation.compute_metrics(pair.reference, pair.prediction, NibabelIO(), [(1, 2), 2], ignore_label=3)["metrics"]
+    found = evaluate([pair], NESTED, resamples=10).summary()["metric_per_case"][0]["metrics"]
+    for label, key in (((1, 2), "(1, 2)"), (2, "2")):
+        assert {k: found[key][k] for k in expected[label]} == pytest.approx(expected[label])

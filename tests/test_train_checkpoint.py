@@ -60,11 +60,14 @@ def test_a_write_is_not_disturbed_by_the_next_steps(tmp_path):
     state["params"]["head"]["kernel"] = jnp.zeros((2000, 1000))
     advance = jax.jit(lambda s: {**s, "params": jax.tree.map(lambda p: p + 1, s["params"])}, donate_argnums=0)
     state = advance(state)
+    progress = {"sums": {"loss": 1.0}}
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {})
+        checkpoints.save(1, state, {"progress": progress})
+        progress["sums"]["loss"] = 2.0
         for _ in range(5):
             state = advance(state)
         jax.block_until_ready(state)
+    assert checkpoint.read_facts(tmp_path, 1)["progress"] == {"sums": {"loss": 1.0}}
     params = {**target["params"], "head": {"kernel": jax.ShapeDtypeStruct((2000, 1000), jnp.float32)}}
     loaded = checkpoint.load_params(tmp_path, params)
     assert (np.asarray(loaded["head"]["kernel"]) == 1).all()

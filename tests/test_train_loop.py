@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train_toy as toy
 
 from medjax.errors import Preempted, TrainError, UsageError
-from medjax.train import checkpoint, log, loop, optim
+from medjax.train import checkpoint, log, loop, optim, sharding
+from medjax.train import state as states
+from tests import test_train_toy as toy
 
 RULES = ((".*", "fsdp"),)
 
@@ -109,18 +110,33 @@ def test_killed_and_resumed_equals_never_killed(reference, tmp_path):
     assert_same_record(tmp_path, reference[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_later(reference, tmp_path, number):
-    before = signal.getsignal(number)
+def test_a_signal_saves_and_the_run_goes_on_later(reference, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="state saved") as caught:
-        toy.run(tmp_path, devices=1, checkpoint_every=0, stream=stopped_by(number, 6))
+        toy.run(tmp_path, devices=1, checkpoint_every=0, stream=stopped_by(signal.SIGTERM, 6))
     assert caught.value.exit_code == 75
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGTERM) is before
     (step,) = checkpoint.steps(tmp_path / "checkpoints")[-1:]
     assert 3 <= step <= 9
     state = toy.run(tmp_path, devices=1)
     assert_same(state["params"], reference[1])
     assert_same_record(tmp_path, reference[0])
+
+
+def test_what_a_process_requests():
+    requests = loop.Requests(sharding.make_mesh(), checkpoint_minutes=0.001)
+    assert np.asarray(requests.array()).tolist() == [loop.NOTHING] * 8
+    time.sleep(0.07)
+    assert np.asarray(requests.array()).max() == loop.SAVE
+    requests.saved()
+    assert np.asarray(requests.array()).max() == loop.NOTHING
+    with requests:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert np.asarray(requests.array()).max() == loop.STOP
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_signal_during_validation_repeats_it_later(reference, tmp_path):
@@ -154,7 +170,7 @@ def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(reference, tmp
     data_parallel = toy.run(tmp_path / "data", devices=8)
     assert_same(data_parallel["params"], reference[1], atol=1e-5)
     sharded = toy.run(
-        tmp_path / "fsdp", steps=8, devices=8, fsdp=4, sharding_rules=RULES, optimizer=optim.make(lr=0.05, momentum=0.9, steps=12)
+        tmp_path / "fsdp", steps=9, devices=8, fsdp=4, sharding_rules=RULES, optimizer=optim.make(lr=0.05, momentum=0.9, steps=12)
     )
     kernel = sharded["params"]["head"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (3, 3, 3, 4, 3)
@@ -184,21 +200,19 @@ def test_a_non_finite_loss_stops_before_anything_is_saved(tmp_path):
 
 
 def test_bad_streams_are_named(tmp_path):
-    def grows(start):
-        yield toy.host_batch(0)
-        yield toy.host_batch(1, vol=(8, 8, 8))
-
-    def breaks(start):
-        yield toy.host_batch(0)
+    def breaks():
+        yield 1
         raise OSError("the disk went away")
 
-    with pytest.raises(TrainError, match=r"differs from the first one.*\(8, 8, 8, 8, 1\)"):
-        toy.run(tmp_path / "a", devices=1, stream=grows)
-    with pytest.raises(OSError, match="the disk went away") as caught:
-        toy.run(tmp_path / "b", devices=1, stream=breaks)
+    placer = sharding.Placer(sharding.make_mesh())
+    placer(toy.host_batch(0))
+    with pytest.raises(TrainError, match=r"differs from the first one.*image.*\(8, 8, 8, 8, 1\)"):
+        placer(toy.host_batch(1, vol=(8, 8, 8)))
+    with pytest.raises(OSError, match="the disk went away") as caught, sharding.prefetch(breaks(), lambda x: x) as items:
+        assert list(items) == [1]
     assert any(entry.name == "breaks" for entry in caught.traceback), "the worker's own traceback"
     with pytest.raises(TrainError, match="ended before step 3"):
-        toy.run(tmp_path / "c", devices=1, stream=lambda start: iter([toy.host_batch(0), toy.host_batch(1)]))
+        toy.run(tmp_path, devices=1, stream=lambda start: iter([toy.host_batch(0), toy.host_batch(1)]))
     with pytest.raises(UsageError, match="log_every"):
         loop.Settings(steps=10, log_every=0)
 
@@ -218,7 +232,7 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
     moments = [leaf for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state["params"]["head"]))
     with pytest.raises(TrainError, match="do not fit"):
-        toy.run(tmp_path / "wrong", steps=4, devices=1, borrow=lambda fresh: {"encoder": fresh["encoder"]})
+        states.with_params(state, {"encoder": state["params"]["encoder"]})
 
 
 @pytest.mark.slow

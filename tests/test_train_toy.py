@@ -36,13 +36,12 @@ def init(key):
 
 
 def apply(params, image, context, train):
-    """The toy network: logits at full resolution, and every second voxel as deep supervision."""
+    """The toy network."""
 
     def conv(x, p):
         return jax.lax.conv_general_dilated(x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + p["bias"]
 
-    logits = conv(jax.nn.leaky_relu(conv(image, params["encoder"])), params["head"])
-    return {"logits": logits, "deep": [logits[:, ::2, ::2, ::2], logits[:, :1, ::3, ::3]]}
+    return {"logits": conv(jax.nn.leaky_relu(conv(image, params["encoder"])), params["head"])}
 
 
 def host_batch(seed, batch=BATCH, vol=CUT):
@@ -131,12 +130,19 @@ def test_prepare_normalises_crops_and_masks():
 def test_loss_is_the_weighted_sum_of_its_parts():
     params, batch, key = init(jax.random.key(0)), placed(host_batch(0)), jax.random.key(1)
     parts = (("a", 0.5, cross_entropy.make()), ("b", 2.0, dice.make("sample")))
-    made = supervised.make(apply, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.0, 0.0))
+
+    def deep(params, image, context, train):
+        logits = apply(params, image, context, train)["logits"]
+        return {"logits": logits, "deep": [logits[:, ::2, ::2, ::2], logits[:, :1, ::3, ::3]]}
+
+    made = supervised.make(deep, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.5, 0.0))
     value, scalars = jax.jit(made.loss)(params, batch, key)
     assert float(value) == pytest.approx(0.5 * float(scalars["loss/a"]) + 2 * float(scalars["loss/b"]), rel=1e-6)
     prepared = made.prepare(batch, key)
-    alone = jax.jit(lambda p, b: cross_entropy.make()(apply(p, b["image"], {}, True), b))(params, prepared)
-    assert float(scalars["loss/a"]) == pytest.approx(float(alone), rel=1e-6)
+    whole = apply(params, prepared["image"], {}, True)["logits"]
+    half = {**prepared, **{k: prepared[k][:, 1::2, 1::2, 1::2] for k in ("label", "weight")}}
+    alone = [float(cross_entropy.make()(*args)) for args in (({"logits": whole}, prepared), ({"logits": whole[:, ::2, ::2, ::2]}, half))]
+    assert float(scalars["loss/a"]) == pytest.approx(alone[0] + 0.5 * alone[1], rel=1e-5)
     with pytest.raises(UsageError, match="unique"):
         supervised.make(apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH)
 
@@ -180,7 +186,7 @@ def main():
     parser.add_argument("--port", default="")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 4 if args.host >= 0 else 1)
+    jax.config.update("jax_num_cpu_devices", 4 if args.host >= 0 else 8)  # 8 as in the test process: same threads, same bits
     if args.host >= 0:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{args.port}", 2, args.host)

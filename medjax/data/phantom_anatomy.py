@@ -1,9 +1,9 @@
-"""A synthetic patient: draws a body habitus, then paints the upper abdomen organ by organ.
+"""A synthetic patient: its tissues, its habitus, and the trunk with bones and chest.
 
 In: a `Canvas` (fine voxels with patient coordinates) and a numpy Generator. Out: the canvas' tissue codes.
-Coordinates are millimetres: x to the patient's right, y to anterior, z to superior; the origin lies in mid-body at the disc between the first and
-second lumbar vertebra. Sizes and positions are textbook anatomy of a supine adult. Organs are painted from back to front of this list:
-trunk (skin, fat, muscle wall, lungs, diaphragm, heart), bones, great vessels, solid organs, stomach and colon, small bowel in what room is left.
+Coordinates are millimetres: x to the patient's right, y to anterior, z to superior; the origin lies in mid-body at the disc between the
+first and second lumbar vertebra. Sizes and positions are those of a supine adult. Here are the trunk (skin, fat, muscle wall), bones and
+chest; vessels and solid organs are in `phantom_organs`, stomach and bowel in `phantom_bowel`.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import numpy as np
 from medjax.data.phantom_shapes import (
     FAR,
     Canvas,
+    Number,
     branching,
     bump,
     capsule,
-    curve,
     ellipsoid,
     smooth_max,
     smooth_min,
@@ -70,37 +70,42 @@ class Patient:
 
 def draw_patient(rng: np.random.Generator, *, liver_tumours: bool = False, kidney_tumours: bool = False) -> Patient:
     """A random patient; the flags ask for at least one tumour, otherwise there may be some."""
-    u = lambda a, b: float(rng.uniform(a, b))  # noqa: E731
-    size = u(0.94, 1.05)
-    fat = u(7, 26)
-    count = lambda sure, chance: int(rng.integers(1, 4)) if sure or u(0, 1) < chance else 0  # noqa: E731
+
+    def u(low: Number, high: Number) -> float:
+        return float(rng.uniform(low, high))
+
+    def count(sure: bool, chance: float, most: int) -> int:
+        return int(rng.integers(1, most + 1)) if u(0.0, 1.0) < chance or sure else 0
+
+    size, fat = u(0.94, 1.05), u(7.0, 26.0)
     return Patient(
         scale=(size * u(0.97, 1.05), size * u(0.96, 1.05), size * u(0.97, 1.04)),
         tilt_deg=(u(-4, 4), u(-3, 3), u(-5, 5)),
         offset=(u(-8, 8), u(-6, 6), u(-10, 10)),
         fat=fat,
-        belly=max(0.0, (fat - 10) * 1.0 + u(-4, 10)),
+        belly=max(0.0, fat - 10 + u(-4, 10)),
         liver=u(0.9, 1.08),
         spleen=u(0.85, 1.2),
         kidney=u(0.9, 1.1),
         breath=u(-8, 8),
         scoliosis=u(-5, 5),
-        liver_tumours=count(liver_tumours, 0.4),
-        kidney_tumours=min(2, count(kidney_tumours, 0.35)),
+        liver_tumours=count(liver_tumours, 0.6, 3),
+        kidney_tumours=count(kidney_tumours, 0.5, 2),
         cysts=int(rng.integers(0, 3)),
     )
 
 
-def spine_at(z, who: Patient):
-    """(x, y) of the centre of the vertebral bodies at height z (number or array)."""
+def spine_at(z: np.ndarray | Number, who: Patient) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of the centre of the vertebral bodies at height z, of the shape of z."""
     z = np.asarray(z, np.float32)
-    return who.scoliosis * np.sin(z / 70), -24 - 14 * np.clip((z - 10) / 120, 0, 1.3) ** 1.5 - 4 * np.clip((-z - 60) / 60, 0, 1)
+    y = -24 - 14 * np.clip((z - 10) / 120, 0, 1.3) ** 1.5 - 4 * np.clip((-z - 60) / 60, 0, 1)
+    return np.asarray(who.scoliosis * np.sin(z / 70)), np.asarray(y)
 
 
 # --- trunk ---------------------------------------------------------------------------------------------------------------------
 
 
-def _outline(half_width: float, front: float, back: float, power: float) -> np.ndarray:
+def _outline(half_width: Number, front: Number, back: Number, power: float) -> np.ndarray:
     """(720,) radius of a superellipse by direction, from -180 degrees (left) over -90 (back) and 0 (right) to 90 (front)."""
     angle = np.deg2rad(np.arange(720) / 2 - 180)
     across, along = np.abs(np.cos(angle)) / half_width, np.abs(np.sin(angle)) / np.where(np.sin(angle) > 0, front, back)
@@ -108,13 +113,22 @@ def _outline(half_width: float, front: float, back: float, power: float) -> np.n
 
 
 def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Skin, fat and muscle wall from nested outlines; leaves `depth` (mm inside the cavity wall) and `abdomen` (signed distance) in `state`."""
+    """Skin, fat and muscle wall from nested outlines.
+
+    Leaves in `state`: `depth` (mm inside the cavity wall and away from the spine), `below` (mm below the diaphragm), `abdomen` (signed
+    distance to the abdominal cavity) and `way` (direction from the body's axis, in half degrees).
+    """
     x, y, z = c.x, c.y, c.z
     degrees = np.arange(720) / 2 - 180
-    near = lambda at, width: np.exp(-((np.abs((degrees - at + 180) % 360 - 180) / width) ** 2))  # noqa: E731
+
+    def near(at: Number, width: Number) -> np.ndarray:  # a bell around a direction
+        return bump(((degrees - at + 180) % 360 - 180) / width)
+
+    def look(table: np.ndarray) -> np.ndarray:
+        return np.take(table.astype(np.float32), way)
+
     rho = np.hypot(x, y + 5)
     way = np.minimum(((np.arctan2(y + 5, x) + np.pi) * (360 / np.pi)).astype(np.int32), 719)
-    look = lambda table: np.take(table.astype(np.float32), way)  # noqa: E731
     upper = step((z - 15) / 100)
     wobble = sum(rng.normal(0, 2.0 / k) * np.cos(np.deg2rad(k * degrees + rng.uniform(0, 360))) for k in range(2, 6))
     furrow = 4 * near(-68, 12) + 4 * near(-112, 12) - 5 * near(-90, 7)
@@ -241,13 +255,13 @@ def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     for side in (1, -1):
         for _ in range(7):
             start, way = (side * rng.uniform(30, 60), rng.uniform(-40, 20), 175), (side * rng.uniform(0, 0.7), rng.uniform(-0.6, 0.4), -1)
-            tree = branching(rng, start, way, 3.6, 56, 3, lambda q: 40 < q[2] < 240)
+            tree = branching(rng, start, way, 3.6, 56, 3, lambda q: bool(40 < q[2] < 240))
             c.tubes(tree, T.LUNG_VESSEL, (T.LUNG,))
     box = c.box((-110, -30, 70), (60, 120, FAR))
     if box is None:
         return
     p = turned(c.points(box), (-24, 42, 150 + who.breath), about_z=-28, about_y=18)
-    floor = smooth_max(ellipsoid(p, (0, 0, 0), (62, 44, 46)), 7 - -below[box] * 1.0, 12) + 1.2 * c.rough[box]
+    floor = smooth_max(ellipsoid(p, (0, 0, 0), (62, 44, 46)), 7 + below[box], 12) + 1.2 * c.rough[box]
     c.paint(box, floor < 5, T.INNER_FAT, (T.LUNG,))
     c.paint(box, floor < 0, T.HEART)
     c.paint(box, (ellipsoid(p, (-22, -4, -4), (30, 22, 24)) < 0) & (floor < -6), T.BLOOD)

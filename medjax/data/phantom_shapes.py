@@ -1,8 +1,8 @@
 """The drawing tools of the phantom: signed distances, smooth noise, and the canvas on which organs are painted in patient millimetres.
 
 In: point arrays in millimetres (x to the patient's right, y to anterior, z to superior) and a numpy Generator.
-Out: float32 signed distances (negative inside) and a canvas with one tissue code per fine voxel. Everything stays float32; a distance is exact
-for capsules and first-order for ellipsoids (the usual k0 (k0 - 1) / k1 estimate), which is all that painting and partial volume need.
+Out: float32 signed distances (negative inside) and a canvas with one tissue code per fine voxel. Everything stays float32; a distance is
+exact for capsules and first-order for ellipsoids (the usual k0 (k0 - 1) / k1 estimate), which is all that painting and partial volume need.
 """
 
 import dataclasses
@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-Point = Sequence[float]
+Number = float | int
+Numbers = Sequence[float | int | np.number] | np.ndarray
+Point = Numbers  # x, y, z in mm
+Segment = tuple[Point, Point, Number, Number]  # start, end, start radius, end radius
 Box = tuple[slice, slice, slice]
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 FAR = 1e3
 
 
-def smooth_min(a: np.ndarray, b: np.ndarray | float, blend: float) -> np.ndarray:
+def smooth_min(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarray:
     """Union of two signed distances with an edge rounded over `blend` mm."""
     h = np.maximum(blend - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h * (0.25 / blend)
 
 
-def smooth_max(a: np.ndarray, b: np.ndarray | float, blend: float) -> np.ndarray:
+def smooth_max(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarray:
     """Intersection of two signed distances with a rounded edge; `smooth_max(a, -b)` cuts b out of a."""
     h = np.maximum(blend - np.abs(a - b), 0)
     return np.maximum(a, b) + h * h * (0.25 / blend)
@@ -43,15 +46,16 @@ def ellipsoid(p: Points, centre: Point, radii: Point) -> np.ndarray:
     """Signed distance (mm, first order) to an axis-aligned ellipsoid."""
     k0 = k1 = np.float32(0)
     for q, c, r in zip(p, centre, radii, strict=True):
-        scaled = (q - c) * (1 / r)
+        scaled = (q - float(c)) * (1 / float(r))
         k0 = k0 + scaled * scaled
-        scaled = scaled * (1 / r)
+        scaled = scaled * (1 / float(r))
         k1 = k1 + scaled * scaled
-    k0, k1 = np.sqrt(k0), np.sqrt(k1)
-    return k0 * (k0 - 1) / np.maximum(k1, 1e-6)
+    nothing = 1e-8  # keeps the centre from 0 / 0
+    k0, k1 = np.sqrt(k0 + nothing), np.sqrt(k1 + nothing / float(min(radii)) ** 2)
+    return k0 * (k0 - 1) / k1
 
 
-def turned(p: Points, centre: Point, about_x: float = 0, about_y: float = 0, about_z: float = 0) -> Points:
+def turned(p: Points, centre: Point, about_x: Number = 0.0, about_y: Number = 0.0, about_z: Number = 0.0) -> Points:
     """Coordinates in a frame at `centre`, turned by the angles (degrees) about z, then y, then x."""
     x, y, z = (q - float(c) for q, c in zip(p, centre, strict=True))
     for angle, axis in ((about_z, 2), (about_y, 1), (about_x, 0)):
@@ -66,7 +70,7 @@ def turned(p: Points, centre: Point, about_x: float = 0, about_y: float = 0, abo
     return x, y, z
 
 
-def curve(t: np.ndarray, knots: Sequence[tuple[float, float]]) -> np.ndarray:
+def curve(t: np.ndarray, knots: Sequence[tuple[Number, Number]]) -> np.ndarray:
     """A smooth function of one coordinate through (position, value) knots, constant beyond them; looked up at 0.5 mm."""
     at, value = zip(*knots, strict=True)
     fine = np.arange(at[0], at[-1] + 0.5, 0.5)
@@ -84,7 +88,7 @@ class Path:
     radii: np.ndarray
 
     @classmethod
-    def smooth(cls, rows: Iterable[Sequence[float]], per_span: int = 4) -> "Path":
+    def smooth(cls, rows: Iterable[Numbers], per_span: int = 4) -> "Path":
         """A Catmull-Rom curve through rows of (x, y, z, radius)."""
         rows = np.asarray(list(rows), np.float64)
         padded = np.concatenate([2 * rows[:1] - rows[1:2], rows, 2 * rows[-1:] - rows[-2:-1]])
@@ -95,13 +99,19 @@ class Path:
         drawn = np.concatenate([*spans, rows[-1:]])
         return cls(drawn[:, :3], np.maximum(drawn[:, 3], 0.3))
 
-    def segments(self) -> list[tuple[Point, Point, float, float]]:
+    def segments(self) -> list[Segment]:
         """(start, end, start radius, end radius) of each piece, as Python floats."""
         points, radii = self.points.tolist(), self.radii.tolist()
         return list(zip(points, points[1:], radii, radii[1:], strict=False))
 
 
-def capsule(p: Points, a: Point, b: Point, ra: float, rb: float) -> tuple[np.ndarray, np.ndarray]:
+def jitter(rng: np.random.Generator, rows: Sequence[Numbers], shift: Number, radius: Number = 0.08) -> np.ndarray:
+    """Rows of (x, y, z, radius) with every knot moved by about `shift` mm and all radii scaled together."""
+    rows = np.asarray(rows, float)
+    return rows * [1, 1, 1, 1 + radius * float(np.clip(rng.normal(), -2, 2))] + rng.normal(size=rows.shape) * [shift, shift, shift, 0]
+
+
+def capsule(p: Points, a: Point, b: Point, ra: Number, rb: Number) -> tuple[np.ndarray, np.ndarray]:
     """Signed distance (mm) to a tapered capsule, and the position along its axis in [0, 1]."""
     ab = [float(q - o) for o, q in zip(a, b, strict=True)]
     inverse = 1 / max(sum(v * v for v in ab), 1e-6)
@@ -111,7 +121,7 @@ def capsule(p: Points, a: Point, b: Point, ra: float, rb: float) -> tuple[np.nda
     return np.sqrt(rel[0] * rel[0] + rel[1] * rel[1] + rel[2] * rel[2]) - (ra + (rb - ra) * t), t
 
 
-def noise(rng: np.random.Generator, shape: Sequence[int], cells: Sequence[float]) -> np.ndarray:
+def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.ndarray:
     """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on a random lattice); float32 (shape)."""
     weights = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
     lattice = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
@@ -119,7 +129,7 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Sequence[float]
     return (weights[0] @ rows.reshape(len(rows), -1)).reshape(tuple(shape))
 
 
-def _spline(n: int, cell: float) -> np.ndarray:
+def _spline(n: int, cell: Number) -> np.ndarray:
     """(n, lattice) cubic B-spline weights, scaled so that unit noise on the lattice gives unit variance on average."""
     cell = max(cell, 1.0)
     at = (np.arange(n) + 0.5) / cell
@@ -148,7 +158,7 @@ class Canvas:
         self._most = [np.stack([q.max(o) for q in points]) for o in others]
 
     def box(self, low: Point, high: Point) -> Box | None:
-        """Slices that hold all voxels with coordinates between two corners (and, the more oblique the grid, some others); None if there are none."""
+        """Slices that hold all voxels with coordinates between two corners (an oblique grid: some others too); None if there are none."""
         low, high = np.array(low, np.float32)[:, None], np.array(high, np.float32)[:, None]
         out = []
         for least, most in zip(self._least, self._most, strict=True):
@@ -176,7 +186,18 @@ class Canvas:
         np.minimum(self.occupied[box], distance, out=self.occupied[box])
         self.paint(box, distance < 0, tissue, over)
 
-    def tubes(self, segments: Iterable, tissue: int, over: Sequence[int] | None = None, reserve: bool = False):
+    def make_way(self, box: Box, distance: np.ndarray, gap: Number, blend: Number = 3) -> np.ndarray:
+        """Cuts everything solid that was painted before, plus a fat plane of `gap` mm, out of a shape."""
+        return smooth_max(distance, gap - self.occupied[box], blend)
+
+    def organ(self, path: Path, tissue: int, over: Sequence[int] | None = None, bumps: np.ndarray | None = None):
+        """Paints a tube-shaped solid organ; `bumps` (the canvas' shape, mm) makes its surface uneven."""
+        drawn = self.tube(path)
+        if drawn is not None:
+            box, d, _, _ = drawn
+            self.solid(box, d if bumps is None else d + bumps[box], tissue, over)
+
+    def tubes(self, segments: Iterable[Segment], tissue: int, over: Sequence[int] | None = None, reserve: bool = False):
         """Paints capsules (start, end, radii); `reserve` keeps bowel out of them."""
         for a, b, ra, rb in segments:
             r = max(ra, rb) + (4 if reserve else 0)
@@ -188,7 +209,7 @@ class Canvas:
                 np.minimum(self.occupied[box], d, out=self.occupied[box])
             self.paint(box, d < 0, tissue, over)
 
-    def tube(self, path: Path, margin: float = 12) -> tuple[Box, np.ndarray, np.ndarray, np.ndarray] | None:
+    def tube(self, path: Path, margin: Number = 12) -> tuple[Box, np.ndarray, np.ndarray, np.ndarray] | None:
         """Signed distance to a whole tube in its box, plus the arc length (mm) and the height (y) above the axis at the nearest point."""
         reach = float(path.radii.max()) + margin
         box = self.box((path.points.min(0) - reach).tolist(), (path.points.max(0) + reach).tolist())
@@ -215,9 +236,15 @@ class Canvas:
 
 
 def branching(
-    rng: np.random.Generator, start: Point, direction: Point, radius: float, length: float, levels: int, inside: Callable[[np.ndarray], bool]
-) -> list[tuple[Point, Point, float, float]]:
-    """A random vessel tree: each stem bends, then splits into two or three thinner ones (Murray: r^3 is kept); stems that leave are dropped."""
+    rng: np.random.Generator,
+    start: Point,
+    direction: Point,
+    radius: Number,
+    length: Number,
+    levels: int,
+    inside: Callable[[np.ndarray], bool],
+) -> list[Segment]:
+    """A random vessel tree: each stem bends, then splits into two thinner ones (Murray: r^3 is kept); stems that leave are dropped."""
     out, queue = [], [(np.asarray(start, float), np.asarray(direction, float), radius, length, levels)]
     while queue:
         at, way, r, reach, left = queue.pop()
@@ -237,5 +264,7 @@ def branching(
                 share = rng.uniform(0.35, 0.65)
                 for sign in (1, -1):
                     share = 1 - share
-                    queue.append((at, way + sign * rng.uniform(0.45, 0.9) * side, r * share ** (1 / 3), reach * rng.uniform(0.65, 0.85), left - 1))
+                    queue.append(
+                        (at, way + sign * rng.uniform(0.45, 0.9) * side, r * share ** (1 / 3), reach * rng.uniform(0.65, 0.85), left - 1)
+                    )
     return out

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.sources import Case
+from medjax.data.inputs import Case
 from medjax.errors import UsageError
 
 Split = dict[str, list[str]]

@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from medjax.data.sources import Case, read_corpus
+from medjax.data.inputs import Case
+from medjax.data.sources import scan_corpus
 from medjax.data.splits import Split, make_splits, part_of, read_splits
-from medjax.errors import UsageError, did_you_mean
+from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 
 
@@ -26,6 +27,7 @@ class Data:
       parts: corpus name in `space` -> share of the training cases it may use ("" = all).
       splits: folds of "store/case" names; empty in a dry run without files.
       fold: index into `splits`.
+      problems: what is wrong with the cases that were left out.
     """
 
     stores: tuple[Corpus, ...]
@@ -35,6 +37,7 @@ class Data:
     parts: Mapping[str, str]
     splits: tuple[Split, ...]
     fold: int
+    problems: tuple[MedjaxError, ...] = ()
 
     def side(self, store: str, side: str) -> list[str]:
         """Case names of a store on one side ("train" or "val") of the chosen fold."""
@@ -56,14 +59,18 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
 
     Raises: `UsageError` when no corpus is named, a view or fold does not exist, or a folder is missing.
     """
-    stores, cases, counts = [], {}, {}
+    stores, cases, counts, problems = [], {}, {}, []
     for folder in _folders(data, workdir):
-        corpus, members = read_corpus(folder)
+        corpus, members, wrong = scan_corpus(folder)
+        if not members:
+            raise wrong[0] if wrong else UsageError("no cases", path=folder)
         stores.append(corpus)
+        problems += wrong
         cases[corpus.name], counts[corpus.name] = tuple(members), len(members)
     for name, fields in data["declared"].items():
-        corpus, members = _declared(name, fields, data["root"], files)
+        corpus, members, wrong = _declared(name, fields, data["root"], files)
         stores.append(corpus)
+        problems += wrong
         cases[name], counts[name] = members, len(members) or int(fields["cases"])
     if not stores:
         raise UsageError(
@@ -71,11 +78,11 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
             fix="give --config.data.folders=/path/Task04_X,/path/Dataset012_Y or --config.data.phantom_cases=10 for the embedded ones",
         )
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
-        raise UsageError(f"two corpora are called {sorted(repeated)}", fix="rename one of the folders")
+        raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one another "name" in its dataset.json')
     used, parts = _apply_views(stores, data["views"])
     space = merge(used, data["share"], data["rename"], data["precedence"])
     splits, fold = _splits({n: m for n, m in cases.items() if m}, data["split"])
-    return Data(tuple(stores), cases, counts, space, parts, splits, fold)
+    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems))
 
 
 def _folders(data: Mapping, workdir: Path) -> list[Path]:
@@ -87,7 +94,7 @@ def _folders(data: Mapping, workdir: Path) -> list[Path]:
     return folders
 
 
-def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...]]:
+def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...], list]:
     labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
     corpus = Corpus(name, labels, modality=fields["modality"], channels=tuple(fields["channels"]))
     folder = Path(root or ".") / name
@@ -96,11 +103,11 @@ def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpu
             raise UsageError(
                 "this corpus of the config is not on disk", path=folder, fix="set --config.data.root to the folder that holds it"
             )
-        return corpus, ()
-    found, members = read_corpus(folder)
+        return corpus, (), []
+    found, members, wrong = scan_corpus(folder)
     if {v for v, _ in labels} - set(found.values):
         raise UsageError("the labels on disk are not those the config declares", path=folder, found=found.values, expected=corpus.values)
-    return dataclasses.replace(corpus, ignore=found.ignore), tuple(members)
+    return dataclasses.replace(corpus, ignore=found.ignore), tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
 
 
 def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medjax.data import nifti
+from medjax.data import geometry, nifti
 from medjax.data.inputs import Case
 from medjax.infer.predict import predict_cases
 from medjax.labels import Corpus
@@ -54,9 +54,11 @@ def _montages(shown: list[tuple[Corpus, Case, Path]], folder: Path, count: int) 
     turns = [i for column in zip(*[v + [None] * (len(shown) - len(v)) for v in by_corpus.values()], strict=True) for i in column]
     for i in [i for i in turns if i is not None][:count]:
         corpus, case, mask = shown[i]
-        image, reference, prediction = nifti.read_case(case.images), nifti.read(case.label, want="label"), nifti.read(mask, want="label")
+        image, labels = nifti.read_case(case.images), (nifti.read(path, want="label") for path in (case.label, mask))
+        canonical = geometry.fit(image, None, crop="none")
+        reference, prediction = (canonical.image(label.array[..., None])[..., 0] for label in labels)
         names = {value: "+".join(classes) for value, classes in corpus.labels if classes}
         montage.montage(
-            image.array[..., 0], reference.array, prediction.array, folder / f"{corpus.name}_{case.name}.png",
-            spacing_mm=image.spacing_mm, names=names,
+            canonical.image(image.array)[..., 0], reference, prediction, folder / f"{corpus.name}_{case.name}.png",
+            spacing_mm=canonical.spacing_mm, names=names,
         )  # fmt: skip

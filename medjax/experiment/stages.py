@@ -14,11 +14,11 @@ import numpy as np
 
 from medjax.data import sampler
 from medjax.data.fingerprint import fingerprint, make_plan
-from medjax.data.inputs import Case
+from medjax.data.inputs import Case, find_inputs
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
 from medjax.experiment import corpora, network, runfolder
 from medjax.experiment.info import environment
 from medjax.labels import Corpus, LabelSpace
@@ -51,17 +51,46 @@ def say(text: str) -> None:
 
 
 def open_run(fields: Mapping, workdir: Path) -> Run:
-    """Resolves the data and writes what defines the run; a folder of a run with another config says in what it differs."""
+    """Resolves the data and writes what defines the run.
+
+    Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
+    """
     data = corpora.open_data(fields["data"], workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / runfolder.CONFIG).is_file():
-        for line in runfolder.differences(runfolder.read_config(workdir), fields):
-            say(f"config changed since the run began: {line}")
+    _refuse_another_recipe(fields, data, workdir)
     runfolder.write_json(workdir / runfolder.CONFIG, fields)
     runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
     runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
     runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
-    return Run(fields, workdir, data)
+    left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
+    for entry in left_out:
+        say(f"left out: {sentence(entry)}")
+    return Run(fields, workdir, data, failed=left_out)
+
+
+def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -> None:
+    from medjax.train import checkpoint
+
+    if checkpoint.latest_step(workdir / "checkpoints") is None:
+        return
+    old = runfolder.read_config(workdir)
+    changed = runfolder.differences(recipe_fields(old), recipe_fields(fields))
+    if runfolder.read_space(workdir) != data.space:
+        changed.append("labels.json: other corpora, views or classes")
+    if digest(runfolder.read_json(workdir, runfolder.SPLITS)) != digest(data.splits):
+        changed.append("splits_final.json: other cases or folds")
+    if changed:
+        raise UsageError(
+            "this folder holds a run with another recipe", path=workdir, found="; ".join(changed[:12]),
+            fix="use another --workdir, or go back to the first recipe",
+        )  # fmt: skip
+
+
+def recipe_fields(fields: Mapping) -> dict:
+    """The part of a config that decides the weights; where files lie and how many threads read them does not."""
+    ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
+    kept = ("seed", "model", "losses", "deep_weights", "task", "mask_padding", "augment", "optim")
+    return {k: fields[k] for k in kept} | {"sampler": ways, "train": {k: fields["train"][k] for k in ("steps", "batch", "patch")}}
 
 
 def prepare_stage(run: Run) -> None:
@@ -83,7 +112,7 @@ def prepare_stage(run: Run) -> None:
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
         for entry in result.failed:
-            say(f"  left out: {entry['case']}: {entry['message']}")
+            say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
 
@@ -99,9 +128,7 @@ def pools(run: Run, side: str) -> list[sampler.Pool]:
             modality = run.data.space.modalities.index(corpus.modality)
             found.append(sampler.Pool(k, str(run.store / corpus.store), tuple(names), corpus.foreground_ids, modality))
         elif side == "train":
-            raise UsageError(
-                f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases"
-            )
+            raise UsageError(f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases")
     return found
 
 
@@ -144,13 +171,8 @@ def train(run: Run) -> None:
 
 
 def _recipe(run: Run, drawn: Sequence[sampler.Pool]) -> dict:
-    """Everything that decides the weights, for the check on resume; where files lie and how many threads read them does not."""
-    fields = run.fields
-    ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
-    return {
-        "model": fields["model"], "losses": fields["losses"], "deep_weights": fields["deep_weights"], "task": fields["task"],
-        "mask_padding": fields["mask_padding"], "augment": fields["augment"], "optim": fields["optim"], "sampler": ways,
-        "train": {k: fields["train"][k] for k in ("steps", "batch", "patch")},
+    """Everything that decides the weights, for the loop's own check on resume."""
+    return recipe_fields(run.fields) | {
         "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),
         "cases": {run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn},
     }  # fmt: skip
@@ -207,18 +229,29 @@ def _named_devices(name: str) -> list | None:
 
 
 def predict(
-    folder: Path, cases: Sequence[Case], out: Path, *, corpus: str = "", progress: Any = None,
+    folder: Path, inputs: Sequence[str], out: Path, *, corpus: str = "", progress: Any = None,
     continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False, **options: Any,
 ) -> Any:  # fmt: skip
-    """`medjax predict`: the cases through a run's network; see `infer.predict.predict_cases` for what is returned."""
+    """`medjax predict`: scans through a run's network.
+
+    Args:
+      folder: the run. inputs: files, folders, globs or lists. out: folder for the masks.
+      corpus: whose annotation protocol to write; needed when the run knows several.
+      options: see `load_predictor`.
+
+    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or nothing found, before any model is loaded.
+    """
     from medjax.infer.predict import predict_cases
 
-    names = [c.name for c in runfolder.read_space(folder).unveiled().corpora]
+    space = runfolder.read_space(folder).unveiled()
+    names = [c.name for c in space.corpora]
     if not corpus and len(names) > 1:
         raise UsageError("the model knows several annotation protocols", expected=", ".join(names), fix="choose one with --corpus")
+    described = space.corpora[space.corpus_index(corpus or names[0])]
+    cases = find_inputs(inputs, channels=len(described.channels))
     predictor = load_predictor(folder, **options)
     return predict_cases(
-        predictor, cases, out, corpus or names[0], continue_=continue_, probabilities=probabilities,
+        predictor, cases, out, described.name, continue_=continue_, probabilities=probabilities,
         one_file_per_class=one_file_per_class, progress=progress,
     )  # fmt: skip
 
@@ -238,7 +271,7 @@ def evaluate(run: Run) -> int:
         held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.label])
     run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
     for entry in run.failed:
-        say(f"failed: {entry['case']}: {entry['message']}")
+        say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK
 
 

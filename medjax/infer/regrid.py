@@ -12,10 +12,12 @@ from medjax.data import resample
 from medjax.data.geometry import Transform
 from medjax.infer.windows import WindowScores
 
+BLOCK = 1 << 23  # values per row block; a few arrays of that size exist at a time
+
 
 def row_blocks(shape: Sequence[int], classes: int) -> list[slice]:
-    """Row ranges of a grid that hold about 16 million values each."""
-    step = max(1, resample.SLAB // max(1, shape[1] * shape[2] * classes))
+    """Row ranges of a grid that hold about BLOCK values each."""
+    step = max(1, BLOCK // max(1, shape[1] * shape[2] * classes))
     return [slice(row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours), cases.csv in long form, report.md.
+"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours), cases.csv in long form, table.md.
 
 In: rows of scores from `evaluate`. Out: tables and text. Results of several corpora join into one without mixing their cells.
 """
@@ -20,7 +20,7 @@ from medjax.metrics.aggregate import Row, aggregate
 from medjax.metrics.surface import DEFINITION
 
 COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
-REPORTED = ("Dice", "NSD", "HD95")  # the columns of report.md; the files hold all metrics
+REPORTED = ("Dice", "NSD", "HD95")  # the columns of table.md; the files hold all metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +121,11 @@ class Result:
         return "\n".join([*lines, *notes, ""])
 
     def write(self, folder: str | os.PathLike) -> None:
-        """Writes summary.json, cases.csv and report.md into `folder`, each complete or not at all."""
+        """Writes summary.json, cases.csv and table.md into `folder`, each complete or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         summary = json.dumps(self.summary(), indent=2, allow_nan=False)
-        files = {"summary.json": summary, "cases.csv": self.csv(), "report.md": self.markdown()}
+        files = {"summary.json": summary, "cases.csv": self.csv(), "table.md": self.markdown()}
         for name, text in files.items():
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             temporary.write_text(text, encoding="utf-8")

@@ -1,9 +1,11 @@
 """SwinUNETR: a Swin transformer as encoder, residual convolution blocks as decoder (Hatamizadeh et al., arXiv 2201.01266; MONAI's network).
 
-In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol, classes) float32}, and with `features` the
-named maps between. The function is MONAI's SwinUNETR to rounding, weights included: see `merging` and `weight_axes` for imported ones.
+In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol, classes) float32} and, if asked for, the
+named maps between. It computes MONAI's function, weights included: `merging` and `weight_axes` say how imported ones were trained.
+`SwinEncoder` alone, `encode` and `decode` are there for networks that put something between or beside.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +15,47 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts.attention import Context, Mlp, SwinBlock, linear_init
-from medjax.models.parts.patch import MERGING, PatchEmbed, PatchMerging
+from medjax.models.parts.attention import Context, Mlp, SwinBlock, SwinStage, call, drop_path_rates, linear_init, rematerialised
+from medjax.models.parts.patch import PatchEmbed, PatchMerging, depth_to_space, merging_order
 
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
-AXES = ("zyx", "xyz")
+
+
+class _Conv(nn.Module):
+    features: int
+    size: tuple
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        k = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, x.shape[-1], self.features)).astype(self.dtype)
+        pad = [(s // 2, s // 2) for s in self.size]
+        dn = ("NDHWC", "DHWIO", "NDHWC") if len(self.size) == 3 else ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x.astype(self.dtype), k, (1,) * len(self.size), pad, dimension_numbers=dn)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else y
+
+
+class _Up(nn.Module):
+    features: int
+    size: tuple
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        k = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, x.shape[-1], self.features)).astype(self.dtype)
+        y = jnp.einsum("...i,pio->...po", x, k.reshape(-1, *k.shape[-2:]))
+        return depth_to_space(y.reshape(*x.shape[:-1], -1), self.size)
+
+
+class _Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        axes = tuple(range(1, x.ndim - 1))
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axes, keepdims=True)
+        return (y * jax.lax.rsqrt((y * y).mean(axes, keepdims=True) + 1e-5)).astype(x.dtype)
 
 
 def whiten(x: Float[Array, "*b c"], epsilon: float = 1e-5) -> Float[Array, "*b c"]:
@@ -26,3 +63,229 @@ def whiten(x: Float[Array, "*b c"], epsilon: float = 1e-5) -> Float[Array, "*b c
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, -1, keepdims=True)
     return (y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """conv3 - norm - act - conv3 - norm, plus the input (conv1 - norm if the width changes), act. Convolutions without bias."""
+
+    features: int
+    norm: Callable = _Norm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol d"]:
+        def conv(y: Array, side: int, name: str) -> Array:
+            return _Conv(self.features, (side,) * (x.ndim - 2), dtype=self.dtype, name=name)(y)
+
+        y = nn.leaky_relu(self.norm(name="norm1")(conv(x, 3, "conv1")), 0.01)
+        y = self.norm(name="norm2")(conv(y, 3, "conv2"))
+        if x.shape[-1] != self.features:
+            x = self.norm(name="norm3")(conv(x, 1, "conv3"))
+        return nn.leaky_relu(x + y, 0.01)
+
+
+class UpBlock(nn.Module):
+    """Twice the grid by a transposed convolution without bias, concatenated with the skip in the order (up, skip), residual block."""
+
+    features: int
+    block: Callable = ResBlock
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *half c"], skip: Float[Array, "b *vol d"]) -> Float[Array, "b *vol d"]:
+        up = _Up(self.features, (2,) * (x.ndim - 2), dtype=self.dtype, name="up")(x)
+        return self.block(self.features, name="block")(jnp.concatenate([up, skip], -1))
+
+
+class SwinEncoder(nn.Module):
+    """Patch embedding by 2, then stages of Swin blocks at widths f, 2f, 4f, ..., each followed by a merging.
+
+    Parameters: `patch_embed`, and for every stage from 1 `stage{s}/block{i}`, `merge{s}` and, with `use_v2`, `conv{s}`.
+
+    Attributes:
+      features: f; stages: one `SwinStage` constructor per stage.
+      conv_block: constructor of the residual convolution blocks that `use_v2` puts on the tokens before every stage.
+      normalise: what is returned is whitened over the channels; the chain itself is not.
+    """
+
+    features: int
+    stages: tuple[Callable, ...]
+    merging: str = "fixed"
+    use_v2: bool = False
+    normalise: bool = True
+    conv_block: Callable = ResBlock
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> tuple[Float[Array, "b ..."], ...]:
+        """The embedded patches (f channels, half the sides) and the result of every stage (channels doubled, sides halved)."""
+        size = (2,) * (x.ndim - 2)
+        init = linear_init("torch", 2 ** len(size) * x.shape[-1])
+        x = PatchEmbed(self.features, size, dtype=self.dtype, name="patch_embed", **init)(x)
+        maps = [x]
+        for number, stage in enumerate(self.stages, 1):
+            if self.use_v2:
+                x = self.conv_block(x.shape[-1], name=f"conv{number}")(x)
+            x = stage(name=f"stage{number}")(x, context, train)
+            init = linear_init("torch", 2 ** len(size) * x.shape[-1])["kernel_init"]
+            x = PatchMerging(self.merging, kernel_init=init, dtype=self.dtype, name=f"merge{number}")(x)
+            maps.append(x)
+        return tuple(whiten(x) for x in maps) if self.normalise else tuple(maps)
+
+
+class SwinUNETR(nn.Module):
+    """Parameters: `swin`, `encoder1/2/3/4/10`, `decoder5/4/3/2/1`, `out`; `bottleneck` if there is one.
+
+    Attributes:
+      swin: the encoder.
+      bottleneck: a module put on the deepest map, called like the sockets of `parts.attention`.
+      weight_axes, intermediates: see `make`.
+    """
+
+    classes: int
+    swin: SwinEncoder
+    dims: int = 3
+    conv_block: Callable = ResBlock
+    up_block: Callable = UpBlock
+    bottleneck: nn.Module | None = None
+    weight_axes: str = "zyx"
+    intermediates: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        f = self.swin.features
+        for level, width in ((1, f), (2, f), (3, 2 * f), (4, 4 * f), (10, 16 * f)):
+            setattr(self, f"encoder{level}", self.conv_block(width))
+        for level, width in ((5, 8 * f), (4, 4 * f), (3, 2 * f), (2, f), (1, f)):
+            setattr(self, f"decoder{level}", self.up_block(width))
+        self.out = _Conv(self.classes, (1,) * self.dims, True, self.dtype)
+
+    def encode(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
+        """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` .. `enc3` the skips, `deepest` (sides / 32, 16 f channels)."""
+        image = image.astype(self.dtype)
+        x = self.swin(image, context, train)
+        skips = [self.encoder1(image), self.encoder2(x[0]), self.encoder3(x[1]), self.encoder4(x[2])]
+        named = {f"x{i}": y for i, y in enumerate(x)} | {f"enc{i}": y for i, y in enumerate(skips)}
+        return named | {"deepest": self.encoder10(x[4])}
+
+    def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
+        """The map before the head, from what `encode` gives; `x3` is a skip as it is, without a block of its own."""
+        y = self.decoder5(maps["deepest"], maps["x3"])
+        for decoder, skip in zip(
+            (self.decoder4, self.decoder3, self.decoder2, self.decoder1), ("enc3", "enc2", "enc1", "enc0"), strict=True
+        ):
+            y = decoder(y, maps[skip])
+        return y
+
+    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
+        """See the module docstring; with `intermediates` also {"features": {name: map}}, `decoded` being the map before the head."""
+        check_sides(image.shape[1:-1])
+        flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
+        maps = self.encode(flip(image), context, train)
+        if self.bottleneck is not None:
+            maps["deepest"] = call(self.bottleneck, maps["deepest"], context)
+        maps["decoded"] = self.decode(maps)
+        outputs = {"logits": flip(self.out(maps["decoded"]).astype(jnp.float32))}
+        return outputs | {"features": {name: flip(a) for name, a in maps.items()}} if self.intermediates else outputs
+
+
+def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
+    return jnp.transpose(x, (0, *range(x.ndim - 2, 0, -1), x.ndim - 1))
+
+
+def check_sides(sides: Sequence[int]) -> None:
+    """Raises `ModelError` unless every side is a multiple of 32 and the deepest map holds more than one voxel.
+
+    One voxel would be normalised over itself, to zero: the deepest features would carry nothing.
+    """
+    if any(side % STRIDE or side < STRIDE for side in sides):
+        near = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in sides)
+        raise ModelError(
+            "SwinUNETR needs other sides", found=tuple(sides), expected=f"multiples of {STRIDE}", fix=f"set the patch to {near}"
+        )
+    if all(side == STRIDE for side in sides):
+        raise ModelError("the deepest map would be one voxel", found=tuple(sides), fix=f"use at least {2 * STRIDE} along one axis")
+
+
+def make(
+    classes: int,
+    in_channels: int = 1,
+    feature_size: int = 48,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int | Sequence[int] = 7,
+    merging: str = "fixed",
+    use_v2: bool = False,
+    dims: int = 3,
+    *,
+    normalise: bool = True,
+    norm: str = "instance",
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    bias_index: str = "corner",
+    weight_axes: str = "zyx",
+    intermediates: bool = False,
+    bottleneck: nn.Module | None = None,
+    dense: Callable = nn.Dense,
+    mlp: Callable = Mlp,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> SwinUNETR:
+    """Builds the network; its defaults are those of the paper and of MONAI's class (whose `feature_size` is 24, though).
+
+    Args:
+      classes: channels of the logits.
+      in_channels: of the image; parameters take it from the first call.
+      feature_size: f, width of the tokens and of the last decoder map; a multiple of 12 in MONAI, here of the heads.
+      depths, heads: Swin blocks and heads of each of the four stages.
+      window: tokens per axis.
+      merging: order of the merged neighbours (`parts.patch.MERGING`): "fixed", "legacy" (all public weights), "v2order".
+      use_v2: SwinUNETR-V2, a residual convolution block before every stage.
+      dims: 2 or 3 axes.
+      normalise: the encoder's maps are whitened before the decoder uses them.
+      norm: of the convolution blocks: "instance" without parameters, "instance_affine" with.
+      drop_path: highest rate; it grows linearly over the blocks. Training then needs the rng "dropout".
+      bias_index: "corner" or "geometric" for shrunken windows (`parts.window.bias_index`).
+      weight_axes: axis order of the arrays that the weights were trained on; "xyz" (MONAI) turns the image before and the maps after.
+      intermediates: also return {"features": {name: map}}.
+      bottleneck, dense, mlp: sockets; see `SwinUNETR` and `parts.attention`.
+      dtype: compute type, "float32" or "bfloat16".
+      remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the convolution blocks as well).
+
+    Raises: `ModelError` for arguments that describe no network.
+    """
+    _check(
+        [
+            ("dims", dims, dims in (2, 3), "2 or 3"),
+            ("depths", depths, len(depths) == 4 and min(depths) > 0, "four positive numbers"),
+            (
+                "heads",
+                heads,
+                len(heads) == 4 and all(feature_size * 2**i % h == 0 for i, h in enumerate(heads)),
+                f"divisors of {feature_size} x (1, 2, 4, 8)",
+            ),
+            ("window", window, isinstance(window, int) or len(window) == dims, f"one number or {dims}"),
+            ("weight_axes", weight_axes, weight_axes in ("zyx", "xyz"), "zyx or xyz"),
+            ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
+        ]
+    )
+    merging_order(merging, dims)
+    precision = jnp.dtype(dtype)
+    sizes = (window,) * dims if isinstance(window, int) else tuple(window)
+    shared = {"mlp_ratio": mlp_ratio, "bias_index": bias_index, "dense": dense, "mlp": mlp, "dtype": precision}
+    block = SwinBlock if remat == "none" else rematerialised()
+    stages = tuple(
+        functools.partial(SwinStage, h, sizes, rates, block, **shared)
+        for h, rates in zip(heads, drop_path_rates(drop_path, depths), strict=True)
+    )
+    conv_block = functools.partial(nn.remat(ResBlock) if remat == "all" else ResBlock, norm=_Norm, dtype=precision)
+    up_block = functools.partial(UpBlock, block=conv_block, dtype=precision)
+    swin = SwinEncoder(feature_size, stages, merging, use_v2, normalise, conv_block, precision)
+    return SwinUNETR(classes, swin, dims, conv_block, up_block, bottleneck, weight_axes, intermediates, precision)
+
+
+def _check(table: Sequence[tuple[str, Any, bool, str]]) -> None:
+    for name, found, good, expected in table:
+        if not good:
+            raise ModelError(f"SwinUNETR cannot be built with this {name}", found=found, expected=expected, fix=f"change {name}")

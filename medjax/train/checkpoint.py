@@ -43,7 +43,7 @@ def best_step(folder: str | Path) -> int | None:
 
 
 def read_facts(folder: str | Path, step: int) -> dict:
-    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays. Raises `TrainError` if they cannot be read."""
+    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays; `TrainError` if they cannot be read."""
     path = Path(folder) / str(step) / FACTS
     try:
         return json.loads(path.read_text())["custom_metadata"]
@@ -138,12 +138,13 @@ class Checkpoints:
         """
         parts = _parts(state)
         arrays = {part: _shapes(tree) for part, tree in parts.items()}
+        facts = json.loads(json.dumps({"step": step, "metric": metric, **facts, "arrays": arrays}))  # a copy: it is written later
         with self._failures():
             self._orbax = self._orbax or self._open()
             self._orbax.save_checkpointables_async(
                 step,
                 parts,
-                custom_metadata={"step": step, "metric": metric, **facts, "arrays": arrays},
+                custom_metadata=facts,
                 metrics=None if metric is None else {"metric": metric},
                 force=True,
                 overwrite=step in steps(self.folder),
@@ -174,7 +175,7 @@ class Checkpoints:
                 try:
                     loaded = _load(folder, wanted)
                     state = {**loaded["train"], "params": loaded["params"]}
-                except Exception as error:  # whatever the storage layer raises for damaged files
+                except TrainError as error:
                     problem = error
             if _everywhere(problem is None):
                 return state, facts
@@ -232,8 +233,12 @@ def _load(folder: Path, target: Any, partial: bool = False) -> Any:
 
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
-    with context:
-        loaded = ocp.load_checkpointables(str(folder.absolute()), target)
+    try:
+        with context:
+            loaded = ocp.load_checkpointables(str(folder.absolute()), target)
+    except Exception as error:  # whatever the storage layer raises for damaged files
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TrainError("the arrays cannot be read", path=folder, found=reason[:300], fix="use another checkpoint") from error
     if abstract := [rule_lists.path_name(k) for k, v in jax.tree_util.tree_leaves_with_path(loaded) if not isinstance(v, jax.Array)]:
         raise TrainError("leaves were not restored", path=folder, found=abstract[:12])  # orbax hands missing ones back as they came in
     return loaded

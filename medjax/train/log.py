@@ -42,7 +42,7 @@ class Progress:
 
     def to_json(self) -> dict:
         """JSON-ready fields for the second argument of the constructor."""
-        return {"sums": self.sums, "count": self.count, "ema": self.ema, "best": self.best, "validated": self.validated}
+        return {"sums": dict(self.sums), "count": self.count, "ema": dict(self.ema), "best": self.best, "validated": self.validated}
 
     def add(self, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one step."""

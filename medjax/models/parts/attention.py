@@ -1,18 +1,18 @@
-"""Window attention and the Swin block, with sockets for what papers put inside them.
+"""Window attention, the Swin block and stages of blocks, with sockets for what papers put inside them.
 
 In: tokens (b, *grid, c), two or three axes, and the call's context. Out: tokens of the same shape.
 
 Sockets are constructor arguments:
-  dense  `dense(features, use_bias=, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b, ..., in); `nn.Dense` by default.
+  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b, ..., in); `nn.Dense` by default.
          LoRA and mixtures of adapters keep `kernel` and `bias` where they are and add parameters beside them.
-  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp` by default.
-         Mixtures of experts go here.
-A module with a true attribute `contextual` is called with (x, context) instead: that is how routing by corpus, modality or task gets in. Axis 0
-is always the sample. A socket that makes side results (router loads) sows them.
+  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp`
+         by default. Mixtures of experts go here.
+A module with a true attribute `contextual` is called with (x, context) instead: that is how routing by corpus, modality or task gets in.
+Axis 0 is always the sample. A socket that makes side results (router loads) sows them.
 Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch") or Swin's code ("swin").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -33,9 +33,12 @@ def call(module: Callable, x: Float[Array, "..."], context: Context) -> Float[Ar
 
 
 def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
-    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs) for both, "swin" truncated normal 0.02 and zero."""
+    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin" normal 0.02 and zero.
+
+    Swin's code truncates at +-2, which is 100 standard deviations: a plain normal.
+    """
     if kind == "swin":
-        return {"kernel_init": nn.initializers.truncated_normal(0.02), "bias_init": nn.initializers.zeros}
+        return {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializers.zeros}
     if kind != "torch":
         raise ModelError("unknown initial values", found=kind, expected="torch or swin", fix="use one of these words")
     bound = inputs**-0.5
@@ -83,8 +86,8 @@ def drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array,
 class WindowAttention(nn.Module):
     """Multi-head attention within (shifted) windows of a grid.
 
-    Parameters: `qkv/{kernel,bias}` (c, 3c), `proj/{kernel,bias}` (c, c), `rel_bias` (prod(2w-1), heads). Padding to whole windows takes part
-    as tokens of zeros before `qkv`, as in MONAI.
+    Parameters: `qkv/{kernel,bias}` (c, 3c), `proj/{kernel,bias}` (c, c), `rel_bias` (prod(2w-1), heads). The grid is filled up to whole
+    windows with tokens that are zero before `qkv` and take part in the attention, as in MONAI.
 
     Attributes:
       heads: number of heads; must divide c.
@@ -113,9 +116,9 @@ class WindowAttention(nn.Module):
         used, shift = geometry.fit(grid, self.window, self.shift, self.keep_shift)
         x = geometry.roll(geometry.pad_to_windows(x, used), shift)
         padded = x.shape[1:-1]
-        given = {"dtype": self.dtype, **linear_init(self.initialial, width)}
+        given = {"dtype": self.dtype, **linear_init(self.initial, width)}
         rows = int(np.prod([2 * w - 1 for w in self.window]))
-        table = self.param("rel_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads))
+        table = self.param("rel_bias", nn.initializers.normal(0.02), (rows, self.heads))
         bias = position_bias(table, geometry.bias_index(self.window, used, self.bias_index))
         if any(shift):
             # The barrier keeps the compiler from folding the (windows, n, n) mask, 645 MB for large patches, into the program.
@@ -141,8 +144,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"], context: Context = None) -> Float[Array, "b ... c"]:
         width = x.shape[-1]
-        hidden = self.dense(self.features, name="fc1", dtype=self.dtype, **linear_init(self.initialial, width))
-        out = self.dense(width, name="fc2", dtype=self.dtype, **linear_init(self.initialial, self.features))
+        hidden = self.dense(self.features, name="fc1", dtype=self.dtype, **linear_init(self.initial, width))
+        out = self.dense(width, name="fc2", dtype=self.dtype, **linear_init(self.initial, self.features))
         return call(out, nn.gelu(call(hidden, x, context), approximate=False), context)
 
 
@@ -176,8 +179,50 @@ class SwinBlock(nn.Module):
         def branch(y: Array) -> Array:
             return drop_path(y, self.drop_path, self.make_rng("dropout")) if train and self.drop_path else y
 
-        shared = {"dense": self.dense, "initial": self.initialial, "dtype": self.dtype}
+        shared = {"dense": self.dense, "initial": self.initial, "dtype": self.dtype}
         attention = WindowAttention(self.heads, self.window, self.shift, self.bias_index, self.keep_shift, name="attn", **shared)
         mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
         x = x + branch(attention(norm("norm1")(x), context))
         return x + branch(call(mlp, norm("norm2")(x), context))
+
+
+class SwinStage(nn.Module):
+    """Blocks `block0`, `block1`, ... on one grid; every other one shifts its windows by half a window.
+
+    Attributes:
+      rates: drop-path rate of every block; their number is the depth.
+      block: `SwinBlock`, or what rematerialises it.
+      Others: see `SwinBlock`.
+    """
+
+    heads: int
+    window: tuple[int, ...]
+    rates: tuple[float, ...] = (0.0, 0.0)
+    block: Callable = SwinBlock
+    mlp_ratio: float = 4.0
+    bias_index: str = "corner"
+    keep_shift: bool = False
+    dense: Callable = nn.Dense
+    mlp: Callable = Mlp
+    initial: str = "torch"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Float[Array, "b *grid c"]:
+        shared = {n: getattr(self, n) for n in ("mlp_ratio", "bias_index", "keep_shift", "dense", "mlp", "initial", "epsilon", "dtype")}
+        for i, rate in enumerate(self.rates):
+            shift = tuple(w // 2 if i % 2 else 0 for w in self.window)
+            x = self.block(self.heads, self.window, shift, drop_path=rate, name=f"block{i}", **shared)(x, context, train)
+        return x
+
+
+def drop_path_rates(highest: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """Rates growing linearly from 0 over all blocks of all stages, as one tuple per stage."""
+    rates = iter(np.linspace(0.0, highest, sum(depths)).tolist())
+    return tuple(tuple(next(rates) for _ in range(depth)) for depth in depths)
+
+
+def rematerialised(block: type[nn.Module] = SwinBlock) -> Callable:
+    """`block` with its activations recomputed in the backward pass; same parameters."""
+    return nn.remat(block, static_argnums=(3,))

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Shaped
 
 from medjax.errors import ModelError, did_you_mean
 
-# Offsets of the neighbours that one merged token concatenates. The order is part of the weights. `fixed`: MONAI 1.5 and later; `legacy`: earlier
-# MONAI, with (0,1,0) and (0,0,1) twice and two offsets missing, in which all public SwinUNETR weights were trained; `v2order`: MONAI's `mergingv2`.
+# Offsets of the neighbours that one merged token concatenates. The order belongs to the weights. `fixed`: MONAI 1.5 and later; `legacy`:
+# earlier MONAI, (0,1,0) and (0,0,1) twice and two offsets missing, in which all public SwinUNETR weights were trained; `v2order`: MONAI's
+# `mergingv2`.
 MERGING = {
     "fixed": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
     "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
@@ -98,7 +99,7 @@ class PatchMerging(nn.Module):
 
     order: str = "fixed"
     epsilon: float = 1e-5
-    kernel_init: Callable = nn.initializers.truncated_normal(0.02)
+    kernel_init: Callable = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -118,7 +119,7 @@ class PatchExpanding(nn.Module):
     features: int
     size: tuple[int, ...]
     epsilon: float = 1e-5
-    kernel_init: Callable = nn.initializers.truncated_normal(0.02)
+    kernel_init: Callable = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
     @nn.compact

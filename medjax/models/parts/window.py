@@ -1,8 +1,9 @@
 """Window geometry of Swin transformers in any number of axes: pure functions on channels-last grids.
 
-In: a grid of tokens (b, *grid, c). Out: windows (b, w, n, c) with w windows of n tokens each, and the static tables that attention needs: which
-tokens of a shifted window are neighbours in the image (`regions`, `shift_mask`) and where each pair's relative position bias lies (`bias_index`).
-All tables follow from static shapes and are made with numpy. Source: Liu et al., Swin Transformer (arXiv 2103.14030), sections 3.2 and 3.3.
+In: a grid of tokens (b, *grid, c). Out: windows (b, w, n, c) with w windows of n tokens each, and the static tables that attention needs:
+which tokens of a shifted window are neighbours in the image (`regions`, `shift_mask`) and where the relative position bias of each pair
+lies (`bias_index`). All tables follow from static shapes and are made with numpy.
+Source: Liu et al., Swin Transformer (arXiv 2103.14030), sections 3.2 and 3.3.
 """
 
 import functools
@@ -105,8 +106,8 @@ def bias_index(window: tuple[int, ...], used: tuple[int, ...], how: str = "corne
     """`relative_index` of a table made for `window` where only `used` tokens per axis exist.
 
     Args:
-      how: "corner" takes the top left n x n of the full index (MONAI; all published weights; right in geometry only if no axis but the first
-        shrinks), "geometric" takes the pairs with the right differences.
+      how: "corner" takes the top left n x n of the full index (MONAI; all published weights; right in geometry only if no axis but the
+        first shrinks), "geometric" takes the pairs with the right differences.
 
     Raises: `ModelError` for another word.
     """

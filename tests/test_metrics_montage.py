@@ -1,0 +1,53 @@
+"""The picture of a case: what it shows, for every shape a scan may have."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from medjax.errors import MetricError
+from medjax.metrics.montage import best_slices, colour, montage
+
+
+def volumes(shape=(8, 20, 16)):
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    reference = np.zeros(shape, np.uint8)
+    reference[shape[0] // 2 :, 5:12, 4:9] = 1
+    reference[-1, 6:8, 5:7] = 2
+    return image, reference
+
+
+def test_best_slices():
+    _, reference = volumes()
+    reference[3] = 1
+    assert best_slices(reference) == (3, 5, 4)
+    assert best_slices(np.zeros((4, 6, 9), int), reference[:4, :6, :9]) == (3, 0, 0)
+    assert best_slices(np.zeros((4, 6, 9), int)) == (2, 3, 4)
+
+
+def test_colours_are_distinct():
+    found = {tuple(np.round(colour(i), 3)) for i in range(60)}
+    assert len(found) == 60
+
+
+@pytest.mark.parametrize("shape, with_reference", [((8, 20, 16), True), ((8, 20, 16), False), ((1, 20, 16), True)])
+def test_picture(tmp_path, shape, with_reference):
+    image, labels = volumes(shape)
+    montage(image, labels if with_reference else None, labels, tmp_path / "case.png", (3.0, 1.0, 1.0), names={1: "liver"}, title="case")
+    picture = matplotlib.image.imread(tmp_path / "case.png")[..., :3]
+    assert [p.name for p in tmp_path.iterdir()] == ["case.png"]
+    height, width = picture.shape[:2]
+    assert width == 3.2 * 110 * (3 if with_reference else 2) or abs(width - 3.2 * 110 * (3 if with_reference else 2)) <= 1
+    coloured = np.abs(picture - colour(0)).max(-1) < 0.02  # the contour of class 1
+    columns = np.array_split(coloured[int(0.05 * height) : int(0.9 * height)], 3 if with_reference else 2, axis=1)
+    assert columns[0].sum() == 0 and all(c.sum() > 50 for c in columns[1:])
+
+
+def test_nothing_predicted_and_constant_image(tmp_path):
+    montage(np.zeros((4, 6, 5)), None, np.zeros((4, 6, 5), np.uint8), tmp_path / "new" / "empty.png", (1.0, 1.0, 1.0))
+    assert (tmp_path / "new" / "empty.png").stat().st_size > 1000
+
+
+def test_other_grid_is_refused(tmp_path):
+    image, labels = volumes()
+    with pytest.raises(MetricError, match="another grid"):
+        montage(image, labels, labels[1:], tmp_path / "x.png", (1.0, 1.0, 1.0))
