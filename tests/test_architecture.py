@@ -14,7 +14,7 @@ def _room(module: str) -> str:
     """medjax.data.nifti -> data; medjax.labels -> base; medjax.main -> border."""
     parts = module.split(".")
     top = parts[1] if len(parts) > 1 else "__init__"
-    return "base" if top in BASE else "border" if top in BORDER else top
+    return "base" if top in BASE or top.startswith("__") else "border" if top in BORDER else top
 
 
 def _imports(path: Path):

@@ -357,3 +357,21 @@ def test_bfloat16_computes_close_to_float32():
     assert jax.eval_shape(rough.apply, {"params": p}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     difference = np.abs(_apply(rough, p, x.astype(jnp.bfloat16)) - _apply(exact, p, x)).max()
     assert 0 < difference < 0.1
+
+
+def test_a_stage_alternates_its_shifts_and_rematerialises_to_the_same_gradients():
+    x = _random(1, 4, 4, 4)
+    plain, remat = (attention.SwinStage(2, (2, 2), (0.0, 0.1), block) for block in (attention.SwinBlock, attention.rematerialised()))
+    p = _params(plain, x)
+    assert set(p) == {"block0", "block1"} and jax.tree.structure(p) == jax.tree.structure(_params(remat, x))
+    first, second = attention.SwinBlock(2, (2, 2), (0, 0)), attention.SwinBlock(2, (2, 2), (1, 1))
+    expected = _apply(second, p["block1"], _apply(first, p["block0"], x))
+    np.testing.assert_allclose(_apply(plain, p, x), expected, atol=1e-5)
+    gradients = [jax.jit(jax.grad(lambda q, m=m: jnp.mean(m.apply({"params": q}, x) ** 2)))(p) for m in (plain, remat)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())), *gradients)
+
+
+def test_drop_path_rates_grow_over_all_blocks():
+    rates = attention.drop_path_rates(0.2, (2, 2, 2, 2))
+    assert [len(r) for r in rates] == [2, 2, 2, 2]
+    np.testing.assert_allclose(sum(rates, ()), [0, 0.0286, 0.0571, 0.0857, 0.1143, 0.1429, 0.1714, 0.2], atol=5e-5)

@@ -88,9 +88,9 @@ def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     places = np.stack([q[room] for q in (x, y, z)], -1)
     rng.shuffle(places)
     seeds: list[np.ndarray] = []
-    for place in places[:4000]:
-        if len(seeds) < 60 and all(np.sum((place - other) ** 2) > 21**2 for other in seeds):
-            seeds.append(place)
+    while len(places) and len(seeds) < 60:
+        seeds.append(places[0])
+        places = places[((places - places[0]) ** 2).sum(1) > 21**2]
     nearest = np.full(c.tissue.shape, FAR, np.float32)
     second = nearest.copy()
     owner = np.zeros(c.tissue.shape, np.uint8)
@@ -99,7 +99,7 @@ def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         middle = (root + seed) / 2 + rng.normal(0, 6, 3)
         for shift, radius, tissue in ((0, 1.9, T.VEIN), (3.5, 1.4, T.ARTERY)):
             line = [(*(root + shift), radius * 1.3), (*(middle + shift), radius), (*seed, radius * 0.8)]
-            c.tubes(Path.smooth(line).segments(), tissue, (T.INNER_FAT,))
+            c.tubes(Path.smooth(line, 2).segments(), tissue, (T.INNER_FAT,))
         way = rng.normal(size=3) * [1, 0.5, 0.9]
         way *= rng.uniform(20, 42) / np.linalg.norm(way)
         bend = rng.normal(0, 9, 3)

@@ -6,6 +6,7 @@ exact for capsules and first-order for ellipsoids (the usual k0 (k0 - 1) / k1 es
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -153,16 +154,18 @@ class Canvas:
         self.rough, self.fine = rough, fine
         self.tissue = np.zeros(self.x.shape, np.uint8)
         self.occupied = np.full(self.x.shape, FAR, np.float32)
-        others = [tuple(a for a in range(3) if a != axis) for axis in range(3)]
-        self._least = [np.stack([q.min(o) for q in points]) for o in others]
-        self._most = [np.stack([q.max(o) for q in points]) for o in others]
+        others = ((1, 2), (0, 2), (0, 1))
+        self._least = np.concatenate([[q.min(o) for q in points] for o in others], 1)  # (x y z, slices + rows + columns)
+        self._most = np.concatenate([[q.max(o) for q in points] for o in others], 1)
+        self._ends = np.cumsum((0, *self.x.shape)).tolist()
 
     def box(self, low: Point, high: Point) -> Box | None:
         """Slices that hold all voxels with coordinates between two corners (an oblique grid: some others too); None if there are none."""
         low, high = np.array(low, np.float32)[:, None], np.array(high, np.float32)[:, None]
+        touched = ((self._least <= high) & (self._most >= low)).all(0)
         out = []
-        for least, most in zip(self._least, self._most, strict=True):
-            hit = np.flatnonzero(((least <= high) & (most >= low)).all(0))
+        for start, stop in itertools.pairwise(self._ends):
+            hit = touched[start:stop].nonzero()[0]
             if not len(hit):
                 return None
             out.append(slice(int(hit[0]), int(hit[-1]) + 1))

@@ -56,6 +56,7 @@ class Recipe:
       balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's class first, then a case that has it.
       dims: 3, or 2 for slices of constant z, whose axis is dropped.
       final: the patch after augmentation, which bounds how far a patch leaves the image; None is `patch`.
+      channels: image channels of a sample; a case with fewer is filled up with zeros. None: as stored, the same in all pools.
     """
 
     patch: tuple[int, ...]
@@ -68,6 +69,7 @@ class Recipe:
     balance: str = "case"
     dims: int = 3
     final: tuple[int, ...] | None = None
+    channels: int | None = None
 
     def __post_init__(self):
         for name, known in (("draw", DRAWS), ("oversample", OVERSAMPLES), ("balance", BALANCES), ("dims", (2, 3))):
@@ -196,6 +198,9 @@ class Samples:
         }
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
+        if missing := (self.recipe.channels or len(gain)) - len(gain):
+            sample["image"] = np.pad(sample["image"], [(0, 0)] * (sample["image"].ndim - 1) + [(0, missing)])
+            gain, bias = np.pad(gain, (0, missing), constant_values=1), np.pad(bias, (0, missing))
         return sample | {"gain": gain, "bias": bias, "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32)}
 
     @staticmethod

@@ -20,6 +20,7 @@ from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.train import optim
+from medjax.train.sharding import AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,8 @@ def _signature(name: str) -> Mapping:
         return {}  # `build` says what is wrong
 
 
-def make_task(fields: Mapping, space: LabelSpace, network: Network) -> Any:
-    """The task that turns the sampler's batches into a loss (and validation counts)."""
+def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = None) -> Any:
+    """The task that turns the sampler's batches into a loss (and validation counts); `mesh`: the devices a batch is spread over."""
     losses = []
     for name, given in fields["losses"].items():
         given = dict(given)
@@ -87,19 +88,19 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network) -> Any:
         table=space.table,
         known=space.known,
         ignore_ids=space.ignore_ids,
-        augment=_augmenter(fields, network.patch),
+        augment=_augmenter(fields, network.patch, mesh),
         patch=network.patch,
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
     )
 
 
-def _augmenter(fields: Mapping, patch: tuple[int, ...]) -> Callable | None:
+def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any) -> Callable | None:
     given = dict(fields["augment"])
     if not given.pop("on"):
         return None
     settings = fill(Augmentation, given, "config.augment")
-    return lambda key, image, label: augment(key, image, label, patch, settings)
+    return lambda key, image, label: augment(key, image, label, patch, settings, mesh=mesh, batch_axes=AXES)
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:

@@ -148,15 +148,16 @@ def train(run: Run) -> None:
     net = network.make_network(fields, space, mean_spacing(run))
     given, patch = fields["sampler"], network.sampled_patch(fields)
     ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample")}
-    common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch)}
+    common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
     recipe = sampler.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
+    mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
     say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
     loop.fit(
-        task=network.make_task(fields, space, net),
+        task=network.make_task(fields, space, net, mesh),
         init=net.init,
         optimizer=network.make_optimizer(fields),
         stream=lambda start: sampler.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
@@ -165,7 +166,7 @@ def train(run: Run) -> None:
         workdir=run.workdir,
         class_names=space.classes,
         recipe=_recipe(run, drawn),
-        mesh=sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch)),
+        mesh=mesh,
         sharding_rules=fields["sharding"]["rules"],
     )
 

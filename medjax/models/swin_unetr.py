@@ -265,6 +265,8 @@ def make(
                 f"divisors of {feature_size} x (1, 2, 4, 8)",
             ),
             ("window", window, isinstance(window, int) or len(window) == dims, f"one number or {dims}"),
+            ("norm", norm, norm in ("instance", "instance_affine"), "instance or instance_affine"),
+            ("bias_index", bias_index, bias_index in ("corner", "geometric"), "corner or geometric"),
             ("weight_axes", weight_axes, weight_axes in ("zyx", "xyz"), "zyx or xyz"),
             ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
             ("remat", remat, remat in REMAT, " or ".join(REMAT)),

@@ -23,7 +23,7 @@ def maker(init: Callable[[jax.Array], Any], optimizer: Optimizer) -> Callable[[j
     """key -> fresh state at step 0 (int32 scalar `step`, `params`, optimizer state `opt`)."""
 
     def make_state(key: jax.Array) -> State:
-        params = init(key)
+        params = jax.tree.map(lambda p: p.astype(p.dtype), init(key))  # no weak types: they would be compiled once more than trained ones
         return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.tx.init(params)}
 
     return make_state
