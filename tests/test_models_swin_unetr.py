@@ -18,7 +18,8 @@ KEY = jax.random.key(0)
 FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 # Layouts: "conv" (out, in, *k) -> (*k, in, out); "up", a transposed convolution whose stride is its kernel, (in, out, *k) ->
-# (*k, in, out) without a flip; "linear" (out, in) -> (in, out); "same".
+# (*k, in, out) without a flip; "linear" (out, in) -> (in, out); "head", a convolution of 1 voxel as a linear map,
+# (out, in, 1, ...) -> (in, out); "same".
 TABLE = (
     (r"swinViT\.patch_embed\.proj\.weight", r"swin/patch_embed/kernel", "conv"),
     (r"swinViT\.patch_embed\.proj\.bias", r"swin/patch_embed/bias", "same"),
@@ -36,16 +37,24 @@ TABLE = (
     (r"encoder(\d+)\.layer\.conv([123])\.conv\.weight", r"encoder\1/conv\2/kernel", "conv"),
     (r"decoder(\d)\.transp_conv\.conv\.weight", r"decoder\1/up/kernel", "up"),
     (r"decoder(\d)\.conv_block\.conv([123])\.conv\.weight", r"decoder\1/block/conv\2/kernel", "conv"),
-    (r"out\.conv\.conv\.weight", r"out/kernel", "conv"),
+    (r"out\.conv\.conv\.weight", r"out/kernel", "head"),
     (r"out\.conv\.conv\.bias", r"out/bias", "same"),
 )
 DROPPED = (r".*\.relative_position_index",)  # buffers, made again from the window
 
 
-def permutation(layout: str, ndim: int) -> tuple[int, ...]:
-    """Axes of the PyTorch tensor in our order."""
-    spatial = tuple(range(2, ndim))
-    return {"conv": (*spatial, 1, 0), "up": (*spatial, 0, 1), "linear": (1, 0), "same": tuple(range(ndim))}[layout]
+def arrange(layout: str, value: np.ndarray) -> np.ndarray:
+    """A PyTorch tensor in our order of axes."""
+    spatial = tuple(range(2, value.ndim))
+    if layout == "head":
+        return np.squeeze(value, spatial).T
+    return np.transpose(value, {"conv": (*spatial, 1, 0), "up": (*spatial, 0, 1), "linear": (1, 0), "same": range(value.ndim)}[layout])
+
+
+def arranged_back(layout: str, shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """The PyTorch shape of one of our leaves."""
+    *spatial, i, o = shape if len(shape) > 1 else (0, *shape)
+    return {"conv": (o, i, *spatial), "up": (i, o, *spatial), "linear": (o, i), "head": (o, i) + (1,) * axes, "same": shape}[layout]
 
 
 def place(key: str) -> tuple[str, str] | None:
@@ -68,7 +77,7 @@ def convert(state: dict[str, np.ndarray], shapes) -> dict:
         if where is None:
             continue
         path, layout = where
-        array = np.transpose(value, permutation(layout, value.ndim))
+        array = arrange(layout, value)
         if path not in leaves or path in filled or array.shape != leaves[path].shape:
             raise KeyError(f"{key} {value.shape} -> {path}: {leaves.get(path)}, {'filled twice' if path in filled else 'does not fit'}")
         filled[path] = array.astype(leaves[path].dtype)
@@ -121,8 +130,7 @@ def _recorded_weights(module, sides, use_v2=False):
     state = {}
     for j, key in enumerate(_monai_keys(use_v2)):
         path, layout = place(key)
-        ours = leaves[path]
-        shape = tuple(ours[a] for a in np.argsort(permutation(layout, len(ours))))
+        shape = arranged_back(layout, leaves[path], len(sides))
         v = np.cos(0.7 * np.arange(np.prod(shape)) + j)
         if "bias_table" in key:
             v = 0.5 * v
@@ -134,14 +142,15 @@ def _recorded_weights(module, sides, use_v2=False):
     return convert(state, shapes)
 
 
-def _equations(jaxpr):
-    """Every equation of a jaxpr, those of its inner jaxprs included."""
+def _equations(jaxpr, branches=slice(None)):
+    """Every equation of a jaxpr, those of its inner jaxprs included; of conditions (by platform) the given branches."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+        params = equation.params | ({"branches": equation.params["branches"][branches]} if "branches" in equation.params else {})
+        for value in jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+                yield from _equations(inner, branches)
 
 
 def _forward(module, sides):
@@ -150,8 +159,9 @@ def _forward(module, sides):
 
 
 def _multiply_adds(jaxpr) -> int:
+    """Of convolutions and products, where a convolution depends on the platform as on any but a CPU."""
     total = 0
-    for equation in _equations(jaxpr):
+    for equation in _equations(jaxpr, slice(-1, None)):
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(equation.invars[0].aval.shape[a] for a in contracted)
@@ -195,7 +205,7 @@ def test_parameter_counts_of_the_parts():
     assert [_count(swin[f"stage{s}"]) + _count(swin[f"merge{s}"]) for s in range(1, 5)] == [107_358, 399_036, 1_535_352, 6_019_824]
     assert [_count(shapes[f"encoder{e}"]) for e in (1, 2, 3, 4, 10)] == [63_552, 124_416, 497_664, 1_990_656, 31_850_496]
     assert [_count(shapes[f"decoder{d}"]) for d in (5, 4, 3, 2, 1)] == [14_598_144, 3_649_536, 912_384, 228_096, 209_664]
-    assert _count(_shapes(swin_unetr.make(classes=2), (64, 64, 64), channels=4)) == 62_191_892
+    assert _count(_shapes(swin_unetr.make(classes=2, in_channels=4), (64, 64, 64), channels=4)) == 62_191_892
 
 
 @pytest.mark.parametrize(
@@ -248,9 +258,23 @@ def test_sides_that_do_not_fit_are_refused_with_the_nearest_that_do():
         _shapes(module, (96, 100, 64))
     with pytest.raises(ModelError, match="one voxel"):
         _shapes(module, (32, 32, 32))
+    with pytest.raises(ModelError, match=r"found \(1, 64, 64, 64, 2\); expected \(batch, 3 sides, 1 channels\)"):
+        _shapes(module, (64, 64, 64), channels=2)
+    with pytest.raises(ModelError, match="set dims"):
+        _shapes(module, (64, 64))
 
 
 # ---- numbers
+
+
+def test_initial_values_are_pytorchs():
+    """Uniform within 1 / sqrt(fan in); a transposed convolution counts its outputs."""
+    for init, fan_in in ((swin_unetr.uniform_conv, 27 * 8), (swin_unetr.uniform_up, 27 * 16)):
+        kernel = np.asarray(init(KEY, (3, 3, 3, 8, 16), jnp.float32))
+        assert np.abs(kernel).max() <= fan_in**-0.5 and kernel.std() == pytest.approx((3 * fan_in) ** -0.5, rel=0.03)
+    module = swin_unetr.make(2, feature_size=12, dims=2, depths=(1, 1, 1, 1), prior=-2.0)
+    head = module.bind(jax.jit(module.init, compiler_options=FAST)(KEY, jnp.zeros((1, 32, 64, 1)))).variables["params"]["out"]
+    assert (np.asarray(head["bias"]) == -2).all() and np.abs(head["kernel"]).max() <= 12**-0.5
 
 
 RECORDED = {  # MONAI 1.6.1, feature size 12, 2 outputs, torch 2.13: mean, std per channel; first voxel ch 0; middle, last voxel ch 1
@@ -395,5 +419,4 @@ def test_logits_of_random_weights_are_monais(features, sides, merging, use_v2):
     params = convert(state, _shapes(module, sides))
     logits = np.asarray(_apply(module, params, jnp.asarray(np.moveaxis(image.numpy(), 1, -1)))["logits"])
     assert 0.3 < expected.std() < 3
-    print(f"largest difference {np.abs(logits - expected).max():.2e} at std {expected.std():.3f}")
     assert np.abs(logits - expected).max() < 1e-4

@@ -141,10 +141,12 @@ def test_loss_is_the_weighted_sum_of_its_parts():
     made = supervised.make(deep, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.5, 0.0))
     value, scalars = jax.jit(made.loss)(params, batch, key)
     assert float(value) == pytest.approx(0.5 * float(scalars["loss/a"]) + 2 * float(scalars["loss/b"]), rel=1e-6)
-    prepared = made.prepare(batch, key)
-    whole = apply(params, prepared["image"], {}, True)["logits"]
+    prepared = jax.jit(made.prepare)(batch, key)
+    whole = jax.jit(apply)(params, prepared["image"], {}, True)["logits"]
     half = {**prepared, **{k: prepared[k][:, 1::2, 1::2, 1::2] for k in ("label", "weight")}}
-    alone = [float(cross_entropy.make()(*args)) for args in (({"logits": whole}, prepared), ({"logits": whole[:, ::2, ::2, ::2]}, half))]
+    alone = [
+        float(jax.jit(cross_entropy.make())(*args)) for args in (({"logits": whole}, prepared), ({"logits": whole[:, ::2, ::2, ::2]}, half))
+    ]
     assert float(scalars["loss/a"]) == pytest.approx(alone[0] + 0.5 * alone[1], rel=1e-5)
     with pytest.raises(UsageError, match="unique"):
         supervised.make(apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH)

@@ -89,8 +89,8 @@ def draw_patient(rng: np.random.Generator, *, liver_tumours: bool = False, kidne
         kidney=u(0.9, 1.1),
         breath=u(-8, 8),
         scoliosis=u(-5, 5),
-        liver_tumours=count(liver_tumours, 0.6, 3),
-        kidney_tumours=count(kidney_tumours, 0.5, 2),
+        liver_tumours=count(liver_tumours, 0.75, 3),
+        kidney_tumours=count(kidney_tumours, 0.6, 2),
         cysts=int(rng.integers(0, 3)),
     )
 

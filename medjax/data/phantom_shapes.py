@@ -124,19 +124,27 @@ def capsule(p: Points, a: Point, b: Point, ra: Number, rb: Number) -> tuple[np.n
 
 def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.ndarray:
     """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on a random lattice); float32 (shape)."""
-    weights = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
-    lattice = rng.standard_normal([w.shape[1] for w in weights], dtype=np.float32)
-    rows = weights[1] @ (lattice @ weights[2].T)
-    return (weights[0] @ rows.reshape(len(rows), -1)).reshape(tuple(shape))
+    taps = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
+    lattice = rng.standard_normal([first[-1] + 4 for first, _ in taps], dtype=np.float32)
+    for axis in (2, 1, 0):
+        first, weights = taps[axis]
+        lattice = np.moveaxis(lattice, axis, 0)
+        drawn = np.empty((len(first), *lattice.shape[1:]), np.float32)
+        for k, (start, w) in enumerate(zip(first, weights, strict=True)):  # no matrix product: BLAS threads would fight with ours
+            np.multiply(lattice[start], w[0], out=drawn[k])
+            for tap in (1, 2, 3):
+                drawn[k] += lattice[start + tap] * w[tap]
+        lattice = np.moveaxis(drawn, 0, axis)
+    return lattice
 
 
-def _spline(n: int, cell: Number) -> np.ndarray:
-    """(n, lattice) cubic B-spline weights, scaled so that unit noise on the lattice gives unit variance on average."""
-    cell = max(cell, 1.0)
-    at = (np.arange(n) + 0.5) / cell
-    d = np.abs(at[:, None] - np.arange(-1, int(at[-1]) + 3)[None])
-    w = np.where(d < 1, 2 / 3 - d**2 + d**3 / 2, np.where(d < 2, (2 - d) ** 3 / 6, 0))
-    return (w / np.sqrt(np.mean(np.sum(w**2, 1)))).astype(np.float32)
+def _spline(n: int, cell: Number) -> tuple[list[int], np.ndarray]:
+    """First lattice point and (n, 4) cubic B-spline weights of each of n voxels, scaled to keep unit variance on average."""
+    at = (np.arange(n) + 0.5) / max(cell, 1.0)
+    first = at.astype(int)
+    t = (at - first)[:, None]
+    w = np.concatenate([(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3], 1)
+    return first.tolist(), (w / np.sqrt(np.mean(np.sum(w**2, 1)))).astype(np.float32)
 
 
 class Canvas:

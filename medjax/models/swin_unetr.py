@@ -16,46 +16,17 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
 from medjax.models.parts.attention import Context, Mlp, SwinBlock, SwinStage, call, drop_path_rates, linear_init, rematerialised
-from medjax.models.parts.patch import PatchEmbed, PatchMerging, depth_to_space, merging_order
+from medjax.models.parts.conv import Conv, Up
+from medjax.models.parts.norm import InstanceNorm, leaky_relu
+from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
 
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
 
-
-class _Conv(nn.Module):
-    features: int
-    size: tuple
-    use_bias: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        k = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, x.shape[-1], self.features)).astype(self.dtype)
-        pad = [(s // 2, s // 2) for s in self.size]
-        dn = ("NDHWC", "DHWIO", "NDHWC") if len(self.size) == 3 else ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x.astype(self.dtype), k, (1,) * len(self.size), pad, dimension_numbers=dn)
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else y
-
-
-class _Up(nn.Module):
-    features: int
-    size: tuple
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        k = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, x.shape[-1], self.features)).astype(self.dtype)
-        y = jnp.einsum("...i,pio->...po", x, k.reshape(-1, *k.shape[-2:]))
-        return depth_to_space(y.reshape(*x.shape[:-1], -1), self.size)
-
-
-class _Norm(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        axes = tuple(range(1, x.ndim - 1))
-        y = x.astype(jnp.float32)
-        y = y - y.mean(axes, keepdims=True)
-        return (y * jax.lax.rsqrt((y * y).mean(axes, keepdims=True) + 1e-5)).astype(x.dtype)
+# PyTorch's initial values of convolutions: uniform within 1 / sqrt(fan in), the fan in of transposed ones being counted on their outputs.
+uniform_conv = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1)
+uniform_up = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform", in_axis=-2, out_axis=-1)
+plain_norm = functools.partial(InstanceNorm, affine=False)
 
 
 def whiten(x: Float[Array, "*b c"], epsilon: float = 1e-5) -> Float[Array, "*b c"]:
@@ -69,19 +40,20 @@ class ResBlock(nn.Module):
     """conv3 - norm - act - conv3 - norm, plus the input (conv1 - norm if the width changes), act. Convolutions without bias."""
 
     features: int
-    norm: Callable = _Norm
+    norm: Callable = plain_norm
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol d"]:
         def conv(y: Array, side: int, name: str) -> Array:
-            return _Conv(self.features, (side,) * (x.ndim - 2), dtype=self.dtype, name=name)(y)
+            kernel = (side,) * (x.ndim - 2)
+            return Conv(self.features, kernel, use_bias=False, dtype=self.dtype, kernel_init=uniform_conv, name=name)(y)
 
-        y = nn.leaky_relu(self.norm(name="norm1")(conv(x, 3, "conv1")), 0.01)
+        y = leaky_relu(self.norm(name="norm1")(conv(x, 3, "conv1")))
         y = self.norm(name="norm2")(conv(y, 3, "conv2"))
         if x.shape[-1] != self.features:
             x = self.norm(name="norm3")(conv(x, 1, "conv3"))
-        return nn.leaky_relu(x + y, 0.01)
+        return leaky_relu(x + y)
 
 
 class UpBlock(nn.Module):
@@ -93,7 +65,8 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *half c"], skip: Float[Array, "b *vol d"]) -> Float[Array, "b *vol d"]:
-        up = _Up(self.features, (2,) * (x.ndim - 2), dtype=self.dtype, name="up")(x)
+        size = (2,) * (x.ndim - 2)
+        up = Up(self.features, size, use_bias=False, dtype=self.dtype, kernel_init=uniform_up, name="up")(x)
         return self.block(self.features, name="block")(jnp.concatenate([up, skip], -1))
 
 
@@ -139,17 +112,19 @@ class SwinUNETR(nn.Module):
     Attributes:
       swin: the encoder.
       bottleneck: a module put on the deepest map, called like the sockets of `parts.attention`.
-      weight_axes, intermediates: see `make`.
+      weight_axes, intermediates, prior: see `make`.
     """
 
     classes: int
     swin: SwinEncoder
-    dims: int = 3
+    dims: int
+    in_channels: int
     conv_block: Callable = ResBlock
     up_block: Callable = UpBlock
     bottleneck: nn.Module | None = None
     weight_axes: str = "zyx"
     intermediates: bool = False
+    prior: float | None = None
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -158,7 +133,10 @@ class SwinUNETR(nn.Module):
             setattr(self, f"encoder{level}", self.conv_block(width))
         for level, width in ((5, 8 * f), (4, 4 * f), (3, 2 * f), (2, f), (1, f)):
             setattr(self, f"decoder{level}", self.up_block(width))
-        self.out = _Conv(self.classes, (1,) * self.dims, True, self.dtype)
+        init = linear_init("torch", f)
+        if self.prior is not None:
+            init["bias_init"] = nn.initializers.constant(self.prior)
+        self.out = nn.Dense(self.classes, dtype=self.dtype, **init)
 
     def encode(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
         """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` .. `enc3` the skips, `deepest` (sides / 32, 16 f channels)."""
@@ -171,15 +149,13 @@ class SwinUNETR(nn.Module):
     def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
         """The map before the head, from what `encode` gives; `x3` is a skip as it is, without a block of its own."""
         y = self.decoder5(maps["deepest"], maps["x3"])
-        for decoder, skip in zip(
-            (self.decoder4, self.decoder3, self.decoder2, self.decoder1), ("enc3", "enc2", "enc1", "enc0"), strict=True
-        ):
-            y = decoder(y, maps[skip])
+        for level in (3, 2, 1, 0):
+            y = getattr(self, f"decoder{level + 1}")(y, maps[f"enc{level}"])
         return y
 
     def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
         """See the module docstring; with `intermediates` also {"features": {name: map}}, `decoded` being the map before the head."""
-        check_sides(image.shape[1:-1])
+        self._check_image(image.shape)
         flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
         maps = self.encode(flip(image), context, train)
         if self.bottleneck is not None:
@@ -187,6 +163,12 @@ class SwinUNETR(nn.Module):
         maps["decoded"] = self.decode(maps)
         outputs = {"logits": flip(self.out(maps["decoded"]).astype(jnp.float32))}
         return outputs | {"features": {name: flip(a) for name, a in maps.items()}} if self.intermediates else outputs
+
+    def _check_image(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != self.dims + 2 or shape[-1] != self.in_channels:
+            expected = f"(batch, {self.dims} sides, {self.in_channels} channels)"
+            raise ModelError("the image does not fit the network", found=shape, expected=expected, fix="set dims and in_channels")
+        check_sides(shape[1:-1])
 
 
 def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
@@ -200,9 +182,8 @@ def check_sides(sides: Sequence[int]) -> None:
     """
     if any(side % STRIDE or side < STRIDE for side in sides):
         near = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in sides)
-        raise ModelError(
-            "SwinUNETR needs other sides", found=tuple(sides), expected=f"multiples of {STRIDE}", fix=f"set the patch to {near}"
-        )
+        expected, fix = f"multiples of {STRIDE}", f"set the patch to {near}"
+        raise ModelError("SwinUNETR needs other sides", found=tuple(sides), expected=expected, fix=fix)
     if all(side == STRIDE for side in sides):
         raise ModelError("the deepest map would be one voxel", found=tuple(sides), fix=f"use at least {2 * STRIDE} along one axis")
 
@@ -225,6 +206,7 @@ def make(
     bias_index: str = "corner",
     weight_axes: str = "zyx",
     intermediates: bool = False,
+    prior: float | None = None,
     bottleneck: nn.Module | None = None,
     dense: Callable = nn.Dense,
     mlp: Callable = Mlp,
@@ -235,7 +217,7 @@ def make(
 
     Args:
       classes: channels of the logits.
-      in_channels: of the image; parameters take it from the first call.
+      in_channels: of the image.
       feature_size: f, width of the tokens and of the last decoder map; a multiple of 12 in MONAI, here of the heads.
       depths, heads: Swin blocks and heads of each of the four stages.
       window: tokens per axis.
@@ -248,22 +230,19 @@ def make(
       bias_index: "corner" or "geometric" for shrunken windows (`parts.window.bias_index`).
       weight_axes: axis order of the arrays that the weights were trained on; "xyz" (MONAI) turns the image before and the maps after.
       intermediates: also return {"features": {name: map}}.
+      prior: initial bias of the head, e.g. -2 for rare sigmoid classes; otherwise PyTorch's.
       bottleneck, dense, mlp: sockets; see `SwinUNETR` and `parts.attention`.
       dtype: compute type, "float32" or "bfloat16".
       remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the convolution blocks as well).
 
     Raises: `ModelError` for arguments that describe no network.
     """
+    fitting = len(heads) == 4 and all(feature_size * 2**i % h == 0 for i, h in enumerate(heads))
     _check(
         [
             ("dims", dims, dims in (2, 3), "2 or 3"),
             ("depths", depths, len(depths) == 4 and min(depths) > 0, "four positive numbers"),
-            (
-                "heads",
-                heads,
-                len(heads) == 4 and all(feature_size * 2**i % h == 0 for i, h in enumerate(heads)),
-                f"divisors of {feature_size} x (1, 2, 4, 8)",
-            ),
+            ("heads", heads, fitting, f"divisors of {feature_size} x (1, 2, 4, 8)"),
             ("window", window, isinstance(window, int) or len(window) == dims, f"one number or {dims}"),
             ("norm", norm, norm in ("instance", "instance_affine"), "instance or instance_affine"),
             ("bias_index", bias_index, bias_index in ("corner", "geometric"), "corner or geometric"),
@@ -281,10 +260,13 @@ def make(
         functools.partial(SwinStage, h, sizes, rates, block, **shared)
         for h, rates in zip(heads, drop_path_rates(drop_path, depths), strict=True)
     )
-    conv_block = functools.partial(nn.remat(ResBlock) if remat == "all" else ResBlock, norm=_Norm, dtype=precision)
+    instance_norm = functools.partial(InstanceNorm, affine=norm == "instance_affine", dtype=precision)
+    conv_block = functools.partial(nn.remat(ResBlock) if remat == "all" else ResBlock, norm=instance_norm, dtype=precision)
     up_block = functools.partial(UpBlock, block=conv_block, dtype=precision)
     swin = SwinEncoder(feature_size, stages, merging, use_v2, normalise, conv_block, precision)
-    return SwinUNETR(classes, swin, dims, conv_block, up_block, bottleneck, weight_axes, intermediates, precision)
+    return SwinUNETR(
+        classes, swin, dims, in_channels, conv_block, up_block, bottleneck, weight_axes, intermediates, prior, precision
+    )  # fmt: skip
 
 
 def _check(table: Sequence[tuple[str, Any, bool, str]]) -> None:

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,7 @@ def best_step(folder: str | Path) -> int | None:
 
 def read_facts(folder: str | Path, step: int) -> dict:
     """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays; `TrainError` if they cannot be read."""
-    path = Path(folder) / str(step) / FACTS
-    try:
-        return json.loads(path.read_text())["custom_metadata"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainError("no readable checkpoint facts", path=path, fix=f"use one of the steps {steps(folder)}") from error
+    return _facts(Path(folder) / str(step))
 
 
 def find(path: str | Path, which: str = "last") -> Path:
@@ -92,7 +88,7 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
     names = [rule_lists.path_name(keys) for keys, _ in flat]
     kept = {name for name in names if keep and re.search(keep, name)}
     wanted = {name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept}
-    arrays = read_facts(folder.parent, int(folder.name))["arrays"]["params"]
+    arrays = _facts(folder)["arrays"]["params"]
     stored = {name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))}
     _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
     loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
@@ -150,11 +146,12 @@ class Checkpoints:
                 overwrite=step in steps(self.folder),
             )
 
-    def restore(self, target: Mapping[str, Any]) -> tuple[dict[str, Any], dict] | None:
+    def restore(self, target: Mapping[str, Any], accept: Callable[[dict], None] = lambda facts: None) -> tuple[dict[str, Any], dict] | None:
         """The newest readable checkpoint as (state, facts), or None if the folder has none.
 
         Args:
           target: abstract state with shardings, on any number of devices.
+          accept: is shown the facts of a checkpoint before its arrays are read, and may raise.
 
         Raises: `TrainError` if the stored names or shapes are not those of `target`, or if no checkpoint can be read: a run never starts
         again silently. Unreadable ones are renamed to <step>.unreadable with a warning.
@@ -171,6 +168,7 @@ class Checkpoints:
             except (TrainError, KeyError, AttributeError) as error:
                 problem = error
             if problem is None:
+                accept(facts)
                 _compare(folder, {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in _shapes(wanted[part]).items()}, arrays)
                 try:
                     loaded = _load(folder, wanted)
@@ -180,7 +178,7 @@ class Checkpoints:
             if _everywhere(problem is None):
                 return state, facts
             warnings.warn(f"{folder}: unreadable checkpoint set aside ({type(problem).__name__}: {problem})", RuntimeWarning, stacklevel=2)
-            self._set_aside(folder)
+            self._set_aside([folder])
         if found:
             raise TrainError("no checkpoint can be read", path=self.folder, found=found, fix="restore a copy, or use another workdir")
         return None
@@ -208,15 +206,21 @@ class Checkpoints:
 
     def _tidy(self) -> None:
         """Sets aside folders that are named like steps but hold no checkpoint: they would count among the newest."""
-        for name in sorted(p.name for p in self.folder.iterdir() if p.name.isdigit()):
-            if int(name) not in steps(self.folder):
-                self._set_aside(self.folder / name)
+        complete = {str(step) for step in steps(self.folder)}
+        self._set_aside([p for p in self.folder.iterdir() if p.name.isdigit() and p.name not in complete])
 
-    def _set_aside(self, folder: Path) -> None:
-        if jax.process_index() == 0:
+    def _set_aside(self, folders: Sequence[Path]) -> None:
+        for folder in folders if jax.process_index() == 0 else ():
             others = (folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else "")) for n in itertools.count())
             folder.rename(next(path for path in others if not path.exists()))
         _everywhere(True)
+
+
+def _facts(folder: Path) -> dict:
+    try:
+        return json.loads((folder / FACTS).read_text())["custom_metadata"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainError("no readable checkpoint facts", path=folder / FACTS, fix="use another checkpoint") from error
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:

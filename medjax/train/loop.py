@@ -108,30 +108,14 @@ def fit(
 
     with Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints, Requests(mesh, settings.checkpoint_minutes) as requests:
         # restore: the run's own checkpoint, else borrowed parameters, else fresh ones
-        restored = checkpoints.restore(target)
+        restored = checkpoints.restore(target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir))
         if restored:
             state, facts = restored
-            _same_recipe(facts["recipe"], recipe, workdir)
             start, progress = facts["step"], Progress(class_names, facts["progress"])
         else:
             state, start, progress = states.born(init, optimizer, target, settings.seed), 0, Progress(class_names)
             if borrow is not None:
                 state = states.with_params(state, borrow(state["params"]))
-
-        def evaluate(params: Any) -> dict[str, np.ndarray] | None:
-            """Counts summed over the validation batches; None if a stop was requested meanwhile."""
-            batches, totals, waiting = itertools.islice(validation_stream(), settings.validation_batches), [], None
-            with sharding.prefetch(batches, place_validation) as placed:
-                for batch in placed:
-                    counts = validate(params, batch, requests.array())
-                    totals += [jax.device_get(waiting)] if waiting is not None else []
-                    waiting = counts
-                    if totals and totals[-1]["request"] == STOP:
-                        return None
-            totals += [jax.device_get(waiting)] if waiting is not None else []
-            if not totals:
-                raise TrainError("the validation stream is empty", path=workdir, fix="give it cases, or set validate_every to 0")
-            return {name: sum(np.asarray(t[name], np.int64) for t in totals) for name in ("tp", "fp", "fn")}
 
         # loop
         limits = dict(steps=settings.steps, start=start, log_every=settings.log_every, print_seconds=settings.print_seconds)
@@ -152,7 +136,10 @@ def fit(
                     request = max(request, log.settle())  # now this step too: nothing non-finite is ever saved
                 improved = False
                 if checked and request < STOP:
-                    counts = evaluate(state["params"])
+                    with sharding.prefetch(
+                        itertools.islice(validation_stream(), settings.validation_batches), place_validation
+                    ) as held_out:
+                        counts = _evaluate(validate, state["params"], held_out, requests)
                     request = STOP if counts is None else request
                     improved = counts is not None and log.validated(step, counts)
                 if saved or request or improved:
@@ -199,6 +186,21 @@ class Requests:
     def saved(self) -> None:
         """A checkpoint was begun: the clock starts anew."""
         self.last = time.monotonic()
+
+
+def _evaluate(validate: Callable, params: Any, batches: Iterable[Any], requests: Requests) -> dict[str, np.ndarray] | None:
+    """Counts summed over the validation batches, read one batch late; None if a stop was requested meanwhile."""
+    totals, waiting = [], None
+    for batch in batches:
+        counts = validate(params, batch, requests.array())
+        totals += [jax.device_get(waiting)] if waiting is not None else []
+        waiting = counts
+        if totals and totals[-1]["request"] == STOP:
+            return None
+    if waiting is None:
+        raise TrainError("the validation stream is empty", fix="give it cases, or set validate_every to 0")
+    totals.append(jax.device_get(waiting))
+    return {name: sum(np.asarray(t[name], np.int64) for t in totals) for name in ("tp", "fp", "fn")}
 
 
 def _next(batches: Iterator[Any], log: Log, step: int) -> Any:
