@@ -16,6 +16,7 @@ from medjax.errors import ModelError
 from medjax.models.parts import attention, patch, window
 
 KEY = jax.random.key(0)
+FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _random(*shape):
@@ -34,7 +35,7 @@ def _params(module, *inputs, seed=0):
 
 
 def _apply(module, params, *inputs, **kw):
-    return np.asarray(jax.jit(lambda p, *a: module.apply({"params": p}, *a, **kw))(params, *inputs), np.float32)
+    return np.asarray(jax.jit(lambda p, *a: module.apply({"params": p}, *a, **kw), compiler_options=FAST)(params, *inputs), np.float32)
 
 
 def _paths(params) -> set[str]:
@@ -367,7 +368,8 @@ def test_a_stage_alternates_its_shifts_and_rematerialises_to_the_same_gradients(
     first, second = attention.SwinBlock(2, (2, 2), (0, 0)), attention.SwinBlock(2, (2, 2), (1, 1))
     expected = _apply(second, p["block1"], _apply(first, p["block0"], x))
     np.testing.assert_allclose(_apply(plain, p, x), expected, atol=1e-5)
-    gradients = [jax.jit(jax.grad(lambda q, m=m: jnp.mean(m.apply({"params": q}, x) ** 2)))(p) for m in (plain, remat)]
+    losses = [lambda q, m=m: jnp.mean(m.apply({"params": q}, x) ** 2) for m in (plain, remat)]
+    gradients = [jax.jit(jax.grad(loss), compiler_options=FAST)(p) for loss in losses]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())), *gradients)
 
 
