@@ -20,19 +20,28 @@ def _parse(argv: Sequence[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    values = flags.FLAGS
-    if "config" not in values:
-        config_flags.DEFINE_config_file("config", None, "experiment, e.g. configs/multitalent.py:demo", lock_config=True)
-        flags.DEFINE_string("workdir", "", "run folder: checkpoints, logs, predictions, numbers")
-        flags.DEFINE_enum("mode", "train", MODES, "what to do")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "experiment, e.g. configs/multitalent.py:demo", values, lock_config=True)
+    flags.DEFINE_string("workdir", "", "run folder: checkpoints, logs, predictions, numbers", values)
+    flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
+    flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
+    before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
     try:
         rest = values(list(argv))
     except Exception as error:  # a config file may raise anything; absl's own errors are several unrelated classes
         raise UsageError(f"{type(error).__name__}: {error}".strip(), fix=_hint(argv)) from error
+    finally:
+        sys.argv = before
+    if values["help"].value:
+        print(f"{__doc__}\n{values.get_help()}")
+        raise SystemExit(0)
     if len(rest) > 1:
         raise UsageError(f"unexpected arguments {rest[1:]}", fix="flags look like --name=value")
     if values.config is None:
         raise UsageError("no config given", fix="add --config=configs/multitalent.py:demo (python -m medjax.main --help lists the flags)")
+    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "").split(":")[0]
+    if not Path(config).is_file():
+        raise UsageError("no such config file", path=config, fix=_hint(argv))
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
     return values.config, Path(values.workdir or "."), values.mode

@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medjax.data.inputs import Case
 
+from medjax.data.inputs import Case
 from medjax.data.splits import digest, make_splits, part_of, read_splits
 from medjax.errors import UsageError
 

@@ -149,6 +149,6 @@ def test_resuming_with_another_recipe_is_refused(trained, corpora):
 
 
 def test_bad_input_is_named_and_costs_nothing_else(corpora, tmp_path, capsys):
-    assert main.main([f"--config={'configs/multitalent.py:demo'}", f"--workdir={tmp_path / 'r'}", *SMALL]) == 2
+    assert main.main(["--config=configs/multitalent.py:demo", f"--workdir={tmp_path / 'r'}", *SMALL]) == 2
     assert "no corpora named" in capsys.readouterr().err
     assert get_config("demo").train.batch == 2

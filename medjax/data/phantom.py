@@ -138,6 +138,12 @@ def write_corpora(
     return folders
 
 
+def descriptions(cases: int) -> dict[str, dict]:
+    """Folder name -> the dataset.json that `write_corpora` would write for so many cases; nothing is drawn."""
+    made = {"version": VERSION, "seed": 0, "cases": cases, "size": "small"}
+    return {protocol.folder: _description(protocol, made) for protocol in PROTOCOLS.values()}
+
+
 def _check_size(size: str):
     if size not in SIZES:
         raise UsageError(f"unknown phantom size {size!r}", fix=did_you_mean(size, SIZES))

@@ -5,11 +5,13 @@ corpora that a paper's config only *declares* may have no files yet (enough for 
 """
 
 import dataclasses
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from medjax.data.inputs import Case
-from medjax.data.sources import scan_corpus
+from medjax.data.sources import read_labels, scan_corpus
 from medjax.data.splits import Split, make_splits, part_of, read_splits
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
@@ -60,13 +62,17 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     Raises: `UsageError` when no corpus is named, a view or fold does not exist, or a folder is missing.
     """
     stores, cases, counts, problems = [], {}, {}, []
-    for folder in _folders(data, workdir):
+    for folder in _folders(data, workdir, files):
         corpus, members, wrong = scan_corpus(folder)
         if not members:
             raise wrong[0] if wrong else UsageError("no cases", path=folder)
         stores.append(corpus)
         problems += wrong
         cases[corpus.name], counts[corpus.name] = tuple(members), len(members)
+    if data["phantom_cases"] and not files:
+        for corpus in _described_phantoms(data["phantom_cases"]):
+            stores.append(corpus)
+            cases[corpus.name], counts[corpus.name] = (), data["phantom_cases"]
     for name, fields in data["declared"].items():
         corpus, members, wrong = _declared(name, fields, data["root"], files)
         stores.append(corpus)
@@ -85,13 +91,23 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems))
 
 
-def _folders(data: Mapping, workdir: Path) -> list[Path]:
+def _folders(data: Mapping, workdir: Path, files: bool) -> list[Path]:
     folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()]
-    if data["phantom_cases"]:
+    if data["phantom_cases"] and files:
         from medjax.data.phantom import write_corpora
 
         folders += [Path(f) for f in write_corpora(workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"])]
     return folders
+
+
+def _described_phantoms(count: int) -> list[Corpus]:
+    from medjax.data.phantom import descriptions
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, described in descriptions(count).items():
+            (Path(folder) / name).mkdir()
+            (Path(folder) / name / "dataset.json").write_text(json.dumps(described))
+        return [read_labels(path) for path in sorted(Path(folder).iterdir())]
 
 
 def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...], list]:

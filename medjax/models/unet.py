@@ -153,7 +153,9 @@ def make(
     features = tuple(features or features_per_stage(len(strides), base_features, max_features))
     strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
     if not len(features) == len(strides) == len(kernels) or len(features) < 2 or any(s != 1 for s in strides[0]):
-        raise ModelError("features, strides and kernels must agree, with at least 2 stages and a first stride of 1", found=f"{features}, {strides}")
+        raise ModelError(
+            "features, strides and kernels must agree, with at least 2 stages and a first stride of 1", found=f"{features}, {strides}"
+        )
     return UNet(
         classes, features, strides, kernels, convs_per_stage, convs_per_stage_decoder, deep_supervision, up_bias, head_bias, prior,
         jnp.dtype(dtype), remat,
