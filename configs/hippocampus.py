@@ -25,11 +25,13 @@ def get_config(variant: str = "partial"):
             "HippocampusAnterior": {"corpus": "Hippocampus", "annotated": ("Anterior",), "part": "0/2"},
             "HippocampusPosterior": {"corpus": "Hippocampus", "annotated": ("Posterior",), "part": "1/2"},
         }
+    c.optim.name = "adamw"  # in 200 steps SGD with momentum 0.99 has not found the hippocampus, AdamW is at Dice 0.69
+    c.optim.lr = 2e-3
     c.model.base_features = 16
     c.model.max_features = 128
     c.train.patch = (40, 56, 40)
     c.train.batch = 2
-    c.train.steps = 2500
+    c.train.steps = 1500
     c.train.validate_every = 250
     c.train.validation_batches = 20
     c.train.checkpoint_every = 250

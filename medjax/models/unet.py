@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.parts.conv import Conv, Up
-from medjax.models.parts.norm import InstanceNorm, leaky_relu
+from medjax.models.parts.norm import LEAK, InstanceNorm
 from medjax.models.topology import features_per_stage, topology
 
 REMAT = ("none", "convs", "block")
@@ -48,8 +48,8 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        x = Conv(self.features, self.kernel, self.stride, dtype=self.dtype, name="conv")(x)
-        return leaky_relu(InstanceNorm(dtype=self.dtype, name="norm")(x))
+        x = Conv(self.features, self.kernel, self.stride, dtype=self.dtype, bias_matters=False, name="conv")(x)
+        return InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm")(x)
 
 
 class UNet(nn.Module):

@@ -115,7 +115,7 @@ def _walk(rows: int, slab: int, part: Callable, shape: tuple[int, ...], dtype: j
     def body(k: Array, y: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(y, part(k * slab), k * slab * scale, 1)
 
-    return lax.fori_loop(0, rows // slab, body, jnp.zeros(shape, dtype))
+    return lax.fori_loop(0, rows // slab, body, lax.empty(shape, dtype))
 
 
 def _sum(rows: int, slab: int, part: Callable, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

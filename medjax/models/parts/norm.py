@@ -1,8 +1,17 @@
-"""Normalisation and activation between convolutions: instance norm and leaky ReLU as nnU-Net uses them."""
+"""Normalisation and activation between convolutions: instance norm and leaky ReLU as nnU-Net uses them, in one pass.
+
+In and out: (b, *vol, c). Statistics are float32, per sample and channel over space; XLA:CPU reduces over space at memory speed (2.6 cpu-ms for
+23 MB; sums as products with ones take 20), so plain reductions stay. The gradient is written by hand: what is kept for it is the input and
+the statistics only, and both sums of the backward pass read the input once more instead of a stored normalised copy.
+"""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 LEAK = 0.01
@@ -12,27 +21,69 @@ class InstanceNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias, statistics per sample and channel over space.
 
     Biased variance about the mean, in float32 whatever `dtype` the result has. PyTorch's InstanceNorm3d(affine=True).
+
+    Attributes:
+      affine: with `scale` and `bias` (c,).
+      leak: slope of a leaky ReLU applied to the result; 1 is none.
     """
 
     epsilon: float = 1e-5
     affine: bool = True
     dtype: jnp.dtype = jnp.float32
+    leak: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol c"]:
-        channels, axes = x.shape[-1], tuple(range(1, x.ndim - 1))
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(axes, keepdims=True)
-        centred = wide - mean
-        factor = jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + self.epsilon)
-        if self.affine:
-            factor = factor * self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        out = centred * factor
-        if self.affine:
-            out = out + self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return out.astype(self.dtype)
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32) if self.affine else jnp.ones(channels)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32) if self.affine else jnp.zeros(channels)
+        return norm_act(x, scale, bias, self.epsilon, self.leak).astype(self.dtype)
 
 
 def leaky_relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """max(x, 0.01 x)."""
     return jnp.maximum(x, LEAK * x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_act(
+    x: Float[Array, "b *vol c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float, leak: float
+) -> Float[Array, "b *vol c"]:
+    """leaky(z), z = (x - mean) / sqrt(var + epsilon) * scale + bias, in x's type.
+
+    Mean and biased variance are taken about the mean (two passes) per sample and channel; leaky(z) = z where z > 0, else leak * z.
+    """
+    return _forward(x, scale, bias, epsilon, leak)[0]
+
+
+def _forward(x: Array, scale: Array, bias: Array, epsilon: float, leak: float) -> tuple[Array, tuple[Array, ...]]:
+    axes = tuple(range(1, x.ndim - 1))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(wide - mean).mean(axes, keepdims=True) + epsilon)
+    z = (wide - lax.optimization_barrier(mean)) * (inverse * scale) + bias
+    return _leaky(z, z, leak).astype(x.dtype), (x, mean, inverse, scale, bias)
+
+
+def _backward(epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    x, mean, inverse, scale, bias = saved
+    axes = tuple(range(1, x.ndim - 1))
+
+    def parts(mean: Array) -> tuple[Array, Array]:
+        normal = (x.astype(jnp.float32) - mean) * inverse
+        return normal, _leaky(normal * scale + bias, dy.astype(jnp.float32), leak)
+
+    normal, g = parts(mean)
+    sums, products = g.sum(axes, keepdims=True), (g * normal).sum(axes, keepdims=True)
+    normal, g = parts(lax.optimization_barrier(mean))
+    n = math.prod(x.shape[1:-1])
+    dx = (g - sums / n - normal * (products / n)) * (inverse * scale)
+    flat = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), products.sum(flat), sums.sum(flat)
+
+
+def _leaky(z: Array, value: Array, leak: float) -> Array:
+    return value if leak == 1 else jnp.where(z > 0, value, leak * value)
+
+
+norm_act.defvjp(_forward, _backward)
