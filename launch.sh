@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One script for a fresh machine: ./launch.sh demo | test | train CONFIG [flags] | run COMMAND...
+# One script for a fresh machine: ./launch.sh demo | test | parity | train CONFIG [flags] | run COMMAND...
 # Makes its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -14,23 +14,24 @@ python_of_choice() {
   exit 2
 }
 
-environment() { # environment EXTRA[,EXTRA...]: created once, renewed when pyproject.toml or the extras change
+environment() { # environment EXTRA[,EXTRA...]: created once; pyproject.toml or extras not seen before are installed
   local extras="$1${MEDJAX_EXTRA:+,$MEDJAX_EXTRA}" stamp
   extras="${extras#,}"
-  stamp="$(cat pyproject.toml | cksum) $extras"
+  stamp="$(cksum <pyproject.toml) [$extras]"
   [ -x "$VENV/bin/python" ] || "$(python_of_choice)" -m venv "$VENV"
-  if [ "$(cat "$VENV/.medjax" 2>/dev/null)" != "$stamp" ]; then
+  if ! grep -qxF "$stamp" "$VENV/.medjax" 2>/dev/null; then
     echo "installing medjax${extras:+[$extras]} into $VENV ..."
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
-    echo "$stamp" >"$VENV/.medjax"
+    echo "$stamp" >>"$VENV/.medjax"
   fi
-  PATH="$PWD/$VENV/bin:$PATH"
+  PATH="$(cd "$VENV/bin" && pwd):$PATH"
 }
 
 usage() {
   cat <<'TEXT'
 ./launch.sh demo [FLAGS]           make the embedded corpora, train, predict, evaluate, print a table (minutes on two cores)
 ./launch.sh test [PYTEST ARGS]     run the tests
+./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
 ./launch.sh run COMMAND ...        any command inside the environment
 TEXT
@@ -47,6 +48,10 @@ case "$command" in
     environment "test"
     python -m pytest --jaxtyping-packages=medjax,beartype.beartype "$@"
     ;;
+  parity)
+    environment "test,parity"
+    python -m pytest --jaxtyping-packages=medjax,beartype.beartype -m parity "$@"
+    ;;
   train)
     [ $# -gt 0 ] || { usage >&2; exit 2; }
     environment ""
@@ -55,6 +60,7 @@ case "$command" in
     ;;
   run)
     environment ""
+    [ $# -gt 0 ] || { usage >&2; exit 2; }
     exec "$@"
     ;;
   help | -h | --help) usage ;;

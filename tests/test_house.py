@@ -152,3 +152,19 @@ def test_bad_input_is_named_and_costs_nothing_else(corpora, tmp_path, capsys):
     assert main.main(["--config=configs/multitalent.py:demo", f"--workdir={tmp_path / 'r'}", *SMALL]) == 2
     assert "no corpora named" in capsys.readouterr().err
     assert get_config("demo").train.batch == 2
+
+
+def test_slices_go_the_same_way(corpora, tmp_path):
+    """A 2D network: slices from the same store, volumes predicted slice by slice."""
+    flags = [f for f in _flags(corpora, tmp_path / "flat", 4) if not f.startswith("--config.train.patch")]  # repeated tuples are joined
+    flags += ["--config.train.patch=16,16", "--config.evaluate.montages=0"]
+    out, _ = (process := _main(flags)).communicate(timeout=400)
+    assert process.returncode == 0, out
+    masks = list((tmp_path / "flat" / "predictions").rglob("*.nii.gz"))
+    assert len(masks) == 4 and all(nib.load(m).ndim == 3 for m in masks)
+
+
+def test_a_run_without_weights_or_store_says_what_to_do(corpora, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    assert main.main([*_flags(corpora, empty), "--mode=evaluate"]) == 2
+    assert "not a run folder" in capsys.readouterr().err

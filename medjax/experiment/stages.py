@@ -194,12 +194,15 @@ def load_predictor(
 ) -> Any:
     """A `Predictor` from a run folder; what is not given follows the run's config.
 
-    Its label space has every corpus as annotated (no views), under the name of its folder.
+    Its label space has every corpus as annotated (no views), under the name of its store.
+    Raises: `UsageError` for a folder that is no run or has no checkpoint; `TrainError` for one that does not fit its config.
     """
     from medjax.infer.predict import Model, Predictor
     from medjax.train import checkpoint as checkpoints
 
     fields, space, plan = runfolder.read_config(folder), runfolder.read_space(folder), runfolder.read_plan(folder)
+    if checkpoints.latest_step(folder / "checkpoints") is None:
+        raise UsageError("the run has no checkpoint", path=folder, fix="train it first: the same command with --mode=train")
     given = fields["infer"]
     spacing = tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0))
     net = network.make_network(fields, space, spacing)

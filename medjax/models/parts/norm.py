@@ -57,29 +57,32 @@ def norm_act(
 
 
 def _forward(x: Array, scale: Array, bias: Array, epsilon: float, leak: float) -> tuple[Array, tuple[Array, ...]]:
-    axes = tuple(range(1, x.ndim - 1))
-    wide = x.astype(jnp.float32)
-    mean = wide.mean(axes, keepdims=True)
-    inverse = lax.rsqrt(jnp.square(wide - mean).mean(axes, keepdims=True) + epsilon)
-    z = (wide - lax.optimization_barrier(mean)) * (inverse * scale) + bias
+    flat = _flat(x)
+    mean = flat.mean(1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(flat - mean).mean(1, keepdims=True) + epsilon)
+    mean, inverse = (a.reshape(len(x), *(1,) * (x.ndim - 2), -1) for a in (mean, inverse))
+    z = (x.astype(jnp.float32) - mean) * (inverse * scale) + bias
     return _leaky(z, z, leak).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _backward(epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale, bias = saved
-    axes = tuple(range(1, x.ndim - 1))
 
-    def parts(mean: Array) -> tuple[Array, Array]:
+    def parts(x: Array, dy: Array, mean: Array, inverse: Array) -> tuple[Array, Array]:
         normal = (x.astype(jnp.float32) - mean) * inverse
         return normal, _leaky(normal * scale + bias, dy.astype(jnp.float32), leak)
 
-    normal, g = parts(mean)
-    sums, products = g.sum(axes, keepdims=True), (g * normal).sum(axes, keepdims=True)
-    normal, g = parts(lax.optimization_barrier(mean))
+    normal, g = parts(_flat(x), _flat(dy), _flat(mean), _flat(inverse))
+    sums, products = g.sum(1), (g * normal).sum(1)
+    normal, g = parts(x, dy, mean, inverse)
     n = math.prod(x.shape[1:-1])
-    dx = (g - sums / n - normal * (products / n)) * (inverse * scale)
-    flat = tuple(range(x.ndim - 1))
-    return dx.astype(x.dtype), products.sum(flat), sums.sum(flat)
+    dx = (g - sums.reshape(mean.shape) / n - normal * (products.reshape(mean.shape) / n)) * (inverse * scale)
+    return dx.astype(x.dtype), products.sum(0), sums.sum(0)
+
+
+def _flat(x: Array) -> Array:
+    """(b, voxels, c). Reductions use this shape and voxelwise maps the full one: sharing one, XLA would store what both need."""
+    return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)
 
 
 def _leaky(z: Array, value: Array, leak: float) -> Array:
