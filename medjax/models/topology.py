@@ -1,8 +1,8 @@
 """nnU-Net's topology rule: strides, kernels and widths of an encoder from spacing and patch. Pure numbers, no arrays.
 
-Source: nnU-Net v2 (experiment planning). Repeated until no axis qualifies: an axis may be halved while it has at least twice `min_edge` voxels
-and its spacing is below twice the finest spacing among those axes; a single remaining axis needs three times `min_edge`. The kernel of an
-axis becomes 3 once its spacing is below twice the finest of all axes, and stays 3.
+Source: nnU-Net v2 (experiment planning). Repeated until no axis qualifies: an axis may be halved while it has at least twice `min_edge`
+voxels and its spacing is below twice the finest spacing among those axes; a single remaining axis needs three times `min_edge`. The kernel
+of an axis becomes 3 once its spacing is below twice the finest of all axes, and stays 3.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Topology:
     patch: Sides
 
 
-def topology(spacing_mm: Sequence[float], patch: Sequence[int], min_edge: int = 4, max_stages: int | None = None) -> Topology:
+def topology(spacing_mm: Sequence[float | int], patch: Sequence[int], min_edge: int = 4, max_stages: int | None = None) -> Topology:
     """The rule above.
 
     Args:

@@ -1,8 +1,8 @@
 """nnU-Net's plain U-Net (PlainConvUNet) in two or three dimensions, with deep supervision.
 
-Encoder stage: `convs_per_stage` times convolution, instance norm, leaky ReLU; the first convolution carries the stage's stride. Decoder stage:
-transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1 head at
-every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and heads.
+Encoder stage: `convs_per_stage` times convolution, instance norm, leaky ReLU; the first convolution carries the stage's stride. Decoder
+stage: transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1
+head at every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class UNet(nn.Module):
     deep_supervision: bool
     up_bias: bool
     head_bias: bool
-    prior: float
+    prior: float | int
     dtype: jnp.dtype
     remat: str
 
@@ -108,7 +108,7 @@ def make(
     classes: int,
     *,
     patch: Sequence[int] | None = None,
-    spacing_mm: Sequence[float] | None = None,
+    spacing_mm: Sequence[float | int] | None = None,
     base_features: int = 32,
     max_features: int = 320,
     max_stages: int | None = None,
@@ -120,7 +120,7 @@ def make(
     deep_supervision: bool = True,
     up_bias: bool = True,
     head_bias: bool = True,
-    prior: float = 0.0,
+    prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
 ) -> UNet:

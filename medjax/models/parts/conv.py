@@ -8,6 +8,7 @@ platforms run XLA's own convolution and its own gradient. No forward pass has a 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ GAIN = 2.0 / (1 + 0.01**2)  # He's, for a leaky ReLU with slope 0.01
 he_normal = nn.initializers.variance_scaling(GAIN, "fan_in", "normal", in_axis=-2, out_axis=-1)
 
 
-def he_normal_up(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, "..."]:
+def he_normal_up(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """`he_normal` of a transposed convolution as PyTorch counts: the fan is its output channels times the kernel's voxels."""
     fan = shape[-1] * math.prod(shape[:-2])
     return jax.random.normal(key, shape, dtype) * (GAIN / fan) ** 0.5
@@ -104,7 +105,7 @@ class Conv(nn.Module):
     kernel: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     kernel_init: Callable = he_normal
     bias_init: Callable = nn.initializers.zeros
     bias_matters: bool = True
@@ -125,7 +126,7 @@ class Up(nn.Module):
     features: int
     stride: tuple[int, ...]
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     kernel_init: Callable = he_normal_up
 
     @nn.compact
@@ -144,7 +145,7 @@ class Down(nn.Module):
     features: int
     stride: tuple[int, ...]
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     kernel_init: Callable = he_normal
 
     @nn.compact

@@ -35,6 +35,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -131,25 +132,30 @@ def _conv2(x: Array, kernel: Array, padding: tuple, dilation: tuple[int, int]) -
 
 
 def _dense(x: Array, kernel: Array) -> Array:
-    """Stride 1: per slab, 2D convolutions over (z, y and x flattened)."""
+    """Stride 1: per slab, 2D convolutions over (z, y and x flattened), one for each tap along x.
+
+    At the ends of a row such a tap reads the neighbouring row; those results are left out of the sum.
+    """
     (b, d, h, w, i), (kz, ky, kx, _, o) = x.shape, kernel.shape
-    r, row = kx // 2, w + kx // 2
-    slab = _slab(d, 4 * b * h * row * max(i, o), SLAB)
+    slab = _slab(d, 4 * b * h * w * max(i, o), SLAB)
     slab = slab if slab >= kz // 2 else d
-    reach = ky // 2 * row
+    reach = ky // 2 * w
 
     def part(z: Array | int) -> Array:
         s = _rows(x, z, slab, kz // 2, slab + 2 * (kz // 2))
-        s = jnp.pad(s, ((0, 0),) * 3 + ((0, r), (0, 0))).reshape(b, -1, h * row, i)
-        if ky == 1:
-            y = _conv2(s, kernel[:, 0], ((0, 0), (r, r)), (1, 1))
-        elif i in FEW:
-            s = jnp.pad(s, ((0, 0), (0, 0), (r, r), (0, 0)))
-            s = jnp.concatenate([s[:, :, e : e + h * row] for e in range(kx)], -1)
-            y = _conv2(s, kernel.reshape(kz, ky, kx * i, o), ((0, 0), (reach, reach)), (1, row))
-        else:
-            y = sum(_conv2(s, kernel[:, :, e], ((0, 0), (reach + r - e, reach - r + e)), (1, row)) for e in range(kx))
-        return y.reshape(b, slab, h, row, o)[:, :, :, :w]
+        if i in FEW:
+            s = jnp.pad(s, ((0, 0),) * 3 + ((kx // 2, kx // 2), (0, 0)))
+            s = jnp.concatenate([s[:, :, :, e : e + w] for e in range(kx)], -1).reshape(b, -1, h * w, kx * i)
+            return _conv2(s, kernel.reshape(kz, ky, kx * i, o), ((0, 0), (reach, reach)), (1, w)).reshape(b, slab, h, w, o)
+        s = s.reshape(b, -1, h * w, i)
+
+        def tap(e: int) -> Array:
+            shift = e - kx // 2
+            y = _conv2(s, kernel[:, :, e], ((0, 0), (reach - shift, reach + shift)), (1, w)).reshape(b, slab, h, w, o)
+            column = np.arange(w)[:, None] + shift
+            return jnp.where((column >= 0) & (column < w), y, 0) if shift else y
+
+        return sum((tap(e) for e in range(kx) if e != kx // 2), tap(kx // 2))
 
     return _walk(d, slab, part, (b, d, h, w, o), x.dtype)
 

@@ -1,12 +1,13 @@
 """Normalisation and activation between convolutions: instance norm and leaky ReLU as nnU-Net uses them, in one pass.
 
-In and out: (b, *vol, c). Statistics are float32, per sample and channel over space; XLA:CPU reduces over space at memory speed (2.6 cpu-ms for
-23 MB; sums as products with ones take 20), so plain reductions stay. The gradient is written by hand: what is kept for it is the input and
-the statistics only, and both sums of the backward pass read the input once more instead of a stored normalised copy.
+In and out: (b, *vol, c). Statistics are float32, per sample and channel over space; XLA:CPU reduces over space at memory speed (2.6 cpu-ms
+for 23 MB; sums as products with ones take 20), so plain reductions stay. The gradient is written by hand: what is kept for it is the input
+and the statistics only, and both sums of the backward pass read the input once more instead of a stored normalised copy.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class InstanceNorm(nn.Module):
 
     epsilon: float = 1e-5
     affine: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     leak: float = 1.0
 
     @nn.compact
