@@ -3,7 +3,8 @@
     python -m benchmarks.step [--patch 40 56 40] [--batch 2] [--base 32] [--runs 5]
 
 Both sides: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight decay; sigmoid cross-entropy and soft
-Dice at every resolution with nnU-Net's weights. Times are wall and process CPU seconds; quote the ratio, machines differ. Needs the `parity` extra.
+Dice at every resolution with nnU-Net's weights. Times are wall and process CPU seconds; quote the ratio, machines differ. Needs the
+`parity` extra.
 """
 
 import argparse
