@@ -46,7 +46,7 @@ case "$command" in
     ;;
   test)
     environment "test"
-    python -m pytest --jaxtyping-packages=medjax,beartype.beartype "$@"
+    python -m pytest --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,beartype.beartype "$@"
     ;;
   parity)
     environment "test,parity"
