@@ -1,8 +1,10 @@
 """nnU-Net's plain U-Net (PlainConvUNet) in two or three dimensions, with deep supervision.
 
 Encoder stage: `convs_per_stage` times convolution, instance norm, leaky ReLU; the first convolution carries the stage's stride. Decoder
-stage: transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1
-head at every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and heads.
+stage: transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a
+1x1x1 head at every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and heads.
+
+Parameters: `encoder_<s>` and `decoder_<s>` / `conv_<k>` / `conv`, `norm`; `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,7 +112,7 @@ def make(
     patch: Sequence[int] | None = None,
     spacing_mm: Sequence[float | int] | None = None,
     base_features: int = 32,
-    max_features: int = 320,
+    max_features: int | None = None,
     max_stages: int | None = None,
     features: Sequence[int] | None = None,
     strides: Sequence[Sequence[int]] | None = None,
@@ -129,7 +131,8 @@ def make(
     Args:
       classes: output channels.
       patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and `kernels` for an explicit one.
-      base_features, max_features, max_stages: widths of the stages, double per stage up to the maximum; see also `features`.
+      base_features, max_features, max_stages: widths of the stages: doubled per stage up to the maximum (None: nnU-Net's, 320
+        in three axes, 512 in two); or give `features`.
       strides, kernels: per stage, finest first; the first stride is all 1.
       convs_per_stage, convs_per_stage_decoder: convolutions of each encoder and decoder stage.
       deep_supervision: logits at every resolution but the coarsest (`deep`, finest first); otherwise `deep` is empty.
@@ -150,7 +153,8 @@ def make(
             raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")
         found = topology(spacing_mm, patch, max_stages=max_stages)
         strides, kernels = strides or found.strides, kernels or found.kernels
-    features = tuple(features or features_per_stage(len(strides), base_features, max_features))
+    largest = max_features or (320 if len(strides[0]) == 3 else 512)
+    features = tuple(features or features_per_stage(len(strides), base_features, largest))
     strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
     if not len(features) == len(strides) == len(kernels) or len(features) < 2 or any(s != 1 for s in strides[0]):
         raise ModelError(

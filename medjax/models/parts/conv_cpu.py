@@ -1,33 +1,34 @@
 """Dense convolutions and their two gradients on a CPU, channels last, made of what XLA:CPU runs fast: 2D convolutions and products.
 
 In and out: volumes (b, z, y, x, c) float32 and kernels (kz, ky, kx, i, o) with odd sides, padding (k - 1) / 2; or the same without z.
-Everything walks through the volume in slabs along the first axis, so that what a slab needs stays in the cache and no copy of the volume
-is ever made. Three facts about XLA:CPU (jax 0.10, oneDNN off) carry it:
-  - its 2D convolution with dense channels last runs at the speed of a matrix product (105 GFLOP/s a core here, AVX-512), its 3D convolution
-    at a third of that; gradients of strided convolutions (`lhs_dilation`) are up to 100 times slower still;
-  - that 2D convolution uses several threads only over its last spatial axis, so y and x are flattened into one, each row followed by
-    k // 2 zeros; taps along y become dilated taps of that axis, taps along x three convolutions (or thrice the channels, for few channels);
-  - memory that is fresh in every step costs about 0.5 ms per MB in page faults; slabs keep the temporaries at a few MB.
+Everything walks through the volume in slabs along the first axis: what a slab needs stays in the cache, the temporaries stay at a few MB
+(memory that is fresh in a step costs about 0.5 ms per MB in page faults), and no copy of the volume is made. Facts it rests on, jax 0.10:
+  - XLA:CPU's 2D convolution with dense channels last runs like a matrix product (105 GFLOP/s a core here), its 3D convolution at a third of
+    that, and gradients of strided convolutions (`lhs_dilation`) up to 100 times slower still;
+  - that 2D convolution uses several threads only along its last spatial axis, so y and x are flattened into one: taps along y become
+    dilated taps, taps along x three convolutions (for few channels, three times the channels);
+  - products (`dot_general`) of this size use all threads.
 
-Measured with `process_time` (cpu-ms, 2 threads together) on 2 cores of an AMD EPYC 9004 shared with other work, batch 2, kernel 3^3:
+`process_time` in cpu-ms, both threads together, on 2 cores of an AMD EPYC (Zen 4) shared with other work; batch 2, kernel 3^3. In brackets
+PyTorch 2.13 (oneDNN) on 2 threads:
 
-  layer                          | XLA 3D        | 27 products   | 2D per z tap | chosen here (PyTorch 2.13)
-                                 | fwd  dx   dw  | fwd  dx   dw  | fwd          | fwd       dx        dw
-  40x56x40, 32 -> 32             | 525  525  872 | 531  531  582 | 164          | 108 (139) 108  (78) 140  (79)
-  40x56x40, 64 -> 32             | 1048 671 1720 | 943  -   1190 | 292          | 217 (217) 207 (182) 290 (185)
-  20x28x20, 64 -> 64             | 156  156  270 | 141  -    194 |  50          |  52  (40)  52  (42)  57  (47)
-  10x14x10, 128 -> 128           |  49   49  103 |  47  -     51 |  27          |  28  (17)  28  (18)  28  (23)
-  5x7x5, 256 -> 256              |  20   22   44 |  13  -     17 |  13          |  16   (8)  16   (8)  15  (10)
-  40x56x40, 1 -> 32              | 109   -    61 |   6  -     45 |  70          |  10  (31)  -         19  (18)
-  40x56x40, 16 -> 16             | 252   -   500 |  -   -    267 |  52          |  37        37        43
-  40x56x40, 24 -> 24             | 401   -   723 |  -   -    448 |  92          |  65        65        -
-  40x56x40, 32 -> 64, stride 2   |  80 4538  407 |  -   -     -  |   -          |  43  (25)  40  (42)  56  (31)
-  20x28x20, 64 -> 128, stride 2  |  26 1169  100 |  -   -     -  |   -          |  17   (9)  20  (14)  20  (14)
+  layer                         | XLA 3D        | 27 products  | 2D per tap z | chosen
+                                | fwd  dx   dw  | fwd   dw     | fwd          | fwd       dx        dw
+  40x56x40, 32 -> 32            | 525  525  872 | 531   582    | 164          | 103 (139) 103  (78) 132  (79)
+  40x56x40, 64 -> 32            | 1048 671 1720 | 943  1190    | 292          | 210 (217) 207 (182) 266 (185)
+  20x28x20, 64 -> 64            | 156  156  270 | 141   194    |  50          |  49  (40)  49  (42)  58  (47)
+  20x28x20, 128 -> 64           | 312  196  536 | 298   322    | 116          | 105  (81) 108  (81) 117  (88)
+  10x14x10, 128 -> 128          |  49   49  103 |  47    51    |  27          |  25  (17)  25  (18)  28  (23)
+  5x7x5, 256 -> 256             |  20   22   44 |  13    17    |  13          |  15   (8)  15   (8)  15  (10)
+  40x56x40, 1 -> 32             | 109   -    61 |   6    45    |  70          |  10  (31)   -        19  (18)
+  40x56x40, 16 -> 16            | 252   -   500 |   -   267    |  52          |  37        37        43
+  40x56x40, 24 -> 24            | 401   -   723 |   -   448    |  92          |  65        65         -
+  40x56x40, 32 -> 64, stride 2  |  80 4538  407 |   -     -    |   -          |  43  (25)  40  (42)  56  (31)
+  20x28x20, 64 -> 128, stride 2 |  26 1169  100 |   -     -    |   -          |  17   (9)  20  (14)  20  (14)
 
-Also tried: im2col over 27 or 9 taps and one product (793 and 611 for the first layer), channels trebled along z or x before one 2D
-convolution (187 and 153, against 162 for three convolutions on the flattened axes without slabs), the kernel gradient as products of
-shifted copies in the cache (229) or as one 2D convolution with x trebled instead of dy (216), strided convolutions by space-to-depth and a
-2^3 kernel (74 fwd), their input gradient by the same (74).
+Also tried, for the first layer: im2col of 27 or 9 taps and products, fwd 793 and 611; channels trebled along z or x before a 2D convolution
+of the whole volume 187 and 153, the three flattened ones without slabs 162; dw as products of shifted copies in the cache 229, with x
+trebled instead of dy 216. For stride 2: space-to-depth and a 2^3 kernel, fwd 74 and dx 74.
 """
 
 import itertools
