@@ -29,7 +29,7 @@ def _parse(argv: Sequence[str]):
     try:
         rest = values(list(argv))
     except Exception as error:  # a config file may raise anything; absl's own errors are several unrelated classes
-        raise UsageError(f"{type(error).__name__}: {error}".strip(), fix=_hint(argv)) from error
+        raise UsageError(_reason(error), fix=_hint(argv)) from error
     finally:
         sys.argv = before
     if values["help"].value:
@@ -45,6 +45,13 @@ def _parse(argv: Sequence[str]):
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
     return values.config, Path(values.workdir or "."), values.mode
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in one line; of an error inside a config file its last line, not the traceback that comes with it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback" in text else " ".join(lines)
 
 
 def _hint(argv: Sequence[str]) -> str:
