@@ -49,7 +49,7 @@ def _parse(argv: Sequence[str]):
 
 def _reason(error: Exception) -> str:
     """What went wrong in one line; of an error inside a config file its last line, not the traceback that comes with it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error).replace("\\n", "\n").replace("\\'", "'").strip("\"'")  # ml_collections quotes its messages
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if "Traceback" in text else " ".join(lines)
 

@@ -96,6 +96,7 @@ def _folders(data: Mapping, workdir: Path, files: bool) -> list[Path]:
     if data["phantom_cases"] and files:
         from medjax.data.phantom import write_corpora
 
+        print(f"synthetic corpora, {data['phantom_cases']} cases each, in {workdir / 'phantoms'} (drawn once)", flush=True)
         folders += [Path(f) for f in write_corpora(workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"])]
     return folders
 
