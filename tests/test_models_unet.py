@@ -11,6 +11,7 @@ from medjax.models import unet
 PAPER = {"patch": (96, 192, 192), "spacing_mm": (1.5, 1.0, 1.0)}
 HIPPOCAMPUS = {"patch": (40, 56, 40), "spacing_mm": (1.0, 1.0, 1.0)}
 TINY = {"patch": (8, 16, 8), "spacing_mm": (1.0, 1.0, 1.0), "base_features": 4}
+DEEP = {"features": (4, 8, 12), "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)), "kernels": ((3, 3, 3),) * 3}
 
 
 def _params(net, patch, channels=1):
@@ -39,23 +40,36 @@ def test_parameter_counts_are_nnunets(classes, arguments, expected):
         assert _count({k: v for k, v in params.items() if k.startswith("head")}) == 36_190
 
 
-def test_outputs_are_named_float32_and_coarser_by_the_strides():
-    net = unet.make(3, **TINY | {"dtype": "bfloat16"})
-    image = jnp.ones((2, 8, 16, 8, 1))
+def test_outputs_are_float32_and_coarser_by_the_strides():
+    net = unet.make(
+        3, features=(4, 8, 12), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), dtype="bfloat16"
+    )
+    image = jnp.ones((2, 4, 8, 4, 2))
     params = net.init(jax.random.key(0), image)
     out = net.apply(params, image)
-    assert out["logits"].shape == (2, 8, 16, 8, 3) and out["logits"].dtype == jnp.float32
-    assert [d.shape[1:4] for d in out["deep"]] == [] if len(net.strides) == 2 else True
+    assert out["logits"].shape == (2, 4, 8, 4, 3) and out["logits"].dtype == jnp.float32
+    assert [d.shape for d in out["deep"]] == [(2, 4, 4, 2, 3)]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    assert (
-        unet.make(3, **TINY | {"deep_supervision": False}).apply(
-            {"params": {k: v for k, v in params["params"].items() if k in ("head_0",) or not k.startswith("head")}}, image
-        )["deep"]
-        == []
-    )
+    assert sorted(params["params"]) == ["decoder_0", "decoder_1", "encoder_0", "encoder_1", "encoder_2", "head_0", "head_1", "up_0", "up_1"]
+    assert params["params"]["encoder_0"]["conv_0"]["conv"]["kernel"].shape == (1, 3, 3, 2, 4)
+
+
+def test_without_deep_supervision_only_the_finest_head_exists():
+    image = jnp.ones((1, 8, 16, 8, 1))
+    net = unet.make(3, **DEEP | {"deep_supervision": False})
+    params = net.init(jax.random.key(0), image)
+    assert net.apply(params, image)["deep"] == []
+    assert [k for k in params["params"] if k.startswith("head")] == ["head_0"]
+
+
+def test_the_prior_is_the_heads_first_answer():
+    image = jnp.zeros((1, 8, 16, 8, 1))  # constant images are normalised to the norms' biases, 0
+    net = unet.make(3, **TINY, prior=-2.0)
+    np.testing.assert_allclose(net.apply(net.init(jax.random.key(0), image), image)["logits"], -2.0, atol=1e-5)
 
 
 def test_two_axes():
+    assert unet.make(2, patch=(512, 512), spacing_mm=(1.0, 1.0)).features == (32, 64, 128, 256, 512, 512, 512, 512)  # nnU-Net's 2D widths
     net = unet.make(2, patch=(16, 16), spacing_mm=(1.0, 1.0), base_features=4)
     image = jnp.ones((1, 16, 16, 1))
     assert net.apply(net.init(jax.random.key(0), image), image)["logits"].shape == (1, 16, 16, 2)
