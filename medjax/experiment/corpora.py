@@ -84,7 +84,7 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
             fix="give --config.data.folders=/path/Task04_X,/path/Dataset012_Y or --config.data.phantom_cases=10 for the embedded ones",
         )
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
-        raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one another "name" in its dataset.json')
+        raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one "medjax": {"name": ...} in its dataset.json')
     used, parts = _apply_views(stores, data["views"])
     space = merge(used, data["share"], data["rename"], data["precedence"])
     splits, fold = _splits({n: m for n, m in cases.items() if m}, data["split"])
