@@ -196,6 +196,17 @@ class LabelSpace:
         names = tuple(tuple((n, channel_of[n]) for n in c.annotated) for c, (_, channel_of) in zip(corpora, merged.values(), strict=True))
         return dataclasses.replace(self, corpora=corpora, names=names)
 
+    def conditions(self) -> dict[str, tuple[int, int]]:
+        """Store name -> (corpus index, modality index) as trained: what a network conditioned on either is given for a case of the store.
+
+        Of several views of one store the one that annotates the most classes speaks for it, the first among equals.
+        """
+        best: dict[str, int] = {}
+        for k, corpus in enumerate(self.corpora):
+            if corpus.store not in best or self.known[k].sum() > self.known[best[corpus.store]].sum():
+                best[corpus.store] = k
+        return {store: (k, self.modalities.index(self.corpora[k].modality)) for store, k in best.items()}
+
     def export(self, mask: np.ndarray, corpus: str) -> np.ndarray:
         """Thresholded channels -> the corpus' original label values (the MultiTalent rule: later in `precedence` overwrites).
 

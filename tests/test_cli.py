@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from medjax import cli
+from medjax import cli, commands
 from tests.make_raw import write_corpus
 
 
@@ -69,7 +69,7 @@ def test_info_answers_programs(capsys):
     assert "unet" in facts["available"]["models"] and facts["versions"]["jax"] and facts["devices"]
 
 
-@pytest.mark.parametrize("verb", ["verify", "prepare", "train", "predict", "evaluate", "phantom", "info"])
+@pytest.mark.parametrize("verb", [module.__name__.rsplit(".", 1)[-1].strip("_") for module in commands.modules()])
 def test_every_verb_is_there(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])

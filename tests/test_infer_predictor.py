@@ -1,5 +1,7 @@
 """The predictor on small scans with a simple function as network: geometry, protocols, softmax, memory, compiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import nibabel as nib
@@ -237,3 +239,16 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
     assert peak < 10e6 and predictor.compiled == 1
     assert np.array_equal(label_map, np.ceil(array))
     assert masks.voxels["c1"] == array.size
+
+
+def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_path):
+    def conditioned(params, image, context):
+        on = jnp.stack([context["corpus"] == 7, context["modality"] == 4, context["corpus"] == 1], -1)
+        return {"logits": jnp.where(on[:, None, None, None], 20.0, -20.0) * jnp.ones_like(image[..., :1])}
+
+    volume = scan(tmp_path / "a.nii.gz", np.zeros((6, 8, 8)))
+    plain = Predictor(model(apply=conditioned))
+    trained = Predictor(dataclasses.replace(plain.model, conditions={"Liver": (7, 4)}))
+    assert trained.model.condition("Organs") == (1, 1)
+    assert trained.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [1, 1, 0]
+    assert plain.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [0, 0, 0]

@@ -107,3 +107,9 @@ def test_contradictions_are_refused():
         Corpus("x", ((1, ("a",)),), ignore=1)
     with pytest.raises(LabelError, match="not among the labels"):
         Corpus("x", ((1, ("a",)),), annotated=("b",))
+
+
+def test_a_store_is_predicted_under_the_condition_it_was_trained_with():
+    mr = Corpus("heart", ((1, ("atrium",)),), modality="MR")
+    space = merge([mr, LIVER.view(["tumour"], "small"), LIVER.view(["liver", "tumour"], "whole"), KIDNEY])
+    assert space.conditions() == {"heart": (0, 0), "liver": (2, 1), "kidney": (3, 0)}

@@ -38,7 +38,7 @@ def init(key):
     }
 
 
-def apply(params, image, context, train):
+def apply(params, image, context, train, key=None):
     """The toy network."""
 
     def conv(x, p):
@@ -134,7 +134,7 @@ def test_loss_is_the_weighted_sum_of_its_parts():
     params, batch, key = init(jax.random.key(0)), placed(host_batch(0)), jax.random.key(1)
     parts = (("a", 0.5, cross_entropy.make()), ("b", 2.0, dice.make("sample")))
 
-    def deep(params, image, context, train):
+    def deep(params, image, context, train, key=None):
         logits = apply(params, image, context, train)["logits"]
         return {"logits": logits, "deep": [logits[:, ::2, ::2, ::2], logits[:, :1, ::3, ::3]]}
 
@@ -174,7 +174,7 @@ def test_two_dimensional_patches():
     batch = host_batch(0)
     flat = {**batch, "image": batch["image"][:, 3], "label": batch["label"][:, 3]}
     made = supervised.make(
-        lambda p, image, context, train: {"logits": image * p["w"]}, [("ce", 1.0, cross_entropy.make())],
+        lambda p, image, context, train, key: {"logits": image * p["w"]}, [("ce", 1.0, cross_entropy.make())],
         table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=(6, 6),
     )  # fmt: skip
     value, _ = jax.jit(made.loss)({"w": jnp.ones(3)}, placed(flat), jax.random.key(0))

@@ -1,7 +1,7 @@
 """Config -> network, losses, task, optimizer: the objects of one training, built by name with plain arguments.
 
-What the data decides (number of classes and channels, target spacing) is offered to a model's `make` beside what its config says; a model
-takes what its signature names.
+What the data decides (numbers of classes, channels and modalities, target spacing, the channels each corpus annotates) is offered to a
+model's `make` beside what its config says; a model takes what its signature names.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Network:
     """A model as functions.
 
     Attributes:
-      apply: (params, image (b, *patch, m), context, train) -> outputs.
+      apply: (params, image (b, *patch, m), context, train, key) -> outputs; the key is for what training draws (stochastic depth).
       init: key -> params.
       patch: (z, y, x), or (y, x) for a 2D model.
       channels: m.
@@ -54,11 +54,14 @@ def make_network(fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, fl
     given = dict(fields["model"])
     name, patch = given.pop("name"), tuple(fields["train"]["patch"])
     channels = max(len(corpus.channels) for corpus in space.corpora)
-    offered = {"classes": len(space.classes), "in_channels": channels, "patch": patch, "spacing_mm": spacing_mm[3 - len(patch) :]}
+    offered = {
+        "classes": len(space.classes), "in_channels": channels, "patch": patch, "spacing_mm": spacing_mm[3 - len(patch) :],
+        "modalities": len(space.modalities), "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
+    }  # fmt: skip
     module = build("models", name, **{k: v for k, v in offered.items() if k in _signature(name)} | given)
 
-    def apply(params, image, context=None, train=False):
-        return module.apply({"params": params}, image, context, train)
+    def apply(params, image, context=None, train=False, key=None):
+        return module.apply({"params": params}, image, context, train, rngs=None if key is None else {"dropout": key})
 
     def init(key):
         return module.init(key, jnp.zeros((1, *patch, channels), jnp.float32), None, False)["params"]

@@ -209,7 +209,7 @@ def load_predictor(
     params = checkpoints.load_params(folder / "checkpoints", net.abstract(), which=checkpoint or given["checkpoint"])
     axes = {"none": (), "mirror": tuple(range(len(net.patch)))}[tta] if tta else given["mirror_axes"]
     return Predictor(
-        Model(net.apply, params, plan, space.unveiled(), net.patch, len(net.patch)),
+        Model(net.apply, params, plan, space.unveiled(), net.patch, len(net.patch), space.conditions()),
         overlap=given["overlap"] if overlap is None else overlap,
         mirror_axes=axes,
         average=given["average"],

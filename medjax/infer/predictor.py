@@ -10,7 +10,7 @@ packed. When even that would not fit, the classes are predicted in several passe
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Model:
       space: what its channels mean.
       window: (z, y, x), or (y, x) for a network on slices.
       dims: 3 or 2.
+      conditions: corpus name -> (corpus index, modality index) as the network was trained with, for networks that read them; empty: the
+        positions in `space`.
     """
 
     apply: Callable
@@ -55,6 +57,12 @@ class Model:
     space: LabelSpace
     window: tuple[int, ...]
     dims: int = 3
+    conditions: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def condition(self, corpus: str) -> tuple[int, int]:
+        """(corpus index, modality index) that the network is given for a corpus of `space`."""
+        index = self.space.corpus_index(corpus)
+        return self.conditions.get(corpus, (index, self.space.modalities.index(self.space.corpora[index].modality)))
 
 
 class Prepared(NamedTuple):
@@ -249,9 +257,10 @@ class Predictor:
         """Averaged probabilities or logits on the network's grid, computed as they are asked for."""
         space, put = self.model.space, partial(jax.device_put, device=self._everywhere)
         described = self._corpus(corpus)
+        index, modality = self.model.condition(corpus)
         context = [
-            put(np.int32(space.corpus_index(corpus))),
-            put(np.int32(space.modalities.index(described.modality))),
+            put(np.int32(index)),
+            put(np.int32(modality)),
             put(np.asarray(self.model.plan.spacing_of(described.store), np.float32)),
             put(np.array([space.class_index(name) for name in names], np.int32)),
         ]

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -37,7 +38,7 @@ class Supervised:
     def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
         prepared = self.prepare(batch, key)
-        outputs = self.apply(params, prepared["image"], self.context(batch), True)
+        outputs = self.apply(params, prepared["image"], self.context(batch), True, jax.random.fold_in(key, 1))
         value, parts = deep.total(self.losses, outputs, prepared, self.deep_weights)
         return value, {f"loss/{name}": part for name, part in parts.items()}
 
@@ -47,7 +48,7 @@ class Supervised:
         Only samples whose corpus annotates a class count for it, and only voxels that the loss would see.
         """
         prepared = self.prepare(batch, None)
-        logits = self.apply(params, prepared["image"], self.context(batch), False)["logits"]
+        logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth, found = targets.multi_hot(prepared["label"], prepared["table"]) > 0, logits > 0
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
@@ -102,7 +103,8 @@ def make(
     """Builds the task.
 
     Args:
-      apply: (params, image (b, *patch, m) f32, context dict, train bool) -> outputs with `logits` (b, *patch, c), optionally `deep`.
+      apply: (params, image (b, *patch, m) f32, context dict, train bool, key or None) -> outputs with `logits` (b, *patch, c) and
+        optionally `deep`.
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
       table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool, (corpora,) int, -2 for no ignore id.
       patch: spatial shape the network sees; batches may be larger (room for rotation).

@@ -1,0 +1,14 @@
+"""`medjax train`: the engine of `medjax.main` under a shorter name."""
+
+
+def add(verbs) -> None:
+    """Adds the verb's parser."""
+    p = verbs.add_parser("train", help="train a config: medjax train CONFIG --workdir=RUN [--config.field=value ...]")
+    p.add_argument("config", help="configs/NAME.py[:variant]")
+    p.set_defaults(run=_train)
+
+
+def _train(args) -> int:
+    from medjax import main
+
+    return main.main([f"--config={args.config}", *args.rest])
