@@ -1,0 +1,156 @@
+"""The last map of a network: features to one logit per class of the label space, in any number of axes.
+
+In: features (b, *vol, w) and, for heads by corpus, context["corpus"] (b,). Out: logits (b, *vol, classes) float32.
+
+A head is a socket, built like the others of `parts.attention`: `head(classes, use_bias=, kernel_init=, bias_init=, dtype=, name=)` gives a
+module that `attention.call` applies. `socket` turns the word of a config into such a constructor:
+
+  "sigmoid"         independent channels, one linear map (`DenseHead`)
+  "corpus_softmax"  every corpus has a softmax of its own over the background and the classes it annotates (`CorpusHeads`)
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from medjax.errors import ModelError, did_you_mean
+from medjax.models.parts.attention import Context
+
+KINDS = ("sigmoid", "corpus_softmax")
+SHARES = ("corpus", "channels")
+
+
+class DenseHead(nn.Module):
+    """A 1x1 convolution as a linear map over the channels; parameters `kernel` (w, classes) and `bias`."""
+
+    classes: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *vol w"]) -> Float[Array, "b *vol c"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.classes))
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return y + self.param("bias", self.bias_init, (self.classes,)) if self.use_bias else y
+
+
+class CorpusHeads(nn.Module):
+    """One linear map per corpus, kept in one kernel; every sample takes the columns of its corpus. Static shapes, no branch.
+
+    Logits are relative to the background's, whose own logit is therefore 0; classes that the sample's corpus does not annotate are -inf.
+    (A softmax does not change when all its logits move by the same amount.)
+
+    Parameters: `kernel` (w, sum over heads of 1 + channels) and `bias`: head after head, the background first, then its channels in
+    ascending order. No column is dead.
+
+    Attributes:
+      classes: c of the label space.
+      corpus_channels: per corpus, the classes it annotates.
+      heads: per corpus, the number of its head; corpora that share one annotate the same classes. None: one head per corpus.
+      bias_init: of the classes' biases; the background's start at 0.
+    """
+
+    classes: int
+    corpus_channels: tuple[tuple[int, ...], ...]
+    heads: tuple[int, ...] | None = None
+    use_bias: bool = False
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+    dtype: Any = jnp.float32
+    contextual = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *vol w"], context: Context = None) -> Float[Array, "b *vol c"]:
+        heads = self.heads or tuple(range(len(self.corpus_channels)))
+        table = columns(self.classes, self.corpus_channels, heads)
+        if context is None or "corpus" not in context:
+            if not self.is_initializing():
+                raise ModelError("heads by corpus need the corpus of every sample", fix='call the network with context={"corpus": ...}')
+            context = {"corpus": jnp.zeros(x.shape[0], jnp.int32)}
+        mine = jnp.asarray(table)[context["corpus"]]  # (b, 1 + c)
+        total = int(table.max()) + 1
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], total))
+        chosen = jnp.moveaxis(jnp.take(kernel, jnp.maximum(mine, 0), axis=1), 1, 0).astype(self.dtype)
+        flat = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
+        y = jnp.einsum("bnw,bwk->bnk", flat, chosen, preferred_element_type=jnp.float32)
+        if self.use_bias:
+            own = np.setdiff1d(np.arange(total), table[:, 0])
+
+            def bias_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+                return jnp.zeros(shape, dtype).at[own].set(self.bias_init(key, (len(own),), dtype))
+
+            y = y + jnp.take(self.param("bias", bias_init, (total,)), jnp.maximum(mine, 0))[:, None]
+        y = jnp.where(mine[:, None, 1:] < 0, -jnp.inf, y[..., 1:] - y[..., :1])
+        return y.reshape(*x.shape[:-1], self.classes)
+
+
+def columns(classes: int, corpus_channels: Sequence[Sequence[int]], heads: Sequence[int]) -> np.ndarray:
+    """(corpora, 1 + classes) int32: the kernel's column of the background and of every class, -1 where a corpus does not annotate it.
+
+    Raises: `ModelError` unless every corpus has a head, heads are numbered from 0 without gaps, and corpora of one head agree.
+    """
+    if len(heads) != len(corpus_channels) or sorted(set(heads)) != list(range(max(heads, default=-1) + 1)) or not heads:
+        expected = f"{len(corpus_channels)} numbers from 0 without gaps"
+        raise ModelError("heads do not fit the corpora", found=tuple(heads), expected=expected, fix="give every corpus a head")
+    channels: dict[int, tuple[int, ...]] = {}
+    for corpus, (head, given) in enumerate(zip(heads, corpus_channels, strict=True)):
+        own = tuple(sorted(given))
+        if not own or own[0] < 0 or own[-1] >= classes or len(set(own)) != len(own):
+            raise ModelError(f"corpus {corpus} has no usable channels", found=own, expected=f"some of 0 to {classes - 1}")
+        if channels.setdefault(head, own) != own:
+            raise ModelError(
+                "corpora that share a head must annotate the same classes", found=f"corpus {corpus}: {own}", expected=channels[head],
+                fix="give this corpus a head of its own",
+            )  # fmt: skip
+    first = np.cumsum([0, *(1 + len(channels[h]) for h in range(len(channels)))])
+    table = np.full((len(heads), 1 + classes), -1, np.int32)
+    for corpus, head in enumerate(heads):
+        table[corpus, 0] = first[head]
+        table[corpus, 1 + np.array(channels[head])] = first[head] + 1 + np.arange(len(channels[head]))
+    return table
+
+
+def numbered(share: str | Sequence[int], corpus_channels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Head number of every corpus.
+
+    Args:
+      share: "corpus" gives each its own; "channels" gives those one head that annotate the same classes (AMOS CT and AMOS MRI); or the
+        numbers themselves.
+    """
+    if not isinstance(share, str):
+        return tuple(share)
+    if share not in SHARES:
+        raise ModelError(f"unknown rule {share!r} for sharing heads", fix=did_you_mean(share, SHARES))
+    if share == "corpus":
+        return tuple(range(len(corpus_channels)))
+    seen: dict[tuple[int, ...], int] = {}
+    return tuple(seen.setdefault(tuple(sorted(channels)), len(seen)) for channels in corpus_channels)
+
+
+def socket(
+    kind: str = "sigmoid", corpus_channels: Sequence[Sequence[int]] | None = None, share: str | Sequence[int] = "corpus"
+) -> Callable[..., nn.Module]:
+    """The head constructor for a config's word.
+
+    Args:
+      kind: one of `KINDS`.
+      corpus_channels: per corpus of the batch's index, the classes it annotates; needed for "corpus_softmax".
+      share: see `numbered`.
+
+    Raises: `ModelError` for unknown words or missing channels.
+    """
+    if kind not in KINDS:
+        raise ModelError(f"unknown head {kind!r}", fix=did_you_mean(kind, KINDS))
+    if kind == "sigmoid":
+        return DenseHead
+    if not corpus_channels:
+        raise ModelError("heads by corpus need to know what each corpus annotates", fix="give corpus_channels")
+    channels = tuple(tuple(int(c) for c in own) for own in corpus_channels)
+    return functools.partial(CorpusHeads, corpus_channels=channels, heads=numbered(share, channels))
