@@ -1,0 +1,163 @@
+"""report.html: what an evaluation found, or what a prediction made, in one self-contained page with a viewer of scans and masks.
+
+In: a `Result`, or the folder that `infer.predict.predict_cases` filled. Out: the path of the page. A scan that cannot be shown is named in
+the page and costs nothing else.
+"""
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medjax.data.cases import failure
+from medjax.data.inputs import Case, read_json
+from medjax.errors import MedjaxError, UsageError
+from medjax.metrics import page, plots, scans
+from medjax.metrics.page import Cell, number, text
+
+REPORT = "report.html"
+VOXELS = 3_000_000  # of one embedded volume
+CASES = 8  # in the viewer
+BUDGET_MB = 60.0  # of all embedded scans
+
+
+def prediction_report(
+    folder: str | os.PathLike,
+    *,
+    cases: int = CASES,
+    voxels: int = VOXELS,
+    budget_mb: float = BUDGET_MB,
+    path: str | os.PathLike | None = None,
+) -> Path:
+    """Writes `report.html` into a folder of predictions: cases, volumes, seconds, failures, previews, and a viewer.
+
+    Args:
+      folder: with run.json and one sidecar `<case>.json` per mask, as `medjax predict` leaves it.
+      cases: at most so many in the viewer. voxels: per embedded volume. budget_mb: for all of them; the rest is left out, and said so.
+      path: of the page; default `folder/report.html`.
+
+    Returns: the path written. Raises: `UsageError` for a folder without run.json.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    sidecars, broken = {}, []
+    for name in manifest.get("cases", {}):
+        try:
+            sidecars[name] = read_json(folder / f"{name}.json")
+        except MedjaxError as error:
+            broken.append({"case": name} | error.record())
+    failed = [*manifest.get("failed", []), *broken]
+    shown = [
+        scans.Shown(
+            name, name, tuple(p for p in side.get("images", ()) if Path(p).is_file())[:1], None, str(folder / f"{name}.nii.gz"),
+            {int(v): label for v, label in side.get("labels", {}).items()},
+        )
+        for name, side in sidecars.items() if (folder / f"{name}.nii.gz").is_file()
+    ]  # fmt: skip
+    payloads, left = embed(shown[:cases], voxels, budget_mb)
+    seconds = [sum(v for v in c.get("seconds", {}).values() if isinstance(v, int | float)) for c in manifest.get("cases", {}).values()]
+    facts = [
+        ("cases predicted", len(sidecars)),
+        ("failed", len(failed)),
+        ("seconds per case (median)", number(statistics.median(seconds), 3) if seconds else "-"),
+    ]
+    facts += [(name, manifest[name]) for name in ("device", "corpus") if manifest.get(name)]
+    sections = []
+    if payloads:
+        sections.append(("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER))
+    sections.append(("volumes", "Volumes and statistics", _statistics(sidecars)))
+    sections.append(("cases", "Cases", _predicted(manifest, sidecars)))
+    if pictures := _previews(folder, sidecars):
+        sections.append(("previews", "Previews", pictures))
+    if failed:
+        sections.append(("failed", "Failed", page.failures(failed)))
+    versions = ", ".join(f"{k} {v}" for k, v in manifest.get("versions", {}).items())
+    subtitle = f"{folder.resolve()}" + (f" ({versions})" if versions else "")
+    notes = "Volumes are voxel counts times voxel size on the grid of the scan. Masks are predictions of a model, not findings."
+    return write(path or folder / REPORT, page.page("Prediction", subtitle, facts, sections, payloads, notes))
+
+
+def embed(shown: Sequence[scans.Shown], voxels: int, budget_mb: float) -> tuple[list[dict], list[dict]]:
+    """Payloads of the cases that can be read and fit into the budget, in order; and records of those that cannot be shown."""
+    payloads, left, used = [], [], 0
+    for one in shown:
+        try:
+            made = scans.payload(one, voxels) | {"title": one.title}
+        except Exception as error:
+            left.append(failure(Case(one.key, one.images), error))
+            continue
+        used += len(made["image"]) + sum(len(layer["data"]) for layer in made["layers"].values())
+        if payloads and used > budget_mb * 1e6:
+            break
+        payloads.append(made)
+    return payloads, left
+
+
+def write(path: str | os.PathLike, content: str) -> Path:
+    """Text under a temporary name, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _manifest(folder: Path) -> dict:
+    if not (folder / "run.json").is_file():
+        raise UsageError(
+            "no prediction here", path=folder, expected="a folder with run.json", fix="give the output folder of `medjax predict`"
+        )
+    found = read_json(folder / "run.json")
+    if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
+        raise UsageError("not the manifest of a prediction", path=folder / "run.json", expected='an object with "cases"')
+    return found
+
+
+def _left_out(left: Sequence[Mapping], others: int) -> str:
+    """What the viewer does not show, and why."""
+    said = f'<p class="faint">{others} further cases are in the tables only.</p>' if others > len(left) else ""
+    return said + (f'<p class="bad">Cannot be shown:</p>{page.failures(left)}' if left else "")
+
+
+def _statistics(sidecars: Mapping[str, Mapping]) -> str:
+    """Per class: in how many cases it was found, volume (median, range) and mean intensity; and the volumes of all cases as box plots."""
+    by_class: dict[str, list[tuple[str, Mapping]]] = {}
+    for case, side in sidecars.items():
+        for name, entry in side.get("classes", {}).items():
+            by_class.setdefault(name, []).append((case, entry))
+    rows = []
+    for name, entries in by_class.items():
+        volumes = [e["volume_ml"] for _, e in entries if e.get("voxels", 1)]
+        grey = [e["mean_intensity"] for _, e in entries if e.get("mean_intensity") is not None]
+        spread = Cell(f"{number(min(volumes))} to {number(max(volumes))}" if volumes else "-", max(volumes, default=None))
+        middle = statistics.median(volumes) if volumes else None
+        rows.append([name, len(volumes), len(entries) - len(volumes), middle, spread, statistics.fmean(grey) if grey else None])
+    heads = ["class", "found in", "not found in", "volume ml (median)", "volume ml (range)", "mean intensity"]
+    drawn = {name: [(case, e["volume_ml"]) for case, e in entries if e.get("voxels", 1)] for name, entries in by_class.items()}
+    figure = f"<figure>{plots.box_plot('volume (ml)', drawn)}</figure>" if any(len(v) > 1 for v in drawn.values()) else ""
+    return page.table(heads, rows) + figure if rows else '<p class="faint">no class volumes were recorded</p>'
+
+
+def _predicted(manifest: Mapping, sidecars: Mapping[str, Mapping]) -> str:
+    rows = []
+    for name, side in sidecars.items():
+        entry = manifest["cases"][name]
+        seconds = [v for v in entry.get("seconds", {}).values() if isinstance(v, int | float)]
+        found = [k for k, e in side.get("classes", {}).items() if e.get("voxels", 1)]
+        listing = Cell(f'<span title="{text(", ".join(found))}">{len(found)}</span>', len(found))
+        inputs = ", ".join(Path(p).name for p in entry.get("inputs", {}))
+        rows.append(
+            [Cell(page.opener(name, name), name), inputs, listing, float(sum(seconds)) if seconds else None, len(entry.get("outputs", ()))]
+        )
+    return page.table(["case", "scan", "classes found", "seconds", "files"], rows, text_columns=(0, 1))
+
+
+def _previews(folder: Path, sidecars: Mapping[str, Mapping]) -> str:
+    """The PNG files that `--preview` left beside the masks."""
+    found = [(name, path) for name in sidecars for path in (folder / f"{name}.png", folder / f"{name}_preview.png") if path.is_file()]
+    return (
+        "".join(page.picture(path.read_bytes(), name) for name, path in found[: 4 * CASES]).join(('<div class="montages">', "</div>"))
+        if found
+        else ""
+    )
