@@ -1,6 +1,5 @@
 """Raw folders and lists: both layouts, every way a description can be wrong, and what a user may name as prediction input."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -187,7 +186,7 @@ def test_malformed_labels(tmp_path, fields, words):
         ({"medjax": {"anotated": ["a"]}}, "did you mean annotated?"),
         ({"medjax": []}, "must be objects"),
         ({"medjax": {"name": "a/b"}}, "unusable corpus name"),
-        ({"training": None, "file_ending": ".mha"}, "unsupported file ending"),
+        ({"training": None, "file_ending": ".png"}, "unsupported file ending"),
         ({"training": ["a.nii.gz", "b/a.nii.gz"]}, "case 'a' is listed twice"),
     ],
 )
@@ -266,7 +265,7 @@ def test_inputs_from_lists(scans):
     folder = scans("x/a.nii.gz", "x/b0.nii.gz", "x/b1.nii.gz")
     (folder / "list.csv").write_text("name,image_0,image_1,label,modality,patient\nB,x/b0.nii.gz,x/b1.nii.gz,y.nii.gz,MR,p1\n")
     (case,) = find_inputs(folder / "list.csv")
-    assert dataclasses.astuple(case)[3:] == ("", "MR", "p1") and case.label == str(folder / "y.nii.gz")
+    assert (case.corpus, case.modality, case.patient) == ("", "MR", "p1") and case.label == str(folder / "y.nii.gz")
     assert summary([case]) == {"B": ["b0.nii.gz", "b1.nii.gz"]}
     (folder / "list.json").write_text(json.dumps({"testing": ["x/a.nii.gz", {"image": ["x/b0.nii.gz", "x/b1.nii.gz"], "name": "b"}]}))
     assert summary(find_inputs(folder / "list.json")) == {"a": ["a.nii.gz"], "b": ["b0.nii.gz", "b1.nii.gz"]}

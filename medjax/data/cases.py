@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import nifti
+from medjax.data import formats, nifti
+from medjax.data.annotation import read_label, to_ids, undeclared, value_counts
 from medjax.data.inputs import Case
-from medjax.errors import DataError, LabelError, MedjaxError
+from medjax.errors import DataError, MedjaxError
 from medjax.labels import Corpus
+
+__all__ = ["Outcome", "each", "failure", "load", "to_ids", "undeclared", "value_counts"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
@@ -32,13 +35,9 @@ def load(case: Case, corpus: Corpus) -> tuple[nifti.Volume, np.ndarray | None]:
     Raises: `DataError` for unreadable files, another number of channels, or label and image on different grids; `LabelError` for values
       that the corpus does not declare.
     """
-    volume = nifti.read_case(case.images)
+    volume = formats.read_case(case.images)
     check_channels(volume, corpus)
-    if case.label is None:
-        return volume, None
-    label = nifti.read(case.label, want="label")
-    nifti.check_same_geometry(volume, label)
-    return volume, to_ids(label.array, corpus, case.label)
+    return volume, read_label(case, corpus, volume)
 
 
 def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
@@ -49,39 +48,11 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
         raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
 
 
-def value_counts(raw: np.ndarray) -> dict[int, int]:
-    """Label value -> voxels, for non-negative integers."""
-    if raw.size and int(raw.max()) < 1 << 16:
-        counts = np.bincount(raw.ravel().astype(np.intp, copy=False))
-        return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
-    return {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
-
-
-def undeclared(raw: np.ndarray, counts: dict[int, int], corpus: Corpus) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(value, voxels, first position (z, y, x)) of every label value in `counts` that the corpus does not declare."""
-    strange = [value for value in counts if value not in corpus.values]
-    return [(v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape))) for v in strange]
-
-
-def to_ids(raw: np.ndarray, corpus: Corpus, path: str) -> np.ndarray:
-    """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids); `LabelError` naming the file."""
-    strange = undeclared(raw, value_counts(raw), corpus)
-    if strange:
-        listing = ", ".join(f"{value} ({count} voxels, first at {place} z, y, x)" for value, count, place in strange[:8])
-        raise LabelError(
-            "undeclared label values", path=path, found=listing, expected=f"one of {list(corpus.values)}",
-            fix=f'declare them in dataset.json, e.g. "labels": {{"name": {strange[0][0]}}}',
-        )  # fmt: skip
-    table = np.zeros(max(corpus.values) + 1, np.uint8 if len(corpus.values) <= 256 else np.uint16)
-    table[list(corpus.values)] = range(len(corpus.values))
-    return table[raw]
-
-
 def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -> int:
     """Peak memory of handling a case, estimated from the header; 0 if that cannot be read (the case will fail by itself)."""
     try:
         with contextlib.suppress(MedjaxError):
-            volume = nifti.read_geometry(case.images[0])
+            volume = formats.read_geometry(case.images[0])
             values = math.prod(int(n) for n in volume.header.get_data_shape()) * len(case.images)
             channels, voxels = max(1, values // math.prod(volume.shape)), math.prod(volume.shape)
             total = values * (8 + 2 * 4) + voxels * 8  # file bytes and float32, two working copies; label with masks

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import geometry
+from medjax.data import formats, geometry
 from medjax.data.cases import Progress, each, load
 from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
@@ -72,7 +72,7 @@ def fingerprint(
 
 
 def _identity(case: Case) -> list:
-    stats = [os.stat(p) if os.path.exists(p) else None for p in (*case.images, case.label) if p]
+    stats = [os.stat(p) if os.path.exists(p) else None for p in formats.files_of(case)]
     return [dataclasses.asdict(case), [s and (s.st_size, s.st_mtime_ns) for s in stats]]
 
 

@@ -221,3 +221,39 @@ def _stored(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np
     """Canonical -> stored axes, a view; the inverse of `_canonical`."""
     turned = array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
     return turned.transpose(*np.argsort(axes), *range(3, array.ndim))
+
+
+def place(volume: Volume, like: Volume, tolerance: float = 0.05) -> np.ndarray:
+    """A mask whose voxels are some of another grid's -> (z, y, x) on that grid, 0 elsewhere; axes may be swapped, flipped and shifted.
+
+    Args:
+      volume: with (z, y, x) pixels.
+      tolerance: voxels by which the two grids may be off.
+
+    Raises: `DataError` if the voxels are not those of `like`, or some that are set lie outside it.
+    """
+    relative = np.linalg.inv(like.affine) @ volume.affine  # (x, y, z) voxel of volume -> of like
+    turn = np.rint(relative[:3, :3])
+    reach = max(volume.shape)
+    off = np.abs(relative[:3, :3] - turn).max() * reach + np.abs(relative[:3, 3] - np.rint(relative[:3, 3])).max()
+    if off > tolerance or not np.array_equal(np.abs(turn).sum(0), [1, 1, 1]) or not np.array_equal(np.abs(turn).sum(1), [1, 1, 1]):
+        raise DataError(
+            "mask and image are on different grids", path=f"{like.path} and {volume.path}", found=f"{off:.3g} voxels off",
+            expected=f"at most {tolerance}", fix="resample the mask onto the image",
+        )  # fmt: skip
+    source = [int(np.argmax(np.abs(turn[2 - axis]))) for axis in range(3)]  # for each (z, y, x) axis of like: voxel axis of volume
+    array = volume.array.transpose([2 - s for s in source])
+    flips = [turn[2 - axis, s] < 0 for axis, s in enumerate(source)]
+    array = array[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    first = np.rint(relative[:3, 3]).astype(int)[::-1] - [n - 1 if flip else 0 for n, flip in zip(array.shape, flips, strict=True)]
+    inside = [(max(0, f), min(n, f + m)) for f, n, m in zip(first, like.shape, array.shape, strict=True)]
+    out = np.zeros(like.shape, array.dtype)
+    if all(a < b for a, b in inside):
+        part = array[tuple(slice(a - f, b - f) for (a, b), f in zip(inside, first, strict=True))]
+        out[tuple(slice(a, b) for a, b in inside)] = part
+    if np.count_nonzero(out) != np.count_nonzero(array):
+        raise DataError(
+            "mask reaches outside the image", path=f"{like.path} and {volume.path}",
+            found=f"{np.count_nonzero(array) - np.count_nonzero(out)} voxels outside",
+        )  # fmt: skip
+    return out

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import polar
 
 from medjax.errors import DataError
@@ -90,10 +91,7 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
     else:
         affine = header.get_base_affine()
         warnings.warn(f"{path}: neither sform nor qform is set (both codes 0); pixdim used, position unknown", DataWarning, stacklevel=3)
-    affine = np.asarray(affine, np.float64)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.all(np.isfinite(affine)) or np.any(sizes <= 0) or abs(np.linalg.det(affine[:3, :3] / np.maximum(sizes, 1e-30))) < 1e-3:
-        raise DataError("unusable affine (NaN or singular)", path=path, found=affine[:3].tolist(), fix="mend the header")
+    affine = check_regular(affine, path)
     if sform is not None and qform is not None and np.all(np.isfinite(qform)):
         distance = _corner_distance(affine, qform, grid_shape(header))
         if distance > FORM_TOLERANCE_VOXELS:
@@ -102,8 +100,42 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
                 DataWarning,
                 stacklevel=3,
             )
-    _check_shear(affine, path)
+    check_shear(affine, path)
     return affine
+
+
+def check_regular(affine: np.ndarray, path: str) -> np.ndarray:
+    """The affine as (4, 4) float64; `DataError` if it holds NaN or is singular."""
+    affine = np.asarray(affine, np.float64)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.all(np.isfinite(affine)) or np.any(sizes <= 0) or abs(np.linalg.det(affine[:3, :3] / np.maximum(sizes, 1e-30))) < 1e-3:
+        raise DataError("unusable affine (NaN or singular)", path=path, found=affine[:3].tolist(), fix="mend the header")
+    return affine
+
+
+def new(shape: tuple[int, ...], affine: np.ndarray, dtype: npt.DTypeLike) -> nib.Nifti1Header:
+    """A NIfTI header for (z, y, x[, m]) `shape` and an affine from another format: sform code 1, qform too where it holds it."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((*shape[2::-1], *shape[3:]))
+    header.set_data_dtype(np.float32 if np.dtype(dtype).kind == "f" else dtype)
+    rigid = shear_of(affine) < SHEAR_SILENT
+    header.set_qform(affine if rigid else nearest_rectangular(affine), 1 if rigid else 0)
+    header.set_sform(affine, 1)
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_xyzt_units("mm")
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return header
+
+
+def nearest_rectangular(affine: np.ndarray, shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """The affine with axes at right angles (nearest, by polar decomposition), sizes kept; with (x, y, z) `shape` the centre stays."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    fixed = np.array(affine, np.float64)
+    fixed[:3, :3] = polar(affine[:3, :3] / sizes)[0] * sizes
+    if shape is not None:
+        centre = (np.array(shape) - 1) / 2
+        fixed[:3, 3] = affine[:3, 3] + (affine[:3, :3] - fixed[:3, :3]) @ centre
+    return fixed
 
 
 def _two_dimensional(sform: np.ndarray, used: int) -> np.ndarray:
@@ -139,7 +171,8 @@ def shear_of(affine: np.ndarray) -> float:
     return float(np.tan(np.arcsin(min(sine, 1.0))))
 
 
-def _check_shear(affine: np.ndarray, path: str) -> None:
+def check_shear(affine: np.ndarray, path: str) -> None:
+    """Silent up to a shear of 1e-4, a `DataWarning` with the angle above, `DataError` from 0.2."""
     shear = shear_of(affine)
     angle = f"{np.degrees(np.arctan(shear)):.3g} degrees"
     if shear >= SHEAR_ERROR * (1 - _ROUNDING):

@@ -14,13 +14,33 @@ from pathlib import Path
 
 from medjax.errors import UsageError, did_you_mean
 
-ENDINGS = (".nii.gz", ".nii")
+NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (".nii.gz", ".nii"), (".nrrd", ".nhdr", ".mha", ".mhd"), (".npy", ".npz")
+ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 
 @dataclasses.dataclass(frozen=True)
+class Mask:
+    """The voxels of one class in one case, as a binary mask that may overlap others.
+
+    Attributes:
+      name: the class.
+      path: the file.
+      pick: what of the file is meant. "" every voxel that is not 0 (0 and one other value), "frame:N" one frame or channel,
+        "value:V" or "value:V,W" the voxels of these values, "segment:NAME" of a DICOM-SEG, "roi:NAME" of an RTSTRUCT.
+    """
+
+    name: str
+    path: str
+    pick: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan: image paths per channel (or one multi-channel file), optional label path, and what groups it."""
+    """One scan: image paths per channel (or one multi-channel file), what groups it, and either a label map, or masks, or neither.
+
+    `label` is a file whose voxel values are the corpus' raw values; `masks` are binary masks by class. `annotation.read_label` reads both.
+    """
 
     name: str
     images: tuple[str, ...]
@@ -28,6 +48,17 @@ class Case:
     corpus: str = ""
     modality: str = ""
     patient: str = ""
+    masks: tuple[Mask, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a label, in whatever form."""
+        return self.label is not None or bool(self.masks)
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """Every file the label is read from, once."""
+        return tuple(dict.fromkeys(([self.label] if self.label else []) + [mask.path for mask in self.masks]))
 
 
 def read_json(path: Path):

@@ -11,7 +11,7 @@ import os
 import uuid
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -81,15 +81,22 @@ def read(path: str | os.PathLike, *, frame: int | None = None, allow_nonfinite: 
     stored = _channels_last(stored, frame, path)
     if want == "label" and stored.ndim == 4:
         raise DataError(
-            "a label map with several channels",
-            path=path,
-            found=f"{stored.shape[-1]} in 4D",
-            expected="one 3D label map",
-            fix="pass frame=",
-        )
-    array = _values(stored, slope, inter)
+            "a label map with several channels", path=path, found=f"{stored.shape[-1]} in 4D", expected="one 3D label map",
+            fix="give one file, or say which frame is meant",
+        )  # fmt: skip
+    array = finished(_values(stored, slope, inter), want, path, allow_nonfinite)
+    return Volume(array, affine, header, path)
+
+
+def replaced(volume: Volume, array: np.ndarray) -> Volume:
+    """The volume with other voxels on the same grid."""
+    return dataclasses.replace(volume, array=array)
+
+
+def finished(array: np.ndarray, want: str, path: str, allow_nonfinite: bool = False) -> np.ndarray:
+    """What every format's voxels go through: finite (or counted in a warning), and for "label" whole and not negative."""
     _check_finite(array, path, allow_nonfinite)
-    return Volume(_as_labels(array, path) if want == "label" else array, affine, header, path)
+    return _as_labels(array, path) if want == "label" else array
 
 
 def read_geometry(path: str | os.PathLike) -> Volume:
@@ -106,14 +113,16 @@ def read_geometry(path: str | os.PathLike) -> Volume:
     return Volume(None, headers.affine_of(header, path), header, path)
 
 
-def read_case(image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False) -> Volume:
-    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32.
+def read_case(
+    image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False, reader: Callable[..., Volume] | None = None
+) -> Volume:
+    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32; `reader` reads one file.
 
     Geometry and header are the first file's; a channel on another grid is a DataError that names both files.
     """
     if not image_paths:
         raise UsageError("a case without images", fix="give at least one image path")
-    volumes = [read(path, allow_nonfinite=allow_nonfinite) for path in image_paths]
+    volumes = [(reader or read)(path, allow_nonfinite=allow_nonfinite) for path in image_paths]
     for volume in volumes[1:]:
         check_same_geometry(volumes[0], volume)
     for volume in volumes:

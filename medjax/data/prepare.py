@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import geometry, normalise, store
+from medjax.data import formats, geometry, normalise, store
 from medjax.data.cases import Progress, bytes_needed, each, load
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan, intensity_json
@@ -94,7 +94,7 @@ def prepare(
         inputs = {
             "version": VERSION,
             "plan": [spacing, plan.orientation, plan.crop, [intensity_json(i) for i in intensities]],
-            "labels": [list(corpus.values), corpus.ignore],
+            "labels": [list(corpus.values), corpus.ignore, *([corpus.labels] if case.masks else [])],  # masks: a value is a set of classes
             "sources": list(sources.values()),
         }
         inputs = json.loads(json.dumps(inputs))
@@ -175,7 +175,7 @@ def _locations(label: np.ndarray, ignore_id: int) -> dict[str, np.ndarray]:
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Path -> sha256, and path -> [size, modification time]; files whose size and time are those of the stored case are not read again."""
     hashes, stats = {}, {}
-    for path in (*case.images, *([case.label] if case.label else [])):
+    for path in formats.files_of(case):
         try:
             found = os.stat(path)
             stats[path] = [found.st_size, found.st_mtime_ns]

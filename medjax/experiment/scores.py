@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medjax.data import geometry, nifti
+from medjax.data import formats, geometry
+from medjax.data.annotation import read_label
 from medjax.data.inputs import Case
 from medjax.infer.predict import predict_cases
 from medjax.labels import Corpus
@@ -29,7 +30,7 @@ def predict_and_score(
         done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}"))
         failed += done.failed
         fine = [c for c in cases if c.name in {*done.ok, *done.skipped}]
-        pairs = [metrics.Pair(c.name, c.label, str(out / f"{c.name}.nii.gz"), c.patient) for c in fine]
+        pairs = [metrics.Pair(c.name, c.label_files[0], str(out / f"{c.name}.nii.gz"), c.patient, c) for c in fine]
         if pairs:
             results.append(metrics.evaluate(pairs, corpus, surface=settings["surface"]))
             failed += results[-1].failed
@@ -54,9 +55,10 @@ def _montages(shown: list[tuple[Corpus, Case, Path]], folder: Path, count: int) 
     turns = [i for column in zip(*[v + [None] * (len(shown) - len(v)) for v in by_corpus.values()], strict=True) for i in column]
     for i in [i for i in turns if i is not None][:count]:
         corpus, case, mask = shown[i]
-        image, labels = nifti.read_case(case.images), (nifti.read(path, want="label") for path in (case.label, mask))
+        image = formats.read_case(case.images)
+        labels = corpus.to_raw(read_label(case, corpus, image)), formats.read(mask, "label").array
         canonical = geometry.fit(image, None, crop="none")
-        reference, prediction = (canonical.image(label.array[..., None])[..., 0] for label in labels)
+        reference, prediction = (canonical.image(label[..., None])[..., 0] for label in labels)
         names = {value: "+".join(classes) for value, classes in corpus.labels if classes}
         montage.montage(
             canonical.image(image.array)[..., 0], reference, prediction, folder / f"{corpus.name}_{case.name}.png",

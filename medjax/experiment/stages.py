@@ -202,7 +202,7 @@ def evaluate(run: Run) -> int:
     held: dict[str, tuple[Corpus, list[Case]]] = {}
     for corpus in space.corpora:
         wanted = set(run.data.side(corpus.name, "val"))
-        held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.label])
+        held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled])
     run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from medjax.data import nifti
+from medjax.data import formats, nifti
 from medjax.data.cases import failure
 from medjax.data.inputs import Case, read_json
 from medjax.errors import MedjaxError, UsageError
@@ -83,9 +83,9 @@ def predict_cases(
 
     def load(case: Case) -> tuple[nifti.Volume, Prepared, dict[str, str], float]:
         started = time.perf_counter()
-        volume = nifti.read_case(case.images)
+        volume = formats.read_case(case.images)
         prepared = predictor.prepare(volume, corpus)
-        return volume, prepared, {path: write.sha256(path) for path in case.images}, time.perf_counter() - started
+        return volume, prepared, {path: write.sha256(path) for path in formats.files_of(case, labels=False)}, time.perf_counter() - started
 
     def finish(case: Case, volume: nifti.Volume, prepared: Prepared, inputs: dict[str, str], loading: float) -> None:
         started = time.perf_counter()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import nifti
-from medjax.data.cases import failure, to_ids
+from medjax.data import formats, nifti
+from medjax.data.annotation import read_label_volume, to_ids
+from medjax.data.cases import failure
 from medjax.data.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
@@ -112,9 +113,10 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], members: np.ndarray
     """All rows of one case."""
     if pair.prediction is None:
         raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
-    reference, prediction = nifti.read(pair.reference, want="label"), nifti.read(pair.prediction, want="label")
+    reference = read_label_volume(pair.source or Case(pair.case, (), label=pair.reference), corpus)
+    prediction = formats.read(pair.prediction, "label")
     nifti.check_same_geometry(reference, prediction)
-    ids, predicted = (to_ids(volume.array, corpus, volume.path) for volume in (reference, prediction))
+    ids, predicted = reference.array, to_ids(prediction.array, corpus, prediction.path)
     counts = overlap.count_classes(overlap.confusion(ids, predicted, len(corpus.values)), members, corpus.ignore_id)
     valid = None if corpus.ignore is None else ids != corpus.ignore_id
     rows = []

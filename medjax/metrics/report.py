@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax.data.inputs import Case
 from medjax.errors import MetricError, UsageError
 from medjax.labels import Corpus
 from medjax.metrics import overlap
@@ -25,12 +26,16 @@ REPORTED = ("Dice", "NSD", "HD95")  # the columns of table.md; the files hold al
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two label files of one case; a missing prediction is None and becomes a failed case."""
+    """Two label files of one case; a missing prediction is None and becomes a failed case.
+
+    `source` is the case itself where its reference is no single label map but masks per class; `reference` then names one of the files.
+    """
 
     case: str
     reference: str
     prediction: str | None
     patient: str = ""
+    source: Case | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""NumPy arrays and M3D-Seg masks as volumes; what space they are in stands in a sidecar.
+
+    scan.npy           (z, y, x), or as the sidecar's "axes" says; `scan.json` beside it:
+                       {"axes": "zyx", "spacing_mm": [z, y, x]} or {"axes": "cxyz", "affine": 4x4 of the (x, y, z) voxels -> RAS+ mm}
+    image.npy          M3D-Seg: (1, x, y, z)
+    mask_(k, x, y, z).npz   M3D-Seg: SciPy sparse rows, one class each; the shape stands in the name
+
+Without a sidecar the array takes the grid of the image it belongs to, or 1 mm voxels with a warning.
+"""
+
+import os
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import header as headers
+from medjax.data.inputs import read_json
+from medjax.data.nifti import DataWarning, Volume
+from medjax.errors import DataError
+
+M3D_MASK = re.compile(r"^mask_\((\d+), ?(\d+), ?(\d+), ?(\d+)\)\.npz$")
+
+
+def read(path: str, *, pixels: bool = True, like: Volume | None = None) -> Volume:
+    """Reads an array and its geometry; (z, y, x) or (z, y, x, m).
+
+    Raises: `DataError` for a missing or damaged file, object arrays (they could execute code), or axes that do not fit.
+    """
+    try:
+        stored = _sparse(path) if M3D_MASK.match(os.path.basename(path)) else _dense(path)
+    except FileNotFoundError as error:
+        raise DataError("file not found", path=path, fix="check the path") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"not a readable array ({error})", path=path, fix="obtain the file again; object arrays are refused") from error
+    if stored.dtype.kind not in "iufb":
+        raise DataError("unusable voxels", path=path, found=str(stored.dtype), expected="integers or real numbers")
+    sidecar = _sidecar(path)
+    array = _axes(stored, sidecar.get("axes") or _usual_axes(path, stored.ndim), path)
+    affine = _affine(sidecar, path, like, array.shape[:3])
+    array = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(np.float32) if array.dtype.kind == "f" else array
+    header = headers.new(array.shape, affine, np.float32 if array.dtype.itemsize > 4 else array.dtype)
+    return Volume(array if pixels else None, affine, header, path)
+
+
+def _dense(path: str) -> np.ndarray:
+    found = np.load(path, mmap_mode="r" if path.endswith(".npy") else None, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return found
+    with found:
+        if len(found.files) != 1:
+            raise ValueError(f"holds the arrays {', '.join(found.files)}, expected one")
+        return found[found.files[0]]
+
+
+def _sparse(path: str) -> np.ndarray:
+    from scipy import sparse
+
+    shape = tuple(int(n) for n in M3D_MASK.match(os.path.basename(path)).groups())
+    rows = sparse.load_npz(path)
+    if rows.shape != (shape[0], int(np.prod(shape[1:]))):
+        raise ValueError(f"holds {rows.shape}, the name says {shape}")
+    return np.asarray(rows.astype(np.uint8).todense()).reshape(shape)
+
+
+def _sidecar(path: str) -> dict:
+    stem = Path(path).with_suffix(".json")
+    found = read_json(stem) if stem.is_file() else {}
+    if not isinstance(found, dict):
+        raise DataError("the sidecar must be an object", path=stem, expected='{"axes": "zyx", "spacing_mm": [5, 0.8, 0.8]}')
+    return found
+
+
+def _usual_axes(path: str, dimensions: int) -> str:
+    m3d = M3D_MASK.match(os.path.basename(path)) or (os.path.basename(path) == "image.npy" and dimensions == 4)
+    return "cxyz" if m3d else "zyx" if dimensions == 3 else "zyxc"
+
+
+def _axes(array: np.ndarray, axes: str, path: str) -> np.ndarray:
+    """Any order of axes -> (z, y, x[, c]); a single channel loses its axis."""
+    if sorted(axes) not in (sorted("zyx"), sorted("zyxc")) or len(axes) != array.ndim:
+        raise DataError(
+            "axes and array do not fit", path=path, found=f"axes {axes!r}, shape {array.shape}", expected='e.g. "zyx" or "cxyz"'
+        )
+    array = array.transpose([axes.index(a) for a in "zyxc"[: array.ndim]])
+    return array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
+
+
+def _affine(sidecar: dict, path: str, like: Volume | None, shape: tuple[int, ...]) -> np.ndarray:
+    if "affine" in sidecar:
+        affine = np.asarray(sidecar["affine"], np.float64)
+        if affine.shape != (4, 4):
+            raise DataError("unusable affine in the sidecar", path=path, found=f"shape {affine.shape}", expected="4 x 4")
+    elif "spacing_mm" in sidecar:
+        affine = np.diag([*np.asarray(sidecar["spacing_mm"], np.float64)[::-1], 1.0])
+    elif like is not None and like.shape == tuple(shape):
+        affine = like.affine
+    else:
+        warnings.warn(f"{path}: an array without a sidecar; 1 mm voxels assumed, position unknown", DataWarning, stacklevel=3)
+        affine = np.eye(4)
+    affine = headers.check_regular(affine, path)
+    headers.check_shear(affine, path)
+    return affine

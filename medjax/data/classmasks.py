@@ -1,0 +1,126 @@
+"""Binary masks that may overlap -> one volume with an id per voxel, where an id stands for a *set* of classes.
+
+    k masks of a case ──combine──► ids (z, y, x) + the sets that occur ──► over all cases: `corpus_of` builds the label table
+
+Nested (tumour in liver), adjacent and freely overlapping masks need no further channel: a voxel in liver and tumour has the id of
+{liver, tumour}. The table holds every class alone, then every combination that occurs in some case.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt16
+
+from medjax.data import formats
+from medjax.data.inputs import Case, Mask
+from medjax.data.nifti import Volume
+from medjax.errors import LabelError, UsageError, did_you_mean
+from medjax.labels import Corpus
+
+Sets = tuple[frozenset[str], ...]  # position -> classes; position 0 is the empty set
+
+MOST_SETS = 65_535
+
+
+def combine(masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Sequence[int]) -> tuple[UInt16[np.ndarray, "z y x"], Sets]:
+    """Lays masks over each other, one at a time, so that only one of them is in memory.
+
+    Args:
+      masks: (class name, (z, y, x) bool); a name may come more than once (two files that together make a class).
+      shape: (z, y, x).
+
+    Returns: ids (z, y, x), and the set that every id stands for; every set but the empty one occurs.
+    Raises: `LabelError` for more than 65535 different sets.
+    """
+    ids, sets, number = np.zeros(shape, np.uint16), [frozenset()], {frozenset(): 0}
+    for name, mask in masks:
+        where = np.flatnonzero(mask)  # C order, as reshape(-1) below
+        flat = ids.reshape(-1)
+        below = flat[where]
+        table = np.zeros(len(sets), np.uint16)
+        for old in np.flatnonzero(np.bincount(below)):
+            joined = sets[old] | {name}
+            if joined not in number:
+                if len(sets) > MOST_SETS:
+                    raise LabelError("too many different combinations of masks", found=f"over {MOST_SETS}", fix="use fewer classes")
+                number[joined] = len(sets)
+                sets.append(joined)
+            table[old] = number[joined]
+        flat[where] = table[below]
+    return _compact(ids, sets)
+
+
+def read_sets(case: Case, like: Volume) -> tuple[UInt16[np.ndarray, "z y x"], Sets]:
+    """`combine` for the masks of a case, on the grid of `like`; every file is opened once."""
+    by_file: dict[str, list[Mask]] = {}
+    for mask in case.masks:
+        by_file.setdefault(mask.path, []).append(mask)
+
+    def each():
+        for path, members in by_file.items():
+            mask_of = formats.open_masks(path, like)
+            for mask in members:
+                yield mask.name, mask_of(mask)
+
+    return combine(each(), like.shape)
+
+
+def corpus_of(name: str, classes: Sequence[str], sets: Iterable[Iterable[str]], **fields: Any) -> Corpus:
+    """The corpus of cases whose labels are masks.
+
+    Args:
+      name: of the corpus.
+      classes: class names; the class at position i alone has the raw value i + 1.
+      sets: combinations that occur (sets of one class may be among them); they get the values behind those.
+      fields: further fields of `Corpus`, such as annotated, modality, channels.
+
+    Raises: `LabelError` for a combination that names an unknown class, or a class given twice.
+    """
+    classes = tuple(classes)
+    if len(set(classes)) != len(classes):
+        raise LabelError("a class is named twice", path=name, found=classes)
+    order = {c: i for i, c in enumerate(classes)}
+    combinations = set()
+    for members in map(frozenset, sets):
+        for unknown in members - set(classes):
+            raise LabelError(f"a combination names the unknown class {unknown!r}", path=name, fix=did_you_mean(unknown, classes))
+        if len(members) > 1:
+            combinations.add(tuple(sorted(members, key=order.get)))
+    ordered = sorted(combinations, key=lambda members: (len(members), [order[m] for m in members]))
+    labels = [(i + 1, (c,)) for i, c in enumerate(classes)] + [(len(classes) + 1 + i, c) for i, c in enumerate(ordered)]
+    return Corpus(name, tuple(labels), **fields)
+
+
+def to_corpus_ids(ids: UInt16[np.ndarray, "z y x"], sets: Sets, corpus: Corpus, path: str) -> np.ndarray:
+    """Ids of a case's own sets -> dense ids of the corpus (uint8, uint16 from 256 ids).
+
+    A class the corpus does not name is left out of its sets (a subset of the masks was declared).
+    Raises: `LabelError` naming a combination that the corpus' table does not know.
+    """
+    number = {frozenset(names): i for i, (_, names) in enumerate(corpus.labels)}
+    table = np.zeros(len(sets), np.uint8 if len(corpus.values) <= 256 else np.uint16)
+    for i, members in enumerate(sets):
+        known = members & set(corpus.classes)
+        if known not in number:
+            raise LabelError(
+                f"an overlap of {', '.join(sorted(known))} that the corpus' table does not know", path=path,
+                found=f"{int((ids == i).sum())} voxels", expected="a combination that was there when the corpus was scanned",
+                fix="scan the corpus again, or declare the combination",
+            )  # fmt: skip
+        table[i] = number[known]
+    return table[ids]
+
+
+def check_classes(case: Case) -> None:
+    """`UsageError` if a case has both a label map and masks: which of them counts would be a guess."""
+    if case.label is not None and case.masks:
+        raise UsageError("a label map and masks for one case", path=case.label, found=f"{len(case.masks)} masks", fix="give one of them")
+
+
+def _compact(ids: np.ndarray, sets: list[frozenset[str]]) -> tuple[np.ndarray, Sets]:
+    """Drops sets that later masks took all voxels from."""
+    used = np.bincount(ids.reshape(-1), minlength=len(sets)) > 0
+    used[0] = True
+    table = (np.cumsum(used) - 1).astype(np.uint16)
+    return table[ids], tuple(members for members, kept in zip(sets, used, strict=True) if kept)

@@ -1,0 +1,171 @@
+"""Any scan or label map in, one `nifti.Volume` out, whatever the file is: (z, y, x[, m]) array and RAS+ affine.
+
+    ending or content                       read by
+    .nii, .nii.gz                           data/nifti.py (nibabel)
+    .nrrd, .nhdr, .mha, .mhd                data/itk.py (SimpleITK, extra `formats`)
+    a folder with a DICOM series            data/dicom.py (pydicom and SimpleITK, extra `formats`)
+    a DICOM-SEG or RTSTRUCT file            data/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
+    .npy, .npz                              data/arrays.py, geometry from a sidecar
+
+Libraries of the extra are imported when a file needs them.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import nifti
+from medjax.data.inputs import ARRAY_ENDINGS, ITK_ENDINGS, Case, Mask
+from medjax.data.nifti import Volume
+from medjax.errors import DataError, UsageError, did_you_mean
+
+WANTED = ("image", "label")
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """ "nifti", "itk", "array", "series" (a folder of DICOM slices) or "dicom" (one DICOM file)."""
+    path = Path(path)
+    if path.is_dir():
+        return "series"
+    name = path.name.lower()
+    if name.endswith(ITK_ENDINGS):
+        return "itk"
+    if name.endswith(ARRAY_ENDINGS):
+        return "array"
+    return "nifti" if name.endswith((".nii", ".nii.gz")) or not is_dicom(path) else "dicom"
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether the file carries DICOM's mark behind its preamble."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read(
+    path: str | os.PathLike, want: str = "image", *, frame: int | None = None, allow_nonfinite: bool = False, like: Volume | None = None
+) -> Volume:
+    """Reads any supported file or DICOM folder.
+
+    Args:
+      path: see the table above.
+      want: "image" returns float32 or the stored integers, "label" whole numbers that are not negative.
+      frame: one frame or channel of a 4D file; None keeps all as the last axis.
+      allow_nonfinite: keep NaN and infinite voxels, with a warning that counts them.
+      like: the image a label belongs to; arrays without geometry of their own take its grid.
+
+    Returns: `nifti.Volume`; its header is a NIfTI header, so that masks can be written for it.
+    Raises: `DataError` for what is missing, damaged or not a scan; `UsageError` if the format needs a library that is not installed.
+    """
+    if want not in WANTED:
+        raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, WANTED))
+    kind, path = kind_of(path), os.fspath(path)
+    if kind == "nifti":
+        return nifti.read(path, frame=frame, allow_nonfinite=allow_nonfinite, want=want)
+    volume = _reader(kind)(path, like=like) if kind == "array" else _reader(kind)(path)
+    array = volume.array
+    if frame is not None:
+        if array.ndim < 4 or not 0 <= frame < array.shape[-1]:
+            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {array.shape[-1] - 1 if array.ndim == 4 else 0}")
+        array = array[..., frame]
+    if want == "label" and array.ndim == 4:
+        raise DataError(
+            "a label map with several channels", path=path, found=f"{array.shape[-1]} channels", expected="one label map",
+            fix="give one file, or say which frame is meant",
+        )  # fmt: skip
+    return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite))
+
+
+def read_case(image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False) -> Volume:
+    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32."""
+    return nifti.read_case(image_paths, allow_nonfinite=allow_nonfinite, reader=read)
+
+
+def files_of(case: Case, *, labels: bool = True) -> list[str]:
+    """Every file a case is read from, images first, its label's only if asked for; a DICOM folder counts as the files in it."""
+    paths = []
+    for path in (*case.images, *(case.label_files if labels else ())):
+        members = (
+            sorted(str(p) for p in Path(path).iterdir() if p.is_file() and not p.name.startswith(".")) if os.path.isdir(path) else [path]
+        )
+        paths += members
+    return list(dict.fromkeys(paths))
+
+
+def read_geometry(path: str | os.PathLike) -> Volume:
+    """Grid and header without voxels (`array` is None); only headers are read."""
+    kind = kind_of(path)
+    return nifti.read_geometry(path) if kind == "nifti" else _reader(kind)(os.fspath(path), pixels=False)
+
+
+def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.ndarray]:
+    """Opens a file once for all the masks that are read from it.
+
+    Args:
+      path: label map, 4D file, array, DICOM-SEG or RTSTRUCT.
+      like: volume whose grid the masks belong to (`array` may be None).
+
+    Returns: mask -> (z, y, x) bool on the grid of `like`.
+    Raises: `DataError` for another grid, more than one value where a binary mask is expected, or something that is not in the file.
+    """
+    path, kind = os.fspath(path), kind_of(path)
+    if kind in ("dicom", "series"):
+        from medjax.data import dicom_labels
+
+        return dicom_labels.open_masks(path, like)
+    whole = functools.cache(lambda: read(path, "image", like=like))  # frames are checked one by one below
+
+    def mask_of(mask: Mask) -> np.ndarray:
+        volume = whole()
+        nifti.check_same_geometry(like, volume)
+        rule, _, what = mask.pick.partition(":")
+        array = volume.array
+        if rule == "frame":
+            if array.ndim != 4 or not what.isdigit() or int(what) >= array.shape[-1]:
+                raise DataError("no such frame", path=path, found=mask.pick, expected=f"shape {array.shape} (z, y, x, frame)")
+            array = array[..., int(what)]
+        elif array.ndim == 4:
+            raise DataError(
+                "a mask with several frames", path=path, found=array.shape, expected="(z, y, x)", fix="say which frame is meant"
+            )
+        array = nifti.finished(array, "label", path)
+        if rule == "value":
+            return np.isin(array, [int(v) for v in what.split(",")])
+        if rule not in ("", "frame"):
+            raise UsageError(f"cannot pick {mask.pick!r}", path=path, expected='"", "frame:N" or "value:V"')
+        values = np.flatnonzero(np.bincount(array.ravel())) if array.size and array.max() < 1 << 16 else np.unique(array)
+        if len(set(values.tolist()) - {0}) > 1:
+            raise DataError(
+                f"mask of {mask.name!r} holds several values", path=path, found=values.tolist()[:8], expected="0 and one other value",
+                fix="it looks like a label map: declare its values",
+            )  # fmt: skip
+        return array != 0
+
+    return mask_of
+
+
+def _reader(kind: str) -> Callable[..., Volume]:
+    if kind == "itk":
+        from medjax.data.itk import read as reader
+    elif kind == "array":
+        from medjax.data.arrays import read as reader
+    else:
+        from medjax.data.dicom import read as reader
+    return reader
+
+
+def needs(library: str):
+    """Imports a library of the extra `formats`, or says how to get it."""
+    import importlib
+
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise UsageError(
+            f"this format needs {library.split('.')[0]}, which is not installed", fix='pip install "medjax[formats]"'
+        ) from error
