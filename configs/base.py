@@ -6,31 +6,36 @@ Every field can be given on the command line: `--config.optim.lr=1e-3 --config.t
 import ml_collections
 
 
+def ordered(fields=()) -> ml_collections.ConfigDict:
+    """A ConfigDict that keeps the order its fields are given in: corpora and phases have one (ml_collections would sort them)."""
+    return ml_collections.ConfigDict(dict(fields), sort_keys=False)
+
+
 def base_config() -> ml_collections.ConfigDict:
     """Defaults shared by all experiments (spacings, patches and axes are z, y, x)."""
-    c = ml_collections.ConfigDict()
+    c = ordered()
     c.name = "base"
     c.seed = 0
 
-    c.data = ml_collections.ConfigDict()
+    c.data = ordered()
     c.data.folders = ""  # comma-separated corpora in MSD or nnU-Net raw layout
     c.data.phantom_cases = 0  # > 0: generate the embedded corpora with this many cases each, beside the folders
     c.data.phantom_seed = 0
-    c.data.declared = ml_collections.ConfigDict()  # corpora of a paper: name -> labels, channels, modality, cases
+    c.data.declared = ordered()  # corpora of a paper: name -> labels, channels, modality, cases
     c.data.root = ""  # folder that holds the declared corpora
     c.data.store = ""  # prepared volumes; empty: <workdir>/store
-    c.data.views = ml_collections.ConfigDict()  # name -> corpus, annotated, part: pretend partial annotation
+    c.data.views = ordered()  # name -> corpus, annotated, part: pretend partial annotation
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
-    c.data.rename = ml_collections.ConfigDict()  # "corpus/class" -> global class
+    c.data.rename = ordered()  # "corpus/class" -> global class
     c.data.precedence = ()  # classes painted last in the exported label map, weakest first
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
     c.data.orientation = "RAS"
     c.data.crop = "nonzero"
     c.data.workers = 0  # of the preparation; 0: one per core
-    c.data.split = ml_collections.ConfigDict(dict(file="", folds=5, fold=0, seed=12345))
+    c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))
 
-    c.sampler = ml_collections.ConfigDict()
+    c.sampler = ordered()
     c.sampler.exponent = 0.5  # a case is drawn with probability ~ n^-exponent, n = cases of its corpus
     c.sampler.draw = "iid"
     c.sampler.foreground = 0.33
@@ -38,17 +43,17 @@ def base_config() -> ml_collections.ConfigDict:
     c.sampler.threads = 2
     c.sampler.workers = 0
 
-    c.augment = ml_collections.ConfigDict(dict(on=True))  # plus any field of medjax.data.augment.Augmentation
+    c.augment = ordered(dict(on=True))  # plus any field of medjax.data.augment.Augmentation
 
-    c.model = ml_collections.ConfigDict(dict(name="unet"))
-    c.losses = ml_collections.ConfigDict()
-    c.losses.cross_entropy = ml_collections.ConfigDict(dict(weight=1.0))
-    c.losses.dice = ml_collections.ConfigDict(dict(weight=1.0))
+    c.model = ordered(dict(name="unet"))
+    c.losses = ordered()
+    c.losses.cross_entropy = ordered(dict(weight=1.0))
+    c.losses.dice = ordered(dict(weight=1.0))
     c.deep_weights = ()  # empty: halving per level, last level off
     c.mask_padding = False
     c.task = "supervised"
 
-    c.optim = ml_collections.ConfigDict()
+    c.optim = ordered()
     c.optim.name = "sgd"
     c.optim.lr = 0.01
     c.optim.momentum = 0.99
@@ -56,13 +61,25 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.weight_decay = 3e-5
     c.optim.schedule = "poly"
     c.optim.power = 0.9
+    c.optim.steps_per_epoch = 1  # 250 changes the rate once in 250 steps, as nnU-Net does
     c.optim.warmup_steps = 0
     c.optim.clip_norm = 12.0
     c.optim.trainable = ((".*", True),)
     c.optim.lr_scale = ((".*", 1.0),)
     c.optim.decay = ((".*", True),)
+    c.optim.phases = ordered()  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
 
-    c.train = ml_collections.ConfigDict()
+    c.init = ordered()
+    c.init.source = ""  # run folder whose parameters this run begins with; empty: random
+    c.init.checkpoint = "last"  # or "best", or a step
+    c.init.rename = ()  # (regex, replacement) over the source's parameter paths
+    c.init.heads = ((r"^(head|out)_?\d*/", -1),)  # (regex, axis of the classes): channels of like-named classes are copied; None: never
+    c.init.classes = ordered()  # class here -> class of the source, where the names differ ("" keeps it fresh)
+    c.init.resize = ()  # (regex, "trilinear") for position tables on another grid
+    c.init.widen = "repeat"  # leaves that see the image, on other channels; or "average", "fresh"
+    c.init.fresh = ""  # regex over parameter paths that stay as initialised
+
+    c.train = ordered()
     c.train.steps = 250_000
     c.train.batch = 2
     c.train.patch = (128, 128, 128)
@@ -72,16 +89,16 @@ def base_config() -> ml_collections.ConfigDict:
     c.train.checkpoint_minutes = 10.0
     c.train.log_every = 50
 
-    c.sharding = ml_collections.ConfigDict()
+    c.sharding = ordered()
     c.sharding.fsdp = 1  # devices that share one copy of parameters and optimizer state; the rest is data parallel
     c.sharding.rules = ((".*", "replicate"),)
 
-    c.infer = ml_collections.ConfigDict()
+    c.infer = ordered()
     c.infer.checkpoint = "last"  # or "best"
     c.infer.overlap = 0.5
     c.infer.mirror_axes = ()
     c.infer.average = "prob"
     c.infer.batch_windows = 2
 
-    c.evaluate = ml_collections.ConfigDict(dict(surface=False, montages=8))
+    c.evaluate = ordered(dict(surface=False, montages=8))
     return c.lock()

@@ -3,46 +3,126 @@
     python -m medjax.main --config=configs/multitalent.py:demo --workdir=runs/demo            # embedded corpora, minutes on a CPU
     python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --mode=dry # the paper's U-Net: 29,319,560 parameters
     python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --config.data.root=/folder/with/the/13/corpora
+    python -m medjax.main --config=configs/multitalent.py:unet_finetune --workdir=runs/next --config.data.folders=/folder/Dataset012_Y \
+      --config.init.source=runs/unet
 
-`unet` is the paper's recipe: 13 corpora, 47 classes kept apart, spacing 1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250 steps, cases
-drawn with probability 1/sqrt(n). `demo` is the same code on three small synthetic corpora with conflicting label sets.
+`unet` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing 1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250
+steps, cases drawn with probability 1/sqrt(n). `demo` is the same code on three small synthetic corpora with conflicting label sets.
+Suffixes:
+
+  _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
+  _finetune   heads first (10 epochs), whole network (50 epochs), then 1000 epochs of the usual schedule, from `init.source`, batch 2
 """
 
-from configs.base import base_config
+from configs.base import base_config, ordered
 from data_pipelines import multitalent
 
-VARIANTS = ("unet", "demo")
+ARCHITECTURES = ("unet", "swin")
+KINDS = ("", "_small", "_finetune")
+VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")
+EPOCH = 250  # steps
+
+HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))
+FINETUNE = {  # the paper's 10 + 50 + 1000 epochs, each phase's rates as meant
+    "heads": {"steps": 10 * EPOCH, "name": "adamw", "amsgrad": True, "lr": 5e-4, "schedule": "linear", "trainable": HEADS},
+    "whole": {"steps": 50 * EPOCH, "lr": 1e-2, "schedule": "linear"},
+    "main": {"steps": 1000 * EPOCH, "lr": 1e-2, "schedule": "poly", "continues": True},
+}
+FINETUNE_RELEASE = {  # what the released code executes: it updates the rate with the number of the epoch before
+    "heads": FINETUNE["heads"] | {"steps": 11 * EPOCH, "span": 10 * EPOCH, "shift": -1},
+    "whole": FINETUNE["whole"],
+    "main": FINETUNE["main"] | {"steps": 999 * EPOCH, "span": 1000 * EPOCH, "shift": 1},
+}
 
 
 def get_config(variant: str = "unet"):
-    """`unet` (the paper) or `demo` (embedded corpora)."""
+    """An architecture and a suffix (see the module's text), or `demo`."""
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     c = base_config().unlock()
     c.name = f"multitalent_{variant}"
     if variant == "demo":
-        c.data.phantom_cases = 10
-        c.data.spacing_mm = (5.0, 4.0, 4.0)
-        c.optim.name = "adamw"  # learns in hundreds of steps what the paper's SGD learns in thousands
-        c.optim.lr = 2e-3
-        c.model.base_features = 16
-        c.model.max_features = 128
-        c.train.patch = (24, 48, 48)
-        c.train.batch = 2
-        c.sampler.oversample = "probabilistic"
-        c.sampler.foreground = 0.67
-        c.train.steps = 700
-        c.train.validate_every = 100
-        c.train.validation_batches = 8
-        c.train.checkpoint_every = 100
-        c.train.log_every = 10
+        _demo(c)
         return c.lock()
-    c.data.declared = multitalent.CORPORA
-    c.data.share = "per_corpus"
+    architecture, _, kind = variant.partition("_")
+    _architecture(c, architecture)
+    if kind == "small":
+        _small(c, architecture)
+    elif kind == "finetune":
+        _paper(c)
+        _finetune(c, architecture)
+    else:
+        _paper(c)
+        c.data.declared = ordered(multitalent.CORPORA)
+        c.data.share = "per_corpus"
+    return c.lock()
+
+
+def _architecture(c, name: str) -> None:
+    if name == "unet":
+        c.model.update(dict(base_features=30, max_features=320, up_bias=False, head_bias=False, dtype="bfloat16"))
+        return
+    c.model.update(dict(name="swin_unetr", feature_size=48, dtype="bfloat16", remat="block"))
+    c.optim.name = "adamw"
+    c.optim.lr = 5e-4
+    c.optim.eps = 1e-4
+
+
+def _paper(c) -> None:
     c.data.spacing_mm = (1.5, 1.0, 1.0)
-    c.model.update(dict(base_features=30, max_features=320, up_bias=False, head_bias=False, dtype="bfloat16"))
+    c.optim.steps_per_epoch = EPOCH
     c.train.patch = (96, 192, 192)
     c.train.batch = 4
-    c.train.steps = 2000 * 250
+    c.train.steps = 2000 * EPOCH
     c.infer.mirror_axes = (0, 1, 2)
-    return c.lock()
+
+
+def _finetune(c, architecture: str) -> None:
+    c.train.batch = 2
+    c.train.steps = 1060 * EPOCH
+    phases = {name: dict(fields) for name, fields in FINETUNE.items()}
+    if architecture == "swin":
+        for fields, changes in zip(phases.values(), ({"lr": 1e-4, "amsgrad": False}, {"lr": 5e-4}, {"lr": 5e-4}), strict=True):
+            fields.update(changes)
+    c.optim.phases = ordered({name: ordered(fields) for name, fields in phases.items()})
+
+
+def _small(c, architecture: str) -> None:
+    """Sized for two cores; AdamW learns in hundreds of steps what the paper's SGD learns in thousands."""
+    c.data.spacing_rule = "per_corpus"
+    c.optim.name = "adamw"
+    c.optim.lr = 2e-3
+    c.model.dtype = "float32"
+    if architecture == "swin":
+        c.optim.lr = 5e-4
+        c.model.update(dict(feature_size=12, remat="none"))
+        c.train.patch = (32, 64, 64)
+    else:
+        c.model.update(dict(base_features=16, max_features=128))
+        c.train.patch = (40, 56, 40)
+    c.train.batch = 2
+    c.train.steps = 1500
+    c.train.validate_every = 250
+    c.train.validation_batches = 20
+    c.train.checkpoint_every = 250
+    c.train.log_every = 25
+    c.sampler.oversample = "probabilistic"
+    c.sampler.foreground = 0.67
+
+
+def _demo(c) -> None:
+    c.data.phantom_cases = 10
+    c.data.spacing_mm = (5.0, 4.0, 4.0)
+    c.optim.name = "adamw"
+    c.optim.lr = 2e-3
+    c.model.base_features = 16
+    c.model.max_features = 128
+    c.train.patch = (24, 48, 48)
+    c.train.batch = 2
+    c.sampler.oversample = "probabilistic"
+    c.sampler.foreground = 0.67
+    c.train.steps = 700
+    c.train.validate_every = 100
+    c.train.validation_batches = 8
+    c.train.checkpoint_every = 100
+    c.train.log_every = 10

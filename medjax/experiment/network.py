@@ -19,7 +19,7 @@ from medjax.data.augment import Augmentation, augment
 from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.train import optim
+from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 
 
@@ -113,12 +113,15 @@ def sampled_patch(fields: Mapping) -> tuple[int, ...]:
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:
-    """`fields["optim"]` over the run's number of steps; unknown fields raise `UsageError`."""
+    """`fields["optim"]` over the run's number of steps, in phases if it lists any; unknown fields raise `UsageError`."""
     given = dict(fields["optim"])
+    in_turn = given.pop("phases", {})
     known = inspect.signature(optim.make).parameters
     for key in given:
         if key not in known:
-            raise UsageError(f"config.optim has no field {key!r}", expected=", ".join(known))
+            raise UsageError(f"config.optim has no field {key!r}", expected=", ".join((*known, "phases")))
+    if in_turn:
+        return phases.make(tuple(in_turn.values()), given, fields["train"]["steps"])
     return optim.make(**given, steps=fields["train"]["steps"])
 
 

@@ -18,7 +18,7 @@ from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, network, runfolder
+from medjax.experiment import corpora, initial, network, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.experiment.models import predict as predict
@@ -91,7 +91,9 @@ def recipe_fields(fields: Mapping) -> dict:
     """The part of a config that decides the weights; where files lie and how many threads read them does not."""
     ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
     kept = ("seed", "model", "losses", "deep_weights", "task", "mask_padding", "augment", "optim")
-    return {k: fields[k] for k in kept} | {"sampler": ways, "train": {k: fields["train"][k] for k in ("steps", "batch", "patch")}}
+    begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
+    trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
+    return {k: fields[k] for k in kept} | {"init": begun, "sampler": ways, "train": trained}
 
 
 def prepare_stage(run: Run) -> None:
@@ -167,6 +169,7 @@ def train(run: Run) -> None:
         workdir=run.workdir,
         class_names=space.classes,
         recipe=_recipe(run, drawn),
+        borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,
         sharding_rules=fields["sharding"]["rules"],
     )

@@ -97,6 +97,18 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
     return jax.tree.unflatten(structure, leaves)
 
 
+def read_params(path: str | Path, which: str = "last") -> dict:
+    """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays, whatever the model (see `find`)."""
+    folder = find(path, which)
+    try:
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # a process that was told to see accelerators only
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = _facts(folder)["arrays"]["params"]
+    target = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32, sharding=where) for name, shape in shapes.items()}
+    return jax.tree.map(np.asarray, _load(folder, {"params": _nest(target)})["params"])
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that finishes pending writes on leaving.
 

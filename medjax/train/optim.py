@@ -1,12 +1,12 @@
-"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; poly, cosine, constant; clipping; frozen leaves.
+"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; schedules; clipping; frozen leaves.
 
 Flows in: numbers and rule lists over parameter paths. Flows out: `Optimizer`, an optax transformation with its schedule and the mask of
-trained leaves. Frozen leaves have no optimizer state, no update and no share in the clipping norm.
+trained leaves. Frozen leaves have no optimizer state, no update and no share in the clipping norm. Several in a row: `train/phases.py`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from medjax.train import rules as rule_lists
 from medjax.train.rules import Rules
 
 NAMES = ("sgd", "adamw")
-SCHEDULES = ("poly", "cosine", "constant")
+SCHEDULES = ("poly", "cosine", "linear", "constant")
 ALL_TRUE: Rules = ((".*", True),)
 ALL_ONE: Rules = ((".*", 1.0),)
 
@@ -29,12 +29,14 @@ class Optimizer:
     Attributes:
       tx: the optax transformation over the whole parameter tree.
       schedule: step (0-based, int or traced) -> learning rate.
-      trained: parameters -> tree of bool, False where frozen.
+      trained: parameters -> tree of bool, False where frozen (in every phase).
+      norm: (gradients, step) -> their global norm over the leaves that are trained at that step.
     """
 
     tx: optax.GradientTransformation
     schedule: Callable[[Any], Any]
     trained: Callable[[Any], Any]
+    norm: Callable[[Any, Any], Any]
 
 
 def make(
@@ -47,11 +49,14 @@ def make(
     steps_per_epoch: int = 1,
     warmup_steps: int = 0,
     final: float = 0.0,
+    span: int = 0,
+    shift: int = 0,
     momentum: float = 0.99,
     nesterov: bool = True,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    amsgrad: bool = False,
     weight_decay: float = 3e-5,
     clip_norm: float = 12.0,
     trainable: Rules = ALL_TRUE,
@@ -64,11 +69,12 @@ def make(
 
       sgd     g += wd p;  m = momentum m + g;  u = g + momentum m (nesterov) or m          torch.optim.SGD: decay is coupled
       adamw   u = mhat / (sqrt(vhat) + eps) + wd p                                          torch.optim.AdamW: decay is decoupled
+              with amsgrad v is replaced by its largest value so far
 
       p -= lr(step) lr_scale u          wd = weight_decay x decay
 
     Args:
-      steps, schedule, power, steps_per_epoch, warmup_steps, final: see `make_schedule`.
+      steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see `make_schedule`.
       trainable: (regex, bool); False freezes.
       lr_scale: (regex, factor of the learning rate).
       decay: (regex, bool or factor of `weight_decay`).
@@ -77,12 +83,13 @@ def make(
     """
     if name not in NAMES:
         raise UsageError(f"unknown optimizer {name!r}", fix=did_you_mean(name, NAMES))
-    rate = make_schedule(schedule, lr, steps, power=power, steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, final=final)
+    unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
+    rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
     add_decay = _per_leaf(lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules")
     if name == "sgd":
         core = [add_decay, optax.trace(momentum, nesterov)] if momentum else [add_decay]
     else:
-        core = [optax.scale_by_adam(b1, b2, eps), add_decay]
+        core = [_amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps), add_decay]
     scale = _per_leaf(lambda g, _, factor: g * float(factor), lr_scale, "learning-rate rules")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     chain = optax.chain(*clip, *core, scale, optax.scale_by_learning_rate(rate))
@@ -99,18 +106,24 @@ def make(
         return tx.init(params)
 
     tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
-    return Optimizer(optax.GradientTransformation(init, tx.update), rate, trained)
+
+    def norm(gradients: Any, step: Any) -> Any:
+        return optax.global_norm(jax.tree.map(lambda g, on: g if on else None, gradients, trained(gradients)))
+
+    return Optimizer(optax.GradientTransformation(init, tx.update), rate, trained, norm)
 
 
 def make_schedule(
-    name: str, lr: float, steps: int, *, power: float = 0.9, steps_per_epoch: int = 1, warmup_steps: int = 0, final: float = 0.0
-) -> Callable[[Any], Any]:
+    name: str, lr: float, steps: int, *, power: float = 0.9, steps_per_epoch: int = 1, warmup_steps: int = 0, final: float = 0.0,
+    span: int = 0, shift: int = 0,
+) -> Callable[[Any], Any]:  # fmt: skip
     """step (0-based) -> learning rate.
 
-    With t = floor(step / steps_per_epoch), W and T the warm-up and total length in the same unit:
+    With t = max(floor(step / steps_per_epoch) + shift, 0), W and T the warm-up and total length in the same unit:
       warm-up    lr (t + 1) / W                                        while t < W
       poly       lr (final + (1 - final) (1 - s)^power)                s = (t - W) / (T - W)
       cosine     lr (final + (1 - final) (1 + cos(pi s)) / 2)
+      linear     lr (t + 1) / T, a ramp up to `lr`
       constant   lr
 
     Args:
@@ -118,11 +131,14 @@ def make_schedule(
       steps_per_epoch: 1 changes the rate at every step, more makes a staircase (nnU-Net: 250).
       warmup_steps: a multiple of `steps_per_epoch`.
       final: share of `lr` at the end.
+      span: steps that T stands for where the schedule is longer or shorter than the run; 0: `steps`.
+      shift: epochs by which the schedule is ahead (or, negative, late).
 
     Raises: `UsageError` for an unknown name or a warm-up that does not fit.
     """
     if name not in SCHEDULES:
         raise UsageError(f"unknown schedule {name!r}", fix=did_you_mean(name, SCHEDULES))
+    steps = span or steps
     if steps < 1 or steps_per_epoch < 1 or warmup_steps % steps_per_epoch or not 0 <= warmup_steps < steps:
         raise UsageError(
             "warm-up does not fit the run", found=f"warmup_steps={warmup_steps}, steps={steps}, steps_per_epoch={steps_per_epoch}",
@@ -130,16 +146,17 @@ def make_schedule(
         )  # fmt: skip
     warm, total = warmup_steps // steps_per_epoch, steps / steps_per_epoch
     shape = {
-        "poly": lambda s: (1 - s) ** power,
-        "cosine": lambda s: (1 + jnp.cos(jnp.pi * s)) / 2,
+        "poly": lambda left: left**power,
+        "cosine": lambda left: (1 - jnp.cos(jnp.pi * left)) / 2,
+        "linear": lambda left: jnp.minimum(1 - left + 1 / (total - warm), 1.0),
         "constant": jnp.ones_like,
     }[name]
-    floor = 1.0 if name == "constant" else final
+    floor = {"constant": 1.0, "linear": 0.0}.get(name, final)
 
     def rate(step: Any) -> Any:
-        t = jnp.asarray(step) // steps_per_epoch
-        s = jnp.clip((t - warm) / (total - warm), 0.0, 1.0)
-        rest = lr * (floor + (1 - floor) * shape(s))
+        t = jnp.maximum(jnp.asarray(step) // steps_per_epoch + shift, 0)
+        left = jnp.clip((total - t) / (total - warm), 0.0, 1.0)  # 1 - s, exact near the end
+        rest = lr * (floor + (1 - floor) * shape(left))
         return jnp.where(t < warm, lr * (t + 1) / warm, rest) if warm else rest
 
     return rate
@@ -153,3 +170,28 @@ def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformat
         return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class _Amsgrad(NamedTuple):
+    count: Any
+    mu: Any
+    nu: Any
+    largest: Any
+
+
+def _amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """AMSGrad as in torch.optim: the largest v is kept before the bias correction (optax' own keeps it after)."""
+
+    def init(params: Any) -> _Amsgrad:
+        mu, nu, largest = (jax.tree.map(jnp.zeros_like, params) for _ in range(3))
+        return _Amsgrad(jnp.zeros((), jnp.int32), mu, nu, largest)
+
+    def update(g: Any, state: _Amsgrad, params: Any = None) -> tuple[Any, _Amsgrad]:
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, x: b1 * m + (1 - b1) * x, state.mu, g)
+        nu = jax.tree.map(lambda v, x: b2 * v + (1 - b2) * x**2, state.nu, g)
+        largest = jax.tree.map(jnp.maximum, state.largest, nu)
+        one, two = 1 - b1**count, 1 - b2**count
+        return jax.tree.map(lambda m, v: m / one / (jnp.sqrt(v / two) + eps), mu, largest), _Amsgrad(count, mu, nu, largest)
+
+    return optax.GradientTransformation(init, update)

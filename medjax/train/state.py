@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medjax.errors import TrainError
 from medjax.train import rules as rule_lists
@@ -55,5 +56,13 @@ def with_params(state: State, params: Any) -> State:
         raise TrainError(
             "borrowed parameters do not fit the model", found=wrong[:12], fix="return the tree that was given, leaves replaced"
         )
-    placed = [jax.device_put(jnp.asarray(new[k], old[k].dtype), old[k].sharding) for k in old]
+    placed = [_place(new[k], old[k]) for k in old]
     return state | {"params": jax.tree.unflatten(jax.tree.structure(state["params"]), placed)}
+
+
+def _place(value: Any, like: Any) -> Any:
+    """Numpy arrays (the same on every process) go where `like` lives; device arrays of another placing are moved."""
+    if isinstance(value, np.ndarray):
+        value = value.astype(like.dtype, copy=False)
+        return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+    return jax.device_put(jnp.asarray(value, like.dtype), like.sharding)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from medjax.train import sharding
 from medjax.train.optim import Optimizer
@@ -39,8 +38,9 @@ def make(task: Any, optimizer: Optimizer, seed: int, mesh: jax.sharding.Mesh, ta
         changes, opt = optimizer.tx.update(gradients, state["opt"], state["params"])
         # frozen leaves are passed on as they are: adding 0 would turn -0.0 into 0.0
         params = jax.tree.map(lambda p, u, on: (p + u).astype(p.dtype) if on else p, state["params"], changes, trained)
-        norm = optax.global_norm(jax.tree.map(lambda g, on: g if on else None, gradients, trained))
-        scalars = scalars | {"loss": loss, "grad_norm": norm, "lr": optimizer.schedule(state["step"]), "request": request.max()}
+        step = state["step"]
+        facts = {"loss": loss, "grad_norm": optimizer.norm(gradients, step), "lr": optimizer.schedule(step), "request": request.max()}
+        scalars = scalars | facts
         return {"step": state["step"] + 1, "params": params, "opt": opt}, scalars
 
     def validate(params: Any, batch: dict, request: jax.Array) -> dict:
