@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medjax.data.inputs import Case
 from medjax.errors import LabelError, MetricError, UsageError
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import Pair, evaluate, find_pairs, join
@@ -62,7 +63,7 @@ def test_nested_classes_ignore_voxels_and_failures(folders, tmp_path):
 
 
 def test_result_files(folders, tmp_path):
-    pairs, extra = find_pairs(*folders, patients={"a": "p1", "b": "p1"})
+    pairs, extra = find_pairs(*folders, {n: Case(n, (), patient="p1") for n in "ab"})
     evaluate(pairs, NESTED, resamples=100, unmatched=extra).write(tmp_path / "report")
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert list(summary)[:3] == ["metric_per_case", "mean", "foreground_mean"]

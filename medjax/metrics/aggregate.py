@@ -57,14 +57,16 @@ def score_masks(
     counts: overlap.Counts,
     spacing_mm: Sequence[float],
     tolerance_mm: float | None,
+    image_shape: Sequence[int] | None = None,
 ) -> tuple[str, dict[str, float]]:
-    """Status and scores of two masks (z, y, x); surface metrics only with a tolerance."""
+    """Status and scores of two masks (z, y, x), crops of an image of `image_shape`; surface metrics only with a tolerance."""
     status = status_of(counts.n_reference, counts.n_prediction)
+    shape = tuple(image_shape or reference.shape)
     if status != FOUND:
-        return status, empty_scores(status, surface.image_diagonal_mm(reference.shape, spacing_mm), tolerance_mm is not None)
+        return status, empty_scores(status, surface.image_diagonal_mm(shape, spacing_mm), tolerance_mm is not None)
     scores = {"Dice": counts.dice, "IoU": counts.iou}
     if tolerance_mm is not None:
-        distances = surface.surface_distances(reference, prediction, spacing_mm)
+        distances = surface.surface_distances(reference, prediction, spacing_mm, shape)
         scores["NSD"] = surface.surface_dice(distances, tolerance_mm)
         scores |= {"HD95": surface.hausdorff(distances), "ASSD": surface.assd(distances)}
     return status, scores

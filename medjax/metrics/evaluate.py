@@ -1,41 +1,41 @@
-"""Predicted label maps against reference ones: per-case scores, tables, and the files that carry them.
+"""Predicted masks against reference ones: per-case scores, tables, and the files that carry them.
 
-In: pairs of label files on one grid and the corpus that says what their values mean. Out: a `Result` (see `report`). A class is scored as
-the region of all label values that contain it, so nested classes need no special care. A case that cannot be scored is recorded and the
-others go on.
+In: pairs of label files (or folders of masks per class) on one grid and the corpus that says what they mean. Out: a `Result` (see
+`report`). A class is scored as the region of all label values that contain it, so nested classes need no special care. A case that cannot
+be scored is recorded and the others go on; cases run side by side as far as memory allows.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medjax.data import formats, nifti
-from medjax.data.annotation import read_label_volume, to_ids
-from medjax.data.cases import failure
+from medjax.data import nifti
+from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
-from medjax.metrics import overlap
+from medjax.metrics import masks, overlap
 from medjax.metrics.aggregate import ABSENT, Row, score_masks
 from medjax.metrics.report import Pair, Result, build_result, join
 from medjax.metrics.surface import DEFINITION
 
 __all__ = ["Pair", "Result", "evaluate", "find_pairs", "join"]
 
+TOLERANCE_MM = 1.0  # of the NSD where nobody states one
+
 
 def find_pairs(
     references: str | os.PathLike | Mapping[str, str],
     predictions: str | os.PathLike | Mapping[str, str],
-    patients: Mapping[str, str] | None = None,
+    sources: Mapping[str, Case] | None = None,
 ) -> tuple[list[Pair], list[str]]:
-    """Pairs of like-named label files.
+    """Pairs of like-named label files, or of like-named folders with one mask per class.
 
     Args:
-      references, predictions: a folder of `<case>.nii[.gz]` files, or case name -> path.
-      patients: case -> patient; the others are their own patient.
+      references, predictions: a folder of `<case>.nii[.gz]` files or `<case>/` folders, or case name -> path.
+      sources: case name -> the case, for its patient and its scan; the others are their own patient.
 
     Returns: the pairs, in order of case name (prediction None where there is none), and the predictions without a reference.
     Raises: `UsageError` if a folder is missing or no name occurs on both sides.
@@ -44,8 +44,11 @@ def find_pairs(
     if not set(wanted) & set(found):
         hint = did_you_mean(next(iter(wanted)), found) if wanted and found else "both sides need <case>.nii.gz files"
         raise UsageError("no prediction has the name of a reference", path=predictions, found=f"{len(found)} files", fix=hint)
-    patients = patients or {}
-    pairs = [Pair(case, wanted[case], found.get(case), patients.get(case, case)) for case in sorted(wanted)]
+    known = sources or {}
+    pairs = [
+        Pair(case, wanted[case], found.get(case), known[case].patient or case if case in known else case, known.get(case))
+        for case in sorted(wanted)
+    ]
     return pairs, [found[case] for case in sorted(set(found) - set(wanted))]
 
 
@@ -55,90 +58,92 @@ def evaluate(
     *,
     classes: Sequence[str] | None = None,
     surface: bool = False,
-    tolerance_mm: float | Mapping[str, float] = 1.0,
+    tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     groups: Mapping[str, Iterable[str]] | None = None,
     unmatched: Sequence[str] = (),
     resamples: int = 10_000,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Scores every pair, case by case.
 
     Args:
-      pairs: from `find_pairs`, or made by hand.
+      pairs: from `find_pairs`, or made by hand; one per case name.
       corpus: the meaning of the label values, in references and predictions alike. Reference voxels with its ignore value are left out.
       classes: the classes to score; default the annotated ones. Give a view's full corpus to score what the view hides.
       surface: also NSD, HD95 and ASSD (slower).
       tolerance_mm: of the NSD, for all classes or by class (others 1 mm).
       groups: group name -> classes, for one more table.
       unmatched: passed on to the result.
-      workers: threads; default up to eight.
-      progress: called with each finished case name.
+      workers: threads; default one per core. Cases wait while those at work leave too little memory.
+      progress: called after every case with (done, total, name, status).
 
     Returns: the `Result`. Cases fail in isolation (missing prediction, other grid, undeclared values, damaged file).
-    Raises: `LabelError` for an unknown class, `UsageError` without pairs.
+    Raises: `LabelError` for an unknown class, `UsageError` without pairs or for a case that comes twice.
     """
     names = tuple(corpus.annotated if classes is None else classes)
-    for name in names:
+    for name in {*names, *(tolerance_mm if isinstance(tolerance_mm, Mapping) else ())}:
         corpus.ids_of(name)
     if not pairs:
         raise UsageError("nothing to evaluate: no pairs of files", path=corpus.name)
-    tolerances = (
-        {n: float(tolerance_mm.get(n, 1.0) if isinstance(tolerance_mm, Mapping) else tolerance_mm) for n in names} if surface else {}
-    )
-    members = np.zeros((len(corpus.values), len(names)), bool)
-    for c, name in enumerate(names):
-        members[list(corpus.ids_of(name)), c] = True
-
-    def attempt(pair: Pair) -> list[Row] | dict:
-        try:
-            return _score(pair, corpus, names, members, tolerances)
-        except Exception as error:
-            return {"corpus": corpus.name} | failure(Case(pair.case, (pair.reference,)), error)
-        finally:
-            if progress:
-                progress(pair.case)
-
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        outcomes = list(pool.map(attempt, pairs))
-    rows = [row for outcome in outcomes if isinstance(outcome, list) for row in outcome]
+    by_case = {pair.case: pair for pair in pairs}
+    if len(by_case) < len(pairs):
+        raise UsageError("a case comes twice", path=corpus.name, fix="give every case its own name")
+    chosen = tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
+    tolerances = {name: float(chosen.get(name, TOLERANCE_MM)) for name in names} if surface else {}
+    outcomes = each(
+        lambda case: _score(by_case[case.name], corpus, names, tolerances),
+        [Case(pair.case, (_sample_file(pair.reference),)) for pair in pairs],
+        workers=workers, progress=progress, status=lambda rows: "scored",
+    )  # fmt: skip
+    rows = [row for outcome in outcomes if outcome.failure is None for row in outcome.value]
     settings = {"surface": surface, "tolerance_mm": _shortest(tolerances), "definition": DEFINITION if surface else None}
-    scored = [(corpus.name, pair) for pair, outcome in zip(pairs, outcomes, strict=True) if isinstance(outcome, list)]
-    failed = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    scored = [(corpus.name, pair) for pair, outcome in zip(pairs, outcomes, strict=True) if outcome.failure is None]
+    failed = [{"corpus": corpus.name} | outcome.failure for outcome in outcomes if outcome.failure is not None]
     return build_result({corpus.name: corpus}, {corpus.name: names}, rows, scored, failed, unmatched, settings, groups, resamples, seed)
 
 
-def _score(pair: Pair, corpus: Corpus, names: Sequence[str], members: np.ndarray, tolerances: Mapping[str, float]) -> list[Row]:
-    """All rows of one case."""
+def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping[str, float]) -> list[Row]:
+    """All rows of one case; every class is looked at within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
-    reference = read_label_volume(pair.source or Case(pair.case, (), label=pair.reference), corpus)
-    prediction = formats.read(pair.prediction, "label")
-    nifti.check_same_geometry(reference, prediction)
-    ids, predicted = reference.array, to_ids(prediction.array, corpus, prediction.path)
-    counts = overlap.count_classes(overlap.confusion(ids, predicted, len(corpus.values)), members, corpus.ignore_id)
-    valid = None if corpus.ignore is None else ids != corpus.ignore_id
+    reference = masks.open_masks(pair.reference, corpus, pair.source)
+    prediction = masks.open_masks(pair.prediction, corpus, like=reference.volume)
+    nifti.check_same_geometry(reference.volume, prediction.volume)
+    shape, spacing = reference.volume.shape, reference.volume.spacing_mm
+    whole = tuple(slice(0, n) for n in shape)
+    valid = reference.valid(whole)
+    voxels = int(np.prod(shape)) if valid is None else int(np.count_nonzero(valid))
     rows = []
-    for c, name in enumerate(names):
-        masks = [members[:, c][volume] for volume in (ids, predicted)] if tolerances else [ids, predicted]
-        if valid is not None and tolerances:
-            masks = [mask & valid for mask in masks]
-        status, scores = score_masks(*masks, counts[c], reference.spacing_mm, tolerances.get(name))
+    for name in names:
+        box = masks.join(reference.box(name), prediction.box(name)) or (slice(0, 0),) * 3
+        a, b = reference.mask(name, box), prediction.mask(name, box)
+        if valid is not None:
+            a, b = a & valid[box], b & valid[box]
+        counts = overlap.count(a, b)
+        counts = counts._replace(tn=voxels - counts.tp - counts.fp - counts.fn)
+        status, scores = score_masks(a, b, counts, spacing, tolerances.get(name), shape)
         if status != ABSENT:
-            volumes = [overlap.volume_ml(n, reference.spacing_mm) for n in (counts[c].n_reference, counts[c].n_prediction)]
-            scores["volume_error_ml"] = volumes[1] - volumes[0]
-        rows.append(Row(pair.case, pair.patient or pair.case, corpus.name, name, status, scores, counts[c]))
+            scores["volume_error_ml"] = overlap.volume_ml(counts.n_prediction - counts.n_reference, spacing)
+        rows.append(Row(pair.case, pair.patient or pair.case, corpus.name, name, status, scores, counts))
     return rows
 
 
 def _label_files(source: str | os.PathLike | Mapping[str, str]) -> dict[str, str]:
+    """Case -> label file, or folder of masks where there is no file of that name."""
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
     folder = Path(source)
     if not folder.is_dir():
         raise UsageError("no such folder", path=folder, fix="give the folder that holds the <case>.nii.gz label files")
-    return {stem(p): str(p) for p in nifti_files(folder)}
+    folders = {p.name: str(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and nifti_files(p)}
+    return folders | {stem(p): str(p) for p in nifti_files(folder)}
+
+
+def _sample_file(path: str) -> str:
+    """A file whose header tells how large the case is."""
+    return str(next(iter(nifti_files(Path(path))), path)) if os.path.isdir(path) else path
 
 
 def _shortest(tolerances: Mapping[str, float]) -> float | dict | None:

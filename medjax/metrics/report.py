@@ -26,9 +26,9 @@ REPORTED = ("Dice", "NSD", "HD95")  # the columns of table.md; the files hold al
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two label files of one case; a missing prediction is None and becomes a failed case.
+    """The two label files of one case (or folders with one mask per class); a missing prediction is None and becomes a failed case.
 
-    `source` is the case itself where its reference is no single label map but masks per class; `reference` then names one of the files.
+    `source` is the case they belong to: its scan for pictures, and its masks where the reference is no single label map.
     """
 
     case: str

@@ -11,16 +11,19 @@ corners in the minority), the segments close to loops, and each loop is triangul
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from medjax.errors import MetricError
 
 DEFINITION = "surfels with areas on the half-voxel grid; HD95 is the larger of the two directed area-weighted 95 % quantiles"
+TREE_COST = 5  # one look-up in the search tree costs about as much as so many voxels of a distance map
 CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))  # bit i of a neighbourhood code is corner i = 4 z + 2 y + x
 
 
@@ -40,13 +43,18 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    reference: Bool[np.ndarray, "z y x"], prediction: Bool[np.ndarray, "_ _ _"], spacing_mm: Sequence[float]
+    reference: Bool[np.ndarray, "z y x"],
+    prediction: Bool[np.ndarray, "_ _ _"],
+    spacing_mm: Sequence[float],
+    image_shape: Sequence[int] | None = None,
 ) -> SurfaceDistances:
     """All surfel distances between two non-empty masks.
 
     Args:
-      reference, prediction: masks on the same grid. An axis of extent 1 is taken as a slice: its contour counts, its faces do not.
+      reference, prediction: masks on the same grid, or the same crop of it that holds all of both.
       spacing_mm: voxel size in array order.
+      image_shape: of the whole image, for masks that are crops. An axis of extent 1 in the image is taken as a slice: its contour counts,
+        its faces do not.
 
     Raises: `MetricError` if a mask is empty (see `aggregate` for what that is worth) or the shapes differ.
     """
@@ -56,12 +64,36 @@ def surface_distances(
         raise MetricError("a surface distance needs two non-empty masks", fix="apply the rules for empty cases first")
     spacing = tuple(float(s) for s in spacing_mm)
     box = _joint_box(reference, prediction)
-    codes = [_codes(mask[box], reference.shape) for mask in (reference, prediction)]
-    borders = [(code != 0) & (code != 255) for code in codes]
-    areas = [surfel_areas(spacing)[code[border]] for code, border in zip(codes, borders, strict=True)]
-    distances = [ndimage.distance_transform_edt(~borders[1 - i], sampling=spacing)[borders[i]] for i in (0, 1)]
+    codes = [_codes(mask[box], tuple(image_shape or reference.shape)) for mask in (reference, prediction)]
+    borders = [np.flatnonzero((code != 0) & (code != 255)) for code in codes]
+    areas = [surfel_areas(spacing)[code.ravel()[border]] for code, border in zip(codes, borders, strict=True)]
+    distances = [_distances(borders[i], borders[1 - i], codes[0].shape, spacing) for i in (0, 1)]
     order = [np.argsort(d, kind="stable") for d in distances]
     return SurfaceDistances(distances[0][order[0]], areas[0][order[0]], distances[1][order[1]], areas[1][order[1]])
+
+
+def _distances(source: np.ndarray, target: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
+    """Distance in mm from every grid point in `source` to the nearest one in `target` (flat indices into `shape`).
+
+    A search tree visits surfels only and is some ten times faster than a distance map of the whole box where the surfaces are near each
+    other; the map wins where they are far apart. A sample of the distances decides; the result is the same.
+    """
+    result = np.zeros(len(source))
+    apart = np.flatnonzero(~np.isin(source, target, assume_unique=True))  # surfels on both surfaces are 0 mm apart
+    if not len(apart):
+        return result
+    here, there = (np.stack(np.unravel_index(flat, shape), 1).astype(np.float64) for flat in (source[apart], target))
+    tree = cKDTree(there * spacing, balanced_tree=False, compact_nodes=False)
+    sample, _ = tree.query(here[:: max(1, len(here) // 200)] * spacing)
+    steps = float(sample.mean()) / min(spacing)
+    if len(apart) * (1 + steps / 8) * TREE_COST > math.prod(shape):
+        outside = np.ones(shape, bool)
+        outside.ravel()[target] = False
+        result[apart] = ndimage.distance_transform_edt(outside, sampling=spacing).ravel()[source[apart]]
+        return result
+    _, nearest = tree.query(here * spacing)
+    result[apart] = np.sqrt((((here - there[nearest]) * spacing) ** 2).sum(1))  # from whole voxels, as the distance map computes it
+    return result
 
 
 def hausdorff(distances: SurfaceDistances, percent: float = 95.0) -> float:
@@ -165,10 +197,10 @@ def _codes(mask: np.ndarray, image_shape: tuple[int, ...]) -> UInt8[np.ndarray, 
         width = [(0, 0)] * 3
         width[axis] = (0, 1) if extent == 1 else (1, 1)
         mask = np.pad(mask, width, mode="edge" if extent == 1 else "constant")
-    codes = np.zeros(tuple(n - 1 for n in mask.shape), np.uint8)
-    for bit, (z, y, x) in enumerate(CORNERS):
-        window = mask[z : z + codes.shape[0], y : y + codes.shape[1], x : x + codes.shape[2]]
-        codes |= window.astype(np.uint8) << np.uint8(bit)
+    codes = mask.view(np.uint8)
+    for axis in (2, 1, 0):  # neighbours along x, then y, then z: bits 1, 2 and 4 of the corner number
+        near, far = (codes[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
+        codes = near | (far << np.uint8(1 << (2 - axis)))
     return codes
 
 
