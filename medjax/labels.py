@@ -34,6 +34,7 @@ class Corpus:
       channels: channel names; they choose the normalisation ("CT" clips and uses corpus statistics, most others z-score per case).
       ignore: raw value of voxels nobody annotated, or None.
       store: name of the corpus whose prepared volumes this one reads (differs from `name` only in a view).
+      meanings: (class, what its annotators meant by it), where the name may mislead; `merge` refuses to share a name with two meanings.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Corpus:
     channels: tuple[str, ...] = ("CT",)
     ignore: int | None = None
     store: str = ""
+    meanings: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         labels = tuple(sorted((int(value), tuple(names)) for value, names in self.labels))
@@ -55,9 +57,13 @@ class Corpus:
         object.__setattr__(self, "annotated", tuple(self.annotated) or self.classes)
         object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "store", self.store or self.name)
+        object.__setattr__(self, "meanings", tuple((str(name), str(text)) for name, text in self.meanings))
         for name in self.annotated:
             if name not in self.classes:
                 raise LabelError(f"annotated class {name!r} is not among the labels", path=self.name, fix=did_you_mean(name, self.classes))
+        for name, _ in self.meanings:
+            if name not in self.classes:
+                raise LabelError(f"a meaning for the unknown class {name!r}", path=self.name, fix=did_you_mean(name, self.classes))
         if self.ignore is not None and self.ignore in values:
             raise LabelError("the ignore value is also a label", path=self.name, found=self.ignore)
 
@@ -120,6 +126,7 @@ class Corpus:
     def from_json(cls, fields: Mapping) -> "Corpus":
         """Inverse of `to_json`."""
         tuples = {"labels": tuple((v, tuple(n)) for v, n in fields["labels"])}
+        tuples |= {"meanings": tuple((name, text) for name, text in fields.get("meanings", ()))}
         return cls(**{**fields, **tuples, "annotated": tuple(fields["annotated"]), "channels": tuple(fields["channels"])})
 
 
@@ -284,6 +291,7 @@ def merge(
         return name if share == "by_name" else f"{corpus.name}/{name}"
 
     names = tuple(tuple((local, target(corpus, local)) for local in corpus.annotated) for corpus in corpora)
+    _check_meanings(corpora, names, rename)
     if unused := set(rename) - used:
         known = [f"{c.name}/{n}" for c in corpora for n in c.annotated]
         raise LabelError(f"rename entries that match nothing: {sorted(unused)}", fix=did_you_mean(min(unused), known))
@@ -296,3 +304,21 @@ def merge(
             breadth[g] = max(breadth[g], len(corpus.ids_of(local)))
     weak = sorted((g for g in classes if g not in precedence), key=lambda g: -breadth[g])
     return LabelSpace(classes, tuple(corpora), names, (*weak, *precedence))
+
+
+def _check_meanings(corpora: Sequence[Corpus], names: Sequence[Sequence[tuple[str, str]]], rename: Mapping[str, str]) -> None:
+    """`LabelError` if two corpora mean different things by one channel and nobody said "corpus/class" -> channel for one of them."""
+    claims: dict[str, tuple[Corpus, str]] = {}
+    for corpus, table in zip(corpora, names, strict=True):
+        meanings = dict(corpus.meanings)
+        for local, g in table:
+            if local not in meanings or rename.keys() & {f"{corpus.name}/{local}", f"{corpus.store}/{local}"}:
+                continue
+            other, text = claims.setdefault(g, (corpus, meanings[local]))
+            if text != meanings[local]:
+                raise LabelError(
+                    f"two corpora mean different things by {g!r}", path=corpus.name, found=f"{meanings[local]!r}",
+                    expected=f"{text!r}, as in {other.name}",
+                    fix=f'rename one: data.rename["{corpus.name}/{local}"] = "..." (the same name declares them equal), or '
+                        f'share="per_corpus"',
+                )  # fmt: skip

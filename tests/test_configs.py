@@ -44,7 +44,7 @@ def test_multitalents_unet_has_the_papers_size(tmp_path):
 def test_dry_allocates_nothing_and_shows_the_mixture(capsys):
     assert main.main(["--config=configs/multitalent.py:unet", "--mode=dry"]) == 0
     shown = capsys.readouterr().out
-    assert "29,319,560" in shown and "064_KiTS19/tumour" in shown
+    assert "29,319,560" in shown and "064_KiTS19/kidney tumour" in shown
     assert "008_HepaticVessel" in shown and "0.136" in shown  # sqrt(242) of sum of sqrt(n), spec table 3.4
 
 

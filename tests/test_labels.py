@@ -35,10 +35,10 @@ def test_per_corpus_merging_keeps_protocols_apart_and_rename_joins_them():
 
 
 def test_multitalent_pool_has_47_channels_in_the_papers_order():
-    corpora = [Corpus(n, tuple((int(v), c) for v, c in f["labels"].items())) for n, f in CORPORA.items()]
+    corpora = [Corpus(n, tuple((int(v), c) for v, c in f["labels"].items()), f["annotated"]) for n, f in CORPORA.items()]
     space = merge(corpora, share="per_corpus")
     assert len(space.classes) == 47 and sum(f["cases"] for f in CORPORA.values()) == 1477
-    assert space.classes[41] == "064_KiTS19/kidney" and space.classes[42] == "064_KiTS19/tumour"
+    assert space.classes[41] == "064_KiTS19/kidney" and space.classes[42] == "064_KiTS19/kidney tumour"
     assert space.classes[0] == "003_Liver/liver" and space.table[0, 2].nonzero()[0].tolist() == [0, 1]
     assert space.known.sum(1).tolist() == [2, 1, 2, 2, 1, 1, 13, 8, 6, 4, 1, 2, 4]
 

@@ -9,7 +9,9 @@ An optional block of dataset.json says what the common layouts cannot:
                "modality": "CT",                        default: CT if a channel is called CT, else MR
                "patients": {"case_01": "p1"},           or {"regex": "^(p\\d+)"}: cases of one patient never straddle a split
                "regions": {"liver": [1, 2]},            more classes, each a set of label values
-               "name": "Liver"}                         default: the folder's name without TaskXX_ or DatasetXXX_
+               "name": "Liver",                         default: the folder's name without TaskXX_ or DatasetXXX_
+               "meanings": {"kidney": "both, ..."},     what a class means, where the name alone may mislead
+               "twins": [{"corpus": "LiTS", "cases": "liver_(\\d+)", "other": "volume-\\1"}]}   scans shared with other corpora
 """
 
 import os
@@ -23,7 +25,7 @@ from medjax.labels import BACKGROUND, Corpus
 
 __all__ = ["Case", "find_inputs", "read_corpus", "read_labels", "scan_corpus"]
 
-BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "license", "licence", "citation")
+BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "meanings", "twins", "license", "licence", "citation")
 
 
 def read_corpus(folder: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...]]:
@@ -87,7 +89,10 @@ def _describe(path: Path) -> tuple[Corpus, dict, dict]:
     if "/" in name or os.sep in name or name.startswith("."):
         raise UsageError("unusable corpus name", path=path, found=name, expected="a name that can be a folder")
     modality = str(block.get("modality") or ("CT" if any(c.lower() == "ct" for c in channels) else "MR"))
-    return Corpus(name, labels, tuple(annotated), modality, channels, ignore), spec, block
+    meanings = block.get("meanings", {})
+    if not isinstance(meanings, dict):
+        raise LabelError('"meanings" must be an object', path=path, found=meanings, expected='{"kidney": "both kidneys"}')
+    return Corpus(name, labels, tuple(annotated), modality, channels, ignore, meanings=tuple(meanings.items())), spec, block
 
 
 def _resolve(folder: str | os.PathLike) -> Path:

@@ -113,8 +113,11 @@ def _described_phantoms(count: int) -> list[Corpus]:
 
 def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...], list]:
     labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
-    corpus = Corpus(name, labels, modality=fields["modality"], channels=tuple(fields["channels"]))
+    kind = {"modality": fields["modality"], "channels": tuple(fields["channels"]), "meanings": tuple(fields.get("meanings", {}).items())}
+    corpus = Corpus(name, labels, tuple(fields.get("annotated", ())), **kind)
     folder = Path(root or ".") / name
+    if not (folder / "dataset.json").is_file() and fields.get("source"):
+        folder = Path(root or ".") / fields["source"]
     if not (folder / "dataset.json").is_file():
         if files:
             raise UsageError(

@@ -1,0 +1,248 @@
+"""The one command behind every corpus file: raw download -> checked, described and prepared cases in a store.
+
+    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store [--only AMOS22_CT] [--where part=Tr]
+
+    <out>/<corpus>/dataset.json      what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
+    <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
+    <out>/<corpus>/<case>/           prepared arrays, see medjax/data/store.py
+
+A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases failed, 4 refused by the checks.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.declare import PublicCorpus, first_template
+from data_pipelines.find import Found, find_cases
+from medjax.errors import (
+    EXIT_ERROR,
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    EXIT_VERIFICATION,
+    MedjaxError,
+    UsageError,
+    VerificationError,
+    did_you_mean,
+    sentence,
+)
+
+
+def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> None:
+    """Command line of a corpus file; ends the process with an exit code."""
+    sys.exit(run(corpora, argv))
+
+
+def run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> int:
+    """Like `main`, but returns the exit code."""
+    try:
+        args = _parser(corpora).parse_args(argv)
+        if args.describe:
+            print("\n\n".join(describe(corpus) for corpus in corpora))
+            return EXIT_OK
+        if not args.raw or not args.out:
+            raise UsageError("nothing to do", expected="--raw FOLDER --out STORE, or --describe")
+        code = EXIT_OK
+        for corpus, found in _selected(corpora, args):
+            code = max(code, _ingest(corpus, found, args))
+        return code
+    except MedjaxError as error:
+        print(f"medjax: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, BrokenPipeError):
+        return EXIT_ERROR
+
+
+def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
+    names = ", ".join(c.name for c in corpora)
+    parser = argparse.ArgumentParser(description=f"Bring a download of {names} into a store. Nothing is downloaded.")
+    parser.add_argument("--raw", help="folder that the download was unpacked into")
+    parser.add_argument("--out", help="store; training finds the corpus with --config.data.root=STORE --config.data.store=STORE")
+    parser.add_argument("--only", default="", help=f"comma-separated, of {names}")
+    parser.add_argument("--where", action="append", default=[], metavar="PLACEHOLDER=EXPRESSION", help="take only some cases, e.g. part=Tr")
+    parser.add_argument("--plan", default="", help="plan.json to follow, so that corpora of one pool are prepared alike")
+    parser.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
+    parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
+    parser.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
+    parser.add_argument("--keep-suspects", action="store_true", help="also take cases that are known to be bad")
+    parser.add_argument("--allow-missing-masks", action="store_true", help="a class without its mask file counts as absent from the case")
+    parser.add_argument("--allow-absent", action="append", default=[], metavar="CLASS", help="accept that this class occurs in no case")
+    parser.add_argument("--no-verify", action="store_true", help="skip the report over all files (preparation still checks each case)")
+    parser.add_argument("--dry", action="store_true", help="only list what would be ingested")
+    parser.add_argument("--describe", action="store_true", help="print what the corpus is, how to obtain it and how its files must lie")
+    parser.add_argument("--quiet", action="store_true")
+    return parser
+
+
+def _selected(corpora: Sequence[PublicCorpus], args: argparse.Namespace) -> list[tuple[PublicCorpus, Found]]:
+    """The corpora of this call with their cases; those that are not in the folder are passed over unless they were asked for."""
+    wanted = [name.strip() for name in args.only.split(",") if name.strip()]
+    for name in wanted:
+        if name not in [c.name for c in corpora]:
+            raise UsageError(f"no corpus {name!r} in this file", fix=did_you_mean(name, [c.name for c in corpora]))
+    where = dict(_rule(text) for text in args.where)
+    options = {"where": where, "keep_suspects": args.keep_suspects, "allow_missing_masks": args.allow_missing_masks}
+    found, absent = [], []
+    for corpus in corpora:
+        if wanted and corpus.name not in wanted:
+            continue
+        try:
+            found.append((corpus, find_cases(corpus, args.raw, **options)))
+        except UsageError as error:
+            if wanted or len(corpora) == 1 or not str(error.message).startswith("no labelled case"):
+                raise
+            absent.append(error)
+    if not found:
+        raise absent[0]
+    return found
+
+
+def _rule(text: str) -> tuple[str, str]:
+    name, mark, expression = text.partition("=")
+    if not mark:
+        raise UsageError(f"cannot read --where {text!r}", expected="PLACEHOLDER=EXPRESSION, e.g. part=Tr")
+    return name, expression
+
+
+def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
+    from medjax.data.fingerprint import fingerprint, make_plan
+    from medjax.data.occurrence import absent_classes
+    from medjax.data.plan import Plan
+    from medjax.data.prepare import prepare
+    from medjax.data.verify import verify
+
+    print(f"{corpus.name}: {len(found.cases)} cases in {args.raw}" + "".join(f"; {note}" for note in found.notes))
+    for name, reason in found.left_out.items():
+        print(f"  left out: {name}: {reason} (--keep-suspects takes it)")
+    failed = [{"case": Path(str(e.path)).name} | e.record() for e in found.problems]
+    if args.dry:
+        print("\n".join(f"  {case.name}: {', '.join(case.images)}" for case in found.cases))
+        return _report(failed)
+    if not found.cases:
+        _report(failed)
+        raise VerificationError("no usable case", path=args.raw, fix="mend what is listed above")
+    described = corpus.corpus()
+    folder = Path(args.out) / corpus.name
+    write_description(folder, corpus, found)
+    if not args.no_verify:
+        report = verify(folder, workers=args.workers or None)
+        print(report.text())
+    show = None if args.quiet else _progress(corpus.name)
+    cases = found.cases
+    if args.plan:
+        plan = _read_plan(Path(args.plan), Plan)
+    else:
+        prints = fingerprint(described, cases, workers=args.workers or None, cache=folder / "fingerprint.json")
+        spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
+        plan = make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
+    (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
+    result = prepare(described, cases, plan, args.out, workers=args.workers or None, progress=show)
+    failed += result.failed
+    print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
+    absent = [name for name in absent_classes(described, args.out) if name not in args.allow_absent]
+    code = _report(failed)
+    if absent:
+        os.replace(folder / "dataset.json", folder / "dataset.refused.json")
+        print(
+            f"medjax: {corpus.name} is refused: {', '.join(absent)} said to be annotated, but no voxel of it in any of the cases. A "
+            f"network would"
+            " learn that it never exists. Look for other label values or missing masks; --allow-absent CLASS accepts it", file=sys.stderr,
+        )  # fmt: skip
+        return EXIT_VERIFICATION
+    return code
+
+
+def _read_plan(path: Path, plan):
+    try:
+        return plan.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"not a plan: {error}", path=path, fix="give the plan.json of a store or a run folder") from error
+
+
+def _report(failed: Sequence[dict]) -> int:
+    for entry in failed:
+        print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _progress(what: str):
+    def show(done: int, total: int, name: str, status: str) -> None:
+        if sys.stderr.isatty() or status == "failed" or done == total:
+            end = "\r" if sys.stderr.isatty() and done < total else "\n"
+            print(f"{what} {done}/{total} {name}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def write_description(folder: Path, corpus: PublicCorpus, found: Found) -> Path:
+    """dataset.json with every fact that medjax uses and the path of every file; returns its path.
+
+    It is nnU-Net's form with an explicit list of files, so that `medjax verify` and training need no copy of the raw data.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = corpus.corpus()
+    values = {name: [described.values[i] for i in described.ids_of(name)] for name in described.classes}
+    taken, labels = set(), {"background": 0}
+    for name, held in values.items():
+        labels[name] = held[0] if len(held) == 1 and held[0] not in taken else held
+        taken |= set(held) if len(held) == 1 else set()
+    entries = {}
+    for case in found.cases:
+        paths = [os.path.abspath(p) for p in case.images]
+        entry = {"images": paths, "label": os.path.abspath(case.label)} if case.label else {"images": paths}
+        if getattr(case, "masks", ()):
+            entry["masks"] = [[mask.name, os.path.abspath(mask.path), mask.pick] for mask in case.masks]
+        entries[case.name] = entry
+    spec = {
+        "channel_names": {str(i): name for i, name in enumerate(corpus.channels)},
+        "labels": labels | ({"ignore": corpus.ignore} if corpus.ignore is not None else {}),
+        "numTraining": len(entries),
+        "file_ending": ".nii.gz",
+        "dataset": entries,
+        "medjax": {
+            "name": corpus.name,
+            "modality": corpus.modality,
+            "annotated": list(described.annotated),
+            "meanings": dict(described.meanings),
+            "patients": {case.name: case.patient for case in found.cases},
+            "twins": [twin.to_json() for twin in corpus.twins if twin.cases],
+            "licence": corpus.licence,
+            "citation": corpus.citation,
+        },
+    }
+    path = folder / "dataset.json"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(spec, indent=1))
+    os.replace(temporary, path)
+    return path
+
+
+def describe(corpus: PublicCorpus) -> str:
+    """What a person must know before obtaining a corpus, as text."""
+    classes = corpus.corpus()
+    lines = [
+        f"{corpus.name}: {corpus.title}",
+        f"  {corpus.citation}",
+        f"  licence   {corpus.licence}",
+        f"  obtain    {corpus.obtain} ({corpus.url})",
+    ]
+    lines.append(f"  cases     {corpus.cases or 'not published'}, {corpus.modality}, channels {', '.join(corpus.channels)}")
+    lines += [f"  value {value:<4}{', '.join(names)}" for value, names in corpus.sets.items()]
+    if hidden := [name for name in classes.classes if name not in classes.annotated]:
+        lines.append(f"  unknown   {', '.join(hidden)} (not annotated throughout)")
+    lines += [f"  meaning   {name}: {text}" for name, text in corpus.meanings.items()]
+    for layout in corpus.layouts:
+        lines += [f"  image     {template}" for template in layout.images]
+        lines += (
+            [f"  label     {layout.label}"]
+            if layout.label
+            else [f"  mask      {name}: {first_template(entry)}" for name, entry in layout.masks.items()]
+        )
+        lines += [f"            {layout.note}"] if layout.note else []
+    lines += [f"  defect    {text}" for text in corpus.defects]
+    lines += [f"  suspect   {name}: {reason}" for name, reason in corpus.suspects.items()]
+    lines += [f"  twins     {twin.corpus}: {twin.note}" for twin in corpus.twins]
+    return "\n".join(lines)
