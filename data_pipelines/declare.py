@@ -19,7 +19,7 @@ Names = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The published file names below the raw folder: `{case}` and other placeholders are (part of) a path component, `*` is anything in one.
+    """Published file names below the raw folder: `{case}` and other placeholders are (part of) a path component, `*` is anything in one.
 
     Attributes:
       images: one template per channel; a series of DICOM slices is named as its folder.

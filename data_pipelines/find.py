@@ -9,8 +9,7 @@ from pathlib import Path
 
 from data_pipelines.anatomy import canonical
 from data_pipelines.declare import Layout, PublicCorpus, filled, first_template, pattern
-from medjax.data import inputs
-from medjax.data.inputs import Case, read_json
+from medjax.data.inputs import Case, Mask, read_json
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 
 
@@ -154,7 +153,7 @@ def _case(corpus: PublicCorpus, layout: Layout, raw: Path, prefix: str, groups: 
         found = []
         for one in (entry,) if isinstance(entry, str) else entry:
             template, _, pick = one.partition("|")
-            found += [inputs.Mask(class_, str(raw / path), frames.get(class_, pick)) for path in look(template)]
+            found += [Mask(class_, str(raw / path), frames.get(class_, pick)) for path in look(template)]
         masks += found
         if not found and class_ not in layout.optional:
             missing.append(class_)
