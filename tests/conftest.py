@@ -1,9 +1,11 @@
 """Shared fixtures: eight simulated CPU devices, parsed absl flags (grain workers need them), and the real scans if there are any."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MEDJAX_HOME", tempfile.mkdtemp(prefix="medjax-home-"))  # what commands remember stays out of the real home
 
 import jax
 import pytest

@@ -61,7 +61,9 @@ def write_segmentation(path: Path, files: list[str], masks: dict[str, np.ndarray
     seg.save_as(path)
 
 
-def write_structures(path: Path, files: list[str], contours: dict[str, list[tuple[int, list[tuple[float, float]]]]]) -> None:
+def write_structures(
+    path: Path, files: list[str], contours: dict[str, list[tuple[int, list[tuple[float, float]]]]], *, refer: bool = False
+) -> None:
     """An RTSTRUCT; polygons are given in (x, y) voxels of a slice."""
     from pydicom import dcmread
     from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -89,5 +91,11 @@ def write_structures(path: Path, files: list[str], contours: dict[str, list[tupl
         item.ContourSequence = Sequence(planes)
         rois.append(roi)
         drawn.append(item)
+    if refer:
+        series, study, frame = Dataset(), Dataset(), Dataset()
+        series.SeriesInstanceUID = first.SeriesInstanceUID
+        study.RTReferencedSeriesSequence = Sequence([series])
+        frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = first.FrameOfReferenceUID, Sequence([study])
+        d.ReferencedFrameOfReferenceSequence = Sequence([frame])
     d.StructureSetROISequence, d.ROIContourSequence = Sequence(rois), Sequence(drawn)
     d.save_as(path, enforce_file_format=True)

@@ -278,7 +278,7 @@ def test_nothing_found_says_what_was_searched_for(scans, msd):
     (folder / "odd.csv").write_text("file\na.nii.gz\n")
     for spec, words in [
         (folder / "haert.nii.gz", "did you mean heart.nii.gz?"),
-        (folder / "sub", "no scans in this folder; found 1 other entries; expected files ending in .nii.gz or .nii"),
+        (folder / "sub", "no scans in this folder; found 1 other entries; expected files ending in .nii.gz, .nii, .nrrd or .mha"),
         (folder / "*.mha", "nothing matches this pattern"),
         (folder / "scan.txt", "not a scan"),
         (folder / "empty.json", "lists no cases"),

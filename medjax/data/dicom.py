@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import header as headers
-from medjax.data.formats import is_dicom, needs
+from medjax.data.formats import needs
+from medjax.data.inputs import is_dicom
 from medjax.data.itk import LPS_TO_RAS
 from medjax.data.nifti import Volume
 from medjax.errors import DataError

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import nifti
-from medjax.data.inputs import ARRAY_ENDINGS, ITK_ENDINGS, Case, Mask
+from medjax.data.inputs import ARRAY_ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
 from medjax.data.nifti import Volume
 from medjax.errors import DataError, UsageError, did_you_mean
 
@@ -36,15 +36,6 @@ def kind_of(path: str | os.PathLike) -> str:
     if name.endswith(ARRAY_ENDINGS):
         return "array"
     return "nifti" if name.endswith((".nii", ".nii.gz")) or not is_dicom(path) else "dicom"
-
-
-def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def read(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from medjax.errors import UsageError, did_you_mean
 
+EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
 NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (".nii.gz", ".nii"), (".nrrd", ".nhdr", ".mha", ".mhd"), (".npy", ".npz")
 ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
@@ -86,19 +87,32 @@ def stem(path: str | os.PathLike, endings: Iterable[str] = ENDINGS) -> str:
     return next((name[: -len(e)] for e in endings if name.endswith(e)), name)
 
 
-def nifti_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
-    """The NIfTI files of a folder, sorted; hidden and AppleDouble files are passed over."""
+def image_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
+    """The scans and label files of a folder, sorted; hidden and AppleDouble files are passed over."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.endswith(tuple(endings)) and not p.name.startswith("."))
+
+
+nifti_files = image_files
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether the file carries DICOM's mark behind its preamble."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None) -> list[Case]:
     """The scans a user names for prediction.
 
     Args:
-      spec: a NIfTI file, a folder, a glob pattern, a .json list (paths, or objects with image, name, label, modality, patient; also under
-        "cases", "testing" or "test"), a .csv with such columns (image, or image_0, image_1, ...), or several of these.
+      spec: a scan (NIfTI, NRRD, MetaImage, or a folder with a DICOM series), a folder of scans, a glob pattern, a .json list (paths, or
+        objects with image, name, label, modality, patient; also under "cases", "testing" or "test"), a .csv with such columns (image, or
+        image_0, image_1, ...), or several of these.
       channels: how many images make a case, if known; `x_0000.nii.gz`, `x_0001.nii.gz` are then told from cases that are numbered so.
 
     Returns: the cases. The suffix _0000 is optional for one channel; like-named files of different folders get the folder's name in front.
@@ -107,7 +121,7 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     cases = [case for one in specs for case in _inputs(str(one), channels)]
     if not cases:
-        raise UsageError("no scans found", found=", ".join(map(str, specs)) or "an empty list", expected="files ending in .nii.gz or .nii")
+        raise UsageError("no scans found", found=", ".join(map(str, specs)) or "an empty list", expected=EXPECTED)
     names = [c.name for c in cases]
     if len(set(names)) < len(names):
         cases = [dataclasses.replace(c, name=f"{Path(c.images[0]).resolve().parent.name}_{c.name}") for c in cases]
@@ -121,9 +135,12 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
 
 def _inputs(text: str, channels: int | None) -> list[Case]:
     """The cases of one specification."""
-    path, expected = Path(text), "files ending in .nii.gz or .nii"
+    path, expected = Path(text), EXPECTED
     if path.is_dir():
-        files = nifti_files(path)
+        files = image_files(path)
+        series = [] if files else _series(path)
+        if series:
+            return series
         if not files and (path / "dataset.json").is_file():
             raise UsageError("is a data set, not a folder of scans", path=path, fix=f"give {path / 'imagesTs'} or {path / 'imagesTr'}")
         if not files:
@@ -144,6 +161,17 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
         return _grouped(files, channels)
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError("no such file or folder", path=path, fix=did_you_mean(path.name, near) if near else f"{path.parent} does not exist")
+
+
+def _series(path: Path) -> list[Case]:
+    """The folder itself as a case if it holds DICOM files, else every folder directly in it that does."""
+
+    def holds(folder: Path) -> bool:
+        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        return any(is_dicom(p) for p in files[:5])
+
+    places = [path] if holds(path) else sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and holds(p))
+    return [Case(place.resolve().name, (str(place),)) for place in places]
 
 
 def _with_siblings(path: Path) -> list[Path]:

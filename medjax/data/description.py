@@ -1,0 +1,174 @@
+"""What a data set says about itself: dataset.json, or medjax.json where a layout has none.
+
+In: a JSON file. Out: the `Corpus` it describes, its other fields, and which case belongs to which patient. Only JSON is read here.
+
+The block "medjax" of dataset.json says what the common layouts cannot:
+
+    "medjax": {"annotated": ["liver"],                  classes whose absence means background; default all
+               "modality": "CT",                        default: CT if a channel is called CT, else MR
+               "patients": {"case_01": "p1"},           or {"regex": "^(p\\d+)"}: cases of one patient never straddle a split
+               "regions": {"liver": [1, 2]},            more classes, each a set of label values
+               "name": "Liver",                         default: the folder's name without TaskXX_ or DatasetXXX_
+               "meanings": {"kidney": "both, ..."},     what a class means, where the name alone may mislead
+               "twins": [{"corpus": "LiTS", "cases": "liver_(\\d+)", "other": "volume-\\1"}]}   scans shared with other corpora
+
+medjax.json, for layouts without a dataset.json, holds the same keys at its top, and
+
+    "labels": {"liver": 1}        name -> value, or value -> name, of label maps
+    "channels": ["CT"]            or "channel_names": {"0": "CT"}
+    "classes": ["liver"]          of masks: which, in which order; or {"liver": ["Liver", "liver_gtv"]} with the names in the files
+    "absent": "background"        a mask that is missing in a case means that the class is not there; else it is a fault
+    "select": "desc-manual"       of several label files for one scan, the one with this in its name
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medjax.data.inputs import read_json
+from medjax.errors import LabelError, UsageError, did_you_mean
+from medjax.labels import BACKGROUND, Corpus
+
+BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "meanings", "twins", "license", "licence", "citation")
+HINT_KEYS = (*BLOCK_KEYS, "labels", "channels", "channel_names", "classes", "absent", "select", "description")
+HINT_FILE = "medjax.json"
+
+Labels = tuple[tuple[int, tuple[str, ...]], ...]
+
+
+def describe(path: Path) -> tuple[Corpus, dict, dict]:
+    """dataset.json -> the corpus, all its fields, and its "medjax" block.
+
+    Raises: `LabelError` for labels that make no sense, `UsageError` for anything else; each names file, value and fix.
+    """
+    spec = read_json(path)
+    block = spec.get("medjax", {}) if isinstance(spec, dict) else None
+    if not isinstance(block, dict):
+        raise UsageError('the file and its "medjax" block must be objects', path=path, found=str(spec)[:60])
+    for key in set(block) - set(BLOCK_KEYS):
+        raise UsageError(f'unknown key "{key}" in "medjax"', path=path, fix=did_you_mean(key, BLOCK_KEYS))
+    channels = channel_names(spec.get("channel_names", spec.get("modality")), path)
+    labels, ignore = parse_labels(spec.get("labels", {}), block.get("regions", {}), path)
+    annotated = annotated_classes(block.get("annotated", []), labels, path)
+    name = corpus_name(block.get("name"), path.resolve().parent, path)
+    modality = str(block.get("modality") or ("CT" if any(c.lower() == "ct" for c in channels) else "MR"))
+    return Corpus(name, labels, annotated, modality, channels, ignore, meanings=meanings_of(block, path)), spec, block
+
+
+def channel_names(value: object, path: Path) -> tuple[str, ...]:
+    """{"0": "CT", "1": "PET"} or ["CT", "PET"] -> names in order."""
+    if isinstance(value, list) and value:
+        value = {str(i): name for i, name in enumerate(value)}
+    if not isinstance(value, dict) or not value or not all(str(k).isdigit() for k in value):
+        expected = '"channel_names": {"0": "CT"}, or "modality" in MSD'
+        raise UsageError("no usable channel names", path=path, found=value, expected=expected)
+    return tuple(str(value[k]) for k in sorted(value, key=int))
+
+
+def annotated_classes(annotated: object, labels: Labels, path: Path) -> tuple[str, ...]:
+    """The checked "annotated" list; () means all."""
+    named = {name for _, names in labels for name in names}
+    if not isinstance(annotated, list):
+        raise LabelError('"annotated" must be a list of class names', path=path, found=annotated, expected=f'["{annotated}"]')
+    for unknown in (name for name in annotated if name not in named):
+        raise LabelError(f'"annotated" names the unknown class {unknown!r}', path=path, fix=did_you_mean(unknown, named))
+    return tuple(annotated)
+
+
+def meanings_of(block: Mapping, path: Path) -> tuple[tuple[str, str], ...]:
+    """The checked "meanings" of a description."""
+    meanings = block.get("meanings", {})
+    if not isinstance(meanings, dict):
+        raise LabelError('"meanings" must be an object', path=path, found=meanings, expected='{"kidney": "both kidneys"}')
+    return tuple(meanings.items())
+
+
+def corpus_name(given: object, folder: Path, path: Path) -> str:
+    """The name a description gives, or the folder's without TaskXX_ or DatasetXXX_."""
+    name = str(given or re.sub(r"^(Task|Dataset)\d+_", "", folder.name))
+    if "/" in name or os.sep in name or name.startswith("."):
+        raise UsageError("unusable corpus name", path=path, found=name, expected="a name that can be a folder")
+    return name
+
+
+def hints(folder: Path) -> tuple[dict, Path]:
+    """What medjax.json of a folder (or, without one, dataset.json) says, flattened, and the file itself; {} without either."""
+    for name in (HINT_FILE, "dataset.json"):
+        path = folder / name
+        if path.is_file():
+            spec = read_json(path)
+            if not isinstance(spec, dict) or not isinstance(spec.get("medjax", {}), dict):
+                raise UsageError("the file must be an object", path=path, found=str(spec)[:60])
+            if name == HINT_FILE:
+                for key in set(spec) - set(HINT_KEYS):
+                    raise UsageError(f"unknown key {key!r}", path=path, fix=did_you_mean(key, HINT_KEYS))
+            found = {k: v for k, v in spec.items() if k in HINT_KEYS} | spec.get("medjax", {})
+            if isinstance(found.get("modality"), dict):  # MSD's word for channel names
+                found["channel_names"] = found.pop("modality")
+            return found, path
+    return {}, folder / HINT_FILE
+
+
+def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, int | None]:
+    """Either direction of `labels`, plus `regions` -> (value, class names) entries and the ignore value."""
+    if not isinstance(labels, dict) or not isinstance(regions, dict):
+        raise LabelError('"labels" and "regions" must be objects', path=path, found=labels, expected='{"background": 0, "liver": 1}')
+    if labels and all(isinstance(v, str) for v in labels.values()):  # MSD: value -> name
+        labels = [(str(name), value) for value, name in labels.items()]
+    else:  # nnU-Net: name -> value or values
+        labels = list(labels.items())
+    declared = {_integer(v, name, path) for name, value in labels for v in (value if isinstance(value, list) else [value])}
+    holders: dict[int, list[str]] = {}
+    plain, ignore = {}, None
+    for name, value in [*labels, *((name, list(values)) for name, values in regions.items())]:
+        region = isinstance(value, list)
+        values = [_integer(v, name, path) for v in (value if region else [value])]
+        if name == "ignore":
+            if region:
+                raise LabelError("the ignore label must be one value", path=path, found=value)
+            ignore = values[0]
+            continue
+        if values == [0] and not region:
+            continue  # whatever it is called, value 0 is background and no class
+        if name.lower() == BACKGROUND or 0 in values or not values:
+            raise LabelError(
+                f"value 0 is background and belongs to no class ({name!r})", path=path, found=value, fix="use values from 1 on"
+            )
+        if not region and plain.setdefault(values[0], name) != name:
+            both = f"{plain[values[0]]!r} and {name!r}"
+            raise LabelError(f"{both} share one value", path=path, found=value, fix="give each its own, or write one as a list (a region)")
+        if stray := set(values) - declared:
+            fix = f"some of {sorted(declared - {0})}"
+            raise LabelError(f"region {name!r} uses undeclared values", path=path, found=sorted(stray), expected=fix)
+        for v in values:
+            names = holders.setdefault(v, [])
+            names.extend([name] if name not in names else [])
+    if ignore is not None and ignore in {0, *holders}:
+        raise LabelError("the ignore value is also a label", path=path, found=ignore, fix="use a value of its own, such as the highest + 1")
+    return tuple((value, tuple(holders[value])) for value in sorted(holders)), ignore
+
+
+def _integer(value: object, name: str, path: Path) -> int:
+    if isinstance(value, str) and value.strip().isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
+        raise LabelError(f"label {name!r} has no integer value", path=path, found=repr(value), expected="0 to 65535, or a list of those")
+    return value
+
+
+def patients_of(rule: Mapping | str, names: Sequence[str], path: Path) -> dict[str, str]:
+    """Case -> patient; cases that a mapping does not name are their own patient."""
+    pattern = rule if isinstance(rule, str) else rule.get("regex") if set(rule) == {"regex"} else None
+    if pattern is None:
+        for case in set(rule) - set(names):
+            raise UsageError(f'"patients" names the unknown case {case!r}', path=path, fix=did_you_mean(case, names))
+        return {name: str(rule.get(name, name)) for name in names}
+    try:
+        matches = {name: re.search(pattern, name) for name in names}
+    except re.error as error:
+        raise UsageError(f'"patients" is not a regular expression: {error}', path=path, found=pattern) from None
+    for name, match in matches.items():
+        if match is None:
+            raise UsageError(f'the "patients" expression does not match case {name!r}', path=path, found=pattern)
+    return {name: match[1] if match.re.groups else match[0] for name, match in matches.items()}

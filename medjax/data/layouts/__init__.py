@@ -1,0 +1,52 @@
+"""Raw folders in every common layout -> corpus and cases. One module per layout: `detect(path)` and `scan(path)`.
+
+    msd, nnunet   dataset.json (Medical Segmentation Decathlon, nnU-Net raw)                                  listed.py
+    m3d           M3D-Seg: image.npy, mask_(k, x, y, z).npz, CODE.json                                        m3d.py
+    datalist      MONAI: a JSON with "training": [{"image", "label", "fold"}]                                 datalist.py
+    bids          BIDS: sub-*/, derivatives with *_dseg or *_label-NAME_mask                                  bids.py
+    perclass      one binary mask per class, possibly overlapping (TotalSegmentator)                          perclass.py
+    dicom         DICOM series with DICOM-SEG or RTSTRUCT                                                     dicoms.py
+    folders       images in one folder, label maps in another, told by their names                            folders.py
+    pairs         image and label map side by side, in one folder or in one folder per case (KiTS, BraTS)     pairs.py
+    scans         images without labels                                                                       scans.py
+
+What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see `data/description.py`.
+"""
+
+from pathlib import Path
+from types import ModuleType
+
+from medjax.data.layouts import bids, datalist, dicoms, folders, listed, m3d, pairs, perclass, scans
+from medjax.data.layouts.common import Scan
+from medjax.errors import UsageError, did_you_mean
+
+LAYOUTS: dict[str, ModuleType] = {
+    "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass, "dicom": dicoms,
+    "folders": folders, "pairs": pairs, "scans": scans,
+}  # fmt: skip
+
+
+def detect(path: Path) -> str:
+    """The word of the first layout that fits; `UsageError` with what was looked for if none does."""
+    for word, layout in LAYOUTS.items():
+        if word == "scans" and (path / "dataset.json").is_file():
+            return "nnunet"  # a description, but nothing where it should be: that layout says what is missing
+        if layout.detect(path):
+            return word
+    raise UsageError(
+        "no data set in a known layout (no dataset.json, no pair of image and label folders, no masks, no DICOM)", path=path,
+        found=", ".join(sorted(p.name for p in path.iterdir() if not p.name.startswith("."))[:8]) if path.is_dir() else "a file",
+        expected=f"one of {', '.join(LAYOUTS)}", fix="see docs/data.md",
+    )  # fmt: skip
+
+
+def scan(path: Path, layout: str = "") -> Scan:
+    """Corpus, usable cases, and the problems of the others.
+
+    Args:
+      path: the folder, or the list of a "datalist".
+      layout: its word; "" finds out.
+    """
+    if layout and layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}", fix=did_you_mean(layout, LAYOUTS))
+    return LAYOUTS[layout or detect(path)].scan(path)

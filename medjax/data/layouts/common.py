@@ -1,0 +1,167 @@
+"""What the layouts share: from cases as found to a corpus, by a description where there is one and by what occurs where there is none.
+
+In: a `Found` (cases with images and label map or masks, what the layout itself knows about names). Out: (corpus, cases, problems).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from medjax.data.description import annotated_classes, channel_names, corpus_name, hints, meanings_of, parse_labels, patients_of
+from medjax.data.inputs import Case
+from medjax.errors import LabelError, MedjaxError, UsageError
+from medjax.labels import Corpus
+
+Scan = tuple[Corpus, tuple[Case, ...], list[MedjaxError]]
+
+UNNAMED = "image"  # a channel of which nothing is known
+IMAGE_WORDS = r"img|image|images|imgs|volume|vol|scan|imaging|ct|mr|mri|orig|data"
+LABEL_WORDS = r"label|labels|lbl|seg|segm|segs|segmentation|segmentations|mask|masks|gt|groundtruth|annotation|annotations|manual|gtv"
+
+
+@dataclasses.dataclass
+class Found:
+    """What a layout found.
+
+    Attributes:
+      folder: of the data set.
+      cases: named, with images and a label map, or masks, or neither; corpus may be empty.
+      problems: of what could not become a case.
+      channels, labels, name: as the layout says them; hints win. labels: either direction, as in dataset.json.
+      classes: of masks, in order; by default every name that occurs, sorted.
+      patients: case -> patient.
+    """
+
+    folder: Path
+    cases: list[Case]
+    problems: list[MedjaxError] = dataclasses.field(default_factory=list)
+    channels: tuple[str, ...] = (UNNAMED,)
+    labels: Mapping | None = None
+    name: str = ""
+    modality: str = ""
+    classes: tuple[str, ...] = ()
+    patients: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def finish(found: Found) -> Scan:
+    """Names, label table and patients for what was found.
+
+    Raises: `UsageError` without any case, `LabelError` for a description that makes no sense.
+    """
+    said, path = hints(found.folder if found.folder.is_dir() else found.folder.parent)
+    if not found.cases and not found.problems:
+        raise UsageError("no cases found", path=found.folder, fix="see docs/data.md for the layouts")
+    given = said.get("channel_names", said.get("channels"))
+    channels = channel_names(given, path) if given is not None else found.channels
+    modality = str(said.get("modality") or found.modality or _modality(channels))
+    fields = {"modality": modality, "channels": channels, "meanings": meanings_of(said, path)}
+    name = corpus_name(said.get("name") or found.name, found.folder.resolve(), path)
+    problems, cases = list(found.problems), list(found.cases)
+    if any(case.masks for case in cases):
+        corpus, cases, wrong = _of_masks(name, said, found, cases, path, fields)
+    else:
+        corpus, cases, wrong = _of_maps(name, said, found, cases, path, fields)
+    problems += wrong
+    if said.get("patients"):
+        patients = patients_of(said["patients"], [c.name for c in cases], path)
+    else:
+        patients = dict(found.patients)
+    cases = [
+        dataclasses.replace(c, corpus=corpus.name, modality=c.modality or modality, patient=patients.get(c.name) or c.patient or c.name)
+        for c in sorted(cases, key=lambda c: c.name)
+    ]
+    _check_names(cases, found.folder)
+    return corpus, tuple(cases), problems
+
+
+def _of_maps(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
+    from medjax.data import survey  # reads voxels: needed only where no description names the values
+
+    declared = said.get("labels", found.labels)
+    problems: list[MedjaxError] = []
+    if declared is None:
+        labelled = [case for case in cases if case.label]
+        values, problems = survey.label_values(labelled)
+        bad = {str(p.path) for p in problems}
+        kept = next((c.label for c in labelled if c.label not in bad), None)
+        names = _names_inside(kept) if kept else {}
+        declared = {str(v): names.get(v) or f"label_{v}" for v in values}
+        problems = []  # such a case still is one: what is wrong with it is said when it is read
+    labels, ignore = parse_labels(declared, said.get("regions", {}), path)
+    annotated = annotated_classes(list(said.get("annotated", [])), labels, path)
+    return Corpus(name, labels, annotated, ignore=ignore, **fields), cases, problems
+
+
+def _names_inside(label: str) -> dict[int, str]:
+    """Class names from a label table in the header of a NIfTI file, if it has one."""
+    from medjax.data import formats, nifti
+
+    try:
+        return nifti.label_names(label) if formats.kind_of(label) == "nifti" else {}
+    except MedjaxError:
+        return {}
+
+
+def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
+    from medjax.data import classmasks, survey
+
+    spoken = said.get("classes") or list(found.classes)
+    if isinstance(spoken, Mapping):
+        other = {alias: c for c, names in spoken.items() for alias in ([names] if isinstance(names, str) else names)}
+    elif isinstance(spoken, Sequence) and not isinstance(spoken, str):
+        other = {str(c): str(c) for c in spoken}
+    else:
+        raise LabelError('"classes" must be a list of names, or an object with the names in the files', path=path, found=spoken)
+    present = {mask.name for case in cases for mask in case.masks}
+    other = other or {c: c for c in sorted(present)}
+    classes = tuple(dict.fromkeys(other.values()))
+    if unknown := [c for c in classes if not any(other[n] == c for n in present if n in other)]:
+        raise LabelError(f"no mask of class {unknown[0]!r} in any case", path=path, found=sorted(present)[:20], fix='correct "classes"')
+    whole, problems = [], []
+    for case in cases:
+        masks = tuple(dataclasses.replace(m, name=other[m.name]) for m in case.masks if m.name in other)
+        missing = [c for c in classes if c not in {m.name for m in masks}]
+        if case.masks and missing and said.get("absent") != "background":
+            fix = 'add it (empty, if the class is not there), or say "absent": "background" in medjax.json'
+            what = f"no mask of {', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''} in case {case.name!r}"
+            problems.append(UsageError(what, path=case.masks[0].path, fix=fix))
+        elif not case.masks:
+            problems.append(UsageError(f"case {case.name!r} has no masks", path=case.images[0], fix="add them, or remove the case"))
+        else:
+            whole.append(dataclasses.replace(case, masks=masks))
+    sets, _ = survey.mask_sets(whole)  # a mask that cannot be read is reported when the case is
+    corpus = classmasks.corpus_of(name, classes, sets, **fields)
+    annotated = annotated_classes(list(said.get("annotated", [])), corpus.labels, path)
+    return dataclasses.replace(corpus, annotated=annotated or corpus.classes), whole, problems
+
+
+def _modality(channels: Iterable[str]) -> str:
+    names = [c.lower() for c in channels]
+    return "CT" if "ct" in names else "unknown" if names == [UNNAMED] else "MR"
+
+
+def _check_names(cases: Sequence[Case], folder: Path) -> None:
+    names = [case.name for case in cases]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise UsageError(f"case {twice!r} occurs twice", path=folder, fix="give every case its own name")
+
+
+def key_of(name: str) -> str:
+    """What is left of a file's stem without the words that say image or label: img0001, label0001 -> 0001; volume-3 -> 3."""
+    name = re.sub(r"_0000$", "", name)
+    parts = [p for p in re.split(r"[_\-. ]+", name) if p and not re.fullmatch(f"(?:{IMAGE_WORDS}|{LABEL_WORDS})", p, re.IGNORECASE)]
+    parts = [re.sub(rf"^(?:{IMAGE_WORDS}|{LABEL_WORDS})(?=\d)", "", p, flags=re.IGNORECASE) for p in parts]
+    return "_".join(parts).lower()
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a file's stem says that it is a label: segmentation-3, BraTS_001_seg, mask."""
+    parts = re.split(r"[_\-. ]+", name)
+    word = rf"(?:{LABEL_WORDS})\d*"
+    return bool(re.fullmatch(word, parts[0], re.IGNORECASE) or re.fullmatch(word, parts[-1], re.IGNORECASE))
+
+
+def usual(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The most frequent of the cases' sets of channels; of equally frequent ones the largest."""
+    return max(sorted(set(sets)), key=lambda names: (sets.count(names), len(names)))

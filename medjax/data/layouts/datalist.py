@@ -1,0 +1,120 @@
+"""MONAI's datalist: one JSON that names images and labels.
+
+    {"training": [{"image": "a.nii.gz" or ["t1.nii.gz", "t2.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}, ...],
+     "labels": {"0": "background", "1": "liver"}}
+
+Also read: "dataroot", "modality" ("CT" or {"0": "CT"}), "label_dict", "original_label_dict" or "class_names" for the labels, and in an
+entry "name", "patient" or "subject", "modality". Relative paths start at "dataroot" or at the list.
+"""
+
+import re
+from pathlib import Path
+
+from medjax.data.inputs import Case, read_json, stem
+from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.errors import MedjaxError, UsageError
+
+LABEL_KEYS = ("labels", "label_dict", "original_label_dict", "class_names")
+
+
+def detect(path: Path) -> bool:
+    """A JSON with a "training" list, or a folder with one such JSON and no other layout's mark."""
+    return _list_of(path) is not None
+
+
+def scan(path: Path) -> Scan:
+    """Corpus, usable cases of "training", and the problems of the others."""
+    file = _list_of(path)
+    if file is None:
+        raise UsageError("no list of scans", path=path, expected='a JSON with "training": [{"image": ..., "label": ...}]')
+    spec = read_json(file)
+    base = file.parent / str(spec.get("dataroot", ""))
+    cases, problems, counts = [], [], set()
+    for number, item in enumerate(spec["training"]):
+        item = item if isinstance(item, dict) else {"image": item}
+        images = item.get("image") or []
+        images = [base / str(p) for p in ([images] if isinstance(images, str) else images)]
+        label = base / str(item["label"]) if item.get("label") else None
+        missing = [p for p in (*images, *([label] if label else [])) if not p.is_file()]
+        if not images or missing:
+            what = f"entry {number} of the list " + ("names a file that is not there" if missing else "has no image")
+            problems.append(UsageError(what, path=missing[0] if missing else file, fix=f"correct {file}"))
+            continue
+        counts.add(len(images))
+        name = str(item.get("name") or re.sub(r"_0000$", "", stem(images[0])))
+        patient = str(item.get("patient") or item.get("subject") or "")
+        modality = str(item.get("modality") or "")
+        cases.append(Case(name, tuple(map(str, images)), None if label is None else str(label), "", modality, patient))
+    cases = _distinct(cases)
+    problems += [p for p in [_uneven(counts, file)] if p]
+    return finish(Found(path, cases, problems, _channels(spec, counts), _labels(spec), str(spec.get("name") or _name(path, file))))
+
+
+def folds(path: Path) -> list[dict[str, list[str]]]:
+    """The list's own split: per "fold" the case names to validate on and those to train on; [] without folds."""
+    file = _list_of(path)
+    spec = read_json(file) if file else {"training": []}
+    of = {}
+    for item in spec["training"]:
+        if isinstance(item, dict) and "fold" in item:
+            images = item["image"]
+            of[str(item.get("name") or re.sub(r"_0000$", "", stem(images if isinstance(images, str) else images[0])))] = int(item["fold"])
+    return [
+        {"train": sorted(n for n, f in of.items() if f != fold), "val": sorted(n for n, f in of.items() if f == fold)}
+        for fold in sorted(set(of.values()))
+    ]
+
+
+def _list_of(path: Path) -> Path | None:
+    files = [path] if path.suffix == ".json" and path.is_file() else []
+    if path.is_dir() and not (path / "dataset.json").is_file():
+        files = sorted(p for p in path.glob("*.json") if not p.name.startswith(".") and p.name != "medjax.json")
+    good = [f for f in files if _is_list(f)]
+    if len(good) > 1:
+        raise UsageError("several lists of scans", path=path, found=", ".join(f.name for f in good), fix="give one of them")
+    return good[0] if good else None
+
+
+def _is_list(file: Path) -> bool:
+    try:
+        spec = read_json(file)
+    except MedjaxError:
+        return False
+    return isinstance(spec, dict) and isinstance(spec.get("training"), list) and bool(spec["training"])
+
+
+def _channels(spec: dict, counts: set[int]) -> tuple[str, ...]:
+    said = spec.get("channel_names", spec.get("modality"))
+    if isinstance(said, dict) and said:
+        return tuple(str(said[k]) for k in sorted(said))
+    if isinstance(said, list) and said:
+        return tuple(map(str, said))
+    count = max(counts, default=1)
+    if isinstance(said, str) and said:
+        return (said,) if count == 1 else tuple(f"{said}_{i}" for i in range(count))
+    return (UNNAMED,) if count == 1 else tuple(f"{UNNAMED}_{i}" for i in range(count))
+
+
+def _labels(spec: dict) -> dict | None:
+    said = next((spec[k] for k in LABEL_KEYS if isinstance(spec.get(k), dict | list) and spec[k]), None)
+    return {str(n): i for i, n in enumerate(said, 1)} if isinstance(said, list) else said
+
+
+def _distinct(cases: list[Case]) -> list[Case]:
+    """Case names that differ: like-named files of different folders get their folder's name in front."""
+    names = [c.name for c in cases]
+    if len(set(names)) == len(names):
+        return cases
+    return [Case(f"{Path(c.images[0]).parent.name}_{c.name}", c.images, c.label, "", c.modality, c.patient) for c in cases]
+
+
+def _uneven(counts: set[int], file: Path) -> MedjaxError | None:
+    return (
+        UsageError("cases with different numbers of images", path=file, found=sorted(counts), fix="one image per channel")
+        if len(counts) > 1
+        else None
+    )
+
+
+def _name(path: Path, file: Path) -> str:
+    return path.resolve().name if path.is_dir() else file.stem

@@ -1,0 +1,79 @@
+"""M3D-Seg: arrays without geometry, one sparse row per class.
+
+    CODE/CODE.json        name, labels value -> name, modality, "train" and "test" lists (also "training", "validation", "testing") of
+                          {"image", "label", optional "modality"}, paths relative to the folder above CODE
+    CODE/1/image.npy, CODE/1/mask_(k, x, y, z).npz
+
+Row k of a mask file is the class with value k + 1. Where the archive's lost spacing is known, `image.json` beside image.npy carries it
+(see `data/arrays.py`).
+"""
+
+import re
+from pathlib import Path
+
+from medjax.data.inputs import Case, Mask, read_json
+from medjax.data.layouts.common import Found, Scan, finish
+from medjax.errors import MedjaxError, UsageError
+
+TRAINING = ("train", "training")
+
+
+def detect(folder: Path) -> bool:
+    """CODE.json (or dataset.json) with a "train" list whose images are arrays."""
+    path = _list_of(folder)
+    if path is None:
+        return False
+    spec = read_json(path)
+    items = next((spec[k] for k in TRAINING if isinstance(spec, dict) and spec.get(k)), [])
+    return bool(items) and isinstance(items[0], dict) and str(items[0].get("image", "")).endswith(".npy")
+
+
+def scan(folder: Path) -> Scan:
+    """Corpus, usable cases of the training list, and the problems of the others."""
+    path = _list_of(folder)
+    if path is None:
+        raise UsageError("no list of an M3D-Seg data set", path=folder, expected=f"{folder.name}.json")
+    spec = read_json(path)
+    names = {int(v): str(n) for v, n in spec.get("labels", {}).items() if str(v).isdigit() and int(v) > 0}
+    if not names:
+        raise UsageError("lists no labels", path=path, expected='"labels": {"0": "background", "1": "liver"}')
+    cases, problems = [], []
+    for item in next((spec[k] for k in TRAINING if spec.get(k)), []):
+        image, label = (_find(path, item.get(key)) for key in ("image", "label"))
+        lost: list[MedjaxError] = [
+            UsageError(f"{kind} of an entry is missing", path=path.parent / str(item.get(kind)), fix=f"add it, or correct {path}")
+            for kind, file in (("image", image), ("label", label))
+            if file is None
+        ]
+        if lost:
+            problems += lost
+            continue
+        masks = tuple(Mask(names[v], str(label), f"frame:{v - 1}") for v in sorted(names))
+        dense = not re.match(r"mask_\(", label.name)
+        case = re.sub(r"[^\w.-]+", "_", image.parent.name if image.name == "image.npy" else image.stem)
+        cases.append(Case(case, (str(image),), str(label) if dense else None, modality=_modality(item), masks=() if dense else masks))
+    channels = spec.get("modality")
+    channels = tuple(str(channels[k]) for k in sorted(channels)) if isinstance(channels, dict) else (str(channels or "CT"),)
+    return finish(
+        Found(
+            folder, cases, problems, channels, {n: v for v, n in names.items()}, str(spec.get("name") or ""), classes=tuple(names.values())
+        )
+    )
+
+
+def _modality(item: dict) -> str:
+    word = str(item.get("modality") or "")
+    return "MR" if word.upper().startswith("MR") else word
+
+
+def _list_of(folder: Path) -> Path | None:
+    if folder.is_file():
+        return folder if folder.suffix == ".json" else None
+    found = [folder / f"{folder.resolve().name}.json", folder / "dataset.json", folder.parent / f"{folder.resolve().name}.json"]
+    return next((p for p in found if p.is_file()), None)
+
+
+def _find(path: Path, relative: object) -> Path | None:
+    """A listed file: its path is relative to the folder above the list, or to the list."""
+    tried = [base / str(relative) for base in (path.parent.parent, path.parent)] if relative else []
+    return next((p for p in tried if p.is_file()), None)

@@ -1,0 +1,102 @@
+"""What occurs in label files, where no description says it: the values of label maps and the combinations of overlapping masks.
+
+In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel; what was found is kept in a small JSON
+under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and time of the files, so that a second look costs nothing.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medjax.data import classmasks, formats
+from medjax.data.annotation import value_counts
+from medjax.data.cases import each
+from medjax.data.inputs import Case
+from medjax.errors import DataError, MedjaxError
+
+VERSION = 1
+
+
+def label_values(cases: Sequence[Case], *, workers: int | None = None) -> tuple[tuple[int, ...], list[MedjaxError]]:
+    """Values above 0 of the cases' label maps, ascending, and the problems of those that cannot be read."""
+    found, problems = _over(cases, "values", _values, workers)
+    return tuple(sorted({v for values in found for v in values} - {0})), problems
+
+
+def mask_sets(cases: Sequence[Case], *, workers: int | None = None) -> tuple[set[frozenset[str]], list[MedjaxError]]:
+    """Sets of classes that share a voxel in some case, and the problems of the cases that cannot be read."""
+    found, problems = _over(cases, "sets", _sets, workers)
+    return {frozenset(members) for sets in found for members in sets if members}, problems
+
+
+def _values(case: Case) -> list[int]:
+    return sorted(value_counts(formats.read(case.label, "label", like=_grid(case)).array))
+
+
+def _sets(case: Case) -> list[list[str]]:
+    like = _grid(case)
+    return [sorted(members) for members in classmasks.read_sets(case, like)[1]]
+
+
+def _grid(case: Case):
+    return formats.read_geometry(case.images[0])
+
+
+def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], workers: int | None) -> tuple[list, list[MedjaxError]]:
+    if not cases:
+        return [], []
+    file = _home() / "survey" / f"{hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]}-{kind}.json"
+    kept, fresh = _read(file), {}
+
+    def one(case: Case) -> Any:
+        key = _key(case)
+        fresh[key] = kept[key] if key in kept else measure(case)
+        return fresh[key]
+
+    outcomes = each(one, cases, workers=workers)
+    if set(fresh) - set(kept):
+        _write(file, fresh)
+    problems = [
+        DataError(o.failure["message"], **{k: o.failure.get(k) for k in ("path", "found", "expected")}, fix=o.failure.get("fix") or "")
+        for o in outcomes
+        if o.failure is not None
+    ]
+    return [o.value for o in outcomes if o.failure is None], problems
+
+
+def _key(case: Case) -> str:
+    stats = []
+    for path in case.label_files:
+        try:
+            found = os.stat(path)
+            stats.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
+    return hashlib.sha256(json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()).hexdigest()
+
+
+def _home() -> Path:
+    return Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax")
+
+
+def _read(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(file: Path, found: dict) -> None:
+    """Keeps what was found; a home that cannot be written costs only the next look."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(found))
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
