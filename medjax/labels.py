@@ -214,12 +214,13 @@ class LabelSpace:
                 best[corpus.store] = k
         return {store: (k, self.modalities.index(self.corpora[k].modality)) for store, k in best.items()}
 
-    def export(self, mask: np.ndarray, corpus: str) -> np.ndarray:
+    def export(self, mask: np.ndarray, corpus: str, names: Sequence[str] | None = None) -> np.ndarray:
         """Thresholded channels -> the corpus' original label values (the MultiTalent rule: later in `precedence` overwrites).
 
         Args:
-          mask: (*vol, class) bool over all global classes.
+          mask: (*vol, class) bool over all global classes, or those in `names`.
           corpus: whose annotation protocol (classes and values) to write.
+          names: the classes of the mask's channels; the others count as predicted nowhere.
 
         Each class paints the value whose class set is the smallest that contains it (tumour, not liver-or-tumour); a value that only
         stands for a combination of classes is painted last, where all of them are predicted.
@@ -233,13 +234,13 @@ class LabelSpace:
         for name in channel_of.values():
             holders = [i for i, members in sets.items() if name in members]
             own[name] = min(holders, key=lambda i: (len(sets[i]), i)) if holders else 0
-        ids = np.zeros(mask.shape[:-1], np.uint16)
+        ids, channel = np.zeros(mask.shape[:-1], np.uint16), {name: k for k, name in enumerate(self.classes if names is None else names)}
         for name in self.precedence:
-            if name in own:
-                ids[mask[..., self.class_index(name)]] = own[name]
+            if name in own and name in channel:
+                ids[mask[..., channel[name]]] = own[name]
         for i, members in sets.items():
-            if len(members) > 1 and i not in own.values():
-                ids[mask[..., [self.class_index(n) for n in members]].all(-1)] = i
+            if len(members) > 1 and i not in own.values() and all(n in channel for n in members):
+                ids[mask[..., [channel[n] for n in members]].all(-1)] = i
         return described.to_raw(ids)
 
     def to_json(self) -> dict:

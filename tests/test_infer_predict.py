@@ -14,7 +14,7 @@ from medjax.data.inputs import Case
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import LabelError, UsageError
 from medjax.infer import write
-from medjax.infer.predict import Model, Predictor, predict_cases
+from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 
 CORPUS = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), channels=("CT",))
@@ -94,7 +94,7 @@ def test_sidecar_and_manifest(predictor, cases, tmp_path):
 
 def test_one_file_per_class_and_probabilities(predictor, cases, tmp_path):
     out = tmp_path / "out"
-    predict_cases(predictor, cases[:1], out, "Liver", one_file_per_class=True, probabilities=True)
+    predict_cases(predictor, cases[:1], out, "Liver", files=Files(one_file_per_class=True, probabilities=True))
     assert sorted(p.name for p in (out / "case0").iterdir()) == ["liver.nii.gz", "spleen.nii.gz", "tumour.nii.gz"]
     values = np.asarray(nib.load(cases[0].images[0]).dataobj)
     liver = nib.load(out / "case0" / "liver.nii.gz")
@@ -141,7 +141,7 @@ def test_usage_errors_come_before_any_work(predictor, cases, tmp_path):
     with pytest.raises(LabelError, match="unknown corpus"):
         predict_cases(predictor, cases, tmp_path / "out", "Lung")
     with pytest.raises(LabelError, match="unknown class"):
-        predict_cases(predictor, cases, tmp_path / "out", "Liver", classes=["lung"])
+        predict_cases(predictor, cases, tmp_path / "out", "Liver", files=Files(classes=("lung",)))
     with pytest.raises(UsageError, match="occurs twice"):
         predict_cases(predictor, [cases[0], cases[0]], tmp_path / "out", "Liver")
     same = Case("x", (str(tmp_path / "in" / "x.nii.gz"),))

@@ -11,8 +11,8 @@ from scipy import special
 
 from medjax.data import nifti
 from medjax.data.plan import Intensity, Plan
-from medjax.errors import DataError, LabelError, UsageError
-from medjax.infer import regrid
+from medjax.errors import DataError, LabelError, PredictError, UsageError
+from medjax.infer import memory
 from medjax.infer.predictor import Model, Predictor
 from medjax.infer.regrid import on_scan_grid, row_blocks
 from medjax.infer.windows import WindowScores
@@ -57,12 +57,12 @@ def test_class_order_of_the_space():
 def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
     predictor = Predictor(model())
-    label_map, masks = predictor.segment(volume, "Liver", classes=SPACE.classes)
+    label_map, masks, *_ = predictor.segment(volume, "Liver", classes=SPACE.classes)
     assert label_map.dtype == np.uint8 and set(masks) == set(SPACE.classes)
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     assert np.array_equal(masks["spleen"], nested() > 2.5) and masks.voxels["spleen"] == 6 * 3 * 7
     two = scan(tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2))  # 4D: channels last in the file
-    label_map, masks = Predictor(model()).segment(two, "Organs")
+    label_map, masks, *_ = Predictor(model()).segment(two, "Organs")
     assert set(masks) == {"liver", "spleen"} and set(np.unique(label_map)) == {0, 5, 9}
 
 
@@ -93,7 +93,7 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
     turned = canonical.as_reoriented(nib.io_orientation(canonical.affine) if axes == "RAS" else nib.orientations.axcodes2ornt(axes))
     nib.save(turned, tmp_path / "a.nii.gz")
     volume = nifti.read(tmp_path / "a.nii.gz")
-    label_map, masks = Predictor(model()).segment(volume, "Liver")
+    label_map, masks, *_ = Predictor(model()).segment(volume, "Liver")
     expected = np.asarray(turned.dataobj).T
     assert np.array_equal(label_map, np.where(expected > 1.5, 2, np.where(expected > 0.5, 1, 0)))
     assert np.array_equal(masks["tumour"], expected > 1.5)
@@ -119,15 +119,44 @@ def test_row_blocks_are_bounded():
     assert row_blocks((10, 20, 20), 3) == [slice(0, 10)]
 
 
-def test_little_memory_means_more_passes_and_the_same_masks(tmp_path):
-    volume = scan(tmp_path / "a.nii.gz", nested())
-    whole = Predictor(model()).segment(volume, "Liver", classes=SPACE.classes)
-    passes = []
-    predictor = Predictor(model(), memory_gib=1e-6)
-    small = predictor.segment(volume, "Liver", classes=SPACE.classes, on_scores=lambda t, rows, names, p: passes.append(names))
-    assert passes == [("liver",), ("tumour",), ("spleen",)] and predictor.compiled == 1
-    assert np.array_equal(whole.label_map, small.label_map)
-    assert all(np.array_equal(whole.masks[name], small.masks[name]) for name in SPACE.classes)
+@pytest.mark.parametrize("average", ["prob", "logit"])
+@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.5), (3.1, 0.9, 1.1)])
+def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing):
+    volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), ((0, 0), (4, 9), (0, 0)), constant_values=0.1), np.diag([*spacing[::-1], 1.0]))
+    every = {"classes": SPACE.classes}
+
+    def run(limit):
+        seen, predictor = {}, Predictor(model(), average=average, memory_gib=limit)
+        found = predictor.segment(volume, "Liver", on_scores=lambda t, r, names, p: seen.update({(r[1].start, r[0].start): p}), **every)
+        columns = sorted({y for y, _ in seen})
+        whole = np.concatenate([np.concatenate([seen[y, z] for z in sorted({z for y2, z in seen if y2 == y})]) for y in columns], 1)
+        return found, whole, len(columns), predictor
+
+    plain, expected, strips, predictor = run(1.0)
+    assert strips == 1
+    least = memory_needed(predictor, volume)
+    small, found, strips, predictor = run(least / 2**30)
+    assert strips > 3 and predictor.compiled == 1
+    assert np.array_equal(found, expected)
+    assert np.array_equal(plain.label_map, small.label_map)
+    assert all(np.array_equal(plain.masks[name], small.masks[name]) for name in SPACE.classes)
+    forecast = predictor.forecast(volume, "Liver", SPACE.classes)
+    assert forecast.strips >= strips and forecast.windows > Predictor(model()).forecast(volume, "Liver").windows
+    with pytest.raises(PredictError, match="does not fit into the memory allowed"):
+        run(least * 0.9 / 2**30)
+
+
+def memory_needed(predictor, volume):
+    """The smallest budget that the volume can be done in: what a refusal asks for, once more in bytes."""
+    low, high = 0, 2**30
+    while high - low > 64:
+        predictor.limit = (low + high) // 2
+        try:
+            predictor.segment(volume, "Liver", classes=SPACE.classes)
+            high = predictor.limit
+        except PredictError:
+            low = predictor.limit
+    return high
 
 
 def test_probability_and_logit_averages(tmp_path):
@@ -166,7 +195,7 @@ def test_softmax_gives_each_voxel_to_one_class(tmp_path, background_channel, ave
         return {"logits": logits if background_channel else logits[..., 1:] - logits[..., :1]}
 
     volume = scan(tmp_path / "a.nii.gz", nested())
-    label_map, masks = Predictor(model(apply=apply), activation="softmax", average=average).segment(volume, "Liver")
+    label_map, masks, *_ = Predictor(model(apply=apply), activation="softmax", average=average).segment(volume, "Liver")
     expected = np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0))
     assert np.array_equal(label_map, expected)
     assert not (masks["liver"] & masks["tumour"]).any()
@@ -179,7 +208,7 @@ def test_slices(tmp_path):
 
     volume = scan(tmp_path / "a.nii.gz", nested())
     predictor = Predictor(model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4)
-    label_map, _ = predictor.segment(volume, "Liver")
+    label_map, *_ = predictor.segment(volume, "Liver")
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     single = scan(tmp_path / "one.nii.gz", nested()[5:6])
     assert predictor.segment(single, "Liver").label_map.shape == (1, 14, 12) and predictor.compiled == 1
@@ -221,7 +250,8 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
     """40 classes on 96 x 32 x 32: all scores together would take 16 MB, twice with their resampled copy."""
     import tracemalloc
 
-    monkeypatch.setattr(regrid, "BLOCK", 1 << 16)
+    monkeypatch.setattr(memory, "BLOCK", 1 << 16)
+    monkeypatch.setattr(memory, "LEAST_BLOCK", 1 << 16)
     many = Corpus("Many", tuple((i, (f"c{i}",)) for i in range(1, 41)))
     plan = Plan({"Many": (2.0, 1.5, 1.5)}, {"CT": Intensity("nonorm")})
 
@@ -233,7 +263,7 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
     array = np.tile(np.linspace(0.6, 38.4, 96)[:, None, None], (1, 32, 32))
     volume = scan(tmp_path / "large.nii.gz", array)
     tracemalloc.start()
-    label_map, masks = predictor.segment(volume, "Many")
+    label_map, masks, *_ = predictor.segment(volume, "Many")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6 and predictor.compiled == 1

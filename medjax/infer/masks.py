@@ -1,4 +1,4 @@
-"""The masks of many classes in little memory: one bit per voxel, compressed, row block by row block.
+"""The masks of many classes in little memory: one bit per voxel, compressed, block by block.
 
 In: blocks of decided voxels in canonical order, as prediction produces them. Out: the (z, y, x) mask of one class on the stored grid.
 """
@@ -11,6 +11,8 @@ from jaxtyping import Bool
 
 from medjax.data.geometry import Transform
 
+Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid, both with start and stop
+
 
 class Masks(Mapping):
     """Class name -> (z, y, x) bool on the stored grid, unpacked when asked for.
@@ -18,39 +20,65 @@ class Masks(Mapping):
     Attributes:
       names: the classes, in channel order.
       voxels: class name -> number of voxels.
+      regions: the blocks that were put, in order.
     """
 
     def __init__(self, names: Sequence[str], transform: Transform):
-        self.names, self._transform = tuple(names), transform
+        self.names, self.transform = tuple(names), transform
         self.voxels = dict.fromkeys(self.names, 0)
-        self._blocks: dict[tuple[str, int, int], bytes] = {}  # (class, first row, end) of the crop; all-False blocks are not kept
+        self.regions: list[Region] = []
+        self._blocks: dict[tuple[str, int], bytes] = {}  # (class, number of the region); all-False blocks are not kept
 
-    def put(self, rows: slice, names: Sequence[str], mask: Bool[np.ndarray, "rows y x c"]) -> None:
-        """Keeps rows of the cropped canonical grid for some classes, channel by channel."""
+    def put(self, region: Region, names: Sequence[str], mask: Bool[np.ndarray, "rows y x c"]) -> None:
+        """Keeps one region of the cropped canonical grid for some classes, channel by channel; the others are empty there."""
+        number = len(self.regions)
+        self.regions.append(region)
+        present = mask.reshape(-1, len(names)).any(0)
+        for channel in np.flatnonzero(present):
+            self._keep(names[channel], number, mask[..., channel])
+
+    def _keep(self, name: str, number: int, mask: np.ndarray) -> None:
+        block = np.ascontiguousarray(mask)
+        count = int(np.count_nonzero(block))
+        if count:
+            self.voxels[name] += count
+            self._blocks[name, number] = zlib.compress(np.packbits(block), 1)
+
+    def block(self, number: int, names: Sequence[str] | None = None) -> Bool[np.ndarray, "rows y x c"]:
+        """The region with that number, of all or some classes."""
+        shape, names = self._shape(number), self.names if names is None else names
+        out = np.zeros((*shape, len(names)), bool)
         for channel, name in enumerate(names):
-            block = np.ascontiguousarray(mask[..., channel])
-            count = int(np.count_nonzero(block))
-            if count:
-                self.voxels[name] += count
-                self._blocks[name, rows.start, rows.stop] = zlib.compress(np.packbits(block), 1)
-
-    def block(self, rows: slice) -> Bool[np.ndarray, "rows y x c"]:
-        """Rows of the cropped canonical grid, all classes; `rows` must be one that `put` was called with."""
-        shape = (rows.stop - rows.start, *self._transform.box_shape[1:])
-        out = np.zeros((*shape, len(self.names)), bool)
-        for channel, name in enumerate(self.names):
-            if packed := self._blocks.get((name, rows.start, rows.stop)):
-                out[..., channel] = _unpack(packed, shape)
+            if (found := self.part(name, number)) is not None:
+                out[..., channel] = found
         return out
 
-    def __getitem__(self, name: str) -> Bool[np.ndarray, "z y x"]:
+    def part(self, name: str, number: int) -> Bool[np.ndarray, "rows y x"] | None:
+        """One class in one region; None where it is empty."""
+        packed = self._blocks.get((name, number))
+        return None if packed is None else _unpack(packed, self._shape(number))
+
+    def cropped(self, name: str) -> Bool[np.ndarray, "z y x"]:
+        """The mask of a class on the cropped canonical grid."""
         if name not in self.voxels:
             raise KeyError(name)
-        out = np.zeros(self._transform.stored_shape, bool)
-        cropped = self._transform.image(out)  # a view: what is written here lands in stored order
-        for (owner, start, stop), packed in self._blocks.items():
-            if owner == name:
-                cropped[start:stop] = _unpack(packed, (stop - start, *cropped.shape[1:]))
+        out = np.zeros(self.transform.box_shape, bool)
+        for number, region in enumerate(self.regions):
+            if (found := self.part(name, number)) is not None:
+                out[region] = found
+        return out
+
+    def replace(self, name: str, mask: Bool[np.ndarray, "z y x"]) -> None:
+        """Puts another mask (cropped canonical grid) in place of a class's."""
+        self.voxels[name] = 0
+        for number, region in enumerate(self.regions):
+            self._blocks.pop((name, number), None)
+            self._keep(name, number, mask[region])
+
+    def __getitem__(self, name: str) -> Bool[np.ndarray, "z y x"]:
+        found = self.cropped(name)
+        out = np.zeros(self.transform.stored_shape, bool)
+        self.transform.image(out)[...] = found  # a view: what is written there lands in stored order
         return out
 
     def __iter__(self) -> Iterator[str]:
@@ -58,6 +86,10 @@ class Masks(Mapping):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        rows, columns = self.regions[number]
+        return rows.stop - rows.start, columns.stop - columns.start, self.transform.box_shape[2]
 
 
 def _unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:

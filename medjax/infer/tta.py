@@ -4,7 +4,8 @@ In: a function of a window batch. Out: the same with averaging. The network is t
 the program and its compile time do not grow with them.
 
 Averaging probabilities (nnU-Net v1, MultiTalent) and averaging logits (nnU-Net v2) give different numbers: which of the two happens depends
-on whether `function` returns probabilities or logits.
+on whether `function` returns probabilities or logits. It may return several arrays of that shape (a dictionary): each is averaged, so the
+mean and the mean square of all copies come out together.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import UsageError
 
-Function = Callable[[Float[Array, "k ..."]], Float[Array, "k ..."]]
+Function = Callable[[Float[Array, "k ..."]], Any]
 
 
 def mirrored(function: Function, axes: Sequence[int]) -> Function:
@@ -39,13 +40,13 @@ def mirrored(function: Function, axes: Sequence[int]) -> Function:
             x = jnp.where(which[i], jnp.flip(x, axis + 1), x)
         return x
 
-    def averaged(image: Array) -> Array:
-        return _mean_over(lambda which: flip(function(flip(image, which)), which), copies)
+    def averaged(image: Array) -> Any:
+        return _mean_over(lambda which: jax.tree.map(lambda x: flip(x, which), function(flip(image, which))), copies)
 
     return averaged
 
 
-def ensemble(function: Callable[[Any, Array], Array], members: Any) -> Function:
+def ensemble(function: Callable[[Any, Array], Any], members: Any) -> Function:
     """Mean of `function(params, image)` over parameter trees stacked along a new leading axis (see `stack`)."""
     return lambda image: _mean_over(lambda params: function(params, image), members)
 
@@ -58,8 +59,10 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _mean_over(function: Callable[[Any], Array], copies: Any) -> Array:
+def _mean_over(function: Callable[[Any], Any], copies: Any) -> Any:
     """Mean of function(copy) over the leading axis of `copies`."""
     first = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], copies))
-    total, _ = jax.lax.scan(lambda total, copy: (total + function(copy), None), jnp.zeros(first.shape, first.dtype), copies)
-    return total / len(jax.tree.leaves(copies)[0])
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+    total, _ = jax.lax.scan(lambda total, copy: (jax.tree.map(jnp.add, total, function(copy)), None), zero, copies)
+    n = len(jax.tree.leaves(copies)[0])
+    return jax.tree.map(lambda leaf: leaf / n, total)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 
 from medjax.errors import UsageError
 
-DEPTH = 2  # window batches under way on the device while the host blends an earlier one
+DEPTH = 2  # window batches under way on the device while the host blends an earlier one, where memory allows
 THREADED = 1 << 20  # values per window above which blending is spread over threads
 
 
@@ -51,6 +51,8 @@ class WindowScores:
     """Scores of a volume, computed when rows along z are asked for. Rows must be asked for in ascending order; earlier ones are forgotten.
 
     Only about one window's extent of rows is in memory, so many classes of a large volume fit. `scores[a:b]` is a (b - a, y, x, c) array.
+    Where even that is too much, a strip of the y axis is asked for at a time: each voxel gets the same windows in the same order, and only
+    the windows that touch two strips are computed twice.
 
     Args:
       function: jitted; (k, *window, m) float32 -> (k, *window, c).
@@ -60,6 +62,8 @@ class WindowScores:
       overlap: share of a window that the next one covers at least.
       batch_windows: k; the last batch is filled up with zeros.
       weighted: Gaussian importance; otherwise every voxel of a window counts alike.
+      columns: the strip [start, stop) of the y axis that is wanted; default all.
+      depth: window batches under way on the device at a time.
     """
 
     def __init__(
@@ -72,18 +76,24 @@ class WindowScores:
         overlap: float = 0.5,
         batch_windows: int = 2,
         weighted: bool = True,
+        columns: slice = slice(None),
+        depth: int = DEPTH,
     ):
         if len(window) not in (2, 3) or min(window) < 1 or batch_windows < 1:
             raise UsageError(
                 "unusable window", found=f"{tuple(window)}, batches of {batch_windows}", expected="(z, y, x) or (y, x) sizes >= 1"
             )
-        self.shape = (*image.shape[:3], classes)
+        first, last, _ = columns.indices(image.shape[1])
+        self.shape = (image.shape[0], last - first, image.shape[2], classes)
         self._function, self._sent = function, (batch_windows, *window, image.shape[-1])
         self._window = (1, *window) if len(window) == 2 else tuple(window)
         self._pad = padding(image.shape[:3], self._window)
         self._image = np.pad(image, [*self._pad, (0, 0)]) if any(map(any, self._pad)) else image
+        self._strip = slice(self._pad[1][0] + first, self._pad[1][0] + last)
+        self._depth = depth
         self._weight = (gaussian(self._window) if weighted else np.ones(self._window)).astype(np.float32)
         grid = [starts(n, w, overlap) for n, w in zip(self._image.shape[:3], self._window, strict=True)]
+        grid[1] = tuple(y for y in grid[1] if y < self._strip.stop and y + self._window[1] > self._strip.start)
         self._places = list(itertools.product(*grid))
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # padded z -> running mean (y, x, c) and its weight (y, x)
         self._results = self._compute()
@@ -98,8 +108,8 @@ class WindowScores:
             for place, scores in zip(*next(self._results), strict=False):  # what fills up the last batch has no place
                 self._blend(place, scores)
                 self._blended += 1
-        inner = tuple(slice(before, before + n) for (before, _), n in zip(self._pad[1:], self.shape[1:3], strict=True))
-        out = np.stack([self._rows[row][0][inner] for row in range(low + start, low + stop)])
+        left = self._pad[2][0]
+        out = np.stack([self._rows[row][0][:, left : left + self.shape[2]] for row in range(low + start, low + stop)])
         self._first = low + start
         for row in [row for row in self._rows if row < self._first]:
             del self._rows[row]
@@ -121,7 +131,7 @@ class WindowScores:
             if hasattr(scores, "copy_to_host_async"):
                 scores.copy_to_host_async()
             pending.append((places, scores))
-            if len(pending) > DEPTH:
+            if len(pending) > self._depth:
                 yield self._fetch(*pending.popleft())
         while pending:
             yield self._fetch(*pending.popleft())
@@ -133,17 +143,21 @@ class WindowScores:
         return tuple(slice(start, start + n) for start, n in zip(place, self._window, strict=True))
 
     def _blend(self, place: tuple[int, ...], scores: np.ndarray) -> None:
-        inner = self._region(place)[1:]
+        _, across, along = self._region(place)
+        first, last = max(across.start, self._strip.start), min(across.stop, self._strip.stop)
+        inner = slice(first - self._strip.start, last - self._strip.start), along
+        part = slice(first - across.start, last - across.start)  # of the window
         for row in range(place[0], place[0] + self._window[0]):
             if row not in self._rows:
-                plane = self._image.shape[1:3]
+                plane = self.shape[1], self._image.shape[2]
                 self._rows[row] = np.zeros((*plane, self.shape[-1]), np.float32), np.zeros(plane, np.float32)
 
         def blend_row(offset: int) -> None:
             mean, weight = self._rows[place[0] + offset]
-            total = weight[inner] + self._weight[offset]
-            step = scores[offset] - mean[inner]
-            step *= (self._weight[offset] / total)[..., None]
+            own = self._weight[offset, part]
+            total = weight[inner] + own
+            step = scores[offset, part] - mean[inner]
+            step *= (own / total)[..., None]
             mean[inner] += step
             weight[inner] = total
 

@@ -5,16 +5,21 @@ In: a `Segmentation` and the volume it belongs to. Out: files in the output fold
     <case>.nii.gz              the corpus' own label values; header and grid of the input, with a label table
     <case>/<class>.nii.gz      one mask per class, overlapping as predicted           (one_file_per_class)
     <case>_prob.npz            class name -> (z, y, x) float16 probabilities          (probabilities)
+    <case>_<map>.nii.gz        entropy, disagreement                                  (uncertainty)
     <case>.json                what is in the files above; written last, so a case with it is complete
+    statistics.csv             volume and mean intensity of every class in every case (statistics)
     run.json                   versions, settings, and of every case inputs (sha256), outputs and seconds
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +30,9 @@ import numpy as np
 from medjax.data import nifti
 from medjax.data.geometry import Transform
 from medjax.errors import PredictError
-from medjax.infer.predictor import Segmentation
+from medjax.infer.masks import Masks, Region
+from medjax.infer.model import Segmentation
+from medjax.infer.segment import UNCERTAINTIES
 from medjax.labels import Corpus
 
 PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel")
@@ -34,18 +41,40 @@ PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel")
 class Probabilities:
     """Gathers the probabilities of all classes on the stored grid, as `Predictor.segment` hands them over (its `on_scores`).
 
-    Half precision: 2 bytes per voxel and class are held in memory until they are written.
+    They are kept in half precision in hidden files of the output folder, not in memory, until `pack` turns them into one archive.
     """
 
-    def __init__(self):
-        self.arrays: dict[str, np.ndarray] = {}
+    def __init__(self, folder: Path, case: str):
+        self._folder, self._case = folder, f".{case}_prob.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._files: dict[str, Path] = {}
 
-    def __call__(self, transform: Transform, rows: slice, names: Sequence[str], values: np.ndarray) -> None:
-        """Rows of the cropped canonical grid, (rows, y, x, c)."""
+    def __call__(self, transform: Transform, region: Region, names: Sequence[str], values: np.ndarray) -> None:
+        """A region of the cropped canonical grid, (rows, y, x, c)."""
         for channel, name in enumerate(names):
-            if name not in self.arrays:
-                self.arrays[name] = np.zeros(transform.stored_shape, np.float16)
-            transform.image(self.arrays[name])[rows] = values[..., channel]
+            mode = "r+" if name in self._files else "w+"
+            path = self._files.setdefault(name, self._folder / f"{self._case}.{len(self._files)}.tmp")
+            try:  # opened for each block, so that what was written does not count as this process' memory
+                shape = None if mode == "r+" else transform.stored_shape
+                array = np.lib.format.open_memmap(path, mode, None if mode == "r+" else np.float16, shape)
+            except OSError as error:
+                raise _refused(path, error) from error
+            transform.image(array)[region] = values[..., channel]
+
+    def pack(self, path: Path) -> None:
+        """Writes them as an .npz: class name -> (z, y, x) float16."""
+
+        def fill(file: BinaryIO) -> None:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                for name, source in self._files.items():
+                    archive.write(source, f"{name}.npy")
+
+        _atomically(path, fill)
+
+    def discard(self) -> None:
+        """Removes the hidden files."""
+        for path in self._files.values():
+            path.unlink(missing_ok=True)
+        self._files.clear()
 
 
 def write_case(
@@ -55,15 +84,19 @@ def write_case(
     volume: nifti.Volume,
     corpus: Corpus,
     *,
-    one_file_per_class: bool = False,
+    files: Any,
     probabilities: Probabilities | None = None,
     notes: Mapping[str, Any] | None = None,
+    extra: Callable[[], list[str]] = list,
 ) -> list[str]:
     """Writes all files of one case; the sidecar goes first out and last in.
 
     Args:
+      volume: with pixels if `files.statistics` asks for intensities.
       corpus: whose label values the map carries.
+      files: a `predict.Files`.
       notes: further fields of the sidecar.
+      extra: writes further files and returns their names.
 
     Returns: paths of the files, relative to `folder`.
     Raises: `DataError` or `PredictError` naming a file that cannot be written.
@@ -71,25 +104,65 @@ def write_case(
     sidecar = folder / f"{case}.json"
     sidecar.unlink(missing_ok=True)
     outputs = [f"{case}.nii.gz"]
-    nifti.write(folder / outputs[0], segmentation.label_map, volume, labels=label_names(corpus))
-    if one_file_per_class:
+    names = label_names(corpus)
+    nifti.write(folder / outputs[0], segmentation.label_map, volume, labels=names)
+    if files.one_file_per_class:
         (folder / case).mkdir(exist_ok=True)
         for name, file in zip(segmentation.masks, file_names(segmentation.masks.names), strict=True):
             nifti.write(folder / case / file, segmentation.masks[name], volume, labels={1: name})
             outputs.append(f"{case}/{file}")
+    for name, array in segmentation.maps.items():
+        outputs.append(f"{case}_{name}.nii.gz")
+        nifti.write(folder / outputs[-1], array, volume)
     if probabilities is not None:
         outputs.append(f"{case}_prob.npz")
-        _atomically(folder / outputs[-1], lambda file: np.savez_compressed(file, **probabilities.arrays))
+        probabilities.pack(folder / outputs[-1])
+    outputs += extra()
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    classes = {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in segmentation.masks.voxels.items()}
+    if files.statistics:
+        for name, values in mean_intensities(segmentation.masks, volume.array).items():
+            classes[name]["mean_intensity"] = values
     described = {
         "case": case,
         "corpus": corpus.name,
-        "labels": {str(value): name for value, name in label_names(corpus).items()},
-        "classes": {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in segmentation.masks.voxels.items()},
+        "labels": {str(value): name for value, name in names.items()},
+        "classes": classes,
+        "maps": {name: UNCERTAINTIES[name] for name in segmentation.maps},
+        "postprocessing": {name: dict(steps) for name, steps in segmentation.changes.items()},
         "files": outputs,
     }
     write_json(sidecar, described | dict(notes or {}))
     return [*outputs, sidecar.name]
+
+
+def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] | None]:
+    """Class -> mean of each channel of the (z, y, x[, m]) stored image in its mask; None for an empty one. Block by block."""
+    image = image[..., None] if image.ndim == 3 else image
+    cropped = masks.transform.image(image)
+    sums = {name: np.zeros(image.shape[-1]) for name in masks.names}
+    for number, region in enumerate(masks.regions):
+        values = cropped[region]
+        for name in masks.names:
+            if (part := masks.part(name, number)) is not None:
+                sums[name] += values[part].sum(0, dtype=np.float64)
+    return {name: (total / masks.voxels[name]).tolist() if masks.voxels[name] else None for name, total in sums.items()}
+
+
+def write_statistics(path: Path, cases: Sequence[str]) -> None:
+    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (channels by semicolon)."""
+    rows = [("case", "class", "voxels", "volume_ml", "mean_intensity")]
+    for case in cases:
+        try:
+            classes = json.loads((path.parent / f"{case}.json").read_text())["classes"]
+        except (OSError, ValueError, KeyError):
+            continue
+        for name, found in classes.items():
+            means = ";".join(f"{v:.6g}" for v in found.get("mean_intensity") or ())
+            rows.append((case, name, found["voxels"], f"{found['volume_ml']:.6g}", means))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    _atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def is_complete(folder: Path, case: str, wanted: Mapping[str, Any]) -> bool:
@@ -151,6 +224,10 @@ def _atomically(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
             fill(file)
         os.replace(temporary, path)
     except OSError as error:
-        raise PredictError(f"cannot write ({error.strerror})", path=path, fix="check folder, permissions and free space") from error
+        raise _refused(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: OSError) -> PredictError:
+    return PredictError(f"cannot write ({error.strerror})", path=path, fix="check folder, permissions and free space")

@@ -1,0 +1,141 @@
+"""What may be done to predicted masks afterwards: largest component, hole filling, minimum volume. Never unless it was asked for.
+
+In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, the label map painted anew, and a record of every change.
+Components are 26-connected, holes are what a 6-connected background outside cannot reach. Order: largest, minimum volume, holes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from scipy import ndimage
+
+from medjax.errors import UsageError, did_you_mean
+from medjax.infer.model import Segmentation
+from medjax.labels import LabelSpace
+
+EVERY = "*"  # in place of a class name: all classes
+FIELDS = ("largest", "holes", "min_ml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What to do to which classes.
+
+    Attributes:
+      largest: classes of which only the largest component stays.
+      holes: classes whose holes are filled.
+      min_ml: (class, millilitres): components below that volume go.
+    """
+
+    largest: tuple[str, ...] = ()
+    holes: tuple[str, ...] = ()
+    min_ml: tuple[tuple[str, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.largest or self.holes or self.min_ml)
+
+    def checked(self, space: LabelSpace) -> "Rules":
+        """With every name resolved to classes of the space; `LabelError` for unknown ones."""
+
+        def resolved(names: Sequence[str]) -> tuple[str, ...]:
+            for name in names:
+                if name != EVERY:
+                    space.class_index(name)
+            return tuple(name for name in space.classes if name in names or EVERY in names)
+
+        limits = dict(self.min_ml)
+        resolved(tuple(limits))
+        pairs = tuple((n, float(limits.get(n, limits.get(EVERY, 0)))) for n in space.classes if n in limits or EVERY in limits)
+        return Rules(resolved(self.largest), resolved(self.holes), pairs)
+
+    def to_json(self) -> dict:
+        """JSON-ready fields; `from_json` inverts it."""
+        return {"largest": list(self.largest), "holes": list(self.holes), "min_ml": dict(self.min_ml)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping) -> "Rules":
+        """From a config's `infer.postprocess` or a file: lists of class names, `min_ml` a mapping; `UsageError` for anything else."""
+        for key in fields:
+            if key not in FIELDS:
+                raise UsageError(f"postprocessing knows no {key!r}", fix=did_you_mean(key, FIELDS))
+        limits = dict(fields.get("min_ml") or {})
+        if not all(isinstance(v, int | float) and v > 0 for v in limits.values()):
+            raise UsageError("a minimum volume must be a positive number of millilitres", found=limits)
+        return cls(tuple(fields.get("largest") or ()), tuple(fields.get("holes") or ()), tuple(limits.items()))
+
+
+def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> Segmentation:
+    """Masks after the rules (whose names must be resolved, see `Rules.checked`), the label map painted from them, and the changes."""
+    masks, changes = found.masks, {}
+    voxel_ml = float(np.prod(masks.transform.spacing_mm)) / 1000
+    for name in masks.names:
+        if masks.voxels[name] == 0:
+            continue
+        mask, steps = masks.cropped(name), {}
+        if name in rules.largest:
+            mask, steps["largest"] = largest(mask)
+        if name in (limits := dict(rules.min_ml)):
+            mask, steps["min_ml"] = without_small(mask, limits[name] / voxel_ml)
+        if name in rules.holes:
+            mask, steps["holes"] = filled(mask)
+        if any(steps.values()):
+            masks.replace(name, mask)
+            changes[name] = {step: n for step, n in steps.items() if n}
+    label_map = found.label_map
+    if changes:
+        cropped = masks.transform.image(label_map)
+        for number, region in enumerate(masks.regions):
+            cropped[region] = paint(space, masks.block(number), masks.names, corpus)
+    return Segmentation(label_map, masks, found.maps, changes)
+
+
+def paint(space: LabelSpace, mask: Bool[np.ndarray, "*vol c"], names: Sequence[str], corpus: str) -> Shaped[np.ndarray, "*vol"]:
+    """Masks of some classes -> the corpus' label values by the precedence of the space; classes without a voxel cost nothing."""
+    present = np.flatnonzero(mask.reshape(-1, len(names)).any(0))
+    layers = np.moveaxis(np.stack([mask[..., k] for k in present]), 0, -1) if len(present) else mask[..., :0]
+    return space.export(layers, corpus, [names[k] for k in present])
+
+
+def largest(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:
+    """The largest 26-connected component (the first of equals), and how many voxels went."""
+    return _kept(mask, lambda sizes: np.arange(len(sizes)) == sizes.argmax())
+
+
+def without_small(mask: Bool[np.ndarray, "z y x"], voxels: float) -> tuple[Bool[np.ndarray, "z y x"], int]:
+    """Components of at least so many voxels, and how many voxels went."""
+    return _kept(mask, lambda sizes: sizes >= voxels)
+
+
+def filled(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:
+    """The mask with its holes, and how many voxels came. A volume of one slice is filled within the slice."""
+    box = _box(mask)
+    if box is None:
+        return mask, 0
+    inner = mask[box]
+    flat = mask.shape[0] == 1
+    solid = ndimage.binary_fill_holes(inner[0])[None] if flat else ndimage.binary_fill_holes(inner)
+    out = mask.copy()
+    out[box] = solid
+    return out, int(np.count_nonzero(solid) - np.count_nonzero(inner))
+
+
+def _kept(mask: np.ndarray, choose) -> tuple[np.ndarray, int]:
+    box = _box(mask)
+    if box is None:
+        return mask, 0
+    inner = mask[box]
+    components, count = ndimage.label(inner, np.ones((3, 3, 3)))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    keep = choose(sizes)
+    if keep.all():
+        return mask, 0
+    out = np.zeros_like(mask)
+    out[box] = np.concatenate([[False], keep])[components]
+    return out, int(sizes[~keep].sum())
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    found = ndimage.find_objects(mask.view(np.uint8))
+    return found[0] if found else None
