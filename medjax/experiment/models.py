@@ -1,49 +1,174 @@
-"""Finished runs as predictors: a run folder becomes an `infer.predictor.Predictor`, and scans go through it.
+"""Finished models as predictors: run folders and archives become an `infer.predictor.Predictor`.
 
-In: run folders and input paths. Out: masks. Everything that loads "a model" comes through `load_predictor`.
+In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: what a model knows (`Trained`), and a predictor. Everything
+that loads "a model" comes through `read_model` and `load_predictor`; several models make an ensemble.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medjax.data.inputs import find_inputs
-from medjax.errors import UsageError
-from medjax.experiment import network, runfolder
+from medjax.build import plain
+from medjax.data.plan import Plan
+from medjax.errors import ModelError, UsageError
+from medjax.experiment import archive, network, runfolder
+from medjax.labels import LabelSpace
+
+POSTPROCESS = "postprocess.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run folder or an archive knows, without its arrays.
+
+    Attributes:
+      path: where it is. fields: the resolved config. space: as trained, views included. plan: spacing and normalisation.
+      postprocess: what `medjax postprocess` chose on validation data, if it did.
+      archive: the checked archive it came from; None for a run folder.
+    """
+
+    path: Path
+    fields: Mapping
+    space: LabelSpace
+    plan: Plan
+    postprocess: Mapping | None = None
+    archive: archive.Archive | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(z, y, x) mm: the common target spacing, or the mean where corpora have their own."""
+        return tuple(float(v) for v in np.mean(list(self.plan.spacing_mm.values()), 0))
+
+    @functools.cached_property
+    def network(self) -> network.Network:
+        """The network of its config; `UsageError` for an exported function, which has none."""
+        if self.archive and self.archive.kind != "weights":
+            raise UsageError("an exported function holds no network", path=self.path, fix="use the run folder or a weights archive")
+        return network.make_network(self.fields, self.space, self.spacing_mm)
+
+    def params(self, checkpoint: str = "") -> Any:
+        """Its parameters, strictly: every array of the network, in its shape, and no other.
+
+        Args:
+          checkpoint: "last", "best" or a step of a run folder; by default what the config says.
+        """
+        from medjax.train import checkpoint as checkpoints
+
+        if self.archive is None:
+            return checkpoints.load_params(self.path / "checkpoints", self.network.abstract(), which=checkpoint or self.fields["infer"]["checkpoint"])
+        if checkpoint:
+            raise UsageError("an archive holds one set of parameters", path=self.path, fix="leave out --checkpoint")
+        return _fitted(archive.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
+
+
+def read_model(path: Path | str) -> Trained:
+    """What is known of a model.
+
+    Args:
+      path: a run folder or an archive.
+
+    Raises: `UsageError` for what is neither, or a run without a checkpoint; `ModelError` for an archive that cannot be trusted.
+    """
+    from medjax.train import checkpoint as checkpoints
+
+    path = Path(path)
+    if archive.is_archive(path):
+        found = archive.read(path)
+        try:
+            documents = {name: plain(value) for name, value in found.documents.items()}
+            space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
+            return Trained(path, documents["config"], space, plan, found.documents.get("postprocess"), found)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"model archive refused: unusable description ({error})", path=path, fix="export it again") from error
+    fields, space, plan = runfolder.read_config(path), runfolder.read_space(path), runfolder.read_plan(path)
+    if checkpoints.latest_step(path / "checkpoints") is None:
+        raise UsageError("the run has no checkpoint", path=path, fix="train it first: the same command with --mode=train")
+    chosen = runfolder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
+    return Trained(path, fields, space, plan, chosen)
 
 
 def load_predictor(
-    folder: Path, *, checkpoint: str = "", tta: str = "", overlap: float | None = None, batch_windows: int | None = None, device: str = ""
-) -> Any:
-    """A `Predictor` from a run folder; what is not given follows the run's config.
+    models: Path | str | Trained | Sequence[Path | str | Trained], *, checkpoint: str = "", tta: str = "", overlap: float | None = None,
+    window: Sequence[int] = (), batch_windows: int | None = None, device: str = "", memory_gib: float | None = None,
+    uncertainty: bool = False, postprocess: str = "", fast: bool = False,
+) -> Any:  # fmt: skip
+    """A `Predictor` from one or several models; what is not given follows the first one's config.
 
-    Its label space has every corpus as annotated (no views), under the name of its store.
-    Raises: `UsageError` for a folder that is no run or has no checkpoint; `TrainError` for one that does not fit its config.
+    Its label space has every corpus as annotated (no views), under the name of its store. Members of one architecture run as one program;
+    others are averaged on the scan's grid.
+
+    Args:
+      models: run folders, archives, or what `read_model` made of them.
+      tta: "none" or "mirror". window: (z, y, x) or (y, x) in place of the training patch. device: "cpu", "gpu:1", ...
+      memory_gib: what a case may use. uncertainty: carry how far mirrors and members disagree.
+      postprocess: "" as configured, "none", "chosen" (what validation decided) or a JSON file of rules.
+      fast: the coarser companion that the models name in `infer.fast`.
+
+    Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the network cannot take, rules or a
+      companion that do not exist; `TrainError` or `ModelError` for weights that do not fit their config.
     """
-    from medjax.infer.predict import Model, Predictor
-    from medjax.train import checkpoint as checkpoints
+    from medjax.infer.predict import Predictor
 
-    fields, space, plan = runfolder.read_config(folder), runfolder.read_space(folder), runfolder.read_plan(folder)
-    if checkpoints.latest_step(folder / "checkpoints") is None:
-        raise UsageError("the run has no checkpoint", path=folder, fix="train it first: the same command with --mode=train")
-    given = fields["infer"]
-    spacing = tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0))
-    net = network.make_network(fields, space, spacing)
-    params = checkpoints.load_params(folder / "checkpoints", net.abstract(), which=checkpoint or given["checkpoint"])
-    axes = {"none": (), "mirror": tuple(range(len(net.patch)))}[tta] if tta else given["mirror_axes"]
-    return Predictor(
-        Model(net.apply, params, plan, space.unveiled(), net.patch, len(net.patch), space.conditions()),
-        overlap=given["overlap"] if overlap is None else overlap,
-        mirror_axes=axes,
-        average=given["average"],
-        batch_windows=batch_windows or given["batch_windows"] or None,
-        devices=_named_devices(device),
-    )
+    single = isinstance(models, Path | str | Trained)
+    trained = [m if isinstance(m, Trained) else read_model(m) for m in ([models] if single else models)]
+    if not trained:
+        raise UsageError("no model given")
+    if fast:
+        trained = [_companion(one) for one in trained]
+    given = trained[0].fields["infer"]
+    groups: dict[str, list[Trained]] = {}
+    for one in trained:
+        groups.setdefault(_architecture(one), []).append(one)
+
+    def build(members: list[Trained], others: Sequence[Any]) -> Any:
+        model = _model(members[0], checkpoint, tuple(window))
+        axes = {"none": (), "mirror": tuple(range(model.dims))}[tta] if tta else tuple(given["mirror_axes"])
+        return Predictor(
+            model,
+            ensemble=[member.params(checkpoint) for member in members[1:]],
+            others=others,
+            overlap=given["overlap"] if overlap is None else overlap,
+            mirror_axes=axes,
+            average=given["average"],
+            activation=given.get("activation", "sigmoid"),
+            batch_windows=batch_windows or given["batch_windows"] or None,
+            devices=named_devices(device),
+            memory_gib=memory_gib,
+            uncertainty=uncertainty,
+            postprocess=rules(trained[0], postprocess),
+        )
+
+    first, *rest = groups.values()
+    return build(first, [build(members, ()) for members in rest])
 
 
-def _named_devices(name: str) -> list | None:
+def rules(model: Trained, wanted: str = "") -> Any:
+    """The postprocessing rules a word stands for (see `load_predictor`), or None."""
+    from medjax.infer.postprocess import Rules
+
+    if wanted == "none":
+        return None
+    if wanted == "chosen":
+        if model.postprocess is None:
+            fix = "run `medjax postprocess` on its validation cases first"
+            raise UsageError("nothing was chosen on validation data", path=model.path, fix=fix)
+        return Rules.from_json(model.postprocess["rules"]) or None
+    if wanted:
+        path = Path(wanted)
+        found = runfolder.read_json(path.parent, path.name) if path.is_file() else None
+        if not isinstance(found, dict):
+            raise UsageError(f"no postprocessing {wanted!r}", expected="none, chosen, or a JSON file of rules")
+        return Rules.from_json(found.get("rules", found)) or None
+    configured = model.fields["infer"].get("postprocess") or {}
+    return Rules.from_json({**configured, "min_ml": dict(configured.get("min_ml") or {})}) or None
+
+
+def named_devices(name: str) -> list | None:
+    """The jax devices that "cpu", "gpu" or "gpu:1" stand for; None for an empty name."""
     import jax
 
     if not name:
@@ -57,29 +182,77 @@ def _named_devices(name: str) -> list | None:
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
 
 
-def predict(
-    folder: Path, inputs: Sequence[str], out: Path, *, corpus: str = "", progress: Any = None,
-    continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False, **options: Any,
-) -> Any:  # fmt: skip
-    """`medjax predict`: scans through a run's network.
+def _model(one: Trained, checkpoint: str, window: tuple[int, ...]) -> Any:
+    from medjax.infer.model import Model
 
-    Args:
-      folder: the run. inputs: files, folders, globs or lists. out: folder for the masks.
-      corpus: whose annotation protocol to write; needed when the run knows several.
-      options: see `load_predictor`.
+    space, conditions = one.space.unveiled(), one.space.conditions()
+    if one.archive and one.archive.kind == "function":
+        from medjax.experiment import portable
 
-    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or nothing found, before any model is loaded.
-    """
-    from medjax.infer.predict import predict_cases
+        apply, own = portable.function(one.archive)
+        if window and window != own:
+            raise UsageError("an exported function has one window", path=one.path, found=window, expected=own)
+        return Model(apply, {}, one.plan, space, own, len(own), conditions)
+    net = one.network
+    window = window or net.patch
+    _check_window(one, window)
+    return Model(net.apply, one.params(checkpoint), one.plan, space, window, len(net.patch), conditions)
 
-    space = runfolder.read_space(folder).unveiled()
-    names = [c.name for c in space.corpora]
-    if not corpus and len(names) > 1:
-        raise UsageError("the model knows several annotation protocols", expected=", ".join(names), fix="choose one with --corpus")
-    described = space.corpora[space.corpus_index(corpus or names[0])]
-    cases = find_inputs(inputs, channels=len(described.channels))
-    predictor = load_predictor(folder, **options)
-    return predict_cases(
-        predictor, cases, out, described.name, continue_=continue_, probabilities=probabilities,
-        one_file_per_class=one_file_per_class, progress=progress,
-    )  # fmt: skip
+
+def _check_window(one: Trained, window: tuple[int, ...]) -> None:
+    """`UsageError` for a window that the network cannot take."""
+    import jax
+    import jax.numpy as jnp
+
+    net = one.network
+    if len(window) != len(net.patch) or min(window) < 1:
+        raise UsageError("unusable window", found=window, expected=f"{len(net.patch)} sizes, e.g. {net.patch}")
+    if window == net.patch:
+        return
+    image = jax.ShapeDtypeStruct((1, *window, net.channels), jnp.float32)
+    number = jax.ShapeDtypeStruct((1,), jnp.int32)
+    context = {"corpus": number, "modality": number, "spacing_mm": jax.ShapeDtypeStruct((1, 3), jnp.float32)}
+    try:
+        shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
+    except Exception as error:  # whatever a network raises for sizes it was not made for
+        raise UsageError(f"the network cannot take this window ({type(error).__name__})", found=window, expected=f"e.g. {net.patch}") from error
+    if shape != window:
+        raise UsageError("the network changes the size of this window", found=f"{window} -> {shape}", expected=f"e.g. {net.patch}")
+
+
+def _companion(one: Trained) -> Trained:
+    """The coarser model that a config names in `infer.fast`, relative to the model."""
+    name = one.fields["infer"].get("fast", "")
+    if not name:
+        raise UsageError("the model offers no fast version", path=one.path, fix="name a run with a coarser spacing in config.infer.fast")
+    base = one.path if one.archive is None else one.path.parent
+    return read_model(base / name)
+
+
+def _architecture(one: Trained) -> str:
+    """Equal for models whose parameters can be stacked into one program."""
+    if one.archive and one.archive.kind == "function":
+        return one.archive.sha256
+    kept = {"model": one.fields["model"], "patch": one.fields["train"]["patch"], "plan": one.plan.key(), "space": one.space.to_json()}
+    return repr(sorted(kept.items()))
+
+
+def _fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: Path) -> Any:
+    """Named arrays as the parameter tree of a network; `ModelError` listing every difference."""
+    import jax
+
+    from medjax.train import rules as rule_lists
+
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    wanted = {rule_lists.path_name(keys): leaf for keys, leaf in flat}
+    problems = [f"{name} is missing" for name in wanted if name not in arrays] + [f"{name} is unknown" for name in arrays if name not in wanted]
+    problems += [
+        f"{name}: {arrays[name].shape} stored, {leaf.shape} wanted"
+        for name, leaf in wanted.items()
+        if name in arrays and tuple(arrays[name].shape) != tuple(leaf.shape)
+    ]
+    if problems:
+        raise ModelError(f"the weights do not fit their config ({len(problems)} differences)", path=path, found="; ".join(problems[:12]))
+    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()])
+
+

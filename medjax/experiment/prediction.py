@@ -1,0 +1,149 @@
+"""`medjax predict`: from what a user names (models, scans, protocol, limits) to masks in a folder.
+
+In: paths and words. Out: `infer.predict.Result`. Everything that is wrong with the request is said before a model is compiled.
+"""
+
+import os
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medjax.data.inputs import Case, find_inputs
+from medjax.errors import UsageError
+from medjax.experiment.models import Trained, load_predictor, read_model
+from medjax.labels import Corpus, LabelSpace
+
+GIB = 2**30
+
+
+def predict(
+    models: Sequence[Path | str], inputs: Sequence[str], out: Path, *, corpus: str = "", classes: Sequence[str] | None = None,
+    part: tuple[int, int] = (0, 1), continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False,
+    statistics: bool = False, preview: bool = False, report: Path | None = None, max_memory_gib: float | None = None,
+    say: Callable[[str], None] = lambda line: None, progress: Any = None, **options: Any,
+) -> Any:  # fmt: skip
+    """Scans through one model or an ensemble.
+
+    Args:
+      models: run folders or archives. inputs: files, folders, globs or lists. out: folder for the masks.
+      corpus: whose annotation protocol to write; needed when the models know several and `classes` does not settle it.
+      classes: which to write; default all that the corpus annotates.
+      part: (i, n): every n-th case, from the i-th.
+      report: where the manifest is written as well. max_memory_gib: what the process may use in all.
+      say: receives lines for the person who waits. options: see `load_predictor`.
+
+    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, or a memory limit that
+      the model alone exceeds.
+    """
+    from medjax.infer import write
+    from medjax.infer.predict import Files, check_cases, forecasts, predict_cases
+
+    trained = [read_model(model) for model in models]
+    described = protocol(trained[0].space.unveiled(), corpus, classes, one_file_per_class)
+    cases = find_inputs(inputs, channels=len(described.channels))
+    check_cases(cases, out)
+    mine = share(cases, *part)
+    if not mine:
+        say(f"part {part[0]} of {part[1]} has no case")
+    predictor = load_predictor(trained, **options)
+    if max_memory_gib is not None:
+        predictor.program(len(predictor.asked(classes or described_classes(predictor.model.space, described))))  # part of what is resident
+        left = int(max_memory_gib * GIB) - resident()
+        if left <= 0:
+            raise UsageError("the model alone takes more than --max-memory", found=f"{resident() / GIB:.1f} GiB", expected=f"{max_memory_gib}")
+        predictor.limit = left
+    say(outlook(forecasts(predictor, mine, described.name, classes), len(mine), predictor, max_memory_gib))
+    suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
+    files = Files(
+        tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, draw_preview if preview else None, suffix
+    )
+    notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained], "corpus_of": described.name}
+    result = predict_cases(predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, read=read, notes=notes)
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write.write_json(report, result.manifest)
+    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {out}")
+    return result
+
+
+def protocol(space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_file_per_class: bool = False) -> Corpus:
+    """The corpus whose values are written: the one named, the only one, or the only one that annotates all `classes`.
+
+    Raises: `LabelError` for unknown names; `UsageError` where several would do, or a class has no value in the protocol and no file.
+    """
+    for name in classes or ():
+        space.class_index(name)
+    known = {c.name: {g for g, yes in zip(space.classes, row, strict=True) if yes} for c, row in zip(space.corpora, space.known, strict=True)}
+    fitting = [name for name in known if classes and set(classes) <= known[name]]
+    if not corpus and len(known) > 1 and len(fitting) != 1:
+        raise UsageError(
+            "the model knows several annotation protocols", expected=", ".join(fitting or known), fix="choose one with --corpus"
+        )
+    chosen = corpus or (fitting[0] if len(fitting) == 1 else next(iter(known)))
+    found = space.corpora[space.corpus_index(chosen)]
+    strange = sorted(set(classes or ()) - known[chosen])
+    if strange and not one_file_per_class:
+        raise UsageError(
+            f"corpus {chosen!r} has no label value for {', '.join(strange)}", expected=", ".join(sorted(known[chosen])),
+            fix="choose another --corpus, or add --one-file-per-class",
+        )  # fmt: skip
+    return found
+
+
+def described_classes(space: LabelSpace, corpus: Corpus) -> tuple[str, ...]:
+    """The global classes that a corpus annotates, in channel order."""
+    return tuple(name for name, known in zip(space.classes, space.known[space.corpus_index(corpus.name)], strict=True) if known)
+
+
+def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:
+    """Every n-th case from the i-th; `UsageError` for a part that does not exist."""
+    if n < 1 or not 0 <= i < n:
+        raise UsageError("no such part", found=f"part {i} of {n}", expected=f"0 to {max(n, 1) - 1}", fix="--part-id counts from 0")
+    return list(cases[i::n])
+
+
+def outlook(found: dict, cases: int, predictor: Any, max_memory_gib: float | None) -> str:
+    """One line: what lies ahead, from the headers of the scans."""
+    limit = f" of {max_memory_gib:g} GiB allowed" if max_memory_gib else ""
+    if not found:
+        return f"{cases} cases; none whose header can be read and that fits into the memory{limit}"
+    windows = sum(f.windows for f in found.values())
+    largest = max(found, key=lambda name: found[name].bytes)
+    size = "x".join(map(str, predictor.model.window))
+    strips = f" in {found[largest].strips} strips" if found[largest].strips > 1 else ""
+    base = resident()
+    unknown = f"; {cases - len(found)} that will not do as they are" if cases > len(found) else ""
+    shape = "x".join(map(str, found[largest].shape))
+    return (
+        f"{cases} cases{unknown}, at most {windows:,} windows of {size} on {predictor.device.platform}:{predictor.device.id}; largest "
+        f"{largest}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} GiB{limit}"
+    )
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now (its peak so far where the system does not tell)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def origin(model: Trained) -> dict:
+    """What identifies a model in a manifest."""
+    return {"name": model.fields.get("name", ""), **({"sha256": model.archive.sha256} if model.archive else {})}
+
+
+def draw_preview(case: Case, volume: Any, segmentation: Any, folder: Path) -> list[str]:
+    """`<case>_preview.png`: the scan with the contours of the label map in three planes."""
+    from medjax.data import geometry
+    from medjax.metrics.montage import montage
+
+    name = f"{case.name}_preview.png"
+    canonical = geometry.fit(volume, None, crop="none")
+    image = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    shown = canonical.image(image)[..., 0], canonical.image(segmentation.label_map)
+    names = {value: label for value, label in segmentation.names.items()}
+    montage(shown[0], None, shown[1], folder / name, canonical.spacing_mm, names=names, title=case.name)
+    return [name]
