@@ -98,7 +98,10 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.overlap = 0.5
     c.infer.mirror_axes = ()
     c.infer.average = "prob"
+    c.infer.activation = "sigmoid"  # or "softmax": exclusive classes, background implied
     c.infer.batch_windows = 2
+    c.infer.postprocess = ml_collections.ConfigDict(dict(largest=(), holes=(), min_ml=ml_collections.ConfigDict()))  # classes, or "*"
+    c.infer.fast = ""  # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
 
     c.evaluate = ordered(dict(surface=False, montages=8))
     return c.lock()

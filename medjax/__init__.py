@@ -1,3 +1,15 @@
-"""medjax: one JAX engine that turns partly annotated scans into one segmentation model, and that model into masks and numbers."""
+"""medjax: one JAX engine that turns partly annotated scans into one segmentation model, and that model into masks and numbers.
+
+From Python: `medjax.predict(image, model)` and `medjax.Predictor(model)`, see `medjax/api.py`; loaded when first used.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+__all__ = ["Predictor", "predict"]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return getattr(importlib.import_module("medjax.api"), name)
+    raise AttributeError(f"module 'medjax' has no attribute {name!r}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("base", "data", "models", "losses", "train", "infer", "metrics", "port", "build", "experiment", "border")
-BASE, BORDER = {"errors", "labels", "topology", "__init__"}, {"main", "cli", "commands"}
+BASE, BORDER = {"errors", "labels", "topology", "__init__"}, {"main", "cli", "commands", "api"}
 WITH_JAX = {"augment", "spatial", "intensity"}  # the part of the data room that runs on the device
 
 

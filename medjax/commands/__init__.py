@@ -20,19 +20,22 @@ def modules() -> list:
     return [importlib.import_module(f"{__name__}.{name}") for name in names]
 
 
-def progress(quiet: bool, what: str) -> Callable[[int, int, str, str], None]:
-    """A callback (done, total, name, status): a live line on a terminal, elsewhere a line for trouble and one at the end."""
+def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, str, str], None]:
+    """A callback (done, total, name, status): a live line on a terminal, if `live`; else one for trouble and one at the end."""
+    live = live and sys.stderr.isatty()
 
     def show(done: int, total: int, name: str, status: str) -> None:
-        end = "\r" if sys.stderr.isatty() and done < total else "\n"
-        if not quiet and (sys.stderr.isatty() or status == "failed" or done == total):
+        end = "\r" if live and done < total else "\n"
+        if not quiet and (live or status == "failed" or done == total):
             print(f"{what} {done}/{total} {name}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
 
     return show
 
 
 def report_failures(failed: Sequence[dict]) -> int:
-    """One line on stderr per failed case; the exit code that follows."""
+    """One line on stderr per failed case, with kind and place of an error that is none of ours; the exit code that follows."""
     for entry in failed:
-        print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)
+        trace = entry.get("traceback", "").rstrip().splitlines()
+        kind = f"{entry['error']}: " if trace else ""
+        print("\n".join([f"medjax: {entry['case']} failed: {kind}{sentence(entry)}", *trace[-5:-1]]), file=sys.stderr)
     return EXIT_SOME_FAILED if failed else EXIT_OK

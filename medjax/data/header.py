@@ -211,6 +211,14 @@ def for_array(array: np.ndarray, like: nib.Nifti1Header, path: object) -> nib.Ni
 
 
 def label_table(names: Mapping[int, str], header: nib.Nifti1Header) -> bytes:
+    """Label value -> name as the bytes of a header extension, in the byte order of the header."""
+    sink = io.BytesIO()
+    swap = header.endianness != ("<" if sys.byteorder == "little" else ">")
+    label_extension(names).write_to(sink, swap)
+    return sink.getvalue()
+
+
+def label_extension(names: Mapping[int, str]) -> nib.nifti1.Nifti1Extension:
     """Label value -> name as a header extension: Caret's XML under code 0, as TotalSegmentator writes it and common viewers read it."""
     rows = []
     for value, name in sorted(names.items()):
@@ -223,10 +231,7 @@ def label_table(names: Mapping[int, str], header: nib.Nifti1Header) -> bytes:
         + "\n</LabelTable> <StudyMetaDataLinkSet> </StudyMetaDataLinkSet> <VolumeType><![CDATA[Label]]></VolumeType>"
         + " </VolumeInformation></CaretExtension>\n"
     )
-    sink = io.BytesIO()
-    swap = header.endianness != ("<" if sys.byteorder == "little" else ">")
-    nib.nifti1.Nifti1Extension(0, xml.encode("utf-8")).write_to(sink, swap)
-    return sink.getvalue()
+    return nib.nifti1.Nifti1Extension(0, xml.encode("utf-8"))
 
 
 def parse_label_table(text: str) -> dict[int, str]:

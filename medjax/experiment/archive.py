@@ -137,7 +137,9 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict:
         raise _refused(path, "no manifest", expected=MANIFEST, fix="is this a model made by `medjax export`?")
     manifest = _parsed(path, MANIFEST, _limited(path, archive, MANIFEST, JSON_LIMIT))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise _refused(path, "another format", found=str(manifest.get("format") if isinstance(manifest, dict) else manifest)[:80], expected=FORMAT)
+        raise _refused(
+            path, "another format", found=str(manifest.get("format") if isinstance(manifest, dict) else manifest)[:80], expected=FORMAT
+        )
     if manifest.get("version") != VERSION:
         raise _refused(path, "another version of the format", found=manifest.get("version"), expected=VERSION, fix="update medjax")
     if manifest.get("kind") not in KINDS:

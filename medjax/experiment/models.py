@@ -15,7 +15,8 @@ import numpy as np
 from medjax.build import plain
 from medjax.data.plan import Plan
 from medjax.errors import ModelError, UsageError
-from medjax.experiment import archive, network, runfolder
+from medjax.experiment import archive as archives
+from medjax.experiment import network, runfolder
 from medjax.labels import LabelSpace
 
 POSTPROCESS = "postprocess.json"
@@ -36,7 +37,7 @@ class Trained:
     space: LabelSpace
     plan: Plan
     postprocess: Mapping | None = None
-    archive: archive.Archive | None = None
+    archive: archives.Archive | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -59,10 +60,12 @@ class Trained:
         from medjax.train import checkpoint as checkpoints
 
         if self.archive is None:
-            return checkpoints.load_params(self.path / "checkpoints", self.network.abstract(), which=checkpoint or self.fields["infer"]["checkpoint"])
+            return checkpoints.load_params(
+                self.path / "checkpoints", self.network.abstract(), which=checkpoint or self.fields["infer"]["checkpoint"]
+            )
         if checkpoint:
             raise UsageError("an archive holds one set of parameters", path=self.path, fix="leave out --checkpoint")
-        return _fitted(archive.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
+        return _fitted(archives.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
 
 
 def read_model(path: Path | str) -> Trained:
@@ -76,8 +79,8 @@ def read_model(path: Path | str) -> Trained:
     from medjax.train import checkpoint as checkpoints
 
     path = Path(path)
-    if archive.is_archive(path):
-        found = archive.read(path)
+    if archives.is_archive(path):
+        found = archives.read(path)
         try:
             documents = {name: plain(value) for name, value in found.documents.items()}
             space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
@@ -215,7 +218,9 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     try:
         shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
     except Exception as error:  # whatever a network raises for sizes it was not made for
-        raise UsageError(f"the network cannot take this window ({type(error).__name__})", found=window, expected=f"e.g. {net.patch}") from error
+        raise UsageError(
+            f"the network cannot take this window ({type(error).__name__})", found=window, expected=f"e.g. {net.patch}"
+        ) from error
     if shape != window:
         raise UsageError("the network changes the size of this window", found=f"{window} -> {shape}", expected=f"e.g. {net.patch}")
 
@@ -245,7 +250,9 @@ def _fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: Path) -> Any:
 
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract)
     wanted = {rule_lists.path_name(keys): leaf for keys, leaf in flat}
-    problems = [f"{name} is missing" for name in wanted if name not in arrays] + [f"{name} is unknown" for name in arrays if name not in wanted]
+    problems = [f"{name} is missing" for name in wanted if name not in arrays] + [
+        f"{name} is unknown" for name in arrays if name not in wanted
+    ]
     problems += [
         f"{name}: {arrays[name].shape} stored, {leaf.shape} wanted"
         for name, leaf in wanted.items()
@@ -254,5 +261,3 @@ def _fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: Path) -> Any:
     if problems:
         raise ModelError(f"the weights do not fit their config ({len(problems)} differences)", path=path, found="; ".join(problems[:12]))
     return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()])
-
-

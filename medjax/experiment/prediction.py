@@ -3,9 +3,10 @@
 In: paths and words. Out: `infer.predict.Result`. Everything that is wrong with the request is said before a model is compiled.
 """
 
+import functools
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,21 @@ def predict(
     cases = find_inputs(inputs, channels=len(described.channels))
     check_cases(cases, out)
     mine = share(cases, *part)
-    if not mine:
-        say(f"part {part[0]} of {part[1]} has no case")
     predictor = load_predictor(trained, **options)
     if max_memory_gib is not None:
         predictor.program(len(predictor.asked(classes or described_classes(predictor.model.space, described))))  # part of what is resident
         left = int(max_memory_gib * GIB) - resident()
         if left <= 0:
-            raise UsageError("the model alone takes more than --max-memory", found=f"{resident() / GIB:.1f} GiB", expected=f"{max_memory_gib}")
+            raise UsageError(
+                "the model alone takes more than --max-memory", found=f"{resident() / GIB:.1f} GiB", expected=f"{max_memory_gib}"
+            )
         predictor.limit = left
     say(outlook(forecasts(predictor, mine, described.name, classes), len(mine), predictor, max_memory_gib))
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
-    files = Files(
-        tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, draw_preview if preview else None, suffix
-    )
-    notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained], "corpus_of": described.name}
-    result = predict_cases(predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, read=read, notes=notes)
+    picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
+    files = Files(tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, picture, suffix)
+    notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
+    result = predict_cases(predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, notes=notes)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write.write_json(report, result.manifest)
@@ -74,7 +74,9 @@ def protocol(space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_
     """
     for name in classes or ():
         space.class_index(name)
-    known = {c.name: {g for g, yes in zip(space.classes, row, strict=True) if yes} for c, row in zip(space.corpora, space.known, strict=True)}
+    known = {
+        c.name: {g for g, yes in zip(space.classes, row, strict=True) if yes} for c, row in zip(space.corpora, space.known, strict=True)
+    }
     fitting = [name for name in known if classes and set(classes) <= known[name]]
     if not corpus and len(known) > 1 and len(fitting) != 1:
         raise UsageError(
@@ -135,7 +137,7 @@ def origin(model: Trained) -> dict:
     return {"name": model.fields.get("name", ""), **({"sha256": model.archive.sha256} if model.archive else {})}
 
 
-def draw_preview(case: Case, volume: Any, segmentation: Any, folder: Path) -> list[str]:
+def draw_preview(names: Mapping[int, str], case: Case, volume: Any, segmentation: Any, folder: Path) -> list[str]:
     """`<case>_preview.png`: the scan with the contours of the label map in three planes."""
     from medjax.data import geometry
     from medjax.metrics.montage import montage
@@ -144,6 +146,5 @@ def draw_preview(case: Case, volume: Any, segmentation: Any, folder: Path) -> li
     canonical = geometry.fit(volume, None, crop="none")
     image = volume.array if volume.array.ndim == 4 else volume.array[..., None]
     shown = canonical.image(image)[..., 0], canonical.image(segmentation.label_map)
-    names = {value: label for value, label in segmentation.names.items()}
     montage(shown[0], None, shown[1], folder / name, canonical.spacing_mm, names=names, title=case.name)
     return [name]

@@ -21,7 +21,6 @@ from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sent
 from medjax.experiment import corpora, initial, network, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
-from medjax.experiment.models import predict as predict
 from medjax.labels import Corpus, LabelSpace
 
 

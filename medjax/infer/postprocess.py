@@ -1,6 +1,6 @@
 """What may be done to predicted masks afterwards: largest component, hole filling, minimum volume. Never unless it was asked for.
 
-In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, the label map painted anew, and a record of every change.
+In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, its label map painted anew, a record of every change.
 Components are 26-connected, holes are what a 6-connected background outside cannot reach. Order: largest, minimum volume, holes.
 """
 

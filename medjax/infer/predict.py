@@ -108,7 +108,9 @@ def predict_cases(
     wanted = {"settings": predictor.settings() | files.settings(), "corpus": corpus}
     kept = [case.name for case in cases if continue_ and write.is_complete(folder, case.name, wanted)]
     todo = [case for case in cases if case.name not in set(kept)]
-    manifest = _manifest(folder / files.manifest, kept) | (notes or {}) | {"versions": write.versions(), "device": _device(predictor)} | wanted
+    manifest = (
+        _manifest(folder / files.manifest, kept) | (notes or {}) | {"versions": write.versions(), "device": _device(predictor)} | wanted
+    )
     result = Result([], [], kept, manifest)
     manifest["failed"] = result.failed
     for i, name in enumerate(kept if progress else ()):
@@ -170,7 +172,7 @@ def predict_cases(
 
 
 def forecasts(predictor: Predictor, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None) -> dict[str, Forecast]:
-    """Case name -> what it will take, from the headers; cases that cannot be read, or will not fit, are left out: they fail on their own."""
+    """Case name -> what it will take, from the headers; cases that cannot be read or will not fit are left out: they fail later."""
     found = {}
     for case in cases:
         try:

@@ -9,7 +9,7 @@ packed. When even that would not fit, the volume is worked through in strips (`i
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -110,7 +110,7 @@ class Predictor:
 
     def settings(self) -> dict:
         """What the predictions depend on; JSON-ready."""
-        names = ("overlap", "mirror_axes", "average", "activation", "weighted", "members")
+        names = ("overlap", "mirror_axes", "average", "activation", "weighted", "members", "uncertainty")
         fields = {name: getattr(self, name) for name in names}
         window = {"window": list(self.model.window), "dims": self.model.dims, "plan": self.model.plan.key()}
         fields |= {"mirror_axes": list(self.mirror_axes)} | window | {"weights": self._digest}
@@ -205,9 +205,7 @@ class Predictor:
         """The classes whose channels are needed to decide on some: these, or all where they compete in one softmax."""
         return self.model.space.classes if self.activation == "softmax" else tuple(names)
 
-    def rows(
-        self, prepared: Prepared, corpus: str, names: Sequence[str], columns: slice = slice(None), depth: int = DEPTH
-    ) -> WindowScores:
+    def rows(self, prepared: Prepared, corpus: str, names: Sequence[str], columns: slice = slice(None), depth: int = DEPTH) -> WindowScores:
         """Averaged probabilities or logits on the network's grid, computed as they are asked for; with `uncertainty`, one channel more.
 
         Args:

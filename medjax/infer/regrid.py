@@ -22,7 +22,7 @@ Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Linear resampling along one axis: out[i] = low[i] * in[first[i]] + high[i] * in[second[i]]; where `high` is all 0, out = in[first]."""
+    """Linear resampling along an axis: out[i] = low[i] * in[first[i]] + high[i] * in[second[i]]; if `high` is all 0, out = in[first]."""
 
     first: np.ndarray
     second: np.ndarray

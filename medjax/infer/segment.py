@@ -46,11 +46,7 @@ def segment(
     asked = first.asked(names)
     chosen = [asked.index(name) for name in names]
     uncertain = any(part.uncertainty for part in parts)
-    # what is there anyway: network images, label map, uncertainties
-    held = sum(p.image.nbytes for p in {id(p.image): p for p in prepared}.values())
-    held += int(np.prod(transform.stored_shape)) * (2 + 8 * uncertain)
-    sized = [_part(part, p.transform.shape, asked) for part, p in zip(parts, prepared, strict=True)]
-    plan, _ = memory.cut(transform.box_shape, sized, held, limit if limit is not None else free_memory() // 2)
+    plan = plan_case(parts, prepared, asked, limit)
     masks = Masks(names, transform)
     values = space.corpora[space.corpus_index(corpus)].values
     label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
@@ -81,6 +77,14 @@ def segment(
             cropped[region] = postprocess.paint(space, mask, names, corpus)
     found = Segmentation(label_map, masks, maps)
     return postprocess.apply(found, first.postprocess, space, corpus) if first.postprocess else found
+
+
+def plan_case(parts: Sequence[Any], prepared: Sequence[Prepared], asked: Sequence[str], limit: int | None) -> memory.Cut:
+    """How to work through a volume within `limit` bytes (default half of what is free); `PredictError` if it cannot be done."""
+    held = sum(p.image.nbytes for p in {id(p.image): p for p in prepared}.values())  # what is there anyway: images, label map, maps
+    held += int(np.prod(prepared[0].transform.stored_shape)) * (2 + 8 * any(part.uncertainty for part in parts))
+    sized = [_part(part, p.transform.shape, asked) for part, p in zip(parts, prepared, strict=True)]
+    return memory.cut(prepared[0].transform.box_shape, sized, held, limit if limit is not None else free_memory() // 2)[0]
 
 
 def forecast(parts: Sequence[Any], header: Volume, corpus: str, classes: Sequence[str] | None, limit: int | None) -> memory.Forecast:

@@ -184,7 +184,7 @@ class Checkpoints:
                 _compare(folder, {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in _shapes(wanted[part]).items()}, arrays)
                 try:
                     loaded = _load(folder, wanted)
-                    state = {**loaded["train"], "params": loaded["params"]}
+                    state = {**loaded.get("train", {}), "params": loaded["params"]}
                 except TrainError as error:
                     problem = error
             if _everywhere(problem is None):
@@ -236,8 +236,9 @@ def _facts(folder: Path) -> dict:
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The two trees of a checkpoint: parameters, which are also read alone, and the rest."""
-    return {"params": state["params"], "train": {name: value for name, value in state.items() if name != "params"}}
+    """The two trees of a checkpoint: parameters, which are also read alone, and the rest, if there is any."""
+    rest = {name: value for name, value in state.items() if name != "params"}
+    return {"params": state["params"]} | ({"train": rest} if rest else {})
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:

@@ -1,0 +1,119 @@
+"""medjax from Python: `medjax.predict(image, model)` once, `medjax.Predictor(model)` to load and compile once and serve many.
+
+In: nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Out: the same kind, on the same grid.
+
+    import medjax, nibabel
+    mask = medjax.predict(nibabel.load("scan.nii.gz"), "runs/liver")
+    predictor = medjax.Predictor("liver.medjax", tta="mirror")
+    masks = [predictor.predict(image) for image in images]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medjax.data import header as headers
+from medjax.data import nifti
+from medjax.errors import DataError, UsageError
+from medjax.infer.model import Segmentation
+
+Models = str | Path | Sequence[str | Path]
+
+
+class Predictor:
+    """A trained model, or an ensemble, ready for many scans of any size.
+
+    Args:
+      models: run folder(s) or `.medjax` archive(s); several make an ensemble.
+      corpus: whose annotation protocol to follow; needed when the model knows several and `classes` does not settle it.
+      classes: which to predict; default all that the corpus annotates.
+      options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib, uncertainty, postprocess, fast, checkpoint: as
+        `medjax predict` has them (see `experiment.models.load_predictor`).
+
+    Attributes:
+      classes, corpus: what is predicted, by whose protocol. labels: label value -> class name of the masks that `predict` returns.
+    """
+
+    def __init__(self, models: Models, *, corpus: str = "", classes: Sequence[str] | None = None, **options: Any):
+        from medjax.experiment.models import load_predictor, read_model
+        from medjax.experiment.prediction import protocol
+        from medjax.infer.segment import wanted_classes
+        from medjax.infer.write import label_names
+
+        trained = [read_model(m) for m in ([models] if isinstance(models, str | Path) else models)]
+        if not trained:
+            raise UsageError("no model given")
+        space = trained[0].space.unveiled()
+        described = protocol(space, corpus, classes, one_file_per_class=True)
+        self._predictor = load_predictor(trained, **options)
+        self.corpus, self.labels = described.name, label_names(described)
+        self.classes = wanted_classes(space, described.name, classes)
+
+    def predict(self, image: Any, affine: np.ndarray | None = None) -> Any:
+        """The label map of a scan.
+
+        Args:
+          image: a nibabel image, or (z, y, x[, m]) values with `affine`.
+          affine: (4, 4) as nibabel has it, (x, y, z) voxel -> RAS+ mm; only with an array.
+
+        Returns: a nibabel image with the input's geometry and header codes, or a (z, y, x) array of unsigned integers.
+        Raises: `DataError` for values, channels or a geometry that cannot be used.
+        """
+        volume = _volume(image, affine)
+        label_map = self._predictor.segment(volume, self.corpus, classes=self.classes).label_map
+        if affine is not None:
+            return label_map
+        header = headers.for_array(label_map, volume.header, volume.path)
+        found = nib.Nifti1Image(label_map.T.astype(header.get_data_dtype()), None, header)
+        found.header.extensions.append(headers.label_extension(self.labels))
+        return found
+
+    def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
+        """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x) bool), uncertainty maps, changes."""
+        return self._predictor.segment(_volume(image, affine), self.corpus, classes=self.classes)
+
+    def probabilities(self, image: Any, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax predict --probabilities` does not."""
+        volume = _volume(image, affine)
+        found = {name: np.zeros(volume.shape, np.float32) for name in self.classes}
+
+        def keep(transform: Any, region: Any, names: Sequence[str], values: np.ndarray) -> None:
+            for channel, name in enumerate(names):
+                transform.image(found[name])[region] = values[..., channel]
+
+        self._predictor.segment(volume, self.corpus, classes=self.classes, on_scores=keep)
+        return found
+
+    __call__ = predict
+
+
+def predict(image: Any, model: Models, *, affine: np.ndarray | None = None, **options: Any) -> Any:
+    """The label map of one scan; loads and compiles each time, so use `Predictor` for many. Arguments and result: see `Predictor`."""
+    return Predictor(model, **options).predict(image, affine)
+
+
+def _volume(image: Any, affine: np.ndarray | None) -> nifti.Volume:
+    """A nibabel image or an array with affine as the volume that reading its file would give."""
+    if isinstance(image, np.ndarray) != (affine is not None):
+        raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array (z, y, x[, m]) and affine=")
+    if affine is not None:
+        header = nib.Nifti1Header()
+        header.set_data_shape((*image.shape[2::-1], *image.shape[3:]))
+        header.set_sform(np.asarray(affine, np.float64), 1)
+        header.set_qform(np.asarray(affine, np.float64), 1, strip_shears=True)
+        header.set_xyzt_units("mm")
+        values, path = image, "array"
+    else:
+        if not hasattr(image, "dataobj") or not hasattr(image, "affine"):
+            raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array and affine=")
+        like = image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image.from_image(image)
+        header, path = like.header.copy(), str(image.get_filename() or "image")
+        values = np.asarray(image.dataobj)
+        values = values.transpose(2, 1, 0, *range(3, values.ndim)) if values.ndim >= 3 else values
+    if values.ndim not in (3, 4) or values.dtype.kind not in "iufb":
+        raise DataError("not a scan", path=path, found=f"{values.dtype} {values.shape}", expected="3D, or 4D with channels; real numbers")
+    values = nifti.finished(np.asarray(values, np.float32), "image", path)
+    return nifti.Volume(values, headers.affine_of(header, path), header, path)

@@ -1,0 +1,56 @@
+"""A finished run folder without a training: resolved config, label space, plan and a checkpoint of random parameters.
+
+make_run(tmp_path / "run", corpora=[Corpus(...)], seed=1) -> folder
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from configs.base import base_config
+from medjax.build import plain
+from medjax.data.plan import Intensity, Plan
+from medjax.experiment import network, runfolder
+from medjax.labels import Corpus, merge
+from medjax.train.checkpoint import Checkpoints
+
+ORGANS = Corpus("Organs", ((1, ("organ",)), (2, ("organ", "tumour"))), channels=("CT",))
+
+
+def make_run(
+    folder: Path,
+    corpora: Sequence[Corpus] = (ORGANS,),
+    *,
+    patch: tuple[int, ...] = (16, 16, 16),
+    seed: int = 0,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    model: Mapping | None = None,
+    infer: Mapping | None = None,
+    data: Mapping | None = None,
+) -> Path:
+    """Writes the run.
+
+    Args:
+      patch: of the network, (z, y, x) or (y, x). seed: of the parameters. spacing_mm: target spacing of every corpus.
+      model, infer, data: fields of the config to set.
+
+    Returns: the folder.
+    """
+    fields = plain(base_config())
+    fields["model"] = {"name": "unet", "base_features": 4, **(model or {})}
+    fields["train"]["patch"] = tuple(patch)
+    fields["infer"] |= infer or {}
+    fields["data"] |= data or {}
+    space = merge(corpora)
+    channels = {c for corpus in corpora for c in corpus.channels}
+    clip = Intensity("ct", (-200.0, 300.0), 50.0, 100.0)
+    plan = Plan({c.store: spacing_mm for c in corpora}, {c: clip if c == "CT" else Intensity("zscore") for c in channels})
+    runfolder.write_json(folder / runfolder.CONFIG, fields)
+    runfolder.write_json(folder / runfolder.LABELS, space.to_json())
+    runfolder.write_json(folder / runfolder.PLAN, plan.to_json())
+    net = network.make_network(fields, space, spacing_mm)
+    params = jax.jit(net.init)(jax.random.key(seed))
+    with Checkpoints(folder / "checkpoints") as target:
+        target.save(7, {"params": params}, {"recipe": {}})
+    return folder
