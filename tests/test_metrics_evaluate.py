@@ -76,7 +76,7 @@ def test_result_files(folders, tmp_path):
     assert summary["foreground_mean"]["Dice"] == 0.5 and summary["n_failed"] == 3 and summary["labels"]["Liver"]["2"] == "tumour"
     with open(tmp_path / "report" / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["case", "corpus", "class", "metric", "value"]
+    assert list(rows[0]) == ["case", "dataset", "class", "metric", "value"]
     found = {(r["case"], r["class"], r["metric"]): r["value"] for r in rows}
     assert found["a", "tumour", "status"] == "missed" and found["b", "tumour", "Dice"] == "" and found["a", "liver", "n_ref"] == "144"
     text = (tmp_path / "report" / "table.md").read_text()

@@ -9,6 +9,7 @@ The block "medjax" of dataset.json says what the common layouts cannot:
                "patients": {"case_01": "p1"},           or {"regex": "^(p\\d+)"}: cases of one patient never straddle a split
                "regions": {"liver": [1, 2]},            more classes, each a set of label values
                "name": "Liver",                         default: the folder's name without TaskXX_ or DatasetXXX_
+               "tolerance_mm": {"kidney": 2.0},         of the surface Dice in scoring; or one number for all; default 1
                "meanings": {"kidney": "both, ..."},     what a class means, where the name alone may mislead
                "twins": [{"corpus": "LiTS", "cases": "liver_(\\d+)", "other": "volume-\\1"}]}   scans shared with other corpora
 
@@ -30,7 +31,7 @@ from medjax.data.inputs import read_json
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import BACKGROUND, Corpus
 
-BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "meanings", "twins", "license", "licence", "citation")
+BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "meanings", "twins", "tolerance_mm", "license", "licence", "citation")
 HINT_KEYS = (*BLOCK_KEYS, "labels", "channels", "channel_names", "classes", "absent", "select", "description")
 HINT_FILE = "medjax.json"
 

@@ -25,7 +25,7 @@ FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_posi
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The scores of one class in one case; absent classes have no scores."""
+    """The scores of one class in one case, with the voxel counts and the size of a voxel; absent classes have no scores."""
 
     case: str
     patient: str
@@ -34,6 +34,7 @@ class Row:
     status: str
     scores: Mapping[str, float]
     counts: overlap.Counts | None = None
+    voxel_ml: float = 0.0
 
 
 def status_of(n_reference: int, n_prediction: int) -> str:
@@ -90,7 +91,8 @@ def aggregate(
 
     Returns: {"metrics": [...], "cells": {corpus: {class: Summary}}, "classes": {class: Summary}, "corpora": {...}, "groups": {...},
       "overall": Summary, "bootstrap": {...}}. A cell's Summary has n_absent, n_missed, n_false_positive, and per metric
-      {mean, sd, median, q1, q3, n, interval, mean_absent_as_one}; the others have {mean, interval, n_cells}.
+      {mean, sd, median, q1, q3, n, interval, mean_absent_as_one}, volume_error_ml also the limits of agreement; the others have
+      {mean, interval, n_cells}.
     """
     keys = list(dict.fromkeys([*cells, *((row.corpus, row.name) for row in rows)]))
     metrics = [m for m in PERFECT if any(m in row.scores for row in rows)] or ["Dice", "IoU"]
@@ -105,6 +107,8 @@ def aggregate(
             described = _describe([row.scores[metric] for row in members if metric in row.scores])
             absent = [PERFECT[metric]] * summary["n_absent"] + [row.scores[metric] for row in members if metric in row.scores]
             described["interval"] = _interval(draws[metric][:, [column]])
+            if metric == "volume_error_ml":
+                described["limits"] = agreement_limits(described["mean"], described["sd"])
             summary[metric] = described | {"mean_absent_as_one": float(np.mean(absent)) if absent else None}
         result["cells"].setdefault(corpus, {})[name] = summary
 
@@ -125,6 +129,11 @@ def aggregate(
     result["overall"] = pooled(list(range(len(keys))))
     result["bootstrap"] = {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "patient within corpus", "kind": "percentile"}
     return result
+
+
+def agreement_limits(bias: float | None, sd: float | None) -> list[float] | None:
+    """Bland and Altman's 95 % limits of agreement: bias -/+ 1.96 SD of the differences."""
+    return None if bias is None or sd is None else [bias - 1.96 * sd, bias + 1.96 * sd]
 
 
 def _describe(values: Sequence[float]) -> dict:

@@ -108,7 +108,8 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
     """All rows of one case; every class is looked at within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
-    reference = masks.open_masks(pair.reference, corpus, pair.source)
+    several = pair.source is not None and pair.reference in {mask.path for mask in pair.source.masks}
+    reference = masks.open_masks(pair.reference, corpus, pair.source if several else None)
     prediction = masks.open_masks(pair.prediction, corpus, like=reference.volume)
     nifti.check_same_geometry(reference.volume, prediction.volume)
     shape, spacing = reference.volume.shape, reference.volume.spacing_mm
@@ -126,7 +127,7 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
         status, scores = score_masks(a, b, counts, spacing, tolerances.get(name), shape)
         if status != ABSENT:
             scores["volume_error_ml"] = overlap.volume_ml(counts.n_prediction - counts.n_reference, spacing)
-        rows.append(Row(pair.case, pair.patient or pair.case, corpus.name, name, status, scores, counts))
+        rows.append(Row(pair.case, pair.patient or pair.case, corpus.name, name, status, scores, counts, overlap.volume_ml(1, spacing)))
     return rows
 
 

@@ -8,12 +8,15 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medjax.data.cases import failure
 from medjax.data.inputs import Case, read_json
 from medjax.errors import MedjaxError, UsageError
-from medjax.metrics import page, plots, scans
+from medjax.metrics import page, pictures, plots, scans, sections, tables
+from medjax.metrics.compare import Comparison
 from medjax.metrics.page import Cell, number, text
+from medjax.metrics.report import Result
 
 REPORT = "report.html"
 VOXELS = 3_000_000  # of one embedded volume
@@ -62,19 +65,86 @@ def prediction_report(
         ("seconds per case (median)", number(statistics.median(seconds), 3) if seconds else "-"),
     ]
     facts += [(name, manifest[name]) for name in ("device", "corpus") if manifest.get(name)]
-    sections = []
+    content = []
     if payloads:
-        sections.append(("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER))
-    sections.append(("volumes", "Volumes and statistics", _statistics(sidecars)))
-    sections.append(("cases", "Cases", _predicted(manifest, sidecars)))
-    if pictures := _previews(folder, sidecars):
-        sections.append(("previews", "Previews", pictures))
+        content.append(("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER))
+    content.append(("volumes", "Volumes and statistics", _statistics(sidecars)))
+    content.append(("cases", "Cases", _predicted(manifest, sidecars)))
+    if previews := _previews(folder, sidecars):
+        content.append(("previews", "Previews", previews))
     if failed:
-        sections.append(("failed", "Failed", page.failures(failed)))
+        content.append(("failed", "Failed", page.failures(failed)))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.get("versions", {}).items())
     subtitle = f"{folder.resolve()}" + (f" ({versions})" if versions else "")
     notes = "Volumes are voxel counts times voxel size on the grid of the scan. Masks are predictions of a model, not findings."
-    return write(path or folder / REPORT, page.page("Prediction", subtitle, facts, sections, payloads, notes))
+    return write(path or folder / REPORT, page.page("Prediction", subtitle, facts, content, payloads, notes))
+
+
+def evaluation_report(
+    result: Result,
+    folder: str | os.PathLike,
+    *,
+    comparison: Comparison | None = None,
+    pictures_of: Sequence[tuple[str, Path]] = (),
+    cases: int = CASES,
+    voxels: int = VOXELS,
+    budget_mb: float = BUDGET_MB,
+) -> Path:
+    """Writes `report.html` into the folder of an evaluation: scores, plots, comparison, viewer, cases, worst cases, failures.
+
+    Args:
+      comparison: from `compare.compare`. pictures_of: (title, PNG) of the worst cases, from `pictures.montages`.
+      cases, voxels, budget_mb: see `prediction_report`; 0 cases leave the viewer out.
+
+    Returns: the path written. Files of the evaluation that have moved since cost the viewer their case, nothing else.
+    """
+    folder = Path(folder)
+    payloads, left = embed(pictures.shown(result, cases), voxels, budget_mb)
+    found = result.tables
+    facts = [("cases scored", len(result.pairs)), ("failed", len(result.failed)), ("classes", len(found["classes"]))]
+    measured = [m for m in ("Dice", "NSD", "HD95") if m in found["metrics"]]
+    facts += [(f"mean {tables.TITLES.get(m, m)}", tables.mean(found["overall"][m], m)) for m in measured]
+    content = [("scores", "Scores", sections.scores(result))]
+    if comparison is not None:
+        content.append(("comparison", "Comparison", sections.comparison(comparison)))
+    if payloads or left:
+        said = _left_out(left, len(result.pairs) - len(payloads))
+        content.append(("viewer", "Scans and masks", said + (page.VIEWER if payloads else "")))
+    content.append(("plots", "Plots", "".join(f"<figure>{svg}</figure>" for svg in sections.figures(result).values())))
+    content.append(("cases", "Cases", sections.cases(result)))
+    if pictures_of:
+        content.append(("worst", "Worst cases", sections.pictures(pictures_of)))
+    if result.failed:
+        content.append(("failed", "Not scored", page.failures(result.failed)))
+    subtitle = f"{', '.join(result.corpora)}; {folder.resolve()}"
+    return write(folder / REPORT, page.page("Evaluation", subtitle, facts, content, payloads, " ".join(tables.notes(result))))
+
+
+def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
+    """Writes the report of what a folder holds: an evaluation, a prediction, or a run with either inside.
+
+    Args:
+      options: cases, voxels, budget_mb; see `prediction_report`.
+
+    Returns: the paths written. Raises: `UsageError` where there is nothing to report.
+    """
+    folder = Path(folder)
+    if (folder / "summary.json").is_file():
+        found = folder / "comparison.json"
+        drawn = [(path.stem, path) for path in sorted((folder / "montages").glob("*.png"))]
+        compared = Comparison.load(found) if found.is_file() else None
+        return [evaluation_report(Result.load(folder), folder, comparison=compared, pictures_of=drawn, **options)]
+    if (folder / "run.json").is_file():
+        return [prediction_report(folder, **options)]
+    inside = [folder / "evaluation", *sorted((folder / "predictions").glob("*"))]
+    inside = [path for path in inside if (path / "summary.json").is_file() or (path / "run.json").is_file()]
+    if not inside:
+        raise UsageError(
+            "nothing to report",
+            path=folder,
+            expected="summary.json of an evaluation, run.json of a prediction, or a run folder with either",
+        )
+    return [path for part in inside for path in report(part, **options)]
 
 
 def embed(shown: Sequence[scans.Shown], voxels: int, budget_mb: float) -> tuple[list[dict], list[dict]]:

@@ -16,7 +16,6 @@ from medjax.data.annotation import read_label_volume, to_ids
 from medjax.data.geometry import nonzero_box
 from medjax.data.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, did_you_mean
-from medjax.infer.write import file_names
 from medjax.labels import Corpus
 
 Box = tuple[slice, slice, slice]
@@ -48,6 +47,8 @@ class ClassFiles:
     """Masks of a folder with one binary file per class, read when asked for and kept until the next class."""
 
     def __init__(self, folder: str | os.PathLike, corpus: Corpus):
+        from medjax.infer.write import file_names  # brings jax along, which label maps do without
+
         self._folder, self._held = Path(folder), ("", None)
         self._files = {stem(path): path for path in nifti_files(self._folder)}
         if not self._files:
@@ -95,6 +96,26 @@ def open_masks(
         return ClassFiles(path, corpus)
     volume = formats.read(path, "label", like=like)
     return LabelMap(nifti.replaced(volume, to_ids(volume.array, corpus, volume.path)), corpus)
+
+
+def value_names(corpus: Corpus) -> dict[int, str]:
+    """Label value -> its most specific class, for legends."""
+    from medjax.infer.write import label_names
+
+    return label_names(corpus)
+
+
+def label_map(path: str | os.PathLike, corpus: Corpus, source: Case | None = None, like: nifti.Volume | None = None) -> nifti.Volume:
+    """One volume of the corpus' label values to look at; of overlapping masks the smaller one lies on top."""
+    found = open_masks(path, corpus, source, like)
+    if isinstance(found, LabelMap):
+        return nifti.replaced(found.volume, corpus.to_raw(found.volume.array))
+    value = {name: min((len(names), v) for v, names in corpus.labels if name in names)[1] for name in corpus.classes}
+    drawn = np.zeros(found.volume.shape, np.uint16)
+    layers = [(int(np.count_nonzero(found.mask(name, box))), name, box) for name in corpus.classes if (box := found.box(name))]
+    for _, name, box in sorted(layers, key=lambda layer: -layer[0]):
+        drawn[box][found.mask(name, box)] = value[name]
+    return nifti.replaced(found.volume, drawn)
 
 
 def join(*boxes: Box | None) -> Box | None:

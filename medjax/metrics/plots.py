@@ -58,7 +58,7 @@ def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], low:
     return _svg(left + width + 24, height, marks)
 
 
-def bland_altman(title: str, points: Sequence[tuple[str, float, float]], bias: float, limits: tuple[float, float] | None) -> str:
+def bland_altman(title: str, points: Sequence[tuple[str, float, float]], bias: float, limits: Sequence[float] | None) -> str:
     """Difference of volumes over their mean, with bias and 95 % limits of agreement.
 
     Args:

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.inputs import Case
+from medjax.data.inputs import Case, read_json
 from medjax.errors import MetricError, UsageError
 from medjax.labels import Corpus
-from medjax.metrics import overlap
+from medjax.metrics import overlap, tables
 from medjax.metrics.aggregate import Row, aggregate
-from medjax.metrics.surface import DEFINITION
 
 COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
-REPORTED = ("Dice", "NSD", "HD95")  # the columns of table.md; the files hold all metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,62 +66,63 @@ class Result:
         for row in self.rows:
             entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(row.counts)
             by_case.setdefault((row.corpus, row.case), {})[_label_key(self.corpora[row.corpus], row.name)] = entry
+        statuses: dict[tuple[str, str], dict] = {}
+        voxel_ml = {(row.corpus, row.case): row.voxel_ml for row in self.rows}
+        for row in self.rows:
+            statuses.setdefault((row.corpus, row.case), {})[_label_key(self.corpora[row.corpus], row.name)] = row.status
         cases = [
             {"reference_file": pair.reference, "prediction_file": pair.prediction, "metrics": by_case[corpus, pair.case]}
-            | {"case": pair.case, "corpus": corpus}
+            | {"case": pair.case, "corpus": corpus, "patient": pair.patient or pair.case, "status": statuses[corpus, pair.case]}
+            | {"images": list(pair.source.images) if pair.source else [], "voxel_ml": voxel_ml[corpus, pair.case]}
             for corpus, pair in self.pairs
         ]
+        from medjax.infer.write import versions  # brings jax along, which scoring does without
+
         several, numbers = len(self.corpora) > 1, (*self.tables["metrics"], *COUNT_KEYS)
         mean = {}
         for corpus, names in self.classes.items():
             for name in names:
                 key = _label_key(self.corpora[corpus], name)
                 found = [case["metrics"][key] for case in cases if case["corpus"] == corpus]
-                mean[f"{corpus}/{key}" if several else key] = {m: _mean(f[m] for f in found) for m in numbers}
+                cell = self.tables["cells"][corpus][name]
+                counted = {"n": cell[self.tables["metrics"][0]]["n"], "n_missing": cell["n_missed"]}
+                counted |= {"n_false_positive": cell["n_false_positive"], "n_absent": cell["n_absent"]}
+                intervals = {"intervals": {m: cell[m]["interval"] for m in self.tables["metrics"]}}
+                mean[f"{corpus}/{key}" if several else key] = {m: _mean(f[m] for f in found) for m in numbers} | counted | intervals
         foreground = {m: _mean(entry[m] for entry in mean.values()) for m in numbers}
         names = {c: {_label_key(self.corpora[c], n): n for n in names} for c, names in self.classes.items()}
         ours = {"labels": names, "n_failed": len(self.failed), "failed": list(self.failed), "unmatched": list(self.unmatched)}
+        ours |= {"descriptions": {name: corpus.to_json() for name, corpus in self.corpora.items()}, "versions": versions()}
         return {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground} | ours | self.tables | {"settings": self.settings}
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Result":
+        """The result that `write` left in a folder.
+
+        Raises: `UsageError` where there is no summary.json of ours (nnU-Net's own lacks what the report needs).
+        """
+        path = Path(folder) / "summary.json"
+        if not path.is_file():
+            raise UsageError("no evaluation here", path=folder, expected="a folder with summary.json", fix="run `medjax evaluate` first")
+        found = read_json(path)
+        try:
+            return _restored(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not a summary that medjax wrote ({error!r})", path=path, fix="run `medjax evaluate` again") from error
+
     def csv(self) -> str:
-        """Long form: case, corpus, class, metric, value; a metric left out of the means (both empty) has an empty value."""
+        """Long form: case, dataset (the corpus), class, metric, value; a metric left out of the means (both empty) has an empty value."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "corpus", "class", "metric", "value"])
+        writer.writerow(["case", "dataset", "class", "metric", "value"])
         for row in self.rows:
             fields = {m: row.scores.get(m, "") for m in self.tables["metrics"]} | _count_fields(row.counts) | {"status": row.status}
             writer.writerows([row.case, row.corpus, row.name, metric, value] for metric, value in fields.items())
         return text.getvalue()
 
     def markdown(self) -> str:
-        """The tables for a reader: one line per class and corpus with mean, interval, spread and the three counts."""
-        metrics = [m for m in self.tables["metrics"] if m in REPORTED]
-        titles = [f"{m} [95 %], SD, median (IQR)" + (" mm" if m == "HD95" else "") for m in metrics]
-        lines = []
-        for corpus, cells in self.tables["cells"].items():
-            lines += [f"## {corpus}", "", "| class | " + " | ".join(titles) + " | n | missed | false positive | absent |"]
-            lines.append("|---|" + "---|" * (len(titles) + 4))
-            for name, cell in cells.items():
-                numbers = " | ".join(_spread(cell[m]) for m in metrics)
-                counts = f"{cell[metrics[0]]['n']} | {cell['n_missed']} | {cell['n_false_positive']} | {cell['n_absent']}"
-                lines.append(f"| {name} | {numbers} | {counts} |")
-            pooled = " | ".join(_spread(self.tables["corpora"][corpus][m]) for m in metrics)
-            lines += [f"| **mean over classes** | {pooled} | | | | |", ""]
-        pools = {"Groups": self.tables["groups"]} if self.tables["groups"] else {}
-        if len(self.corpora) > 1:
-            pools["Classes over corpora"] = self.tables["classes"]
-            pools["All"] = {"mean over corpora and classes": self.tables["overall"]}
-        for title, table in pools.items():
-            lines += [f"## {title}", "", "| | " + " | ".join(f"{m} [95 %]" for m in metrics) + " |", "|---|" + "---|" * len(metrics)]
-            lines += [f"| {name} | " + " | ".join(_spread(cell[m]) for m in metrics) + " |" for name, cell in table.items()] + [""]
-        if self.failed:
-            lines += ["## Not scored", ""] + [f"- {f['corpus']}/{f['case']}: {f['message']}" for f in self.failed] + [""]
-        notes = ["Missed and false-positive classes score 0 (distances: image diagonal); classes absent from both maps are left out."]
-        if self.settings["surface"]:
-            notes.append(f"Surface tolerance {self.settings['tolerance_mm']} mm; {DEFINITION}.")
-        b = self.tables["bootstrap"]
-        notes.append(f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each corpus, seed {b['seed']}.")
-        return "\n".join([*lines, *notes, ""])
+        """The tables for a reader; see `tables.markdown`."""
+        return tables.markdown(self)
 
     def write(self, folder: str | os.PathLike) -> None:
         """Writes summary.json, cases.csv and table.md into `folder`, each complete or not at all."""
@@ -174,8 +173,26 @@ def build_result(
 ) -> Result:
     """A `Result` with its tables."""
     cells = [(corpus, name) for corpus, names in classes.items() for name in names]
-    tables = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells)
-    return Result(corpora, classes, tuple(rows), tuple(pairs), tuple(failed), tuple(unmatched), tables, settings)
+    found = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells)
+    return Result(corpora, classes, tuple(rows), tuple(pairs), tuple(failed), tuple(unmatched), found, settings)
+
+
+def _restored(summary: Mapping) -> Result:
+    corpora = {name: Corpus.from_json(fields) for name, fields in summary["descriptions"].items()}
+    metrics, rows, pairs = summary["metrics"], [], []
+    for case in summary["metric_per_case"]:
+        corpus, names = case["corpus"], summary["labels"][case["corpus"]]
+        source = Case(case["case"], tuple(case["images"]), case["reference_file"], corpus, patient=case["patient"])
+        pairs.append((corpus, Pair(case["case"], case["reference_file"], case["prediction_file"], case["patient"], source)))
+        for key, values in case["metrics"].items():
+            scores = {m: values[m] for m in metrics if values[m] is not None}
+            counts = overlap.Counts(*(int(values[k]) for k in COUNT_KEYS[:4]))
+            rows.append(Row(case["case"], case["patient"], corpus, names[key], case["status"][key], scores, counts, case["voxel_ml"]))
+    classes = {corpus: tuple(names.values()) for corpus, names in summary["labels"].items()}
+    kept = {k: summary[k] for k in ("metrics", "cells", "classes", "corpora", "groups", "overall", "bootstrap")}
+    return Result(
+        corpora, classes, tuple(rows), tuple(pairs), tuple(summary["failed"]), tuple(summary["unmatched"]), kept, summary["settings"]
+    )
 
 
 def _label_key(corpus: Corpus, name: str) -> str:
@@ -191,12 +208,3 @@ def _count_fields(counts: overlap.Counts) -> dict[str, int]:
 def _mean(values: Iterable[float | None]) -> float | None:
     used = [v for v in values if v is not None]
     return float(np.mean(used)) if used else None
-
-
-def _spread(cell: Mapping) -> str:
-    if cell["mean"] is None:
-        return "-"
-    text = f"{cell['mean']:.4g}" + ("" if cell["interval"] is None else " [{:.4g}, {:.4g}]".format(*cell["interval"]))
-    if cell.get("sd") is not None:
-        text += f", {cell['sd']:.3g}, {cell['median']:.4g} ({cell['q1']:.4g}-{cell['q3']:.4g})"
-    return text

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data import embed, geometry, nifti
+from medjax.data import embed, formats, geometry, nifti
+from medjax.data.inputs import Case
+from medjax.labels import Corpus
+from medjax.metrics import masks
 from medjax.metrics.montage import colour
 
 DIFFERENCES = (("missed by the prediction", "#D55E00"), ("only in the prediction", "#56B4E9"), ("another class", "#F0E442"))
@@ -24,6 +27,7 @@ class Shown:
       images: paths of the scan's channels (the first is shown); empty shows the masks alone.
       reference, prediction: paths of label maps, or None.
       names: label value -> class name.
+      corpus, source: for references and predictions that are no plain label maps; see `masks.open_masks`.
     """
 
     key: str
@@ -32,6 +36,8 @@ class Shown:
     reference: str | None
     prediction: str | None
     names: Mapping[int, str]
+    corpus: Corpus | None = None
+    source: Case | None = None
 
 
 def payload(shown: Shown, voxels: int) -> dict:
@@ -43,10 +49,9 @@ def payload(shown: Shown, voxels: int) -> dict:
     Returns: {"image", "layers": {name: {"data", "labels"}}, "window", "focus", "note"}; images as base64 of .nii.gz.
     Raises: `DataError` for unreadable files or masks on another grid.
     """
-    maps = {
-        name: nifti.read(path, want="label") for name, path in (("reference", shown.reference), ("prediction", shown.prediction)) if path
-    }
-    scan = nifti.read(shown.images[0], frame=0, allow_nonfinite=True) if shown.images else None
+    paths = {"reference": (shown.reference, shown.source), "prediction": (shown.prediction, None)}
+    maps = {name: _map(path, shown.corpus, source) for name, (path, source) in paths.items() if path}
+    scan = formats.read(shown.images[0], frame=0, allow_nonfinite=True) if shown.images else None
     like = scan if scan is not None else next(iter(maps.values()))
     for other in maps.values():
         nifti.check_same_geometry(like, other)
@@ -76,6 +81,10 @@ def payload(shown: Shown, voxels: int) -> dict:
         "focus": _focus(layers, affine),
         "note": _note(small, canonical, bool(shown.images)),
     }
+
+
+def _map(path: str, corpus: Corpus | None, source: Case | None) -> nifti.Volume:
+    return formats.read(path, "label") if corpus is None else masks.label_map(path, corpus, source)
 
 
 def _scaled(grey: np.ndarray, low: float, high: float, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:

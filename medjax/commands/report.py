@@ -1,0 +1,21 @@
+"""`medjax report`: the HTML page of an evaluation, a prediction or a run."""
+
+from medjax.errors import EXIT_OK
+
+
+def add(verbs) -> None:
+    """Adds the verb's parser."""
+    p = verbs.add_parser("report", help="write report.html: tables, plots and a viewer in one file that works without a network")
+    p.add_argument("folder", help="output folder of evaluate or predict, or a run folder")
+    p.add_argument("--viewer-cases", type=int, default=8, help="scans inside the page (0: none)")
+    p.add_argument("--viewer-voxels", type=int, default=3_000_000, help="voxels per scan; larger ones are cropped and coarsened")
+    p.add_argument("--budget-mb", type=float, default=60.0, help="size of all scans inside the page")
+    p.set_defaults(run=_report)
+
+
+def _report(args) -> int:
+    from medjax.metrics.html import report
+
+    for path in report(args.folder, cases=args.viewer_cases, voxels=args.viewer_voxels, budget_mb=args.budget_mb):
+        print(path)
+    return EXIT_OK

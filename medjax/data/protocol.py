@@ -1,0 +1,76 @@
+"""How a data set is to be scored: its classes, the tolerance of each, and to which patient and scan a case belongs.
+
+In: a dataset.json, or the folder of a data set in any layout. Out: a `Protocol`. Only names and JSON are read.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from medjax.data.description import hints
+from medjax.data.inputs import Case, find_inputs, nifti_files, read_json
+from medjax.data.sources import read_labels, scan_corpus
+from medjax.errors import MedjaxError, UsageError, did_you_mean
+from medjax.labels import Corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What scoring needs beside the masks.
+
+    Attributes:
+      corpus: meaning of the label values.
+      tolerance_mm: of the surface metrics, by class, where the data set states one.
+      sources: case name -> patient and scan (and label), as far as they are found.
+    """
+
+    corpus: Corpus
+    tolerance_mm: dict[str, float]
+    sources: dict[str, Case]
+
+
+def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Protocol:
+    """Reads what a dataset.json says about scoring.
+
+    Args:
+      path: dataset.json, or the folder of a data set in any layout.
+      images: folder (or pattern, or list) with the scans; default imagesTr and imagesTs of the data set.
+
+    Raises: `UsageError` for an unusable tolerance, or if `images` holds no scan; see also `sources.read_labels`.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    corpus = read_labels(path)
+    block, stated = hints(folder) if path.is_dir() else (read_json(path).get("medjax", {}), path)
+    try:
+        sources = {case.name: case for case in scan_corpus(folder)[1]}
+    except MedjaxError:
+        sources = {}  # a description without its data set: names and values are enough to score
+    others = images or (folder / "imagesTs" if nifti_files(folder / "imagesTs") else "")
+    if others:
+        for case in find_inputs(others, channels=len(corpus.channels)):
+            known = sources.get(case.name, dataclasses.replace(case, patient=_patient(block.get("patients", {}), case.name)))
+            sources[case.name] = dataclasses.replace(known, images=case.images)
+    return Protocol(corpus, _tolerances(block.get("tolerance_mm", {}), corpus, stated), sources)
+
+
+def _patient(rule: Mapping | str, name: str) -> str:
+    """The patient of a case that is not in the training list."""
+    pattern = rule if isinstance(rule, str) else rule.get("regex") if set(rule) == {"regex"} else None
+    if pattern is None:
+        return str(rule.get(name, name))
+    found = re.search(pattern, name)
+    return name if found is None else found[1] if found.re.groups else found[0]
+
+
+def _tolerances(stated: object, corpus: Corpus, path: Path) -> dict[str, float]:
+    by_class = stated if isinstance(stated, dict) else dict.fromkeys(corpus.classes, stated)
+    for name, value in by_class.items():
+        if name not in corpus.classes:
+            raise UsageError(f'"tolerance_mm" names the unknown class {name!r}', path=path, fix=did_you_mean(name, corpus.classes))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+            raise UsageError("not a tolerance", path=path, found=value, expected="a number of mm, not negative")
+    return {name: float(value) for name, value in by_class.items()}

@@ -1,0 +1,101 @@
+"""The tables of an evaluation as Markdown: ready for a paper, with everything a reader needs to judge the numbers.
+
+In: a `Result`. Out: text.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from medjax import __version__
+from medjax.metrics.surface import DEFINITION
+
+REPORTED = ("Dice", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
+TITLES = {"HD95": "HD95 (mm)", "ASSD": "ASSD (mm)", "volume_error_ml": "volume error (ml)"}
+DECIMALS = {"Dice": 3, "IoU": 3, "NSD": 3, "HD95": 2, "ASSD": 2, "volume_error_ml": 2}
+
+
+def markdown(result) -> str:
+    """One table of means with intervals and counts per corpus, one of the spread, then groups, pools, failures and the method.
+
+    Args:
+      result: a `report.Result`.
+    """
+    found = result.tables
+    metrics = [m for m in REPORTED if m in found["metrics"]]
+    lines = []
+    for corpus, cells in found["cells"].items():
+        rows = [
+            [
+                name,
+                *(mean(cell[m], m) for m in metrics),
+                cell[metrics[0]]["n"],
+                cell["n_missed"],
+                cell["n_false_positive"],
+                cell["n_absent"],
+            ]
+            for name, cell in cells.items()
+        ]
+        rows.append(["**mean over classes**", *(mean(found["corpora"][corpus][m], m) for m in metrics), "", "", "", ""])
+        lines += [f"## {corpus}", "", "Mean [95 % interval over patients]; n cases scored.", ""]
+        lines += _table(["class", *(TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"], rows)
+        lines += ["Standard deviation; median (interquartile range).", ""]
+        lines += _table(
+            ["class", *(TITLES.get(m, m) for m in metrics)], [[n, *(spread(c[m], m) for m in metrics)] for n, c in cells.items()]
+        )
+    pools = {"Groups": found["groups"]} if found["groups"] else {}
+    if len(result.corpora) > 1:
+        pools["Classes over corpora"] = found["classes"]
+        pools["All"] = {"mean over corpora and classes": found["overall"]}
+    for title, table in pools.items():
+        rows = [[name, *(mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
+        lines += [f"## {title}", "", *_table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
+    if result.failed:
+        lines += ["## Not scored", "", *(f"- {f['corpus']}/{f['case']}: {f['message']}" for f in result.failed), ""]
+    return "\n".join([*lines, *notes(result), ""])
+
+
+def notes(result) -> list[str]:
+    """How the numbers came about, in sentences."""
+    said = [
+        "Missed and false-positive classes score 0 (distances: image diagonal); classes absent from both maps are left out of the means.",
+        'IoU in the line "mean over classes" is the mIoU.',
+    ]
+    if result.settings["surface"]:
+        said.append(f"NSD tolerance {_tolerance(result.settings['tolerance_mm'])}; {DEFINITION}.")
+    b = result.tables["bootstrap"]
+    said.append(f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each corpus, seed {b['seed']}.")
+    return [*said, f"Computed by medjax {__version__}."]
+
+
+def mean(cell: Mapping, metric: str) -> str:
+    """0.863 [0.851, 0.874], or a dash."""
+    if cell["mean"] is None:
+        return "-"
+    digits = DECIMALS[metric]
+    return f"{cell['mean']:.{digits}f}" + ("" if cell["interval"] is None else " [{:.{d}f}, {:.{d}f}]".format(*cell["interval"], d=digits))
+
+
+def spread(cell: Mapping, metric: str) -> str:
+    """0.041; 0.871 (0.842 to 0.890), or a dash."""
+    digits = DECIMALS[metric]
+    if cell["median"] is None:
+        return "-"
+    sd = "-" if cell["sd"] is None else f"{cell['sd']:.{digits}f}"
+    return f"{sd}; {cell['median']:.{digits}f} ({cell['q1']:.{digits}f} to {cell['q3']:.{digits}f})"
+
+
+def chance(p: float | None) -> str:
+    """A p value: three decimals, or < 0.001."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _tolerance(tolerance: float | Mapping) -> str:
+    """One number, or what is particular."""
+    if not isinstance(tolerance, Mapping):
+        return f"{tolerance:g} mm"
+    return ", ".join(f"{name} {_tolerance(value)}" for name, value in tolerance.items())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
+    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in (heads, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:], ""]
