@@ -2,9 +2,14 @@
 
 import itertools
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from medjax.errors import MetricError
 from medjax.metrics import surface
@@ -98,3 +103,30 @@ def test_empty_or_unequal_masks_are_refused():
 
 def test_image_diagonal():
     assert surface.image_diagonal_mm((10, 20, 20), (3.0, 2.0, 0.0)) == 50.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), tree_cost=st.sampled_from((0, 10**9)))
+def test_both_ways_of_measuring_equal_brute_force(seed, tree_cost):
+    rng = np.random.default_rng(seed)
+    spacing = tuple(rng.uniform(0.4, 4.0, 3))
+    reference, prediction = (ndimage.binary_dilation(rng.random((7, 9, 8)) < 0.03, iterations=2) for _ in range(2))
+    reference[3, 4, 4] = prediction[2, 6, 1] = True
+    with mock.patch.object(surface, "TREE_COST", tree_cost):  # 0: always the search tree; huge: always the distance map
+        found = surface.surface_distances(reference, prediction, spacing)
+    points = []
+    for mask in (reference, prediction):  # surfels sit between 2 x 2 x 2 voxels that are not all alike
+        padded = np.pad(mask, 1).astype(int)
+        total = sum(padded[z : z + 8, y : y + 10, x : x + 9] for z, y, x in itertools.product((0, 1), repeat=3))
+        points.append(np.argwhere((total > 0) & (total < 8)) * spacing)
+    apart = cdist(*points)
+    assert found.from_reference_mm == pytest.approx(np.sort(apart.min(1)), abs=1e-9)
+    assert found.from_prediction_mm == pytest.approx(np.sort(apart.min(0)), abs=1e-9)
+
+
+def test_a_crop_of_a_volume_is_not_taken_for_a_slice():
+    mask = np.zeros((1, 12, 12), bool)
+    mask[0, 3:9, 3:9] = True
+    contour = surface.surface_distances(mask, mask, (2.0, 1.0, 1.0))
+    plate = surface.surface_distances(mask, mask, (2.0, 1.0, 1.0), image_shape=(20, 12, 12))
+    assert contour.reference_area_mm2.sum() < 60 < plate.reference_area_mm2.sum()  # 2 mm of rim, or also two faces of about 30 mm2
