@@ -128,7 +128,7 @@ def test_channels_types_views_and_slabs(monkeypatch):
     view = integers.transpose(2, 1, 0)[::-1]
     turned = resample.resample_image(view.transpose(2, 1, 0)[:, :, ::-1], new, spacing, target)
     np.testing.assert_array_equal(turned, whole)
-    monkeypatch.setattr(resample, "_PIECE", 100)
+    monkeypatch.setattr(resample, "PIECE", 100)
     monkeypatch.setattr(resample, "_ROWS", 3)
     monkeypatch.setattr(resample, "_UNTHREADED", 100)
     np.testing.assert_allclose(resample.resample_image(integers, new, spacing, target), whole, atol=2e-3)
@@ -176,12 +176,12 @@ def test_labels_match_indicator_argmax(name):
 def test_labels_of_any_size(shape, new, count, seed, piece):
     ids = np.random.default_rng(seed).integers(0, count + 1, shape).astype(np.uint16) * 200
     spacing, target = ISO, tuple(a / b for a, b in zip(shape, new, strict=True))
-    whole = resample._PIECE
-    resample._PIECE = piece  # slabs of a row or two give the same answer
+    whole = resample.PIECE
+    resample.PIECE = piece  # slabs of a row or two give the same answer
     try:
         found = resample.resample_label(ids, new, spacing, target)
     finally:
-        resample._PIECE = whole
+        resample.PIECE = whole
     expected = ids if shape == new else expected_label(ids, new, resample.separate_axis(spacing, target))
     np.testing.assert_array_equal(found, expected)
     assert set(np.unique(found)) <= set(np.unique(ids))

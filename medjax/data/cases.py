@@ -17,25 +17,27 @@ from typing import Any
 import numpy as np
 
 from medjax.data import formats, nifti
-from medjax.data.annotation import read_label, to_ids, undeclared, value_counts
+from medjax.data.annotation import read_label, to_ids, undeclared, value_counts, voxel_counts
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError
 from medjax.labels import Corpus
 
-__all__ = ["Outcome", "each", "failure", "load", "to_ids", "undeclared", "value_counts"]
+__all__ = ["Outcome", "each", "failure", "load", "to_ids", "undeclared", "value_counts", "voxel_counts"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
 MEMORY_SHARE = 0.6  # of what is free; the rest is for the results, the page cache and the neighbours
 
 
-def load(case: Case, corpus: Corpus) -> tuple[nifti.Volume, np.ndarray | None]:
+def load(case: Case, corpus: Corpus, *, native: bool = False) -> tuple[nifti.Volume, np.ndarray | None]:
     """Reads a case as stored: volume with (z, y, x, m) float32, and (z, y, x) dense ids of the corpus (None without a label).
+
+    `native` keeps the voxels of a single unscaled integer file as they are, at half the memory or less.
 
     Raises: `DataError` for unreadable files, another number of channels, or label and image on different grids; `LabelError` for values
       that the corpus does not declare.
     """
-    volume = formats.read_case(case.images)
+    volume = formats.read_case(case.images, native=native)
     check_channels(volume, corpus)
     return volume, read_label(case, corpus, volume)
 
@@ -53,12 +55,17 @@ def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -
     try:
         with contextlib.suppress(MedjaxError):
             volume = formats.read_geometry(case.images[0])
+            itemsize = volume.header.get_data_dtype().itemsize
             values = math.prod(int(n) for n in volume.header.get_data_shape()) * len(case.images)
             channels, voxels = max(1, values // math.prod(volume.shape)), math.prod(volume.shape)
-            total = values * (8 + 2 * 4) + voxels * 8  # file bytes and float32, two working copies; label with masks
+            unscaled = itemsize <= 2 and len(case.images) == 1 and volume.header.get_slope_inter() in ((None, None), (1.0, 0.0))
+            total = values * (itemsize * 3 // 2 + (0 if unscaled else 4)) + voxels * 4  # file and its copy; label, ids and masks
             if target_spacing_mm is not None:
+                fine = max(1.0, math.prod(volume.spacing_mm[1:]) / math.prod(target_spacing_mm[1:]))
                 scale = math.prod(volume.spacing_mm) / math.prod(target_spacing_mm)
-                total += int(voxels * scale * (channels * (3 * 4 + 2) + 4))
+                total += int(voxels * fine) * 4 + int(voxels * scale) * (2 * channels + 3)
+            else:
+                total += voxels * 4
             return total
     except (OSError, ValueError, ArithmeticError):
         pass

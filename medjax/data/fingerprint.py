@@ -78,7 +78,7 @@ def _identity(case: Case) -> list:
 
 def _measure(case: Case, corpus: Corpus, n: int) -> dict:
     """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without foreground)."""
-    volume, ids = load(case, corpus)
+    volume, ids = load(case, corpus, native=True)
     canonical = geometry.fit(volume, None)
     box = geometry.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn
     inside = tuple(slice(*ends) for ends in box) if box else ...
@@ -87,7 +87,7 @@ def _measure(case: Case, corpus: Corpus, n: int) -> dict:
     for c in range(image.shape[-1]):
         channel = image[..., c]
         pixels = channel[channel > channel.mean(dtype=np.float64)] if ids is None else channel[ids > 0]
-        drawn.append(random.choice(pixels, n, replace=True) if len(pixels) else pixels)
+        drawn.append(np.asarray(random.choice(pixels, n, replace=True) if len(pixels) else pixels, np.float32))
     return {
         "spacing_mm": canonical.spacing_mm,
         "shape": canonical.box_shape,

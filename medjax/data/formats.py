@@ -72,9 +72,9 @@ def read(
     return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite))
 
 
-def read_case(image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False) -> Volume:
-    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32."""
-    return nifti.read_case(image_paths, allow_nonfinite=allow_nonfinite, reader=read)
+def read_case(image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False, native: bool = False) -> Volume:
+    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as stored if `native`."""
+    return nifti.read_case(image_paths, allow_nonfinite=allow_nonfinite, reader=read, native=native)
 
 
 def files_of(case: Case, *, labels: bool = True) -> list[str]:

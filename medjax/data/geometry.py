@@ -144,7 +144,14 @@ class Transform:
             )
 
 
-def fit(volume: Volume, target_spacing_mm: resample.Spacing | None, *, orientation: str = "RAS", crop: str = "nonzero") -> Transform:
+def fit(
+    volume: Volume,
+    target_spacing_mm: resample.Spacing | None,
+    *,
+    orientation: str = "RAS",
+    crop: str = "nonzero",
+    transpose: Sequence[int] = (0, 1, 2),
+) -> Transform:
     """The transform of a volume to a network's grid.
 
     Args:
@@ -153,6 +160,7 @@ def fit(volume: Volume, target_spacing_mm: resample.Spacing | None, *, orientati
       orientation: "RAS" (array axes z, y, x grow to Superior, Anterior, Right) or "stored" (axes stay as they are).
       crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel (an all-zero image warns and stays whole);
         "none" keeps everything.
+      transpose: for each axis of the result the (z, y, x) axis of the orientation; the target spacing is in the order of the result.
 
     Raises: UsageError for unknown words or a spacing that is not positive.
     """
@@ -161,6 +169,9 @@ def fit(volume: Volume, target_spacing_mm: resample.Spacing | None, *, orientati
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}", fix=did_you_mean(crop, CROPS))
     axes, flips = canonical_axes(volume.affine) if orientation == "RAS" else ((0, 1, 2), (False, False, False))
+    if sorted(transpose) != [0, 1, 2]:
+        raise UsageError("not an order of three axes", found=tuple(transpose), expected="0, 1 and 2 in some order")
+    axes, flips = tuple(axes[a] for a in transpose), tuple(flips[a] for a in transpose)
     spacing = tuple(volume.spacing_mm[axis] for axis in axes)
     target = spacing if target_spacing_mm is None else tuple(float(s) for s in target_spacing_mm)
     if len(target) != 3 or not all(math.isfinite(s) and s > 0 for s in target):

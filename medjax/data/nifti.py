@@ -114,9 +114,15 @@ def read_geometry(path: str | os.PathLike) -> Volume:
 
 
 def read_case(
-    image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False, reader: Callable[..., Volume] | None = None
+    image_paths: Sequence[str | os.PathLike],
+    *,
+    allow_nonfinite: bool = False,
+    reader: Callable[..., Volume] | None = None,
+    native: bool = False,
 ) -> Volume:
     """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32; `reader` reads one file.
+
+    `native` keeps what `read` gives for a single file: unscaled integers stay integers.
 
     Geometry and header are the first file's; a channel on another grid is a DataError that names both files.
     """
@@ -133,7 +139,7 @@ def read_case(
             )  # fmt: skip
     first = volumes[0]
     if len(volumes) == 1:
-        array = np.asarray(first.array, np.float32)
+        array = first.array if native else np.asarray(first.array, np.float32)
         return dataclasses.replace(first, array=array if array.ndim == 4 else array[..., None])
     array = np.empty((*first.shape, len(volumes)), np.float32)
     for channel, volume in enumerate(volumes):

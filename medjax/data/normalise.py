@@ -1,32 +1,36 @@
 """Raw intensities -> what a network sees, as float32 or as the int16 that the store keeps.
 
 In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the network's grid. The order is nnU-Net v2's:
-crop, clip (CT), normalise, resample. Normalising is linear and can wait: mean and spread of the cropped, clipped, not yet resampled
-channel (of the plan for CT) become gain and bias, which the device applies.
+crop, clip (CT), normalise, resample. Normalising a whole channel is linear and can wait: mean and spread of the cropped, clipped, not yet
+resampled channel (of the plan for CT) become gain and bias, which the device applies. A masked channel is normalised before it is
+resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
+
+Everything runs in pieces along the first axis: a volume is never held as float32 at the source's and the target's size at once.
 """
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from medjax.data.geometry import Transform
 from medjax.data.nifti import DataWarning
 from medjax.data.plan import Intensity
+from medjax.data.resample_rows import image_rows, pieces
 
 STEPS = 65_534  # int16 values used, symmetric about 0: half a step is 7.6e-6 of the range
 EPSILON = 1e-8
-_SLAB = 1 << 22  # values per piece of a conversion: bounds the temporaries
 
 
 def network_image(transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = "") -> np.ndarray:
     """Stored (z, y, x, m) values -> normalised float32 (*transform.shape, m): what prediction feeds to a network."""
     out = np.empty((*transform.shape, len(intensities)), np.float32)
-    for c, intensity in enumerate(intensities):
-        channel, mean, std = _channel(transform, array, c, intensity, path)
-        resampled = transform.resample_image(channel)
-        for rows in _slabs(resampled):
-            out[rows, ..., c] = (resampled[rows] - np.float32(mean)) / np.float32(std)
+    for c, channel in enumerate(channels(transform, array, intensities, path)):
+        for rows, piece in channel.resampled(transform):
+            out[rows, ..., c] = (piece - np.float32(channel.mean)) / np.float32(channel.divisor)
     return out
 
 
@@ -36,59 +40,142 @@ def stored_image(
     """Stored (z, y, x, m) values -> int16 (*transform.shape, m) and, per channel, the numbers that undo the quantisation.
 
     Returns: the array, and lists gain and bias (normalised = stored * gain + bias), scale and offset (clipped raw value = stored * scale +
-      offset).
+      offset; of a masked channel inside the mask).
     """
     out = np.empty((*transform.shape, len(intensities)), np.int16)
     numbers = {name: [] for name in ("gain", "bias", "scale", "offset")}
-    for c, intensity in enumerate(intensities):
-        channel, mean, std = _channel(transform, array, c, intensity, path)
-        out[..., c], scale, offset = quantise(transform.resample_image(channel))
-        for name, value in zip(numbers, (scale / std, (offset - mean) / std, scale, offset), strict=True):
+    for c, channel in enumerate(channels(transform, array, intensities, path)):
+        grid = quantisation(*channel.limits, channel.whole and transform.shape == transform.box_shape)
+        for rows, piece in channel.resampled(transform):
+            out[rows, ..., c] = quantise(piece, *grid)
+        raw_scale, raw_offset = (channel.raw_divisor, channel.raw_mean) if channel.mask is not None else (1.0, 0.0)
+        scale, offset = grid
+        values = (scale / channel.divisor, (offset - channel.mean) / channel.divisor, scale * raw_scale, offset * raw_scale + raw_offset)
+        for name, value in zip(numbers, values, strict=True):
             numbers[name].append(float(value))
     return out, numbers
 
 
-def _channel(transform: Transform, array: np.ndarray, c: int, intensity: Intensity, path: str) -> tuple[np.ndarray, float, float]:
-    """Cropped, clipped channel with the mean and divisor that normalise it."""
-    channel = np.asarray(transform.image(array[..., c]), np.float32)
-    if intensity.clip is not None:
-        channel = np.clip(channel, *np.asarray(intensity.clip, np.float32))
-    mean, divisor = moments(channel, intensity)
-    if divisor < EPSILON:
-        warnings.warn(f"{path}: constant image (channel {c}); it becomes 0", DataWarning, stacklevel=3)
-        divisor = 1.0
-    return channel, mean, divisor
+def outside_mask(transform: Transform, array: np.ndarray) -> np.ndarray | None:
+    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels; None if there are none."""
+    view = transform.image(array)
+    inside = np.empty(view.shape[:3], bool)
+    for rows in pieces(view.shape[:3]):
+        inside[rows] = (view[rows] != 0).any(-1)
+    if inside.all():
+        return None
+    outside = ~ndimage.binary_fill_holes(inside)
+    return outside if outside.any() else None
 
 
-def moments(channel: np.ndarray, intensity: Intensity) -> tuple[float, float]:
-    """Mean and divisor of a clipped (z, y, x) channel: normalised = (value - mean) / divisor; 0 if a channel to be scaled is constant."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channel:
+    """One channel on its way: read in rows, as it is resampled.
+
+    Attributes:
+      view: (z, y, x) canonical, cropped, as stored.
+      intensity: what is done to it. mask: voxels to leave at 0, or None.
+      mean, divisor: what is left to do after resampling; 0 and 1 for a masked channel.
+      raw_mean, raw_divisor: what turned raw into normalised values inside the mask.
+      limits: smallest and largest value that `rows` gives. whole: all of them are whole numbers.
+    """
+
+    view: np.ndarray
+    intensity: Intensity
+    mask: np.ndarray | None = None
+    mean: float = 0.0
+    divisor: float = 1.0
+    raw_mean: float = 0.0
+    raw_divisor: float = 1.0
+    limits: tuple[float, float] = (0.0, 0.0)
+    whole: bool = False
+
+    def rows(self, rows: slice) -> np.ndarray:
+        """float32 values as they go into resampling: clipped (CT), or normalised within the mask."""
+        piece = self.view[rows].astype(np.float32)
+        if self.intensity.clip is not None:
+            np.clip(piece, *np.float32(self.intensity.clip), out=piece)
+        if self.mask is not None:
+            piece = (piece - np.float32(self.raw_mean)) / np.float32(self.raw_divisor)
+            piece[self.mask[rows]] = 0
+        return piece
+
+    def resampled(self, transform: Transform) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, float32 piece) at the target spacing."""
+        return image_rows(self.rows, transform.box_shape, transform.shape, transform.spacing_mm, transform.target_spacing_mm, self.limits)
+
+
+def channels(transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = "") -> Iterator[Channel]:
+    """The channels of a stored (z, y, x, m) image, one after another, with the numbers that normalise them; a constant one warns."""
+    mask = outside_mask(transform, array) if any(i.masked for i in intensities) else None
+    for c, intensity in enumerate(intensities):
+        channel = Channel(transform.image(array[..., c]), intensity)
+        mean, divisor = moments(channel, mask if intensity.masked else None)
+        if divisor < EPSILON:
+            warnings.warn(f"{path}: constant image (channel {c}); it becomes 0", DataWarning, stacklevel=3)
+            divisor = 1.0
+        if intensity.masked and mask is not None:
+            channel = dataclasses.replace(channel, mask=mask, raw_mean=mean, raw_divisor=divisor)
+        else:
+            channel = dataclasses.replace(channel, mean=mean, divisor=divisor)
+        low, high, whole = _span(channel)
+        yield dataclasses.replace(channel, limits=(low, high), whole=whole)
+
+
+def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, float]:
+    """Mean and divisor of a clipped channel: normalised = (value - mean) / divisor; 0 if a channel to be scaled is constant.
+
+    With a mask (True outside) z-scores take the voxels inside it.
+    """
+    intensity = channel.intensity
     if intensity.scheme == "ct":
         return intensity.mean, max(intensity.std, EPSILON)
     if intensity.scheme == "nonorm":
         return 0.0, 1.0
+    if intensity.scheme == "rgb_to_0_1":
+        return 0.0, 255.0
     if intensity.scheme == "rescale_to_0_1":
-        low = float(channel.min())
-        return low, float(channel.max()) - low
-    mean = float(channel.mean(dtype=np.float64))
-    squares = sum(float(np.square(channel[rows] - mean, dtype=np.float64).sum()) for rows in _slabs(channel))
-    return mean, (squares / channel.size) ** 0.5
+        low, high, _ = _span(channel)
+        return low, high - low
+    total, count, squares = 0.0, 0, 0.0
+    for piece in _inside(channel, mask):
+        total, count = total + float(piece.sum(dtype=np.float64)), count + piece.size
+    mean = total / max(1, count)
+    for piece in _inside(channel, mask):
+        squares += float(np.square(piece - np.float32(mean), dtype=np.float64).sum())
+    return mean, (squares / max(1, count)) ** 0.5
 
 
-def quantise(values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """float32 (z, y, x) -> int16, scale, offset with value = stored * scale + offset.
+def quantisation(low: float | int, high: float | int, whole: bool = False) -> tuple[float, float]:
+    """Scale and offset with value = stored * scale + offset for values between low and high; 1 and a whole number for whole numbers.
 
-    Off by at most 7.7e-6 of the range; exact (scale 1) for whole numbers of a range that int16 can hold.
+    Off by at most 7.7e-6 of the range; exact for whole numbers of a range that int16 can hold.
     """
-    low, high = float(values.min()), float(values.max())
-    whole = low.is_integer() and high - low <= STEPS and all(np.array_equal(values[rows], np.rint(values[rows])) for rows in _slabs(values))
-    scale = 1.0 if whole or high == low else (high - low) / STEPS
-    offset = float(round((low + high) / 2)) if whole else (low + high) / 2
-    out = np.empty(values.shape, np.int16)
-    for rows in _slabs(values):
-        out[rows] = np.clip(np.rint((values[rows].astype(np.float64) - offset) / scale), -STEPS // 2, STEPS // 2)
-    return out, scale, offset
+    exact = whole and high - low <= STEPS
+    scale = 1.0 if exact or high == low else (high - low) / STEPS
+    return scale, float(round((low + high) / 2)) if exact else (low + high) / 2
 
 
-def _slabs(array: np.ndarray) -> Iterator[slice]:
-    step = max(1, _SLAB // max(1, array[0].size))
-    return (slice(i, i + step) for i in range(0, array.shape[0], step))
+def quantise(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
+    """float32 values -> int16, see `quantisation`."""
+    return np.clip(np.rint((values.astype(np.float64) - offset) / scale), -STEPS // 2, STEPS // 2).astype(np.int16)
+
+
+def _span(channel: Channel) -> tuple[float, float, bool]:
+    """Smallest and largest value, and whether all are whole."""
+    low, high, whole = math.inf, -math.inf, True
+    if channel.view.dtype.kind in "iu" and channel.mask is None:  # no need to convert: clipping keeps the order
+        ends = np.array([channel.view.min(), channel.view.max()], np.float32)
+        ends = ends if channel.intensity.clip is None else np.clip(ends, *np.float32(channel.intensity.clip))
+        return float(ends[0]), float(ends[1]), bool(np.array_equal(ends, np.rint(ends)))
+    for rows in pieces(channel.view.shape):
+        piece = channel.rows(rows)
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+        whole = whole and bool(np.array_equal(piece, np.rint(piece)))
+    return low, high, whole
+
+
+def _inside(channel: Channel, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+    for rows in pieces(channel.view.shape):
+        piece = channel.rows(rows)
+        yield piece if mask is None else piece[~mask[rows]]

@@ -2,7 +2,8 @@
 
 In: fingerprints of all corpora, as `data/fingerprint.py` measures them. Out: a `Plan`, shared by preparation, prediction, the run folder.
 Rules: nnU-Net v2. Spacing: the median per axis; if the coarsest axis is over 3 times coarser and under a third as long as the others,
-its 10th percentile. The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`; all others z-score.
+its 10th percentile. The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`, `rgb_to_0_1`; all
+others z-score, inside the non-zero voxels if cropping to them removes over a quarter of the median volume.
 """
 
 import dataclasses
@@ -13,11 +14,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medjax.data.presets import Configuration
 from medjax.errors import UsageError, did_you_mean
 
 ANISOTROPY = 3.0
 QUANTILES = 2001  # so that percentiles 0.5 and 99.5 are nodes
-SCHEMES = {"ct": "ct", "nonorm": "nonorm", "rescale_to_0_1": "rescale_to_0_1"}
+MASK_BELOW = 0.75  # share of the voxels kept by the crop, below which z-scores are taken inside the non-zero voxels
+SCHEMES = {"ct": "ct", "nonorm": "nonorm", "rescale_to_0_1": "rescale_to_0_1", "rgb_to_0_1": "rgb_to_0_1"}
+ANY = "*"  # a corpus name that stands for every corpus a plan does not name
 Spacing = tuple[float, float, float]
 
 
@@ -92,14 +96,17 @@ class Intensity:
     """Normalisation of one channel: value -> (clipped value - mean) / std.
 
     Attributes:
-      scheme: "ct" (clip, mean and std of the plan), "zscore" (mean and std of each case), "rescale_to_0_1" (each case), "nonorm".
+      scheme: "ct" (clip, mean and std of the plan), "zscore" (mean and std of each case), "rescale_to_0_1" (each case), "rgb_to_0_1"
+        (divided by 255), "nonorm".
       clip, mean, std: only for "ct"; percentiles 0.5 and 99.5, mean and standard deviation of the pooled foreground.
+      masked: z-scores are taken inside the (hole-filled) non-zero voxels, and what is outside stays 0.
     """
 
     scheme: str
     clip: tuple[float, float] | None = None
     mean: float | None = None
     std: float | None = None
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +114,24 @@ class Plan:
     """The decisions shared by preparation and prediction.
 
     Attributes:
-      spacing_mm: store name -> (z, y, x) target spacing in the axes of `orientation`.
+      spacing_mm: store name -> target spacing in the network's axes; the name "*" stands for every corpus that is not named.
       intensity: channel name, as each corpus spells it -> `Intensity`.
       orientation: "RAS" or "stored". crop: "nonzero" or "none".
+      transpose: for each axis of the network the (z, y, x) axis of the orientation it comes from.
+      configurations: name -> patch, batch and topology planned for these volumes; decides nothing about the preparation.
     """
 
     spacing_mm: Mapping[str, Spacing]
     intensity: Mapping[str, Intensity]
     orientation: str = "RAS"
     crop: str = "nonzero"
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    configurations: Mapping[str, Configuration] = dataclasses.field(default_factory=dict)
 
     def spacing_of(self, store: str) -> Spacing:
         """Target spacing of a corpus; `UsageError` if the plan does not cover it."""
+        if store not in self.spacing_mm and ANY in self.spacing_mm:
+            return self.spacing_mm[ANY]
         if store not in self.spacing_mm:
             raise UsageError(f"the plan does not cover corpus {store!r}", fix=did_you_mean(store, self.spacing_mm))
         return self.spacing_mm[store]
@@ -130,15 +143,31 @@ class Plan:
                 return found
         raise UsageError(f"the plan does not cover channel {channel!r}", fix=did_you_mean(channel, self.intensity))
 
+    def configuration(self, name: str) -> Configuration:
+        """A planned configuration by its name; `UsageError` listing what there is."""
+        if name not in self.configurations:
+            raise UsageError(f"the plan has no configuration {name!r}", fix=did_you_mean(name, self.configurations))
+        return self.configurations[name]
+
+    def at(self, name: str) -> "Plan":
+        """This plan with the spacing of a configuration ("3d_lowres" is prepared on a grid of its own)."""
+        chosen = self.configuration(name)
+        if len(chosen.spacing_mm) < 3 or name == "3d_fullres":
+            return self
+        return dataclasses.replace(self, spacing_mm={store: chosen.spacing_mm for store in self.spacing_mm})
+
     def key(self) -> str:
-        """A hash of all decisions, 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all decisions about the volumes, 16 hexadecimal digits."""
+        fields = {k: v for k, v in self.to_json().items() if k != "configurations"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it exactly."""
         return dataclasses.asdict(self) | {
             "spacing_mm": {name: list(spacing) for name, spacing in self.spacing_mm.items()},
             "intensity": {name: intensity_json(found) for name, found in self.intensity.items()},
+            "transpose": list(self.transpose),
+            "configurations": {name: found.to_json() for name, found in self.configurations.items()},
         }
 
     @classmethod
@@ -146,7 +175,9 @@ class Plan:
         """Inverse of `to_json`."""
         spacing = {name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()}
         intensity = {n: Intensity(**{**i, "clip": i["clip"] and tuple(i["clip"])}) for n, i in fields["intensity"].items()}
-        return cls(spacing, intensity, fields["orientation"], fields["crop"])
+        planned = {name: Configuration.from_json(found) for name, found in fields.get("configurations", {}).items()}
+        transpose = tuple(int(a) for a in fields.get("transpose", (0, 1, 2)))
+        return cls(spacing, intensity, fields["orientation"], fields["crop"], transpose, planned)
 
 
 def intensity_json(intensity: Intensity) -> dict:
@@ -160,6 +191,7 @@ def make_plan(
     spacing: str | Sequence[float | int] | None = None,
     orientation: str = "RAS",
     crop: str = "nonzero",
+    transpose: str = "none",
 ) -> Plan:
     """Decides spacing and normalisation.
 
@@ -167,11 +199,16 @@ def make_plan(
       fingerprints: store name -> fingerprint.
       spacing: None or "median" (the rule over the cases of all corpora), "per_corpus" (the rule in each), or (z, y, x) mm for all.
       orientation, crop: what `geometry.fit` takes.
+      transpose: "none" keeps the axes (z, y, x) of the orientation; "coarsest" puts the axis of the largest spacing first, as nnU-Net does.
 
     CT statistics are pooled over all corpora with a channel of that name, every case with the same weight.
     Raises: `UsageError` for unknown words, no readable case, or a CT channel without any foreground.
     """
-    for word, known, what in ((orientation, ("RAS", "stored"), "orientation"), (crop, ("nonzero", "none"), "crop")):
+    for word, known, what in (
+        (orientation, ("RAS", "stored"), "orientation"),
+        (crop, ("nonzero", "none"), "crop"),
+        (transpose, ("none", "coarsest"), "transpose"),
+    ):
         if word not in known:
             raise UsageError(f"unknown {what} {word!r}", fix=did_you_mean(word, known))
     if not fingerprints:
@@ -182,7 +219,13 @@ def make_plan(
             raise UsageError(f"no readable case{reason}", path=name, fix="see `medjax verify`")
     channels = {c: None for found in fingerprints.values() for c in found.channels}
     intensity = {channel: _intensity(channel, fingerprints) for channel in channels}
-    return Plan(_spacings(fingerprints, spacing, orientation), intensity, orientation, crop)
+    spacings, order = _spacings(fingerprints, spacing, orientation), (0, 1, 2)
+    if transpose == "coarsest":
+        typical = np.mean(list(spacings.values()), 0)
+        first = int(np.argmax(typical))
+        order = (first, *(axis for axis in range(3) if axis != first))
+        spacings = {name: tuple(found[axis] for axis in order) for name, found in spacings.items()}
+    return Plan(spacings, intensity, orientation, crop, order)
 
 
 def _spacings(fingerprints: Mapping[str, Fingerprint], spacing: str | Sequence[float | int] | None, orientation: str) -> dict[str, Spacing]:
@@ -214,6 +257,9 @@ def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Spacing:
 
 def _intensity(channel: str, fingerprints: Mapping[str, Fingerprint]) -> Intensity:
     scheme = SCHEMES.get(channel.lower(), "zscore")
+    if scheme == "zscore":
+        kept = [share for found in fingerprints.values() if channel in found.channels for share in found.cropped]
+        return Intensity(scheme, masked=bool(float(np.median(kept)) < MASK_BELOW))
     if scheme != "ct":
         return Intensity(scheme)
     parts = [

@@ -23,13 +23,13 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.data import formats, geometry, normalise, store
-from medjax.data.cases import Progress, bytes_needed, each, load
+from medjax.data.cases import Progress, bytes_needed, each, load, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan, intensity_json
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
 
-VERSION = 1  # of the stored contents: raise it when the same sources would give other arrays
+VERSION = 2  # of the stored contents: raise it when the same sources would give other arrays
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
 TEMPORARY = ".tmp-"
@@ -93,7 +93,7 @@ def prepare(
         sources, stat = _sources(case, old)
         inputs = {
             "version": VERSION,
-            "plan": [spacing, plan.orientation, plan.crop, [intensity_json(i) for i in intensities]],
+            "plan": [spacing, plan.orientation, plan.crop, list(plan.transpose), [intensity_json(i) for i in intensities]],
             "labels": [list(corpus.values), corpus.ignore, *([corpus.labels] if case.masks else [])],  # masks: a value is a set of classes
             "sources": list(sources.values()),
         }
@@ -134,41 +134,65 @@ def prepare(
 
 def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool) -> None:
     """Reads, transforms and writes one case, and gives it its name."""
-    volume, ids = load(case, corpus)
-    transform = geometry.fit(volume, plan.spacing_of(corpus.store), orientation=plan.orientation, crop=plan.crop)
-    image, numbers = normalise.stored_image(transform, volume.array, [plan.intensity_of(c) for c in corpus.channels], volume.path)
-    label = transform.label(ids) if ids is not None else np.zeros(transform.shape, np.uint8)
-    counts = np.bincount(label.ravel(), minlength=1)
+    volume, ids = load(case, corpus, native=True)
+    spacing, intensities = plan.spacing_of(corpus.store), [plan.intensity_of(c) for c in corpus.channels]
+    transform = geometry.fit(volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose)
+    masked = any(intensity.masked for intensity in intensities)
+    image, numbers = normalise.stored_image(transform, volume.array, intensities, volume.path)
+    outside = normalise.outside_mask(transform, volume.array) if masked else None
+    del volume
+    labelled, outside_id = ids is not None, len(corpus.values)
+    if ids is None:
+        ids = np.zeros(transform.stored_shape, np.uint8)
+    if outside is not None:
+        ids = ids.astype(np.uint8 if outside_id < 256 else np.uint16)
+        view = transform.image(ids)
+        view[outside & (view == 0)] = outside_id
+    label = transform.label(ids)
+    del ids, outside
+    counts = voxel_counts(label, outside_id + 1)
+    if masked:
+        numbers["outside_id"] = outside_id
+        counts[0] += counts[outside_id]
+        counts[outside_id] = 0
     meta = described | {
         "shape": list(transform.shape),
         "spacing_mm": list(transform.target_spacing_mm),
         "transform": transform.to_json(),
         **numbers,
-        "labelled": ids is not None,
+        "labelled": labelled,
         "voxels": {str(i): int(n) for i, n in enumerate(counts) if n},
     }
     temporary = final.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{case.name}"
     temporary.mkdir()
     try:
-        store.write_case(temporary, image, label, _locations(label, corpus.ignore_id), meta | identity)
+        store.write_case(temporary, image, label, _locations(label, (corpus.ignore_id, outside_id)), meta | identity)
         _publish(temporary, final, None if force else identity["key"])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _locations(label: np.ndarray, ignore_id: int) -> dict[str, np.ndarray]:
-    """Up to max(10000, 1 %) voxels of every foreground id, seeded, in ascending order."""
+def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarray]:
+    """Up to max(10000, 1 %) voxels of every foreground id but those in `without`, seeded, in ascending order."""
     found = {}
     for i, box in enumerate(ndimage.find_objects(label), 1):
-        if box is None or i == ignore_id:
+        if box is None or i in without:
             continue
-        inside = label[box] == i
-        flat = np.flatnonzero(inside)
-        wanted = max(min(MOST_LOCATIONS, len(flat)), -(-len(flat) // round(1 / LEAST_SHARE)))
-        if wanted < len(flat):
-            flat = np.sort(np.random.default_rng([SEED, i]).choice(flat, wanted, replace=False, shuffle=False))
-        voxels = np.stack(np.unravel_index(flat, inside.shape), 1) + [s.start for s in box]
-        found[str(i)] = voxels.astype(np.int32)
+        part = label[box]
+        counts = np.array([np.count_nonzero(piece == i) for piece in part])
+        ends, total = np.cumsum(counts), int(counts.sum())
+        wanted = max(min(MOST_LOCATIONS, total), -(-total // round(1 / LEAST_SHARE)))
+        ranks = (
+            np.arange(total) if wanted == total else np.random.default_rng([SEED, i]).choice(total, wanted, replace=False, shuffle=False)
+        )
+        ranks = np.sort(ranks)
+        slices = np.searchsorted(ends, ranks, side="right")
+        voxels = np.empty((wanted, 3), np.int32)
+        for z in np.unique(slices):
+            here = slices == z
+            flat = np.flatnonzero(part[z] == i)[ranks[here] - (ends[z] - counts[z])]
+            voxels[here] = np.stack([np.full(len(flat), z), *np.unravel_index(flat, part.shape[1:])], 1)
+        found[str(i)] = voxels + np.array([s.start for s in box], np.int32)
     return found
 
 

@@ -20,7 +20,7 @@ _ROWS = 32  # output rows per matrix product
 _UNTHREADED = 1 << 18  # multiplications up to which OpenBLAS keeps a product on the calling thread
 _NEGLIGIBLE = 1e-8  # spline weights below this do not show in float32
 SLAB = 1 << 24  # values of scores made at a time: bounds the temporaries
-_PIECE = 1 << 20  # voxels per slab of a pass
+PIECE = 1 << 20  # voxels per slab of a pass
 _VOTES = 1 << 18  # voxels per round of label votes
 
 Spacing = Sequence[SupportsFloat] | np.ndarray
@@ -97,7 +97,7 @@ def resample_image(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new
         return out
     axis = separate_axis(spacing_mm, new_spacing_mm)
     if axis is None:
-        out = _apply(array, [_matrix(a, b, 3) for a, b in zip(array.shape, new_shape, strict=True)])
+        out = apply(array, [matrix_of(a, b, 3) for a, b in zip(array.shape, new_shape, strict=True)])
         return np.clip(out, np.float32(array.min()), np.float32(array.max()), out=out)
     return _separate(array, new_shape, axis)
 
@@ -107,7 +107,7 @@ def _separate(array: np.ndarray, new_shape: Shape, axis: int) -> np.ndarray:
     used, back = np.unique(index, return_inverse=True)
     slices = np.take(array, used, axis) if len(used) < array.shape[axis] else array
     low, high = (f(slices, axis=tuple(a for a in range(3) if a != axis), keepdims=True).astype(np.float32) for f in (np.min, np.max))
-    out = _apply(slices, [None if a == axis else _matrix(array.shape[a], new_shape[a], 3) for a in range(3)])
+    out = apply(slices, [None if a == axis else matrix_of(array.shape[a], new_shape[a], 3) for a in range(3)])
     np.clip(out, low, high, out=out)
     return out if np.array_equal(back, np.arange(out.shape[axis])) else np.take(out, back, axis)
 
@@ -136,12 +136,12 @@ def score_rows(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spa
     """The rows [start, stop) along `axis` of `resample_scores`, at the cost of those rows only."""
     new_shape = _checked(array, new_shape)
     coarse = separate_axis(spacing_mm, new_spacing_mm)
-    matrices = [_matrix(a, b, 0 if i == coarse else 1) for i, (a, b) in enumerate(zip(array.shape[:3], new_shape, strict=True))]
+    matrices = [matrix_of(a, b, 0 if i == coarse else 1) for i, (a, b) in enumerate(zip(array.shape[:3], new_shape, strict=True))]
     if matrices[axis] is not None:
         wanted = matrices[axis][rows]
-        first, last = _support(wanted)
+        first, last = support(wanted)
         rows, matrices[axis] = slice(first, last), wanted[:, first:last]
-    return _apply(array[(slice(None),) * axis + (rows,)], matrices)
+    return apply(array[(slice(None),) * axis + (rows,)], matrices)
 
 
 def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
@@ -163,7 +163,7 @@ def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_s
     near = [nearest(a, b) for a, b in zip(ids.shape, new_shape, strict=True)]
     (z_first, z_second), z_weights = taps[0]
     out = np.empty(new_shape, ids.dtype)
-    step = max(1, _PIECE // max(new_shape[1] * new_shape[2], ids.shape[1] * ids.shape[2]))
+    step = max(1, PIECE // max(new_shape[1] * new_shape[2], ids.shape[1] * ids.shape[2]))
     for start in range(0, new_shape[0], step):
         rows = slice(start, min(start + step, new_shape[0]))
         low, high = int(z_first[rows][0]), int(z_second[rows][-1]) + 1
@@ -244,25 +244,26 @@ def _checked(array: np.ndarray, new_shape: Sizes) -> Shape:
     return shape
 
 
-def _matrix(n_in: int, n_out: int, order: int) -> np.ndarray | None:
+def matrix_of(n_in: int, n_out: int, order: int) -> np.ndarray | None:
+    """`operator`, or None where nothing changes."""
     return None if n_in == n_out else operator(n_in, n_out, order)
 
 
-def _support(matrix: np.ndarray) -> tuple[int, int]:
+def support(matrix: np.ndarray) -> tuple[int, int]:
     """First and one past the last column that carries weight."""
     columns = np.flatnonzero((np.abs(matrix) > _NEGLIGIBLE).any(0))
     return int(columns[0]), int(columns[-1]) + 1
 
 
-def _apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarray:
+def apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarray:
     """One matrix per axis (None: leave it), the axis that shrinks most first; float32 out."""
     for _, axis in sorted((m.shape[0] / m.shape[1], axis) for axis, m in enumerate(matrices) if m is not None):
-        array = _along(array, matrices[axis], axis)
+        array = along(array, matrices[axis], axis)
     return np.ascontiguousarray(array, np.float32)
 
 
-def _along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
-    """matrix @ array along one axis, as batches of tiles: a block of rows, the columns that it touches, part of another axis.
+def along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
+    """float32 matrix @ array along one axis, as batches of tiles: a block of rows, the columns that it touches, part of another axis.
 
     Tiles stay below the size from which OpenBLAS starts its threads. Those pay off on an idle machine only; where cases are prepared side
     by side, waiting for them at every product costs more than the product.
@@ -271,10 +272,10 @@ def _along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
     blocks = []
     for start in range(0, matrix.shape[0], _ROWS):
         rows = slice(start, min(start + _ROWS, matrix.shape[0]))
-        first, last = _support(matrix[rows])
+        first, last = support(matrix[rows])
         blocks.append((rows, slice(first, last), matrix[rows, first:last].astype(np.float32)))
     across = 1 if axis == 0 else 0
-    step = max(1, _PIECE // (array.size // array.shape[across]))
+    step = max(1, PIECE // (array.size // array.shape[across]))
     for start in range(0, array.shape[across], step):
         slab = (slice(None),) * across + (slice(start, start + step),)
         source, target = _as_rows(np.ascontiguousarray(array[slab], np.float32), axis), _as_rows(out[slab], axis)

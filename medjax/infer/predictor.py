@@ -139,7 +139,8 @@ class Predictor:
             volume = dataclasses.replace(volume, array=volume.array[..., None])
         check_channels(volume, described)
         plan = self.model.plan
-        transform = geometry.fit(volume, plan.spacing_of(described.store), orientation=plan.orientation, crop=plan.crop)
+        spacing = plan.spacing_of(described.store)
+        transform = geometry.fit(volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose)
         image = normalise.network_image(transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path)
         missing = self.channels - image.shape[-1]
         return Prepared(np.pad(image, [(0, 0)] * 3 + [(0, missing)]) if missing else image, transform)
