@@ -1,4 +1,4 @@
-"""Prepared arrays, statistics and plans beside nnU-Net v2's own preprocessor, fingerprint and planner, on real scans and on synthetic ones."""
+"""Prepared arrays, statistics and plans beside nnU-Net v2's own preprocessor, fingerprint and planner, on real and synthetic scans."""
 
 import dataclasses
 import json

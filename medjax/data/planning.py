@@ -101,8 +101,8 @@ def _about_channel(name: str, found: Intensity, kept: float) -> str:
     if found.scheme == "ct":
         low, high = found.clip
         return (
-            f"Channel {name}: CT, clipped to {low:.4g}..{high:.4g} (0.5 and 99.5 percentile of the foreground), then (x - {found.mean:.4g}) / "
-            f"{found.std:.4g}, the foreground's mean and standard deviation."
+            f"Channel {name}: CT, clipped to {low:.4g}..{high:.4g} (0.5 and 99.5 percentile of the foreground), then "
+            f"(x - {found.mean:.4g}) / {found.std:.4g}, the foreground's mean and standard deviation."
         )
     if found.scheme == "zscore":
         where = (
@@ -121,7 +121,7 @@ def _about_configuration(found: Configuration) -> str:
     batch = f"batch {found.batch}"
     covers = np.prod(found.patch) / max(1.0, float(np.prod(found.median_shape)))
     return (
-        f"{found.name}: {found.model}, patch {_times(found.patch)} ({min(covers, 1):.0%} of a median volume of {_times(found.median_shape)}), "
+        f"{found.name}: {found.model}, patch {_times(found.patch)} ({min(covers, 1):.0%} of the median, {_times(found.median_shape)}), "
         f"{budget}; {batch}; {len(found.strides)} stages of {', '.join(map(str, found.features))} features, halving each axis "
         f"{_times(np.log2(np.prod(found.strides, 0)))} times"
         + ("" if len(found.spacing_mm) == 2 else f", at {_times(found.spacing_mm)} mm")
