@@ -25,6 +25,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.root = ""  # folder that holds the declared corpora
     c.data.store = ""  # prepared volumes; empty: <workdir>/store
     c.data.views = ordered()  # name -> corpus, annotated, part: pretend partial annotation
+    c.data.only = ""  # comma-separated corpora and views to train and score; empty: all. The others still share preparation and splits
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
     c.data.rename = ordered()  # "corpus/class" -> global class
     c.data.precedence = ()  # classes painted last in the exported label map, weakest first

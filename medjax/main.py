@@ -15,8 +15,13 @@ from medjax.errors import EXIT_ERROR, MedjaxError, UsageError, did_you_mean
 MODES = ("train", "evaluate", "dry")
 
 
-def _parse(argv: Sequence[str]):
-    """Flags -> (ConfigDict, workdir, mode). Everything wrong with them is a `UsageError` that says what would be right."""
+def parse(argv: Sequence[str]):
+    """Flags -> (ConfigDict, workdir, mode). Everything wrong with them is a `UsageError` that says what would be right.
+
+    Args:
+      argv: the program's name, then flags. Of a flag that comes twice the last one counts.
+    """
+    argv = _last_of_each(argv)
     from absl import flags
     from ml_collections import config_flags
 
@@ -45,6 +50,12 @@ def _parse(argv: Sequence[str]):
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
     return values.config, Path(values.workdir or "."), values.mode
+
+
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+    """The arguments with only the last of repeated --name=value flags (ml_collections would join the values of a tuple)."""
+    names = [a.split("=", 1)[0] if a.startswith("--") and "=" in a else "" for a in argv]
+    return [a for i, a in enumerate(argv) if not names[i] or names[i] not in names[i + 1 :]]
 
 
 def _reason(error: Exception) -> str:
@@ -84,7 +95,7 @@ def run(config, workdir: Path, mode: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line border: errors become one clear message and an exit code."""
     try:
-        config, workdir, mode = _parse(sys.argv if argv is None else ["medjax.main", *argv])
+        config, workdir, mode = parse(sys.argv if argv is None else ["medjax.main", *argv])
         return run(config, workdir, mode)
     except MedjaxError as error:
         print(f"medjax: {error}", file=sys.stderr)

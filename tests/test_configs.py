@@ -73,3 +73,14 @@ def test_unknown_names_and_arguments_are_refused_with_the_known_ones():
         build("models", "unett")
     with pytest.raises(UsageError, match="smooth"):
         build("losses", "dice", smoth=1.0)
+
+
+def test_of_a_flag_that_comes_twice_the_last_counts():
+    flags = ["medjax", "--config=configs/multitalent.py:demo", "--workdir=x", "--config.train.patch=1,2,3", "--config.train.patch=8,16,24"]
+    config, _, _ = main.parse([*flags, "--config.optim.lr=1", "--config.optim.lr=0.5"])
+    assert config.train.patch == (8, 16, 24) and config.optim.lr == 0.5
+
+
+def test_declared_corpora_keep_the_papers_order():
+    names = list(_fields("multitalent", "unet")["data"]["declared"])
+    assert names[-1].startswith("018_") and names[7].startswith("046_"), "channel = global id - 1; task 018 comes last"

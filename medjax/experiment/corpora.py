@@ -86,6 +86,7 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
         raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one "medjax": {"name": ...} in its dataset.json')
     used, parts = _apply_views(stores, data["views"])
+    used = _only(used, data.get("only", ""))
     space = merge(used, data["share"], data["rename"], data["precedence"])
     splits, fold = _splits({n: m for n, m in cases.items() if m}, data["split"])
     return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems))
@@ -140,6 +141,14 @@ def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], di
         seen.append(by_name[view["corpus"]].view(view["annotated"], name))
     hidden = {view.store for view in seen}
     return seen + [c for c in stores if c.name not in hidden], parts
+
+
+def _only(used: list[Corpus], listed: str) -> list[Corpus]:
+    """The corpora and views that are trained and scored; the others are prepared and split with them all the same."""
+    known, names = [corpus.name for corpus in used], [name.strip() for name in listed.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"config.data.only names an unknown corpus {unknown[0]!r}", fix=did_you_mean(unknown[0], known))
+    return [corpus for corpus in used if not names or corpus.name in names]
 
 
 def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping) -> tuple[tuple[Split, ...], int]:

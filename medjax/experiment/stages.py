@@ -101,8 +101,7 @@ def prepare_stage(run: Run) -> None:
     workers = given["workers"] or None
     prints = {}
     for corpus in run.data.stores:
-        cache = run.workdir / "fingerprints" / f"{corpus.name}.json"
-        cache.parent.mkdir(exist_ok=True)
+        cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
         prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
     spacing = given["spacing_mm"] or given["spacing_rule"]
     run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])

@@ -1,0 +1,90 @@
+"""One network for several partly annotated corpora against one network per corpus: Dice per corpus and class, and training time.
+
+    python -m benchmarks.multi_corpus --data DIR --out DIR [--steps 1500] [--parallel 6]
+
+DIR holds Task04_Hippocampus, Task02_Heart, Task91_SarcomaCT and Task92_SarcomaMR. The hippocampus is seen as two corpora, half of its cases
+annotated for Anterior only and half for Posterior only. The joint network (MultiTalent's U-Net, small) and the single ones have the same
+architecture, patch, batch, number of steps and splits; all are scored on the same held-out cases. Writes multi_corpus.json, .md and .png.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import trainings
+from benchmarks.trainings import Training
+
+CONFIG = "configs/hippocampus.py:joint"
+TASKS = ("Task04_Hippocampus", "Task02_Heart", "Task91_SarcomaCT", "Task92_SarcomaMR")
+SINGLES = {  # corpus or view -> (store, class) it is scored on
+    "HippocampusAnterior": ("Hippocampus", "Anterior"),
+    "HippocampusPosterior": ("Hippocampus", "Posterior"),
+    "Heart": ("Heart", "left atrium"),
+    "SarcomaCT": ("SarcomaCT", "tumour"),
+    "SarcomaMR": ("SarcomaMR", "tumour"),
+}
+
+
+def flags(data: Path, out: Path, steps: int, small: bool) -> tuple[str, ...]:
+    """What all runs share; the views are the config's."""
+    every = max(steps // 10, 1)
+    size = ("--config.model.base_features=8", "--config.train.patch=16,32,32", "--config.train.batch=2", "--config.data.split.folds=2") if small else (
+        "--config.model.base_features=16", "--config.train.patch=40,64,64", "--config.train.batch=4")  # fmt: skip
+    return (
+        f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
+        f"--config.train.steps={steps}", f"--config.train.validate_every={every}", "--config.train.validation_batches=10",
+        f"--config.train.checkpoint_every={steps}", f"--config.train.log_every={max(steps // 40, 1)}", "--config.evaluate.montages=2",
+        "--config.infer.batch_windows=4", *size,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Runs and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
+    parser.add_argument("--small", action="store_true", help="a tiny network and patch, to try the script")
+    given = parser.parse_args()
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    shared = flags(given.data.resolve(), out, given.steps, given.small)
+    trainings.prepare(CONFIG, shared, out)
+    jobs = [Training("joint", shared)] + [Training(name, (*shared, f"--config.data.only={name},")) for name in SINGLES]
+    status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
+    report(out, given, status)
+
+
+def report(out: Path, given: argparse.Namespace, status: dict) -> None:
+    """The comparison from the run folders."""
+    joint, rows, found = trainings.cells(out / "joint"), [], {}
+    seconds = {name: trainings.training_seconds(out / name) for name in ("joint", *SINGLES)}
+    for name, cell in SINGLES.items():
+        one, alone = joint.get(cell), trainings.cells(out / name).get(cell)
+        both = one and alone and one["mean"] is not None and alone["mean"] is not None
+        difference = f"{one['mean'] - alone['mean']:+.3f}" if both else "-"
+        n = (one or alone or {}).get("n", "-")
+        rows.append(f"| {cell[0]} | {cell[1]} | {n} | {trainings.shown(one)} | {trainings.shown(alone)} | {difference} |")
+        found["/".join(cell)] = {"joint": one, "single": alone}
+    singles = [seconds[name] for name in SINGLES]
+    ratio = seconds["joint"] / sum(singles) if seconds["joint"] and all(singles) else None
+    text = [
+        f"{given.steps} steps each, fold 0. Mean Dice [95 % interval over patients].", "",
+        "| corpus | class | n | one network for all | one network per corpus | difference |", "|---|---|---|---|---|---|", *rows, "",
+        "Training seconds without compilation: " + ", ".join(f"{k} {v:.0f}" if v else f"{k} -" for k, v in seconds.items()) + ".",
+        f"Joint against the sum of the single ones: {ratio:.2f}." if ratio else "No time ratio: a run is missing.",
+    ]  # fmt: skip
+    failed = {name: entry for name, entry in status.items() if entry["rc"] != 0}
+    text += [f"Failed: {name} (rc {entry['rc']})" for name, entry in failed.items()]
+    facts = {"given": {k: str(v) for k, v in vars(given).items()}, "dice": found, "seconds": seconds, "ratio": ratio, "runs": status}
+    trainings.write(out, "multi_corpus", facts, "\n".join(text))
+    curves = {}
+    for name, (_, label) in SINGLES.items():
+        for run, how in (("joint", "joint"), (name, "alone")):
+            curves[f"{name}/{label}, {how}"] = trainings.curve(out / run, [f"{name}/{label}"])
+    trainings.plot(out / "multi_corpus.png", curves, "held-out patches", "step", "Dice")
+
+
+if __name__ == "__main__":
+    main()
