@@ -27,8 +27,9 @@ SINGLES = {  # corpus or view -> (store, class) it is scored on
 def flags(data: Path, out: Path, steps: int, small: bool) -> tuple[str, ...]:
     """What all runs share; the views are the config's."""
     every = max(steps // 10, 1)
-    size = ("--config.model.base_features=8", "--config.train.patch=16,32,32", "--config.train.batch=2", "--config.data.split.folds=2") if small else (
-        "--config.model.base_features=16", "--config.train.patch=40,64,64", "--config.train.batch=4")  # fmt: skip
+    tiny = ("model.base_features=8", "train.patch=16,32,32", "train.batch=2", "data.split.folds=2")
+    full = ("model.base_features=16", "train.patch=40,64,64", "train.batch=4")
+    size = tuple(f"--config.{field}" for field in (tiny if small else full))
     return (
         f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
         f"--config.train.steps={steps}", f"--config.train.validate_every={every}", "--config.train.validation_batches=10",

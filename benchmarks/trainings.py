@@ -35,8 +35,8 @@ def prepare(config: str, flags: Sequence[str], out: Path) -> None:
     from medjax.build import plain
     from medjax.experiment import stages
 
-    given, workdir, _ = main.parse(["medjax.main", f"--config={config}", f"--workdir={out / 'prepare'}", *flags])
-    stages.prepare_stage(stages.open_run(plain(given), workdir))
+    command = main.parse(["medjax.main", f"--config={config}", f"--workdir={out / 'prepare'}", *flags])
+    stages.prepare_stage(stages.open_run(plain(command.config), command.workdir))
 
 
 def run(config: str, trainings: Sequence[Training], out: Path, parallel: int, timeout_s: float) -> dict[str, dict]:

@@ -34,7 +34,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.orientation = "RAS"
     c.data.crop = "nonzero"
     c.data.workers = 0  # of the preparation; 0: one per core
-    c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))
+    c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))  # fold -1 trains on every case
 
     c.sampler = ordered()
     c.sampler.exponent = 0.5  # a case is drawn with probability ~ n^-exponent, n = cases of its corpus
@@ -105,4 +105,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.fast = ""  # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
 
     c.evaluate = ordered(dict(surface=False, montages=8))
+    c.evaluate.groups = ordered()  # group -> classes ("class" or "corpus/class") whose mean is one more row of the table
+    c.evaluate.baseline = ""  # run folder of a baseline: what it segments below `difficult_below` is the group "difficult"
+    c.evaluate.difficult_below = 0.75
     return c.lock()

@@ -55,6 +55,7 @@ def get_config(variant: str = "unet"):
         _paper(c)
         c.data.declared = ordered(multitalent.CORPORA)
         c.data.share = "per_corpus"
+        c.evaluate.groups = ordered(multitalent.GROUPS)
     return c.lock()
 
 

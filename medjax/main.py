@@ -1,7 +1,9 @@
 """The engine's entry: `python -m medjax.main --config=configs/x.py[:variant] --workdir=RUN [--mode=...] [--config.field=value ...]`.
 
 Modes: `train` prepares what is not prepared, trains (going on where RUN stopped) and evaluates; `evaluate` predicts and scores the
-validation cases of a trained RUN; `dry` builds everything abstractly and prints what would run, allocating nothing.
+validation cases of a trained RUN; `crossval` does both for every fold (or those of --folds), in RUN/fold_K, and scores all cases together;
+`dry` builds everything abstractly and prints what would run, allocating nothing (--devices=1,8,64: on how many devices).
+Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`.
 Exit codes: 0 ok, 1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to go on).
 """
 
@@ -9,14 +11,26 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from medjax.errors import EXIT_ERROR, MedjaxError, UsageError, did_you_mean
+from medjax.errors import EXIT_ERROR, EXIT_OK, MedjaxError, UsageError, did_you_mean
 
-MODES = ("train", "evaluate", "dry")
+MODES = ("train", "evaluate", "crossval", "dry")
 
 
-def parse(argv: Sequence[str]):
-    """Flags -> (ConfigDict, workdir, mode). Everything wrong with them is a `UsageError` that says what would be right.
+class Command(NamedTuple):
+    """What the flags say: the config (a ConfigDict), the run folder, the mode, and for some modes which folds and numbers of devices."""
+
+    config: Any
+    workdir: Path
+    mode: str
+    folds: tuple[int, ...] = ()
+    devices: tuple[int, ...] = ()
+    compile: bool = True
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Flags -> what to do. Everything wrong with them is a `UsageError` that says what would be right.
 
     Args:
       argv: the program's name, then flags. Of a flag that comes twice the last one counts.
@@ -29,6 +43,9 @@ def parse(argv: Sequence[str]):
     config_flags.DEFINE_config_file("config", None, "experiment, e.g. configs/multitalent.py:demo", values, lock_config=True)
     flags.DEFINE_string("workdir", "", "run folder: checkpoints, logs, predictions, numbers", values)
     flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
+    flags.DEFINE_list("folds", [], "with --mode=crossval: folds of this call, e.g. 0,1; default: all", values)
+    flags.DEFINE_list("devices", [], "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64", values)
+    flags.DEFINE_boolean("compile", True, "with --devices: also compile the training step for each", values)
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
     before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
     try:
@@ -49,7 +66,11 @@ def parse(argv: Sequence[str]):
         raise UsageError("no such config file", path=config, fix=_hint(argv))
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
-    return values.config, Path(values.workdir or "."), values.mode
+    try:
+        folds, devices = (tuple(int(v) for v in values[name].value) for name in ("folds", "devices"))
+    except ValueError as error:
+        raise UsageError("--folds and --devices take numbers", found=str(error), expected="like --devices=1,8,64") from error
+    return Command(values.config, Path(values.workdir or "."), values.mode, folds, devices, values["compile"].value)
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -73,30 +94,32 @@ def _hint(argv: Sequence[str]) -> str:
     return "see the fields in configs/base.py and the named config"
 
 
-def run(config, workdir: Path, mode: str) -> int:
+def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
     import jax
 
     from medjax.build import plain
-    from medjax.experiment import describe, stages
+    from medjax.experiment import crossval, describe, hosts, stages
 
     if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
         jax.config.update("jax_compilation_cache_dir", cache)
-    fields = plain(config)
-    if mode == "dry":
-        print(describe.dry(fields, workdir))
-        return 0
-    experiment = stages.open_run(fields, workdir)
-    if mode == "train":
+    fields = plain(command.config)
+    if command.mode == "dry":
+        print(describe.dry(fields, command.workdir, command.devices, compiled=command.compile))
+        return EXIT_OK
+    hosts.connect()
+    if command.mode == "crossval":
+        return crossval.run(fields, command.workdir, command.folds)
+    experiment = stages.open_run(fields, command.workdir)
+    if command.mode == "train":
         stages.train(experiment)
-    return stages.evaluate(experiment)
+    return stages.evaluate(experiment) if hosts.alone() else EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line border: errors become one clear message and an exit code."""
     try:
-        config, workdir, mode = parse(sys.argv if argv is None else ["medjax.main", *argv])
-        return run(config, workdir, mode)
+        return run(parse(sys.argv if argv is None else ["medjax.main", *argv]))
     except MedjaxError as error:
         print(f"medjax: {error}", file=sys.stderr)
         return error.exit_code

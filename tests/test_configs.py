@@ -77,7 +77,7 @@ def test_unknown_names_and_arguments_are_refused_with_the_known_ones():
 
 def test_of_a_flag_that_comes_twice_the_last_counts():
     flags = ["medjax", "--config=configs/multitalent.py:demo", "--workdir=x", "--config.train.patch=1,2,3", "--config.train.patch=8,16,24"]
-    config, _, _ = main.parse([*flags, "--config.optim.lr=1", "--config.optim.lr=0.5"])
+    config = main.parse([*flags, "--config.optim.lr=1", "--config.optim.lr=0.5"]).config
     assert config.train.patch == (8, 16, 24) and config.optim.lr == 0.5
 
 

@@ -16,6 +16,8 @@ from medjax.data.splits import Split, make_splits, part_of, read_splits
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 
+EVERYTHING = -1  # the fold that trains on all cases and holds none out
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -155,6 +157,10 @@ def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping) -> tuple[tupl
     if not cases:
         return (), 0
     splits = read_splits(Path(split["file"]), cases) if split["file"] else make_splits(cases, split["folds"], split["seed"])
+    if split["fold"] == EVERYTHING:
+        every = [name for side in ("train", "val") for name in splits[0][side]]
+        return (*splits, {"train": sorted(every), "val": []}), len(splits)
     if not 0 <= split["fold"] < len(splits):
-        raise UsageError(f"no fold {split['fold']}", expected=f"0 to {len(splits) - 1}", fix="set --config.data.split.fold")
+        expected = f"0 to {len(splits) - 1}, or {EVERYTHING} for training on every case"
+        raise UsageError(f"no fold {split['fold']}", expected=expected, fix="set --config.data.split.fold")
     return tuple(splits), split["fold"]

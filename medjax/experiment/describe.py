@@ -1,7 +1,7 @@
 """`--mode=dry`: everything a run would do, from shapes alone. Allocates no array, prepares nothing, needs no scan of a declared corpus."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,8 +15,12 @@ from medjax.labels import LabelSpace
 MIB, GIB = 2**20, 2**30
 
 
-def dry(fields: Mapping, workdir: Path) -> str:
-    """The experiment in words and tables: parameters, memory, corpora, mixture, classes."""
+def dry(fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled: bool = True) -> str:
+    """The experiment in words and tables: parameters, memory, corpora, mixture, classes.
+
+    Args:
+      devices: numbers of devices to show the memory per device for; `compiled`: and to compile the training step for (minutes).
+    """
     data = corpora.open_data(fields["data"], workdir, files=False)
     spacing = tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0)
     net = network.make_network(fields, data.space, spacing)
@@ -26,6 +30,10 @@ def dry(fields: Mapping, workdir: Path) -> str:
         _mixture(fields, data),
         _classes(data.space),
     ]
+    if devices:
+        from medjax.experiment import devices as many
+
+        parts.insert(2, many.report(fields, net, data.space, devices, compiled=compiled))
     return "\n\n".join(parts)
 
 
@@ -65,7 +73,7 @@ def _network(fields: Mapping, net: network.Network, space: LabelSpace) -> str:
     lines = [
         f"parameters           {network.count(net.abstract()):,}",
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {fields['train']['batch']}, {fields['train']['steps']:,}",
-        "memory of one step   " + ", ".join(f"{name} {_size(n)}" for name, n in sizes.items()) + f"; together {_size(sum(sizes.values()))}",
+        "memory of one step   " + ", ".join(f"{name} {size(n)}" for name, n in sizes.items()) + f"; together {size(sum(sizes.values()))}",
     ]
     return "\n".join(lines)
 
@@ -100,5 +108,6 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)) + "  " + row[-1] for row in rows)
 
 
-def _size(n: int) -> str:
+def size(n: int) -> str:
+    """Bytes for people."""
     return f"{n / GIB:.2f} GiB" if n >= GIB else f"{n / MIB:.1f} MiB"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.data.inputs import Case
+from medjax.experiment import runfolder
 from medjax.infer.predict import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
@@ -19,23 +20,60 @@ def predict_and_score(
     predictor: Any, held: Mapping[str, tuple[Corpus, list[Case]]], workdir: Path, settings: Mapping, line: Callable
 ) -> list[dict]:
     """Predicts `held` (corpus name -> corpus, cases) into the run folder, scores it, prints the table; returns failure records."""
-    results, failed = [], []
+    failed, masks = [], {}
     for name, (corpus, cases) in held.items():
-        if not cases:
-            continue
         out = workdir / "predictions" / name
-        done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}"))
-        failed += done.failed
-        fine = [c for c in cases if c.name in {*done.ok, *done.skipped}]
-        pairs = [metrics.Pair(c.name, c.label_files[0], str(out / f"{c.name}.nii.gz"), c.patient, c) for c in fine]
+        done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}")) if cases else None
+        failed += done.failed if done else []
+        fine = [c for c in cases if done and c.name in {*done.ok, *done.skipped}]
+        masks[name] = (corpus, [(case, out / f"{case.name}.nii.gz") for case in fine])
+    wrong, result = score(masks, settings)
+    if result is not None:
+        publish(result, workdir, settings)
+        print(f"masks     {workdir / 'predictions'}", flush=True)
+    return failed + wrong
+
+
+def score(masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]], settings: Mapping) -> tuple[list[dict], Any]:
+    """Compares masks with references.
+
+    Args:
+      masks: corpus name -> corpus and (case, predicted mask).
+      settings: `config.evaluate`: surface, groups, baseline, difficult_below.
+
+    Returns: records of what could not be scored, and the result over all corpora (None if there is nothing).
+    """
+    results = []
+    grouping = groups(settings)
+    for corpus, found in masks.values():
+        pairs = [metrics.Pair(case.name, case.label_files[0], str(mask), case.patient, case) for case, mask in found]
         if pairs:
-            results.append(metrics.evaluate(pairs, corpus, surface=settings["surface"]))
-            failed += results[-1].failed
-    if not results:
-        return failed
-    result = metrics.join(results) if len(results) > 1 else results[0]
+            results.append(metrics.evaluate(pairs, corpus, surface=settings["surface"], groups=grouping))
+    failed = [record for result in results for record in result.failed]
+    return failed, (metrics.join(results, grouping) if len(results) > 1 else results[0] if results else None)
+
+
+def groups(settings: Mapping) -> dict[str, tuple[str, ...]]:
+    """Group -> its classes as "class" or "corpus/class": those of the config, and "difficult" where a baseline says what is.
+
+    MultiTalent calls difficult what the baseline segments with a mean Dice below 0.75.
+    """
+    found = {name: tuple(members) for name, members in settings.get("groups", {}).items()}
+    if settings.get("baseline"):
+        cells = runfolder.read_json(Path(settings["baseline"]).expanduser() / "evaluation", "summary.json")["cells"]
+        low = [f"{corpus}/{name}" for corpus, row in cells.items() for name, cell in row.items() if _below(cell, settings)]
+        found["difficult"] = tuple(low)
+    return found
+
+
+def _below(cell: Mapping, settings: Mapping) -> bool:
+    mean = cell["Dice"]["mean"]
+    return mean is not None and mean < settings["difficult_below"]
+
+
+def publish(result: Any, workdir: Path, settings: Mapping) -> None:
+    """Writes evaluation/ in a run folder (numbers, plots, pictures, report.html) and prints the table."""
     folder = workdir / "evaluation"
     result.write(folder)
     page = present.present(result, folder, montages=settings["montages"])
-    print(f"\n{result.markdown()}\nmasks     {workdir / 'predictions'}\nnumbers   {folder}\npage      {page}", flush=True)
-    return failed
+    print(f"\n{result.markdown()}\nnumbers   {folder}\npage      {page}", flush=True)

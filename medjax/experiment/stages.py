@@ -97,6 +97,8 @@ def recipe_fields(fields: Mapping) -> dict:
 
 def prepare_stage(run: Run) -> None:
     """Fingerprint, plan and store; cases that fail are reported and left out, a corpus without a usable case is an error."""
+    import jax
+
     given = run.fields["data"]
     workers = given["workers"] or None
     prints = {}
@@ -108,6 +110,8 @@ def prepare_stage(run: Run) -> None:
     runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
+        if (hosts := jax.process_count()) > 1:  # each process makes its share first; then all make sure that nothing is missing
+            prepare(corpus, cases[jax.process_index() :: hosts], run.plan, run.store, workers=workers)
         result = prepare(corpus, cases, run.plan, run.store, workers=workers, progress=_line(f"prepare {corpus.name}"))
         run.failed += result.failed
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))

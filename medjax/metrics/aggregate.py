@@ -85,7 +85,7 @@ def aggregate(
 
     Args:
       rows: scores of all cases; several corpora may be mixed.
-      groups: group name -> class names, e.g. {"tumours": ["liver tumour", ...]}; a class may be in several.
+      groups: group name -> class names, e.g. {"tumours": ["liver tumour", ...]}, or "corpus/class"; a class may be in several.
       resamples, seed: of the bootstrap.
       cells: (corpus, class) pairs that must be listed even without any row (a class every case of which failed): they get n = 0.
 
@@ -125,7 +125,9 @@ def aggregate(
     result["classes"] = {name: pooled([i for i, k in enumerate(keys) if k[1] == name]) for name in dict.fromkeys(k[1] for k in keys)}
     result["corpora"] = {name: pooled([i for i, k in enumerate(keys) if k[0] == name]) for name in dict.fromkeys(k[0] for k in keys)}
     grouped = {group: set(names) for group, names in (groups or {}).items()}
-    result["groups"] = {group: pooled([i for i, k in enumerate(keys) if k[1] in names]) for group, names in grouped.items()}
+    result["groups"] = {
+        group: pooled([i for i, k in enumerate(keys) if k[1] in names or f"{k[0]}/{k[1]}" in names]) for group, names in grouped.items()
+    }
     result["overall"] = pooled(list(range(len(keys))))
     result["bootstrap"] = {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "patient within corpus", "kind": "percentile"}
     return result

@@ -1,0 +1,80 @@
+"""`--mode=crossval`: every fold trained and scored in a folder of its own, one store for all, then one table over all cases.
+
+In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs: together they are an ensemble), RUN/evaluation with every
+case scored once, by the network that did not see it, and RUN/crossval.json with the folds and their means. Finished folds are not repeated.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medjax.data.inputs import Case
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
+from medjax.experiment import corpora, hosts, models, runfolder, scores, stages
+from medjax.labels import Corpus
+
+
+def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
+    """Trains and scores `folds` (default all); the joint table is written by the call that finds all of them finished.
+
+    Returns: the exit code. Raises: `UsageError` for a fold that does not exist, or several processes (give each fold a run of its own).
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        raise UsageError("cross-validation runs in one process", fix="train each fold with --mode=train --config.data.split.fold=K")
+    count = int(fields["data"]["split"]["folds"])
+    if wrong := [fold for fold in folds if not 0 <= fold < count]:
+        raise UsageError(f"no fold {wrong[0]}", expected=f"0 to {count - 1}", fix="see --folds and config.data.split.folds")
+    code = EXIT_OK
+    for fold in folds or range(count):
+        stages.say(f"fold {fold} of {count}")
+        experiment = stages.open_run(of_fold(fields, workdir, fold), folder_of(workdir, fold))
+        stages.train(experiment)
+        code = max(code, stages.evaluate(experiment) if hosts.alone() else EXIT_OK)
+    missing = [fold for fold in range(count) if not (folder_of(workdir, fold) / "evaluation" / "summary.json").is_file()]
+    if missing:
+        stages.say(f"the joint table waits for folds {', '.join(map(str, missing))}")
+        return code
+    return max(code, _together(fields, workdir, count))
+
+
+def folder_of(workdir: Path, fold: int) -> Path:
+    """The run folder of one fold."""
+    return workdir / f"fold_{fold}"
+
+
+def of_fold(fields: Mapping, workdir: Path, fold: int) -> dict:
+    """The config of one fold: its number, and the store that all folds share."""
+    data = dict(fields["data"])
+    return {**fields, "data": {**data, "split": {**data["split"], "fold": fold}, "store": data["store"] or str(workdir / "store")}}
+
+
+def _together(fields: Mapping, workdir: Path, count: int) -> int:
+    """Scores the masks that the folds left: every case once."""
+    data = corpora.open_data(of_fold(fields, workdir, 0)["data"], folder_of(workdir, 0))
+    space = data.space.unveiled()
+    held: dict[str, tuple[Corpus, list[tuple[Case, Path]]]] = {}
+    for corpus in space.corpora:
+        found = []
+        for fold in range(count):
+            masks = folder_of(workdir, fold) / "predictions" / corpus.name
+            wanted = {name.split("/", 1)[1] for name in data.splits[fold]["val"] if name.startswith(f"{corpus.name}/")}
+            found += [(c, masks / f"{c.name}.nii.gz") for c in data.cases[corpus.name] if c.name in wanted and c.label]
+        held[corpus.name] = (corpus, [(case, mask) for case, mask in found if mask.is_file()])
+    failed, result = scores.score(held, fields["evaluate"])
+    if result is None:
+        return EXIT_SOME_FAILED
+    scores.publish(result, workdir, fields["evaluate"])
+    means = {}
+    for fold in range(count):
+        means[f"fold_{fold}"] = runfolder.read_json(folder_of(workdir, fold) / "evaluation", "summary.json")["foreground_mean"]
+    runfolder.write_json(workdir / "crossval.json", {"folds": means, "together": result.summary()["foreground_mean"]})
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def ensemble(workdir: Path, **options) -> object:
+    """A predictor over the networks of all folds; `options` as for `models.load_predictor`."""
+    folders = sorted(p for p in workdir.glob("fold_*") if (p / runfolder.CONFIG).is_file())
+    if not folders:
+        raise UsageError("no folds here", path=workdir, fix="run --mode=crossval first")
+    return models.load_predictor(folders, **options)

@@ -1,0 +1,138 @@
+"""What a training needs on every one of N devices, without having them: shapes for the table, simulated devices for the compiler.
+
+In: a config as plain values. Out: bytes per device for each way of sharing the model, and what the compiler says of one of them. Nothing is
+allocated: states and batches are shapes with shardings. As a program (`python -m medjax.experiment.devices`) it reads a JSON request and
+answers with JSON; each request needs a process of its own, because the number of devices is fixed when jax starts.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from medjax.errors import TrainError, UsageError
+from medjax.experiment import describe, network
+from medjax.labels import LabelSpace
+from medjax.train import sharding
+from medjax.train import state as states
+from medjax.train import update as updates
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def ways(devices: int, node: int = 8) -> list[int]:
+    """Sizes of the "fsdp" axis worth comparing: every device a whole copy, one copy per node, one copy over all."""
+    return sorted({1, min(node, devices) if devices % min(node, devices) == 0 else 1, devices})
+
+
+def batch_of(fields: Mapping, devices: int) -> int:
+    """The config's global batch, raised to the next multiple of the devices."""
+    return math.ceil(fields["train"]["batch"] / devices) * devices
+
+
+def per_device(fields: Mapping, net: network.Network, space: LabelSpace, devices: int, fsdp: int, alone: Mapping | None = None) -> dict:
+    """Bytes on each device of a mesh (devices / fsdp, fsdp): parameters, optimizer, gradients, batch, kept for the backward pass, together.
+
+    Args:
+      alone: `describe.memory` at this batch per device, where the caller has it already.
+    """
+    if devices % fsdp:
+        raise UsageError("fsdp does not divide the devices", found=f"{devices} devices, fsdp={fsdp}")
+    mesh = AbstractMesh((devices // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+    target = states.abstract(net.init, network.make_optimizer(fields), mesh, _rules(fields, fsdp))
+    share = batch_of(fields, devices) // devices
+    local = alone or describe.memory(_with_batch(fields, share), net, space)
+    params, opt = _shard_bytes(target["params"]), _shard_bytes(target["opt"])
+    found = {"parameters": params, "optimizer": opt, "gradients": params, "batch": local["batch"], "kept": local["kept for backward"]}
+    return found | {"together": sum(found.values())}
+
+
+def report(fields: Mapping, net: network.Network, space: LabelSpace, devices: Sequence[int], *, compiled: bool = True) -> str:
+    """The table of `per_device` for every number of devices, and what compiling said of the config's own way."""
+    rows = [("devices", "mesh (data x fsdp)", "batch", "parameters", "optimizer", "gradients", "kept for backward", "together, each")]
+    notes, memories = [], {}
+    for count in devices:
+        share = batch_of(fields, count) // count
+        memories[share] = memories.get(share) or describe.memory(_with_batch(fields, share), net, space)
+        for fsdp in ways(count):
+            found = per_device(fields, net, space, count, fsdp, memories[share])
+            sizes = [describe.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
+            rows.append((str(count), f"{count // fsdp} x {fsdp}", str(batch_of(fields, count)), *sizes))
+        if compiled:
+            notes.append(_sentence(count, ask(fields, space, count, ways(count)[min(1, len(ways(count)) - 1)])))
+    return "\n".join([describe.table(rows), *notes])
+
+
+def ask(fields: Mapping, space: LabelSpace, devices: int, fsdp: int, platforms: Sequence[str] = PLATFORMS) -> dict:
+    """`answer` from a process with that many simulated devices; raises `TrainError` with its last words if it fails."""
+    request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp, "platforms": list(platforms)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, "-m", "medjax.experiment.devices"]
+    done = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TrainError(f"the step does not compile for {devices} devices", found=done.stderr.strip().splitlines()[-1:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def answer(request: Mapping) -> dict:
+    """Lowers one training step for several platforms and compiles it for this process' devices.
+
+    Returns: platforms it was lowered for, lines of the program, seconds, and the compiler's own bytes per device (arguments, outputs that
+    are not the arguments' buffers, temporaries).
+    """
+    from medjax.build import plain
+
+    fields, devices = plain(request["fields"]), request["devices"]
+    space = LabelSpace.from_json(request["space"])
+    fields = _with_batch(fields, batch_of(fields, devices))
+    mesh = sharding.make_mesh(request["fsdp"], jax.devices()[:devices])
+    net = network.make_network(fields, space, tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0))
+    optimizer = network.make_optimizer(fields)
+    target = states.abstract(net.init, optimizer, mesh, _rules(fields, request["fsdp"]))
+    update, _ = updates.make(network.make_task(fields, space, net, mesh), optimizer, fields["seed"], mesh, target)
+    batch = describe.abstract_batch(fields, net) | {"request": jax.ShapeDtypeStruct((devices,), "int32")}
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh)) for k, v in batch.items()}
+    asked = batch.pop("request")
+    began = time.monotonic()
+    traced = update.trace(target, batch, asked)
+    lines = {p: traced.lower(lowering_platforms=(p,)).as_text().count("\n") for p in request["platforms"]}
+    lowered = time.monotonic()
+    memory = traced.lower().compile().memory_analysis()
+    return {
+        "devices": devices, "fsdp": request["fsdp"], "batch": fields["train"]["batch"], "lines": lines,
+        "lower_s": lowered - began, "compile_s": time.monotonic() - lowered, "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes,
+    }  # fmt: skip
+
+
+def _sentence(count: int, found: Mapping) -> str:
+    lowered = ", ".join(f"{p} ({n:,} lines)" for p, n in found["lines"].items())
+    return (
+        f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: lowered for {lowered} in {found['lower_s']:.0f} s; compiled for"
+        f" {count} simulated CPU devices in {found['compile_s']:.0f} s; each holds {describe.size(found['arguments'])} of state and batch"
+    )
+
+
+def _rules(fields: Mapping, fsdp: int) -> Sequence:
+    """The config's sharding rules; where they replicate everything, all leaves over the "fsdp" axis."""
+    given = fields["sharding"]["rules"]
+    return given if fsdp == 1 or any(kind != "replicate" for _, kind in given) else ((".*", "fsdp"),)
+
+
+def _shard_bytes(tree: Mapping) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _with_batch(fields: Mapping, batch: int) -> dict:
+    return {**fields, "train": {**fields["train"], "batch": batch}}
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(json.load(sys.stdin))))
