@@ -12,7 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medjax import cli
 from medjax.errors import UsageError
+from medjax.experiment import prediction
+from medjax.infer.predict import Result as prediction_result
 from medjax.metrics import html, page, scans
 from tests import browser
 
@@ -141,6 +144,27 @@ def test_a_damaged_scan_is_named_and_the_rest_is_shown(predicted, tmp_path):
     victim.write_bytes(victim.read_bytes()[:200])
     elements = parsed(path := html.prediction_report(predicted))
     assert [scan["key"] for scan in json.loads(elements.scripts["scans"])] == ["two"] and "Cannot be shown" in path.read_text()
+
+
+def test_predict_leaves_a_page_and_statistics_of_all_its_calls(predicted, monkeypatch):
+    side = json.loads((predicted / "one.json").read_text())
+    side["classes"]["liver"]["mean_intensity"] = [163.25, 7.0]
+    (predicted / "one.json").write_text(json.dumps(side))
+    manifest = json.loads((predicted / "run.json").read_text())
+    first, second = ({**manifest, "cases": {name: manifest["cases"][name]}, "failed": []} for name in ("one", "two"))
+    (predicted / "run_part0of2.json").write_text(json.dumps(first))
+    (predicted / "run_part1of2.json").write_text(json.dumps(second | {"failed": [{"case": "three", "message": "not NIfTI"}]}))
+    (predicted / "run.json").unlink()
+    done = prediction_result(ok=["one"], failed=[], skipped=["two"])
+    monkeypatch.setattr(prediction, "predict", lambda *arguments, **options: done)
+    assert cli.main(["predict", "-m", "run", "-i", "scans", "-o", str(predicted), "--quiet", "--no-html"]) == 0
+    assert not (predicted / "report.html").exists()
+    assert cli.main(["predict", "-m", "run", "-i", "scans", "-o", str(predicted), "--quiet"]) == 0
+    assert [scan["key"] for scan in json.loads(parsed(predicted / "report.html").scripts["scans"])] == ["one", "two"]
+    visible = re.sub(r"<script.*?</script>", "", (predicted / "report.html").read_text(), flags=re.S)
+    assert "163.2" in visible and "not NIfTI" in visible
+    (predicted / "run_part0of2.json").write_text("{")  # a broken manifest costs the page, not the prediction
+    assert cli.main(["predict", "-m", "run", "-i", "scans", "-o", str(predicted), "--quiet"]) == 0
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ def add(verbs) -> None:
     p.add_argument("--uncertainty", action="store_true", help="also entropy, and disagreement over mirrors, folds or seeds")
     p.add_argument("--statistics", action="store_true", help="also volume (ml) and mean intensity per class")
     p.add_argument("--preview", action="store_true", help="also a picture (PNG) per case")
+    p.add_argument("--no-html", action="store_true", help="leave report.html out: tables, and a viewer of the first scans and masks")
     p.add_argument("--report", default="", metavar="run.json", help="write the manifest of the call there as well")
     p.add_argument(
         "--postprocess", default="", metavar="WHAT", help="none, chosen (on validation data), or a JSON file; default: the config's"
@@ -60,4 +61,16 @@ def _predict(args) -> int:
         checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap, window=args.window, batch_windows=args.batch_windows,
         device=args.device, uncertainty=args.uncertainty, postprocess=args.postprocess, fast=args.fast,
     )  # fmt: skip
+    if not args.no_html and args.num_parts == 1 and (result.ok or result.failed):
+        _page(Path(args.output), say)
     return report_failures(result.failed)
+
+
+def _page(folder: Path, say) -> None:
+    """The page is for looking: nothing that goes wrong with it undoes a prediction."""
+    from medjax.metrics.html import prediction_report
+
+    try:
+        say(f"to look at: {prediction_report(folder)}")
+    except Exception as error:
+        say(f"report.html could not be written: {error}")

@@ -134,10 +134,10 @@ def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
         drawn = [(path.stem, path) for path in sorted((folder / "montages").glob("*.png"))]
         compared = Comparison.load(found) if found.is_file() else None
         return [evaluation_report(Result.load(folder), folder, comparison=compared, pictures_of=drawn, **options)]
-    if (folder / "run.json").is_file():
+    if _predicted_here(folder):
         return [prediction_report(folder, **options)]
     inside = [folder / "evaluation", *sorted((folder / "predictions").glob("*"))]
-    inside = [path for path in inside if (path / "summary.json").is_file() or (path / "run.json").is_file()]
+    inside = [path for path in inside if (path / "summary.json").is_file() or _predicted_here(path)]
     if not inside:
         raise UsageError(
             "nothing to report",
@@ -173,15 +173,29 @@ def write(path: str | os.PathLike, content: str) -> Path:
     return path
 
 
+def _predicted_here(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or any(folder.glob("run_part*.json"))
+
+
 def _manifest(folder: Path) -> dict:
-    if not (folder / "run.json").is_file():
+    """run.json; where several calls shared the cases, what all of their manifests tell."""
+    files = [path for path in (folder / "run.json", *sorted(folder.glob("run_part*.json"))) if path.is_file()]
+    if not files:
         raise UsageError(
             "no prediction here", path=folder, expected="a folder with run.json", fix="give the output folder of `medjax predict`"
         )
-    found = read_json(folder / "run.json")
-    if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
-        raise UsageError("not the manifest of a prediction", path=folder / "run.json", expected='an object with "cases"')
-    return found
+    joined: dict = {"cases": {}, "failed": []}
+    for path in files:
+        found = read_json(path)
+        if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
+            raise UsageError("not the manifest of a prediction", path=path, expected='an object with "cases"')
+        joined = found | {"cases": joined["cases"] | found["cases"], "failed": [*joined["failed"], *found.get("failed", [])]}
+    return joined
+
+
+def _first(channels: Any) -> float | None:
+    """Mean intensity in the first channel."""
+    return (channels[0] if channels else None) if isinstance(channels, list) else channels
 
 
 def _left_out(left: Sequence[Mapping], others: int) -> str:
@@ -199,10 +213,19 @@ def _statistics(sidecars: Mapping[str, Mapping]) -> str:
     rows = []
     for name, entries in by_class.items():
         volumes = [e["volume_ml"] for _, e in entries if e.get("voxels", 1)]
-        grey = [e["mean_intensity"] for _, e in entries if e.get("mean_intensity") is not None]
+        grey = [_first(e.get("mean_intensity")) for _, e in entries]
         spread = Cell(f"{number(min(volumes))} to {number(max(volumes))}" if volumes else "-", max(volumes, default=None))
         middle = statistics.median(volumes) if volumes else None
-        rows.append([name, len(volumes), len(entries) - len(volumes), middle, spread, statistics.fmean(grey) if grey else None])
+        rows.append(
+            [
+                name,
+                len(volumes),
+                len(entries) - len(volumes),
+                middle,
+                spread,
+                statistics.fmean(seen) if (seen := [v for v in grey if v is not None]) else None,
+            ]
+        )
     heads = ["class", "found in", "not found in", "volume ml (median)", "volume ml (range)", "mean intensity"]
     drawn = {name: [(case, e["volume_ml"]) for case, e in entries if e.get("voxels", 1)] for name, entries in by_class.items()}
     figure = f"<figure>{plots.box_plot('volume (ml)', drawn)}</figure>" if any(len(v) > 1 for v in drawn.values()) else ""
