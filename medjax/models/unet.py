@@ -13,45 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from medjax.errors import ModelError, did_you_mean
-from medjax.models.parts.conv import Conv, Up
-from medjax.models.parts.norm import LEAK, InstanceNorm
+from medjax.errors import ModelError
+from medjax.models.parts.blocks import ConvStack, check_precision, check_sides, decode, head, rematerialised
 from medjax.models.topology import features_per_stage, topology
-
-REMAT = ("none", "convs", "block")
-
-
-class Block(nn.Module):
-    """`convs` times convolution, instance norm, leaky ReLU; the first convolution carries the stride."""
-
-    features: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    convs: int
-    dtype: jnp.dtype
-    remat: str
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        step = nn.remat(ConvNormAct) if self.remat == "convs" else ConvNormAct
-        for k in range(self.convs):
-            stride = self.stride if k == 0 else (1,) * len(self.stride)
-            x = step(self.features, self.kernel, stride, self.dtype, name=f"conv_{k}")(x)
-        return x
-
-
-class ConvNormAct(nn.Module):
-    """Convolution, instance norm, leaky ReLU."""
-
-    features: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        x = Conv(self.features, self.kernel, self.stride, dtype=self.dtype, bias_matters=False, name="conv")(x)
-        return InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm")(x)
 
 
 class UNet(nn.Module):
@@ -74,36 +38,19 @@ class UNet(nn.Module):
     def __call__(
         self, image: Float[Array, "b *vol m"], context: Mapping[str, Array] | None = None, train: bool = False
     ) -> dict[str, Array | list[Array]]:
-        self._check(image)
-        block = nn.remat(Block) if self.remat == "block" else Block
-        inner = "convs" if self.remat == "convs" else "none"
+        check_sides(image, self.strides, "the U-Net")
+        block = rematerialised(ConvStack, self.remat)
         x, skips = image.astype(self.dtype), []
         for s, (width, stride, kernel) in enumerate(zip(self.features, self.strides, self.kernels, strict=True)):
-            x = block(width, kernel, stride, self.convs_per_stage, self.dtype, inner, name=f"encoder_{s}")(x)
+            x = block(width, kernel, stride, self.convs_per_stage, self.dtype, name=f"encoder_{s}")(x)
             skips.append(x)
-        outputs = []
-        for s in reversed(range(len(self.features) - 1)):
-            up = Up(self.features[s], self.strides[s + 1], self.up_bias, self.dtype, name=f"up_{s}")(x)
-            x = jnp.concatenate([up, skips[s]], -1)
-            ones = (1,) * len(self.strides[s])
-            x = block(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, inner, name=f"decoder_{s}")(x)
-            if self.deep_supervision or s == 0:
-                outputs.insert(0, self._head(x, s))
-        return {"logits": outputs[0], "deep": outputs[1:]}
-
-    def _head(self, x: Array, stage: int) -> Array:
-        """1x1x1 convolution as a dense layer over channels; logits in float32."""
-        bias = nn.initializers.constant(self.prior)
-        head = nn.Dense(self.classes, self.head_bias, self.dtype, bias_init=bias, name=f"head_{stage}")
-        return head(x).astype(jnp.float32)
-
-    def _check(self, image: Array) -> None:
-        total = [1] * len(self.strides[0])
-        for stride in self.strides:
-            total = [t * s for t, s in zip(total, stride, strict=True)]
-        sides = image.shape[1:-1]
-        if len(sides) != len(total) or any(n % t for n, t in zip(sides, total, strict=True)):
-            raise ModelError("the U-Net cannot halve this patch evenly", found=sides, expected=f"multiples of {tuple(total)}")
+        ones = (1,) * len(self.strides[0])
+        return decode(
+            skips, self.strides,
+            lambda s, name: block(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, name=name),
+            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}"),
+            deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
+        )  # fmt: skip
 
 
 def make(
@@ -139,15 +86,12 @@ def make(
       up_bias, head_bias: bias in transposed convolutions and heads.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat: what is recomputed in the backward pass: "none", "convs" (every convolution with norm and activation), "block" (stages).
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every stage).
 
     Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride, classes), ...]}.
     Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.
     """
-    if remat not in REMAT:
-        raise ModelError(f"unknown remat {remat!r}", fix=did_you_mean(remat, REMAT))
-    if dtype not in ("float32", "bfloat16"):
-        raise ModelError(f"unknown dtype {dtype!r}", expected="float32 or bfloat16")
+    check_precision(dtype, remat)
     if strides is None or kernels is None:
         if patch is None or spacing_mm is None:
             raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")

@@ -7,6 +7,7 @@ its statistics are kept for it, and the backward pass reads the input again inst
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,11 +33,12 @@ class InstanceNorm(nn.Module):
     affine: bool = True
     dtype: Any = jnp.float32
     leak: float = 1.0
+    scale_init: Callable = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol c"]:
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32) if self.affine else jnp.ones(channels)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32) if self.affine else jnp.ones(channels)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32) if self.affine else jnp.zeros(channels)
         return norm_act(x, scale, bias, self.epsilon, self.leak).astype(self.dtype)
 

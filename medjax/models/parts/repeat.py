@@ -1,0 +1,61 @@
+"""Layers of equal shape, one after the other: as a loop or as one scanned program, with the same parameters under the same names.
+
+Scanning compiles one layer instead of all. The parameters stay one entry per layer (so that imported weights, rules and transfer see no
+difference) and are stacked on the way in.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from medjax.models.parts.conv import KEPT
+
+
+def repeat(
+    parent: nn.Module,
+    layer: nn.Module,
+    names: Sequence[str],
+    x: Float[Array, "b ..."],
+    *arguments: Any,
+    scan: bool,
+    remat: str = "none",
+    dropout: bool = False,
+) -> Float[Array, "b ..."]:
+    """x through `len(names)` layers; call it within a compact method of `parent`, which then owns the parameters `names`.
+
+    Args:
+      layer: a module without parent, called with (x, *arguments), which have defaults; its result has the type and shape of x.
+      scan: one program for all layers.
+      remat: "none", "convs" or "block", as in `blocks.rematerialised`, for every layer.
+      dropout: the layers draw from the rng "dropout".
+    """
+
+    if parent.is_initializing():
+        fresh = jax.jit(lambda key, x: layer.init(key, x)["params"])  # traced once for all layers
+        weights = [parent.param(name, fresh, x) for name in names]
+    else:
+        weights = [parent.get_variable("params", name) for name in names]
+    keys = jax.random.split(parent.make_rng("dropout"), len(names)) if dropout else None
+
+    def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, None]:
+        params, key = given
+        return layer.apply({"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}), None
+
+    step = _saving(step, remat, scan)
+    if scan and len(names) > 1:
+        return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[0]
+    for i, params in enumerate(weights):
+        x, _ = step(x, (params, None if keys is None else keys[i]))
+    return x
+
+
+def _saving(step: Callable, remat: str, scan: bool) -> Callable:
+    if remat == "none":
+        return step
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "convs" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=not scan)

@@ -1,0 +1,195 @@
+"""nnU-Net's residual-encoder U-Net in two or three dimensions: version 2 (ResidualEncoderUNet) and, by flags, its v1 fork in MultiTalent.
+
+Stem: one convolution, instance norm, leaky ReLU. Encoder stage: residual blocks, the first with the stage's stride. Decoder stage:
+transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1 head
+at every resolution.
+
+Parameters: `stem/{conv,norm}`; `encoder_<s>/block_<b>/{conv1,norm1,conv2,norm2,skip_conv,skip_norm}`; `decoder_<s>/conv_<k>/{conv,norm}`;
+`up_<s>`; `head_<s>`; s counts stages from the finest, 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from medjax.errors import ModelError
+from medjax.models.parts.blocks import (
+    ConvNormAct,
+    ConvStack,
+    ResidualBlock,
+    check_precision,
+    check_sides,
+    check_word,
+    decode,
+    head,
+    rematerialised,
+)
+from medjax.models.topology import features_per_stage, topology
+
+SKIPS = ("avgpool", "strided_conv")
+BLOCKS = (1, 3, 4, 6)  # per encoder stage, the last number repeated: nnU-Net v2's ResEnc M, L and XL
+DEFAULTS = {
+    "blocks": BLOCKS, "base_features": 32, "stem_kernel": None, "conv_bias": True, "up_bias": True, "head_bias": True, "skip": "avgpool",
+}  # fmt: skip
+
+# `resenc` is the body of all three v2 presets, which differ in patch and batch alone (`PATCHES`). `multitalent` is the paper's network: an
+# older planner pools in y and x first, which no rule of today's planner gives.
+PRESETS: dict[str, dict[str, Any]] = {
+    "resenc": {},
+    "multitalent": {
+        "features": (30, 60, 120, 240, 320, 320),
+        "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        "blocks": (1, 2, 3, 4),
+        "stem_kernel": (3, 3, 3),
+        "conv_bias": False,
+        "up_bias": False,
+        "skip": "strided_conv",
+    },
+}
+
+# What nnU-Net v2's planners choose for MultiTalent's 13 corpora at 1.5x1x1 mm: name -> patch (z, y, x), batch.
+PATCHES = {"m": ((80, 160, 160), 2), "l": ((112, 256, 224), 2), "xl": ((128, 320, 256), 2)}
+
+
+class Stage(nn.Module):
+    """`blocks` residual blocks `block_<b>`; the first one carries the stride."""
+
+    features: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    blocks: int
+    use_bias: bool
+    skip: str
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
+        block = rematerialised(ResidualBlock, self.remat)
+        for b in range(self.blocks):
+            stride = self.stride if b == 0 else (1,) * len(self.stride)
+            x = block(self.features, self.kernel, stride, self.use_bias, self.skip, self.dtype, name=f"block_{b}")(x)
+        return x
+
+
+class ResEncUNet(nn.Module):
+    """See `make` for the attributes."""
+
+    classes: int
+    features: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    blocks: tuple[int, ...]
+    convs_per_stage_decoder: int
+    deep_supervision: bool
+    stem_kernel: tuple[int, ...]
+    conv_bias: bool
+    up_bias: bool
+    head_bias: bool
+    skip: str
+    prior: float | int
+    dtype: jnp.dtype
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b *vol m"], context: Mapping[str, Array] | None = None, train: bool = False
+    ) -> dict[str, Array | list[Array]]:
+        check_sides(image, self.strides, "the residual U-Net")
+        ones = (1,) * len(self.strides[0])
+        stem, stack = rematerialised(ConvNormAct, self.remat), rematerialised(ConvStack, self.remat)
+        x, skips = image.astype(self.dtype), []
+        x = stem(self.features[0], self.stem_kernel, ones, self.dtype, self.conv_bias, name="stem")(x)
+        for s, (width, stride, kernel, n) in enumerate(zip(self.features, self.strides, self.kernels, self.blocks, strict=True)):
+            x = Stage(width, kernel, stride, n, self.conv_bias, self.skip, self.dtype, self.remat, name=f"encoder_{s}")(x)
+            skips.append(x)
+
+        def block(s: int, name: str) -> nn.Module:
+            return stack(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, self.conv_bias, name=name)
+
+        return decode(
+            skips, self.strides, block,
+            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}"),
+            deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
+        )  # fmt: skip
+
+
+def make(
+    classes: int,
+    *,
+    preset: str = "resenc",
+    patch: Sequence[int] | None = None,
+    spacing_mm: Sequence[float | int] | None = None,
+    base_features: int | None = None,
+    max_features: int | None = None,
+    max_stages: int | None = None,
+    features: Sequence[int] | None = None,
+    strides: Sequence[Sequence[int]] | None = None,
+    kernels: Sequence[Sequence[int]] | None = None,
+    blocks: Sequence[int] | None = None,
+    convs_per_stage_decoder: int = 1,
+    deep_supervision: bool = True,
+    stem_kernel: Sequence[int] | None = None,
+    conv_bias: bool | None = None,
+    up_bias: bool | None = None,
+    head_bias: bool | None = None,
+    skip: str | None = None,
+    prior: float | int = 0.0,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> ResEncUNet:
+    """Builds the network. What is not given (None) comes from the preset, and beyond that from `DEFAULTS`.
+
+    Args:
+      classes: output channels.
+      preset: "resenc" (the body of nnU-Net v2's M, L and XL), "multitalent" (topology and flags of the paper's network).
+      patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and `kernels` for an explicit one.
+      base_features, max_features, max_stages, features: widths of the stages, as in `unet.make`.
+      strides, kernels: per stage, finest first; the first stride is all 1.
+      blocks: residual blocks per encoder stage; the last number is repeated for deeper stages.
+      convs_per_stage_decoder: convolutions of each decoder stage.
+      deep_supervision: logits at every resolution but the coarsest (`deep`, finest first); otherwise `deep` is empty.
+      stem_kernel: kernel of the stem; None is that of the first stage.
+      conv_bias, up_bias, head_bias: bias in convolutions, transposed convolutions and heads; shortcuts have none.
+      skip: shortcut to another grid, "avgpool" or "strided_conv" (see `parts.blocks.ResidualBlock`).
+      prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
+      dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every block).
+
+    Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride, classes), ...]}.
+    Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.
+    """
+    check_precision(dtype, remat)
+    check_word("preset", preset, tuple(PRESETS))
+    given = {
+        "base_features": base_features, "features": features, "strides": strides, "kernels": kernels, "blocks": blocks,
+        "stem_kernel": stem_kernel, "conv_bias": conv_bias, "up_bias": up_bias, "head_bias": head_bias, "skip": skip,
+    }  # fmt: skip
+    chosen = DEFAULTS | PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
+    check_word("skip", chosen["skip"], SKIPS)
+    strides, kernels = chosen.get("strides"), chosen.get("kernels")
+    if strides is None or kernels is None:
+        if patch is None or spacing_mm is None:
+            raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")
+        found = topology(spacing_mm, patch, max_stages=max_stages)
+        strides, kernels = strides or found.strides, kernels or found.kernels
+    strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
+    stages, axes = len(strides), len(strides[0])
+    largest = max_features or (320 if axes == 3 else 512)
+    features = tuple(chosen.get("features") or features_per_stage(stages, chosen["base_features"], largest))
+    blocks = tuple(chosen["blocks"])
+    blocks = blocks[:stages] + blocks[-1:] * (stages - len(blocks))
+    if not len(features) == len(strides) == len(kernels) or stages < 2 or any(s != 1 for s in strides[0]) or min(blocks) < 1:
+        raise ModelError(
+            "features, strides and kernels must agree, with at least 2 stages, a first stride of 1 and blocks in every stage",
+            found=f"features {features}, strides {strides}, blocks {blocks}",
+        )  # fmt: skip
+    stem_kernel = tuple(chosen["stem_kernel"] or kernels[0])
+    return ResEncUNet(
+        classes, features, strides, kernels, blocks, convs_per_stage_decoder, deep_supervision, stem_kernel,
+        chosen["conv_bias"], chosen["up_bias"], chosen["head_bias"], chosen["skip"], prior, jnp.dtype(dtype), remat,
+    )  # fmt: skip
