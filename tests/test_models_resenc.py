@@ -12,9 +12,8 @@ from medjax.models.parts.blocks import ResidualBlock
 PATCH = (96, 192, 192)
 PLAN = {"patch": PATCH, "spacing_mm": (1.5, 1.0, 1.0)}
 V2 = {"preset": "multitalent", "stem_kernel": (1, 3, 3), "skip": "avgpool"}  # the paper's plan in version 2's network
-TINY = {
-    "features": (4, 6, 8), "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "blocks": (1, 2),
-}  # fmt: skip
+TINY = {"features": (4, 6), "strides": ((1, 1, 1), (1, 2, 2)), "kernels": ((1, 3, 3), (3, 3, 3)), "blocks": (1, 2)}
+FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _params(net, patch, channels=1):
@@ -61,14 +60,13 @@ def test_the_papers_topology_and_its_deep_outputs():
 @pytest.mark.parametrize("arguments", [{}, {"skip": "strided_conv", "conv_bias": False, "stem_kernel": (3, 3, 3)}])
 def test_every_parameter_that_matters_gets_a_gradient(arguments):
     net = resenc.make(2, **TINY | arguments)
-    image = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 2))
+    image = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 2))
     params = _random(net, image)
-    gradients = jax.jit(jax.grad(lambda p: jnp.mean(net.apply({"params": p}, image)["logits"] ** 2)))(params)
+    gradients = jax.jit(jax.grad(lambda p: jnp.mean(net.apply({"params": p}, image)["logits"] ** 2)), compiler_options=FAST)(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path)
-        taken_back = name.endswith("'bias']") and "conv" in name  # by the norm behind it
-        unused = "head_1" in name  # only the finest logits are in this loss
-        assert bool(jnp.any(leaf != 0)) != (taken_back or unused), name
+        taken_back = name.endswith(("['conv']['bias']", "['conv1']['bias']", "['conv2']['bias']"))  # by the norm behind it
+        assert bool(jnp.any(leaf != 0)) != taken_back, name
 
 
 def test_residual_blocks_start_as_identities():
@@ -79,12 +77,12 @@ def test_residual_blocks_start_as_identities():
 
 @pytest.mark.parametrize("remat", ["convs", "block"])
 def test_remat_changes_memory_not_numbers(remat):
-    image = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 1))
+    image = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 1))
     plain, saving = resenc.make(2, **TINY), resenc.make(2, **TINY, remat=remat)
     params = {"params": _random(plain, image)}
 
     def gradient(net):
-        return jax.jit(jax.grad(lambda p: jnp.mean(net.apply(p, image)["logits"] ** 2)))(params)
+        return jax.jit(jax.grad(lambda p: jnp.mean(net.apply(p, image)["logits"] ** 2)), compiler_options=FAST)(params)
 
     def kept(net):
         saved = jax.eval_shape(lambda p: jax.vjp(lambda p: net.apply(p, image)["logits"], p)[1], params)
@@ -109,4 +107,4 @@ def test_arguments_that_describe_no_network_are_refused():
     with pytest.raises(ModelError, match="did you mean avgpool"):
         resenc.make(2, **TINY, skip="avgpol")
     with pytest.raises(ModelError, match="multiples of"):
-        resenc.make(2, **TINY).init(jax.random.key(0), jnp.ones((1, 4, 6, 8, 1)))
+        resenc.make(2, **TINY).init(jax.random.key(0), jnp.ones((1, 2, 3, 4, 1)))

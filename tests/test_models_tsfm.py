@@ -13,11 +13,9 @@ from medjax.models.tsfm import Block, nearest
 PATCH = (112, 160, 192)
 PAPER = {"patch": PATCH, "spacing_mm": (1.0, 1.0, 1.0)}
 REFERENCE = {"stem": "residual", "final_norm": False}
-TINY = {
-    "variant": "t", "channels": (4, 6, 8), "strides": ((2, 2, 2), (1, 2, 2)), "vit_width": 12, "vit_heads": 3,
-    "blocks": 2, "vit_dropout": 0.0,
-}  # fmt: skip
-SIDES = (4, 8, 8)
+TINY = {"variant": "t", "channels": (4, 6), "strides": ((1, 2, 2),), "vit_width": 6, "vit_heads": 3, "blocks": 2, "vit_dropout": 0.0}
+SIDES = (2, 4, 4)
+FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _params(net, patch, channels=1):
@@ -144,7 +142,7 @@ def _step(net, params, image):
         out = net.apply({"params": p}, image)
         return sum(jnp.mean(o**2) for o in (out["logits"], *out["deep"])), out["logits"]
 
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True), compiler_options=FAST)(params)
     return logits, gradients
 
 
@@ -152,7 +150,7 @@ def _close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(a).max()))), a, b)
 
 
-@pytest.mark.parametrize("change", [{"remat": "convs"}, {"remat": "block"}, {"scan": "none"}, {"scan": "all", "remat": "convs"}])
+@pytest.mark.parametrize("change", [{"remat": "block", "scan": "none"}, {"scan": "all", "remat": "convs"}])
 def test_recomputing_and_scanning_change_no_number_and_no_name(tiny, change):
     image, params, logits, gradients = tiny
     found, slopes = _step(tsfm.make(2, **TINY | change), params, image)
@@ -163,14 +161,14 @@ def test_recomputing_and_scanning_change_no_number_and_no_name(tiny, change):
 def test_every_parameter_that_matters_gets_a_gradient(tiny):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tiny[3]):
         name = jax.tree_util.keystr(path)
-        taken_back = ("conv1" in name or "stem" in name) and "conv" in name and name.endswith("['bias']")  # by the norm behind it
+        taken_back = name.endswith(("['conv1']['bias']", "['stem']['conv']['bias']"))  # by the norm behind it
         keys = "['k']['bias']" in name  # shifts all scores of a query alike
         assert keys or bool(jnp.any(leaf != 0)) != taken_back, name
 
 
 def test_outputs_and_names():
-    net = tsfm.make(2, **TINY | {"dtype": "bfloat16"})
-    shapes = jax.eval_shape(lambda k: net.init_with_output(k, jnp.zeros((2, *SIDES, 1))), jax.random.key(0))
+    net = tsfm.make(2, **TINY | {"dtype": "bfloat16", "channels": (4, 6, 8), "strides": ((2, 2, 2), (1, 2, 2))})
+    shapes = jax.eval_shape(lambda k: net.init_with_output(k, jnp.zeros((2, 4, 8, 8, 1))), jax.random.key(0))
     out, params = shapes[0], shapes[1]["params"]
     assert out["logits"].shape == (2, 4, 8, 8, 2) and out["logits"].dtype == jnp.float32
     assert [d.shape for d in out["deep"]] == [(2, 2, 4, 4, 2)]
@@ -178,7 +176,7 @@ def test_outputs_and_names():
         "bott_norm", "dec0", "dec1", "enc0", "enc1", "enc2", "head0", "head1", "head_norm0", "head_norm1", "stem", "up0", "up1", "vit",
     ]  # fmt: skip
     assert sorted(params["vit"]) == ["in_proj", "layer0", "layer1", "ln_f", "out_proj", "pos"]
-    assert params["vit"]["pos"].shape == (2, 2, 2, 12)
+    assert params["vit"]["pos"].shape == (2, 2, 2, 6)
     assert sorted(params["dec1"]["block0"]) == ["conv1", "conv2", "norm1", "norm2", "short"]
     assert sorted(params["enc0"]["block0"]) == ["conv1", "conv2", "norm1", "norm2"]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
@@ -214,10 +212,10 @@ def test_a_block_is_its_formula(order):
 
 def test_nearest_repeats_voxels_and_commutes_with_a_1x1x1_convolution():
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(1, 2, 3, 2, 4)), rng.normal(size=(4, 3))
+    x, w = rng.normal(size=(1, 2, 3, 2, 4)).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
     big = x.repeat(2, 2).repeat(3, 3)
-    np.testing.assert_array_equal(nearest(x, (1, 2, 3)), big.astype(np.float32))
-    np.testing.assert_allclose(nearest(x @ w, (1, 2, 3)), big @ w, atol=1e-5)
+    np.testing.assert_array_equal(nearest(jnp.asarray(x), (1, 2, 3)), big)
+    np.testing.assert_allclose(nearest(jnp.asarray(x @ w), (1, 2, 3)), big @ w, atol=1e-5)
 
 
 def test_dropout_draws_in_training_only_and_needs_a_key():
@@ -267,6 +265,6 @@ def test_arguments_that_describe_no_network_are_refused():
     with pytest.raises(ModelError, match="did you mean block"):
         tsfm.make(2, **TINY, remat="blok")
     with pytest.raises(ModelError, match="multiples of"):
-        jax.eval_shape(tsfm.make(2, **TINY).init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 1)))
+        jax.eval_shape(tsfm.make(2, **TINY).init, jax.random.key(0), jnp.zeros((1, 2, 3, 4, 1)))
     with pytest.raises(ModelError, match="one voxel"):
-        jax.eval_shape(tsfm.make(2, **TINY).init, jax.random.key(0), jnp.zeros((1, 2, 4, 4, 1)))
+        jax.eval_shape(tsfm.make(2, **TINY).init, jax.random.key(0), jnp.zeros((1, 1, 2, 2, 1)))

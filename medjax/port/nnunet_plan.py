@@ -1,0 +1,176 @@
+"""What nnU-Net's plans and dataset.json say beside the weights: classes, normalisation, spacing, patch, how to predict.
+
+In: the JSON-like structures of version 2 (they are in every checkpoint) or version 1 (plans.pkl beside it, and the data set's
+dataset.json). Out: a `Description` in medjax's terms. nnU-Net may have transposed the axes of its arrays; everything here is in the order
+(z, y, x) of the image again, and `in_image_order` does the same to the kernels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.data.plan import Intensity, Plan
+from medjax.errors import ModelError
+from medjax.labels import Corpus, LabelSpace
+
+SCHEMES = {  # v2's classes and v1's words -> ours
+    "CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "nonorm", "RescaleTo01Normalization": "rescale_to_0_1",
+    "CT": "ct", "nonCT": "zscore", "noNorm": "nonorm",
+}  # fmt: skip
+REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A trained model beside its weights.
+
+    Attributes:
+      space, plan: what its channels mean; how to prepare scans. None where nothing says it.
+      patch: (z, y, x) of the network. batch: of its training.
+      average: what its authors' software averages over windows and mirrors, "logit" or "prob".
+      mirror_axes: that it averages over.
+      backward: for each axis of the image, the axis of nnU-Net's arrays.
+      notes: what medjax does otherwise.
+    """
+
+    space: LabelSpace | None = None
+    plan: Plan | None = None
+    patch: tuple[int, ...] = ()
+    batch: int = 2
+    average: str = "logit"
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    backward: tuple[int, ...] = (0, 1, 2)
+    notes: tuple[str, ...] = ()
+
+
+def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = "", mirror_axes: Sequence[int] | None = None) -> Description:
+    """The description in a version 2 checkpoint's `init_args` (or in plans.json and dataset.json).
+
+    Args:
+      configuration: "3d_fullres", "3d_lowres", ... name: of the corpus; default the plans' data set.
+      mirror_axes: of nnU-Net's arrays; None: all three.
+
+    Raises: `ModelError` for 2D and cascaded configurations, and for normalisations or layers medjax does not have.
+    """
+    chosen = _inherited(plans, configuration)
+    if len(chosen["patch_size"]) != 3 or chosen.get("previous_stage") or chosen.get("previous_stage_name"):
+        raise ModelError("only single 3D configurations can be imported", found=configuration, fix="import 3d_fullres or 3d_lowres")
+    given = chosen.get("architecture", {}).get("arch_kwargs", {})
+    for key, wanted in (("nonlin", "LeakyReLU"), ("norm_op", "InstanceNorm"), ("dropout_op", "None")):
+        if wanted not in str(given.get(key, wanted)):
+            raise ModelError(f"the plans ask for another {key}", found=given[key], expected=wanted)
+    forward, backward = _transposed(plans)
+    channels = _channels(dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"})
+    statistics, schemes = plans["foreground_intensity_properties_per_channel"], chosen["normalization_schemes"]
+    intensity = {
+        c: _intensity(schemes[i], statistics.get(str(i), {}), "percentile_00_5", "percentile_99_5", "std") for i, c in enumerate(channels)
+    }
+    name = name or str(plans["dataset_name"])
+    orientation = "RAS" if plans.get("image_reader_writer") in REORIENTING else "stored"
+    spacing = tuple(float(s) for s in _back(chosen["spacing"], backward))
+    masked = [c for i, c in enumerate(channels) if intensity[c].scheme == "zscore" and chosen.get("use_mask_for_norm", [False] * 99)[i]]
+    mirrored = range(3) if mirror_axes is None else mirror_axes
+    return Description(
+        label_space(dataset["labels"], channels, name),
+        Plan({name: spacing}, intensity, orientation),
+        tuple(int(n) for n in _back(chosen["patch_size"], backward)),
+        int(chosen.get("batch_size", 2)),
+        "logit",
+        tuple(sorted(int(forward[a]) for a in mirrored)),
+        backward,
+        tuple(f"channel {c}: nnU-Net takes mean and deviation within its non-zero mask, medjax over the crop" for c in masked),
+    )
+
+
+def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = None) -> Description:
+    """The description in version 1's plans.pkl (read with `torch_file.read_plain`) and dataset.json.
+
+    Args:
+      stage: of the plan; None: the finest.
+    """
+    stages = plans["plans_per_stage"]
+    chosen = stages[max(stages) if stage is None else stage]
+    _, backward = _transposed(plans)
+    channels = _channels(dataset.get("modality") or dataset.get("channel_names") or {"0": "CT"})
+    statistics = plans["dataset_properties"].get("intensityproperties") or {}
+    schemes = plans["normalization_schemes"]
+    intensity = {
+        c: _intensity(str(schemes[i]), statistics.get(i, {}), "percentile_00_5", "percentile_99_5", "sd") for i, c in enumerate(channels)
+    }
+    labels = dataset["labels"]
+    if all(str(key).lstrip("-").isdigit() for key in labels):
+        labels = {str(label): int(value) for value, label in labels.items()}
+    return Description(
+        label_space(labels, channels, name),
+        Plan({name: tuple(float(s) for s in _back(chosen["current_spacing"], backward))}, intensity, "stored"),
+        tuple(int(n) for n in _back(chosen["patch_size"], backward)),
+        int(chosen["batch_size"]),
+        "prob",
+        (0, 1, 2),
+        backward,
+        ("nnU-Net v1 resamples before it normalises, medjax after",),
+    )
+
+
+def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str) -> LabelSpace:
+    """A dataset.json's labels, or regions in the order of their channels, as a label space of one corpus."""
+    values = {str(k): tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in labels.items()}
+    ignore = values.pop("ignore", (None,))[0]
+    values = {k: tuple(int(i) for i in v) for k, v in values.items() if set(v) != {0}}
+    if not any(len(v) > 1 for v in values.values()):
+        values = dict(sorted(values.items(), key=lambda item: item[1]))
+    raw = sorted({i for v in values.values() for i in v if i})
+    rows = tuple((i, tuple(k for k, v in values.items() if i in v)) for i in raw)
+    corpus = Corpus(name, rows, channels=tuple(channels), modality=_modality(channels), ignore=ignore)
+    classes = tuple(values)
+    return LabelSpace(classes, (corpus,), (tuple((k, k) for k in classes),), classes)
+
+
+def in_image_order(tensors: Mapping[str, np.ndarray], backward: Sequence[int]) -> dict[str, np.ndarray]:
+    """Convolution kernels (out, in, *k) with their spatial axes in the image's order instead of nnU-Net's."""
+    if tuple(backward) == (0, 1, 2):
+        return dict(tensors)
+    return {n: t.transpose(0, 1, *(2 + b for b in backward)) if t.ndim == 5 else t for n, t in tensors.items()}
+
+
+def dataset_name(path: Path) -> str:
+    """A corpus name for files that have none: that of the folder they lie in, or of the file."""
+    found = next((p.name for p in path.absolute().parents if p.name.startswith(("Dataset", "Task"))), path.stem)
+    return found.replace("/", "_")
+
+
+def _inherited(plans: Mapping, configuration: str) -> dict:
+    known = plans["configurations"]
+    if configuration not in known:
+        raise ModelError("the plans have no such configuration", found=configuration, expected=sorted(known))
+    own = known[configuration]
+    return {**(_inherited(plans, own["inherits_from"]) if "inherits_from" in own else {}), **own}
+
+
+def _transposed(plans: Mapping) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    forward = tuple(int(a) for a in plans.get("transpose_forward", (0, 1, 2)))
+    return forward, tuple(forward.index(a) for a in range(3))
+
+
+def _back(values: Sequence, backward: Sequence[int]) -> list:
+    return [values[b] for b in backward]
+
+
+def _channels(named: Mapping) -> tuple[str, ...]:
+    names = [str(named[key]) for key in sorted(named, key=int)]
+    return tuple(n if names.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(names))
+
+
+def _modality(channels: Sequence[str]) -> str:
+    return "CT" if all(c.lower().startswith("ct") for c in channels) else "MR"
+
+
+def _intensity(scheme: str, found: Mapping, low: str, high: str, deviation: str) -> Intensity:
+    if scheme not in SCHEMES:
+        raise ModelError("a normalisation medjax does not have", found=scheme, expected=", ".join(SCHEMES))
+    if SCHEMES[scheme] != "ct":
+        return Intensity(SCHEMES[scheme])
+    return Intensity("ct", (float(found[low]), float(found[high])), float(found["mean"]), float(found[deviation]))
