@@ -86,7 +86,7 @@ def test_one_line_per_problem(corpus):
         ("label", {"affine": shift(1.0)}, "different geometry"),
         ("image", {"function": put(np.nan)}, "non-finite"),
         ("image", {"function": put(np.inf)}, "non-finite"),
-        ("image", {"function": lambda a: np.stack([a, a], -1)}, "wrong number of channels"),
+        ("image", {"function": lambda a: np.stack([a, a], -1)}, "a 4D image where one 3D scan is declared"),
     ],
 )
 def test_bad_values_and_geometry(corpus, which, how, words):
@@ -119,7 +119,10 @@ def test_missing_file_and_broken_link(corpus):
     other.unlink()
     os.symlink(folder / "nowhere", other)
     report = verify(folder)
-    assert sorted(p["what"] for p in report.problems) == ["image of case 'case_000' is missing", "label of case 'case_001' is missing"]
+    assert sorted(p["what"] for p in report.problems) == [
+        "image of case 'case_000' is a broken symbolic link",
+        "label of case 'case_001' is missing",
+    ]
     assert report.cases == 3 and len(report.rows) == 1
 
 

@@ -1,24 +1,44 @@
 """`medjax verify`: every image and label of data sets, checked; exit 4 when something is wrong."""
 
 import json
+from pathlib import Path
 
-from medjax.errors import EXIT_OK, EXIT_VERIFICATION
+from medjax.commands import progress
+from medjax.errors import EXIT_OK, EXIT_VERIFICATION, UsageError
 
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser("verify", help="check every image and label of data sets (exit 4 when something is wrong)")
-    p.add_argument("folders", nargs="+", help="data sets in MSD or nnU-Net raw layout")
+    p.add_argument("folders", nargs="+", metavar="PATH", help="data sets in any layout of docs/data.md, or scans without labels")
     p.add_argument("--json", action="store_true", help="machine-readable report")
+    p.add_argument("--fix", default="", metavar="OUT", help="write a corrected copy to the new folder OUT, and verify it")
+    p.add_argument(
+        "--layout", default="", metavar="WORD", help="msd, nnunet, m3d, datalist, bids, perclass, dicom, folders, pairs or scans"
+    )
+    p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, fewer while memory is short")
+    p.add_argument("--quiet", action="store_true", help="no progress")
     p.set_defaults(run=_verify)
 
 
 def _verify(args) -> int:
+    from medjax.data.fix import fix
     from medjax.data.verify import verify
 
-    reports = [verify(folder) for folder in args.folders]
+    options = {"layout": args.layout, "workers": args.workers or None}
+    reports, copies = [], []
+    for folder in args.folders:
+        reports.append(verify(folder, **options, progress=progress(args.quiet, f"verify {folder}")))
+        if not args.json:
+            print(reports[-1].text() + "\n", flush=True)
+        if args.fix:
+            out = Path(args.fix) / Path(folder).resolve().name if len(args.folders) > 1 else Path(args.fix)
+            if reports[-1].cases == 0:
+                raise UsageError("nothing to correct: the description itself cannot be used", path=folder, fix="mend it first, see above")
+            copies.append(fix(folder, out, **options, progress=progress(args.quiet, f"fix {folder}")))
+            if not args.json:
+                print(copies[-1].text() + "\n", flush=True)
     if args.json:
-        print(json.dumps([report.to_json() for report in reports], indent=1))
-    else:
-        print("\n\n".join(report.text() for report in reports))
-    return EXIT_OK if all(report.ok for report in reports) else EXIT_VERIFICATION
+        fixed = [{"fix": copy.to_json()} for copy in copies] or [{}] * len(reports)
+        print(json.dumps([report.to_json() | extra for report, extra in zip(reports, fixed, strict=True)], indent=1))
+    return EXIT_OK if all(found.ok for found in copies or reports) else EXIT_VERIFICATION

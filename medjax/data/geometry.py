@@ -268,3 +268,27 @@ def place(volume: Volume, like: Volume, tolerance: float = 0.05) -> np.ndarray:
             found=f"{np.count_nonzero(array) - np.count_nonzero(out)} voxels outside",
         )  # fmt: skip
     return out
+
+
+def onto(label: Volume, like: Volume) -> np.ndarray:
+    """A label map on another grid, by nearest neighbour in world space: each voxel of `like` takes the value where its centre lies.
+
+    Args:
+      label: with (z, y, x) integers.
+
+    Returns: (*like.shape) of the same type, 0 outside the label's own grid.
+    """
+    relative = np.linalg.inv(label.affine) @ like.affine  # (x, y, z) voxel of like -> of label
+    swap = np.eye(3)[::-1]  # the same in (z, y, x)
+    matrix, shift = swap @ relative[:3, :3] @ swap, swap @ relative[:3, 3]
+    if np.abs(matrix - np.rint(matrix)).max() * max(label.shape) < 1e-3:  # same axes: whole shifts must stay whole
+        matrix, shift = np.rint(matrix), np.rint(shift)
+    out = np.zeros(like.shape, label.array.dtype)
+    rows, columns = (np.arange(n, dtype=np.float64) for n in like.shape[1:])
+    plane = matrix[:, 1, None, None] * rows[:, None] + matrix[:, 2, None, None] * columns + shift[:, None, None]
+    limits = np.array(label.shape)[:, None, None]
+    for k in range(like.shape[0]):
+        at = np.floor(plane + matrix[:, 0, None, None] * k + 0.5).astype(np.intp)
+        inside = ((at >= 0) & (at < limits)).all(0)
+        out[k][inside] = label.array[tuple(axis[inside] for axis in at)]
+    return out

@@ -88,7 +88,7 @@ def read(path: str | os.PathLike, *, frame: int | None = None, allow_nonfinite: 
     return Volume(array, affine, header, path)
 
 
-def replaced(volume: Volume, array: np.ndarray) -> Volume:
+def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
     """The volume with other voxels on the same grid."""
     return dataclasses.replace(volume, array=array)
 
@@ -182,15 +182,38 @@ def write(path: str | os.PathLike, array: np.ndarray, like: Volume, *, labels: M
 
     Raises: DataError for another shape, values that do not fit, or a file system that refuses.
     """
-    path = Path(path)
-    compress = path.name.endswith(".nii.gz")
-    if not compress and path.suffix != ".nii":
-        raise UsageError("unknown file type", path=path, expected="a name that ends in .nii.gz or .nii")
+    path = _checked_name(path)
     array = np.asarray(array)
     if array.shape[:3] != like.shape or array.ndim > 4:
         raise DataError("array and reference differ in shape", path=path, found=array.shape, expected=f"{like.shape} of {like.path}")
     header = headers.for_array(array, like.header, path)
     extension = headers.label_table(labels, header) if labels else b""
+    _put(path, header, array, extension)
+
+
+def write_scan(path: str | os.PathLike, volume: Volume) -> None:
+    """Writes an image or label with its values as they are (float64 and bool become float32 and uint8), on its own grid, atomically.
+
+    The header is the volume's with its geometry from `volume.affine`: sform and qform with code 1 unless the volume has others.
+    """
+    path, array = _checked_name(path), volume.array
+    array = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(np.float32) if array.dtype.kind == "f" else array
+    header = headers.new(array.shape, volume.affine, array.dtype)
+    for name in ("qform_code", "sform_code"):
+        header[name] = max(int(header[name]) and 1, int(volume.header[name])) if int(header[name]) else 0
+    _put(path, header, array, b"")
+
+
+def _checked_name(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.name.endswith((".nii.gz", ".nii")):
+        raise UsageError("unknown file type", path=path, expected="a name that ends in .nii.gz or .nii")
+    return path
+
+
+def _put(path: Path, header: nib.Nifti1Header, array: np.ndarray, extension: bytes) -> None:
+    """The bytes of a file, under a temporary name until they are complete."""
+    compress = path.name.endswith(".nii.gz")
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4 + len(extension)
     data = np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 4 else array, header.get_data_dtype())
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medjax.data import layouts
 from medjax.data.description import describe
-from medjax.data.inputs import Case, find_inputs
+from medjax.data.inputs import ENDINGS, Case, find_inputs
 from medjax.errors import MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -56,6 +56,8 @@ def _resolve(folder: str | os.PathLike) -> Path:
         given = found[0] if len(found) == 1 else given
     if given.is_file() and given.suffix == ".json":
         return given.parent if given.name == "dataset.json" else given
+    if given.is_file() and given.name.endswith(ENDINGS):
+        return given
     if not given.is_dir():
         raise UsageError("no such data set folder", path=folder, fix="give the folder that holds dataset.json, imagesTr and labelsTr")
     if not any(p for p in given.iterdir() if not p.name.startswith(".")):

@@ -29,7 +29,7 @@ LAYOUTS: dict[str, ModuleType] = {
 def detect(path: Path) -> str:
     """The word of the first layout that fits; `UsageError` with what was looked for if none does."""
     for word, layout in LAYOUTS.items():
-        if word == "scans" and (path / "dataset.json").is_file():
+        if word == "scans" and path.is_dir() and (path / "dataset.json").is_file():
             return "nnunet"  # a description, but nothing where it should be: that layout says what is missing
         if layout.detect(path):
             return word

@@ -79,7 +79,8 @@ def _missing(name: str, images: list[Path], label: Path | None, n_channels: int,
     """What a case lacks, if anything."""
     for image in images:
         if not image.is_file():
-            return UsageError(f"image of case {name!r} is missing", path=image, fix=f"add the file, or remove the case from {path}")
+            what = "is a broken symbolic link" if image.is_symlink() else "is missing"
+            return UsageError(f"image of case {name!r} {what}", path=image, fix=f"add the file, or remove the case from {path}")
     if len(images) not in (1, n_channels) or (len(images) == 1 and n_channels > 1 and CHANNEL.match(stem(images[0]))):
         files = ", ".join(i.name for i in images)
         fix = "add the missing channel files, or correct the channel names"
@@ -87,5 +88,6 @@ def _missing(name: str, images: list[Path], label: Path | None, n_channels: int,
     if label is None and labelled:
         return UsageError(f"case {name!r} has no label", path=path, fix='add "label", or remove the case from "training"')
     if label is not None and not label.is_file():
-        return UsageError(f"label of case {name!r} is missing", path=label, fix=f"add the file, or remove the case from {path}")
+        what = "is a broken symbolic link" if label.is_symlink() else "is missing"
+        return UsageError(f"label of case {name!r} {what}", path=label, fix=f"add the file, or remove the case from {path}")
     return None

@@ -3,18 +3,18 @@
 import os
 from pathlib import Path
 
-from medjax.data.inputs import Case, find_inputs, image_files
+from medjax.data.inputs import ENDINGS, Case, find_inputs, image_files
 from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
 
 
 def detect(path: Path) -> bool:
-    """Any scan in the folder or below it."""
-    return path.is_dir() and any(True for _ in _folders(path))
+    """A scan, or any in the folder or below it."""
+    return path.name.endswith(ENDINGS) if path.is_file() else any(True for _ in _folders(path))
 
 
 def scan(path: Path) -> Scan:
     """A corpus without classes, and a case per scan (`x_0000`, `x_0001` are channels)."""
-    cases = find_inputs([str(folder) for folder in _folders(path)])
+    cases = find_inputs([str(path)] if path.is_file() else [str(folder) for folder in _folders(path)])
     count = max((len(c.images) for c in cases), default=1)
     channels = tuple(f"{UNNAMED}_{i}" for i in range(count)) if count > 1 else (UNNAMED,)
     return finish(Found(path, [Case(c.name, c.images) for c in cases], channels=channels, labels={}))

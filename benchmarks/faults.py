@@ -1,0 +1,451 @@
+"""Plants the faults a data set can have into copies of real (or synthetic) cases, runs `medjax verify`, and compares found with expected.
+
+    python -m benchmarks.faults [--data FOLDER] [--table verify.md] [--clean FOLDER ...]
+
+`--data` is a folder in a dataset.json layout whose smallest cases are copied; without it the cases are synthetic. `--clean` names untouched
+data sets, in which nothing may be found. The numbers are those of the fault list of docs/data.md. A variant that must pass is planted as
+well ("clean"): a fault seen where there is none counts as much as one that is missed.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+CLEAN, WARNING, ERROR, EMPTY = "clean", "warning", "error", "empty"
+# to root every file is readable, unless it gives that up
+LIKE_A_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 and shutil.which("setpriv") else []
+
+
+@dataclasses.dataclass
+class Site:
+    """The files of a case that a fault is planted into; `image` may become several."""
+
+    name: str
+    images: list[Path]
+    label: Path
+
+    @property
+    def image(self) -> Path:
+        """The first image."""
+        return self.images[0]
+
+
+def rewrite(path: Path, array: Callable | None = None, affine: Callable | None = None, header: Callable | None = None, dtype=None) -> None:
+    """Writes a NIfTI file again with its (x, y, z) array, affine, type or header bytes changed."""
+    old = nib.load(path)
+    data = np.asanyarray(old.dataobj).copy()
+    data = data if array is None else array(data)
+    data = data if dtype is None else data.astype(dtype)
+    place = old.affine.copy() if affine is None else affine(old.affine.copy())
+    new = nib.Nifti1Image(data, place)
+    direction = place[:3, :3] / np.linalg.norm(place[:3, :3], axis=0)
+    rigid = np.allclose(direction.T @ direction, np.eye(3), atol=1e-5)
+    new.set_qform(place, 1 if rigid else 0)  # a qform cannot hold a shear
+    new.set_sform(place, 1)
+    new.header.set_xyzt_units("mm")
+    if header is not None:
+        header(new.header)
+    nib.save(new, path)
+
+
+def both(site: Site, **changes) -> None:
+    """The same change to image and label."""
+    for path in (*site.images, site.label):
+        rewrite(path, **changes)
+
+
+def patch(path: Path, offset: int, content: bytes) -> None:
+    """Overwrites bytes of the uncompressed file."""
+    import gzip
+
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[offset : offset + len(content)] = content
+    path.write_bytes(gzip.compress(bytes(raw), 1))
+
+
+def cut(keep: float | int) -> Callable[[Path], None]:
+    """Keeps a share of a file, or drops so many bytes at its end."""
+
+    def damage(path: Path) -> None:
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep])
+
+    return damage
+
+
+def crc(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 0xFF
+    path.write_bytes(content)
+
+
+def put(value, dtype=None) -> Callable:
+    """One voxel in the middle gets another value."""
+
+    def function(array: np.ndarray) -> np.ndarray:
+        array = array if dtype is None else array.astype(dtype)
+        array[tuple(n // 2 for n in array.shape)] = value
+        return array
+
+    return function
+
+
+def moved(mm: float) -> Callable:
+    """An affine whose origin is shifted along x."""
+
+    def function(affine: np.ndarray) -> np.ndarray:
+        affine[0, 3] += mm
+        return affine
+
+    return function
+
+
+def turned(degrees: float = 0.0, shear: float = 0.0, spacing: Sequence[float] | None = None) -> Callable:
+    """An affine with its axes turned about z, sheared, or with other voxel sizes (x, y, z)."""
+
+    def function(affine: np.ndarray) -> np.ndarray:
+        sizes = np.linalg.norm(affine[:3, :3], axis=0) if spacing is None else np.asarray(spacing)
+        a = np.radians(degrees)
+        turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+        skew = np.eye(3)
+        skew[0, 1] = shear
+        affine[:3, :3] = turn @ skew * sizes
+        return affine
+
+    return function
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("gone.nii.gz"))
+
+
+def closed(path: Path) -> None:
+    path.chmod(0)
+
+
+def renamed(site: Site, function: Callable[[Path], Path]) -> None:
+    """Gives image and label other names."""
+    for i, path in enumerate(site.images):
+        site.images[i] = path.rename(function(path))
+    site.label = site.label.rename(function(site.label))
+
+
+def oddly_named(site: Site) -> None:
+    renamed(site, lambda path: path.with_name(f"ä b;$(touch x)' {path.name}"))
+
+
+def unpacked(site: Site, ending: str) -> None:
+    """The uncompressed bytes under another name."""
+    import gzip
+
+    for i, path in enumerate(site.images):
+        content = gzip.decompress(path.read_bytes())
+        path.unlink()
+        site.images[i] = path.with_name(f"{site.name}{ending}")
+        site.images[i].write_bytes(content)
+
+
+def packed_as_nii(site: Site) -> None:
+    site.images[0] = site.image.rename(site.image.with_name(f"{site.name}.nii"))
+
+
+def reoriented(codes: str) -> Callable[[Site], None]:
+    """Stores image and label with other axes."""
+
+    def plant(site: Site) -> None:
+        for path in (*site.images, site.label):
+            image = nib.load(path)
+            image = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+            wanted = nib.orientations.axcodes2ornt(codes)
+            nib.save(image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)), path)
+
+    return plant
+
+
+def forms(site: Site) -> None:
+    """A qform elsewhere than the sform."""
+
+    def header(h) -> None:
+        other = h.get_sform()
+        other[:3, 3] += 3
+        h.set_qform(other, 2)
+
+    rewrite(site.image, header=header)
+
+
+def no_codes(site: Site) -> None:
+    for path in (site.image, site.label):
+        patch(path, 252, b"\0\0\0\0")
+
+
+def scaled(dtype: str, order: str = "<") -> Callable[[Site], None]:
+    """The image stored as another type, with slope and intercept for integers."""
+
+    def plant(site: Site) -> None:
+        old = nib.load(site.image)
+        data = np.asanyarray(old.dataobj).astype(np.float64)
+        new = nib.Nifti1Image(data, old.affine, nib.Nifti1Header(endianness=order))
+        new.header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+        nib.save(new, site.image)
+
+    return plant
+
+
+def typed(dtype) -> Callable[[Site], None]:
+    def plant(site: Site) -> None:
+        old = nib.load(site.image)
+        nib.save(nib.Nifti1Image(np.zeros(old.shape[:3], dtype), old.affine), site.image)
+
+    return plant
+
+
+def slices(two_dimensional: bool) -> Callable[[Site], None]:
+    def one(array: np.ndarray) -> np.ndarray:
+        middle = array.shape[2] // 2
+        return array[:, :, middle] if two_dimensional else array[:, :, middle : middle + 1]
+
+    return lambda site: both(site, array=one)
+
+
+def sparse_values(site: Site) -> None:
+    rewrite(site.label, array=lambda a: np.choose(a.astype(int) % 3, [0, 1, 200]).astype(np.uint8))
+
+
+def frames(site: Site) -> None:
+    rewrite(site.image, array=lambda a: np.stack([a, a + 1, a], -1))
+
+
+def second(site: Site, affine: Callable | None = None) -> None:
+    """A second channel file, for the corpus with two."""
+    site.images.append(site.image.with_name(f"{site.name}_0001.nii.gz"))
+    shutil.copy(site.image, site.images[1])
+    if affine is not None:
+        rewrite(site.images[1], affine=affine)
+
+
+def stacked(site: Site) -> None:
+    rewrite(site.image, array=lambda a: np.stack([a, a[::-1]], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One planted fault: where it is planted ("one", "two" channels, "sparse" values), what must be said of it, and by which words."""
+
+    number: str
+    what: str
+    plant: Callable[[Site], None]
+    expected: str
+    words: str = ""
+    corpus: str = "one"
+
+
+def on_image(function: Callable[[Path], None]) -> Callable[[Site], None]:
+    return lambda site: function(site.image)
+
+
+def on_label(function: Callable[[Path], None]) -> Callable[[Site], None]:
+    return lambda site: function(site.label)
+
+
+def image(**changes) -> Callable[[Site], None]:
+    return lambda site: rewrite(site.image, **changes)
+
+
+def label(**changes) -> Callable[[Site], None]:
+    return lambda site: rewrite(site.label, **changes)
+
+
+PIXDIM, NAN = 76, struct.pack("<f", float("nan"))
+AXES = [a + b + c for a in "LRAPSI" for b in "LRAPSI" for c in "LRAPSI"]
+ORIENTATIONS = [codes for codes in AXES if len({("LR" + "AP" + "SI").index(c) // 2 for c in codes}) == 3]
+
+FAULTS = (
+    Fault("1a", "gzip cut in half", on_image(cut(0.5)), ERROR, "truncated gzip"),
+    Fault("1b", "last 8 bytes of the gzip missing", on_image(cut(-8)), ERROR, "truncated gzip"),
+    Fault("1c", "label cut in half", on_label(cut(0.5)), ERROR, "truncated gzip"),
+    Fault("2", "wrong CRC", on_image(crc), ERROR, "CRC check failed"),
+    Fault("3a", "zero length", on_image(lambda p: p.write_bytes(b"")), ERROR, "not NIfTI"),
+    Fault("3b", "a web page", on_image(lambda p: p.write_text("<html>moved</html>")), ERROR, "not NIfTI"),
+    Fault("4", ".nii shorter than its header says", lambda s: (unpacked(s, ".nii"), cut(0.9)(s.image)), ERROR, "shorter than its header"),
+    Fault("5a", "broken link", on_image(link), ERROR, "broken symbolic link"),
+    Fault("5b", "no permission to read", on_image(closed), ERROR, "cannot read"),
+    Fault("6", "blanks, umlauts and shell signs in the name", oddly_named, CLEAN),
+    Fault("7a", "not compressed, named .nii.gz", lambda s: unpacked(s, ".nii.gz"), WARNING, "named .gz but not compressed"),
+    Fault("7b", "compressed, named .nii", packed_as_nii, WARNING, "a compressed file without .gz"),
+    *(Fault("8", f"axes {codes}", reoriented(codes), CLEAN) for codes in ORIENTATIONS),
+    Fault("9", "oblique 12 degrees", lambda s: both(s, affine=turned(12)), CLEAN),
+    Fault("10a", "shear 1e-4", lambda s: both(s, affine=turned(shear=1e-4)), CLEAN),
+    Fault("10b", "shear 1e-2", lambda s: both(s, affine=turned(shear=1e-2)), WARNING, "sheared voxel grid, axes 0.573 degrees"),
+    Fault("10c", "shear 0.2", lambda s: both(s, affine=turned(shear=0.2)), ERROR, "sheared voxel grid"),
+    Fault("11", "qform and sform differ", forms, WARNING, "disagree"),
+    Fault("12", "qform and sform codes 0", no_codes, WARNING, "neither sform nor qform is set"),
+    Fault("13a", "origins 1e-5 mm apart", label(affine=moved(1e-5)), CLEAN),
+    Fault("13b", "origins a voxel apart", lambda s: rewrite(s.label, affine=moved(spacing_of(s.label))), ERROR, "different geometry"),
+    Fault("14", "label one slice short", label(array=lambda a: a[:, :, 1:]), ERROR, "different shapes"),
+    Fault("15a", "negative voxel size", on_image(lambda p: patch(p, PIXDIM + 4, struct.pack("<f", -1))), ERROR, "unusable voxel size"),
+    Fault("15b", "voxel size 0", on_image(lambda p: patch(p, PIXDIM + 4, struct.pack("<f", 0))), ERROR, "unusable voxel size"),
+    Fault("15c", "NaN in the affine", on_image(lambda p: patch(p, 280, NAN)), ERROR, "unusable affine"),
+    Fault("16", "voxels of 0.4 x 0.4 x 10 mm", lambda s: both(s, affine=turned(spacing=(0.4, 0.4, 10))), CLEAN),
+    Fault("17", "channels on different grids", lambda s: second(s, moved(7.0)), ERROR, "different geometry", "two"),
+    Fault("17", "channels on one grid", second, CLEAN, "", "two"),
+    Fault("18a", "NaN voxel", image(array=put(np.nan, np.float32)), ERROR, "non-finite voxels"),
+    Fault("18b", "infinite voxel", image(array=put(np.inf, np.float32)), ERROR, "non-finite voxels"),
+    Fault("19", "constant image", image(array=lambda a: a * 0 + 5), WARNING, "constant image"),
+    Fault("20a", "uint16 with slope and intercept", scaled("u2"), CLEAN),
+    Fault("20b", "big-endian", scaled("f4", ">"), CLEAN),
+    Fault("20c", "float64", scaled("f8"), CLEAN),
+    Fault("20d", "int8 with slope and intercept", scaled("i1"), CLEAN),
+    Fault("21a", "RGB voxels", typed(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])), ERROR, "RGB voxels"),
+    Fault("21b", "complex voxels", typed(np.complex64), ERROR, "complex voxels"),
+    Fault("22a", "label 1.5", label(array=put(1.5, np.float32)), ERROR, "not whole numbers"),
+    Fault("22b", "label -1", label(array=put(-1, np.int16)), ERROR, "negative label values"),
+    Fault("23", "undeclared label 7", label(array=put(7)), ERROR, "undeclared label value 7"),
+    Fault("24", "sparse values 0, 1, 5, 200", sparse_values, CLEAN, "", "sparse"),
+    Fault("25", "empty label map", label(array=lambda a: a * 0), EMPTY),
+    Fault("26", "annotated class that never occurs", sparse_values, WARNING, "is annotated but occurs in no case", "sparse"),
+    Fault("27a", "2D", slices(True), CLEAN),
+    Fault("27b", "3D with one slice", slices(False), CLEAN),
+    Fault("28a", "4D time series", frames, ERROR, "a 4D image where one 3D scan is declared"),
+    Fault("28b", "4D with two declared channels", stacked, CLEAN, "", "two"),
+)  # fmt: skip
+
+
+def spacing_of(path: Path) -> float:
+    """Voxel size along x in mm."""
+    return float(np.linalg.norm(nib.load(path).affine[:3, 0]))
+
+
+def base_cases(data: Path | None, count: int = 4) -> list[tuple[Path, Path]]:
+    """(image, label) of the smallest cases of a data set with dataset.json."""
+    spec = json.loads((data / "dataset.json").read_text())
+    pairs = [(data / item["image"], data / item["label"]) for item in spec["training"]]
+    return sorted(pairs, key=lambda pair: pair[0].stat().st_size)[:count]
+
+
+def synthetic(folder: Path) -> list[tuple[Path, Path]]:
+    """Two drawn cases of 24 x 36 x 40 voxels (z, y, x)."""
+    rng, pairs = np.random.default_rng(0), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        array, mask = rng.normal(100, 20, (40, 36, 24)).astype(np.int16), np.zeros((40, 36, 24), np.uint8)
+        mask[10:30, 8:28, 6:18], mask[15:22, 12:20, 9:14] = 1, 2
+        for data, name in ((array + 50 * mask, "image"), (mask, "label")):
+            new = nib.Nifti1Image(data.astype(array.dtype if name == "image" else mask.dtype), np.diag([0.9, 0.9, 1.5, 1]))
+            new.set_qform(new.affine, 1)
+            new.set_sform(new.affine, 1)
+            nib.save(new, folder / f"{name}{i}.nii.gz")
+        pairs.append((folder / f"image{i}.nii.gz", folder / f"label{i}.nii.gz"))
+    return pairs
+
+
+def plant_all(root: Path, pairs: Sequence[tuple[Path, Path]], faults: Sequence[Fault] = FAULTS) -> dict[str, dict[str, Fault]]:
+    """Writes the corpora "one", "two" and "sparse" with one case per fault; returns corpus -> case -> fault."""
+    values = sorted({int(v) for _, label in pairs for v in np.unique(np.asanyarray(nib.load(label).dataobj))} - {0})
+    labels = {"0": "background", **{str(v): f"class {v}" for v in values}}
+    planted: dict[str, dict[str, Fault]] = {}
+    for corpus, channels, names in (
+        ("one", {"0": "MRI"}, labels),
+        ("two", {"0": "T1", "1": "T2"}, labels),
+        ("sparse", {"0": "MRI"}, {"0": "background", "1": "a", "5": "never", "200": "c"}),
+    ):
+        folder, items = root / corpus, {}
+        (folder / "imagesTr").mkdir(parents=True)
+        (folder / "labelsTr").mkdir()
+        for i, fault in enumerate(f for f in faults if f.corpus == corpus):
+            name = f"f{fault.number}-{i:02d}"
+            source = pairs[i % len(pairs)]
+            several = fault.corpus == "two" and fault.plant is not stacked
+            site = Site(name, [folder / "imagesTr" / f"{name}{'_0000' if several else ''}.nii.gz"], folder / "labelsTr" / f"{name}.nii.gz")
+            shutil.copy(source[0], site.image)
+            shutil.copy(source[1], site.label)
+            fault.plant(site)
+            items[name] = {"images": [str(p.relative_to(folder)) for p in site.images], "label": str(site.label.relative_to(folder))}
+            planted.setdefault(corpus, {})[name] = fault
+        for hidden in ("imagesTr/._f1.nii.gz", "labelsTr/._f1.nii.gz", "imagesTr/.DS_Store"):
+            (folder / hidden).write_bytes(b"\0\5\x16\7")
+        spec = {"channel_names": channels, "labels": {n: int(v) for v, n in names.items()}, "file_ending": ".nii.gz", "dataset": items}
+        (folder / "dataset.json").write_text(json.dumps(spec))
+    return planted
+
+
+def judge(case: str, fault: Fault, report: dict) -> tuple[bool, str]:
+    """Whether the report says of a case what is expected and nothing else, and the line that says it."""
+
+    def concerns(problem: dict) -> bool:
+        return f"{case}" in problem["file"] or (fault.number == "26" and "never" in problem["what"])
+
+    found = [p for p in report["problems"] if concerns(p)]
+    lines = "; ".join(dict.fromkeys(f"{p['severity']}: {p['what']}" for p in found))
+    if fault.expected == CLEAN:
+        return not found, lines or "nothing found"
+    if fault.expected == EMPTY:
+        return not found and case in report["empty"], "listed as empty" if case in report["empty"] else lines
+    good = bool(found) and all(p["severity"] == fault.expected for p in found) and any(fault.words in p["what"] for p in found)
+    return good, lines or "nothing found"
+
+
+def run_verify(folders: Sequence[Path], *extra: str) -> tuple[list[dict], int, float]:
+    """`medjax verify --json` in its own process: reports, exit code, seconds."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "medjax.cli", "verify", *map(str, folders), "--json", "--quiet", *extra]
+    done = subprocess.run([*LIKE_A_USER, *command], capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout), done.returncode, time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plants, verifies, prints the table; 1 if anything differs from what is expected."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--table", type=Path, default=None)
+    parser.add_argument("--clean", type=Path, nargs="*", default=[])
+    args = parser.parse_args(argv)
+    rows, wrong = [], 0
+    with tempfile.TemporaryDirectory() as root:
+        pairs = base_cases(args.data) if args.data else synthetic(Path(root) / "base")
+        planted = plant_all(Path(root) / "planted", pairs)
+        reports, code, seconds = run_verify([Path(root) / "planted" / corpus for corpus in planted])
+        for report, cases in zip(reports, planted.values(), strict=True):
+            for case, fault in cases.items():
+                good, said = judge(case, fault, report)
+                wrong += not good
+                rows.append((fault, good, said))
+    rows.sort(key=lambda row: (int("".join(c for c in row[0].number if c.isdigit())), row[0].number))
+    turned_ = [row for row in rows if row[0].number == "8"]
+    shown = [row for row in rows if row[0].number != "8"]
+    shown.append((Fault("8", f"all {len(turned_)} axis orders", None, CLEAN), all(g for _, g, _ in turned_), "nothing found"))
+    shown.sort(key=lambda row: (int("".join(c for c in row[0].number if c.isdigit())), row[0].number))
+    lines = ["| no. | planted | expected | as expected | said |", "|---|---|---|---|---|"]
+    lines += [f"| {f.number} | {f.what} | {f.expected} | {'yes' if good else '**NO**'} | {said} |" for f, good, said in shown]
+    total = f"{len(rows) - wrong} of {len(rows)} planted variants as expected, exit code {code}, {seconds:.1f} s"
+    lines += ["", total]
+    if args.clean:
+        clean, code, seconds = run_verify(args.clean)
+        lines += ["", "| untouched data set | cases | errors | warnings |", "|---|---|---|---|"]
+        for report in clean:
+            counts = [sum(p["severity"] == s for p in report["problems"]) for s in (ERROR, WARNING)]
+            wrong += sum(counts)
+            lines.append(f"| {report['corpus']} | {report['cases']} | {counts[0]} | {counts[1]} |")
+        lines += ["", f"exit code {code}, {seconds:.1f} s"]
+    print("\n".join(lines))
+    if args.table:
+        args.table.write_text("\n".join(lines) + "\n")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
