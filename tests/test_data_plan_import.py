@@ -72,7 +72,8 @@ def test_v2_before_the_architecture_key(tmp_path):
     del full["architecture"]
     full |= {
         "UNet_class_name": "PlainConvUNet", "UNet_base_num_features": 32, "unet_max_num_features": 64,
-        "pool_op_kernel_sizes": NETWORK["strides"], "conv_kernel_sizes": NETWORK["kernel_sizes"], "n_conv_per_stage_encoder": [2, 2, 2], "n_conv_per_stage_decoder": [2, 2],
+        "pool_op_kernel_sizes": NETWORK["strides"], "conv_kernel_sizes": NETWORK["kernel_sizes"],
+        "n_conv_per_stage_encoder": [2, 2, 2], "n_conv_per_stage_decoder": [2, 2],
     }  # fmt: skip
     assert read_plans(written(tmp_path, fields)).configuration("3d_fullres").features == (32, 64, 64)
 
@@ -99,15 +100,15 @@ def test_what_a_plan_cannot_be(tmp_path):
 def v1(poolings):
     """The paper's plan in small: one stage, statistics under `sd`, poolings with or without the first stage."""
     stage = {
-        "batch_size": 4, "num_pool_per_axis": [4, 5, 5], "patch_size": np.array([96, 192, 192]),
-        "current_spacing": np.array([1.5, 1.0, 1.0]), "median_patient_size_in_voxels": np.array([188, 411, 411]), "do_dummy_2D_data_aug": False, "pool_op_kernel_sizes": poolings,
-        "conv_kernel_sizes": [[3, 3, 3]] * 6,
+        "batch_size": 4, "num_pool_per_axis": [4, 5, 5], "patch_size": np.array([96, 192, 192]), "do_dummy_2D_data_aug": False,
+        "current_spacing": np.array([1.5, 1.0, 1.0]), "median_patient_size_in_voxels": np.array([188, 411, 411]),
+        "pool_op_kernel_sizes": poolings, "conv_kernel_sizes": [[3, 3, 3]] * 6,
     }  # fmt: skip
     properties = {"mean": np.float64(63.436882), "sd": np.float32(175.48094), "percentile_00_5": -927.0, "percentile_99_5": 275.0}
     return {
-        "modalities": {0: "CT"}, "normalization_schemes": collections.OrderedDict({0: "CT"}),
-        "use_mask_for_norm": collections.OrderedDict({0: False}), "dataset_properties": {"intensityproperties": collections.OrderedDict({0: properties})}, "base_num_features": 30,
-        "transpose_forward": [0, 1, 2], "plans_per_stage": {0: stage}, "conv_per_stage": 2,
+        "modalities": {0: "CT"}, "normalization_schemes": collections.OrderedDict({0: "CT"}), "transpose_forward": [0, 1, 2],
+        "use_mask_for_norm": collections.OrderedDict({0: False}), "base_num_features": 30, "conv_per_stage": 2,
+        "dataset_properties": {"intensityproperties": collections.OrderedDict({0: properties})}, "plans_per_stage": {0: stage},
     }  # fmt: skip
 
 
