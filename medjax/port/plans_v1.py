@@ -19,7 +19,9 @@ def read_plans_v1(path: str | Path) -> Plan:
     try:
         fields = read_plain(path)
     except (ModelError, OSError) as error:
-        raise UsageError(f"cannot be read as an nnU-Net v1 plan: {error}", path=path, fix="obtain it from a source you trust") from error
+        raise UsageError(
+            f"cannot be read as an nnU-Net v1 plan: {getattr(error, 'message', error)}", path=path, fix="obtain it from a source you trust"
+        ) from error
     if not isinstance(fields, dict) or not NEEDED <= set(fields):
         missing = sorted(NEEDED - set(fields)) if isinstance(fields, dict) else type(fields).__name__
         raise UsageError("not an nnU-Net v1 plan", path=path, found=f"without {missing}", expected=", ".join(sorted(NEEDED)))
