@@ -74,7 +74,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.phases = ordered()  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
 
     c.init = ordered()
-    c.init.source = ""  # run folder whose parameters this run begins with; empty: random
+    c.init.source = ""  # run folder or archive whose parameters this run begins with; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
     c.init.heads = ((r"^(head|out)_?\d*/", -1),)  # (regex, axis of the classes): channels of like-named classes are copied; None: never

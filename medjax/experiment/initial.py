@@ -1,7 +1,7 @@
 """`config.init`: parameters of a finished run (or an imported model) as the beginning of another one.
 
-In: the source's run folder with its class names, and this run's label space and network. Out: the function that the loop calls on its
-fresh parameters; it prints the report and writes transfer.json into the run folder.
+In: the source's run folder or archive with its class names, and this run's label space and network. Out: the function that the loop calls
+on its fresh parameters; it prints the report and writes transfer.json into the run folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import runfolder
+from medjax.experiment import models, runfolder
 from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint
@@ -40,7 +40,8 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) ->
     if not given["source"]:
         return None
     folder = Path(given["source"]).expanduser()
-    source = runfolder.read_space(folder)
+    trained = models.read_model(folder)
+    source = trained.space
     if workdir.resolve() == folder.resolve():
         raise UsageError("a run cannot begin from itself", path=folder, fix="give another --workdir, or leave config.init.source empty")
     wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted({v for v in given["classes"].values() if v} - set(source.classes))
@@ -48,11 +49,13 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) ->
         raise UsageError(
             f"config.init.classes names unknown classes {wrong}", expected=f"here: {list(space.classes)}; source: {list(source.classes)}"
         )
+    heads = tuple((pattern, axis if _by_class(fields, trained.fields) else None) for pattern, axis in given["heads"])
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
 
     def borrow(fresh: Any) -> Any:
+        found = trained.params() if trained.archive else checkpoint.read_params(folder, given["checkpoint"])
         params, report = transfer(
-            fresh, checkpoint.read_params(folder, given["checkpoint"]), rename=given["rename"], heads=given["heads"],
+            fresh, found, rename=given["rename"], heads=heads,
             source_classes=source.classes, target_classes=space.classes, same_class=given["classes"], resize=given["resize"],
             resizers=RESIZERS, input_channels=channels, widen=given["widen"], fresh=given["fresh"],
         )  # fmt: skip
@@ -62,3 +65,8 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) ->
         return params
 
     return borrow
+
+
+def _by_class(*configs: Mapping) -> bool:
+    """Whether the channels of all models' heads are the classes of their label space (heads by corpus have more, and other logits)."""
+    return all(fields["model"].get("head", "sigmoid") == "sigmoid" for fields in configs)
