@@ -15,6 +15,7 @@ partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few e
 """
 
 from configs.base import base_config, ordered
+from configs.multitalent import per_corpus_softmax
 from data_pipelines import catalogue, pools
 
 SIZES = ("h", "h2", "l", "b", "s", "t")
@@ -67,6 +68,7 @@ def _finetune(c, corpus: str, epochs: int) -> None:
     if corpus:
         c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
     _transfer(c)
+    per_corpus_softmax(c, reduction="mean")
     c.train.patch = (128, 128, 128)
     c.train.steps = epochs * EPOCH
 
