@@ -29,9 +29,6 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
     c.data.rename = ordered()  # "corpus/class" -> global class
     c.data.precedence = ()  # classes painted last in the exported label map, weakest first
-    c.data.plan = ""  # a plan of `medjax plan`, nnUNetPlans.json or plans.pkl instead of the rules below; see docs/prepare.md
-    c.data.configuration = ""  # one of that plan's, e.g. "3d_fullres": patch and batch are its; with model.name = "plan" the network too
-    c.data.allow_absent = False  # go on although a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
     c.data.orientation = "RAS"
@@ -47,7 +44,9 @@ def base_config() -> ml_collections.ConfigDict:
     c.sampler.threads = 2
     c.sampler.workers = 0
 
-    c.augment = ordered(dict(on=True))  # plus any field of medjax.data.augment.Augmentation
+    c.augment = ordered(
+        dict(on=True)
+    )  # plus any field of medjax.data.augment.Augmentation; kind="turns", "flips": see medjax/data/turns.py
 
     c.model = ordered(dict(name="unet"))
     c.losses = ordered()
@@ -56,6 +55,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.deep_weights = ()  # empty: halving per level, last level off
     c.mask_padding = False
     c.task = "supervised"
+    c.task_options = ordered()  # further arguments of the task, e.g. ratio and block of "masked_image"
 
     c.optim = ordered()
     c.optim.name = "sgd"
@@ -71,10 +71,11 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.trainable = ((".*", True),)
     c.optim.lr_scale = ((".*", 1.0),)
     c.optim.decay = ((".*", True),)
+    c.optim.only = ()  # (regex, (axis, indices)): of these leaves just those slices are trained
     c.optim.phases = ordered()  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
 
     c.init = ordered()
-    c.init.source = ""  # run folder or archive whose parameters this run begins with; empty: random
+    c.init.source = ""  # run folder whose parameters this run begins with; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
     c.init.heads = ((r"^(head|out)_?\d*/", -1),)  # (regex, axis of the classes): channels of like-named classes are copied; None: never
@@ -82,6 +83,11 @@ def base_config() -> ml_collections.ConfigDict:
     c.init.resize = ()  # (regex, "trilinear") for position tables on another grid
     c.init.widen = "repeat"  # leaves that see the image, on other channels; or "average", "fresh"
     c.init.fresh = ""  # regex over parameter paths that stay as initialised
+    c.init.copy = ()  # (regex, replacement): source leaves that are offered under a second path as well
+    c.init.upcycle = False  # the source's plain MLPs become every expert here
+    c.init.experts = ordered()  # expert here (a modality) -> expert of the source, where the names differ ("" keeps it fresh)
+    c.init.experts_from = ordered()  # expert -> another run folder to take it from
+    c.init.gate = "fresh"  # gate columns of added experts; or "split", "closed": the old function stays (medjax/train/experts.py)
 
     c.train = ordered()
     c.train.steps = 250_000
@@ -89,6 +95,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.train.patch = (128, 128, 128)
     c.train.validate_every = 250
     c.train.validation_batches = 50
+    c.train.patience = 0  # > 0: stop after that many validations without a better one
     c.train.checkpoint_every = 250
     c.train.checkpoint_minutes = 10.0
     c.train.log_every = 50
@@ -107,7 +114,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.postprocess = ml_collections.ConfigDict(dict(largest=(), holes=(), min_ml=ml_collections.ConfigDict()))  # classes, or "*"
     c.infer.fast = ""  # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
 
-    c.evaluate = ordered(dict(surface=False, montages=8))
+    c.evaluate = ordered(dict(on=True, surface=False, montages=8))
     c.evaluate.groups = ordered()  # group -> classes ("class" or "corpus/class") whose mean is one more row of the table
     c.evaluate.baseline = ""  # run folder of a baseline: what it segments below `difficult_below` is the group "difficult"
     c.evaluate.difficult_below = 0.75

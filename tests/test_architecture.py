@@ -8,7 +8,7 @@ import pytest
 ROOMS = ("base", "data", "models", "losses", "train", "infer", "metrics", "port", "build", "experiment", "border")
 BASE, BORDER = {"errors", "labels", "topology", "__init__"}, {"main", "cli", "commands", "api"}
 READS_PICKLES = Path("port/torch_file.py")  # a converter's own input, under an allow-list; writes nothing
-WITH_JAX = {"augment", "spatial", "intensity"}  # the part of the data room that runs on the device
+WITH_JAX = {"augment", "spatial", "intensity", "turns"}  # the part of the data room that runs on the device
 
 
 def _room(module: str) -> str:

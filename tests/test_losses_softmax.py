@@ -16,6 +16,11 @@ KNOWN = np.array([[1, 1, 1, 0], [0, 0, 0, 1]], bool)
 OWN = {0: (0, 1, 2, 3), 1: (0, 4, 0, 0)}  # 1 + exclusive class of every id
 
 
+def run(f, outputs, batch):
+    """The loss, compiled: op by op it would be compiled op by op."""
+    return jax.jit(f)(outputs, batch)
+
+
 def _batch(corpus=(0, 1, 0), seed=0):
     rng = np.random.default_rng(seed)
     corpus = np.array(corpus)
@@ -44,10 +49,10 @@ def test_cross_entropy_and_dice_follow_the_formulae_per_sample():
         entropies.append(-np.log(p[hot]).mean())
         overlap, volume = (p * hot).sum((0, 1)), (p**2).sum((0, 1)) + hot.sum((0, 1))
         scores.append(1 - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean())
-    np.testing.assert_allclose(softmax_cross_entropy.make()(outputs, batch), np.mean(entropies), rtol=1e-5)
-    np.testing.assert_allclose(softmax_cross_entropy.make(reduction="sum")(outputs, batch), np.sum(entropies), rtol=1e-5)
-    np.testing.assert_allclose(softmax_cross_entropy.make("batch")(outputs, batch), np.mean(entropies), rtol=1e-5)
-    np.testing.assert_allclose(softmax_dice.make()(outputs, batch), np.mean(scores), rtol=1e-5)
+    np.testing.assert_allclose(run(softmax_cross_entropy.make(), outputs, batch), np.mean(entropies), rtol=1e-5)
+    np.testing.assert_allclose(run(softmax_cross_entropy.make(reduction="sum"), outputs, batch), np.sum(entropies), rtol=1e-5)
+    np.testing.assert_allclose(run(softmax_cross_entropy.make("batch"), outputs, batch), np.mean(entropies), rtol=1e-5)
+    np.testing.assert_allclose(run(softmax_dice.make(), outputs, batch), np.mean(scores), rtol=1e-5)
 
 
 def test_dice_pooled_by_corpus_without_background_is_nnunets():
@@ -59,7 +64,7 @@ def test_dice_pooled_by_corpus_without_background_is_nnunets():
         volume = sum((per_sample[i][0] + per_sample[i][1]).sum((0, 1)) for i in members)[1:]
         losses[corpus] = 1 - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean()
     f = softmax_dice.make("corpus", squared=False, background=False)
-    np.testing.assert_allclose(f(outputs, batch), (2 * losses[0] + losses[1]) / 3, rtol=1e-5)
+    np.testing.assert_allclose(run(f, outputs, batch), (2 * losses[0] + losses[1]) / 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("p", "expected"), [(0.0, 0.0), (1e-3, 0.9998)])
@@ -68,7 +73,7 @@ def test_an_absent_class_costs_what_m4oes_dice_makes_it_cost(p, expected):
     x = np.log(p / (1 - p)) if p else -np.inf
     outputs = {"logits": jnp.full((1, 224, 224, 1), x)}
     batch = {"label": jnp.zeros((1, 224, 224), jnp.int32), "table": jnp.zeros((1, 2, 1), bool).at[0, 1, 0].set(True)}
-    loss = softmax_dice.make()(outputs, batch | {"known": jnp.ones((1, 1), bool)})
+    loss = run(softmax_dice.make(), outputs, batch | {"known": jnp.ones((1, 1), bool)})
     np.testing.assert_allclose(2 * loss, expected, atol=2e-5)
 
 
@@ -76,7 +81,7 @@ def test_an_absent_class_costs_what_m4oes_dice_makes_it_cost(p, expected):
 def test_absent_classes_get_exactly_no_gradient_and_nothing_is_nan(make):
     outputs, batch = _batch()
     for logits in (outputs["logits"], jnp.where(jnp.isfinite(outputs["logits"]), outputs["logits"], 3.0)):
-        value, gradient = jax.value_and_grad(lambda x: make()({"logits": x}, batch))(logits)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x: make()({"logits": x}, batch)))(logits)
         assert np.isfinite(value) and np.isfinite(gradient).all()
         present = np.broadcast_to(KNOWN[np.asarray(batch["corpus"])][:, None, None], gradient.shape)
         assert (gradient[~present] == 0).all() and (gradient[present] != 0).all()
@@ -86,8 +91,8 @@ def test_a_sample_costs_the_same_whatever_lies_beside_it_in_the_batch():
     """M4oE pads logits to the largest class count of the batch; here the loss does not depend on it."""
     outputs, batch = _batch((0, 1))
     for f in (softmax_cross_entropy.make(), softmax_dice.make()):
-        alone = [f({"logits": outputs["logits"][i : i + 1]}, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(2)]
-        np.testing.assert_allclose(f(outputs, batch), np.mean(alone), rtol=1e-6)
+        alone = [run(f, {"logits": outputs["logits"][i : i + 1]}, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(2)]
+        np.testing.assert_allclose(run(f, outputs, batch), np.mean(alone), rtol=1e-6)
 
 
 def test_logits_with_an_explicit_background_give_the_same_loss():
@@ -95,9 +100,9 @@ def test_logits_with_an_explicit_background_give_the_same_loss():
     shift = jax.random.normal(jax.random.key(0), (2, *VOL, 1))
     explicit = {"logits": jnp.concatenate([shift, outputs["logits"] + shift], -1)}
     for f in (softmax_cross_entropy.make(), softmax_dice.make()):
-        np.testing.assert_allclose(f(explicit, batch), f(outputs, batch), rtol=1e-5)
+        np.testing.assert_allclose(run(f, explicit, batch), run(f, outputs, batch), rtol=1e-5)
     with pytest.raises(UsageError, match="channels"):
-        softmax_dice.make()({"logits": jnp.zeros((2, *VOL, 7))}, batch)
+        run(softmax_dice.make(), {"logits": jnp.zeros((2, *VOL, 7))}, batch)
 
 
 def test_ignored_voxels_count_for_nothing_or_as_m4oe_released_it():
@@ -105,8 +110,8 @@ def test_ignored_voxels_count_for_nothing_or_as_m4oe_released_it():
     weight = jnp.ones((2, *VOL)).at[:, :2].set(0)
     cut = ({"logits": outputs["logits"][:, 2:]}, batch | {"label": batch["label"][:, 2:]})
     for f in (softmax_cross_entropy.make(), softmax_cross_entropy.make("batch"), softmax_dice.make()):
-        np.testing.assert_allclose(f(outputs, batch | {"weight": weight}), f(*cut), rtol=1e-5)
-    released = softmax_dice.make(masked=False)(outputs, batch | {"weight": weight})
+        np.testing.assert_allclose(run(f, outputs, batch | {"weight": weight}), run(f, *cut), rtol=1e-5)
+    released = run(softmax_dice.make(masked=False), outputs, batch | {"weight": weight})
     scores = []
     for i, (p, hot) in enumerate(_oracle(outputs, batch)):
         w = np.asarray(weight[i])[..., None]

@@ -60,7 +60,7 @@ PROTOCOLS = {
         regions={"liver": (1, 2)},
     ),
     "ce": Protocol(
-        "Task03_PhantomCE", "ce", "nnunet", "MR", "T1 contrast-enhanced", T1_ENHANCED, "LPI", 0.0, (-84, 76),
+        "Task03_PhantomCE", "ce", "nnunet", "CE-MR", "T1 contrast-enhanced", T1_ENHANCED, "LPI", 0.0, (-84, 76),
         grids={"tiny": _TINY, "small": (40, 84, 112), "medium": (60, 150, 200)},
         labels={"kidney": (5, (*_RIGHT, *_LEFT)), "kidney tumour": (9, (T.KIDNEY_TUMOUR, T.KIDNEY_TUMOUR_LEFT))},
         regions={"kidney": (5, 9)},

@@ -1,7 +1,7 @@
 """`config.init`: parameters of a finished run (or an imported model) as the beginning of another one.
 
-In: the source's run folder or archive with its class names, and this run's label space and network. Out: the function that the loop calls
-on its fresh parameters; it prints the report and writes transfer.json into the run folder.
+In: the source's run folder with its class names, and this run's label space and network. Out: the function that the loop calls on its
+fresh parameters; it prints the report and writes transfer.json into the run folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import models, runfolder
+from medjax.experiment import adapt, runfolder
 from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint
@@ -30,8 +30,11 @@ def trilinear(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 RESIZERS: Mapping[str, Callable] = {"trilinear": trilinear}
 
 
-def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) -> Callable[[Any], Any] | None:
+def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, report: bool = True) -> Callable[[Any], Any] | None:
     """fresh parameters -> parameters begun from `fields["init"]["source"]`; None where no source is named.
+
+    Args:
+      report: print and write the account of what was taken.
 
     Raises: `UsageError` now for a source that is no run or names its classes otherwise than the config expects; the function raises what
     `medjax.train.transfer` raises.
@@ -40,8 +43,7 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) ->
     if not given["source"]:
         return None
     folder = Path(given["source"]).expanduser()
-    trained = models.read_model(folder)
-    source = trained.space
+    source = runfolder.read_space(folder)
     if workdir.resolve() == folder.resolve():
         raise UsageError("a run cannot begin from itself", path=folder, fix="give another --workdir, or leave config.init.source empty")
     wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted({v for v in given["classes"].values() if v} - set(source.classes))
@@ -49,24 +51,19 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path) ->
         raise UsageError(
             f"config.init.classes names unknown classes {wrong}", expected=f"here: {list(space.classes)}; source: {list(source.classes)}"
         )
-    heads = tuple((pattern, axis if _by_class(fields, trained.fields) else None) for pattern, axis in given["heads"])
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
+    here, there = adapt.channel_names((fields, space), (runfolder.read_config(folder), source))
 
     def borrow(fresh: Any) -> Any:
-        found = trained.params() if trained.archive else checkpoint.read_params(folder, given["checkpoint"])
-        params, report = transfer(
-            fresh, found, rename=given["rename"], heads=heads,
-            source_classes=source.classes, target_classes=space.classes, same_class=given["classes"], resize=given["resize"],
+        begun = adapt.rearranged(checkpoint.read_params(folder, given["checkpoint"]), fresh, folder, fields, space)
+        params, account = transfer(
+            fresh, begun, rename=given["rename"], heads=given["heads"],
+            source_classes=there, target_classes=here, same_class=given["classes"], resize=given["resize"],
             resizers=RESIZERS, input_channels=channels, widen=given["widen"], fresh=given["fresh"],
         )  # fmt: skip
-        if jax.process_index() == 0:
-            print(f"{report.text()}\n  source          {folder}", flush=True)
-            runfolder.write_json(workdir / TRANSFER, {"source": str(folder.resolve())} | report.to_json())
+        if report and jax.process_index() == 0:
+            print(f"{account.text()}\n  source          {folder}", flush=True)
+            runfolder.write_json(workdir / TRANSFER, {"source": str(folder.resolve())} | account.to_json())
         return params
 
     return borrow
-
-
-def _by_class(*configs: Mapping) -> bool:
-    """Whether the channels of all models' heads are the classes of their label space (heads by corpus have more, and other logits)."""
-    return all(fields["model"].get("head", "sigmoid") == "sigmoid" for fields in configs)

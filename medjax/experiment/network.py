@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.build import build, fill
+from medjax.data import turns
 from medjax.data.augment import Augmentation, augment
 from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
@@ -86,6 +87,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
     return build(
         "train.tasks",
         fields["task"],
+        **fields.get("task_options", {}),
         apply=network.apply,
         losses=losses,
         table=space.table,
@@ -95,6 +97,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         patch=network.patch,
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
+        activation=fields["infer"].get("activation", "sigmoid"),
     )
 
 
@@ -102,6 +105,17 @@ def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any) -> Callable |
     given = dict(fields["augment"])
     if not given.pop("on"):
         return None
+    kind = given.pop("kind", "nnunet")
+    if kind == "turns":
+        quarter = fill(turns.Turns, given, "config.augment")
+        return lambda key, image, label: turns.turns(key, image, label, patch, quarter)
+    if kind == "flips":
+        axes = tuple(given.pop("flip_axes", (len(patch) - 1,)))
+        if given:
+            raise UsageError(f"config.augment has no field {min(given)!r} for flips", expected="flip_axes")
+        return lambda key, image, label: turns.flips(key, image, label, patch, axes)
+    if kind != "nnunet":
+        raise UsageError(f"unknown augmentation {kind!r}", expected="nnunet, turns or flips")
     settings = fill(Augmentation, given, "config.augment")
     return lambda key, image, label: augment(key, image, label, patch, settings, mesh=mesh, batch_axes=AXES)
 
@@ -109,7 +123,8 @@ def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any) -> Callable |
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:
     """What the sampler cuts: enough around the patch for rotation and scaling, or the patch itself without augmentation."""
     patch = tuple(fields["train"]["patch"])
-    return tuple(enlarged_patch(patch)) if fields["augment"]["on"] else patch
+    given = fields["augment"]
+    return tuple(enlarged_patch(patch)) if given["on"] and given.get("kind", "nnunet") == "nnunet" else patch
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:

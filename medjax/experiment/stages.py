@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import sampler
-from medjax.data.fingerprint import check_classes, fingerprint, make_plan
+from medjax.data.fingerprint import fingerprint, make_plan
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, initial, network, planned, runfolder
+from medjax.experiment import corpora, initial, network, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
@@ -55,7 +55,6 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
 
     Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
     """
-    fields = planned.resolve(fields)
     data = corpora.open_data(fields["data"], workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_another_recipe(fields, data, workdir)
@@ -90,10 +89,10 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
 def recipe_fields(fields: Mapping) -> dict:
     """The part of a config that decides the weights; where files lie and how many threads read them does not."""
     ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
-    kept = ("seed", "model", "losses", "deep_weights", "task", "mask_padding", "augment", "optim")
+    kept = ("seed", "model", "losses", "deep_weights", "task", "task_options", "mask_padding", "augment", "optim")
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
-    return {k: fields[k] for k in kept} | {"init": begun, "sampler": ways, "train": trained}
+    return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
 
 
 def prepare_stage(run: Run) -> None:
@@ -102,17 +101,12 @@ def prepare_stage(run: Run) -> None:
 
     given = run.fields["data"]
     workers = given["workers"] or None
-    run.plan = planned.load(run.fields)
     prints = {}
-    for corpus in run.data.stores if run.plan is None else ():
+    for corpus in run.data.stores:
         cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
         prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
-        if not given.get("allow_absent"):
-            check_classes(corpus, prints[corpus.name])
-    if run.plan is None:
-        spacing = given["spacing_mm"] or given["spacing_rule"]
-        run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
-    run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
+    spacing = given["spacing_mm"] or given["spacing_rule"]
+    run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
     runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
@@ -205,6 +199,9 @@ def evaluate(run: Run) -> int:
     """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
     from medjax.experiment import scores
 
+    if not run.fields["evaluate"].get("on", True):
+        say("nothing to evaluate: this config only prepares weights for another one (config.evaluate.on)")
+        return EXIT_OK
     if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK

@@ -30,7 +30,7 @@ class Progress:
     Attributes:
       sums, count: scalars added up since the last line of the record.
       ema: class name -> moving average of its pseudo Dice, for classes seen so far.
-      best: the highest mean of `ema` so far.
+      best: the highest mean of `ema` so far. waited: validations since then.
       validated: step of the last complete validation.
     """
 
@@ -38,11 +38,18 @@ class Progress:
         self.class_names = list(class_names)
         stored = stored or {"sums": {}, "count": 0, "ema": {}, "best": None, "validated": 0}
         self.sums, self.count, self.ema = dict(stored["sums"]), stored["count"], dict(stored["ema"])
-        self.best, self.validated = stored["best"], stored["validated"]
+        self.best, self.validated, self.waited = stored["best"], stored["validated"], stored.get("waited", 0)
 
     def to_json(self) -> dict:
         """JSON-ready fields for the second argument of the constructor."""
-        return {"sums": dict(self.sums), "count": self.count, "ema": dict(self.ema), "best": self.best, "validated": self.validated}
+        return {
+            "sums": dict(self.sums),
+            "count": self.count,
+            "ema": dict(self.ema),
+            "best": self.best,
+            "validated": self.validated,
+            "waited": self.waited,
+        }
 
     def add(self, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one step."""
@@ -76,7 +83,7 @@ class Progress:
             return record, False
         mean = math.fsum(self.ema.values()) / len(self.ema)
         improved = self.best is None or mean > self.best
-        self.best = mean if improved else self.best
+        self.best, self.waited = (mean, 0) if improved else (self.best, self.waited + 1)
         return {"dice": math.fsum(now.values()) / len(now) if now else None, "dice_ema": mean} | record, improved
 
 

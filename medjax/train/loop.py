@@ -37,6 +37,7 @@ class Settings:
       steps: updates in all. seed: of the initial parameters and of every step's key.
       validate_every, validation_batches: steps between validations (0: never) and batches in each.
       checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: not by this clock); the end is always saved.
+      patience: validations without a better one after which training ends early (0: never).
       keep: newest checkpoints that stay, beside the best.
       log_every, print_seconds, tensorboard, picture: see `medjax.train.log.Log`.
     """
@@ -45,6 +46,7 @@ class Settings:
     seed: int = 0
     validate_every: int = 0
     validation_batches: int = 50
+    patience: int = 0
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 0.0
     keep: int = 2
@@ -55,7 +57,7 @@ class Settings:
 
     def __post_init__(self):
         wrong = {f: v for f in ("steps", "log_every", "keep") if (v := getattr(self, f)) < 1}
-        wrong |= {f: v for f in ("validate_every", "checkpoint_every", "checkpoint_minutes") if (v := getattr(self, f)) < 0}
+        wrong |= {f: v for f in ("validate_every", "patience", "checkpoint_every", "checkpoint_minutes") if (v := getattr(self, f)) < 0}
         if wrong or (self.validate_every and self.validation_batches < 1):
             raise UsageError("training settings out of range", found=wrong or {"validation_batches": self.validation_batches})
 
@@ -142,13 +144,17 @@ def fit(
                         counts = _evaluate(validate, state["params"], held_out, requests)
                     request = STOP if counts is None else request
                     improved = counts is not None and log.validated(step, counts)
-                if saved or request or improved:
+                ended = settings.patience and progress.waited >= settings.patience
+                if saved or request or improved or (ended and step > start):
                     facts = {"recipe": recipe, "progress": progress.to_json()}
                     checkpoints.save(step, state, facts, progress.best if improved else None)
                     requests.saved()
                 if request == STOP:
                     checkpoints.wait()
                     raise Preempted(f"stopped on request after step {step}, state saved", path=workdir, fix="start the same command again")
+                if ended:
+                    print(f"stopped after step {step}: {progress.waited} validations without a better one", flush=True)
+                    break
     return state
 
 

@@ -62,6 +62,7 @@ def make(
     trainable: Rules = ALL_TRUE,
     lr_scale: Rules = ALL_ONE,
     decay: Rules = ALL_ONE,
+    only: Rules = (),
 ) -> Optimizer:
     """Builds the optimizer; the defaults are nnU-Net's.
 
@@ -78,6 +79,7 @@ def make(
       trainable: (regex, bool); False freezes.
       lr_scale: (regex, factor of the learning rate).
       decay: (regex, bool or factor of `weight_decay`).
+      only: (regex, (axis, indices)): of these trained leaves just those slices move, e.g. one expert of a stack; others move as a whole.
 
     Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not cover the parameters.
     """
@@ -92,7 +94,8 @@ def make(
         core = [_amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps), add_decay]
     scale = _per_leaf(lambda g, _, factor: g * float(factor), lr_scale, "learning-rate rules")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    chain = optax.chain(*clip, *core, scale, optax.scale_by_learning_rate(rate))
+    part = [_per_leaf(lambda g, _, where: g if where is None else g * _slices(g, *where), (*only, (".*", None)), "slices")] if only else []
+    chain = optax.chain(*part, *clip, *core, scale, optax.scale_by_learning_rate(rate), *part)
 
     def trained(params: Any) -> Any:
         return jax.tree.map(bool, rule_lists.assign(params, trainable, "trainable rules"))
@@ -101,6 +104,8 @@ def make(
         return jax.tree.map(lambda on: "train" if on else "freeze", trained(params))
 
     def init(params: Any) -> Any:
+        if only:
+            rule_lists.assign(params, (*only, (".*", None)), "slices that are trained")
         for rules, what in ((decay, "weight decay rules"), (lr_scale, "learning-rate rules")):
             rule_lists.assign(params, rules, what)  # unmatched paths and unused rules show before training, on the whole tree
         return tx.init(params)
@@ -170,6 +175,12 @@ def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformat
         return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _slices(like: Any, axis: int, indices: Any) -> Any:
+    """1 at the given indices of an axis, else 0, broadcast against `like`."""
+    line = jnp.zeros(like.shape[axis], like.dtype).at[jnp.asarray(indices)].set(1)
+    return line.reshape([-1 if k == axis % like.ndim else 1 for k in range(like.ndim)])
 
 
 class _Amsgrad(NamedTuple):

@@ -8,8 +8,9 @@ Sockets are constructor arguments:
   mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp`
          by default. Mixtures of experts go here.
 A module with a true attribute `contextual` is called with (x, context) instead: that is how routing by corpus, modality or task gets in.
-Axis 0 is always the sample. A socket that makes side results (router loads) sows them.
-Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch") or Swin's code ("swin").
+An mlp with a true attribute `offers` returns (y, {name: array}): gate weights, router loads. Blocks and stages built with `offers=True`
+hand these on, as (x, {...}); otherwise they are dropped. Axis 0 is always the sample.
+Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +26,29 @@ from medjax.errors import ModelError
 from medjax.models.parts import window as geometry
 
 Context = Mapping[str, Array] | None
+Offered = Float[Array, "b *grid c"] | tuple[Float[Array, "b *grid c"], dict[str, Any]]
 
 
-def call(module: Callable, x: Float[Array, "..."], context: Context) -> Float[Array, "..."]:
-    """A socket's module applied to x, with the context if it asks for it."""
+def call(module: Callable, x: Float[Array, "..."], context: Context) -> Any:
+    """A socket's module applied to x, with the context if it asks for it: an array, or with what a module `offers` (see `split_offer`)."""
     return module(x, context) if getattr(module, "contextual", False) else module(x)
 
 
+def split_offer(module: Any, result: Any) -> tuple[Array, dict[str, Any]]:
+    """(y, what the module offers): of a module without `offers`, nothing."""
+    return result if getattr(module, "offers", False) else (result, {})
+
+
 def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
-    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin" normal 0.02 and zero.
+    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin" normal 0.02 and zero, "xavier" and zero.
 
     Swin's code truncates at +-2, which is 100 standard deviations: a plain normal.
     """
-    if kind == "swin":
-        return {"kernel_init": nn.initializers.normal(0.02), "bias_init": nn.initializers.zeros}
+    if kind in ("swin", "xavier"):
+        kernel_init = nn.initializers.normal(0.02) if kind == "swin" else nn.initializers.xavier_uniform()
+        return {"kernel_init": kernel_init, "bias_init": nn.initializers.zeros}
     if kind != "torch":
-        raise ModelError("unknown initial values", found=kind, expected="torch or swin", fix="use one of these words")
+        raise ModelError("unknown initial values", found=kind, expected="torch, swin or xavier", fix="use one of these words")
     bound = inputs**-0.5
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -155,6 +163,7 @@ class SwinBlock(nn.Module):
     Attributes:
       mlp_ratio: hidden width of the MLP over c.
       epsilon: of both LayerNorms.
+      offers: return (x, what the mlp offers) instead of x.
       Others: see `WindowAttention` and the module docstring.
     """
 
@@ -170,9 +179,10 @@ class SwinBlock(nn.Module):
     initial: str = "torch"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    offers: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Float[Array, "b *grid c"]:
+    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Offered:
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
 
@@ -183,7 +193,9 @@ class SwinBlock(nn.Module):
         attention = WindowAttention(self.heads, self.window, self.shift, self.bias_index, self.keep_shift, name="attn", **shared)
         mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
         x = x + branch(attention(norm("norm1")(x), context))
-        return x + branch(call(mlp, norm("norm2")(x), context))
+        y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context))
+        x = x + branch(y)
+        return (x, offered) if self.offers else x
 
 
 class SwinStage(nn.Module):
@@ -192,6 +204,7 @@ class SwinStage(nn.Module):
     Attributes:
       rates: drop-path rate of every block; their number is the depth.
       block: `SwinBlock`, or what rematerialises it.
+      offers: return (x, {"block0": what its mlp offers, ...}) instead of x.
       Others: see `SwinBlock`.
     """
 
@@ -207,14 +220,17 @@ class SwinStage(nn.Module):
     initial: str = "torch"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    offers: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Float[Array, "b *grid c"]:
-        shared = {n: getattr(self, n) for n in ("mlp_ratio", "bias_index", "keep_shift", "dense", "mlp", "initial", "epsilon", "dtype")}
+    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Offered:
+        names = ("mlp_ratio", "bias_index", "keep_shift", "dense", "mlp", "initial", "epsilon", "dtype", "offers")
+        shared, offered = {n: getattr(self, n) for n in names}, {}
         for i, rate in enumerate(self.rates):
             shift = tuple(w // 2 if i % 2 else 0 for w in self.window)
-            x = self.block(self.heads, self.window, shift, drop_path=rate, name=f"block{i}", **shared)(x, context, train)
-        return x
+            block = self.block(self.heads, self.window, shift, drop_path=rate, name=f"block{i}", **shared)
+            x, offered[f"block{i}"] = split_offer(self, block(x, context, train))
+        return (x, offered) if self.offers else x
 
 
 def drop_path_rates(highest: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:

@@ -53,7 +53,7 @@ class CorpusHeads(nn.Module):
     Attributes:
       classes: c of the label space.
       corpus_channels: per corpus, the classes it annotates.
-      heads: per corpus, the number of its head; corpora that share one annotate the same classes. None: one head per corpus.
+      heads: per corpus, the number of its head; a head that several share has the classes of all of them. None: one head per corpus.
       bias_init: of the classes' biases; the background's start at 0.
     """
 
@@ -94,26 +94,24 @@ class CorpusHeads(nn.Module):
 def columns(classes: int, corpus_channels: Sequence[Sequence[int]], heads: Sequence[int]) -> np.ndarray:
     """(corpora, 1 + classes) int32: the kernel's column of the background and of every class, -1 where a corpus does not annotate it.
 
-    Raises: `ModelError` unless every corpus has a head, heads are numbered from 0 without gaps, and corpora of one head agree.
+    A head that several corpora share has the columns of all their classes; each corpus still sees its own only.
+
+    Raises: `ModelError` unless every corpus has a head and usable channels, and heads are numbered from 0 without gaps.
     """
     if len(heads) != len(corpus_channels) or sorted(set(heads)) != list(range(max(heads, default=-1) + 1)) or not heads:
         expected = f"{len(corpus_channels)} numbers from 0 without gaps"
         raise ModelError("heads do not fit the corpora", found=tuple(heads), expected=expected, fix="give every corpus a head")
-    channels: dict[int, tuple[int, ...]] = {}
-    for corpus, (head, given) in enumerate(zip(heads, corpus_channels, strict=True)):
-        own = tuple(sorted(given))
-        if not own or own[0] < 0 or own[-1] >= classes or len(set(own)) != len(own):
-            raise ModelError(f"corpus {corpus} has no usable channels", found=own, expected=f"some of 0 to {classes - 1}")
-        if channels.setdefault(head, own) != own:
-            raise ModelError(
-                "corpora that share a head must annotate the same classes", found=f"corpus {corpus}: {own}", expected=channels[head],
-                fix="give this corpus a head of its own",
-            )  # fmt: skip
-    first = np.cumsum([0, *(1 + len(channels[h]) for h in range(len(channels)))])
+    members: dict[int, set[int]] = {}
+    for corpus, (head, own) in enumerate(zip(heads, corpus_channels, strict=True)):
+        if not own or min(own) < 0 or max(own) >= classes or len(set(own)) != len(own):
+            raise ModelError(f"corpus {corpus} has no usable channels", found=tuple(own), expected=f"some of 0 to {classes - 1}")
+        members.setdefault(head, set()).update(own)
+    channels = [sorted(members[head]) for head in range(len(members))]
+    first = np.cumsum([0, *(1 + len(own) for own in channels)])
     table = np.full((len(heads), 1 + classes), -1, np.int32)
-    for corpus, head in enumerate(heads):
+    for corpus, (head, own) in enumerate(zip(heads, corpus_channels, strict=True)):
         table[corpus, 0] = first[head]
-        table[corpus, 1 + np.array(channels[head])] = first[head] + 1 + np.arange(len(channels[head]))
+        table[corpus, 1 + np.array(own)] = first[head] + 1 + np.searchsorted(channels[head], own)
     return table
 
 
@@ -121,8 +119,8 @@ def numbered(share: str | Sequence[int], corpus_channels: Sequence[Sequence[int]
     """Head number of every corpus.
 
     Args:
-      share: "corpus" gives each its own; "channels" gives those one head that annotate the same classes (AMOS CT and AMOS MRI); or the
-        numbers themselves.
+      share: "corpus" gives each its own; "channels" gives those one head that annotate the same classes; or the numbers themselves (AMOS
+        CT and AMOS MRI, which lacks two classes, share one in M4oE).
     """
     if not isinstance(share, str):
         return tuple(share)

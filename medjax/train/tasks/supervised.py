@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from medjax.data.spatial import centre_crop
 from medjax.errors import UsageError
-from medjax.losses import deep, targets
+from medjax.losses import deep, exclusive, targets
 
 CONSUMED = ("image", "gain", "bias", "label", "case")  # what the task turns into network input and target; the rest is context
 
@@ -34,6 +34,7 @@ class Supervised:
     patch: tuple[int, ...]
     mask_padding: bool
     deep_weights: Any
+    activation: str
 
     def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
@@ -43,13 +44,14 @@ class Supervised:
         return value, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision logit > 0 (probability > 1/2) on the central patch.
+        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision (probability > 1/2, or the largest of a softmax) on the central patch.
 
         Only samples whose corpus annotates a class count for it, and only voxels that the loss would see.
         """
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
-        truth, found = targets.multi_hot(prepared["label"], prepared["table"]) > 0, logits > 0
+        truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
+        found = logits > 0 if self.activation == "sigmoid" else exclusive.decide(logits, prepared["table"])
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -99,6 +101,7 @@ def make(
     augment: Callable | None = None,
     mask_padding: bool = False,
     deep_weights: str | Sequence[float | int] = "halving",
+    activation: str = "sigmoid",
 ) -> Supervised:
     """Builds the task.
 
@@ -111,6 +114,7 @@ def make(
       augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken).
       mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
       deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
+      activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.exclusive`).
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -120,5 +124,5 @@ def make(
         raise UsageError("losses need unique names, and there must be one", found=names, fix="rename or add a loss")
     return Supervised(
         apply, losses, np.asarray(table, bool), np.asarray(known, bool), np.asarray(ignore_ids, np.int32),
-        augment, tuple(patch), bool(mask_padding), deep_weights or "halving",
+        augment, tuple(patch), bool(mask_padding), deep_weights or "halving", activation,
     )  # fmt: skip

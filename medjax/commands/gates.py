@@ -1,0 +1,23 @@
+"""`medjax gates`: which expert the gates of a trained mixture prefer, by modality, stage and block."""
+
+
+def add(verbs) -> None:
+    """Adds the verb's parser."""
+    p = verbs.add_parser("gates", help="mean gate weights of a mixture of experts: table and heat map")
+    p.add_argument("model", metavar="RUN", help="folder of a trained run, with its store")
+    p.add_argument("-o", "--out", help="where gates.json, gates.md and gates.png go; default RUN/gates")
+    p.add_argument("--batches", type=int, default=8, help="per corpus")
+    p.add_argument("--side", choices=("val", "train"), default="val", help="of the split")
+    p.set_defaults(run=_gates)
+
+
+def _gates(args) -> int:
+    from pathlib import Path
+
+    from medjax.experiment import gates
+
+    run = Path(args.model)
+    found = gates.measure(run, batches=args.batches, side=args.side)
+    gates.write(found, Path(args.out) if args.out else run / "gates")
+    print(found.markdown())
+    return 0

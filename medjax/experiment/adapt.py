@@ -1,0 +1,96 @@
+"""What a source run's parameters need before `train.transfer` can compare leaf with leaf: experts by modality name, heads by corpus name.
+
+In: the configs and label spaces of both runs and their parameters. Out: rearranged source parameters; names along the axes of heads.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.errors import UsageError
+from medjax.experiment import runfolder
+from medjax.labels import LabelSpace
+from medjax.models.parts import heads
+from medjax.train import checkpoint, experts
+
+
+def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, ...]:
+    """Names of the experts of a run's network: the first modality that is routed to each, "expert3" where there is none."""
+    modalities = space.modalities
+    expert_of = fields["model"].get("expert_of") or (range(len(modalities)) if count >= len(modalities) else ())
+    names = {}
+    for modality, expert in zip(modalities, expert_of, strict=True) if expert_of else ():
+        names.setdefault(expert, modality)
+    return tuple(names.get(e, f"expert{e}") for e in range(count))
+
+
+def rearranged(source: Any, fresh: Any, folder: Path, fields: Mapping, space: LabelSpace) -> Any:
+    """The source's parameters after `config.init`: `copy`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
+
+    Args:
+      source: parameters of the run in `folder`. fresh: of the target. fields, space: of the target.
+
+    Raises: `UsageError` for names that do not exist, or experts that nothing says where to take from.
+    """
+    given = fields["init"]
+    if given.get("copy"):
+        source = experts.copied(source, given["copy"])
+    if given.get("upcycle"):
+        source = experts.upcycled(source, fresh)
+    ours, theirs = experts.count(fresh), experts.count(source)
+    if not ours or not theirs:
+        return source
+    wanted = expert_names(fields, space, ours)
+    if given.get("upcycle"):
+        known = wanted
+    else:
+        known = expert_names(runfolder.read_config(folder), runfolder.read_space(folder), theirs)
+        source = experts.aligned(source, fresh, experts.origins(wanted, known, given.get("experts", {})), given.get("gate", "fresh"))
+    for name, other in given.get("experts_from", {}).items():
+        if name not in wanted:
+            raise UsageError(f"config.init.experts_from names the unknown expert {name!r}", expected=", ".join(wanted))
+        params, where = _other(Path(other).expanduser(), name)
+        source = experts.from_other(source, params, wanted.index(name), where)
+    return source
+
+
+def _other(folder: Path, name: str) -> tuple[Any, int]:
+    params = checkpoint.read_params(folder)
+    known = expert_names(runfolder.read_config(folder), runfolder.read_space(folder), experts.count(params))
+    if known and name not in known:
+        raise UsageError(f"this run has no expert for {name!r}", path=folder, found=", ".join(known))
+    return params, known.index(name) if known else 0
+
+
+def channel_names(ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names along the class axis of the heads of (this run, the source): like names are copied.
+
+    Those of the label space for sigmoid heads; for heads by corpus one name per column, "corpus/class" and "corpus/background", a head that
+    corpora share being named after one that both runs know.
+    """
+    if "corpus_softmax" not in (_kind(ours[0]), _kind(theirs[0])):
+        return ours[1].classes, theirs[1].classes
+    stores = {corpus.name for corpus in theirs[1].corpora} & {corpus.name for corpus in ours[1].corpora}
+    return _column_names(*ours, stores), _column_names(*theirs, stores)
+
+
+def _kind(fields: Mapping) -> str:
+    model = fields["model"]
+    return model.get("head", "corpus_softmax" if model["name"] == "swin_unet" else "sigmoid")
+
+
+def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple[str, ...]:
+    if _kind(fields) != "corpus_softmax":
+        return space.classes
+    channels = tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known)
+    numbers = heads.numbered(fields["model"].get("share_heads", "corpus"), channels)
+    table = heads.columns(len(space.classes), channels, numbers)
+    names = [""] * (int(table.max()) + 1)
+    order = sorted(range(len(numbers)), key=lambda k: space.corpora[k].name in common)  # a common corpus has the last word
+    for k in order:
+        for column, what in zip(table[k], ("background", *space.classes), strict=True):
+            if column >= 0:
+                names[column] = f"{space.corpora[k].name}/{what}"
+    return tuple(names)

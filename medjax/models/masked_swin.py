@@ -1,0 +1,126 @@
+"""Masked-image pre-training of Swin-Unet's encoder (Swin-MAE, Xu et al. 2022; M4oE's first phase): hidden tokens, pixels guessed.
+
+In: image (b, *vol, m), context["masked"] (b, *grid) bool, true where a token is hidden, and context["modality"] (b,) for experts by
+modality. Out:
+  pixels    (b, *grid, d) float32, the guessed pixels of every patch; d runs over (offsets in the patch, channel)
+  patches   (b, *grid, d) the true ones
+  masked    (b, *grid) what was hidden
+The encoder is `SwinUNet`'s, parameter by parameter (`encoder/...`); the decoder, without skips and experts, is thrown away afterwards.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from medjax.errors import ModelError
+from medjax.models.parts import moe
+from medjax.models.parts.attention import Context, linear_init
+from medjax.models.parts.patch import PatchExpanding, space_to_depth
+from medjax.models.parts.swin_tower import REMAT, SwinTower, check, check_grids, stages
+
+
+class MaskedSwin(nn.Module):
+    """Parameters: `encoder/...`, `mask_token` (w,), `expand0`, `up{k}/block{i}`, `expand{k}` (not the last), `dec_norm`, `pixels`.
+
+    Attributes:
+      encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
+      Others: see `make`.
+    """
+
+    encoder: SwinTower
+    up: tuple[Callable, ...]
+    window: tuple[int, ...]
+    in_channels: int
+    initial: str = "xavier"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
+        """See the module docstring."""
+        dims, patch = len(self.window), self.encoder.patch
+        if len(image.shape) != dims + 2 or image.shape[-1] != self.in_channels:
+            expected = f"(batch, {dims} sides, {self.in_channels} channels)"
+            raise ModelError("the image does not fit the network", found=image.shape, expected=expected, fix="set dims and in_channels")
+        check_grids(image.shape[1:-1], patch, len(self.encoder.stages), self.window)
+        token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.width,))
+        patches = space_to_depth(jnp.repeat(image, self.encoder.repeat, -1) if self.in_channels == 1 else image, patch)
+        masked = self._masked(context, patches.shape[:-1])
+        _, x, _ = self.encoder(image, context, train, (masked, token))
+        linear = linear_init(self.initial, 0)
+        shared = {"epsilon": self.epsilon, "dtype": self.dtype, "kernel_init": linear["kernel_init"]}
+        for k, stage in enumerate(self.up, 1):
+            x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k - 1}", **shared)(x)
+            x = stage(name=f"up{k}")(x, context, train)
+        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(x)
+        pixels = nn.Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
+        return {"pixels": pixels.astype(jnp.float32), "patches": patches.astype(jnp.float32), "masked": masked}
+
+    def _masked(self, context: Context, shape: tuple[int, ...]) -> Array:
+        if context is None or "masked" not in context:
+            if not self.is_initializing():
+                raise ModelError("nothing says which tokens are hidden", fix='call the network with context={"masked": ...}')
+            return jnp.zeros(shape, bool)
+        if context["masked"].shape != shape:
+            fix = "give one flag per token"
+            raise ModelError("the mask does not fit the token grid", found=context["masked"].shape, expected=shape, fix=fix)
+        return context["masked"]
+
+
+def make(
+    *,
+    in_channels: int = 1,
+    modalities: int = 1,
+    width: int = 96,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int = 7,
+    patch_size: int = 4,
+    dims: int = 2,
+    mlp_ratio: float | int = 4.0,
+    experts_in: str = "encoder",
+    experts: int | None = None,
+    expert_of: Sequence[int] | None = None,
+    dispatch: str = "auto",
+    drop_path: float | int = 0.1,
+    keep_shift: bool = False,
+    epsilon: float = 1e-5,
+    initial: str = "xavier",
+    dtype: str = "float32",
+    remat: str = "none",
+) -> MaskedSwin:
+    """Builds the network; the arguments it shares with `swin_unet.make` mean the same and must be the same for its weights to fit.
+
+    Args:
+      experts_in: "encoder" (every modality trains its own experts, and all of them the rest) or "none" (plain Swin-MAE).
+      keep_shift, epsilon: true and 1e-6 in Swin-MAE; left as in Swin-Unet so that the encoder's features are the same in both phases.
+      initial: of the linear maps, "xavier" or "swin".
+
+    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
+    """
+    count = experts if experts is not None else modalities
+    fitting = len(heads) == len(depths) and all(width * 2**i % h == 0 for i, h in enumerate(heads))
+    enough = (len(expert_of) if expert_of else count) >= modalities
+    check(
+        "the masked-image network",
+        [
+            ("dims", dims, dims in (2, 3), "2 or 3"),
+            ("depths", depths, len(depths) > 1 and min(depths) > 0, "two or more positive numbers"),
+            ("heads", heads, fitting, f"one per stage, divisors of {width} x (1, 2, 4, ...)"),
+            ("experts_in", experts_in, experts_in in ("none", "encoder"), "none or encoder"),
+            ("experts", count, experts_in == "none" or enough, f"one for each of {modalities} modalities"),
+            ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
+        ],
+    )
+    precision, windows = jnp.dtype(dtype), (window,) * dims
+    chosen = tuple(expert_of) if expert_of is not None else None
+    mixed = moe.socket("hard" if experts_in == "encoder" else "dense", count, expert_of=chosen, dispatch=dispatch)
+    shared = {"mlp_ratio": mlp_ratio, "keep_shift": keep_shift, "initial": initial, "epsilon": epsilon, "dtype": precision, "remat": remat}
+    down = stages(heads, depths, windows, drop_path, mlp=mixed, **shared)
+    up = stages(heads, depths, windows, drop_path, **shared)[-2::-1]
+    tower = SwinTower(width, (patch_size,) * dims, down, initial=initial, epsilon=epsilon, dtype=precision)
+    return MaskedSwin(tower, up, windows, in_channels, initial, epsilon, precision)

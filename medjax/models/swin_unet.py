@@ -1,0 +1,179 @@
+"""Swin-Unet: Swin blocks down and up, with skips (Cao et al., arXiv 2105.05537); with experts in its blocks M4oE (Jiang and Shen, 2024).
+
+In: image (b, *vol, m), and context["corpus"] (b,) for heads by corpus, context["modality"] (b,) for hard routing. Out:
+  logits    (b, *vol, classes) float32; with heads by corpus relative to the background's and -inf for absent classes
+  features  {"stage0".."stage3"} tokens after each encoder stage and the merging behind it
+  gates     {"encoder/stage0/block0": weights (b, *grid, experts), ...} where blocks have a soft mixture
+Experts sit in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither: the seven rows of M4oE's Table 4.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from medjax.errors import ModelError
+from medjax.models.parts import heads as head_parts
+from medjax.models.parts import moe
+from medjax.models.parts.attention import Context, call, linear_init
+from medjax.models.parts.patch import PatchExpanding
+from medjax.models.parts.swin_tower import REMAT, SwinTower, check, check_grids, stages
+
+PLACES = ("none", "encoder", "decoder", "both")
+
+
+class SwinUNet(nn.Module):
+    """Parameters: `encoder/...` (`SwinTower`), `enc_norm`; `expand0`, and for k = 1, 2, 3 `skip{k}`, `up{k}/block{i}`, `expand{k}` (not the
+    last); `dec_norm`, `final`, `head`. k counts from the deepest decoder stage, so `up{k}` has the width of `encoder/stage{3-k}`.
+
+    Attributes:
+      classes: channels of the logits.
+      encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
+      head: constructor, see `parts.heads`.
+      Others: see `make`.
+    """
+
+    classes: int
+    encoder: SwinTower
+    up: tuple[Callable, ...]
+    head: Callable
+    window: tuple[int, ...]
+    in_channels: int
+    initial: str = "swin"
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
+        """See the module docstring."""
+        self._check_image(image.shape)
+        entering, x, inside = self.encoder(image, context, train)
+        features = {f"stage{s}": y for s, y in enumerate([*entering[1:], x])}
+        y, outside = self._decode(x, entering, context, train)
+        width = self.encoder.width
+        head = self.head(self.classes, use_bias=False, dtype=self.dtype, name="head", **_kernel_only("torch", width))
+        outputs = {"logits": call(head, y, context), "features": features}
+        gates = {
+            f"{side}/{stage}/{block}": offered["gate"]
+            for side, stages in (("encoder", inside), ("decoder", outside))
+            for stage, blocks in stages.items()
+            for block, offered in blocks.items()
+            if "gate" in offered
+        }
+        return outputs | {"gates": gates} if gates else outputs
+
+    def _decode(self, x: Array, entering: Sequence[Array], context: Context, train: bool) -> tuple[Array, dict]:
+        """Features (b, *vol, w) before the head, and what the decoder's gates decided."""
+        dims, levels, offered = x.ndim - 2, len(self.up), {}
+        shared = {"epsilon": self.epsilon, "dtype": self.dtype, "kernel_init": linear_init(self.initial, 0)["kernel_init"]}
+
+        def norm(name: str) -> nn.Module:
+            return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
+
+        x = norm("enc_norm")(x)
+        x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name="expand0", **shared)(x)
+        for k, stage in enumerate(self.up, 1):
+            skip = entering[levels - k]
+            dense = nn.Dense(x.shape[-1], dtype=self.dtype, name=f"skip{k}", **linear_init(self.initial, 2 * x.shape[-1]))
+            x = dense(jnp.concatenate([x, skip], -1))
+            x, offered[f"up{k}"] = stage(name=f"up{k}", offers=True)(x, context, train)
+            if k < levels:
+                x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k}", **shared)(x)
+        x = norm("dec_norm")(x)
+        return PatchExpanding(x.shape[-1], self.encoder.patch, name="final", **shared)(x), offered
+
+    def _check_image(self, shape: tuple[int, ...]) -> None:
+        dims = len(self.window)
+        if len(shape) != dims + 2 or shape[-1] != self.in_channels:
+            expected = f"(batch, {dims} sides, {self.in_channels} channels)"
+            raise ModelError("the image does not fit the network", found=shape, expected=expected, fix="set dims and in_channels")
+        check_grids(shape[1:-1], self.encoder.patch, len(self.encoder.stages), self.window)
+
+
+def _kernel_only(kind: str, inputs: int) -> Mapping[str, Callable]:
+    return {"kernel_init": linear_init(kind, inputs)["kernel_init"]}
+
+
+def make(
+    classes: int,
+    *,
+    in_channels: int = 1,
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    modalities: int = 1,
+    width: int = 96,
+    depths: Sequence[int] = (2, 2, 2, 2),
+    heads: Sequence[int] = (3, 6, 12, 24),
+    window: int = 7,
+    patch_size: int = 4,
+    dims: int = 2,
+    mlp_ratio: float | int = 4.0,
+    experts_in: str = "none",
+    routing: str = "gate",
+    gate_scope: str = "token",
+    experts: int | None = None,
+    expert_of: Sequence[int] | None = None,
+    dispatch: str = "auto",
+    head: str = "corpus_softmax",
+    share_heads: str | Sequence[int] = "corpus",
+    drop_path: float | int = 0.2,
+    keep_shift: bool = False,
+    epsilon: float = 1e-5,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> SwinUNet:
+    """Builds the network; the defaults are Swin-Unet's at 224 x 224.
+
+    Args:
+      classes, in_channels: of the label space and the image; a one-channel image is repeated to three.
+      corpus_channels: per corpus, the classes it annotates (for head "corpus_softmax").
+      modalities: how many the label space knows: the number of experts unless `experts` says otherwise.
+      width, depths, heads: tokens of the first stage; blocks and attention heads of each encoder stage. Decoder stages repeat those of
+        equal width.
+      window, patch_size: tokens per window and voxels per token, per axis.
+      dims: 2 or 3 axes.
+      experts_in: blocks whose MLP becomes a mixture: one of `PLACES`.
+      routing: "gate" (soft mixture, one weight per expert), "channel_gate" (M4oE's released gate), "hard" (by modality).
+      gate_scope: "token" or "image".
+      experts, expert_of, dispatch: see `parts.moe`.
+      head, share_heads: "corpus_softmax" or "sigmoid"; which corpora share a head (`parts.heads.numbered`).
+      drop_path: highest rate; needs the rng "dropout" in training.
+      keep_shift, epsilon: Swin-MAE shifts the windows of the deepest stage too and has LayerNorm epsilon 1e-6.
+      dtype: of the computation, "float32" or "bfloat16". remat: "none" or "block" (recomputed in the backward pass).
+
+    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
+    """
+    count = experts if experts is not None else modalities
+    fitting = len(heads) == len(depths) and all(width * 2**i % h == 0 for i, h in enumerate(heads))
+    check(
+        "Swin-Unet",
+        [
+            ("dims", dims, dims in (2, 3), "2 or 3"),
+            ("depths", depths, len(depths) > 1 and min(depths) > 0, "two or more positive numbers"),
+            ("heads", heads, fitting, f"one per stage, divisors of {width} x (1, 2, 4, ...)"),
+            ("experts_in", experts_in, experts_in in PLACES, " or ".join(PLACES)),
+            ("routing", routing, routing in moe.ROUTINGS[1:], " or ".join(moe.ROUTINGS[1:])),
+            ("gate_scope", gate_scope, gate_scope in moe.SCOPES, " or ".join(moe.SCOPES)),
+            ("experts", count, count > 0, "at least 1"),
+            ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
+        ],
+    )
+    precision, windows = jnp.dtype(dtype), (window,) * dims
+    chosen = tuple(expert_of) if expert_of is not None else None
+    if routing == "hard" and experts_in != "none" and (len(chosen) if chosen else count) < modalities:
+        raise ModelError(
+            "a modality has no expert", found=f"{count} experts, {modalities} modalities", fix="raise experts or set expert_of"
+        )
+    mixed = moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch)
+    shared = {"mlp_ratio": mlp_ratio, "keep_shift": keep_shift, "initial": "swin", "epsilon": epsilon, "dtype": precision, "remat": remat}
+    down, up = (
+        stages(heads, depths, windows, drop_path, mlp=mixed if experts_in in (place, "both") else moe.socket("dense"), **shared)
+        for place in ("encoder", "decoder")
+    )
+    tower = SwinTower(width, (patch_size,) * dims, down, epsilon=epsilon, dtype=precision)
+    channels = corpus_channels if head == "corpus_softmax" else None
+    return SwinUNet(
+        classes, tower, up[-2::-1], head_parts.socket(head, channels, share_heads), windows, in_channels, epsilon=epsilon, dtype=precision
+    )

@@ -1,0 +1,176 @@
+"""Experts from elsewhere: a source's parameters rearranged so that `train.transfer` finds every expert under its own modality.
+
+In: the source's parameters, the target's fresh ones, and the names of the experts on both sides. Out: source parameters with the expert
+axis of the target. Experts are the stacked leaves `.../mlp/{w1,b1,w2,b2}` (axis 0) and the columns of
+`.../mlp/gate/{kernel,bias}` (last axis), see `models.parts.moe`. Leaves of other names pass through.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medjax.errors import TrainError, UsageError
+from medjax.train import rules as rule_lists
+
+EXPERT = re.compile(r"(.*/mlp)/(w1|b1|w2|b2)$")
+GATE = re.compile(r"(.*/mlp)/gate/(kernel|bias)$")
+DENSE = {"w1": "fc1/kernel", "b1": "fc1/bias", "w2": "fc2/kernel", "b2": "fc2/bias"}
+GATES = ("split", "closed", "fresh")
+CLOSED = -12.0  # added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as small
+
+Flat = dict[str, Any]
+
+
+def flat(params: Any) -> Flat:
+    """Path -> leaf."""
+    import jax
+
+    return dict(zip(rule_lists.paths(params), jax.tree.leaves(params), strict=True))
+
+
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """The inverse of `flat` for nested dictionaries."""
+    tree: dict = {}
+    for name, value in leaves.items():
+        *outer, last = name.split("/")
+        node = tree
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def count(params: Any) -> int:
+    """Number of experts of a tree (the same in every block), 0 without any."""
+    numbers = {leaf.shape[0] for name, leaf in flat(params).items() if EXPERT.match(name) and name.endswith("/w1")}
+    if len(numbers) > 1:
+        raise TrainError("blocks have different numbers of experts", found=sorted(numbers))
+    return numbers.pop() if numbers else 0
+
+
+def origins(wanted: Sequence[str], known: Sequence[str], same: Mapping[str, str]) -> tuple[int | None, ...]:
+    """For every wanted expert the source's expert it begins from, None for a fresh one.
+
+    Args:
+      same: expert here -> expert of the source, where the names differ; "" begins fresh.
+
+    Raises: `UsageError` for an expert that the source lacks and `same` does not mention, and for names nobody has.
+    """
+    unknown = sorted(set(same) - set(wanted)) + sorted({v for v in same.values() if v} - set(known))
+    if unknown:
+        raise UsageError(f"config.init.experts names unknown experts {unknown}", expected=f"here: {list(wanted)}; source: {list(known)}")
+    named = [same.get(name, name) for name in wanted]
+    if missing := [name for name, origin in zip(wanted, named, strict=True) if origin and origin not in known]:
+        raise UsageError(
+            f"the source has no expert for {missing}", found=list(known), expected=list(wanted),
+            fix=f'say where it begins: config.init.experts = {{"{missing[0]}": "{known[0] if known else ""}"}}, or "" for a fresh one',
+        )  # fmt: skip
+    return tuple(list(known).index(name) if name else None for name in named)
+
+
+def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "fresh") -> dict:
+    """The source with the experts of `begin`, fresh ones taken from the target's own initial values.
+
+    Args:
+      source, fresh: parameter trees; `fresh` may lack what the source has and the other way round.
+      begin: see `origins`.
+      gate: columns of experts that are fresh or a further copy of another's: "fresh" takes the target's initial values, "closed" adds
+        `CLOSED` to the bias so that the others' outputs stay, "split" shares the column among the copies of one expert, which leaves the
+        function exactly as it was.
+
+    Raises: `UsageError` for an unknown word, or "split" where an expert is not a copy.
+    """
+    if gate not in GATES:
+        raise UsageError(f"unknown rule {gate!r} for gate columns", expected=", ".join(GATES))
+    if gate == "split" and None in begin:
+        raise UsageError("a fresh expert has no gate column to share", found='gate "split"', fix='copy an expert, or take gate "closed"')
+    new, out = flat(fresh), {}
+    for name, leaf in flat(source).items():
+        out[name] = leaf
+        if EXPERT.match(name):
+            out[name] = _rows(np.asarray(leaf), new.get(name), begin)
+        elif (match := GATE.match(name)) and f"{match[1]}/w1" in flat_names(source) and leaf.shape[-1] == _experts(source, match[1]):
+            out[name] = _columns(np.asarray(leaf), new.get(name), begin, gate, bias=match[2] == "bias")
+    return nested(out)
+
+
+def flat_names(params: Any) -> set[str]:
+    """All paths of a tree."""
+    return set(rule_lists.paths(params))
+
+
+def _experts(params: Any, mlp: str) -> int:
+    return flat(params)[f"{mlp}/w1"].shape[0]
+
+
+def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> np.ndarray:
+    fits = new is not None and new.shape == (len(begin), *leaf.shape[1:])
+    if None in begin and not fits:
+        return leaf  # transfer says what does not fit
+    return np.stack([np.asarray(new[e]) if origin is None else leaf[origin] for e, origin in enumerate(begin)])
+
+
+def _columns(leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str, bias: bool) -> np.ndarray:
+    first = {origin: begin.index(origin) for origin in begin if origin is not None}
+    found = []
+    for e, origin in enumerate(begin):
+        own = origin is not None and (first[origin] == e or gate == "split")
+        if not own and (new is None or new.shape[-1] != len(begin)):
+            return leaf
+        column = leaf[..., origin] if own else np.asarray(new[..., e])
+        if bias and gate == "split":
+            column = column - np.log(begin.count(origin))
+        if bias and gate == "closed" and not own:
+            column = column + CLOSED
+        found.append(column)
+    return np.stack(found, -1).astype(leaf.dtype)
+
+
+def upcycled(source: Any, fresh: Any) -> dict:
+    """The source with the MLP of every block copied to all experts that the target has there."""
+    given, out = flat(source), flat(source)
+    for name, leaf in flat(fresh).items():
+        if match := EXPERT.match(name):
+            dense = f"{match[1]}/{DENSE[match[2]]}"
+            if name not in given and dense in given:
+                out[name] = np.repeat(np.asarray(given[dense])[None], leaf.shape[0], 0)
+                out.pop(dense, None)
+    return nested(out)
+
+
+def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
+    """The source with one expert of another tree (its `origin`th, or its plain MLP) in place of its own `expert`th, wherever it has one.
+
+    Raises: `TrainError` if the other tree has no MLP for any block with experts.
+    """
+    given, out, taken = flat(other), flat(source), 0
+    for name, leaf in list(out.items()):
+        if match := EXPERT.match(name):
+            dense = f"{match[1]}/{DENSE[match[2]]}"
+            row = given[name][origin] if name in given else given.get(dense)
+            if row is not None:
+                taken += 1
+                out[name] = np.concatenate([leaf[:expert], np.asarray(row)[None], leaf[expert + 1 :]])
+    if not taken:
+        raise TrainError("the other run has no MLP for any block with experts", fix="pre-train the same architecture")
+    return nested(out)
+
+
+def copied(source: Any, rules: rule_lists.Rules) -> dict:
+    """The source with leaves offered under a second path as well.
+
+    Args:
+      rules: (regex, replacement) over paths, e.g. (r"^encoder/stage2/block", "up1/block"): Swin-Unet's decoder begins as its encoder.
+
+    Raises: `UsageError` for a rule that matches nothing or a path that exists.
+    """
+    given = flat(source)
+    out = dict(given)
+    for pattern, replacement in rules:
+        hits = {re.sub(pattern, replacement, name): leaf for name, leaf in given.items() if re.search(pattern, name)}
+        if not hits:
+            raise UsageError(f"config.init.copy: nothing matches {pattern!r}", found=sorted(given)[:6], fix="mend or remove the rule")
+        out = {k: v for k, v in out.items() if k not in hits} | hits  # what pre-training threw away gives way
+    return nested(out)

@@ -1,0 +1,93 @@
+"""The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels are not looked at.
+
+Flows in: the sampler's batch on the device, as for `train.tasks.supervised`. Flows out: the loss over the hidden patches. The network gets
+context["masked"] (b, *grid), true where a token is hidden, beside corpus and modality. Source: Swin-MAE (Xu et al. 2022): whole blocks of
+tokens are hidden, the same share in every sample, every sample with its own choice.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from medjax.errors import UsageError
+from medjax.train.tasks import supervised
+
+
+def block_mask(key: Array, samples: int, grid: tuple[int, ...], block: int, ratio: float) -> Bool[Array, "b *grid"]:
+    """True on randomly chosen blocks of `block` tokens per axis: the same number, at least `ratio` of them, in every sample.
+
+    Raises: `UsageError` if blocks do not fill the grid, or if none or all of them would be hidden.
+    """
+    if any(g % block for g in grid):
+        raise UsageError("blocks do not fill the token grid", found=grid, expected=f"multiples of {block}", fix="change task_options.block")
+    blocks = tuple(g // block for g in grid)
+    count = math.prod(blocks)
+    kept = int(count * (1 - ratio))
+    if not 0 < kept < count:
+        raise UsageError("nothing to guess, or to guess from", found=f"ratio {ratio} of {count} blocks", fix="change task_options.ratio")
+    place = jnp.argsort(jnp.argsort(jax.random.uniform(key, (samples, count)), -1), -1)
+    mask = (place >= kept).reshape(samples, *blocks)
+    for axis in range(1, mask.ndim):
+        mask = jnp.repeat(mask, block, axis)
+    return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedImage:
+    """See `make`."""
+
+    batches: supervised.Supervised
+    grid: tuple[int, ...]
+    block: int
+    ratio: float
+
+    def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
+        """The loss of one batch, and each loss as "loss/<name>" (before its weight)."""
+        prepared = self.batches.prepare(batch, key)
+        masked = block_mask(jax.random.fold_in(key, 2), prepared["image"].shape[0], self.grid, self.block, self.ratio)
+        context = self.batches.context(batch) | {"masked": masked}
+        outputs = self.batches.apply(params, prepared["image"], context, True, jax.random.fold_in(key, 1))
+        parts = {name: f(outputs, prepared) for name, _, f in self.batches.losses}
+        total = sum((weight * parts[name] for name, weight, _ in self.batches.losses), start=jnp.zeros(()))
+        return total, {f"loss/{name}": part for name, part in parts.items()}
+
+    def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """Raises `UsageError`: guessed pixels have no voxel counts."""
+        raise UsageError("a masked-image run has no voxel counts to validate on", fix="set train.validate_every to 0")
+
+
+def make(
+    apply: Callable,
+    losses: Sequence[tuple],
+    *,
+    patch: Sequence[int],
+    ratio: float = 0.75,
+    block: int = 4,
+    patch_size: int = 4,
+    **batches: Any,
+) -> MaskedImage:
+    """Builds the task.
+
+    Args:
+      apply: (params, image, context, train, key) -> outputs with what the losses read.
+      losses: (name, weight, f(outputs, batch) -> scalar) entries.
+      patch: spatial shape of the images.
+      ratio: share of hidden blocks.
+      block: tokens per block and axis.
+      patch_size: voxels per token and axis, as the network has it.
+      batches: the other arguments of `supervised.make` (label space, augmentation): batches are prepared the same way.
+
+    Raises: `UsageError` for a patch that tokens or blocks do not fill.
+    """
+    if any(side % patch_size for side in patch):
+        raise UsageError(
+            "tokens do not fill the patch", found=tuple(patch), expected=f"multiples of {patch_size}", fix="change train.patch"
+        )
+    grid = tuple(side // patch_size for side in patch)
+    jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
+    return MaskedImage(supervised.make(apply, losses, patch=patch, **batches), grid, block, float(ratio))

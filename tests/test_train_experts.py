@@ -1,0 +1,99 @@
+"""Experts under another order, number or origin: what is copied where, and which gate columns leave the function as it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import TrainError, UsageError
+from medjax.models.parts import moe
+from medjax.train import experts
+
+WIDTH, HIDDEN = 4, 6
+
+
+def _layer(count, seed=0):
+    shapes = jax.eval_shape(moe.MixtureOfExperts(HIDDEN, count, "gate").init, jax.random.key(0), jnp.zeros((1, 2, WIDTH)))["params"]
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return {"stage0": {"block0": {"mlp": params}}, "norm": np.ones(3)}
+
+
+def _run(count, tree, x):
+    net = moe.MixtureOfExperts(HIDDEN, count, "gate")
+    return jax.jit(lambda p, x: net.apply({"params": p}, x))(tree["stage0"]["block0"]["mlp"], x)
+
+
+def test_experts_are_found_by_name_and_the_gate_follows():
+    old, new = _layer(3), _layer(3, seed=1)
+    begin = experts.origins(("MR", "CT", "PET"), ("CT", "MR", "US"), {"PET": ""})
+    assert begin == (1, 0, None)
+    out = experts.flat(experts.aligned(old, new, begin))
+    a, b = experts.flat(old), experts.flat(new)
+    for leaf in ("w1", "b1", "w2", "b2"):
+        name = f"stage0/block0/mlp/{leaf}"
+        np.testing.assert_array_equal(out[name], np.stack([a[name][1], a[name][0], b[name][2]]))
+    for leaf in ("kernel", "bias"):
+        name = f"stage0/block0/mlp/gate/{leaf}"
+        np.testing.assert_array_equal(out[name], np.stack([a[name][..., 1], a[name][..., 0], b[name][..., 2]], -1))
+    np.testing.assert_array_equal(out["norm"], old["norm"])
+    assert experts.count(old) == 3 and experts.count({"norm": np.ones(2)}) == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "gate", "atol"), [((0, 1, 1), "split", 1e-6), ((0, 1, 0), "split", 1e-6), ((0, 1, None), "closed", 1e-4)]
+)
+def test_a_split_or_closed_column_leaves_the_function_as_it_was(begin, gate, atol):
+    old, new = _layer(2), _layer(3, seed=1)
+    x = np.random.default_rng(3).normal(size=(2, 5, WIDTH)).astype(np.float32)
+    before = _run(2, old, x)
+    np.testing.assert_allclose(_run(3, experts.aligned(old, new, begin, gate), x), before, atol=atol)
+    assert np.abs(_run(3, experts.aligned(old, new, (0, 1, None), "fresh"), x) - before).max() > 100 * atol  # so the rule matters
+
+
+def test_a_plain_mlp_becomes_every_expert_and_a_pretrained_one_takes_its_place():
+    new = _layer(2, seed=1)
+    x = np.random.default_rng(3).normal(size=(2, 5, WIDTH)).astype(np.float32)
+    dense = {
+        "fc1": {"kernel": np.ones((WIDTH, HIDDEN)), "bias": np.arange(HIDDEN)},
+        "fc2": {"kernel": np.ones((HIDDEN, WIDTH)), "bias": np.ones(WIDTH)},
+    }
+    source = {"stage0": {"block0": {"mlp": dense}}}
+    out = experts.flat(experts.upcycled(source, new))
+    assert set(out) == {f"stage0/block0/mlp/{leaf}" for leaf in ("w1", "b1", "w2", "b2")}
+    np.testing.assert_array_equal(out["stage0/block0/mlp/b1"], np.stack([np.arange(HIDDEN)] * 2))
+    placed = experts.flat(experts.from_other(new, source, 1, 0))
+    np.testing.assert_array_equal(placed["stage0/block0/mlp/w1"][1], np.ones((WIDTH, HIDDEN)))
+    np.testing.assert_array_equal(placed["stage0/block0/mlp/w1"][0], new["stage0"]["block0"]["mlp"]["w1"][0])
+    with pytest.raises(TrainError, match="no MLP"):
+        experts.from_other(new, {"norm": np.ones(3)}, 0, 0)
+    assert _run(2, experts.aligned(new, new, (0, 1)), x).shape == x.shape
+
+
+def test_the_encoder_can_be_offered_to_the_decoder():
+    source = {"encoder": {"stage2": {"block0": {"k": np.ones(2)}}}, "up1": {"block0": {"k": np.zeros(2)}}}
+    out = experts.flat(experts.copied(source, ((r"^encoder/stage2/block", "up1/block"),)))
+    assert set(out) == {"encoder/stage2/block0/k", "up1/block0/k"} and (out["up1/block0/k"] == 1).all()
+    with pytest.raises(UsageError, match="nothing matches"):
+        experts.copied(source, (("^encodr", "up1"),))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "same", "message"),
+    [
+        (("CT", "MR"), ("MR",), {}, "no expert for"),
+        (("CT",), ("CT",), {"PET": "CT"}, "PET"),
+        (("CT",), ("CT",), {"CT": "MRI"}, "MRI"),
+    ],
+)
+def test_experts_that_nothing_accounts_for_are_errors(wanted, known, same, message):
+    with pytest.raises(UsageError, match=message):
+        experts.origins(wanted, known, same)
+
+
+def test_a_fresh_expert_has_no_column_to_share():
+    old, new = _layer(2), _layer(3, seed=1)
+    with pytest.raises(UsageError, match="no gate column"):
+        experts.aligned(old, new, (0, 1, None), "split")
+    with pytest.raises(UsageError, match="split"):
+        experts.aligned(old, new, (0, 1, None), "splt")
