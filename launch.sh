@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One script for a fresh machine: ./launch.sh demo | test | parity | train CONFIG [flags] | run COMMAND...
+# One script for a fresh machine: ./launch.sh demo | test | parity | train | local | slurm | tpu | run (help lists them).
 # Makes its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -33,8 +33,40 @@ usage() {
 ./launch.sh test [PYTEST ARGS]     run the tests
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
+./launch.sh local N CONFIG [FLAGS] the same training in N processes on this machine
+./launch.sh slurm CONFIG [FLAGS]   inside a SLURM allocation: one task per node (or as SLURM_NTASKS says), all GPUs of the node each;
+                                   with sbatch: sbatch -N 4 --gpus-per-node=8 --wrap "./launch.sh slurm CONFIG --workdir=/shared/RUN"
+./launch.sh tpu NAME ZONE CONFIG [FLAGS]  on every worker of a TPU pod slice that has this checkout at the same place (needs gcloud)
 ./launch.sh run COMMAND ...        any command inside the environment
+Several processes share one --workdir (a folder all of them see); a run goes on when the same command is given again. docs/scaling.md
 TEXT
+}
+
+# processes N COMMAND...: N numbered copies that meet on this machine. A copy that fails ends the others; so does an interruption.
+processes() {
+  local count="$1" port index code=0 status
+  shift
+  port="${MEDJAX_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
+  pids=()
+  for ((index = 0; index < count; index++)); do
+    MEDJAX_COORDINATOR="127.0.0.1:$port" MEDJAX_PROCESSES="$count" MEDJAX_PROCESS="$index" "$@" &
+    pids+=($!)
+  done
+  trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+  while [ ${#pids[@]} -gt 0 ]; do
+    sleep 0.2 || true
+    local running=()
+    for index in "${pids[@]}"; do
+      if kill -0 "$index" 2>/dev/null; then running+=("$index"); continue; fi
+      status=0
+      wait "$index" || status=$?
+      [ "$status" -eq 0 ] || code="$status"
+    done
+    pids=(${running[@]+"${running[@]}"})
+    # 75: told to stop, and the others with it
+    if [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ ${#pids[@]} -gt 0 ]; then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
+  done
+  return "$code"
 }
 
 command="${1:-help}"
@@ -57,6 +89,30 @@ case "$command" in
     environment ""
     config="$1"; shift
     python -m medjax.main --config="$config" "$@"
+    ;;
+  local)
+    [ $# -gt 1 ] || { usage >&2; exit 2; }
+    environment ""
+    count="$1" config="$2"
+    shift 2
+    processes "$count" python -m medjax.main --config="$config" "$@"
+    ;;
+  slurm)
+    [ $# -gt 0 ] || { usage >&2; exit 2; }
+    [ -n "${SLURM_JOB_ID:-}" ] || { echo "launch.sh: not inside a SLURM allocation; use salloc or sbatch" >&2; exit 2; }
+    environment ""
+    config="$1"; shift
+    # jax finds address, number and rank in SLURM's variables; every task must see all GPUs of its node, so no --gpus-per-task here
+    tasks="${SLURM_NTASKS:-${SLURM_JOB_NUM_NODES:-1}}"
+    MEDJAX_DISTRIBUTED=auto exec srun --ntasks="$tasks" --kill-on-bad-exit=1 python -m medjax.main --config="$config" "$@"
+    ;;
+  tpu)
+    [ $# -gt 2 ] || { usage >&2; exit 2; }
+    name="$1" zone="$2" config="$3"
+    shift 3
+    printf -v quoted '%q ' "$config" "$@"
+    exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+      --command="cd $(printf '%q' "$PWD") && MEDJAX_EXTRA=tpu MEDJAX_DISTRIBUTED=auto ./launch.sh train $quoted"
     ;;
   run)
     environment ""

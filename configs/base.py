@@ -29,6 +29,9 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
     c.data.rename = ordered()  # "corpus/class" -> global class
     c.data.precedence = ()  # classes painted last in the exported label map, weakest first
+    c.data.plan = ""  # a plan of `medjax plan`, nnUNetPlans.json or plans.pkl instead of the rules below; see docs/prepare.md
+    c.data.configuration = ""  # one of that plan's, e.g. "3d_fullres": patch and batch are its; with model.name = "plan" the network too
+    c.data.allow_absent = False  # go on although a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
     c.data.orientation = "RAS"
@@ -75,7 +78,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.phases = ordered()  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
 
     c.init = ordered()
-    c.init.source = ""  # run folder whose parameters this run begins with; empty: random
+    c.init.source = ""  # run folder or archive whose parameters this run begins with; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
     c.init.heads = ((r"^(head|out)_?\d*/", -1),)  # (regex, axis of the classes): channels of like-named classes are copied; None: never

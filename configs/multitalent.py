@@ -6,10 +6,12 @@
     python -m medjax.main --config=configs/multitalent.py:unet_finetune --workdir=runs/next --config.data.folders=/folder/Dataset012_Y \
       --config.init.source=runs/unet
 
-`unet` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing 1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250
-steps, cases drawn with probability 1/sqrt(n). `demo` is the same code on three small synthetic corpora with conflicting label sets.
+`unet`, `resenc` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing 1.5x1x1 mm, patch 96x192x192, batch 4,
+2000 x 250 steps, cases drawn with probability 1/sqrt(n). `demo` is the same code on three small synthetic corpora with conflicting label
+sets.
 Suffixes:
 
+  _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor; U-Net and residual U-Net)
   _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
   _finetune   heads first (10 epochs), whole network (50 epochs), then 1000 epochs of the usual schedule, from `init.source`, batch 2
 """
@@ -17,9 +19,9 @@ Suffixes:
 from configs.base import base_config, ordered
 from data_pipelines import multitalent
 
-ARCHITECTURES = ("unet", "swin")
+ARCHITECTURES = ("unet", "resenc", "swin")
 KINDS = ("", "_small", "_finetune")
-VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")
+VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "unet_softmax", "resenc_softmax", "demo")
 EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))
@@ -56,12 +58,31 @@ def get_config(variant: str = "unet"):
         c.data.declared = ordered(multitalent.CORPORA)
         c.data.share = "per_corpus"
         c.evaluate.groups = ordered(multitalent.GROUPS)
+    if kind == "softmax":
+        per_corpus_softmax(c, reduction="sum")
+    elif kind == "finetune" and architecture != "swin":
+        per_corpus_softmax(c, reduction="mean")
     return c.lock()
+
+
+def per_corpus_softmax(c, *, reduction: str) -> None:
+    """Every corpus has a softmax over its own classes and background, and nnU-Net's loss on it: cross-entropy and Dice per sample.
+
+    The losses of the samples are summed (the successor, whose Dice has no smoothing constant) or averaged (nnU-Net, smoothing 1e-5).
+    """
+    smooth = 0.0 if reduction == "sum" else 1e-5
+    dice = {"weight": 1.0, "squared": False, "background": False, "smooth": smooth, "reduction": reduction}
+    c.model.head = "corpus_softmax"
+    c.losses = ordered({"softmax_cross_entropy": ordered({"weight": 1.0, "reduction": reduction}), "softmax_dice": ordered(dice)})
+    c.infer.activation = "softmax"
 
 
 def _architecture(c, name: str) -> None:
     if name == "unet":
         c.model.update(dict(base_features=30, max_features=320, up_bias=False, head_bias=False, dtype="bfloat16"))
+        return
+    if name == "resenc":
+        c.model = ordered(dict(name="resenc", preset="multitalent", dtype="bfloat16"))
         return
     c.model.update(dict(name="swin_unetr", feature_size=48, dtype="bfloat16", remat="block"))
     c.optim.name = "adamw"
@@ -99,6 +120,8 @@ def _small(c, architecture: str) -> None:
         c.model.update(dict(feature_size=12, remat="none"))
         c.train.patch = (32, 64, 64)
     else:
+        if architecture == "resenc":
+            c.model = ordered(dict(name="resenc", blocks=(1, 2, 2, 2)))
         c.model.update(dict(base_features=16, max_features=128))
         c.train.patch = (40, 56, 40)
     c.train.batch = 2

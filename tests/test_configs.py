@@ -25,20 +25,57 @@ def _with_phantoms(fields, name):
     return fields
 
 
+BIG = {"tsfm": ("t_small",), "multitalent": ("demo", "unet_softmax", "resenc_small")}  # of these two, what is traced step and all
+
+
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)
-def test_every_config_builds_abstractly(name, variant, tmp_path):
-    text = describe.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
-    assert "parameters" in text and "annotated by" in text and "kept for backward" in text
+def test_every_config_is_read(name, variant, tmp_path):
+    fields = _with_phantoms(_fields(name, variant), name)
+    data = corpora.open_data(fields["data"], tmp_path, files=False)
+    rate = network.make_optimizer(fields).schedule
+    assert len(data.space.classes) and 0 < float(rate(0)) <= float(rate(fields["train"]["steps"] // 20)) * 20
     assert importlib.import_module(f"configs.{name}").__doc__.count("python -m medjax.main") >= 1
 
 
-def test_multitalents_unet_has_the_papers_size(tmp_path):
-    fields = _fields("multitalent", "unet")
+@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v)
+def test_configs_build_abstractly(name, variant, tmp_path):
+    text = describe.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
+    assert "parameters" in text and "annotated by" in text and "kept for backward" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "parameters", "corpora_classes_cases"),
+    [  # the papers' sizes; TSFM's pool holds AMOS as CT and MR; 2778 published cases
+        ("multitalent", "unet", 29_319_560, (13, 47, 1477)),
+        ("multitalent", "resenc", 69_335_475, (13, 47, 1477)),
+        ("multitalent", "swin", 62_188_913, (13, 47, 1477)),
+        ("tsfm", "h", 1_606_287_227, (11, 31, 2778)),
+        ("tsfm", "t", 3_917_923, (11, 31, 2778)),
+    ],
+)
+def test_the_papers_networks_and_pools_have_their_sizes(name, variant, parameters, corpora_classes_cases, tmp_path):
+    fields = _fields(name, variant)
     data = corpora.open_data(fields["data"], tmp_path, files=False)
-    net = network.make_network(fields, data.space, fields["data"]["spacing_mm"])
-    assert network.count(net.abstract()) == 29_319_560
-    assert (len(data.space.corpora), len(data.space.classes), sum(data.counts.values())) == (13, 47, 1477)
-    assert fields["train"]["steps"] == 500_000 and fields["train"]["batch"] == 4
+    net = network.make_network(fields, data.space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0))
+    assert network.count(net.abstract()) == parameters
+    assert (len(data.space.corpora), len(data.space.classes), sum(data.counts.values())) == corpora_classes_cases
+
+
+def test_the_papers_recipes():
+    unet, swin, tsfm = (_fields(*v) for v in (("multitalent", "unet"), ("multitalent", "swin"), ("tsfm", "h")))
+    assert (unet["train"]["steps"], unet["train"]["batch"], unet["train"]["patch"]) == (500_000, 4, (96, 192, 192))
+    assert (tsfm["train"]["steps"], tsfm["train"]["batch"], tsfm["train"]["patch"]) == (250_000, 2, (112, 160, 192))
+    rate = network.make_optimizer(tsfm).schedule
+    for epoch, lr in {0: 1e-3, 1: 9.990999550e-4, 500: 5.358867313e-4, 999: 1.995262315e-6}.items():  # specification, 6.1
+        assert float(rate(250 * epoch)) == float(rate(250 * epoch + 249)) == pytest.approx(lr, rel=1e-5)
+    rate = network.make_optimizer(swin).schedule
+    assert float(rate(250_000)) == pytest.approx(2.679433656e-4, rel=1e-5)
+    for epochs, lr in {10: 1.258925412e-3, 20: 6.746414238e-4, 50: 2.957515273e-4, 100: 1.584893192e-4}.items():
+        fields = _fields("tsfm", f"brats_{epochs}")
+        assert fields["train"]["steps"] == 250 * epochs and len(fields["data"]["declared"]["BraTS2020"]["channels"]) == 4
+        assert float(network.make_optimizer(fields).schedule(250 * epochs - 1)) == pytest.approx(lr, rel=1e-5)
+    finetune = _fields("multitalent", "unet_finetune")
+    assert finetune["train"]["steps"] == 1060 * 250 and finetune["train"]["batch"] == 2
 
 
 def test_dry_allocates_nothing_and_shows_the_mixture(capsys):

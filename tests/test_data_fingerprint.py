@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax.data.cases import load
-from medjax.data.fingerprint import Fingerprint, Statistics, _statistics, fingerprint
+from medjax.data.fingerprint import Fingerprint, Statistics, _statistics, check_classes, fingerprint
 from medjax.data.plan import Intensity, Plan, make_plan, pooled_quantile, target_spacing
 from medjax.data.sources import read_corpus
-from medjax.errors import UsageError
-from tests.make_raw import write_corpus
+from medjax.errors import LabelError, UsageError
+from tests.make_raw import save, write_corpus
 
 
 def printed(spacings, shapes, channels=("MRI",), intensity=(None,), axes=(0, 1, 2), name="A"):
@@ -81,6 +82,20 @@ def test_unlabelled_cases_use_voxels_above_the_mean(tmp_path):
     image = load(bare[0], corpus)[0].array
     found = fingerprint(corpus, bare, samples=10_000).intensity[0]
     assert found.min == image[image > image.mean()].min() and found.max == image.max() and found.cases == 1
+
+
+def test_a_class_that_never_occurs_is_refused(tmp_path):
+    folder = write_corpus(tmp_path / "A", 2, (10, 12, 11), "nnunet", {"organ": [1, 2], "tumour": 2, "cyst": 3})
+    corpus, cases = read_corpus(folder)
+    for case in cases:
+        ids = load(case, corpus)[1]
+        save(Path(case.label), np.where(ids == 3, 1, ids).astype(np.uint8))
+    found = fingerprint(corpus, cases, samples=100)
+    assert found.ids == (0, 1, 2) and found.labelled == 2
+    with pytest.raises(LabelError, match=r"none of the 2 labelled cases.*cyst \(label 3\).*annotated"):
+        check_classes(corpus, found)
+    check_classes(dataclasses.replace(corpus, annotated=("organ", "tumour")), found)
+    check_classes(corpus, fingerprint(corpus, [dataclasses.replace(c, label=None) for c in cases], samples=100))  # nothing is labelled
 
 
 # ---------------------------------------------------------------- spacing

@@ -179,12 +179,15 @@ def test_locations(tmp_path):
     np.testing.assert_array_equal(prepared(tmp_path / "t", corpus).locations["1"], big)
 
 
-def test_one_per_cent_of_large_structures():
+def test_one_per_cent_of_large_structures(monkeypatch):
     from medjax.data.prepare import _locations
 
     label = np.zeros((101, 101, 102), np.uint8)
     label[:, :, :100] = 1
-    assert len(_locations(label, (-2,))["1"]) == -(-101 * 101 * 100 // 100)
+    found = _locations(label, (-2,))["1"]
+    assert len(found) == -(-101 * 101 * 100 // 100)
+    monkeypatch.setattr("medjax.data.prepare.LARGE_BOX", 1000)
+    np.testing.assert_array_equal(_locations(label, (-2,))["1"], found)  # slice by slice: the same voxels
 
 
 def test_view_shares_the_store(raw, tmp_path):

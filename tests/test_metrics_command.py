@@ -47,14 +47,14 @@ def test_evaluate_compares_two_models_and_writes_everything(dataset, tmp_path, c
     out = tmp_path / "out"
     models = ["--prediction", str(dataset.parent / "slice"), "--compare", str(dataset.parent / "three"), "--resamples", "200"]
     code = cli.main(
-        ["evaluate", "--reference", str(dataset / "labelsTr"), *models, "--group", "all=liver,tumour", "--montages", "2", "-o", str(out)]
+        ["evaluate", "--reference", str(dataset / "labelsTr"), *models, "--group", "all=liver,tumour", "--montages", "1", "-o", str(out)]
     )
     printed = capsys.readouterr().out
     assert code == 0 and "## three against slice" in printed and str(out / "report.html") in printed
     tables = ("summary.json", "cases.csv", "table.md", "comparison.json", "comparison.md", "compared/summary.json")
     for name in (*tables, "plots/Liver_Dice.svg"):
         assert (out / name).stat().st_size > 100
-    assert len(list((out / "montages").glob("*.png"))) == 2
+    assert len(list((out / "montages").glob("*.png"))) == 1
     summary = json.loads((out / "summary.json").read_text())
     assert summary["settings"]["tolerance_mm"] == {"liver": 3.0, "tumour": 1.0}
     cell = summary["cells"]["Liver"]["liver"]
@@ -103,7 +103,7 @@ def test_one_broken_pair_fails_alone_and_exits_3(dataset, tmp_path, capsys):
     (bad / "p3_a.nii.gz").write_bytes((bad / "p3_a.nii.gz").read_bytes()[:90])
     (bad / "p4_a.nii.gz").unlink()
     code = cli.main(
-        ["evaluate", "--reference", str(dataset / "labelsTr"), "--prediction", str(bad), "--quiet", "-o", str(tmp_path / "out")]
+        ["evaluate", "--reference", str(dataset / "labelsTr"), "--prediction", str(bad), "--montages", "0", "-o", str(tmp_path / "out")]
     )
     errors = capsys.readouterr().err
     assert code == 3 and "p2_a failed" in errors and "different geometry" in errors and "truncated" in errors and "no prediction" in errors
@@ -140,3 +140,27 @@ def test_protocol_of_a_data_set(dataset, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(SPEC | {"medjax": {"tolerance_mm": 2}}))
     alone = read_protocol(tmp_path / "dataset.json", dataset / "imagesTr")
     assert alone.tolerance_mm == {"liver": 2.0, "tumour": 2.0} and len(alone.sources) == 5
+
+
+def test_a_totalsegmentator_data_set_with_overlapping_masks_as_reference(tmp_path, capsys):
+    root = tmp_path / "TS"
+    liver, vessel = np.zeros((2, 8, 12, 12))
+    liver[2:6, 2:9, 2:9], vessel[3:5, 6:11, 6:8] = 1, 1
+    for case in ("s1", "s2"):
+        save(root / case / "ct.nii.gz", liver * 50)
+        for name, mask in {"liver": liver, "vessel": vessel}.items():
+            save(root / case / "segmentations" / f"{name}.nii.gz", mask)
+            save(tmp_path / "out" / case / f"{name}.nii.gz", np.roll(mask, int(name == "liver"), 0))
+    code = cli.main(
+        ["evaluate", "--reference", str(root), "--prediction", str(tmp_path / "out"), "--quiet", "-o", str(tmp_path / "scores")]
+    )
+    assert code == 0, capsys.readouterr().err
+    result = Result.load(tmp_path / "scores")
+    assert {(row.name, row.scores["Dice"]) for row in result.rows} == {("liver", 0.75), ("vessel", 1.0)} and len(result.rows) == 4
+    page = tmp_path / "scores" / "report.html"
+    first = json.loads(parsed(page).scripts["scan-0"])
+    seen = {label["name"] for label in first["layers"]["reference"]["labels"] if label["seen"]}
+    assert seen == {"liver", "vessel", "liver+vessel"}
+    page.unlink()
+    assert cli.main(["report", str(tmp_path / "scores")]) == 0
+    assert json.loads(parsed(page).scripts["scan-0"]) == first

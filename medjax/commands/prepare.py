@@ -9,30 +9,55 @@ from medjax.commands import progress, report_failures
 def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser("prepare", help="crop, resample and store data sets for training; finishes what an earlier call left")
-    p.add_argument("folders", nargs="+", help="data sets in MSD or nnU-Net raw layout")
+    p.add_argument("folders", nargs="+", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", required=True, help="store folder")
+    p.add_argument("--plan", default="", help="a plan of `medjax plan`, or nnUNetPlans.json; default: decided here from the data")
+    p.add_argument("--configuration", default="", help='of the plan, e.g. "3d_lowres", which has a spacing of its own')
     p.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
     p.add_argument("--spacing-rule", choices=("median", "per_corpus"), default="median", help="where no spacing is given")
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
+    p.add_argument("--allow-absent", action="store_true", help="go on although a declared class occurs in no case")
+    p.add_argument("--force", action="store_true", help="make all cases again, also those that are up to date")
+    p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, fewer where memory is short")
     p.add_argument("--quiet", action="store_true")
     p.set_defaults(run=_prepare)
 
 
 def _prepare(args) -> int:
-    from medjax.data.fingerprint import fingerprint, make_plan
     from medjax.data.prepare import prepare
     from medjax.data.sources import scan_corpus
 
-    corpora = [scan_corpus(folder) for folder in args.folders]
-    prints = {corpus.name: fingerprint(corpus, cases) for corpus, cases, _ in corpora}
-    spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
-    plan = make_plan(prints, spacing=spacing, orientation=args.orientation)
+    corpora, workers = [scan_corpus(folder) for folder in args.folders], args.workers or None
+    plan, lines = _plan(args, corpora, workers)
+    if not args.quiet:
+        print("\n".join(lines), flush=True)
     root, failed = Path(args.output), [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems]
     root.mkdir(parents=True, exist_ok=True)
     (root / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
     for corpus, cases, _ in corpora:
-        result = prepare(corpus, cases, plan, root, workers=args.workers or None, progress=progress(args.quiet, f"prepare {corpus.name}"))
+        show = progress(args.quiet, f"prepare {corpus.name}")
+        result = prepare(corpus, cases, plan, root, workers=workers, progress=show, force=args.force)
         print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
+        for name, reason in result.stale.items():
+            print(f"  {name}: made again, because other {reason} than when it was prepared")
         failed += result.failed
     return report_failures(failed)
+
+
+def _plan(args, corpora, workers):
+    from medjax.data.fingerprint import check_classes, fingerprint, make_plan
+    from medjax.data.planning import explain
+    from medjax.data.plans_import import read_plans
+
+    if args.plan:
+        plan = read_plans(args.plan, corpora[0][0].channels)
+        plan = plan.at(args.configuration) if args.configuration else plan
+        return plan, [f"Plan: {args.plan}", *explain({}, plan)]
+    prints = {}
+    for corpus, cases, _ in corpora:
+        prints[corpus.name] = fingerprint(corpus, cases, workers=workers, progress=progress(args.quiet, f"measure {corpus.name}"))
+        if not args.allow_absent:
+            check_classes(corpus, prints[corpus.name])
+    spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
+    plan = make_plan(prints, spacing=spacing, orientation=args.orientation)
+    return plan, explain(prints, plan, spacing)

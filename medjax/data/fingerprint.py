@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import formats, geometry
-from medjax.data.cases import Progress, each, load
+from medjax.data.cases import Progress, each, load, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
+from medjax.errors import LabelError
 from medjax.labels import Corpus
 
-__all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "fingerprint", "make_plan"]
+__all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]
 
 SAMPLES = 10_000_000  # pooled voxels per channel, 40 MB; nnU-Net draws 1e8, which moves mean and percentiles by under 1e-3 of the range
 SEED = 1234
+VERSION = 2  # of what is measured
 
 
 def fingerprint(
@@ -42,7 +44,7 @@ def fingerprint(
 
     An unlabelled case gives its voxels above the channel's mean instead of the foreground.
     """
-    inputs = json.dumps([samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str)
+    inputs = json.dumps([VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str)
     key = hashlib.sha256(inputs.encode()).hexdigest()
     if cache is not None and Path(cache).is_file():
         kept = json.loads(Path(cache).read_text())
@@ -62,6 +64,8 @@ def fingerprint(
         cropped=tuple(v["cropped"] for v in good),
         intensity=intensity,
         failed=tuple(o.failure for o in outcomes if o.failure is not None),
+        ids=tuple(sorted({i for v in good for i in v["ids"]})),
+        labelled=sum(v["labelled"] for v in good),
     )
     if cache is not None:
         temporary = Path(f"{cache}.{os.getpid()}.tmp")
@@ -69,6 +73,25 @@ def fingerprint(
         temporary.write_text(json.dumps({"key": key, "fingerprint": result.to_json()}))
         os.replace(temporary, cache)
     return result
+
+
+def check_classes(corpus: Corpus, found: Fingerprint) -> None:
+    """`LabelError` if a class that the corpus is said to annotate occurs in none of its labelled cases.
+
+    Such a class would be trained as background in every one of them.
+    """
+    absent = [name for name in corpus.annotated if not set(corpus.ids_of(name)) & set(found.ids)]
+    if not found.labelled or not absent:
+        return
+    values = {name: [corpus.values[i] for i in corpus.ids_of(name)] for name in absent}
+    raise LabelError(
+        f"declared classes that occur in none of the {found.labelled} labelled cases",
+        path=corpus.name,
+        found=", ".join(f"{name} (label {' or '.join(map(str, v))})" for name, v in values.items()),
+        expected="every annotated class in at least one case; it would be taught as background everywhere",
+        fix='correct the labels, take the class out, or list only what was annotated: "medjax": {"annotated": [...]} in dataset.json; '
+        "to go on all the same: --allow-absent, or --config.data.allow_absent=True",
+    )
 
 
 def _identity(case: Case) -> list:
@@ -80,6 +103,7 @@ def _measure(case: Case, corpus: Corpus, n: int) -> dict:
     """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without foreground)."""
     volume, ids = load(case, corpus, native=True)
     canonical = geometry.fit(volume, None)
+    present = None if ids is None else voxel_counts(ids, len(corpus.values))
     box = geometry.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn
     inside = tuple(slice(*ends) for ends in box) if box else ...
     image, ids = volume.array[inside], None if ids is None else ids[inside]
@@ -94,6 +118,8 @@ def _measure(case: Case, corpus: Corpus, n: int) -> dict:
         "axes": canonical.axes,
         "cropped": float(np.prod(canonical.box_shape) / np.prod(volume.shape)),
         "drawn": drawn,
+        "labelled": present is not None,
+        "ids": [] if present is None else [int(i) for i in np.flatnonzero(present)],
     }
 
 

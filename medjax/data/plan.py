@@ -58,6 +58,7 @@ class Fingerprint:
       cropped: share of the voxels that the crop keeps.
       intensity: one `Statistics` per channel, None where no case has foreground.
       failed: failure records.
+      ids: dense label ids that occur in some case. labelled: how many cases have labels.
     """
 
     corpus: str
@@ -69,6 +70,8 @@ class Fingerprint:
     cropped: tuple[float, ...]
     intensity: tuple[Statistics | None, ...]
     failed: tuple[dict, ...] = ()
+    ids: tuple[int, ...] = ()
+    labelled: int = 0
 
     def grids(self, orientation: str) -> tuple[np.ndarray, np.ndarray]:
         """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation ("RAS" or "stored")."""
@@ -85,10 +88,10 @@ class Fingerprint:
     @classmethod
     def from_json(cls, fields: Mapping) -> "Fingerprint":
         """Inverse of `to_json`."""
-        plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed")}
+        plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed", "ids")}
         nested = {k: tuple(tuple(row) for row in fields[k]) for k in ("spacings_mm", "shapes", "stored_axes")}
         statistics = tuple(s and Statistics(**{**s, "quantiles": tuple(s["quantiles"])}) for s in fields["intensity"])
-        return cls(corpus=fields["corpus"], intensity=statistics, **plain, **nested)
+        return cls(corpus=fields["corpus"], intensity=statistics, labelled=int(fields["labelled"]), **plain, **nested)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data.plan import MASK_BELOW, Fingerprint, Intensity, Plan, make_plan, target_spacing
+from medjax.data.plan import ANY, MASK_BELOW, Fingerprint, Intensity, Plan, make_plan, target_spacing
 from medjax.data.presets import PRESETS, Configuration, configurations
 from medjax.data.resample import ANISOTROPY, new_shape
 
@@ -54,7 +54,7 @@ def explain(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen: str | S
     Args:
       chosen: the `spacing` that the plan was made with.
     """
-    lines = []
+    lines, kept = [], None
     for name, found in fingerprints.items():
         spacings, shapes = found.grids(plan.orientation)
         lines.append(
@@ -62,17 +62,21 @@ def explain(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen: str | S
             f"{_times(spacings.max(0))}), size {_times(np.median(shapes, 0))} voxels (median, z y x)"
             + (f"; {len(found.failed)} could not be read" if found.failed else "")
         )
-    lines += _about_spacing(fingerprints, plan, chosen)
+    if fingerprints:
+        lines += _about_spacing(fingerprints, plan, chosen)
+        kept = float(np.median([share for found in fingerprints.values() for share in found.cropped]))
+    else:
+        lines += [f"Spacing{'' if name == ANY else f' for {name}'}: {_times(s)} mm, of the plan." for name, s in plan.spacing_mm.items()]
     if plan.transpose != (0, 1, 2):
         first = AXES[plan.transpose[0]]
         lines.append(f"Axes: {first} is the coarsest and comes first for the network ({' '.join(AXES[a] for a in plan.transpose)}).")
     if plan.orientation == "RAS":
         lines.append("Orientation: all volumes are turned to RAS; masks are turned back exactly on export.")
     else:
-        lines.append("Orientation: volumes stay as stored, as asked.")
-    kept = float(np.median([share for found in fingerprints.values() for share in found.cropped]))
-    lines.append(f"Crop: {'to the non-zero box' if plan.crop == 'nonzero' else 'none'}; that box holds {kept:.0%} of a volume (median).")
-    lines += [_about_channel(name, found, kept) for name, found in plan.intensity.items()]
+        lines.append("Orientation: volumes stay as stored.")
+    box = "" if kept is None else f"; that box holds {kept:.0%} of a volume (median)"
+    lines.append(f"Crop: {'to the non-zero box' if plan.crop == 'nonzero' else 'none'}{box}.")
+    lines += [_about_channel(name, found) for name, found in plan.intensity.items()]
     return lines + [_about_configuration(found) for found in plan.configurations.values()]
 
 
@@ -97,7 +101,7 @@ def _about_spacing(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen) 
     return lines
 
 
-def _about_channel(name: str, found: Intensity, kept: float) -> str:
+def _about_channel(name: str, found: Intensity) -> str:
     if found.scheme == "ct":
         low, high = found.clip
         return (

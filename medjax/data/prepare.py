@@ -32,6 +32,7 @@ from medjax.labels import Corpus
 VERSION = 2  # of the stored contents: raise it when the same sources would give other arrays
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
+LARGE_BOX = 1 << 24  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
 TEMPORARY = ".tmp-"
 
 log = logging.getLogger("medjax.prepare")
@@ -179,21 +180,30 @@ def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarra
         if box is None or i in without:
             continue
         part = label[box]
-        counts = np.array([np.count_nonzero(piece == i) for piece in part])
-        ends, total = np.cumsum(counts), int(counts.sum())
+        pieces = part if part.size > LARGE_BOX else [part]
+        counts = [int(np.count_nonzero(piece == i)) for piece in pieces]
+        total = int(sum(counts))
         wanted = max(min(MOST_LOCATIONS, total), -(-total // round(1 / LEAST_SHARE)))
         ranks = (
             np.arange(total) if wanted == total else np.random.default_rng([SEED, i]).choice(total, wanted, replace=False, shuffle=False)
         )
-        ranks = np.sort(ranks)
-        slices = np.searchsorted(ends, ranks, side="right")
-        voxels = np.empty((wanted, 3), np.int32)
-        for z in np.unique(slices):
-            here = slices == z
-            flat = np.flatnonzero(part[z] == i)[ranks[here] - (ends[z] - counts[z])]
-            voxels[here] = np.stack([np.full(len(flat), z), *np.unravel_index(flat, part.shape[1:])], 1)
-        found[str(i)] = voxels + np.array([s.start for s in box], np.int32)
+        flat = _nth_of(part, i, np.sort(ranks), counts)
+        voxels = np.stack(np.unravel_index(flat, part.shape), 1) + [s.start for s in box]
+        found[str(i)] = voxels.astype(np.int32)
     return found
+
+
+def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Flat indices of the voxels with value i that have these (sorted) ranks among them; slice by slice if the counts are per slice."""
+    if len(counts) == 1:
+        return np.flatnonzero(part == i)[ranks]
+    ends = np.cumsum(counts)
+    slices, size = np.searchsorted(ends, ranks, side="right"), part[0].size
+    flat = np.empty(len(ranks), np.int64)
+    for z in np.unique(slices):
+        here = slices == z
+        flat[here] = z * size + np.flatnonzero(part[z] == i)[ranks[here] - (ends[z] - counts[z])]
+    return flat
 
 
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:

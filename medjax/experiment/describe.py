@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.data.samples import corpus_probabilities
-from medjax.experiment import corpora, network
+from medjax.experiment import corpora, network, planned
 from medjax.labels import LabelSpace
 
 MIB, GIB = 2**20, 2**30
@@ -21,6 +21,7 @@ def dry(fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled
     Args:
       devices: numbers of devices to show the memory per device for; `compiled`: and to compile the training step for (minutes).
     """
+    fields = planned.resolve(fields)
     data = corpora.open_data(fields["data"], workdir, files=False)
     spacing = tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0)
     net = network.make_network(fields, data.space, spacing)

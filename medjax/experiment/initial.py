@@ -1,7 +1,7 @@
 """`config.init`: parameters of a finished run (or an imported model) as the beginning of another one.
 
-In: the source's run folder with its class names, and this run's label space and network. Out: the function that the loop calls on its
-fresh parameters; it prints the report and writes transfer.json into the run folder.
+In: the source's run folder or archive with its class names, and this run's label space and network. Out: the function that the loop calls
+on its fresh parameters; it prints the report and writes transfer.json into the run folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import adapt, runfolder
+from medjax.experiment import adapt, models, runfolder
 from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint
@@ -43,7 +43,8 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
     if not given["source"]:
         return None
     folder = Path(given["source"]).expanduser()
-    source = runfolder.read_space(folder)
+    trained = models.read_model(folder)
+    source = trained.space
     if workdir.resolve() == folder.resolve():
         raise UsageError("a run cannot begin from itself", path=folder, fix="give another --workdir, or leave config.init.source empty")
     wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted({v for v in given["classes"].values() if v} - set(source.classes))
@@ -52,10 +53,13 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
             f"config.init.classes names unknown classes {wrong}", expected=f"here: {list(space.classes)}; source: {list(source.classes)}"
         )
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
-    here, there = adapt.channel_names((fields, space), (runfolder.read_config(folder), source))
+    here, there = adapt.channel_names((fields, space), (trained.fields, source))
 
     def borrow(fresh: Any) -> Any:
-        begun = adapt.rearranged(checkpoint.read_params(folder, given["checkpoint"]), fresh, folder, fields, space)
+        if trained.archive:
+            begun = trained.params()
+        else:
+            begun = adapt.rearranged(checkpoint.read_params(folder, given["checkpoint"]), fresh, folder, fields, space)
         params, account = transfer(
             fresh, begun, rename=given["rename"], heads=given["heads"],
             source_classes=there, target_classes=here, same_class=given["classes"], resize=given["resize"],

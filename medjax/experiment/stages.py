@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import sampler
-from medjax.data.fingerprint import fingerprint, make_plan
+from medjax.data.fingerprint import check_classes, fingerprint, make_plan
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, initial, network, runfolder
+from medjax.experiment import corpora, initial, network, planned, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
@@ -55,6 +55,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
 
     Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
     """
+    fields = planned.resolve(fields)
     data = corpora.open_data(fields["data"], workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_another_recipe(fields, data, workdir)
@@ -101,12 +102,17 @@ def prepare_stage(run: Run) -> None:
 
     given = run.fields["data"]
     workers = given["workers"] or None
+    run.plan = planned.load(run.fields)
     prints = {}
-    for corpus in run.data.stores:
+    for corpus in run.data.stores if run.plan is None else ():
         cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
         prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
-    spacing = given["spacing_mm"] or given["spacing_rule"]
-    run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
+        if not given.get("allow_absent"):
+            check_classes(corpus, prints[corpus.name])
+    if run.plan is None:
+        spacing = given["spacing_mm"] or given["spacing_rule"]
+        run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
+    run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
     runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]

@@ -108,8 +108,7 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
     """All rows of one case; every class is looked at within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
-    several = pair.source is not None and pair.reference in {mask.path for mask in pair.source.masks}
-    reference = masks.open_masks(pair.reference, corpus, pair.source if several else None)
+    reference = masks.open_masks(pair.reference, corpus, pair.source)
     prediction = masks.open_masks(pair.prediction, corpus, like=reference.volume)
     nifti.check_same_geometry(reference.volume, prediction.volume)
     shape, spacing = reference.volume.shape, reference.volume.spacing_mm

@@ -86,11 +86,12 @@ def open_masks(
     """The masks at a path: a label map with the corpus' values (any format), or a folder with one file per class.
 
     Args:
-      source: the case, where its label is in several files; they are read as for training. like: lends its grid to formats without one.
+      source: the case; if `path` is one of its masks per class, all of them are read as for training.
+      like: lends its grid to formats without one.
 
     Raises: `DataError` for an unreadable file, `LabelError` for undeclared values, `MetricError` for a folder without masks.
     """
-    if source is not None and source.masks:
+    if source is not None and os.fspath(path) in {mask.path for mask in source.masks}:
         return LabelMap(read_label_volume(source, corpus), corpus)
     if os.path.isdir(path) and nifti_files(Path(path)):
         return ClassFiles(path, corpus)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.inputs import Case, read_json
+from medjax.data.inputs import Case, Mask, read_json
 from medjax.errors import MetricError, UsageError
 from medjax.labels import Corpus
 from medjax.metrics import overlap, tables
@@ -74,6 +74,7 @@ class Result:
             {"reference_file": pair.reference, "prediction_file": pair.prediction, "metrics": by_case[corpus, pair.case]}
             | {"case": pair.case, "corpus": corpus, "patient": pair.patient or pair.case, "status": statuses[corpus, pair.case]}
             | {"images": list(pair.source.images) if pair.source else [], "voxel_ml": voxel_ml[corpus, pair.case]}
+            | ({"masks": [dataclasses.astuple(mask) for mask in pair.source.masks]} if pair.source and pair.source.masks else {})
             for corpus, pair in self.pairs
         ]
         from medjax.infer.write import versions  # brings jax along, which scoring does without
@@ -182,7 +183,9 @@ def _restored(summary: Mapping) -> Result:
     metrics, rows, pairs = summary["metrics"], [], []
     for case in summary["metric_per_case"]:
         corpus, names = case["corpus"], summary["labels"][case["corpus"]]
-        source = Case(case["case"], tuple(case["images"]), case["reference_file"], corpus, patient=case["patient"])
+        files = tuple(Mask(*mask) for mask in case.get("masks", ()))
+        label = None if files else case["reference_file"]
+        source = Case(case["case"], tuple(case["images"]), label, corpus, patient=case["patient"], masks=files)
         pairs.append((corpus, Pair(case["case"], case["reference_file"], case["prediction_file"], case["patient"], source)))
         for key, values in case["metrics"].items():
             scores = {m: values[m] for m in metrics if values[m] is not None}

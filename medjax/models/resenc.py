@@ -8,7 +8,7 @@ Parameters: `stem/{conv,norm}`; `encoder_<s>/block_<b>/{conv1,norm1,conv2,norm2,
 `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
+from medjax.models.parts.heads import socket
 from medjax.models.topology import features_per_stage, topology
 
 SKIPS = ("avgpool", "strided_conv")
@@ -94,6 +95,7 @@ class ResEncUNet(nn.Module):
     prior: float | int
     dtype: jnp.dtype
     remat: str
+    head: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -113,7 +115,7 @@ class ResEncUNet(nn.Module):
 
         return decode(
             skips, self.strides, block,
-            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}"),
+            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}", self.head, context),
             deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
         )  # fmt: skip
 
@@ -138,6 +140,9 @@ def make(
     up_bias: bool | None = None,
     head_bias: bool | None = None,
     skip: str | None = None,
+    head: str = "sigmoid",
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    share_heads: str | Sequence[int] = "corpus",
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -156,6 +161,8 @@ def make(
       stem_kernel: kernel of the stem; None is that of the first stage.
       conv_bias, up_bias, head_bias: bias in convolutions, transposed convolutions and heads; shortcuts have none.
       skip: shortcut to another grid, "avgpool" or "strided_conv" (see `parts.blocks.ResidualBlock`).
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every block).
@@ -192,4 +199,5 @@ def make(
     return ResEncUNet(
         classes, features, strides, kernels, blocks, convs_per_stage_decoder, deep_supervision, stem_kernel,
         chosen["conv_bias"], chosen["up_bias"], chosen["head_bias"], chosen["skip"], prior, jnp.dtype(dtype), remat,
+        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
     )  # fmt: skip

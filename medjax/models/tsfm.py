@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.parts.blocks import check_precision, check_sides, check_word, head, rematerialised
 from medjax.models.parts.conv import Conv
+from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.repeat import repeat
 from medjax.models.parts.vit import Bottleneck
@@ -139,6 +140,7 @@ class TSFM(nn.Module):
     scan: bool
     remat: str
     dtype: Any
+    head: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -150,7 +152,7 @@ class TSFM(nn.Module):
 
         def finish(self: nn.Module, x: Array, level: int) -> Array:
             y = norm_act(name=f"head_norm{level}")(x) if self.final_norm else x
-            return head(y, self.classes, True, self.prior, self.dtype, f"head{level}")
+            return head(y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, context)
 
         if self.remat != "none":
             finish = nn.remat(finish, static_argnums=(2,))
@@ -233,6 +235,9 @@ def make(
     proj_kernel: Sequence[int] | None = None,
     bottleneck_residual: bool = False,
     deep_supervision: bool = True,
+    head: str = "sigmoid",
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    share_heads: str | Sequence[int] = "corpus",
     prior: float | int = 0.0,
     scan: str = "vit",
     remat: str | None = None,
@@ -255,6 +260,8 @@ def make(
       proj_kernel: sides of its convolutions (in, out), 1 or 3.
       bottleneck_residual: add the transformer's input to its output.
       deep_supervision: logits at every level but the lowest (`deep`, finest first); otherwise `deep` is empty.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a stage as well, which stacks their
         kernels). Names and shapes of the parameters do not depend on it.
@@ -299,4 +306,5 @@ def make(
     return TSFM(
         classes, channels, strides, chosen["blocks"], chosen["blocks_decoder"], bottleneck, chosen["order"], chosen["stem"],
         chosen["shortcut_from"], chosen["final_norm"], deep_supervision, prior, scan == "all", chosen["remat"], precision,
+        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
     )  # fmt: skip

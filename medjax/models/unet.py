@@ -7,7 +7,7 @@ stage: transposed convolution with kernel = stride, concatenation (up, skip), co
 Parameters: `encoder_<s>` and `decoder_<s>` / `conv_<k>` / `conv`, `norm`; `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
 from medjax.models.parts.blocks import ConvStack, check_precision, check_sides, decode, head, rematerialised
+from medjax.models.parts.heads import socket
 from medjax.models.topology import features_per_stage, topology
 
 
@@ -33,6 +34,7 @@ class UNet(nn.Module):
     prior: float | int
     dtype: jnp.dtype
     remat: str
+    head: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -48,7 +50,7 @@ class UNet(nn.Module):
         return decode(
             skips, self.strides,
             lambda s, name: block(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, name=name),
-            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}"),
+            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}", self.head, context),
             deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
         )  # fmt: skip
 
@@ -69,6 +71,9 @@ def make(
     deep_supervision: bool = True,
     up_bias: bool = True,
     head_bias: bool = True,
+    head: str = "sigmoid",
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    share_heads: str | Sequence[int] = "corpus",
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -84,6 +89,8 @@ def make(
       convs_per_stage, convs_per_stage_decoder: convolutions of each encoder and decoder stage.
       deep_supervision: logits at every resolution but the coarsest (`deep`, finest first); otherwise `deep` is empty.
       up_bias, head_bias: bias in transposed convolutions and heads.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every stage).
@@ -106,5 +113,5 @@ def make(
         )
     return UNet(
         classes, features, strides, kernels, convs_per_stage, convs_per_stage_decoder, deep_supervision, up_bias, head_bias, prior,
-        jnp.dtype(dtype), remat,
+        jnp.dtype(dtype), remat, head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
     )  # fmt: skip

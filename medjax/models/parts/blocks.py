@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
+from medjax.models.parts.attention import Context, call
 from medjax.models.parts.conv import KEPT, Conv, Up
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.patch import space_to_depth
@@ -133,8 +134,17 @@ def decode(
     return {"logits": outputs[0], "deep": outputs[1:]}
 
 
-def head(x: Float[Array, "b *vol c"], classes: int, bias: bool, prior: float | int, dtype: Any, name: str) -> Float[Array, "b *vol k"]:
-    """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial bias."""
+def head(
+    x: Float[Array, "b *vol c"], classes: int, bias: bool, prior: float | int, dtype: Any, name: str,
+    socket: Callable[..., nn.Module] | None = None, context: Context = None,
+) -> Float[Array, "b *vol k"]:  # fmt: skip
+    """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial bias.
+
+    `socket` makes another kind of head (`parts.heads.socket`), which is called with the context if it asks for it.
+    """
+    if socket is not None:
+        made = socket(classes, use_bias=bias, bias_init=nn.initializers.constant(prior), dtype=dtype, name=name)
+        return call(made, x, context)
     return nn.Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(x).astype(jnp.float32)
 
 

@@ -1,0 +1,112 @@
+"""Pre-training on other corpora against training from scratch: Dice after few steps on few cases, and the learning curves.
+
+    python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3]
+
+DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both sarcoma sets for N steps; then 20
+hippocampus cases are learned from there in N/10 steps, and from scratch in N/10 and in N steps: the same network, patch, batch, optimizer
+and cases. All three are scored on the same held-out cases. Writes transfer.json, .md and .png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import trainings
+from benchmarks.multi_corpus import TASKS
+from benchmarks.trainings import Training
+
+CONFIG = "configs/tsfm.py:t_small"
+CLASSES = ("Anterior", "Posterior")
+RUNS = {"finetuned": "pre-trained, 10 % of the steps", "scratch_10": "scratch, 10 % of the steps", "scratch_100": "scratch, all steps"}
+
+
+def splits(data: Path, out: Path, cases: int) -> Path:
+    """A split file: fold 0 as usual, with only the first `cases` hippocampus cases (in a seeded order) left to train on."""
+    import numpy as np
+
+    from medjax.data.sources import scan_corpus
+    from medjax.data.splits import make_splits
+
+    found = {corpus.name: members for corpus, members, _ in (scan_corpus(data / task) for task in TASKS)}
+    fold = make_splits(found)[0]
+    ours = sorted(name for name in fold["train"] if name.startswith("Hippocampus/"))
+    kept = {ours[i] for i in np.random.default_rng(0).permutation(len(ours))[:cases]}
+    fold["train"] = [name for name in fold["train"] if name in kept or name not in set(ours)]
+    path = out / "splits.json"
+    path.write_text(json.dumps([fold]))
+    return path
+
+
+def flags(data: Path, out: Path, split: Path, small: bool) -> tuple[str, ...]:
+    """What all runs share."""
+    tiny = ("train.patch=16,32,32", "train.batch=2", "train.validation_batches=2")
+    return (
+        f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
+        f"--config.data.split.file={split}", "--config.evaluate.montages=2", "--config.infer.batch_windows=4",
+        *(f"--config.{field}" for field in (tiny if small else ())),
+    )  # fmt: skip
+
+
+def of_length(steps: int) -> tuple[str, ...]:
+    """The flags that depend on a run's length."""
+    every = max(steps // 15, 1)
+    return (
+        f"--config.train.steps={steps}", f"--config.train.validate_every={every}", f"--config.train.checkpoint_every={steps}",
+        f"--config.train.log_every={every}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Runs and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
+    parser.add_argument("--small", action="store_true", help="a tiny patch, to try the script")
+    given = parser.parse_args()
+    out, data, short = given.out.resolve(), given.data.resolve(), max(given.steps // 10, 1)
+    out.mkdir(parents=True, exist_ok=True)
+    shared = flags(data, out, splits(data, out, given.cases), given.small)
+    trainings.prepare(CONFIG, shared, out)
+    ours = (*shared, "--config.data.only=Hippocampus")
+    jobs = [
+        Training("pretrained", (*shared, "--config.data.only=Heart,SarcomaCT,SarcomaMR", *of_length(given.steps))),
+        Training("scratch_100", (*ours, *of_length(given.steps))),
+        Training("scratch_10", (*ours, *of_length(short))),
+        Training("finetuned", (*ours, *of_length(short), f"--config.init.source={out / 'pretrained'}"), after="pretrained"),
+    ]
+    status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
+    report(out, given, short, status)
+
+
+def report(out: Path, given: argparse.Namespace, short: int, status: dict) -> None:
+    """The comparison from the run folders."""
+    rows, found, curves = [], {}, {}
+    for name, title in RUNS.items():
+        table = trainings.cells(out / name)
+        cells = [table.get(("Hippocampus", c)) for c in CLASSES]
+        means = [cell["mean"] for cell in cells if cell and cell["mean"] is not None]
+        seconds = trainings.training_seconds(out / name)
+        mean = f"{sum(means) / len(means):.3f}" if len(means) == len(CLASSES) else "-"
+        shown = " | ".join(trainings.shown(cell) for cell in cells)
+        rows.append(f"| {title} | {given.steps if name == 'scratch_100' else short} | {shown} | {mean} | {seconds or 0:.0f} |")
+        found[name] = {"dice": dict(zip(CLASSES, cells, strict=True)), "seconds": seconds}
+        curves[title] = trainings.curve(out / name, CLASSES)
+    n = next((cell["n"] for run in found.values() for cell in run["dice"].values() if cell), "-")
+    text = [
+        f"{given.cases} training cases, {n} held out; pre-training {given.steps} steps. Mean Dice [95 % interval over patients].", "",
+        "| run | steps | Anterior | Posterior | mean | training s |", "|---|---|---|---|---|---|", *rows,
+        *(f"Failed: {name} (rc {entry['rc']})" for name, entry in status.items() if entry["rc"] != 0),
+    ]  # fmt: skip
+    account = out / "finetuned" / "transfer.json"
+    moved = json.loads(account.read_text()) if account.is_file() else None
+    facts = {"given": {k: str(v) for k, v in vars(given).items()}, "runs": found, "curves": curves, "transfer": moved, "status": status}
+    trainings.write(out, "transfer", facts, "\n".join(text))
+    trainings.plot(out / "transfer.png", curves, f"Hippocampus, {given.cases} training cases", "step", "Dice on held-out patches")
+
+
+if __name__ == "__main__":
+    main()

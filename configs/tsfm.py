@@ -1,0 +1,100 @@
+"""TSFM (Xie et al., arXiv 2403.06396): a residual trunk with a transformer at its lowest level, 1.6 billion parameters, pre-trained on ten
+partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few epochs on others.
+
+    python -m medjax.main --config=configs/tsfm.py --workdir=runs/h --mode=dry --devices=1,8,64   # parameters, memory per device
+    python -m medjax.main --config=configs/tsfm.py:h --workdir=runs/h --config.data.root=/folder/with/the/corpora --config.sharding.fsdp=8
+    python -m medjax.main --config=configs/tsfm.py:brats_100 --workdir=runs/ft --config.data.root=... --config.init.source=runs/h
+    python -m medjax.main --config=configs/tsfm.py:t_small --workdir=runs/t --config.data.folders=/folder/Task04_X,/folder/Task02_Y
+
+  h (default), h2, l, b, s, t             pre-training on the pool: SGD, Nesterov 0.99, coupled decay 1e-3, lr 1e-3, poly, batch 2,
+                                          1000 x 250 steps, patch 112x160x192; the letters are sizes of the network
+  tumor7, separate, amos22, pancreas      h on another pool: the seven tumour sets; labels kept apart (57 outputs); one set alone
+  finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from `init.source` (empty: from scratch), on
+                                          `data.folders` or the named corpus; `--config.model.variant=stunet_h` for the STU-Net rows
+  t_small                                 the smallest network on `data.folders`, sized for a CPU
+"""
+
+from configs.base import base_config, ordered
+from configs.multitalent import per_corpus_softmax
+from data_pipelines import catalogue, pools
+
+SIZES = ("h", "h2", "l", "b", "s", "t")
+POOLS = {
+    "tumor7": pools.tsfm.subset(*pools.tsfm.names[:7]),
+    "separate": pools.tsfm_separate,
+    "amos22": pools.tsfm.subset("AMOS22_CT", "AMOS22_MR"),
+    "pancreas": pools.tsfm.subset("MSD_Pancreas"),
+}
+TARGETS = {"finetune": "", "brats": "BraTS2020", "kits19": "KiTS19", "abdomen": "AbdomenCT_1K"}
+EPOCHS = (10, 20, 50, 100)
+VARIANTS = (*SIZES, *POOLS, *(f"{target}_{epochs}" for target in TARGETS for epochs in EPOCHS), "t_small")
+EPOCH = 250  # steps
+STRIDES = ((2, 2, 2),) * 4 + ((1, 2, 2),)  # of patch 112x160x192: 210 tokens at 7x5x6
+
+
+def get_config(variant: str = "h"):
+    """See the module's text."""
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    c = base_config().unlock()
+    c.name = f"tsfm_{variant}"
+    c.model = ordered(dict(name="tsfm", variant=variant if variant in SIZES else "h", dtype="bfloat16"))
+    c.sharding.rules = (("(bias|scale)$", "replicate"), (".*", "fsdp"))
+    c.optim.steps_per_epoch = EPOCH
+    c.train.batch = 2
+    c.infer.mirror_axes = (0, 1, 2)
+    target, _, epochs = variant.partition("_")
+    if variant == "t_small":
+        _small(c)
+    elif target in TARGETS:
+        _finetune(c, TARGETS[target], int(epochs))
+    else:
+        _pretrain(c, POOLS.get(variant, pools.tsfm))
+    return c.lock()
+
+
+def _pretrain(c, pool) -> None:
+    data = pool.data()
+    c.data.declared, c.data.share, c.data.rename = ordered(data["declared"]), data["share"], ordered(data["rename"])
+    c.model.strides = STRIDES
+    c.optim.lr = 1e-3
+    c.optim.weight_decay = 1e-3
+    c.train.patch = (112, 160, 192)
+    c.train.steps = 1000 * EPOCH
+
+
+def _finetune(c, corpus: str, epochs: int) -> None:
+    """nnU-Net's defaults over the whole run; what the source does not have is initialised, tables move to the new grid."""
+    if corpus:
+        c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
+    _transfer(c)
+    per_corpus_softmax(c, reduction="mean")
+    c.train.patch = (128, 128, 128)
+    c.train.steps = epochs * EPOCH
+
+
+def _transfer(c) -> None:
+    c.init.checkpoint = "best"
+    c.init.heads = ((r"^head\d+/", None),)  # always new, even where the classes agree
+    c.init.resize = ((r"^vit/pos$", "trilinear"),)
+
+
+def _small(c) -> None:
+    c.data.spacing_rule = "per_corpus"
+    c.model.update(dict(variant="t", dtype="float32", vit_dropout=0.0))
+    _transfer(c)
+    c.init.checkpoint = "last"
+    c.optim.steps_per_epoch = 1
+    c.optim.name = "adamw"
+    c.optim.lr = 1e-3
+    c.optim.weight_decay = 1e-3
+    c.train.patch = (40, 64, 64)
+    c.train.batch = 4
+    c.train.steps = 1500
+    c.train.validate_every = 100
+    c.train.validation_batches = 20
+    c.train.checkpoint_every = 500
+    c.train.log_every = 25
+    c.sampler.oversample = "probabilistic"
+    c.sampler.foreground = 0.67
+    c.infer.mirror_axes = ()

@@ -1,0 +1,61 @@
+"""What a plan file decides in place of the config: patch, batch and network of one of its configurations.
+
+In: a config as plain values. Out: the same with the numbers filled in, so that the run folder holds them and nothing downstream needs to
+know of the file. `config.data.plan` names the file; `config.data.configuration` one of its configurations (empty: only spacing and
+normalisation are taken from the plan); `config.model.name = "plan"` takes the network as well.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from medjax.data.plan import Plan
+from medjax.data.plans_import import read_plans
+from medjax.data.presets import Configuration
+from medjax.errors import UsageError
+
+FROM_PLAN = "plan"
+
+
+def load(fields: Mapping) -> Plan | None:
+    """The plan that the config names, at the spacing of its configuration; None if it names none. nnU-Net's plans are understood too."""
+    given = fields["data"]
+    if not given.get("plan"):
+        return None
+    path = Path(given["plan"]).expanduser()
+    if path.suffix == ".pkl":
+        from medjax.port.plans_v1 import read_plans_v1
+
+        plan = read_plans_v1(path)
+    else:
+        plan = read_plans(path)
+    return plan.at(given["configuration"]) if given.get("configuration") else plan
+
+
+def resolve(fields: Mapping) -> dict:
+    """The config with what its plan decides filled in; unchanged without a plan.
+
+    Raises: `UsageError` for a configuration or a network that is asked for without a plan, or that the plan lacks.
+    """
+    given, fields = fields["data"], dict(fields)
+    wants_network = fields["model"]["name"] == FROM_PLAN
+    if not given.get("plan") or not given.get("configuration"):
+        if given.get("configuration") or wants_network:
+            fix = "medjax plan FOLDERS -o plan.json, then --config.data.plan=plan.json --config.data.configuration=3d_fullres"
+            raise UsageError("the config asks for what a plan decides, but names no plan or no configuration of it", fix=fix)
+        return fields
+    plan = load(fields)
+    chosen = plan.configuration(given["configuration"])
+    fields["train"] = dict(fields["train"]) | {"patch": chosen.patch, "batch": chosen.batch}
+    if wants_network:
+        fields["model"] = network_fields(chosen) | {k: v for k, v in fields["model"].items() if k != "name"}
+    masked = tuple(c for c, found in enumerate(plan.intensity.values()) if found.masked)
+    if masked and fields["augment"].get("on") and "mask_channels" not in fields["augment"]:
+        fields["augment"] = dict(fields["augment"]) | {"mask_channels": masked}
+    return fields
+
+
+def network_fields(chosen: Configuration) -> dict:
+    """`config.model` for the network of a configuration."""
+    common = {"features": chosen.features, "strides": chosen.strides, "kernels": chosen.kernels}
+    common |= {"name": chosen.model, "convs_per_stage_decoder": chosen.decoder[0]}
+    return common | ({"blocks": chosen.encoder} if chosen.model == "resenc" else {"convs_per_stage": chosen.encoder[0]})

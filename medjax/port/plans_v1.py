@@ -1,0 +1,28 @@
+"""nnU-Net v1's `plans.pkl` -> a `Plan`. The file is read by `port/torch_file.py`, under whose allow-list nothing in it can run."""
+
+from pathlib import Path
+
+from medjax.data.plan import Plan
+from medjax.data.plans_import import from_v1
+from medjax.errors import ModelError, UsageError
+from medjax.port.torch_file import read_plain
+
+NEEDED = {"plans_per_stage", "modalities", "normalization_schemes", "use_mask_for_norm", "base_num_features"}
+
+
+def read_plans_v1(path: str | Path) -> Plan:
+    """The plan in a v1 `plans.pkl`.
+
+    Raises: `UsageError` for a file that holds anything but numbers, names, lists and arrays, that is damaged, or that is not a plan.
+    """
+    path = Path(path)
+    try:
+        fields = read_plain(path)
+    except (ModelError, OSError) as error:
+        raise UsageError(
+            f"cannot be read as an nnU-Net v1 plan: {getattr(error, 'message', error)}", path=path, fix="obtain it from a source you trust"
+        ) from error
+    if not isinstance(fields, dict) or not NEEDED <= set(fields):
+        missing = sorted(NEEDED - set(fields)) if isinstance(fields, dict) else type(fields).__name__
+        raise UsageError("not an nnU-Net v1 plan", path=path, found=f"without {missing}", expected=", ".join(sorted(NEEDED)))
+    return from_v1(fields, str(path))

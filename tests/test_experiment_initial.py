@@ -1,0 +1,75 @@
+"""`config.init` between real runs: a U-Net begun from another run with other classes and channels, and what is refused before training."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import base_config
+from medjax.build import plain
+from medjax.data.plan import Plan
+from medjax.errors import UsageError
+from medjax.experiment import initial, network, runfolder
+from medjax.labels import Corpus, merge
+from medjax.train import checkpoint
+
+SPACING = (1.0, 1.0, 1.0)
+
+
+def _space(name, channels, *classes):
+    return merge([Corpus(name, tuple((i + 1, (c,)) for i, c in enumerate(classes)), channels=channels)])
+
+
+def _fields(**init):
+    c = base_config().unlock()
+    c.model.update(dict(base_features=4, max_features=8, max_stages=2, deep_supervision=True))
+    c.train.patch = (8, 8, 8)
+    c.init.update(init)
+    return plain(c)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run folder of a small network that knows liver and spleen on one channel; and its parameters."""
+    folder, space, fields = tmp_path_factory.mktemp("source"), _space("Old", ("CT",), "liver", "spleen"), _fields()
+    net = network.make_network(fields, space, SPACING)
+    params = net.init(jax.random.key(1))
+    plan = Plan({"Old": SPACING}, {}, "RAS", "nonzero")
+    for name, value in ((runfolder.CONFIG, fields), (runfolder.LABELS, space.to_json()), (runfolder.PLAN, plan.to_json())):
+        runfolder.write_json(folder / name, value)
+    with checkpoint.Checkpoints(folder / "checkpoints") as kept:
+        kept.save(1, {"step": np.int32(1), "params": params, "opt": {}}, {})
+    return folder, jax.tree.map(np.asarray, params)
+
+
+def test_a_network_with_other_classes_and_channels_begins_from_a_run(source, tmp_path, capsys):
+    folder, old = source
+    fields, space = _fields(source=str(folder)), _space("New", ("T1", "T2"), "kidney", "liver")
+    net = network.make_network(fields, space, SPACING)
+    fresh = net.init(jax.random.key(2))
+    params = initial.borrower(fields, space, net, tmp_path)(fresh)
+    first = old["encoder_0"]["conv_0"]["conv"]["kernel"]
+    np.testing.assert_array_equal(params["encoder_0"]["conv_0"]["conv"]["kernel"], np.repeat(first, 2, 3))
+    np.testing.assert_array_equal(params["encoder_1"]["conv_1"]["conv"]["kernel"], old["encoder_1"]["conv_1"]["conv"]["kernel"])
+    head = np.asarray(params["head_0"]["kernel"])
+    np.testing.assert_array_equal(head[:, 1], old["head_0"]["kernel"][:, 0], err_msg="liver is channel 0 there, 1 here")
+    np.testing.assert_array_equal(head[:, 0], np.asarray(fresh["head_0"]["kernel"])[:, 0])
+    assert "input channels  encoder_0/conv_0/conv/kernel: 1 -> 2 repeated" in capsys.readouterr().out
+    account = runfolder.read_json(tmp_path, initial.TRANSFER)
+    assert account["share"] == 1.0 and account["classes"]["head_0/bias"] == ["liver"] and account["source"] == str(folder)
+
+
+def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
+    folder, _ = source
+    space = _space("New", ("CT",), "kidney")
+    for changes, message in (
+        ({"source": str(tmp_path / "nothing")}, "not a run folder"),
+        ({"source": str(folder), "classes": {"kidnee": "liver"}}, "kidnee"),
+        ({"source": str(folder), "classes": {"kidney": "livr"}}, "livr"),
+    ):
+        fields = _fields(**changes)
+        with pytest.raises(UsageError, match=message):
+            initial.borrower(fields, space, network.make_network(fields, space, SPACING), tmp_path)
+    fields = _fields(source=str(folder))
+    with pytest.raises(UsageError, match="begin from itself"):
+        initial.borrower(fields, space, network.make_network(fields, space, SPACING), folder)
+    assert initial.borrower(_fields(), space, None, tmp_path) is None

@@ -1,0 +1,79 @@
+"""launch.sh: what each of its ways of starting several processes runs, seen by stand-ins for python, srun and gcloud."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from medjax.errors import UsageError
+from medjax.experiment import hosts
+
+STANDIN = """#!/usr/bin/env bash
+case "$*" in *socket*) echo 4711; exit ;; esac
+echo "$(basename "$0") $* | $MEDJAX_COORDINATOR $MEDJAX_PROCESSES $MEDJAX_PROCESS $MEDJAX_DISTRIBUTED $MEDJAX_EXTRA" >>"$CALLS"
+[ "${FAILING:-none}" != "${MEDJAX_PROCESS:-}" ] || exit 3
+[ "${FAILING:-none}" = none ] || exec sleep 60
+"""
+
+
+@pytest.fixture
+def launch(tmp_path, repository):
+    """(arguments, environment changes) -> (exit code, lines of what was called, error text); no package is installed."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("python", "srun", "gcloud"):
+        (tools / name).write_text(STANDIN)
+        (tools / name).chmod(0o755)
+    checksum = subprocess.run(["cksum"], stdin=(repository / "pyproject.toml").open(), capture_output=True, text=True, check=True)
+    (tmp_path / ".medjax").write_text("".join(f"{checksum.stdout.strip()} [{extra}]\n" for extra in ("", "tpu")))
+
+    def call(*arguments, **changes):
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MEDJAX"))}
+        environment = clean | {"MEDJAX_VENV": str(tmp_path), "CALLS": str(calls), "PATH": f"{tools}:{os.environ['PATH']}"} | changes
+        script = Path(repository) / "launch.sh"
+        done = subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, sorted(calls.read_text().splitlines()), done.stderr
+
+    return call
+
+
+def test_local_processes_know_each_other(launch):
+    code, calls, _ = launch("local", "2", "configs/x.py:t", "--workdir=runs/a b")
+    assert code == 0
+    command = "python -m medjax.main --config=configs/x.py:t --workdir=runs/a b"
+    assert [line.strip() for line in calls] == [f"{command} | 127.0.0.1:4711 2 {i}" for i in range(2)]
+
+
+def test_a_local_process_that_fails_ends_the_others(launch):
+    code, calls, _ = launch("local", "3", "configs/x.py", FAILING="1")
+    assert code != 0 and len(calls) == 3
+
+
+def test_slurm_starts_one_task_per_node_that_asks_slurm_who_it_is(launch):
+    code, calls, _ = launch("slurm", "configs/x.py", "--workdir=/s/r", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="4")
+    assert code == 0
+    assert [line.strip() for line in calls] == [
+        "srun --ntasks=4 --kill-on-bad-exit=1 python -m medjax.main --config=configs/x.py --workdir=/s/r |    auto"
+    ]
+    code, calls, error = launch("slurm", "configs/x.py")
+    assert code == 2 and not calls and "allocation" in error
+
+
+def test_tpu_runs_the_same_command_on_every_worker(launch, repository):
+    code, calls, _ = launch("tpu", "slice", "europe-west4-a", "configs/x.py:h", "--workdir=/mnt/run", "--config.name=two words")
+    assert code == 0 and len(calls) == 1
+    assert calls[0].startswith("gcloud compute tpus tpu-vm ssh slice --zone=europe-west4-a --worker=all --command=cd ")
+    assert r"MEDJAX_DISTRIBUTED=auto ./launch.sh train configs/x.py:h --workdir=/mnt/run --config.name=two\ words" in calls[0]
+
+
+def test_processes_are_described_completely_or_not_at_all():
+    assert hosts.settings({}) is None and hosts.settings({"MEDJAX_DISTRIBUTED": "auto"}) == {}
+    full = {"MEDJAX_COORDINATOR": "a:1", "MEDJAX_PROCESSES": "2", "MEDJAX_PROCESS": "1"}
+    assert hosts.settings(full) == {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}
+    with pytest.raises(UsageError, match="not fully described"):
+        hosts.settings({"MEDJAX_COORDINATOR": "a:1"})
+    with pytest.raises(UsageError, match="process 2 of 2"):
+        hosts.settings(full | {"MEDJAX_PROCESS": "2"})
