@@ -22,7 +22,7 @@ def make_run(
     folder: Path,
     corpora: Sequence[Corpus] = (ORGANS,),
     *,
-    patch: tuple[int, ...] = (16, 16, 16),
+    patch: tuple[int, ...] = (8, 8, 8),
     seed: int = 0,
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     model: Mapping | None = None,

@@ -83,6 +83,8 @@ def read_model(path: Path | str) -> Trained:
         found = archives.read(path)
         try:
             documents = {name: plain(value) for name, value in found.documents.items()}
+            config = documents["config"]
+            _ = config["model"]["name"], tuple(config["train"]["patch"]), float(config["infer"]["overlap"])  # what everything else rests on
             space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
             return Trained(path, documents["config"], space, plan, found.documents.get("postprocess"), found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -63,7 +63,9 @@ class Rules:
         limits = dict(fields.get("min_ml") or {})
         if not all(isinstance(v, int | float) and v > 0 for v in limits.values()):
             raise UsageError("a minimum volume must be a positive number of millilitres", found=limits)
-        return cls(tuple(fields.get("largest") or ()), tuple(fields.get("holes") or ()), tuple(limits.items()))
+        return cls(
+            tuple(fields.get("largest") or ()), tuple(fields.get("holes") or ()), tuple((name, float(ml)) for name, ml in limits.items())
+        )
 
 
 def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> Segmentation:
@@ -103,7 +105,7 @@ def largest(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"],
     return _kept(mask, lambda sizes: np.arange(len(sizes)) == sizes.argmax())
 
 
-def without_small(mask: Bool[np.ndarray, "z y x"], voxels: float) -> tuple[Bool[np.ndarray, "z y x"], int]:
+def without_small(mask: Bool[np.ndarray, "z y x"], voxels: float | int) -> tuple[Bool[np.ndarray, "z y x"], int]:
     """Components of at least so many voxels, and how many voxels went."""
     return _kept(mask, lambda sizes: sizes >= voxels)
 

@@ -121,8 +121,10 @@ def write_case(
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     classes = {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in segmentation.masks.voxels.items()}
     if files.statistics:
-        for name, values in mean_intensities(segmentation.masks, volume.array).items():
-            classes[name]["mean_intensity"] = values
+        for name, means in mean_intensities(segmentation.masks, volume.array).items():
+            classes[name]["mean_intensity"] = means[0] if means else None
+            if means and len(means) > 1:
+                classes[name]["mean_intensities"] = means  # of all channels
     described = {
         "case": case,
         "corpus": corpus.name,
@@ -130,7 +132,7 @@ def write_case(
         "classes": classes,
         "maps": {name: UNCERTAINTIES[name] for name in segmentation.maps},
         "postprocessing": {name: dict(steps) for name, steps in segmentation.changes.items()},
-        "files": outputs,
+        "files": {name: (folder / name).stat().st_size for name in outputs},
     }
     write_json(sidecar, described | dict(notes or {}))
     return [*outputs, sidecar.name]
@@ -150,7 +152,7 @@ def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] |
 
 
 def write_statistics(path: Path, cases: Sequence[str]) -> None:
-    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (channels by semicolon)."""
+    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (of the first channel)."""
     rows = [("case", "class", "voxels", "volume_ml", "mean_intensity")]
     for case in cases:
         try:
@@ -158,21 +160,21 @@ def write_statistics(path: Path, cases: Sequence[str]) -> None:
         except (OSError, ValueError, KeyError):
             continue
         for name, found in classes.items():
-            means = ";".join(f"{v:.6g}" for v in found.get("mean_intensity") or ())
-            rows.append((case, name, found["voxels"], f"{found['volume_ml']:.6g}", means))
+            mean = found.get("mean_intensity")
+            rows.append((case, name, found["voxels"], f"{found['volume_ml']:.6g}", "" if mean is None else f"{mean:.6g}"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     _atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def is_complete(folder: Path, case: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether a finished prediction of the case is there: a readable sidecar with the `wanted` fields, and all files it lists."""
+    """Whether a finished prediction of the case is there: a readable sidecar with the `wanted` fields, and all files it lists, whole."""
     try:
         found = json.loads((folder / f"{case}.json").read_text())
-        files = [folder / name for name in found["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all((folder / name).stat().st_size == size for name, size in found["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return all(found.get(key) == value for key, value in wanted.items()) and all(path.is_file() for path in files)
+    return whole and all(found.get(key) == value for key, value in wanted.items())
 
 
 def label_names(corpus: Corpus) -> dict[int, str]:

@@ -1,0 +1,81 @@
+"""Which classes gain from keeping their largest component only, decided on validation masks as nnU-Net does, and recorded.
+
+In: folders of reference and predicted masks. Out: a JSON file with the rules (see `infer.postprocess.Rules`) and, per class, the mean Dice
+before and after on which the choice rests. A class is chosen if its mean Dice grows; cases without it in both masks do not count.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import formats, nifti
+from medjax.data.sources import read_labels
+from medjax.errors import UsageError
+from medjax.experiment import runfolder
+from medjax.experiment.describe import table
+from medjax.experiment.models import POSTPROCESS
+from medjax.infer.postprocess import largest
+from medjax.infer.write import sha256
+from medjax.labels import Corpus
+from medjax.metrics.evaluate import find_pairs
+
+
+def place(run: Path) -> Path:
+    """Where a run keeps the choice; `UsageError` if the folder is no run."""
+    runfolder.read_config(run)
+    return run / POSTPROCESS
+
+
+def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path | None = None) -> str:
+    """Decides and writes `out`; returns the table it rests on.
+
+    Args:
+      run: whose label space names the classes; without it, classes have the names of the corpus.
+
+    Raises: `UsageError` without a pair of masks.
+    """
+    corpus = read_labels(labels)
+    pairs = [pair for pair in find_pairs(reference, prediction)[0] if pair.prediction]
+    if not pairs:
+        raise UsageError("no pair of masks", found=prediction, expected=f"files named like those in {reference}")
+    names = global_names(corpus, run)
+    before, after = ({name: [] for name in corpus.annotated} for _ in range(2))
+    for pair in pairs:
+        truth, found = (formats.read(path, "label") for path in (pair.reference, pair.prediction))
+        nifti.check_same_geometry(truth, found)
+        for name in corpus.annotated:
+            values = [corpus.values[i] for i in corpus.ids_of(name)]
+            wanted, mask = np.isin(truth.array, values), np.isin(found.array, values)
+            if wanted.any() or mask.any():
+                before[name].append(dice(wanted, mask))
+                after[name].append(dice(wanted, largest(mask)[0]))
+    evidence = {
+        names[name]: {"dice_before": _mean(before[name]), "dice_after": _mean(after[name]), "cases": len(before[name])}
+        for name in corpus.annotated
+    }  # fmt: skip
+    chosen = [name for name, seen in evidence.items() if seen["cases"] and seen["dice_after"] > seen["dice_before"]]
+    basis = {"reference": reference, "prediction": prediction, "masks": {p.case: sha256(p.prediction) for p in pairs}}
+    runfolder.write_json(out, {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
+    rows = [("class", "cases", "Dice", "largest only", "chosen")]
+    for name, seen in evidence.items():
+        numbers = ("-", "-") if not seen["cases"] else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
+        rows.append((name, str(seen["cases"]), *numbers, "yes" if name in chosen else ""))
+    return f"{table(rows)}\n{out}"
+
+
+def global_names(corpus: Corpus, run: Path | None) -> dict[str, str]:
+    """Class of the corpus -> class of the run's label space, where there is a run."""
+    if run is None:
+        return {name: name for name in corpus.annotated}
+    space = runfolder.read_space(run).unveiled()
+    found = dict(space.names[space.corpus_index(corpus.name)])
+    return {name: found.get(name, name) for name in corpus.annotated}
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """2 |a and b| / (|a| + |b|) of two masks that are not both empty."""
+    return 2 * float(np.count_nonzero(a & b)) / float(np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
