@@ -44,6 +44,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.sampler.draw = "iid"
     c.sampler.foreground = 0.33
     c.sampler.oversample = "last"
+    c.sampler.balance = "case"  # or "class": a forced sample draws its class first, then a case that has it
+    c.sampler.by = "set"  # classes are drawn as label sets, or "class": as classes, nested ones sharing voxels (nnU-Net's regions)
     c.sampler.threads = 2
     c.sampler.workers = 0
 

@@ -315,3 +315,49 @@ def test_order_of_the_steps():
         return intensity.gamma(-intensity.gamma(-x, drawn.gamma_inverted[0]), drawn.gamma[0])
 
     np.testing.assert_allclose(got[..., 0], spatial.mirror(by_hand(image[..., 0]), drawn.flips), atol=2e-5)
+
+
+def test_lateral_classes_trade_places_when_left_and_right_are_mirrored():
+    from medjax.data.lateral import find_pairs, swaps
+    from medjax.errors import LabelError
+    from medjax.labels import Corpus
+
+    assert find_pairs(["kidney_left", "Liver", "Kidney_Right", "left lung", "right lung", "adrenal R"]) == (
+        ("kidney_left", "Kidney_Right"), ("left lung", "right lung"),
+    )  # fmt: skip
+    a = Corpus(
+        "A", ((1, ("kidney_left",)), (2, ("liver",)), (3, ("kidney_right",)), (4, ("kidney_left", "cyst")), (5, ("kidney_right", "cyst")))
+    )
+    b = Corpus("B", ((1, ("liver",)), (2, ("kidney_right",)), (3, ("kidney_left",))))
+    swap = swaps([a, b], "auto")
+    assert swap == (((1, 3), (4, 5)), ((2, 3),))
+    with pytest.raises(LabelError, match=r"A1: a lateral class without its partner.*kidney_left"):
+        swaps([Corpus("A1", ((1, ("kidney_left",)), (2, ("spleen",)))), b], [("kidney_left", "kidney_right")])
+    with pytest.raises(UsageError, match="did you mean kidney_left"):
+        swaps([a], [("kidney_lft", "kidney_right")])
+
+    image, label = volume((4, 5, 6), ids=(-1, 0, 1, 2, 3, 4, 5))
+    both, labels = np.stack([image, image]), np.stack([label, np.minimum(label, 3)])
+    chosen = dataclasses.replace(NONE, mirror=1.0, swap=swap)
+    _, got = run(jax.random.key(0), both, labels, (4, 5, 6), chosen, corpus=jnp.array([0, 1]))
+    table = {0: {1: 3, 3: 1, 4: 5, 5: 4}, 1: {2: 3, 3: 2}}
+    for k in range(2):
+        wanted = np.vectorize(lambda i, k=k: table[k].get(i, i))(labels[k][::-1, ::-1, ::-1])
+        np.testing.assert_array_equal(got[k], wanted)
+    _, kept = run(jax.random.key(0), both, labels, (4, 5, 6), dataclasses.replace(chosen, mirror_axes=(0, 1)), corpus=jnp.array([0, 1]))
+    np.testing.assert_array_equal(kept[0], label[::-1, ::-1])  # the left-right axis is not mirrored: nothing to trade
+    _, kept = run(
+        jax.random.key(0), both, labels, (4, 5, 6), dataclasses.replace(chosen, mirror_axes=(0,), swap_axis=0), corpus=jnp.array([0, 1])
+    )
+    assert (np.asarray(kept[1])[label[::-1] == 2] == 3).all()
+    with pytest.raises(UsageError, match="per corpus"):
+        augment(jax.random.key(0), jnp.asarray(both), jnp.asarray(labels), (4, 5, 6), chosen)
+
+
+def test_masked_channels_are_zero_outside_again():
+    image, label = volume((5, 6, 7), ids=(-1, 0, 1))
+    image = np.concatenate([image, image], -1)
+    got, got_label = run(jax.random.key(1), image[None], label[None], (5, 6, 7), dataclasses.replace(NONE, noise=1.0, mask_channels=(1,)))
+    outside = np.asarray(got_label[0]) < 0
+    assert not np.asarray(got[0, ..., 1])[outside].any() and np.asarray(got[0, ..., 0])[outside].all()
+    assert np.asarray(got[0, ..., 1])[~outside].all()

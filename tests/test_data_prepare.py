@@ -77,14 +77,33 @@ def test_a_stored_case(raw, tmp_path):
     assert all(len(digest) == 64 for digest in meta["sources"].values()) and len(meta["sources"]) == 2
 
 
-def test_parts_are_read_and_cases_travel(raw, tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_parts_are_read_and_cases_travel(raw, tmp_path, packed):
     corpus, cases = read_corpus(raw)
-    prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s")
+    prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s", packed=packed)
     case = pickle.loads(pickle.dumps(prepared(tmp_path / "s", corpus)))
     part = slice(2, 7), slice(0, 14), slice(5, 6)
     np.testing.assert_array_equal(case.image(part), case.image()[part])
     np.testing.assert_array_equal(case.label(part), case.label()[part])
     assert case.image(part).shape == (5, 14, 1, 1)
+
+
+def test_both_layouts_are_zarr_and_a_cut_file_is_named(raw, tmp_path):
+    import tensorstore as ts
+
+    corpus, cases = read_corpus(raw)
+    for packed in (False, True):
+        prepare(corpus, cases[:1], plan_of(corpus), tmp_path / f"s{packed}", packed=packed)
+    flat, packed = (prepared(tmp_path / f"s{p}", corpus) for p in (False, True))
+    for name in ("image", "label"):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{flat.folder}/{name}.zarr"}}
+        np.testing.assert_array_equal(ts.open(spec).result().read().result(), getattr(packed, name)())
+    np.testing.assert_array_equal(flat.image(), packed.image())
+    file = store.flat_file(tmp_path / "sFalse" / "A" / "case_000" / "label.zarr", 3)
+    file.write_bytes(file.read_bytes()[:-1])
+    store._handle.cache_clear()
+    with pytest.raises(DataError, match=r"label\.zarr cannot be read: \d+ bytes, expected"):
+        flat.label()
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (64, 65, 130), (1, 200, 128)])
@@ -297,10 +316,10 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(raw, tmp_path, monkeypatc
     corpus, cases = read_corpus(raw)
     write = store.write_array
 
-    def full(path, array):
+    def full(path, array, packed=False):
         if path.name == "label.zarr" and "case_001" in str(path):
             raise error
-        write(path, array)
+        write(path, array, packed)
 
     monkeypatch.setattr(store, "write_array", full)
     result = prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
@@ -370,8 +389,8 @@ from medjax.data.sources import read_corpus
 folder, root, when = sys.argv[1], sys.argv[2], sys.argv[3]
 corpus, cases = read_corpus(folder)
 written, write = [], store.write_array
-def counted(path, array):
-    write(path, array)
+def counted(path, array, packed=False):
+    write(path, array, packed)
     written.append(path)
     if when == "writing" and len(written) == 5:
         os.kill(os.getpid(), signal.SIGKILL)

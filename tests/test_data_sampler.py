@@ -195,6 +195,28 @@ def test_class_balance_finds_rare_classes(tmp_path):
     assert abs(share["case"] - 1 / 12) < 0.06 and abs(share["class"] - 1 / 2) < 0.12
 
 
+def test_draws_by_class_share_the_voxels_of_nested_classes(tmp_path):
+    """Ids 1 (organ), 2 (organ and tumour), 3 (cyst), of 8 voxels each: by set each gets a third, by class the organ's third is shared."""
+    write(tmp_path / "c", 0, ids=(1, 2, 3))
+    pool = Pool(0, str(tmp_path), ("c",), (1, 2, 3), 0, classes=((1, 2), (2,), (3,)))
+    for by, wanted in (("set", (1 / 3, 1 / 3, 1 / 3)), ("class", (1 / 6, 1 / 2, 1 / 3))):
+        for balance in ("case", "class"):
+            batches = take(120, [pool], Recipe((1, 1, 1), 4, foreground=1.0, by=by, balance=balance))
+            labels = np.concatenate([b["label"].ravel() for b in batches])
+            share = [(labels == i).mean() for i in (1, 2, 3)]
+            np.testing.assert_allclose(share, wanted, atol=0.09)  # four standard deviations of 480 draws
+
+
+def test_voxels_outside_the_normalisation_mask_are_padding(tmp_path):
+    import json
+
+    write(tmp_path / "c", 0)
+    path = tmp_path / "c" / "case.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outside_id": 2}))
+    (batch,) = take(1, [Pool(0, str(tmp_path), ("c",), (1,), 0)], Recipe(SHAPE, 2, foreground=0.0))
+    assert batch["label"].dtype == np.int16 and set(np.unique(batch["label"])) == {-1, 0, 1}
+
+
 def test_two_dimensions(pools):
     batches = take(60, pools, Recipe((1, 1), 4, dims=2))
     assert batches[0]["image"].shape == (4, 1, 1, 1) and batches[0]["label"].shape == (4, 1, 1) and batches[0]["spacing_mm"].shape == (4, 3)

@@ -18,6 +18,7 @@ def add(verbs) -> None:
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     p.add_argument("--allow-absent", action="store_true", help="go on although a declared class occurs in no case")
     p.add_argument("--force", action="store_true", help="make all cases again, also those that are up to date")
+    p.add_argument("--packed", action="store_true", help="compressed chunks: smaller, for slow or remote disks; patches cost more to read")
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, fewer where memory is short")
     p.add_argument("--quiet", action="store_true")
     p.set_defaults(run=_prepare)
@@ -36,7 +37,7 @@ def _prepare(args) -> int:
     (root / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
     for corpus, cases, _ in corpora:
         show = progress(args.quiet, f"prepare {corpus.name}")
-        result = prepare(corpus, cases, plan, root, workers=workers, progress=show, force=args.force)
+        result = prepare(corpus, cases, plan, root, workers=workers, progress=show, force=args.force, packed=args.packed)
         print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
         for name, reason in result.stale.items():
             print(f"  {name}: made again, because other {reason} than when it was prepared")

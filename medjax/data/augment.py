@@ -2,7 +2,7 @@
 
 In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key. Out: the same at `out_shape`.
 Order: rotation and scaling in one resampling, noise, blur, brightness, contrast, low resolution, gamma of the inverted image, gamma,
-mirroring.
+mirroring (lateral classes trade places where asked), zero outside the normalisation mask.
 
 What is drawn (`Draw`: numbers only, a neutral value means "not drawn") is separate from how it is applied. Samples are taken one after
 another with a condition around each step, so that what is not drawn costs nothing; one sample's volume already fills a device.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,6 +42,9 @@ class Augmentation:
       low_resolution, low_resolution_channel, zoom_range: probability per sample, then per channel; share of each side that is kept.
       gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the image itself; exponent as for brightness.
       mirror, mirror_axes: probability per axis, and which spatial axes; None is all of them. Left classes stay left classes.
+      swap: pairs of label ids (left, right) that trade places wherever the left-right axis is mirrored, so that sides stay true; per
+        corpus, in the order of the batch's `corpus` index. `swap_axis`: that axis, None is the last (x, in RAS).
+      mask_channels: channels that are 0 outside their normalisation mask, where the label is -1; set to 0 there again at the end.
       slicewise: rotate and scale within slices of constant z; None decides by the patch (`is_anisotropic`). Low resolution then spares z.
     """
 
@@ -66,6 +70,9 @@ class Augmentation:
     mirror: float = 0.5
     mirror_axes: tuple[int, ...] | None = None
     slicewise: bool | None = None
+    swap: tuple[tuple[tuple[int, int], ...], ...] = ()
+    swap_axis: int | None = None
+    mask_channels: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -145,8 +152,9 @@ def apply(
     label: Int[Array, "*vol_in"],
     out_shape: tuple[int, ...],
     settings: Augmentation,
+    exchange: Int[Array, "ids"] | None = None,
 ) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out"]]:
-    """Applies what was drawn to one sample; `key` is for the noise only."""
+    """Applies what was drawn to one sample; `key` is for the noise only, `exchange` the id each id becomes under left-right mirroring."""
     image, label = _space(drawn, image, label, out_shape, settings)
     channels = jnp.moveaxis(image, -1, 0)
     if settings.noise:
@@ -159,7 +167,25 @@ def apply(
     image = jnp.moveaxis(channels, 0, -1)
     if settings.mirror and settings.mirror_axes != ():
         image, label = spatial.mirror(image, drawn.flips), spatial.mirror(label, drawn.flips)
+        if exchange is not None:
+            axis = len(out_shape) - 1 if settings.swap_axis is None else settings.swap_axis
+            other = jnp.where((label >= 0) & (label < len(exchange)), jnp.take(exchange, label, mode="clip"), label)
+            label = jnp.where(drawn.flips[axis], other.astype(label.dtype), label)
+    if settings.mask_channels:
+        masked = np.isin(np.arange(image.shape[-1]), settings.mask_channels)
+        image = jnp.where((label < 0)[..., None] & masked, 0.0, image)
     return image, label
+
+
+def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:
+    """Per corpus, the id that each id becomes when left and right are mirrored; None if nothing is lateral."""
+    if not any(settings.swap):
+        return None
+    table = np.tile(np.arange(1 + max(i for pairs in settings.swap for pair in pairs for i in pair)), (len(settings.swap), 1))
+    for row, pairs in zip(table, settings.swap, strict=True):
+        for left, right in pairs:
+            row[left], row[right] = right, left
+    return table
 
 
 def _space(drawn, image, label, out_shape, settings):
@@ -215,6 +241,7 @@ def augment(
     out_shape: tuple[int, ...],
     settings: Augmentation = Augmentation(),
     *,
+    corpus: Int[Array, "b"] | None = None,
     mesh: Mesh | None = None,
     batch_axes: str | tuple[str, ...] = "data",
 ) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
@@ -227,6 +254,7 @@ def augment(
       image, label: enlarged patches (`enlarged_patch`), no side smaller than `out_shape`.
       out_shape: the network's patch, (z, y, x) or (y, x).
       settings: what may happen; `Augmentation.none()` crops the centre.
+      corpus: of each sample; needed where `settings.swap` has lateral classes.
       mesh, batch_axes: give both when the batch is split over devices: each then works on its own samples. Without a mesh the result
         is the same, but every device would work on all of them.
 
@@ -239,16 +267,21 @@ def augment(
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
 
+    table = exchanges(settings)
+    if table is not None and corpus is None:
+        raise UsageError("lateral classes are swapped per corpus", found="no corpus of the samples", fix="pass batch['corpus']")
+    rows = None if table is None else jnp.asarray(table)[corpus]
+
     def one(args):
-        key, image, label = args
+        key, image, label, exchange = args
         key_draw, key_noise = jax.random.split(key)
         drawn = draw(key_draw, settings, out_shape, image.shape[-1])
-        return apply(key_noise, drawn, image, label, out_shape, settings)
+        return apply(key_noise, drawn, image, label, out_shape, settings, exchange)
 
-    def several(keys, image, label):
-        return jax.lax.map(one, (keys, image, label))
+    def several(keys, image, label, rows):
+        return jax.lax.map(one, (keys, image, label, rows))
 
     if mesh is not None:
         split = PartitionSpec(batch_axes)
         several = jax.shard_map(several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
-    return several(keys, image, label)
+    return several(keys, image, label, rows)

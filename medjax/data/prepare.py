@@ -63,6 +63,7 @@ def prepare(
     workers: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    packed: bool = False,
 ) -> PrepareResult:
     """Brings the store up to date; only missing and outdated cases are made, and one bad case never stops the others.
 
@@ -72,6 +73,7 @@ def prepare(
       workers: threads; default one per core, fewer while the estimated memory does not suffice.
       progress: called after every case with (done, total, name, "prepared" | "up to date" | "failed").
       force: make all cases again.
+      packed: write compressed chunks (see `data/store.py`); cases that are up to date keep the layout they have.
 
     Several processes may prepare one store at once. Raises `UsageError` before any work for a plan that does not cover the corpus.
     """
@@ -116,7 +118,7 @@ def prepare(
         if reason:
             log.info("%s: made again, changed: %s", final, reason)
         try:
-            _make(case, corpus, plan, final, described, identity, force)
+            _make(case, corpus, plan, final, described, identity, force, packed)
         except BaseException:
             if reason:  # what is there belongs to another plan or other sources: no one may train on it
                 _discard(final)
@@ -133,7 +135,7 @@ def prepare(
     )
 
 
-def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool) -> None:
+def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool, packed: bool) -> None:
     """Reads, transforms and writes one case, and gives it its name."""
     volume, ids = load(case, corpus, native=True)
     spacing, intensities = plan.spacing_of(corpus.store), [plan.intensity_of(c) for c in corpus.channels]
@@ -167,7 +169,7 @@ def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, 
     temporary = final.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{case.name}"
     temporary.mkdir()
     try:
-        store.write_case(temporary, image, label, _locations(label, (corpus.ignore_id, outside_id)), meta | identity)
+        store.write_case(temporary, image, label, _locations(label, (corpus.ignore_id, outside_id)), meta | identity, packed=packed)
         _publish(temporary, final, None if force else identity["key"])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

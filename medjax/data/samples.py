@@ -18,6 +18,7 @@ from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 DRAWS = ("iid", "mix")
 OVERSAMPLES = ("last", "probabilistic")
 BALANCES = ("case", "class")
+UNITS = ("set", "class")
 CACHE_BYTES = 2 << 30
 SMALL_CASE_BYTES = 8 << 20  # larger cases are never held whole: a patch of them is cheaper to read than the case
 
@@ -32,6 +33,7 @@ class Pool:
       cases: case names, one folder each.
       foreground_ids: dense ids that may be forced into a patch; leave out what a view hides.
       modality: index in the label space.
+      classes: per annotated class the dense ids of its voxels (nested classes share ids), for `Recipe.by` "class"; empty: every id is one.
     """
 
     corpus: int
@@ -39,6 +41,14 @@ class Pool:
     cases: tuple[str, ...]
     foreground_ids: tuple[int, ...]
     modality: int
+    classes: tuple[tuple[int, ...], ...] = ()
+
+    def groups(self, by: str) -> tuple[tuple[int, ...], ...]:
+        """What is drawn from with equal chances: groups of dense ids that may be forced into a patch."""
+        allowed = set(self.foreground_ids)
+        if by == "class" and self.classes:
+            return tuple(found for ids in self.classes if (found := tuple(i for i in ids if i in allowed)))
+        return tuple((i,) for i in self.foreground_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Recipe:
       oversample: "last" forces the last round-half-even share of every global batch, "probabilistic" each sample by chance.
       seed: of everything.
       balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's class first, then a case that has it.
+      by: what a forced sample draws: "set", one of the label sets (dense ids) with equal chances, or "class", one of the classes, where
+        a nested class shares the voxels of the one around it (nnU-Net's region sampling).
       dims: 3, or 2 for slices of constant z, whose axis is dropped.
       final: the patch after augmentation, which bounds how far a patch leaves the image; None is `patch`.
       channels: image channels of a sample; a case with fewer is filled up with zeros. None: as stored, the same in all pools.
@@ -70,9 +82,10 @@ class Recipe:
     dims: int = 3
     final: tuple[int, ...] | None = None
     channels: int | None = None
+    by: str = "set"
 
     def __post_init__(self):
-        for name, known in (("draw", DRAWS), ("oversample", OVERSAMPLES), ("balance", BALANCES), ("dims", (2, 3))):
+        for name, known in (("draw", DRAWS), ("oversample", OVERSAMPLES), ("balance", BALANCES), ("by", UNITS), ("dims", (2, 3))):
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r} in the sampling recipe", fix=did_you_mean(str(value), map(str, known)))
@@ -163,7 +176,7 @@ class Samples:
         k = min(int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1)
         return k, int(rng.integers(len(self.pools[k].cases)))
 
-    def _draw_class(self, rng: np.random.Generator, drawn: tuple[int, int]) -> tuple[tuple[int, int], int | None]:
+    def _draw_class(self, rng: np.random.Generator, drawn: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, ...] | None]:
         """A class of the drawn corpus, then a case that has it; the drawn case if the corpus has no foreground at all."""
         k = drawn[0]
         with self._lock:
@@ -172,19 +185,20 @@ class Samples:
                 for name in pool.cases:
                     counts = _open(Path(pool.folder) / name).meta["voxels"]
                     voxels.append({int(i) for i, n in counts.items() if n})
-                holders = {i: [c for c, ids in enumerate(voxels) if i in ids] for i in pool.foreground_ids}
-                self._holders[k] = {i: cases for i, cases in holders.items() if cases}
+                holders = {group: [c for c, ids in enumerate(voxels) if ids & set(group)] for group in pool.groups(self.recipe.by)}
+                self._holders[k] = {group: cases for group, cases in holders.items() if cases}
             holders = self._holders[k]
         if not holders:
             return drawn, None
         wanted = list(holders)[rng.integers(len(holders))]
         return (k, holders[wanted][rng.integers(len(holders[wanted]))]), wanted
 
-    def _cut(self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: int | None) -> dict[str, np.ndarray]:
+    def _cut(self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: tuple | None) -> dict[str, np.ndarray]:
         case = _open(folder)
         shape = tuple(case.meta["shape"])
         gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
-        voxel = self._foreground_voxel(rng, case.locations, pool.foreground_ids if wanted is None else (wanted,)) if forced else None
+        groups = pool.groups(self.recipe.by) if wanted is None else (wanted,)
+        voxel = self._foreground_voxel(rng, case, groups) if forced else None
         if voxel is None:
             start = random_start(rng, shape, self.patch, self.final)
         else:
@@ -196,6 +210,8 @@ class Samples:
             "image": read_patch(image, shape, start, self.patch, zero),
             "label": read_patch(label, shape, start, self.patch, np.int16(PADDING)),
         }
+        if "outside_id" in case.meta:  # outside a normalisation mask: as outside the image
+            sample["label"] = np.where(sample["label"] == case.meta["outside_id"], np.int16(PADDING), sample["label"])
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
         if missing := (self.recipe.channels or len(gain)) - len(gain):
@@ -204,12 +220,18 @@ class Samples:
         return sample | {"gain": gain, "bias": bias, "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32)}
 
     @staticmethod
-    def _foreground_voxel(rng: np.random.Generator, locations: Any, ids: Sequence[int]) -> np.ndarray | None:
-        present = [str(i) for i in ids if str(i) in locations]
+    def _foreground_voxel(rng: np.random.Generator, case: Any, groups: Sequence[tuple[int, ...]]) -> np.ndarray | None:
+        """A voxel of one of the groups that the case has; within a group ids weigh as their voxels do."""
+        locations, voxels = case.locations, case.meta["voxels"]
+        present = [found for group in groups if (found := [str(i) for i in group if str(i) in locations])]
         while present:
-            voxels = locations[present.pop(rng.integers(len(present)))]
-            if len(voxels):
-                return voxels[rng.integers(len(voxels))]
+            group = present.pop(rng.integers(len(present)))
+            if len(group) > 1:
+                weights = np.cumsum([voxels.get(i, 0) for i in group], dtype=float)
+                group = [group[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]]
+            found = locations[group[0]]
+            if len(found):
+                return found[rng.integers(len(found))]
         return None
 
     def _readers(self, folder: Path, case: Any, shape: tuple[int, ...], channels: int):

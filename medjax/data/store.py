@@ -1,5 +1,8 @@
 """Prepared cases on disk: zarr3 arrays that patches are read from without unpacking, and what is known about them.
 
+Arrays are written in one of two layouts, both plain zarr3: *flat*, one uncompressed chunk that is memory-mapped, so that a patch costs its
+own bytes and all workers share the system's page cache; or *packed*, 64-voxel chunks compressed with lz4, for slow or remote disks.
+
     <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16; normalised value = stored * gain + bias
                            label.zarr      (z, y, x) uint8 or uint16 dense ids of the full corpus
                            locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
@@ -10,9 +13,10 @@
 
 import functools
 import json
+import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import numpy as np
 from medjax.errors import DataError, UsageError
 
 CHUNK = 64
+BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
 Slices = tuple[slice, ...]
 
@@ -52,7 +57,7 @@ class StoredCase:
 
     def _read(self, name: str, slices: Slices) -> np.ndarray:
         try:
-            return _handle(self.folder, name, self._stamp)[tuple(slices)].read().result()
+            return _handle(self.folder, name, self._stamp)(tuple(slices))
         except (ValueError, OSError) as error:
             raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=REMEDY) from error
 
@@ -98,16 +103,23 @@ def list_cases(root: str | os.PathLike, corpus: str) -> list[str]:
 
 
 def write_case(
-    folder: str | os.PathLike, image: np.ndarray, label: np.ndarray, locations: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+    folder: str | os.PathLike,
+    image: np.ndarray,
+    label: np.ndarray,
+    locations: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
+    *,
+    packed: bool = False,
 ) -> None:
     """Fills an existing empty folder; case.json comes last, so a folder with it is complete.
 
     Args:
       image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n, 3) int32. meta: JSON-ready.
+      packed: compressed chunks in place of one flat, memory-mapped one.
     """
     folder = Path(folder)
-    write_array(folder / "image.zarr", image)
-    write_array(folder / "label.zarr", label)
+    write_array(folder / "image.zarr", image, packed)
+    write_array(folder / "label.zarr", label, packed)
     np.savez_compressed(folder / "locations.npz", **locations)
     (folder / "case.json").write_text(json.dumps(meta, indent=1))
 
@@ -117,22 +129,47 @@ def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(-(-n // -(-n // CHUNK)) for n in shape[:3]) + (1,) * (len(shape) - 3)
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes a zarr3 array with blosc lz4 chunks."""
+def write_array(path: Path, array: np.ndarray, packed: bool = False) -> None:
+    """Writes a zarr3 array, flat or packed (see the module)."""
+    if not packed:
+        _write_flat(path, array)
+        return
     import tensorstore as ts
 
-    blosc = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "typesize": array.dtype.itemsize, "blocksize": 0}
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": os.fspath(path)},
-        "metadata": {
-            "shape": list(array.shape),
-            "data_type": array.dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape(array.shape))}},
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "blosc", "configuration": blosc}],
-        },
+    blosc = {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": array.dtype.itemsize, "blocksize": 0}
+    metadata = {
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape(array.shape))}},
+        "codecs": [BYTES, {"name": "blosc", "configuration": blosc}],
     }
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}, "metadata": metadata}
     ts.open(spec, create=True).result().write(array).result()
+
+
+def _write_flat(path: Path, array: np.ndarray) -> None:
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0,
+        "codecs": [BYTES],
+        "attributes": {},
+    }
+    chunk = flat_file(path, array.ndim)
+    chunk.parent.mkdir(parents=True)
+    with open(chunk, "wb") as file:
+        for piece in array:  # slice by slice: no second copy of the volume
+            file.write(np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).data)
+    (path / "zarr.json").write_text(json.dumps(metadata))
+
+
+def flat_file(path: Path, axes: int) -> Path:
+    """Where the only chunk of a flat array lies."""
+    return path.joinpath("c", *["0"] * axes)
 
 
 def _stamp(folder: str) -> tuple[int, int]:
@@ -153,10 +190,22 @@ def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1 << 10)
-def _handle(folder: str, name: str, stamp: tuple[int, int]):
+def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices], np.ndarray]:
+    """Slices -> array of their own, for either layout."""
+    path = Path(folder, name)
+    metadata = json.loads((path / "zarr.json").read_text())
+    shape = tuple(metadata["shape"])
+    if metadata["codecs"] == [BYTES] and tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]) == shape:
+        dtype, file = np.dtype(metadata["data_type"]), flat_file(path, len(shape))
+        found, expected = os.path.getsize(file), dtype.itemsize * math.prod(shape)
+        if found != expected:
+            raise ValueError(f"{found} bytes, expected {expected}")
+        mapped = np.memmap(file, dtype.newbyteorder("<"), "r", shape=shape)
+        return lambda slices: np.array(mapped[slices], dtype)
     import tensorstore as ts
 
-    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": os.path.join(folder, name)}}, open=True, read=True).result()
+    opened = ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}}, open=True, read=True).result()
+    return lambda slices: opened[slices].read().result()
 
 
 @functools.lru_cache(maxsize=1 << 14)

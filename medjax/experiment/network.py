@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.build import build, fill
-from medjax.data import turns
+from medjax.data import lateral, turns
 from medjax.data.augment import Augmentation, augment
 from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
@@ -93,7 +93,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         table=space.table,
         known=space.known,
         ignore_ids=space.ignore_ids,
-        augment=_augmenter(fields, network.patch, mesh),
+        augment=_augmenter(fields, network.patch, mesh, space),
         patch=network.patch,
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
@@ -101,7 +101,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
     )
 
 
-def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any) -> Callable | None:
+def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelSpace) -> Callable | None:
     given = dict(fields["augment"])
     if not given.pop("on"):
         return None
@@ -116,8 +116,17 @@ def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any) -> Callable |
         return lambda key, image, label: turns.flips(key, image, label, patch, axes)
     if kind != "nnunet":
         raise UsageError(f"unknown augmentation {kind!r}", expected="nnunet, turns or flips")
+    if pairs := given.pop("lateral", ()):
+        given["swap"] = lateral.swaps(space.corpora, pairs)
+        if fields["data"].get("orientation") != "RAS" and "swap_axis" not in given:
+            raise UsageError("left and right are known in RAS orientation only", fix="name the axis: --config.augment.swap_axis=2")
     settings = fill(Augmentation, given, "config.augment")
-    return lambda key, image, label: augment(key, image, label, patch, settings, mesh=mesh, batch_axes=AXES)
+
+    def augmented(key, image, label, corpus=None):
+        return augment(key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=AXES)
+
+    augmented.by_corpus = any(settings.swap)
+    return augmented
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:

@@ -48,6 +48,9 @@ def resolve(fields: Mapping) -> dict:
     fields["train"] = dict(fields["train"]) | {"patch": chosen.patch, "batch": chosen.batch}
     if wants_network:
         fields["model"] = network_fields(chosen) | {k: v for k, v in fields["model"].items() if k != "name"}
+    if plan.transpose != (0, 1, 2) and fields["augment"].get("lateral") and "swap_axis" not in fields["augment"]:
+        axis = plan.transpose.index(2) - (3 - len(chosen.patch))
+        fields["augment"] = dict(fields["augment"]) | {"swap_axis": axis}
     masked = tuple(c for c, found in enumerate(plan.intensity.values()) if found.masked)
     if masked and fields["augment"].get("on") and "mask_channels" not in fields["augment"]:
         fields["augment"] = dict(fields["augment"]) | {"mask_channels": masked}

@@ -137,10 +137,16 @@ def pools(run: Run, side: str) -> list[sampler.Pool]:
         names = [n for n in names if (corpus.store, n) not in bad and (run.store / corpus.store / n / "case.json").is_file()]
         if names:
             modality = run.data.space.modalities.index(corpus.modality)
-            found.append(sampler.Pool(k, str(run.store / corpus.store), tuple(names), corpus.foreground_ids, modality))
+            folder, classes = str(run.store / corpus.store), corpus_classes(corpus)
+            found.append(sampler.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes))
         elif side == "train":
             raise UsageError(f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases")
     return found
+
+
+def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
+    """Dense ids of every annotated class of a corpus, for sampling by class."""
+    return tuple(corpus.ids_of(name) for name in corpus.annotated)
 
 
 def mean_spacing(run: Run) -> tuple[float, float, float]:
@@ -158,7 +164,7 @@ def train(run: Run) -> None:
     fields, space = run.fields, run.data.space
     net = network.make_network(fields, space, mean_spacing(run))
     given, patch = fields["sampler"], network.sampled_patch(fields)
-    ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample")}
+    ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample", "balance", "by") if k in given}
     common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
     recipe = sampler.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)

@@ -71,7 +71,8 @@ class Supervised:
         image = batch["image"].astype(jnp.float32) * jnp.expand_dims(batch["gain"], axes) + jnp.expand_dims(batch["bias"], axes)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
-            image, label = self.augment(key, image, label)
+            extra = {"corpus": batch["corpus"]} if getattr(self.augment, "by_corpus", False) else {}  # sides of lateral classes
+            image, label = self.augment(key, image, label, **extra)
         image, label = centre_crop(image, self.patch, first=1), centre_crop(label, self.patch, first=1)
         corpus = batch["corpus"]
         prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
@@ -111,7 +112,8 @@ def make(
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
       table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool, (corpora,) int, -2 for no ignore id.
       patch: spatial shape the network sees; batches may be larger (room for rotation).
-      augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken).
+      augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken); one with a
+        true attribute `by_corpus` is also given `corpus` (b,).
       mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
       deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
       activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.exclusive`).
