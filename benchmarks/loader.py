@@ -78,7 +78,8 @@ def main() -> None:
     report = {name: dict(zip(("per_core", "wall"), np.median(m, 0).round(1).tolist(), strict=True)) for name, m in marks.items()}
     pairs = zip(marks["medjax"], marks["nnunetv2"], strict=True)
     report |= {"ratio_per_core": round(float(np.median([a[0] / b[0] for a, b in pairs])), 2), "mib_per_case": size}
-    print(json.dumps({"patch": patch, "batch": args.batch, "shape": args.shape, "cpus": os.cpu_count(), "load": os.getloadavg()[0]} | report))
+    setting = {"patch": patch, "batch": args.batch, "shape": args.shape, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
+    print(json.dumps(setting | report))
 
 
 if __name__ == "__main__":
