@@ -298,6 +298,9 @@ def test_nothing_there_and_wrong_words(tmp_path):
     with pytest.raises(UsageError, match="unknown layout 'mds'"):
         scan_corpus(tmp_path / "Task01_A", "mds")
     assert layouts.detect(tmp_path / "Task01_A") == "msd"
+    (tmp_path / "Task01_A" / "medjax.json").write_text('{"layout": "folders"}')
+    assert scan_corpus(tmp_path / "Task01_A")[0].classes == ("label_1", "label_2")
+    (tmp_path / "Task01_A" / "medjax.json").unlink()
     assert scan_corpus(tmp_path / "Task01_A" / "dataset.json") == scan_corpus(tmp_path / "Task01_A")
     with pytest.raises(UsageError, match="no list of scans"):
         scan_corpus(tmp_path / "Task01_A", "datalist")

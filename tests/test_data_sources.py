@@ -271,6 +271,17 @@ def test_inputs_from_lists(scans):
     assert summary(find_inputs(folder / "list.json")) == {"a": ["a.nii.gz"], "b": ["b0.nii.gz", "b1.nii.gz"]}
 
 
+def test_other_formats_and_dicom_folders(scans):
+    folder = scans("x/a.nrrd", "x/b.mha", "x/c.nii.gz", "x/._b.mha", "x/d.txt")
+    assert summary(find_inputs(folder / "x")) == {"a": ["a.nrrd"], "b": ["b.mha"], "c": ["c.nii.gz"]}
+    assert summary(find_inputs(folder / "x" / "b.mha")) == {"b": ["b.mha"]}
+    for name in ("p1", "p2"):
+        (folder / "dicom" / name).mkdir(parents=True)
+        (folder / "dicom" / name / "IM0").write_bytes(b"\0" * 128 + b"DICM")
+    assert summary(find_inputs(folder / "dicom")) == {"p1": ["p1"], "p2": ["p2"]}
+    assert summary(find_inputs(folder / "dicom" / "p2")) == {"p2": ["p2"]}
+
+
 def test_nothing_found_says_what_was_searched_for(scans, msd):
     folder = scans("scan.txt", "heart.nii.gz", "empty.json", "gone.json", "odd.csv", "sub/none.txt")
     (folder / "empty.json").write_text("[]")

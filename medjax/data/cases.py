@@ -46,7 +46,9 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
     """`DataError` if a volume has not exactly the corpus' channels."""
     if volume.array.shape[-1] != len(corpus.channels):
         expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
-        fix = "correct the channel names in dataset.json, or split the file"
+        several = volume.array.shape[-1] > 1 and len(corpus.channels) == 1
+        fix = "a time series? give one frame, or declare" if several else "correct"
+        fix += " the channel names in dataset.json, or split the file"
         raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
 
 

@@ -20,6 +20,7 @@ medjax.json, for layouts without a dataset.json, holds the same keys at its top,
     "classes": ["liver"]          of masks: which, in which order; or {"liver": ["Liver", "liver_gtv"]} with the names in the files
     "absent": "background"        a mask that is missing in a case means that the class is not there; else it is a fault
     "select": "desc-manual"       of several label files for one scan, the one with this in its name
+    "layout": "folders"           which layout this is, where it cannot be told
 """
 
 import os
@@ -32,7 +33,7 @@ from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import BACKGROUND, Corpus
 
 BLOCK_KEYS = ("annotated", "modality", "patients", "regions", "name", "meanings", "twins", "tolerance_mm", "license", "licence", "citation")
-HINT_KEYS = (*BLOCK_KEYS, "labels", "channels", "channel_names", "classes", "absent", "select", "description")
+HINT_KEYS = (*BLOCK_KEYS, "labels", "channels", "channel_names", "classes", "absent", "select", "layout", "description")
 HINT_FILE = "medjax.json"
 
 Labels = tuple[tuple[int, tuple[str, ...]], ...]

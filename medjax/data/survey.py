@@ -7,6 +7,7 @@ under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and time of the files
 import hashlib
 import json
 import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 from medjax.data import classmasks, formats
 from medjax.data.annotation import value_counts
-from medjax.data.cases import each
+from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError
 
 VERSION = 1
+MANY = 500  # label files from which on the user is told what takes so long
 
 
 def label_values(cases: Sequence[Case], *, workers: int | None = None) -> tuple[tuple[int, ...], list[MedjaxError]]:
@@ -57,7 +59,7 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
         fresh[key] = kept[key] if key in kept else measure(case)
         return fresh[key]
 
-    outcomes = each(one, cases, workers=workers)
+    outcomes = each(one, cases, workers=workers, progress=_progress(kind, sum(len(c.label_files) for c in cases), file))
     if set(fresh) - set(kept):
         _write(file, fresh)
     problems = [
@@ -66,6 +68,20 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
         if o.failure is not None
     ]
     return [o.value for o in outcomes if o.failure is None], problems
+
+
+def _progress(kind: str, files: int, kept: Path) -> Progress | None:
+    """Tells of a long look, and every tenth of the way; short ones are silent."""
+    if files < MANY:
+        return None
+
+    def show(done: int, total: int, name: str, status: str) -> None:
+        if done == 1:
+            print(f"looking once for the {kind} in {files} label files (kept in {kept})", file=sys.stderr, flush=True)
+        if done % max(1, total // 10) == 0:
+            print(f"  {done}/{total} cases", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _key(case: Case) -> str:

@@ -16,6 +16,7 @@ What a layout cannot say (class names, channels, patients) stands in `medjax.jso
 from pathlib import Path
 from types import ModuleType
 
+from medjax.data.description import HINT_FILE, hints
 from medjax.data.layouts import bids, datalist, dicoms, folders, listed, m3d, pairs, perclass, scans
 from medjax.data.layouts.common import Scan
 from medjax.errors import UsageError, did_you_mean
@@ -45,8 +46,11 @@ def scan(path: Path, layout: str = "") -> Scan:
 
     Args:
       path: the folder, or the list of a "datalist".
-      layout: its word; "" finds out.
+      layout: its word; "" asks medjax.json, or else finds out.
     """
+    place = path if path.is_dir() else path.parent
+    if not layout and (place / HINT_FILE).is_file():
+        layout = str(hints(place)[0].get("layout", ""))
     if layout and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", fix=did_you_mean(layout, LAYOUTS))
     return LAYOUTS[layout or detect(path)].scan(path)
