@@ -121,6 +121,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.evaluate = ordered(dict(on=True, surface=False, montages=8))
     c.evaluate.groups = ordered()  # group -> classes ("class" or "corpus/class") whose mean is one more row of the table
+    c.evaluate.resampled = ""  # or "standard", "released": also score on the network's grid, with that rule for empty classes
     c.evaluate.baseline = ""  # run folder of a baseline: what it segments below `difficult_below` is the group "difficult"
     c.evaluate.difficult_below = 0.75
     return c.lock()

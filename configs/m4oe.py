@@ -67,7 +67,7 @@ def _paper_data(c, variant):
     pool = pools.m4oe_ct if variant == "without_mr" else pools.m4oe
     c.data.update(pool.data())
     c.data.spacing_mm = (3.0, 1.6, 1.6)
-    c.model = ordered(dict(width=96, window=7, patch_size=4, dtype="bfloat16"))
+    c.model = ordered(dict(width=96, depths=(2, 2, 2, 2), window=7, patch_size=4, dtype="bfloat16"))
     c.model.share_heads = tuple(pool.heads.values())
     c.train.patch = (224, 224)
     c.sampler.exponent = 0.0  # every case alike, as in one shuffled list
@@ -92,7 +92,7 @@ def _small_data(c):
 
 
 def _small_network(c):
-    c.model = ordered(dict(width=24, heads=(1, 2, 4, 8), window=4, patch_size=2, share_heads="corpus"))
+    c.model = ordered(dict(width=24, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4, patch_size=2, share_heads="corpus"))
     c.infer.batch_windows = 16
 
 

@@ -209,7 +209,7 @@ def _devices(batch: int) -> list | None:
 
 def evaluate(run: Run) -> int:
     """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
-    from medjax.experiment import scores
+    from medjax.experiment import resampled, scores
 
     if not run.fields["evaluate"].get("on", True):
         say("nothing to evaluate: this config only prepares weights for another one (config.evaluate.on)")
@@ -224,6 +224,10 @@ def evaluate(run: Run) -> int:
         wanted = set(run.data.side(corpus.name, "val"))
         held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled])
     run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
+    if rule := run.fields["evaluate"].get("resampled", ""):
+        found = resampled.score(predictor, held, run.store, rule)
+        runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
+        say(f"on the network's grid, empty classes by the {rule} rule: see {run.workdir / 'evaluation' / 'resampled.json'}")
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK

@@ -1,0 +1,80 @@
+"""Scores on the network's own grid instead of the scan's, and M4oE's published rule for empty classes: to compare with such tables only.
+
+In: a predictor, held-out cases and the store that holds their resampled labels. Out: Dice and IoU per corpus and class. The usual numbers
+(`metrics`) are taken on the original grid; these flatter whatever resampling hides, and the released rule gives a perfect score to a class
+that is found where there is none, and 0 where both sides rightly have none.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medjax.data import nifti
+from medjax.data.inputs import Case
+from medjax.data.store import open_case
+from medjax.errors import UsageError
+from medjax.labels import Corpus, LabelSpace
+
+RULES = ("standard", "released")
+
+
+def class_scores(reference: np.ndarray, prediction: np.ndarray, rule: str = "standard") -> tuple[float, float] | None:
+    """(Dice, IoU) of two masks; None where the case does not count.
+
+    Args:
+      rule: "standard": both empty does not count, one empty scores 0. "released" (M4oE's code): reference empty and prediction not scores
+        (1, 1); both empty, or the prediction alone, (0, 0).
+    """
+    if rule not in RULES:
+        raise UsageError(f"unknown rule {rule!r} for empty classes", expected=" or ".join(RULES))
+    truth, found = bool(reference.any()), bool(prediction.any())
+    if rule == "released" and not truth:
+        return (1.0, 1.0) if found else (0.0, 0.0)
+    if not truth and not found:
+        return None
+    overlap, total = int((reference & prediction).sum()), int(reference.sum()) + int(prediction.sum())
+    return 2 * overlap / total, overlap / (total - overlap)
+
+
+def class_masks(ids: np.ndarray, space: LabelSpace, corpus: str) -> dict[str, np.ndarray]:
+    """Dense ids (z, y, x) of a corpus -> class name -> mask, for the classes it annotates (regions include what is nested in them)."""
+    k = space.corpus_index(corpus)
+    inside = np.minimum(ids, space.table.shape[1] - 1)
+    return {name: space.table[k, :, c][inside] for c, name in enumerate(space.classes) if space.known[k, c]}
+
+
+def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], store: Path, rule: str = "standard") -> dict:
+    """Mean Dice and IoU on the network's grid: classes over volumes, corpora over classes.
+
+    Args:
+      held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the reference.
+
+    Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ..., "IoU": ..., "n": volumes}}}}.
+    """
+    space, out = predictor.model.space, {"rule": rule, "grid": "network"}
+    for name, (corpus, cases) in held.items():
+        values: dict[str, list[tuple[float, float]]] = {}
+        for case in cases:
+            probabilities, _ = predictor.scores(nifti.read_case(case.images), name)
+            mask = decide(probabilities, predictor.activation)
+            ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
+            truth = class_masks(open_case(Path(store) / corpus.store / case.name).label(), space, name)
+            for label, found in class_masks(ids, space, name).items():
+                result = class_scores(truth[label], found, rule)
+                if result is not None:
+                    values.setdefault(label, []).append(result)
+        classes = {c: dict(zip(("Dice", "IoU"), np.mean(v, 0).tolist(), strict=True)) | {"n": len(v)} for c, v in values.items()}
+        if classes:
+            mean = {m: float(np.mean([entry[m] for entry in classes.values()])) for m in ("Dice", "IoU")}
+            out[name] = mean | {"classes": classes}
+    return out
+
+
+def decide(probabilities: np.ndarray, activation: str) -> np.ndarray:
+    """(z, y, x, c) probabilities -> the classes of every voxel, bool; of a softmax one at most."""
+    if activation == "sigmoid":
+        return probabilities > 0.5
+    best = np.arange(probabilities.shape[-1]) == probabilities.argmax(-1)[..., None]
+    return best & (probabilities.max(-1) > 1 - probabilities.sum(-1))[..., None]
