@@ -8,17 +8,23 @@ at every resolution with nnU-Net's weights. Every network runs in a process of i
 time) says so and the next one goes on. Within it the steps of both sides alternate; where both do not fit together they run one after the
 other.
 
+With `--streams 2` two networks are built and compiled at the same time, but a step is timed only while nothing else runs on the card.
+
 Work is counted, not measured: 2 x multiply-adds of convolutions and products in the forward pass of the finest and deep logits, times 3
 for forward and backward, for both sides alike; recomputation counts nothing. MFU = work / (step time x peak of the card).
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bfloat16, as published
 PAPER, TSFM = (96, 192, 192), (112, 160, 192)
@@ -236,6 +242,18 @@ class Theirs:
 
 
 SIDES = {"medjax": Ours, "torch": Theirs}
+TURNS = "MEDJAX_BENCHMARK_TURNS"  # a file to lock: shared to compile, alone to time
+
+
+@contextlib.contextmanager
+def turn(alone):
+    """Waits until nobody times (and, `alone`, until nobody compiles); without other streams at once."""
+    if not os.environ.get(TURNS):
+        yield
+        return
+    with open(os.environ[TURNS]) as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def measure(name, sides, dtype, runs, peak):
@@ -251,10 +269,11 @@ def measure(name, sides, dtype, runs, peak):
     }
     running = {}
     for side in sides:
-        started = time.perf_counter()
-        running[side] = one = SIDES[side](entry, dtype)
-        built = time.perf_counter()
-        one.compile()
+        with turn(alone=False):
+            started = time.perf_counter()
+            running[side] = one = SIDES[side](entry, dtype)
+            built = time.perf_counter()
+            one.compile()
         result[side] = {
             "parameters": one.parameters,
             "build_s": round(built - started, 2),
@@ -262,13 +281,14 @@ def measure(name, sides, dtype, runs, peak):
         }
     seconds = {side: [] for side in sides}
     cpu = {side: [] for side in sides}
-    for i in range(runs + 2):
-        for side, one in running.items():
-            clock, work = time.perf_counter(), time.process_time()
-            one.step()
-            if i > 1:
-                seconds[side].append(time.perf_counter() - clock)
-                cpu[side].append(time.process_time() - work)
+    with turn(alone=True):
+        for i in range(runs + 2):
+            for side, one in running.items():
+                clock, work = time.perf_counter(), time.process_time()
+                one.step()
+                if i > 1:
+                    seconds[side].append(time.perf_counter() - clock)
+                    cpu[side].append(time.process_time() - work)
     macs = running["medjax"].forward_macs if "medjax" in running else None
     for side, one in running.items():
         step = sorted(seconds[side])[len(seconds[side]) // 2]
@@ -316,6 +336,24 @@ def child(name, sides, given, limit):
     return {"failed": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:400]}
 
 
+def one_network(network, given, end):
+    """Both sides in one process, or, where that fails, one after the other; never past `end` on the monotonic clock."""
+    left = min(end - time.monotonic(), given.each_s)
+    if left < 10:
+        return {"network": network, "failed": "no time left"}
+    found = {"failed": "apart"} if given.apart else child(network, given.sides, given, left)
+    if "failed" not in found or len(given.sides) == 1:
+        return found
+    parts = {}
+    for side in given.sides:
+        left = min(end - time.monotonic(), given.each_s)
+        parts[side] = child(network, [side], given, left) if left >= 10 else {"failed": "no time left"}
+    whole = next((p for p in parts.values() if "failed" not in p), {"network": network})
+    macs = next((p["forward_macs"] for p in parts.values() if p.get("forward_macs")), None)
+    sides = {side: part.get(side) or {"failed": part["failed"]} for side, part in parts.items()}
+    return {**whole, **sides, "together": False, "together_failed": found["failed"], "forward_macs": macs}
+
+
 def card():
     """Name of the accelerator, without starting a framework here."""
     try:
@@ -334,6 +372,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--each-s", type=float, default=240.0, help="limit of one network")
+    parser.add_argument("--streams", type=int, default=1, help="networks that are compiled at the same time")
     parser.add_argument("--apart", action="store_true", help="never both sides in one process")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the card; known for H100, H200, A100 in bfloat16")
     parser.add_argument("--out", default="")
@@ -348,27 +387,20 @@ def main():
         print(json.dumps(measure(names[0], given.sides, given.dtype, given.runs, peak)), flush=True)
         return
     end, results = time.monotonic() + given.budget_s, []
-    for network in names:
-        left = min(end - time.monotonic(), given.each_s)
-        if left < 10:
-            results.append({"network": network, "failed": "no time left"})
-            continue
-        found = {"failed": "apart"} if given.apart else child(network, given.sides, given, left)
-        if "failed" in found and len(given.sides) > 1:
-            parts = {}
-            for side in given.sides:
-                left = min(end - time.monotonic(), given.each_s)
-                parts[side] = child(network, [side], given, left) if left >= 10 else {"failed": "no time left"}
-            whole = next((p for p in parts.values() if "failed" not in p), {"network": network})
-            macs = next((p["forward_macs"] for p in parts.values() if p.get("forward_macs")), None)
-            sides = {side: part.get(side) or {"failed": part["failed"]} for side, part in parts.items()}
-            found = {**whole, **sides, "together": False, "together_failed": found["failed"], "forward_macs": macs}
+
+    def run(network):
+        found = one_network(network, given, end)
         rate(found, found.get("forward_macs"), peak)
         results.append(found)
         print(json.dumps(found), flush=True)
         if given.out:
             with open(given.out, "w") as file:
                 json.dump({"device": name, "given": vars(given), "results": results}, file, indent=1)
+
+    with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.streams) as streams:
+        if given.streams > 1:
+            os.environ[TURNS] = turns.name
+        list(streams.map(run, names))
     if not given.out:
         print(json.dumps({"device": name, "results": results}))
 
