@@ -440,7 +440,7 @@ def test_rival_with_the_same_result_and_with_another(raw, tmp_path, monkeypatch)
     root, write = tmp_path / "s", store.write_case
     for spacing, other in (((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)), ((2.0, 1.0, 1.0), (3.0, 1.0, 1.0))):
 
-        def late(*args, other=other):
+        def late(*args, other=other, **how):
             write(*args, **how)
             monkeypatch.setattr(store, "write_case", write)
             prepare(corpus, cases[:1], plan_of(corpus, other), root)

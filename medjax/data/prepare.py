@@ -107,6 +107,7 @@ def prepare(
             "corpus": corpus.store,
             "modality": case.modality or corpus.modality,
             "patient": case.patient or case.name,
+            "labels": [[value, list(names)] for value, names in corpus.labels],
         }
         identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": VERSION}
         if old is not None and old["key"] == key:
