@@ -95,7 +95,9 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
         image, label = _normalised(sample["image"], sample["gain"], sample["bias"])[None], sample["label"].astype(np.int32)[None]
         panels = []
         for variant, settings in enumerate([Augmentation.none()] + [Augmentation()] * args.variants):
-            pictured, labelled = run(jax.random.fold_in(jax.random.key(args.seed), k * (args.variants + 1) + variant), image, label, final, settings)
+            pictured, labelled = run(
+                jax.random.fold_in(jax.random.key(args.seed), k * (args.variants + 1) + variant), image, label, final, settings
+            )
             title = f"{names[int(sample['case'])]}" if variant == 0 else f"augmented {variant}"
             panels.append(preview.middle(np.asarray(pictured[0]), np.asarray(labelled[0]), sample["spacing_mm"], title))
         rows.append(panels)
