@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -274,6 +275,18 @@ def test_a_patient_or_modality_is_only_rewritten(raw, tmp_path):
     result = prepare(corpus, [dataclasses.replace(cases[0], patient="p9", modality="PET")], plan_of(corpus), tmp_path / "s")
     meta = prepared(tmp_path / "s", corpus).meta
     assert result.skipped == 1 and (meta["patient"], meta["modality"]) == ("p9", "PET")
+
+
+def test_a_store_of_another_version_is_refused_and_made_again(raw, tmp_path):
+    corpus, cases = read_corpus(raw)
+    prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s")
+    path = tmp_path / "s" / "A" / "case_000" / "case.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"version": 1, "inputs": meta["inputs"] | {"version": 1}, "key": "old"}))
+    with pytest.raises(DataError, match=r"another version of medjax; found 1; expected 2.*medjax prepare"):
+        prepared(tmp_path / "s", corpus).meta  # noqa: B018
+    assert prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s").stale == {"case_000": "version"}
+    assert prepared(tmp_path / "s", corpus).meta["version"] == store.VERSION
 
 
 def test_damaged_case_json_is_made_again(raw, tmp_path):

@@ -29,7 +29,6 @@ from medjax.data.plan import Plan, intensity_json
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
 
-VERSION = 2  # of the stored contents: raise it when the same sources would give other arrays
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
 LARGE_BOX = 1 << 24  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
@@ -95,7 +94,7 @@ def prepare(
         old = None if force else _read_meta(final)
         sources, stat = _sources(case, old)
         inputs = {
-            "version": VERSION,
+            "version": store.VERSION,
             "plan": [spacing, plan.orientation, plan.crop, list(plan.transpose), [intensity_json(i) for i in intensities]],
             "labels": [list(corpus.values), corpus.ignore, *([corpus.labels] if case.masks else [])],  # masks: a value is a set of classes
             "sources": list(sources.values()),
@@ -109,7 +108,7 @@ def prepare(
             "patient": case.patient or case.name,
             "labels": [[value, list(names)] for value, names in corpus.labels],
         }
-        identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": VERSION}
+        identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": store.VERSION}
         if old is not None and old["key"] == key:
             fresh = old | described | identity
             if fresh != old:

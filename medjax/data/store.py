@@ -24,6 +24,7 @@ import numpy as np
 
 from medjax.errors import DataError, UsageError
 
+VERSION = 2  # of the stored contents: raised when the same sources would give other arrays
 CHUNK = 64
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
@@ -184,9 +185,12 @@ def _stamp(folder: str) -> tuple[int, int]:
 @functools.lru_cache(maxsize=1 << 14)
 def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
     try:
-        return json.loads(Path(folder, "case.json").read_text())
+        meta = json.loads(Path(folder, "case.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"case.json is damaged: {error}", path=folder, fix=REMEDY) from error
+    if meta.get("version", VERSION) != VERSION:
+        raise DataError("prepared by another version of medjax", path=folder, found=meta["version"], expected=VERSION, fix=REMEDY)
+    return meta
 
 
 @functools.lru_cache(maxsize=1 << 10)

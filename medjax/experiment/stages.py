@@ -122,6 +122,9 @@ def prepare_stage(run: Run) -> None:
         run.failed += result.failed
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
+        for reason in sorted(set(result.stale.values())):
+            again = sum(found == reason for found in result.stale.values())
+            say(f"  {again} of them were there already, but made from other {reason}: made again")
         for entry in result.failed:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
