@@ -190,4 +190,4 @@ def _frames(layout: Layout, raw: Path, look, corpus: PublicCorpus) -> dict[str, 
     for name in layout.masks:
         if name not in order:
             raise UsageError(f"{corpus.name}: no class {name!r} in this list of labels", path=raw / found[0], fix=did_you_mean(name, order))
-    return {name: f"frame:{order[name] - 1}" for name in layout.masks}
+    return {name: f"frame:{order[name] - 1}" if len(order) > 1 else "" for name in layout.masks}

@@ -2,7 +2,7 @@
 
     python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store [--only AMOS22_CT] [--where part=Tr]
 
-    <out>/<corpus>/dataset.json      what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
+    <out>/<corpus>/corpus.json       what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
     <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
     <out>/<corpus>/<case>/           prepared arrays, see medjax/data/store.py
 
@@ -108,10 +108,12 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
+    from medjax.data import described
     from medjax.data.fingerprint import fingerprint, make_plan
     from medjax.data.occurrence import absent_classes
     from medjax.data.plan import Plan
     from medjax.data.prepare import prepare
+    from medjax.data.survey import mask_sets
     from medjax.data.verify import verify
 
     print(f"{corpus.name}: {len(found.cases)} cases in {args.raw}" + "".join(f"; {note}" for note in found.notes))
@@ -124,9 +126,13 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     if not found.cases:
         _report(failed)
         raise VerificationError("no usable case", path=args.raw, fix="mend what is listed above")
-    described = corpus.corpus()
     folder = Path(args.out) / corpus.name
-    write_description(folder, corpus, found)
+    described_as = corpus.corpus()
+    if len(corpus.corpus().classes) > 1:
+        sets, _ = mask_sets([case for case in found.cases if case.masks], workers=args.workers or None)
+        described_as = described.replaced_labels(described_as, sets)
+    twins = [twin.to_json() for twin in corpus.twins if twin.cases]
+    described.write(folder, described_as, found.cases, {"twins": twins, "licence": corpus.licence, "citation": corpus.citation})
     if not args.no_verify:
         report = verify(folder, workers=args.workers or None)
         print(report.text())
@@ -135,17 +141,17 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     if args.plan:
         plan = _read_plan(Path(args.plan), Plan)
     else:
-        prints = fingerprint(described, cases, workers=args.workers or None, cache=folder / "fingerprint.json")
+        prints = fingerprint(described_as, cases, workers=args.workers or None, cache=folder / "fingerprint.json")
         spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
         plan = make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
     (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
-    result = prepare(described, cases, plan, args.out, workers=args.workers or None, progress=show)
+    result = prepare(described_as, cases, plan, args.out, workers=args.workers or None, progress=show)
     failed += result.failed
     print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
-    absent = [name for name in absent_classes(described, args.out) if name not in args.allow_absent]
+    absent = [name for name in absent_classes(described_as, args.out) if name not in args.allow_absent]
     code = _report(failed)
     if absent:
-        os.replace(folder / "dataset.json", folder / "dataset.refused.json")
+        os.replace(folder / described.FILE, folder / f"refused.{described.FILE}")
         print(
             f"medjax: {corpus.name} is refused: {', '.join(absent)} said to be annotated, but no voxel of it in any of the cases. A "
             f"network would"
@@ -175,49 +181,6 @@ def _progress(what: str):
             print(f"{what} {done}/{total} {name}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
 
     return show
-
-
-def write_description(folder: Path, corpus: PublicCorpus, found: Found) -> Path:
-    """dataset.json with every fact that medjax uses and the path of every file; returns its path.
-
-    It is nnU-Net's form with an explicit list of files, so that `medjax verify` and training need no copy of the raw data.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    described = corpus.corpus()
-    values = {name: [described.values[i] for i in described.ids_of(name)] for name in described.classes}
-    taken, labels = set(), {"background": 0}
-    for name, held in values.items():
-        labels[name] = held[0] if len(held) == 1 and held[0] not in taken else held
-        taken |= set(held) if len(held) == 1 else set()
-    entries = {}
-    for case in found.cases:
-        paths = [os.path.abspath(p) for p in case.images]
-        entry = {"images": paths, "label": os.path.abspath(case.label)} if case.label else {"images": paths}
-        if getattr(case, "masks", ()):
-            entry["masks"] = [[mask.name, os.path.abspath(mask.path), mask.pick] for mask in case.masks]
-        entries[case.name] = entry
-    spec = {
-        "channel_names": {str(i): name for i, name in enumerate(corpus.channels)},
-        "labels": labels | ({"ignore": corpus.ignore} if corpus.ignore is not None else {}),
-        "numTraining": len(entries),
-        "file_ending": ".nii.gz",
-        "dataset": entries,
-        "medjax": {
-            "name": corpus.name,
-            "modality": corpus.modality,
-            "annotated": list(described.annotated),
-            "meanings": dict(described.meanings),
-            "patients": {case.name: case.patient for case in found.cases},
-            "twins": [twin.to_json() for twin in corpus.twins if twin.cases],
-            "licence": corpus.licence,
-            "citation": corpus.citation,
-        },
-    }
-    path = folder / "dataset.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(spec, indent=1))
-    os.replace(temporary, path)
-    return path
 
 
 def describe(corpus: PublicCorpus) -> str:

@@ -42,6 +42,7 @@ CORPORA = (
         meanings={"liver tumour": "primary and metastatic liver tumours, all that are seen"},
         twins=(
             Twin("LiTS", r"liver_(\d+)", r"volume-\1", note="the same 131 scans; the numbers are taken to agree"),
+            Twin("IRCADb", r"liver_(2[89]|3\d|4[0-7])", r"3Dircadb1.\1", offset=-27, note="28 to 47 are reported to be 3D-IRCADb-01"),
             Twin("CT_ORG", note=f"CT-ORG took many of its scans from LiTS; {CONTENT}"),
             Twin("AbdomenCT_1K", note=f"AbdomenCT-1K relabelled LiTS; {CONTENT}"),
         ),

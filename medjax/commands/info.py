@@ -1,15 +1,17 @@
-"""`medjax info`: what is installed here, or what a run folder knows."""
+"""`medjax info`: what is installed here, what a run folder knows, or which public corpora are described."""
 
 import json
 from pathlib import Path
 
-from medjax.errors import EXIT_OK
+from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("info", help="versions, devices, models, configs; or what a run folder knows")
-    p.add_argument("run_folder", nargs="?", default="", help="a run folder")
+    p = verbs.add_parser("info", help="versions, devices, models, configs; what a run folder knows; the public corpora")
+    p.add_argument("run_folder", nargs="?", default="", help="a run folder, or with --corpora the name of a corpus")
+    p.add_argument("--corpora", action="store_true", help="the catalogue of public corpora: licence, classes, defects, overlaps")
+    p.add_argument("--catalogue", default="", metavar="MODULE:FUNCTION", help="a catalogue that no installed package registers")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_info)
 
@@ -17,6 +19,20 @@ def add(verbs) -> None:
 def _info(args) -> int:
     from medjax.experiment.info import about, about_run, as_text
 
+    if args.corpora or args.catalogue:
+        return _corpora(args)
     facts = about_run(Path(args.run_folder)) if args.run_folder else about()
     print(json.dumps(facts, indent=1) if args.json else as_text(facts))
+    return EXIT_OK
+
+
+def _corpora(args) -> int:
+    from medjax.experiment.catalogues import as_table, registered
+    from medjax.experiment.info import as_text
+
+    facts, name = registered(args.catalogue), args.run_folder
+    if name and name not in facts["corpora"]:
+        raise UsageError(f"no corpus {name!r} in the catalogue", fix=did_you_mean(name, facts["corpora"]))
+    chosen = facts["corpora"][name] if name else facts
+    print(json.dumps(chosen, indent=1) if args.json else as_text(chosen) if name else as_table(facts))
     return EXIT_OK

@@ -5,6 +5,7 @@
     .nrrd, .nhdr, .mha, .mhd                data/itk.py (SimpleITK, extra `formats`)
     a folder with a DICOM series            data/dicom.py (pydicom and SimpleITK, extra `formats`)
     a DICOM-SEG or RTSTRUCT file            data/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
+    a folder of mask slices                 DICOM as above, or pictures by data/slices.py, with the DICOM series they follow
     .npy, .npz                              data/arrays.py, geometry from a sidecar
 
 Libraries of the extra are imported when a file needs them.
@@ -105,11 +106,11 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
     Raises: `DataError` for another grid, more than one value where a binary mask is expected, or something that is not in the file.
     """
     path, kind = os.fspath(path), kind_of(path)
-    if kind in ("dicom", "series"):
+    if kind == "dicom":
         from medjax.data import dicom_labels
 
         return dicom_labels.open_masks(path, like)
-    whole = functools.cache(lambda: read(path, "image", like=like))  # frames are checked one by one below
+    whole = functools.cache(lambda: _label_slices(path, like) if kind == "series" else read(path, "image", like=like))
 
     def mask_of(mask: Mask) -> np.ndarray:
         volume = whole()
@@ -138,6 +139,13 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
         return array != 0
 
     return mask_of
+
+
+def _label_slices(path: str, like: Volume) -> Volume:
+    """A folder of mask slices: DICOM slices with their own positions, or pictures that follow the image's slices."""
+    from medjax.data import slices
+
+    return nifti.replaced(like, slices.read(path, like)) if slices.is_pictures(path) else read(path, "image")
 
 
 def _reader(kind: str) -> Callable[..., Volume]:

@@ -1,55 +1,91 @@
-"""Cross-validation splits grouped by patient, over all corpora at once.
+"""Cross-validation splits grouped by patient and by twins, over all corpora at once.
 
 In: the cases of every corpus. Out: per fold the "corpus/case" names to train on and to validate on, in nnU-Net's `splits_final.json` form.
-A patient seen in two corpora (same disease, two modalities) is never on both sides.
+A patient seen in two corpora (same disease, two modalities), or a scan that two corpora share (data/overlap.py), is never on both sides.
 """
 
+import collections
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from medjax.data.inputs import Case
+from medjax.data.overlap import Pair
 from medjax.errors import UsageError
 
 Split = dict[str, list[str]]
 
 
-def make_splits(cases: Mapping[str, Sequence[Case]], folds: int = 5, seed: int = 12345) -> list[Split]:
+def make_splits(cases: Mapping[str, Sequence[Case]], folds: int = 5, seed: int = 12345, twins: Iterable[Pair] = ()) -> list[Split]:
     """Deals the patients of each corpus to `folds` groups; fold f validates on group f.
 
     Args:
       cases: corpus (store) name -> its cases.
       folds: number of groups, at least 2.
-      seed: of the shuffle; the same cases and seed give the same splits on any machine.
+      seed: of the shuffle; the same cases, twins and seed give the same splits on any machine.
+      twins: pairs of "corpus/case" names that must stay together; their patients count as one.
 
     Returns: one {"train": [...], "val": [...]} of "corpus/case" names per fold.
     Raises: `UsageError` for fewer than two folds or fewer patients than folds.
     """
     if folds < 2:
         raise UsageError("cross-validation needs at least 2 folds", found=folds)
-    patients = {c.patient for members in cases.values() for c in members}
-    if len(patients) < folds:
-        raise UsageError(f"{len(patients)} patients cannot fill {folds} folds", fix=f"set data.split.folds to {len(patients)} or less")
+    owner = group_owners(cases, twins)
+    patients = {c: [owner[case.patient] for case in members] for c, members in cases.items()}
+    if (count := len({p for members in patients.values() for p in members})) < folds:
+        raise UsageError(f"{count} patients cannot fill {folds} folds", fix=f"set data.split.folds to {count} or less")
     group: dict[str, int] = {}
     for corpus in sorted(cases):
-        fresh = sorted({c.patient for c in cases[corpus]} - set(group))
+        fresh = sorted(set(patients[corpus]) - set(group))
         order = np.random.default_rng([seed, *corpus.encode()]).permutation(len(fresh))
-        counts = np.bincount([group[c.patient] for c in cases[corpus] if c.patient in group], minlength=folds)
+        sizes = collections.Counter(patients[corpus])
+        counts = np.bincount([group[p] for p in patients[corpus] if p in group], minlength=folds)
         for i in order:
             smallest = int(counts.argmin())
             group[fresh[i]] = smallest
-            counts[smallest] += sum(c.patient == fresh[i] for c in cases[corpus])
+            counts[smallest] += sizes[fresh[i]]
     splits = []
     for fold in range(folds):
         sides: Split = {"train": [], "val": []}
         for corpus, members in cases.items():
-            for case in members:
-                sides["val" if group[case.patient] == fold else "train"].append(f"{corpus}/{case.name}")
+            for case, patient in zip(members, patients[corpus], strict=True):
+                sides["val" if group[patient] == fold else "train"].append(f"{corpus}/{case.name}")
         splits.append(sides)
     return splits
+
+
+def group_owners(cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = ()) -> dict[str, str]:
+    """Patient -> the patient that stands for everyone who is tied to it by twins (itself, if nobody is)."""
+    patient = {f"{corpus}/{case.name}": case.patient for corpus, members in cases.items() for case in members}
+    parent = {p: p for p in patient.values()}
+
+    def root(p: str) -> str:
+        while parent[p] != p:
+            parent[p] = p = parent[parent[p]]
+        return p
+
+    for pair in twins:
+        if pair.first in patient and pair.second in patient:
+            low, high = sorted((root(patient[pair.first]), root(patient[pair.second])))
+            parent[high] = low
+    return {p: root(p) for p in parent}
+
+
+def provenance(splits: Sequence[Split], cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = (), **settings: object) -> dict:
+    """What stands beside splits_final.json: hashes of the splits and of every corpus' cases and patients, the twins, the settings."""
+    rows = {corpus: [[case.name, case.patient] for case in members] for corpus, members in cases.items()}
+    owner, twins = group_owners(cases, twins), list(twins)
+    return {
+        "sha256": digest(splits),
+        "settings": settings,
+        "corpora": {c: {"cases": len(r), "sha256": hashlib.sha256(json.dumps(r).encode()).hexdigest()} for c, r in rows.items()},
+        "patients": len(owner),
+        "groups": len(set(owner.values())),
+        "twins": [[pair.first, pair.second, pair.why] for pair in twins],
+    }
 
 
 def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:

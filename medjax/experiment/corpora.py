@@ -7,10 +7,12 @@ corpora that a paper's config only *declares* may have no files yet (enough for 
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medjax.data import described
 from medjax.data.inputs import Case
+from medjax.data.overlap import Pair, by_name, read_rules, rules_of, straddling
 from medjax.data.sources import read_labels, scan_corpus
 from medjax.data.splits import Split, make_splits, part_of, read_splits
 from medjax.errors import MedjaxError, UsageError, did_you_mean
@@ -32,6 +34,7 @@ class Data:
       splits: folds of "store/case" names; empty in a dry run without files.
       fold: index into `splits`.
       problems: what is wrong with the cases that were left out.
+      twins: cases of different corpora that show the same scan, by the corpora's rules; kept on one side by splits made here.
     """
 
     stores: tuple[Corpus, ...]
@@ -42,11 +45,16 @@ class Data:
     splits: tuple[Split, ...]
     fold: int
     problems: tuple[MedjaxError, ...] = ()
+    twins: tuple[Pair, ...] = ()
 
     def side(self, store: str, side: str) -> list[str]:
         """Case names of a store on one side ("train" or "val") of the chosen fold."""
         prefix = store + "/"
         return [name[len(prefix) :] for name in self.splits[self.fold][side] if name.startswith(prefix)]
+
+    def leaks(self) -> tuple[Pair, ...]:
+        """Twins of which one is trained on and the other validated on in the chosen fold; only a split from a file can have any."""
+        return straddling(self.splits[self.fold], self.twins) if self.splits else ()
 
     def training_cases(self, corpus: Corpus) -> list[str]:
         """Cases a corpus of the space may train on: its store's training side, or the view's share of it."""
@@ -63,13 +71,14 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
 
     Raises: `UsageError` when no corpus is named, a view or fold does not exist, or a folder is missing.
     """
-    stores, cases, counts, problems = [], {}, {}, []
+    stores, cases, counts, problems, rules = [], {}, {}, [], {}
     for folder in _folders(data, workdir, files):
         corpus, members, wrong = scan_corpus(folder)
         if not members:
             raise wrong[0] if wrong else UsageError("no cases", path=folder)
         stores.append(corpus)
         problems += wrong
+        rules[corpus.name] = rules_of(folder)
         cases[corpus.name], counts[corpus.name] = tuple(members), len(members)
     if data["phantom_cases"] and not files:
         for corpus in _described_phantoms(data["phantom_cases"]):
@@ -79,6 +88,7 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
         corpus, members, wrong = _declared(name, fields, data["root"], files)
         stores.append(corpus)
         problems += wrong
+        rules[name] = read_rules(fields.get("twins", ()))
         cases[name], counts[name] = members, len(members) or int(fields["cases"])
     if not stores:
         raise UsageError(
@@ -90,8 +100,10 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     used, parts = _apply_views(stores, data["views"])
     used = _only(used, data.get("only", ""))
     space = merge(used, data["share"], data["rename"], data["precedence"])
-    splits, fold = _splits({n: m for n, m in cases.items() if m}, data["split"])
-    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems))
+    present = {n: m for n, m in cases.items() if m}
+    twins = by_name(present, rules, {n: f["source"] for n, f in data["declared"].items() if f.get("source")})
+    splits, fold = _splits(present, data["split"], twins)
+    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins)
 
 
 def _folders(data: Mapping, workdir: Path, files: bool) -> list[Path]:
@@ -118,19 +130,32 @@ def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpu
     labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
     kind = {"modality": fields["modality"], "channels": tuple(fields["channels"]), "meanings": tuple(fields.get("meanings", {}).items())}
     corpus = Corpus(name, labels, tuple(fields.get("annotated", ())), **kind)
-    folder = Path(root or ".") / name
-    if not (folder / "dataset.json").is_file() and fields.get("source"):
-        folder = Path(root or ".") / fields["source"]
-    if not (folder / "dataset.json").is_file():
+    places = [Path(root or ".") / place for place in (name, fields.get("source")) if place]
+    folder = next((p for p in places if (p / "dataset.json").is_file() or described.detect(p)), None)
+    if folder is None:
         if files:
             raise UsageError(
-                "this corpus of the config is not on disk", path=folder, fix="set --config.data.root to the folder that holds it"
-            )
+                "this corpus of the config is not on disk", path=" or ".join(map(str, places)),
+                fix="set --config.data.root to the folder that holds it, such as the --out of `python -m data_pipelines.CORPUS`",
+            )  # fmt: skip
         return corpus, (), []
     found, members, wrong = scan_corpus(folder)
     if {v for v, _ in labels} - set(found.values):
         raise UsageError("the labels on disk are not those the config declares", path=folder, found=found.values, expected=corpus.values)
-    return dataclasses.replace(corpus, ignore=found.ignore), tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
+    labels = (*corpus.labels, *_further_labels(corpus, found, any(c.masks for c in members)))
+    corpus = dataclasses.replace(corpus, labels=labels, ignore=found.ignore)
+    return corpus, tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
+
+
+def _further_labels(corpus: Corpus, found: Corpus, masks: bool) -> list[tuple[int, tuple[str, ...]]]:
+    """Values on disk that the config does not name: overlaps of its masks, or structures it does not use (background, if of no class)."""
+    known, further = {frozenset(names) for _, names in corpus.labels}, []
+    for value, names in found.labels:
+        kept = tuple(name for name in names if name in corpus.classes)
+        if value not in corpus.values and not (masks and frozenset(kept) in known):
+            known.add(frozenset(kept))
+            further.append((value, kept))
+    return further
 
 
 def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:
@@ -153,10 +178,10 @@ def _only(used: list[Corpus], listed: str) -> list[Corpus]:
     return [corpus for corpus in used if not names or corpus.name in names]
 
 
-def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping) -> tuple[tuple[Split, ...], int]:
+def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping, twins: Sequence[Pair]) -> tuple[tuple[Split, ...], int]:
     if not cases:
         return (), 0
-    splits = read_splits(Path(split["file"]), cases) if split["file"] else make_splits(cases, split["folds"], split["seed"])
+    splits = read_splits(Path(split["file"]), cases) if split["file"] else make_splits(cases, split["folds"], split["seed"], twins)
     if split["fold"] == EVERYTHING:
         every = [name for side in ("train", "val") for name in splits[0][side]]
         return (*splits, {"train": sorted(every), "val": []}), len(splits)

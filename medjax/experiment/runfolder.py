@@ -14,6 +14,7 @@ from medjax.data.plan import Plan
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 
+SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits
 CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = "config.json", "labels.json", "plan.json", "splits_final.json", "environment.json"
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from medjax.data import sampler
 from medjax.data.fingerprint import check_classes, fingerprint, make_plan
 from medjax.data.inputs import Case
+from medjax.data.occurrence import check_occurrence
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
-from medjax.data.splits import digest
+from medjax.data.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
 from medjax.experiment import corpora, initial, network, planned, runfolder
 from medjax.experiment.info import environment
@@ -62,11 +63,24 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     runfolder.write_json(workdir / runfolder.CONFIG, fields)
     runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
     runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
+    settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
+    runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
     runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+    for text in _about_twins(data):
+        say(text)
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
     for entry in left_out:
         say(f"left out: {sentence(entry)}")
     return Run(fields, workdir, data, failed=left_out)
+
+
+def _about_twins(data: corpora.Data) -> list[str]:
+    """What a user should know of scans that several corpora share."""
+    lines = [f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of the split"] if data.twins else []
+    if leaks := data.leaks():
+        first = f"{leaks[0].first} is trained on, {leaks[0].second} validated on ({leaks[0].why})"
+        lines = [f"LEAK: {len(leaks)} of {len(data.twins)} pairs of shared scans are split between training and validation: {first}"]
+    return lines
 
 
 def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -> None:
@@ -129,6 +143,14 @@ def prepare_stage(run: Run) -> None:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
+    for corpus in run.data.space.corpora:
+        check_occurrence(corpus, run.store, _usable(run, corpus))
+
+
+def _usable(run: Run, corpus: Corpus) -> list[str]:
+    """The prepared cases of a corpus (or view), on either side of the split."""
+    names = [case.name for case in run.data.cases[corpus.store]]
+    return [name for name in names if (run.store / corpus.store / name / "case.json").is_file()]
 
 
 def pools(run: Run, side: str) -> list[sampler.Pool]:

@@ -1,5 +1,6 @@
 """Raw folders in every common layout -> corpus and cases. One module per layout: `detect(path)` and `scan(path)`.
 
+    described     corpus.json, written by an ingestion of data_pipelines                                      ../described.py
     msd, nnunet   dataset.json (Medical Segmentation Decathlon, nnU-Net raw)                                  listed.py
     m3d           M3D-Seg: image.npy, mask_(k, x, y, z).npz, CODE.json                                        m3d.py
     datalist      MONAI: a JSON with "training": [{"image", "label", "fold"}]                                 datalist.py
@@ -16,13 +17,14 @@ What a layout cannot say (class names, channels, patients) stands in `medjax.jso
 from pathlib import Path
 from types import ModuleType
 
+from medjax.data import described
 from medjax.data.description import HINT_FILE, hints
 from medjax.data.layouts import bids, datalist, dicoms, folders, listed, m3d, pairs, perclass, scans
 from medjax.data.layouts.common import Scan
 from medjax.errors import UsageError, did_you_mean
 
 LAYOUTS: dict[str, ModuleType] = {
-    "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass, "dicom": dicoms,
+    "described": described, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass, "dicom": dicoms,
     "folders": folders, "pairs": pairs, "scans": scans,
 }  # fmt: skip
 

@@ -1,0 +1,161 @@
+"""The same scan in two corpora: found by the corpora's own rules for names, or by what the images hold.
+
+In: cases of several corpora. Out: pairs of "corpus/case" names. `splits.make_splits` keeps a pair on one side; `straddling` and `between`
+say where a given split, or a choice of training and evaluation corpora, leaks.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import described, formats, geometry
+from medjax.data.cases import Progress, each
+from medjax.data.inputs import Case, read_json
+from medjax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """A rule that names a case's twin in another corpus.
+
+    Attributes:
+      corpus: public name of the other corpus.
+      cases: regular expression that a case name must match as a whole.
+      other: the other corpus' case name, with the groups of `cases` as \\1, \\2.
+      offset: added to the number in group 1 first.
+      note: how the overlap is known.
+    """
+
+    corpus: str
+    cases: str
+    other: str
+    offset: int = 0
+    note: str = ""
+
+    def __post_init__(self):
+        try:
+            re.compile(self.cases)
+        except re.error as error:
+            raise UsageError(f"the twin rule for {self.corpus} is no regular expression: {error}", found=self.cases) from None
+
+    def other_name(self, case: str) -> str | None:
+        """Name of the twin in the other corpus, None if the rule does not concern this case.
+
+        >>> Twin("LiTS", r"3Dircadb1\\.(\\d+)", r"volume-\\1", offset=27).other_name("3Dircadb1.20")
+        'volume-47'
+        """
+        match = re.fullmatch(self.cases, case)
+        if match is None:
+            return None
+        groups = list(match.groups())
+        if self.offset and groups:
+            groups[0] = str(int(groups[0]) + self.offset)
+        return re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], self.other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two cases ("corpus/case") that show the same scan or patient, and how that is known."""
+
+    first: str
+    second: str
+    why: str
+
+
+def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
+    """Rules from JSON or a config; those without an expression say only that there is an overlap, and are passed over."""
+    rules, names = list(rules), [field.name for field in dataclasses.fields(Twin)]
+    for rule in rules:
+        if unknown := set(rule) - set(names):
+            raise UsageError(f"unknown field {min(unknown)!r} in a twin rule", expected=", ".join(names))
+    return tuple(Twin(**rule) for rule in rules if rule.get("cases"))
+
+
+def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
+    """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; () without any."""
+    folder = Path(folder)
+    if described.detect(folder):
+        return read_rules(described.facts(folder).get("twins", ()))
+    said = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
+    block = said.get("medjax", {}) if isinstance(said, dict) else {}
+    return read_rules(block.get("twins", ())) if isinstance(block, dict) else ()
+
+
+def by_name(
+    cases: Mapping[str, Sequence[Case]], rules: Mapping[str, Sequence[Twin]], public: Mapping[str, str] | None = None
+) -> tuple[Pair, ...]:
+    """Twins by the corpora's rules.
+
+    Args:
+      cases: corpus name -> its cases. rules: corpus name -> its rules.
+      public: corpus name -> public name, which rules speak of; default the name itself.
+    """
+    public = {name: name for name in cases} | dict(public or {})
+    there: dict[str, list[str]] = {}
+    for corpus in cases:
+        there.setdefault(public[corpus], []).append(corpus)
+    known = {corpus: {case.name for case in members} for corpus, members in cases.items()}
+    found: dict[tuple[str, str], Pair] = {}
+    for corpus, members in cases.items():
+        for rule in rules.get(corpus, ()):
+            for case in members if rule.corpus in there else ():
+                other = rule.other_name(case.name)
+                for second in there[rule.corpus]:
+                    if other in known[second] and second != corpus:
+                        ends = tuple(sorted((f"{corpus}/{case.name}", f"{second}/{other}")))
+                        found.setdefault(ends, Pair(*ends, rule.note or f"twins of {public[corpus]} and {rule.corpus}"))
+    return tuple(found[ends] for ends in sorted(found))
+
+
+def by_content(
+    cases: Mapping[str, Sequence[Case]], *, workers: int | None = None, progress: Progress | None = None
+) -> tuple[tuple[Pair, ...], list[dict]]:
+    """Cases whose images are equal voxel by voxel, in any channel, whatever the file format and the stored orientation.
+
+    Every image is read once. Returns: the pairs, within a corpus as well, and the records of cases that could not be read.
+    """
+    named = [dataclasses.replace(case, name=f"{corpus}/{case.name}") for corpus, members in cases.items() for case in members]
+    outcomes = each(digests, named, workers=workers, progress=progress)
+    holders: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for digest in dict.fromkeys(outcome.value or ()):
+            holders.setdefault(digest, []).append(outcome.case.name)
+    found: dict[tuple[str, str], Pair] = {}
+    for names in holders.values():
+        for name in names[1:]:
+            ends = tuple(sorted((names[0], name)))
+            found.setdefault(ends, Pair(*ends, "equal images"))
+    return tuple(found[ends] for ends in sorted(found)), [o.failure for o in outcomes if o.failure is not None]
+
+
+def digests(case: Case) -> tuple[str, ...]:
+    """sha256 of each channel's voxels in canonical axes, cut to what is not zero, to three decimals; constant channels have none."""
+    volume = formats.read_case(case.images)
+    image = geometry.fit(volume, None).image(volume.array)
+    found = []
+    for c in range(image.shape[-1]):
+        channel = np.round(image[..., c].astype(np.float32), 3) + 0.0  # + 0 turns -0 into 0
+        if channel.size and channel.min() < channel.max():
+            found.append(hashlib.sha256(str(channel.shape).encode() + np.ascontiguousarray(channel).tobytes()).hexdigest())
+    return tuple(found)
+
+
+def straddling(split: Mapping[str, Sequence[str]], pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """The pairs of which one case is trained on and the other validated on."""
+    return between(split["train"], split["val"], pairs)
+
+
+def between(train: Iterable[str], evaluation: Iterable[str], pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    """The pairs that join the two collections of "corpus/case" names, the training case first; a case in both is its own pair."""
+    train, evaluation = set(train), set(evaluation)
+    found = [Pair(name, name, "the same case") for name in sorted(train & evaluation)]
+    for pair in pairs:
+        for first, second in ((pair.first, pair.second), (pair.second, pair.first)):
+            if first in train and second in evaluation:
+                found.append(Pair(first, second, pair.why))
+    return tuple(found)
