@@ -7,6 +7,7 @@
     a DICOM-SEG or RTSTRUCT file            data/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
     a folder of mask slices                 DICOM as above, or pictures by data/slices.py, with the DICOM series they follow
     .npy, .npz                              data/arrays.py, geometry from a sidecar
+    tfds:FOLDER#N                           data/tfds_source.py (tensorflow-datasets), a case in ArrayRecord form
 
 Libraries of the extra are imported when a file needs them.
 """
@@ -27,7 +28,9 @@ WANTED = ("image", "label")
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """ "nifti", "itk", "array", "series" (a folder of DICOM slices) or "dicom" (one DICOM file)."""
+    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record (a case in tensorflow-datasets)."""
+    if os.fspath(path).startswith("tfds:"):
+        return "record"
     path = Path(path)
     if path.is_dir():
         return "series"
@@ -59,7 +62,8 @@ def read(
     kind, path = kind_of(path), os.fspath(path)
     if kind == "nifti":
         return nifti.read(path, frame=frame, allow_nonfinite=allow_nonfinite, want=want)
-    volume = _reader(kind)(path, like=like) if kind == "array" else _reader(kind)(path)
+    further = {"array": {"like": like}, "record": {"want": want}}.get(kind, {})
+    volume = _reader(kind)(path, **further)
     array = volume.array
     if frame is not None:
         if array.ndim < 4 or not 0 <= frame < array.shape[-1]:
@@ -153,6 +157,8 @@ def _reader(kind: str) -> Callable[..., Volume]:
         from medjax.data.itk import read as reader
     elif kind == "array":
         from medjax.data.arrays import read as reader
+    elif kind == "record":
+        from medjax.data.tfds_source import read as reader
     else:
         from medjax.data.dicom import read as reader
     return reader

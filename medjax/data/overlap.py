@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import described, formats, geometry
+from medjax.data import described, formats, geometry, tfds_source
 from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case, read_json
 from medjax.errors import UsageError
@@ -78,6 +78,8 @@ def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
 
 def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
     """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; () without any."""
+    if tfds_source.is_record(folder):
+        return read_rules(tfds_source.facts(folder).get("twins", ()))
     folder = Path(folder)
     if described.detect(folder):
         return read_rules(described.facts(folder).get("twins", ()))

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import formats, geometry, normalise, store
+from medjax.data import formats, geometry, normalise, store, tfds_source
 from medjax.data.cases import Progress, bytes_needed, each, load, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan, intensity_json
@@ -213,10 +213,12 @@ def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, li
     hashes, stats = {}, {}
     for path in formats.files_of(case):
         try:
-            found = os.stat(path)
-            stats[path] = [found.st_size, found.st_mtime_ns]
+            record = formats.kind_of(path) == "record"
+            stats[path] = tfds_source.stamp(path) if record else [os.stat(path).st_size, os.stat(path).st_mtime_ns]
             if old is not None and old.get("stat", {}).get(path) == stats[path]:
                 hashes[path] = old["sources"][path]
+            elif record:
+                hashes[path] = tfds_source.digest(path)
             else:
                 with open(path, "rb") as file:
                     hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()

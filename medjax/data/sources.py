@@ -7,7 +7,7 @@ descriptions are read; label files only where their values are described nowhere
 import os
 from pathlib import Path
 
-from medjax.data import layouts
+from medjax.data import layouts, tfds_source
 from medjax.data.description import describe
 from medjax.data.inputs import ENDINGS, Case, find_inputs
 from medjax.errors import MedjaxError, UsageError
@@ -20,7 +20,8 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     """Reads the description of a raw data set.
 
     Args:
-      folder: in any layout (see `data/layouts`); a bare nnU-Net name or id is looked up in $nnUNet_raw.
+      folder: in any layout (see `data/layouts`), or tfds:FOLDER (see `data/tfds_source.py`); a bare nnU-Net name or id is looked up
+        in $nnUNet_raw.
       layout: the layout's word; by default it is told from what is there.
 
     Returns: the corpus and its training cases, sorted by name.
@@ -44,7 +45,7 @@ def read_labels(path: str | os.PathLike) -> Corpus:
 
 def scan_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
     """Like `read_corpus`, but returns the usable cases together with the problems of the others instead of raising for a case."""
-    return layouts.scan(_resolve(folder), layout)
+    return tfds_source.scan(folder) if tfds_source.is_record(folder) else layouts.scan(_resolve(folder), layout)
 
 
 def _resolve(folder: str | os.PathLike) -> Path:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data import described
+from medjax.data import described, tfds_source
 from medjax.data.inputs import Case
 from medjax.data.overlap import Pair, by_name, read_rules, rules_of, straddling
 from medjax.data.sources import read_labels, scan_corpus
@@ -106,8 +106,9 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins)
 
 
-def _folders(data: Mapping, workdir: Path, files: bool) -> list[Path]:
-    folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()]
+def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
+    named = [f.strip() for f in data["folders"].split(",") if f.strip()]
+    folders: list[str | Path] = [f if tfds_source.is_record(f) else Path(f).expanduser() for f in named]
     if data["phantom_cases"] and files:
         from medjax.data.phantom import write_corpora
 

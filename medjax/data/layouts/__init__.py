@@ -24,8 +24,8 @@ from medjax.data.layouts.common import Scan
 from medjax.errors import UsageError, did_you_mean
 
 LAYOUTS: dict[str, ModuleType] = {
-    "described": described, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass, "dicom": dicoms,
-    "folders": folders, "pairs": pairs, "scans": scans,
+    "described": described, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass,
+    "dicom": dicoms, "folders": folders, "pairs": pairs, "scans": scans,
 }  # fmt: skip
 
 

@@ -1,0 +1,148 @@
+"""Corpora kept as ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them), prepared like any raw folder.
+
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0          a data set: dataset_info.json, features.json, corpus.json, records
+    tfds:gs://bucket/corpora/AMOS22_CT/1.0.0         in a bucket: its files are fetched once, to $MEDJAX_HOME/tfds
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0#17       one case in it: image and label of `Case`, for `formats.read`
+
+tensorflow-datasets is imported when a record is read, TensorFlow never.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import described
+from medjax.data import header as headers
+from medjax.data.inputs import Case
+from medjax.data.nifti import Volume
+from medjax.errors import DataError, MedjaxError, UsageError
+from medjax.labels import Corpus
+
+SCHEME = "tfds:"
+SPLIT = "train"
+NAMES, VOXELS = ("case", "patient"), ("image", "label", "affine")
+
+
+def is_record(path: str | os.PathLike) -> bool:
+    """Whether a path names a data set of tensorflow-datasets, or a case in one."""
+    return os.fspath(path).startswith(SCHEME)
+
+
+def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
+    """Corpus and cases of a data set; there are no problems, for the records were checked when they were written."""
+    location = _location(path)
+    folder = _local(location)
+    try:
+        corpus = Corpus.from_json(json.loads((folder / described.FILE).read_text())["corpus"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"not a corpus in tensorflow-datasets' form ({error})", path=location, expected=f"{described.FILE} beside the records",
+            fix="build it with python -m data_pipelines.tfds",
+        ) from error  # fmt: skip
+    cases = []
+    for index in range(len(_source(location, NAMES))):
+        found = _example(location, index, NAMES)
+        name = f"{SCHEME}{location}#{index}"
+        cases.append(Case(_text(found["case"]), (name,), name, corpus.name, corpus.modality, _text(found["patient"])))
+    return corpus, tuple(sorted(cases, key=lambda case: case.name)), []
+
+
+def facts(path: str | os.PathLike) -> dict:
+    """The further fields of the description: twins, licence, citation."""
+    said = json.loads((_local(_location(path)) / described.FILE).read_text())
+    return {k: v for k, v in said.items() if k not in ("format", "corpus")}
+
+
+def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True) -> Volume:
+    """The image (z, y, x, m) or label (z, y, x) of one record, with its affine; `pixels` False leaves the array out."""
+    location, _, number = _location(path).rpartition("#")
+    wanted = ("label" if want == "label" else "image", "affine")
+    if not number.isdigit() or int(number) >= (count := len(_source(location, wanted))):
+        raise DataError("no such record", path=path, expected=f"#0 to #{count - 1}")
+    found = _example(location, int(number), wanted)
+    array, affine = np.asarray(found[wanted[0]]), np.asarray(found["affine"], np.float64)
+    array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
+    header = headers.new(array.shape, affine, array.dtype)
+    return Volume(array if pixels else None, affine, header, os.fspath(path))
+
+
+def digest(path: str | os.PathLike) -> str:
+    """sha256 of a record's image, label and affine."""
+    location, _, number = _location(path).rpartition("#")
+    found, state = _example(location, int(number), VOXELS), hashlib.sha256()
+    for key in VOXELS:
+        state.update(np.ascontiguousarray(found[key]).tobytes())
+    return state.hexdigest()
+
+
+def stamp(path: str | os.PathLike) -> list[int]:
+    """What changes when the data set is built again: number of the record, and time of its description."""
+    location, _, number = _location(path).rpartition("#")
+    return [int(number), os.stat(_local(location) / described.FILE).st_mtime_ns]
+
+
+def _location(path: str | os.PathLike) -> str:
+    return os.fspath(path).removeprefix(SCHEME).rstrip("/")
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@functools.cache
+def _local(location: str) -> Path:
+    """The folder itself, or a copy of what a bucket holds, complete under its name or not there."""
+    if "://" not in location:
+        if not (Path(location) / "dataset_info.json").is_file():
+            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+        return Path(location)
+    from etils import epath
+
+    home = Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax") / "tfds"
+    final, remote = home / hashlib.sha256(location.encode()).hexdigest()[:24], epath.Path(location)
+    if not final.is_dir():
+        if not (remote / "dataset_info.json").exists():
+            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+        temporary = home / f".{final.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(parents=True)
+        try:
+            for file in remote.iterdir():
+                if not file.is_dir():
+                    file.copy(temporary / file.name)
+            if not final.is_dir():
+                os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _source(location: str, features: tuple[str, ...]):
+    """Random access to the examples of a data set, of which only some features are decoded."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UsageError("this corpus needs tensorflow-datasets", fix="pip install tensorflow-datasets array-record") from error
+    with _lock:
+        builder = tfds.builder_from_directory(str(_local(location)))
+        skipped = dict.fromkeys(set(builder.info.features) - set(features), tfds.decode.SkipDecoding())
+        return builder.as_data_source(split=SPLIT, decoders=skipped)
+
+
+def _example(location: str, index: int, features: tuple[str, ...]) -> dict:
+    try:
+        return _source(location, features)[index]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the record cannot be read: {error}", path=f"{SCHEME}{location}#{index}", fix="build the data set again"
+        ) from error
