@@ -10,6 +10,7 @@ A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 u
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -18,17 +19,8 @@ from pathlib import Path
 
 from data_pipelines.declare import PublicCorpus, first_template
 from data_pipelines.find import Found, find_cases
-from medjax.errors import (
-    EXIT_ERROR,
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    EXIT_VERIFICATION,
-    MedjaxError,
-    UsageError,
-    VerificationError,
-    did_you_mean,
-    sentence,
-)
+from medjax.commands import progress, report_failures
+from medjax.errors import EXIT_ERROR, EXIT_OK, LabelError, MedjaxError, UsageError, VerificationError, did_you_mean
 
 
 def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> None:
@@ -109,9 +101,7 @@ def _rule(text: str) -> tuple[str, str]:
 
 def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
     from medjax.data import described
-    from medjax.data.fingerprint import fingerprint, make_plan
-    from medjax.data.occurrence import absent_classes
-    from medjax.data.plan import Plan
+    from medjax.data.fingerprint import check_classes, fingerprint, make_plan
     from medjax.data.prepare import prepare
     from medjax.data.survey import mask_sets
     from medjax.data.verify import verify
@@ -122,9 +112,9 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     failed = [{"case": Path(str(e.path)).name} | e.record() for e in found.problems]
     if args.dry:
         print("\n".join(f"  {case.name}: {', '.join(case.images)}" for case in found.cases))
-        return _report(failed)
+        return report_failures(failed)
     if not found.cases:
-        _report(failed)
+        report_failures(failed)
         raise VerificationError("no usable case", path=args.raw, fix="mend what is listed above")
     folder = Path(args.out) / corpus.name
     described_as = corpus.corpus()
@@ -136,51 +126,32 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     if not args.no_verify:
         report = verify(folder, workers=args.workers or None)
         print(report.text())
-    show = None if args.quiet else _progress(corpus.name)
-    cases = found.cases
-    if args.plan:
-        plan = _read_plan(Path(args.plan), Plan)
-    else:
-        prints = fingerprint(described_as, cases, workers=args.workers or None, cache=folder / "fingerprint.json")
-        spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
-        plan = make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
+    cache = folder / "fingerprint.json"
+    prints = fingerprint(described_as, found.cases, workers=args.workers or None, cache=cache)
+    allowed = [name for name in described_as.annotated if name not in args.allow_absent]
+    if allowed:
+        try:
+            check_classes(dataclasses.replace(described_as, annotated=allowed), prints)
+        except LabelError as error:
+            os.replace(folder / described.FILE, folder / f"refused.{described.FILE}")
+            reason = {"path": error.path, "found": error.found, "expected": error.expected}
+            raise VerificationError(error.message, **reason, fix=f"{error.fix} (here: --allow-absent CLASS)") from None
+    spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
+    plan = _read_plan(Path(args.plan)) if args.plan else make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
     (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
-    result = prepare(described_as, cases, plan, args.out, workers=args.workers or None, progress=show)
-    failed += result.failed
+    show = None if args.quiet else progress(False, corpus.name)
+    result = prepare(described_as, found.cases, plan, args.out, workers=args.workers or None, progress=show)
     print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
-    absent = [name for name in absent_classes(described_as, args.out) if name not in args.allow_absent]
-    code = _report(failed)
-    if absent:
-        os.replace(folder / described.FILE, folder / f"refused.{described.FILE}")
-        print(
-            f"medjax: {corpus.name} is refused: {', '.join(absent)} said to be annotated, but no voxel of it in any of the cases. A "
-            f"network would"
-            " learn that it never exists. Look for other label values or missing masks; --allow-absent CLASS accepts it", file=sys.stderr,
-        )  # fmt: skip
-        return EXIT_VERIFICATION
-    return code
+    return report_failures(failed + result.failed)
 
 
-def _read_plan(path: Path, plan):
+def _read_plan(path: Path):
+    from medjax.data.plan import Plan
+
     try:
-        return plan.from_json(json.loads(path.read_text()))
+        return Plan.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"not a plan: {error}", path=path, fix="give the plan.json of a store or a run folder") from error
-
-
-def _report(failed: Sequence[dict]) -> int:
-    for entry in failed:
-        print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)
-    return EXIT_SOME_FAILED if failed else EXIT_OK
-
-
-def _progress(what: str):
-    def show(done: int, total: int, name: str, status: str) -> None:
-        if sys.stderr.isatty() or status == "failed" or done == total:
-            end = "\r" if sys.stderr.isatty() and done < total else "\n"
-            print(f"{what} {done}/{total} {name}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
-
-    return show
 
 
 def describe(corpus: PublicCorpus) -> str:

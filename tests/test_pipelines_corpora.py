@@ -113,7 +113,7 @@ def test_a_class_that_never_occurs_is_refused_with_the_reason(tmp_path, capsys):
             nib.Nifti1Image(np.where(np.asarray(label.dataobj) == 3, 0, label.dataobj).astype(np.uint8), label.affine, label.header), path
         )
     assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify") == 4
-    assert "trachea" in (message := capsys.readouterr().err) and "never exists" in message and "--allow-absent" in message
+    assert "trachea (label 3)" in (message := capsys.readouterr().err) and "taught as background" in message and "--allow-absent" in message
     assert not described.detect(tmp_path / "store" / "SegTHOR")
     assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify", "--allow-absent", "trachea") == 0
     assert described.detect(tmp_path / "store" / "SegTHOR")

@@ -14,7 +14,6 @@ import numpy as np
 from medjax.data import sampler
 from medjax.data.fingerprint import check_classes, fingerprint, make_plan
 from medjax.data.inputs import Case
-from medjax.data.occurrence import check_occurrence
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest, provenance
@@ -143,14 +142,6 @@ def prepare_stage(run: Run) -> None:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
-    for corpus in run.data.space.corpora:
-        check_occurrence(corpus, run.store, _usable(run, corpus))
-
-
-def _usable(run: Run, corpus: Corpus) -> list[str]:
-    """The prepared cases of a corpus (or view), on either side of the split."""
-    names = [case.name for case in run.data.cases[corpus.store]]
-    return [name for name in names if (run.store / corpus.store / name / "case.json").is_file()]
 
 
 def pools(run: Run, side: str) -> list[sampler.Pool]:
