@@ -19,9 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import described
-from medjax.data import header as headers
 from medjax.data.inputs import Case
-from medjax.data.nifti import Volume
 from medjax.errors import DataError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -60,8 +58,11 @@ def facts(path: str | os.PathLike) -> dict:
     return {k: v for k, v in said.items() if k not in ("format", "corpus")}
 
 
-def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True) -> Volume:
-    """The image (z, y, x, m) or label (z, y, x) of one record, with its affine; `pixels` False leaves the array out."""
+def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
+    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine; `pixels` False leaves the array out."""
+    from medjax.data import header as headers
+    from medjax.data.nifti import Volume  # here, so that reading descriptions stays light
+
     location, _, number = _location(path).rpartition("#")
     wanted = ("label" if want == "label" else "image", "affine")
     if not number.isdigit() or int(number) >= (count := len(_source(location, wanted))):
