@@ -119,7 +119,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.postprocess = ml_collections.ConfigDict(dict(largest=(), holes=(), min_ml=ml_collections.ConfigDict()))  # classes, or "*"
     c.infer.fast = ""  # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
 
-    c.evaluate = ordered(dict(on=True, surface=False, montages=8))
+    c.evaluate = ordered(dict(on=True, surface=True, montages=8))  # surface: NSD, HD95, ASSD
     c.evaluate.groups = ordered()  # group -> classes ("class" or "corpus/class") whose mean is one more row of the table
     c.evaluate.resampled = ""  # or "standard", "released": also score on the network's grid, with that rule for empty classes
     c.evaluate.baseline = ""  # run folder of a baseline: what it segments below `difficult_below` is the group "difficult"

@@ -51,6 +51,9 @@ def test_overlapping_classes_as_files_per_class(overlapping):
     pairs, _ = find_pairs(overlapping / "truth", overlapping / "out")
     cells = evaluate(pairs, NESTED, surface=True, resamples=2).tables["cells"]["Liver"]
     assert cells["vessel"]["Dice"]["mean"] == 1.0 and cells["vessel"]["HD95"]["mean"] == 0.0 and cells["tumour"]["n_absent"] == 1
+    save(overlapping / "out" / "a.nii.gz", np.zeros((6, 12, 12)))  # a label map beside the folder
+    assert find_pairs(overlapping / "truth", overlapping / "out", per_class=True)[0] == pairs
+    assert find_pairs(overlapping / "truth", overlapping / "out")[0][0].prediction.endswith("out/a.nii.gz")
     assert cells["liver"]["Dice"]["mean"] == pytest.approx(3 / 4) and cells["liver"]["HD95"]["mean"] == 2.0  # one slice of 2 mm
 
 

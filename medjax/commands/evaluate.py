@@ -13,6 +13,7 @@ def add(verbs) -> None:
     p.add_argument("--prediction", required=True, help="folder of predicted masks with the same names")
     p.add_argument("--compare", default="", metavar="PREDICTION", help="predictions of another model on the same cases: paired differences")
     p.add_argument("--names", nargs=2, default=None, metavar=("FIRST", "OTHER"), help="what to call the two; default: their folders")
+    p.add_argument("--per-class", action="store_true", help="score <case>/<class>.nii.gz where there is a <case>.nii.gz as well")
     p.add_argument("--labels", default="", help="dataset.json that names the labels; default: beside the reference folder")
     p.add_argument("--images", default="", help="folder of the scans, for pictures and viewer; default: those of the data set")
     p.add_argument("--classes", nargs="+", default=None, help="the classes to score; default: all annotated ones")
@@ -51,10 +52,10 @@ def _evaluate(args) -> int:
         "classes": args.classes, "surface": not args.no_surface, "groups": groups, "resamples": args.resamples, "seed": args.seed,
         "tolerance_mm": described.tolerance_mm | _tolerances(args.tolerance_mm, described.corpus.classes), "workers": args.workers or None,
     }  # fmt: skip
-    results = []
+    wanted, results = _references(args.reference, described, whole), []
     for name, folder in zip(names, (args.prediction, args.compare), strict=True):
         if folder:
-            pairs, unmatched = metrics.find_pairs(_references(args.reference, described, whole), folder, described.sources)
+            pairs, unmatched = metrics.find_pairs(wanted, folder, described.sources, per_class=args.per_class)
             pairs = [pair for pair in pairs if pair.prediction] if whole else pairs  # of a whole data set, mostly training cases
             show = progress(args.quiet, f"score {name}")
             results.append(metrics.evaluate(pairs, described.corpus, unmatched=unmatched, progress=show, **options))

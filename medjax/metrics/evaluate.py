@@ -30,17 +30,20 @@ def find_pairs(
     references: str | os.PathLike | Mapping[str, str],
     predictions: str | os.PathLike | Mapping[str, str],
     sources: Mapping[str, Case] | None = None,
+    *,
+    per_class: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Pairs of like-named label files, or of like-named folders with one mask per class.
 
     Args:
       references, predictions: a folder of `<case>.nii[.gz]` files or `<case>/` folders, or case name -> path.
       sources: case name -> the case, for its patient and its scan; the others are their own patient.
+      per_class: of a file and a folder of one name among the predictions, take the folder (its masks may overlap).
 
     Returns: the pairs, in order of case name (prediction None where there is none), and the predictions without a reference.
     Raises: `UsageError` if a folder is missing or no name occurs on both sides.
     """
-    wanted, found = _label_files(references), _label_files(predictions)
+    wanted, found = _label_files(references), _label_files(predictions, per_class)
     if not set(wanted) & set(found):
         hint = did_you_mean(next(iter(wanted)), found) if wanted and found else "both sides need <case>.nii.gz files"
         raise UsageError("no prediction has the name of a reference", path=predictions, found=f"{len(found)} files", fix=hint)
@@ -130,15 +133,16 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
     return rows
 
 
-def _label_files(source: str | os.PathLike | Mapping[str, str]) -> dict[str, str]:
-    """Case -> label file, or folder of masks where there is no file of that name."""
+def _label_files(source: str | os.PathLike | Mapping[str, str], per_class: bool = False) -> dict[str, str]:
+    """Case -> label file, or folder of masks where there is no file of that name (or where folders are preferred)."""
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
     folder = Path(source)
     if not folder.is_dir():
         raise UsageError("no such folder", path=folder, fix="give the folder that holds the <case>.nii.gz label files")
     folders = {p.name: str(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and nifti_files(p)}
-    return folders | {stem(p): str(p) for p in nifti_files(folder)}
+    files = {stem(p): str(p) for p in nifti_files(folder)}
+    return files | folders if per_class else folders | files
 
 
 def _sample_file(path: str) -> str:
