@@ -42,7 +42,7 @@ def prepare(config: str, flags: Sequence[str], out: Path) -> None:
 def run(config: str, trainings: Sequence[Training], out: Path, parallel: int, timeout_s: float) -> dict[str, dict]:
     """Runs all, at most `parallel` at a time; returns name -> {"rc", "wall_s"}; logs go to <out>/<name>.log."""
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / parallel:.2f}"}
-    environment |= {"CI": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"CI": "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))}
     waiting, running, done = list(trainings), {}, {}
     deadline = time.monotonic() + timeout_s
     while waiting or running:
