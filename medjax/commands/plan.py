@@ -69,13 +69,7 @@ def _made(args):
 
 def _imported(args):
     from medjax.data.planning import explain
-    from medjax.data.plans_import import read_plans
+    from medjax.port.plans_v1 import read_any_plan
 
-    path = Path(args.imported)
-    if path.suffix == ".pkl":
-        from medjax.port.plans_v1 import read_plans_v1
-
-        plan = read_plans_v1(path)
-    else:
-        plan = read_plans(path, args.channels)
+    plan = read_any_plan(args.imported, args.channels)
     return plan, explain({}, plan)

@@ -11,7 +11,7 @@ def add(verbs) -> None:
     p = verbs.add_parser("prepare", help="crop, resample and store data sets for training; finishes what an earlier call left")
     p.add_argument("folders", nargs="+", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", required=True, help="store folder")
-    p.add_argument("--plan", default="", help="a plan of `medjax plan`, or nnUNetPlans.json; default: decided here from the data")
+    p.add_argument("--plan", default="", help="a plan of `medjax plan`, nnUNetPlans.json or plans.pkl; default: decided here from the data")
     p.add_argument("--configuration", default="", help='of the plan, e.g. "3d_lowres", which has a spacing of its own')
     p.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
     p.add_argument("--spacing-rule", choices=("median", "per_corpus"), default="median", help="where no spacing is given")
@@ -48,10 +48,10 @@ def _prepare(args) -> int:
 def _plan(args, corpora, workers):
     from medjax.data.fingerprint import check_classes, fingerprint, make_plan
     from medjax.data.planning import explain
-    from medjax.data.plans_import import read_plans
+    from medjax.port.plans_v1 import read_any_plan
 
     if args.plan:
-        plan = read_plans(args.plan, corpora[0][0].channels)
+        plan = read_any_plan(args.plan, corpora[0][0].channels)
         plan = plan.at(args.configuration) if args.configuration else plan
         return plan, [f"Plan: {args.plan}", *explain({}, plan)]
     prints = {}

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medjax.data.plan import Plan
-from medjax.data.plans_import import read_plans
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError
+from medjax.port.plans_v1 import read_any_plan
 
 FROM_PLAN = "plan"
 
@@ -21,13 +21,7 @@ def load(fields: Mapping) -> Plan | None:
     given = fields["data"]
     if not given.get("plan"):
         return None
-    path = Path(given["plan"]).expanduser()
-    if path.suffix == ".pkl":
-        from medjax.port.plans_v1 import read_plans_v1
-
-        plan = read_plans_v1(path)
-    else:
-        plan = read_plans(path)
+    plan = read_any_plan(Path(given["plan"]).expanduser())
     return plan.at(given["configuration"]) if given.get("configuration") else plan
 
 

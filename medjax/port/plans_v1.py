@@ -1,13 +1,19 @@
 """nnU-Net v1's `plans.pkl` -> a `Plan`. The file is read by `port/torch_file.py`, under whose allow-list nothing in it can run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medjax.data.plan import Plan
-from medjax.data.plans_import import from_v1
+from medjax.data.plans_import import from_v1, read_plans
 from medjax.errors import ModelError, UsageError
 from medjax.port.torch_file import read_plain
 
 NEEDED = {"plans_per_stage", "modalities", "normalization_schemes", "use_mask_for_norm", "base_num_features"}
+
+
+def read_any_plan(path: str | Path, channels: Sequence[str] | None = None) -> Plan:
+    """A plan of ours, of nnU-Net v2 (JSON) or of v1 (.pkl); `channels` names those of a v2 plan without a dataset.json beside it."""
+    return read_plans_v1(path) if Path(path).suffix == ".pkl" else read_plans(path, channels)
 
 
 def read_plans_v1(path: str | Path) -> Plan:
