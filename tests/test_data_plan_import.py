@@ -12,6 +12,7 @@ from medjax.data.plan import Intensity, Plan
 from medjax.data.plans_import import from_v1, read_plans
 from medjax.errors import UsageError
 from medjax.experiment import planned
+from medjax.labels import Corpus
 from medjax.port.plans_v1 import read_plans_v1
 
 STATISTICS = {"mean": 100.0, "std": 50.0, "percentile_00_5": -60.0, "percentile_99_5": 240.0, "median": 98.0, "min": -200.0, "max": 900.0}
@@ -163,7 +164,12 @@ def test_a_config_takes_what_its_plan_says(tmp_path):
     found = planned.resolve(fields)
     assert found["train"] == {"patch": (28, 256, 224), "batch": 2, "steps": 5} and fields["train"]["batch"] == 1
     assert found["model"]["name"] == "unet" and found["model"]["strides"][1] == (1, 2, 2) and found["model"]["dtype"] == "bfloat16"
-    assert found["augment"]["mask_channels"] == (1,)  # only the masked channel
+    corpora = [Corpus("A", ((1, ("x",)),), channels=("CT", "PET")), Corpus("B", ((1, ("x",)),), channels=("PET",))]
+    masked = planned.with_masks(found, planned.load(fields), corpora)["augment"]
+    assert masked == {"on": True, "mask_channels": (0, 1)} and planned.with_masks(found, planned.load(fields), corpora[:1]) == found | {
+        "augment": {"on": True, "mask_channels": (1,)}
+    }
+    assert planned.with_masks(found | {"augment": {"on": False}}, planned.load(fields), corpora)["augment"] == {"on": False}
     assert planned.resolve(fields | {"model": {"name": "swin_unetr"}})["model"] == {"name": "swin_unetr"}
     with pytest.raises(UsageError, match="has no configuration '3d_ful'"):
         planned.resolve(fields | {"data": {"plan": str(path), "configuration": "3d_ful"}})

@@ -5,12 +5,13 @@ know of the file. `config.data.plan` names the file; `config.data.configuration`
 normalisation are taken from the plan); `config.model.name = "plan"` takes the network as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax.data.plan import Plan
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError
+from medjax.labels import Corpus
 from medjax.port.plans_v1 import read_any_plan
 
 FROM_PLAN = "plan"
@@ -45,10 +46,16 @@ def resolve(fields: Mapping) -> dict:
     if plan.transpose != (0, 1, 2) and fields["augment"].get("lateral") and "swap_axis" not in fields["augment"]:
         axis = plan.transpose.index(2) - (3 - len(chosen.patch))
         fields["augment"] = dict(fields["augment"]) | {"swap_axis": axis}
-    masked = tuple(c for c, found in enumerate(plan.intensity.values()) if found.masked)
-    if masked and fields["augment"].get("on") and "mask_channels" not in fields["augment"]:
-        fields["augment"] = dict(fields["augment"]) | {"mask_channels": masked}
     return fields
+
+
+def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
+    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask, unless it says something itself."""
+    masked = tuple(sorted({c for corpus in corpora for c, name in enumerate(corpus.channels) if plan.intensity_of(name).masked}))
+    given = fields["augment"]
+    if not masked or not given.get("on") or given.get("kind", "nnunet") != "nnunet" or "mask_channels" in given:
+        return dict(fields)
+    return dict(fields) | {"augment": dict(given) | {"mask_channels": masked}}
 
 
 def network_fields(chosen: Configuration) -> dict:

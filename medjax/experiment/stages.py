@@ -177,7 +177,8 @@ def train(run: Run) -> None:
     from medjax.train import loop, sharding
 
     prepare_stage(run)
-    fields, space = run.fields, run.data.space
+    space = run.data.space
+    fields = planned.with_masks(run.fields, run.plan, space.corpora)
     net = network.make_network(fields, space, mean_spacing(run))
     given, patch = fields["sampler"], network.sampled_patch(fields)
     ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample", "balance", "by") if k in given}
