@@ -79,7 +79,9 @@ def _references(folder: str, described, whole: bool):
 
 def _names(first: str, other: str) -> tuple[str, str]:
     """Short distinct names of two folders: their own, with their parents' as far as needed."""
-    parts = [Path(p).resolve().parts for p in (first, other or first)]
+    if not other:
+        return Path(first).resolve().name, ""
+    parts = [Path(p).resolve().parts for p in (first, other)]
     for depth in range(1, max(map(len, parts)) + 1):
         names = tuple("/".join(p[-depth:]) for p in parts)
         if names[0] != names[1]:
