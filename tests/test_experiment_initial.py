@@ -1,6 +1,7 @@
 """`config.init` between real runs: a U-Net begun from another run with other classes and channels, and what is refused before training."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,25 +28,31 @@ def _fields(**init):
     return plain(c)
 
 
+def _some(net, seed):
+    """Parameters without compiling an initialisation."""
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype), net.abstract())
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A run folder of a small network that knows liver and spleen on one channel; and its parameters."""
     folder, space, fields = tmp_path_factory.mktemp("source"), _space("Old", ("CT",), "liver", "spleen"), _fields()
     net = network.make_network(fields, space, SPACING)
-    params = net.init(jax.random.key(1))
+    params = _some(net, 1)
     plan = Plan({"Old": SPACING}, {}, "RAS", "nonzero")
     for name, value in ((runfolder.CONFIG, fields), (runfolder.LABELS, space.to_json()), (runfolder.PLAN, plan.to_json())):
         runfolder.write_json(folder / name, value)
     with checkpoint.Checkpoints(folder / "checkpoints") as kept:
-        kept.save(1, {"step": np.int32(1), "params": params, "opt": {}}, {})
-    return folder, jax.tree.map(np.asarray, params)
+        kept.save(1, {"step": jnp.int32(1), "params": jax.tree.map(jnp.asarray, params), "opt": {}}, {})
+    return folder, params
 
 
 def test_a_network_with_other_classes_and_channels_begins_from_a_run(source, tmp_path, capsys):
     folder, old = source
     fields, space = _fields(source=str(folder)), _space("New", ("T1", "T2"), "kidney", "liver")
     net = network.make_network(fields, space, SPACING)
-    fresh = net.init(jax.random.key(2))
+    fresh = _some(net, 2)
     params = initial.borrower(fields, space, net, tmp_path)(fresh)
     first = old["encoder_0"]["conv_0"]["conv"]["kernel"]
     np.testing.assert_array_equal(params["encoder_0"]["conv_0"]["conv"]["kernel"], np.repeat(first, 2, 3))
@@ -72,4 +79,4 @@ def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
     fields = _fields(source=str(folder))
     with pytest.raises(UsageError, match="begin from itself"):
         initial.borrower(fields, space, network.make_network(fields, space, SPACING), folder)
-    assert initial.borrower(_fields(), space, None, tmp_path) is None
+    assert initial.borrower(_fields(), space, network.make_network(_fields(), space, SPACING), tmp_path) is None
