@@ -38,8 +38,15 @@ def abstract(init: Callable[[jax.Array], Any], optimizer: Optimizer, mesh: jax.s
 
 
 def born(init: Callable[[jax.Array], Any], optimizer: Optimizer, target: State, seed: int) -> State:
-    """A fresh state from `seed`, made in place with the shardings of `target`."""
-    return jax.jit(maker(init, optimizer), out_shardings=shardings_of(target))(jax.random.key(seed))
+    """A fresh state from `seed`, made in place with the shardings of `target`.
+
+    On CPUs it is compiled without optimization: it runs once, and the optimizer of the compiler spends seconds on every random draw (12.0
+    against 0.4 CPU seconds for one kernel).
+    """
+    where = shardings_of(target)
+    on_cpu = all(d.platform == "cpu" for d in jax.tree.leaves(where)[0].device_set)
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(maker(init, optimizer), out_shardings=where, compiler_options=options)(jax.random.key(seed))
 
 
 def shardings_of(target: State) -> State:

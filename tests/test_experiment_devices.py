@@ -1,0 +1,58 @@
+"""Memory per device by arithmetic over shards, and the compiler's view from a process with simulated devices."""
+
+import math
+
+import jax
+import pytest
+
+from configs.multitalent import get_config
+from medjax.build import plain
+from medjax.errors import UsageError
+from medjax.experiment import corpora, devices, network
+
+SPACING = (5.0, 4.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small U-Net on the phantoms' label space, SGD with momentum."""
+    c = get_config("demo").unlock()
+    c.model.update(dict(base_features=8, max_features=16, max_stages=2))
+    c.train.patch = (8, 8, 8)
+    c.augment.on = False
+    c.optim.name = "sgd"
+    fields = plain(c)
+    space = corpora.open_data(fields["data"], tmp_path_factory.mktemp("x"), files=False).space
+    return fields, space, network.make_network(fields, space, SPACING)
+
+
+def test_ways_to_share_a_model():
+    assert devices.ways(1) == [1] and devices.ways(8) == [1, 8] and devices.ways(64) == [1, 8, 64] and devices.ways(12) == [1, 12]
+    assert devices.batch_of({"train": {"batch": 2}}, 8) == 8 and devices.batch_of({"train": {"batch": 12}}, 8) == 16
+
+
+def test_bytes_per_device_are_those_of_the_shards(small):
+    fields, space, net = small
+    kept = {"batch": 1000, "kept for backward": 5000}
+    alone = devices.per_device(fields, net, space, 8, 1, kept)
+    shared = devices.per_device(fields, net, space, 8, 8, kept)
+    leaves = jax.tree.leaves(net.abstract())
+    whole = sum(leaf.size for leaf in leaves) * 4
+    split = sum(leaf.size / (8 if leaf.size >= 1024 and any(n % 8 == 0 for n in leaf.shape) else 1) for leaf in leaves) * 4
+    assert alone["parameters"] == alone["gradients"] == whole and shared["parameters"] == split < whole / 2
+    assert alone["optimizer"] - whole == shared["optimizer"] - split < 100, "one momentum per parameter, and counters"
+    assert shared["together"] == 3 * split + (shared["optimizer"] - split) + 6000
+    with pytest.raises(UsageError, match="8 devices, fsdp=3"):
+        devices.per_device(fields, net, space, 8, 3, kept)
+
+
+@pytest.mark.slow
+def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(small):
+    fields, space, net = small
+    found = devices.ask(fields, space, 4, 4)
+    assert found["batch"] == 4 and set(found["lines"]) == {"cpu", "cuda", "tpu"} and min(found["lines"].values()) > 100
+    state = devices.per_device(fields, net, space, 4, 4, {"batch": 0, "kept for backward": 0})
+    assert found["arguments"] == pytest.approx(state["parameters"] + state["optimizer"], rel=0.2)
+    assert math.isfinite(found["compile_s"])
+    text = devices.report(fields, net, space, (1, 4), compiled=False)
+    assert "1 x 4" in text and "4 x 1" in text
