@@ -26,27 +26,25 @@ def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, .
     return tuple(names.get(e, f"expert{e}") for e in range(count))
 
 
-def rearranged(source: Any, fresh: Any, folder: Path, fields: Mapping, space: LabelSpace) -> Any:
+def rearranged(source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours: tuple[Mapping, LabelSpace]) -> Any:
     """The source's parameters after `config.init`: `copy`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
 
     Args:
-      source: parameters of the run in `folder`. fresh: of the target. fields, space: of the target.
+      source, theirs: parameters of the source, its config and label space. fresh, ours: the target's.
 
     Raises: `UsageError` for names that do not exist, or experts that nothing says where to take from.
     """
-    given = fields["init"]
+    given = ours[0]["init"]
     if given.get("copy"):
         source = experts.copied(source, given["copy"])
     if given.get("upcycle"):
         source = experts.upcycled(source, fresh)
-    ours, theirs = experts.count(fresh), experts.count(source)
-    if not ours or not theirs:
+    here, there = experts.count(fresh), experts.count(source)
+    if not here or not there:
         return source
-    wanted = expert_names(fields, space, ours)
-    if given.get("upcycle"):
-        known = wanted
-    else:
-        known = expert_names(runfolder.read_config(folder), runfolder.read_space(folder), theirs)
+    wanted = expert_names(*ours, here)
+    if not given.get("upcycle"):
+        known = expert_names(*theirs, there)
         source = experts.aligned(source, fresh, experts.origins(wanted, known, given.get("experts", {})), given.get("gate", "fresh"))
     for name, other in given.get("experts_from", {}).items():
         if name not in wanted:

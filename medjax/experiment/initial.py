@@ -56,10 +56,8 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
     here, there = adapt.channel_names((fields, space), (trained.fields, source))
 
     def borrow(fresh: Any) -> Any:
-        if trained.archive:
-            begun = trained.params()
-        else:
-            begun = adapt.rearranged(checkpoint.read_params(folder, given["checkpoint"]), fresh, folder, fields, space)
+        begun = trained.params() if trained.archive else checkpoint.read_params(folder, given["checkpoint"])
+        begun = adapt.rearranged(begun, (trained.fields, source), fresh, (fields, space))
         params, account = transfer(
             fresh, begun, rename=given["rename"], heads=given["heads"],
             source_classes=there, target_classes=here, same_class=given["classes"], resize=given["resize"],
