@@ -65,6 +65,7 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
     assert "SarcomaCT" in report.text() and report.to_json()["added_in_all"] == report.after - report.before
 
 
+@pytest.mark.slow
 def test_a_fresh_gate_column_changes_old_answers_and_only_that_is_allowed(run, raw, tmp_path):
     fields, data = _grown(run, raw, tmp_path, begin="copy", gate="fresh", source="MR")
     assert growth.check(run, fields, data.space).change > 1e-3
@@ -113,6 +114,7 @@ def test_frozen_training_moves_the_new_slices_only(run, raw, tmp_path):
             assert not moved.any(), name
 
 
+@pytest.mark.slow
 def test_a_known_modality_adds_a_head_alone(run, raw, tmp_path):
     more = write_corpus(tmp_path / "Task05_More", n=3, shape=(6, 16, 16), labels={"atrium": 1}, seed=9)
     fields = growth.grown_fields(run, [str(more)], tmp_path)
