@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,9 @@ def _without_data(arguments: Mapping[str, Any]) -> dict:
 
 
 def _fresh(params: Any) -> str:
-    tops = sorted({"/".join(path.split("/")[:1]) for path in core.shapes_of(params)})
-    return f"^(?!({'|'.join(tops)})/)"
+    """A pattern over the parameters that the tree does not hold."""
+    held = sorted({re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2])) for path in core.shapes_of(params)})
+    return f"^(?!({'|'.join(held)})/)"
 
 
 def _count(tree: Any) -> int:
