@@ -34,6 +34,7 @@ RESENC = {
 }  # fmt: skip
 UNET = {"features": RESENC["features"], "strides": ((1, 1, 1),) + ((2, 2, 2),) * 4 + ((1, 2, 2),), "kernels": ((3, 3, 3),) * 6}
 SMALL = {"features": (8, 16, 32), "strides": ((1, 1, 1),) + ((2, 2, 2),) * 2, "kernels": ((3, 3, 3),) * 3}
+FORK_HEADS = {"up_bias": False, "head_bias": False}
 FORK = {"conv_bias": False, "up_bias": False, "skip": "strided_conv"}
 
 
@@ -43,18 +44,20 @@ def trunk(variant, strides, **given):
 
 # Name -> patch, batch, classes, our model and its arguments. The peer is built from the same numbers.
 NETWORKS = {
-    "unet": {"patch": PAPER, "batch": 4, "classes": 47, "model": "unet", "arguments": {**UNET, "up_bias": False, "head_bias": False}},
+    "unet": {"patch": PAPER, "batch": 4, "classes": 47, "model": "unet", "arguments": {**UNET, **FORK_HEADS}},
     "resenc": {"patch": PAPER, "batch": 4, "classes": 47, "model": "resenc", "arguments": {**RESENC, **FORK}},
     "swin": {"patch": PAPER, "batch": 2, "classes": 47, "model": "swin_unetr", "arguments": {"feature_size": 48, "remat": "block"}},
     "tsfm_l": {"patch": TSFM, "batch": 2, "classes": 31, **trunk("l", ((2, 2, 2),) * 4 + ((1, 2, 2),), remat="block")},
     "tsfm_h": {"patch": TSFM, "batch": 2, "classes": 31, **trunk("h", ((2, 2, 2),) * 4 + ((1, 2, 2),), remat="block")},
-    "unet_small": {"patch": (24, 48, 48), "batch": 2, "classes": 8, "model": "unet",
-                   "arguments": {**UNET, "features": (16, 32, 64, 128, 128, 128)[:4], "strides": ((1, 1, 1),) + ((2, 2, 2),) * 3,
-                                 "kernels": ((3, 3, 3),) * 4, "up_bias": False, "head_bias": False}},
+    "unet_small": {"patch": (40, 56, 40), "batch": 2, "classes": 3, "model": "unet",  # configs/multitalent.py:unet_small
+                   "arguments": {**FORK_HEADS, "features": (16, 32, 64, 128), "strides": ((1, 1, 1),) + ((2, 2, 2),) * 3,
+                                 "kernels": ((3, 3, 3),) * 4}},
     "resenc_small": {"patch": (16, 32, 32), "batch": 2, "classes": 3, "model": "resenc",
                      "arguments": {**SMALL, **FORK, "blocks": (1, 2, 2), "stem_kernel": (3, 3, 3)}},
     "swin_small": {"patch": (32, 32, 64), "batch": 1, "classes": 3, "model": "swin_unetr", "arguments": {"feature_size": 12}},
-    "tsfm_t": {"patch": (32, 32, 32), "batch": 2, "classes": 31, **trunk("t", ((2, 2, 2),) * 3 + ((1, 1, 1),) * 2)},
+    "tsfm_t": {"patch": (40, 64, 64), "batch": 4, "classes": 4,  # configs/tsfm.py:t_small
+               **trunk("t", ((2, 2, 2),) * 3 + ((1, 2, 2), (1, 1, 1)))},
+    "tsfm_tiny": {"patch": (16, 16, 32), "batch": 1, "classes": 2, **trunk("t", ((2, 2, 2),) * 3 + ((1, 1, 1),) * 2)},
 }  # fmt: skip
 
 
@@ -229,7 +232,7 @@ class Theirs:
         value.backward()
         self.torch.nn.utils.clip_grad_norm_(self.net.parameters(), 12)
         self.optimizer.step()
-        self.loss = float(value)  # waits for the device
+        self.loss = float(value.detach())  # waits for the device
 
     def memory(self):
         seen = self.torch.cuda.max_memory_allocated() if self.device == "cuda" else None

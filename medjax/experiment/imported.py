@@ -25,7 +25,7 @@ from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
 
 ACCOUNT = "import.json"
-TOOLS = ("core", "torch_file", "nnunet_plan")  # modules of the port room that are no family
+TOOLS = ("core", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
 
 
 def families() -> list[str]:
@@ -60,8 +60,10 @@ def import_weights(
     described = _describe(structure, path, plan, dataset, configuration, name)
     tensors = nnunet_plan.in_image_order(core.tensors_of(structure), described.backward)
     found = module.architecture(tensors)
+    ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
+    tensors = getattr(module, "gathered", dict)(tensors)
     found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
-    params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=module.IGNORED, absent=module.ABSENT)
+    params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=ignored, absent=absent)
     space, activation = _meaning(described.space, found.channels_out, found.channels_in, name or path.stem)
     if activation == "softmax":
         params = core.relative_to_background(params, module.HEADS)
@@ -97,6 +99,11 @@ def import_weights(
         if account.absent:
             lines.append(f"  with --config.init.fresh='{_fresh(params)}'")
     return "\n".join(lines)
+
+
+def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
+    """A family's rules, which may depend on the file: a function `ignored` or `absent`, or a constant of that name."""
+    return getattr(module, word)(tensors) if hasattr(module, word) else getattr(module, word.upper(), ())
 
 
 def _describe(structure: Any, path: Path, plan: Path | None, dataset: Path | None, configuration: str, name: str) -> Description:

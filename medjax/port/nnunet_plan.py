@@ -155,7 +155,7 @@ def _transposed(plans: Mapping) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return forward, tuple(forward.index(a) for a in range(3))
 
 
-def _back(values: Sequence, backward: Sequence[int]) -> list:
+def _back(values: Any, backward: Sequence[int]) -> list:
     return [values[b] for b in backward]
 
 
