@@ -106,6 +106,11 @@ def saved(request, tmp_path_factory):
     return path, theirs, request.param
 
 
+def _volume(array, spacing):
+    image = nib.Nifti1Image(array.transpose(2, 1, 0), np.diag([*spacing[::-1], 1.0]))
+    return Volume(array, image.affine, image.header, "scan.nii.gz")
+
+
 @pytest.mark.parity
 def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved, tmp_path, capsys):
     import torch
@@ -121,7 +126,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     rng = np.random.default_rng(0)
     array = rng.normal(40, 300, side).astype(np.float32)
     spacing = {(0, 1, 2): (3.0, 1.0, 1.5), (1, 0, 2): (1.0, 3.0, 1.5)}[forward]
-    volume = Volume(array, np.diag([*spacing[::-1], 1.0]), nib.Nifti1Header(), str(path))
+    volume = _volume(array, spacing)
     image = predictor.prepare(volume, "Dataset001_Liver").image
     np.testing.assert_allclose(image[..., 0], (np.clip(array, -500, 400) - 40) / 120, atol=1e-4)
 
@@ -133,7 +138,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     full = full.transpose(0, *(1 + forward.index(a) for a in range(3)))
     np.testing.assert_allclose(ours, np.moveaxis(full[1:] - full[:1], 0, -1), atol=1e-4 * max(1.0, full.std()))
 
-    small = Volume(array[tuple(slice(0, n) for n in net.patch)], volume.affine, volume.header, str(path))  # one window
+    small = _volume(array[tuple(slice(0, n) for n in net.patch)], spacing)  # one window
     with torch.no_grad():
         window = predictor.prepare(small, "Dataset001_Liver").image[..., 0].transpose(forward).copy()
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()

@@ -49,6 +49,8 @@ def import_weights(
     Returns: the report for the person who asked.
     Raises: `UsageError` for an unknown family or an occupied folder; `ModelError` for a file that does not fit, listing every tensor.
     """
+    import jax.numpy as jnp
+
     from medjax.train.checkpoint import Checkpoints
 
     if family not in families():
@@ -86,7 +88,7 @@ def import_weights(
     facts = {"source": str(path), "family": family}
     runfolder.write_json(out / ACCOUNT, facts | account.to_json())
     with Checkpoints(out / "checkpoints") as checkpoints:
-        checkpoints.save(0, {"params": params, "step": np.int32(0)}, facts)
+        checkpoints.save(0, {"params": params, "step": jnp.zeros((), jnp.int32)}, facts)
         checkpoints.wait()
     lines = [account.text(), f"network: {found.model}, {_count(params):,} parameters, {len(space.classes)} classes ({activation})"]
     lines += [f"note: {note}" for note in described.notes]
