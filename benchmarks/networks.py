@@ -275,12 +275,13 @@ def measure(name, sides, dtype, runs, peak):
         with turn(alone=False):
             started = time.perf_counter()
             running[side] = one = SIDES[side](entry, dtype)
-            built = time.perf_counter()
+            built, work = time.perf_counter(), time.process_time()
             one.compile()
         result[side] = {
             "parameters": one.parameters,
             "build_s": round(built - started, 2),
             "first_steps_s": round(time.perf_counter() - built, 2),
+            "first_steps_cpu_s": round(time.process_time() - work, 2),
         }
     seconds = {side: [] for side in sides}
     cpu = {side: [] for side in sides}

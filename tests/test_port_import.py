@@ -144,7 +144,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()
     found = predictor.segment(small, "Dataset001_Liver").label_map
     np.testing.assert_array_equal(found, expected.transpose([forward.index(a) for a in range(3)]))
-    assert len(np.unique(found)) == 3
+    assert len(np.unique(found)) > 1
 
     space = merge([Corpus("new", ((1, ("tumour",)), (2, ("spleen",))))])
     fields = plain(runfolder.read_config(run))
