@@ -19,7 +19,7 @@ MODES = ("train", "evaluate", "crossval", "dry")
 
 
 class Command(NamedTuple):
-    """What the flags say: the config (a ConfigDict), the run folder, the mode, and for some modes which folds and numbers of devices."""
+    """What the flags say: the config (a ConfigDict), run folder, mode, for some modes folds and numbers of devices; and the flags."""
 
     config: Any
     workdir: Path
@@ -27,6 +27,7 @@ class Command(NamedTuple):
     folds: tuple[int, ...] = ()
     devices: tuple[int, ...] = ()
     compile: bool = True
+    flags: tuple[str, ...] = ()
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -70,7 +71,7 @@ def parse(argv: Sequence[str]) -> Command:
         folds, devices = (tuple(int(v) for v in values[name].value) for name in ("folds", "devices"))
     except ValueError as error:
         raise UsageError("--folds and --devices take numbers", found=str(error), expected="like --devices=1,8,64") from error
-    return Command(values.config, Path(values.workdir or "."), values.mode, folds, devices, values["compile"].value)
+    return Command(values.config, Path(values.workdir or "."), values.mode, folds, devices, values["compile"].value, tuple(argv[1:]))
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -113,7 +114,7 @@ def run(command: Command) -> int:
     experiment = stages.open_run(fields, command.workdir)
     if command.mode == "train":
         stages.train(experiment)
-    return stages.evaluate(experiment) if hosts.alone() else EXIT_OK
+    return stages.evaluate(experiment) if hosts.part(command.flags) else EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

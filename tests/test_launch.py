@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medjax import main
 from medjax.errors import UsageError
 from medjax.experiment import hosts
 
@@ -77,3 +78,16 @@ def test_processes_are_described_completely_or_not_at_all():
         hosts.settings({"MEDJAX_COORDINATOR": "a:1"})
     with pytest.raises(UsageError, match="process 2 of 2"):
         hosts.settings(full | {"MEDJAX_PROCESS": "2"})
+
+
+def test_the_first_process_goes_on_alone_after_training(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setenv("MEDJAX_COORDINATOR", "a:1")
+    monkeypatch.setenv("MEDJAX_DISTRIBUTED", "auto")
+    flags = ["--config=configs/multitalent.py:demo", "--workdir=x", "--mode=train"]
+    assert hosts.part(flags) and started == [], "a process that was alone evaluates as it is"
+    hosts.restart([*flags, "--mode=evaluate"])
+    ((_, command, environment),) = started
+    assert command[1:3] == ["-m", "medjax.main"] and main.parse(["medjax", *command[3:]]).mode == "evaluate"
+    assert not {"MEDJAX_COORDINATOR", "MEDJAX_DISTRIBUTED"} & set(environment) and environment["PATH"] == os.environ["PATH"]

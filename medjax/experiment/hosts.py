@@ -7,7 +7,8 @@ Without them the process is alone. Nothing else in medjax asks where it runs.
 """
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 from medjax.errors import TrainError, UsageError
 
@@ -42,12 +43,28 @@ def connect() -> None:
         raise TrainError("the processes did not meet", found=reason, fix="check address, port and number of processes") from error
 
 
-def alone() -> bool:
-    """Parts from the other processes; True in the one that goes on by itself (to evaluate, on its own devices)."""
+def part(flags: Sequence[str]) -> bool:
+    """Ends the company after training: True for a process that was alone all the time.
+
+    Args:
+      flags: of this program.
+
+    Otherwise the others are done (False), and the first one starts again by itself (see `restart`): readers of checkpoints would go on
+    waiting for the others in a process that once had company.
+    """
     import jax
 
     if jax.process_count() == 1:
         return True
     first = jax.process_index() == 0
     jax.distributed.shutdown()
-    return first
+    if first:
+        restart([*flags, "--mode=evaluate"])  # of a flag that comes twice the last one counts
+    return False
+
+
+def restart(flags: Sequence[str]) -> None:
+    """Becomes `python -m medjax.main FLAGS` without company; the devices are free again for it."""
+    environment = {k: v for k, v in os.environ.items() if k not in (*NAMES, "MEDJAX_DISTRIBUTED")}
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "medjax.main", *flags], environment)
