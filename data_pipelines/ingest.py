@@ -128,7 +128,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         print(report.text())
     cache = folder / "fingerprint.json"
     prints = fingerprint(described_as, found.cases, workers=args.workers or None, cache=cache)
-    allowed = [name for name in described_as.annotated if name not in args.allow_absent]
+    allowed = tuple(name for name in described_as.annotated if name not in args.allow_absent)
     if allowed:
         try:
             check_classes(dataclasses.replace(described_as, annotated=allowed), prints)
