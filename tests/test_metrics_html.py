@@ -114,6 +114,17 @@ def test_what_the_viewer_gets_is_the_scan(predicted, tmp_path):
     assert mask[round(x), round(y), round(z)] > 0 and made["note"] == ""
 
 
+def test_the_first_window_suits_the_modality(tmp_path):
+    values = np.linspace(0, 100, 6 * 8 * 8).reshape(6, 8, 8).astype(np.float32)
+    for name, scan, expected in (
+        ("mr", values, [1.0, 99.0]),
+        ("ct", values * 20 - 1000, [-160.0, 240.0]),
+        ("flat", values * 0, [0.0, 1.0]),
+    ):
+        image, mask = save(tmp_path / f"{name}.nii.gz", scan), save(tmp_path / "mask.nii.gz", np.ones(scan.shape, np.uint8))
+        assert scans.payload(scans.Shown("a", "a", (image,), None, mask, {1: "a"}), 10**9)["window"] == pytest.approx(expected, abs=0.1)
+
+
 def test_large_scans_are_cropped_and_coarsened_and_the_page_says_so(tmp_path):
     scan, mask = np.zeros((40, 60, 60), np.float32), np.zeros((40, 60, 60), np.uint8)
     mask[20:22, 30:50, 30:50] = 1

@@ -15,6 +15,7 @@ from medjax.labels import Corpus
 from medjax.metrics import masks
 from medjax.metrics.montage import colour
 
+AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
 DIFFERENCES = (("missed by the prediction", "#D55E00"), ("only in the prediction", "#56B4E9"), ("another class", "#F0E442"))
 
 
@@ -68,7 +69,7 @@ def payload(shown: Shown, voxels: int) -> dict:
     else:
         grey = np.nan_to_num(small.image(canonical.image(scan.array)), posinf=0.0, neginf=0.0)
         low, high = (float(v) for v in np.percentile(grey, (0.1, 99.9)))
-    window = [round(float(v), 4) for v in (np.percentile(grey, (1, 99)) if scan is not None else (0, 1))]
+    window = _window(grey) if scan is not None else [0.0, 1.0]
     shown_labels = [{"name": shown.names.get(v, f"label {v}"), "rgb": _rgb(colour(k))} for k, v in enumerate(values)]
     drawn = {name: _layer(ids, shown_labels, affine) for name, ids in layers.items()}
     if len(layers) == 2:
@@ -77,10 +78,18 @@ def payload(shown: Shown, voxels: int) -> dict:
         "key": shown.key,
         "image": _text(embed.encode(*_scaled(grey, low, high, affine))),
         "layers": drawn,
-        "window": window if window[1] > window[0] else [window[0], window[0] + 1],
+        "window": window,
         "focus": _focus(layers, affine),
         "note": _note(small, canonical, bool(shown.images)),
     }
+
+
+def _window(grey: np.ndarray) -> list[float]:
+    """The grey range to begin with: soft tissue where the values are Hounsfield units (air far below 0), else percentiles 1 and 99."""
+    low, high = (float(v) for v in np.percentile(grey, (1, 99)))
+    if low <= AIR_HU:
+        return list(SOFT_TISSUE_HU)
+    return [round(low, 4), round(high if high > low else low + 1, 4)]
 
 
 def _map(path: str, corpus: Corpus | None, source: Case | None) -> nifti.Volume:
