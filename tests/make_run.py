@@ -5,8 +5,10 @@ make_run(tmp_path / "run", corpora=[Corpus(...)], seed=1) -> folder
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from configs.base import base_config
 from medjax.build import plain
@@ -49,8 +51,20 @@ def make_run(
     runfolder.write_json(folder / runfolder.CONFIG, fields)
     runfolder.write_json(folder / runfolder.LABELS, space.to_json())
     runfolder.write_json(folder / runfolder.PLAN, plan.to_json())
-    net = network.make_network(fields, space, spacing_mm)
-    params = jax.jit(net.init)(jax.random.key(seed))
+    params = random_params(network.make_network(fields, space, spacing_mm).abstract(), seed)
     with Checkpoints(folder / "checkpoints") as target:
         target.save(7, {"params": params}, {"recipe": {}})
     return folder
+
+
+def random_params(abstract: Any, seed: int) -> Any:
+    """Arrays for a tree of shapes, without compiling the network's own initialiser: He-scaled kernels, norm scales near 1, small biases."""
+    rng = np.random.default_rng(seed)
+
+    def fill(keys: Any, leaf: Any) -> jax.Array:
+        name = jax.tree_util.keystr(keys)
+        noise = rng.normal(size=leaf.shape)
+        values = 1 + 0.1 * noise if "scale" in name else 0.1 * noise if leaf.ndim == 1 else noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return jax.numpy.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, abstract)

@@ -286,3 +286,25 @@ def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_pa
     assert trained.model.condition("Organs") == (1, 1)
     assert trained.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [1, 1, 0]
     assert plain.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(tmp_path, average, activation):
+    """With `on_scores` every channel is resampled, without it only candidates: the same masks and label map to the bit."""
+    names = [f"c{i}" for i in range(12)]
+    corpus = Corpus("Many", tuple((i + 1, (name,)) for i, name in enumerate(names)), channels=("CT",))
+    plan = Plan({"Many": (2.0, 1.5, 1.5)}, {"CT": Intensity("nonorm")})
+
+    def apply(params, image, context):
+        return {"logits": 3 - jnp.abs(image - params) * 4.0}
+
+    many = Predictor(Model(apply, jnp.arange(12.0), plan, merge([corpus]), (6, 8, 8)), average=average, activation=activation)
+    array = np.linspace(0.2, 9, 20)[:, None, None] + np.random.default_rng(0).normal(0, 0.4, (20, 13, 15))
+    volume = scan(tmp_path / "a.nii.gz", array, np.diag([1.1, 1.3, 1.0, 1.0]))
+    shown = []
+    whole = many.segment(volume, "Many", on_scores=lambda transform, region, names, values: shown.append(values.shape[-1]))
+    narrow = many.segment(volume, "Many")
+    assert set(shown) == {12} and len(np.unique(narrow.label_map)) > 8 and narrow.masks.voxels["c11"] == 0
+    assert np.array_equal(whole.label_map, narrow.label_map)
+    assert all(np.array_equal(whole.masks[name], narrow.masks[name]) for name in names)

@@ -33,7 +33,7 @@ class Masks(Mapping):
         """Keeps one region of the cropped canonical grid for some classes, channel by channel; the others are empty there."""
         number = len(self.regions)
         self.regions.append(region)
-        present = mask.reshape(-1, len(names)).any(0)
+        present = mask.reshape(-1, len(names)).any(0) if len(names) else ()
         for channel in np.flatnonzero(present):
             self._keep(names[channel], number, mask[..., channel])
 

@@ -95,7 +95,7 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
 
 def paint(space: LabelSpace, mask: Bool[np.ndarray, "*vol c"], names: Sequence[str], corpus: str) -> Shaped[np.ndarray, "*vol"]:
     """Masks of some classes -> the corpus' label values by the precedence of the space; classes without a voxel cost nothing."""
-    present = np.flatnonzero(mask.reshape(-1, len(names)).any(0))
+    present = np.flatnonzero(mask.reshape(-1, len(names)).any(0)) if len(names) else []
     layers = np.moveaxis(np.stack([mask[..., k] for k in present]), 0, -1) if len(present) else mask[..., :0]
     return space.export(layers, corpus, [names[k] for k in present])
 

@@ -283,11 +283,32 @@ class Predictor:
             return softmax(block, np)
         return 1 / (1 + np.exp(-np.clip(block, -80, 80)))
 
-    def decide(self, block: np.ndarray) -> np.ndarray:
-        """(rows, y, x, c) blended values -> bool. A softmax is decided over all classes, background included."""
+    def candidates(self, block: np.ndarray) -> np.ndarray:
+        """Channels of blended values (rows, y, x, c) that may be decided for somewhere in the block, resampled or not.
+
+        Interpolation stays below the largest sample, so a class that nowhere comes near what it needs cannot get it in between: a
+        probability of 1/2 (sigmoid) or of a share of its rivals (softmax), a logit of 0.
+        """
+        least = 0.0 if self.average == "logit" else 0.5 if self.activation == "sigmoid" else 1 / (block.shape[-1] + 1)
+        return np.flatnonzero(block.reshape(-1, block.shape[-1]).max(0) > least - 1e-4)
+
+    def narrowed(self, block: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """The `kept` channels, and what else `decide` needs of the others: their sum, where probabilities compete."""
+        if self.activation == "softmax" and self.average == "prob":
+            return np.concatenate([block[..., kept], block.sum(-1, keepdims=True)], -1)
+        return block[..., kept]
+
+    def decide(self, block: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
+        """(rows, y, x, c) blended values -> bool. A softmax is decided over all classes, background included.
+
+        Args:
+          total: (rows, y, x) sum over all classes, where `block` holds only some; see `narrowed`.
+        """
         if self.activation == "sigmoid":
             return block > (0.5 if self.average == "prob" else 0.0)
-        background = 1 - block.sum(-1) if self.average == "prob" else 0.0
+        if block.shape[-1] == 0:
+            return np.zeros(block.shape, bool)
+        background = 1 - (block.sum(-1) if total is None else total) if self.average == "prob" else 0.0
         winner = block.argmax(-1)
         foreground = np.take_along_axis(block, winner[..., None], -1)[..., 0] > background
         out = np.zeros(block.shape, bool)

@@ -6,7 +6,7 @@ that blocks and strips of any size give the same bits.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -74,7 +74,11 @@ def row_blocks(shape: Sequence[int], classes: int, values: int = BLOCK) -> list[
 
 
 def on_scan_grid(
-    scores: WindowScores, transform: Transform, blocks: Sequence[slice], columns: slice | None = None
+    scores: WindowScores,
+    transform: Transform,
+    blocks: Sequence[slice],
+    columns: slice | None = None,
+    narrow: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[Float32[np.ndarray, "rows y x c"]]:
     """Row blocks of the cropped canonical grid at the scan's spacing.
 
@@ -82,13 +86,14 @@ def on_scan_grid(
       scores: on the network's grid, or the strip of it that `source_columns` names; read in ascending order.
       blocks: row ranges in ascending order.
       columns: the strip of the crop's y axis that is wanted; default all.
+      narrow: is shown each block on the network's grid, where it is small, and returns what of it is to be resampled.
     """
     z, y, x = samples(transform)
     columns = columns or slice(0, transform.box_shape[1])
     left = y.source(columns).start
     for rows in blocks:
         source = z.source(rows)
-        block = scores[source]
+        block = scores[source] if narrow is None else narrow(scores[source])
         steps = [(z, 0, rows, source.start), (y, 1, columns, left), (x, 2, slice(0, transform.box_shape[2]), 0)]
         for axis, number, wanted, start in steps:
             block = axis.apply(block, number, wanted, start)

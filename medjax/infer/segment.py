@@ -56,25 +56,41 @@ def segment(
     for strip in plan.strips:
         tall = (transform.box_shape[0], strip.stop - strip.start, transform.box_shape[2])
         blocks = row_blocks(tall, len(asked) + uncertain, plan.block)
+        everything = bool(on_scores or uncertain or len(parts) > 1)
+        selected: list[np.ndarray] = []  # channels of the block under way
+
+        def narrow(block: np.ndarray, selected: list = selected) -> np.ndarray:
+            selected[:] = [first.candidates(block)]
+            return first.narrowed(block, selected[0])
+
         streams = [
-            on_scan_grid(part.rows(p, corpus, asked, source_columns(p.transform, strip), plan.depth), p.transform, blocks, strip)
+            on_scan_grid(
+                part.rows(p, corpus, asked, source_columns(p.transform, strip), plan.depth), p.transform, blocks, strip,
+                None if everything else narrow,
+            )
             for part, p in zip(parts, prepared, strict=True)
-        ]
+        ]  # fmt: skip
         for rows, found in zip(blocks, zip(*streams, strict=True), strict=True):
             region = (rows, strip)
-            block, spread = _averaged(parts, found, len(asked))
-            if on_scores or uncertain:
-                probabilities = first.probabilities(block)
-                if on_scores:
-                    on_scores(transform, region, names, probabilities if names == asked else probabilities[..., chosen])
-                if uncertain:
-                    views["entropy"][region] = entropy(probabilities, exclusive=first.activation == "softmax")
-                    views["disagreement"][region] = spread
-            mask = first.decide(block)
-            if names != asked:
-                mask = np.ascontiguousarray(mask[..., chosen])
-            masks.put(region, names, mask)
-            cropped[region] = postprocess.paint(space, mask, names, corpus)
+            if everything:
+                block, spread = _averaged(parts, found, len(asked))
+                if on_scores or uncertain:
+                    probabilities = first.probabilities(block)
+                    if on_scores:
+                        on_scores(transform, region, names, probabilities if names == asked else probabilities[..., chosen])
+                    if uncertain:
+                        views["entropy"][region] = entropy(probabilities, exclusive=first.activation == "softmax")
+                        views["disagreement"][region] = spread
+                mask, owners = first.decide(block), asked
+            else:
+                kept = selected[0]
+                total = found[0][..., -1] if found[0].shape[-1] > len(kept) else None
+                mask, owners = first.decide(found[0][..., : len(kept)], total), [asked[k] for k in kept]
+            if names != asked:  # a softmax is decided over all classes, whichever are wanted
+                inside = [k for k, name in enumerate(owners) if name in names]
+                mask, owners = np.ascontiguousarray(mask[..., inside]), [owners[k] for k in inside]
+            masks.put(region, owners, mask)
+            cropped[region] = postprocess.paint(space, mask, owners, corpus)
     found = Segmentation(label_map, masks, maps)
     return postprocess.apply(found, first.postprocess, space, corpus) if first.postprocess else found
 
