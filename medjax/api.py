@@ -67,7 +67,7 @@ class Predictor:
         if affine is not None:
             return label_map
         header = headers.for_array(label_map, volume.header, volume.path)
-        found = nib.Nifti1Image(label_map.T.astype(header.get_data_dtype()), None, header)
+        found = nib.Nifti1Image(label_map.T.astype(header.get_data_dtype()), image.affine, header)  # the codes stay: it fits the header
         found.header.extensions.append(headers.label_extension(self.labels))
         return found
 

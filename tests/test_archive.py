@@ -60,7 +60,7 @@ def test_the_same_run_gives_the_same_file_without_the_paths_of_its_machine(root,
     assert (tmp_path / "again.medjax").read_bytes() == (root / "model.medjax").read_bytes()
     found = archive.read(root / "model.medjax")
     assert found.manifest["licences"] == {"Organs": "CC-BY-4.0"} and found.manifest["provenance"]["step"] == 7
-    assert found.documents["config"]["model"]["base_features"] == 4 and found.documents["config"]["data"]["folders"] == ""
+    assert found.documents["config"]["model"]["convs_per_stage"] == 1 and found.documents["config"]["data"]["folders"] == ""
     with zipfile.ZipFile(root / "model.medjax") as content:
         assert b"secret" not in b"".join(content.read(name) for name in content.namelist())
     assert sorted(content.namelist()) == ["config.json", "labels.json", "manifest.json", "plan.json", "weights.safetensors"]

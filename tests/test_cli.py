@@ -8,7 +8,8 @@ import time
 import pytest
 
 from medjax import cli, commands
-from tests.make_raw import write_corpus
+from tests.make_raw import make_case, save, write_corpus
+from tests.make_run import make_run
 
 
 def _run(*arguments, cwd):
@@ -74,3 +75,59 @@ def test_every_verb_is_there(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
     assert stop.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of random weights and three scans, one of them broken."""
+    root = tmp_path_factory.mktemp("cli")
+    make_run(root / "run")
+    for i in range(3):
+        image, _ = make_case((12, 13, 11), [1, 2], kind="CT", seed=i)
+        save(root / "in" / f"c{i}.nii.gz", image[..., 0])
+    victim = root / "in" / "c1.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:400])
+    return root
+
+
+def test_predict_writes_what_was_asked_for_and_exits_3(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["-m", str(run / "run"), "-i", str(run / "in"), "-o", str(out), "--classes", "organ", "--max-memory", "6"]
+    more = ["--statistics", "--preview", "--uncertainty", "--report", str(tmp_path / "run.json"), "--disable-progress-bar"]
+    assert cli.main(["predict", *given, *more]) == 3
+    said = capsys.readouterr().err
+    assert "3 cases; 1 that will not do as they are" in said or "3 cases, at most" in said
+    assert "GiB of 6 GiB allowed" in said and "c1 failed" in said and "truncated gzip" in said and "2 predicted" in said
+    names = {p.name for p in out.iterdir()}
+    endings = (".nii.gz", ".json", "_entropy.nii.gz", "_disagreement.nii.gz", "_preview.png")
+    assert names == {f"c{i}{ending}" for i in (0, 2) for ending in endings} | {"run.json", "statistics.csv"}
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["failed"][0]["case"] == "c1" and report["peak_memory_gib"] > 0 and set(report["cases"]) == {"c0", "c2"}
+    assert report["models"][0]["name"] == "base" and report["settings"]["classes"] == ["organ"]
+
+
+def test_parts_share_the_cases(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["predict", "-m", str(run / "run"), "-i", str(run / "in"), "-o", str(out), "--num-parts", "2", "--quiet"]
+    assert cli.main([*given, "--part-id", "0"]) == 0 and cli.main([*given, "--part-id", "1"]) == 3
+    assert {p.name for p in out.glob("*.nii.gz")} == {"c0.nii.gz", "c2.nii.gz"}
+    assert {p.name for p in out.glob("run*")} == {"run_part0of2.json", "run_part1of2.json"}
+    assert cli.main([*given, "--part-id", "2"]) == 2 and "counts from 0" in capsys.readouterr().err
+
+
+def test_what_cannot_be_predicted_exits_2_at_once(run, tmp_path, capsys):
+    base = ["predict", "-m", str(run / "run"), "-o", str(tmp_path / "out")]
+    scan = ["-i", str(run / "in" / "c0.nii.gz")]
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "no scans in this folder": [*base, "-i", str(tmp_path / "empty")],
+        "did you mean organ": [*base, *scan, "--classes", "orgam"],
+        "did you mean Organs": [*base, *scan, "--corpus", "Organ"],
+        "no fast version": [*base, *scan, "--fast"],
+        "nothing was chosen": [*base, *scan, "--postprocess", "chosen"],
+        "the model alone takes more": [*base, *scan, "--max-memory", "0.01"],
+        "not a run folder": ["predict", "-m", str(tmp_path), *scan, "-o", str(tmp_path / "out")],
+    }
+    for words, given in wrong.items():
+        assert cli.main(given) == 2, words
+        assert words in capsys.readouterr().err
