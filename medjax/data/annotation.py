@@ -13,6 +13,8 @@ from medjax.data.nifti import Volume
 from medjax.errors import LabelError
 from medjax.labels import Corpus
 
+_PIECE = 1 << 22  # voxels
+
 
 def read_label(case: Case, corpus: Corpus, like: Volume | None = None) -> np.ndarray | None:
     """Dense ids (z, y, x) of a case (uint8, or uint16 from 256 ids); None without a label. See `read_label_volume`."""

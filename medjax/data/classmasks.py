@@ -35,11 +35,9 @@ def combine(masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Seque
     """
     ids, sets, number = np.zeros(shape, np.uint16), [frozenset()], {frozenset(): 0}
     for name, mask in masks:
-        where = np.flatnonzero(mask)  # C order, as reshape(-1) below
-        flat = ids.reshape(-1)
-        below = flat[where]
+        below = ids[mask]
         table = np.zeros(len(sets), np.uint16)
-        for old in np.flatnonzero(np.bincount(below)):
+        for old in np.flatnonzero(_used(below, len(sets))):
             joined = sets[old] | {name}
             if joined not in number:
                 if len(sets) > MOST_SETS:
@@ -47,7 +45,7 @@ def combine(masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Seque
                 number[joined] = len(sets)
                 sets.append(joined)
             table[old] = number[joined]
-        flat[where] = table[below]
+        ids[mask] = table[below]
     return _compact(ids, sets)
 
 
@@ -120,7 +118,14 @@ def check_classes(case: Case) -> None:
 
 def _compact(ids: np.ndarray, sets: list[frozenset[str]]) -> tuple[np.ndarray, Sets]:
     """Drops sets that later masks took all voxels from."""
-    used = np.bincount(ids.reshape(-1), minlength=len(sets)) > 0
+    used = _used(ids, len(sets))
     used[0] = True
     table = (np.cumsum(used) - 1).astype(np.uint16)
     return table[ids], tuple(members for members, kept in zip(sets, used, strict=True) if kept)
+
+
+def _used(ids: np.ndarray, count: int) -> np.ndarray:
+    """(count,) bool: which ids occur."""
+    used = np.zeros(count, bool)
+    used[ids] = True
+    return used
