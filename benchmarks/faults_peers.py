@@ -3,8 +3,9 @@
     python -m benchmarks.faults_peers [--data FOLDER] [--table FILE]
 
 For every fault of `benchmarks/faults.py` whose case must be refused (single channel), in a data set of its own with one sound case: nibabel
-and SimpleITK read all files, MONAI's LoadImage reads them, medjax verifies the data set. A reader need not compare files or know labels; it is
-asked because programs that rely on it see what it sees. "says so" is an exception (or, for medjax, an error of the report), "silent" is none, "no answer" nothing within 120 s. Needs the extra `parity`.
+and SimpleITK read all files, MONAI's LoadImage reads them, medjax verifies the data set. A reader need not compare files or know labels; it
+is asked because programs that rely on it see what it sees. "says so" is an exception (or, for medjax, an error of the report), "silent" is
+none, "no answer" nothing within 120 s. Needs the extra `parity`.
 """
 
 import argparse

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -181,10 +180,7 @@ def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:
         apart = np.linalg.norm(((affine - volume.affine) @ headers.corners(shape))[:3], axis=0).max()
         what.append(f"shear of {np.degrees(np.arctan(shear)):.2g} degrees removed, corners move by at most {apart:.2g} mm")
     if volume.path.endswith(NIFTI_ENDINGS):
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            headers.affine_of(header, volume.path)
-        if any("disagree" in str(w.message) for w in heard):
+        if headers.forms_disagree(header, volume.affine):
             what.append("sform and qform disagreed: both written from the sform")
         if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
             what.append("neither sform nor qform was set: both written from the voxel sizes")

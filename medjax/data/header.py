@@ -153,6 +153,17 @@ def corners(shape: tuple[int, int, int]) -> np.ndarray:
     return np.stack([*(e.ravel() for e in ends), np.ones(8)]).astype(np.float64)
 
 
+def forms_disagree(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
+    """Whether a header has both forms set and its qform places a corner over 0.1 voxel away from `affine`, its sform."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return False
+    try:
+        qform = header.get_qform()
+    except Exception:
+        return True
+    return bool(np.all(np.isfinite(qform))) and _corner_distance(affine, qform, grid_shape(header)) > FORM_TOLERANCE_VOXELS
+
+
 def _corner_distance(affine: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> float:
     """Largest distance in voxels of `affine`, along any axis, between the corners of a grid placed by either affine."""
     points = corners(shape)
