@@ -117,7 +117,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     spacing = tuple(float(v) for v in np.mean(list(runfolder.read_plan(run).spacing_mm.values()), 0))
     before, after = (network.make_network(_exact(f), s, spacing) for f, s in ((old_fields, old_space), (fields, space)))
     old = checkpoint.load_params(run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"])
-    new = initial.borrower(fields, space, after, Path("."), report=False)(after.init(jax.random.key(fields["seed"])))
+    new = initial.borrower(fields, space, after, Path("."), report=False)(jax.jit(after.init)(jax.random.key(fields["seed"])))
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
     apply_old, apply_new = jax.jit(before.apply), jax.jit(after.apply)
     change = 0.0
