@@ -176,7 +176,8 @@ def test_a_file_of_layers_makes_a_beginning_only(tmp_path):
     from tests.test_port_families import _vit_tensors
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
-    text = imported.import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run")
+    text = imported.import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run", patch=(8, 8, 16))
+    assert runfolder.read_config(tmp_path / "run")["train"]["patch"] == (8, 8, 16)
     assert "cannot predict" in text and r"--config.init.fresh='^(?!(vit/layer\d+|vit/ln_f)/)'" in text
     tree = checkpoint.read_params(tmp_path / "run")
     assert sorted(tree["vit"]) == ["layer0", "layer1", "ln_f"]

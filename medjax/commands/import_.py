@@ -14,6 +14,7 @@ def add(verbs) -> None:
     p.add_argument("--dataset", default="", help="dataset.json with channels and labels, if the file carries none")
     p.add_argument("--configuration", default="3d_fullres", help="of a plans.json")
     p.add_argument("--name", default="", help="name of the corpus")
+    p.add_argument("--patch", nargs="+", type=int, default=[], metavar="N", help="z y x the network was trained on, if the plan lacks it")
     p.add_argument("--model", nargs="*", default=[], metavar="KEY=VALUE", help="what the file does not tell, e.g. merging=fixed")
     p.set_defaults(run=_import)
 
@@ -25,7 +26,7 @@ def _import(args) -> int:
     print(
         import_weights(
             Path(args.weights), args.family, Path(args.output), configuration=args.configuration, name=args.name,
-            model=dict(_pair(text) for text in args.model), **optional,
+            patch=args.patch, model=dict(_pair(text) for text in args.model), **optional,
         )
     )  # fmt: skip
     return 0

@@ -10,7 +10,7 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def families() -> list[str]:
 
 def import_weights(
     path: Path, family: str, out: Path, *, plan: Path | None = None, dataset: Path | None = None, configuration: str = "3d_fullres",
-    name: str = "", model: Mapping[str, Any] | None = None,
+    name: str = "", patch: Sequence[int] = (), model: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Makes the run folder `out`.
 
@@ -43,7 +43,7 @@ def import_weights(
       path: the weight file. family: see `families`.
       plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed where the checkpoint carries its plans.
       dataset: dataset.json with the classes; likewise.
-      configuration: of plans given as a file. name: of the corpus.
+      configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) that the network was trained on, if nothing says it.
       model: arguments of our network that the file does not tell, e.g. {"merging": "fixed"}.
 
     Returns: the report for the person who asked.
@@ -70,7 +70,7 @@ def import_weights(
     if activation == "softmax":
         params = core.relative_to_background(params, module.HEADS)
     whole = described.plan is not None and described.space is not None and not account.absent
-    patch = described.patch or tuple(found.sides)
+    patch = tuple(patch) or described.patch or core.sides_of(found)
     fields = {
         "name": f"imported_{family}",
         "model": {"name": found.model, **_without_data(found.arguments)},

@@ -220,13 +220,17 @@ def convert(
     return nest(found), Account(matched, *counted)
 
 
+def sides_of(found: Architecture) -> tuple[int, ...]:
+    """A small image that the network takes."""
+    return found.sides or tuple(2 * math.prod(stride) for stride in zip(*found.arguments["strides"], strict=True))
+
+
 def abstract(found: Architecture) -> Any:
     """Shapes of the network's parameters; allocates nothing."""
     import jax
 
-    sides = found.sides or tuple(2 * math.prod(stride) for stride in zip(*found.arguments["strides"], strict=True))
     network = importlib.import_module(f"medjax.models.{found.model}").make(found.channels_out, **found.arguments)
-    image = jax.ShapeDtypeStruct((1, *sides, found.channels_in), np.float32)
+    image = jax.ShapeDtypeStruct((1, *sides_of(found), found.channels_in), np.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
