@@ -144,8 +144,9 @@ def main() -> None:
     parser.add_argument("--image", default="")
     parser.add_argument("--shape", type=int, nargs=3, default=(600, 512, 512))
     parser.add_argument("--classes", type=int, default=118)
+    parser.add_argument("--limit", type=float, default=8.0, help="GiB")
     args = parser.parse_args()
-    print(json.dumps(torso(args.image) if args.what == "torso" else many(tuple(args.shape), args.classes), indent=1))
+    print(json.dumps(torso(args.image) if args.what == "torso" else many(tuple(args.shape), args.classes, args.limit), indent=1))
 
 
 if __name__ == "__main__":

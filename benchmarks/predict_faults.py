@@ -202,8 +202,8 @@ def faults(tool, root: Path):
     scan(root / "in" / "codes" / tool.file("a"), codes=(0, 2))
     code, text = run(tool, tool.model, root / "in" / "codes", root / "out" / "codes")
     written = root / "out" / "codes" / "a.nii.gz"
-    header = nib.load(written).header if written.is_file() else {}
-    codes = f"{int(header['qform_code'])}/{int(header['sform_code'])}" if len(header) else "none"
+    header = nib.load(written).header if written.is_file() else None
+    codes = "none" if header is None else f"{int(header['qform_code'])}/{int(header['sform_code'])}"
     yield "input with qform/sform codes 0/2", code, f"mask has codes {codes}"
     proof = root / "executed"
     model = tool.poison(root / "poisoned", proof)
