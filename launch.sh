@@ -77,11 +77,11 @@ case "$command" in
     python -m medjax.main --config=configs/multitalent.py:demo --workdir="${MEDJAX_WORKDIR:-runs/demo}" "$@"
     ;;
   test)
-    environment "test"
+    environment "test,formats"
     python -m pytest --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,beartype.beartype "$@"
     ;;
   parity)
-    environment "test,parity"
+    environment "test,formats,parity"
     python -m pytest --jaxtyping-packages=medjax,beartype.beartype -m parity "$@"
     ;;
   train)
