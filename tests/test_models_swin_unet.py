@@ -290,10 +290,20 @@ def test_the_network_computes_pytorchs_function_block_by_block(mlp, place, routi
         np.testing.assert_allclose(np.asarray(out["logits"])[i][..., list(channels)], raw[..., 1:] - raw[..., :1], atol=1e-4)
 
 
+def timm_or_skip():
+    """timm; where torchvision was built for another PyTorch, without the compiled operator that stops its import (Swin needs none)."""
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("timm")
+    except RuntimeError:
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return pytest.importorskip("timm")
+
+
 @pytest.mark.parity
 def test_the_encoder_is_timms_swin_at_full_size():
     """swin_tiny with depths (2, 2, 2, 2): timm's own blocks, merging and masks; the merging belongs to timm's next stage."""
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    torch, timm = pytest.importorskip("torch"), timm_or_skip()
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, depths=(2, 2, 2, 2), num_classes=0).eval()
     renamed = {}
@@ -317,5 +327,5 @@ def test_the_encoder_is_timms_swin_at_full_size():
     merged = [np.asarray(found[f"stage{s}"]) for s in range(4)]
     with torch.no_grad():
         for s in range(3):
-            np.testing.assert_allclose(merged[s], peer.layers[s + 1].downsample(torch.from_numpy(wanted[s])).numpy(), atol=1e-4)
-    np.testing.assert_allclose(merged[3], wanted[3], atol=1e-4)
+            np.testing.assert_allclose(merged[s], peer.layers[s + 1].downsample(torch.from_numpy(wanted[s])).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(merged[3], wanted[3], rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
 from benchmarks.torch_swin_unet import SwinUnet  # noqa: E402
-from tests.test_models_swin_unet import from_torch  # noqa: E402
+from tests.test_models_swin_unet import from_torch, timm_or_skip  # noqa: E402
 
 SMALL = dict(side=64, width=24, heads=(1, 2, 4, 4), window=2)
 OURS = dict(width=24, heads=(1, 2, 4, 4), window=2)
@@ -125,7 +125,7 @@ def test_the_masked_image_network_computes_swin_maes_function():
 
 
 def test_swin_t_of_microsoft_and_of_timm_give_the_same_encoder():
-    timm = pytest.importorskip("timm")
+    timm = timm_or_skip()
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
     tensors = _arrays(peer.state_dict())

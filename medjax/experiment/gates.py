@@ -114,7 +114,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
         corpus = space.corpora[pool.corpus]
         names[corpus.name] = corpus.modality
         rows.append(total)
-    blocks = tuple(rows[0])
+    blocks = tuple(sorted(rows[0], key=lambda name: (not name.startswith("encoder"), name)))  # jax has sorted them by name alone
     weights = np.stack([np.stack([row[b] for b in blocks]) for row in rows])
     known = adapt.expert_names(fields, space, experts.count(params))
     return Gates(blocks, known, names, weights, batches * recipe.batch)
