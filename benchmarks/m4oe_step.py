@@ -119,7 +119,7 @@ def theirs(given, routing):
             total = total / len(logits)
             total.backward()
             optimizer.step()
-        return float(total)
+        return float(total.detach())
 
     return run
 
