@@ -110,6 +110,8 @@ def test_multitalent_probabilities():
     np.testing.assert_allclose(case_probabilities(N_TRAIN), P_CASE, atol=5.1e-10)
     np.testing.assert_allclose(corpus_probabilities((30, 10), 0.0), (0.75, 0.25))
     np.testing.assert_allclose(corpus_probabilities((30, 10), 1.0), (0.5, 0.5))
+    # CT and MR of one data set: together sqrt(40 + 9) beside sqrt(36), shared by their cases
+    np.testing.assert_allclose(corpus_probabilities((40, 36, 9), 0.5, ("a", "", "a")) * 13, (7 * 40 / 49, 6, 7 * 9 / 49))
 
 
 @pytest.mark.parametrize("draw", ["iid", "mix"])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from data_pipelines import pools
@@ -9,6 +10,7 @@ from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
 from medjax.build import plain
+from medjax.data.samples import corpus_probabilities
 from medjax.errors import LabelError
 from medjax.labels import Corpus, LabelSpace, merge
 
@@ -66,6 +68,16 @@ def test_tsfm_has_31_unified_classes_and_57_when_labels_are_kept_apart():
     assert len(_space(pools.tsfm_separate).classes) == 57
     assert sum(e["cases"] for e in pools.tsfm.declared().values()) == 2778  # the paper's 2779 counts one scan that was not released
     assert len(set(pools.tsfm.groups.values())) == 10
+
+
+def test_tsfm_draws_a_data_set_by_the_root_of_its_size():
+    declared = pools.tsfm.declared()
+    p = corpus_probabilities([e["cases"] for e in declared.values()], 0.5, [e["group"] for e in declared.values()])
+    drawn: dict[str, float] = {}
+    for entry, share in zip(declared.values(), p, strict=True):
+        drawn[entry["group"]] = drawn.get(entry["group"], 0) + share
+    published = (0.077457, 0.053715, 0.117800, 0.075964, 0.113443, 0.067675, 0.117216, 0.104841, 0.037067, 0.234822)
+    np.testing.assert_allclose(list(drawn.values()), published, atol=1e-6)  # sqrt(n) over the ten sets, AMOS22's CT and MR being one
 
 
 def test_tsfm_remap_is_the_papers_table():

@@ -82,7 +82,8 @@ def dataset(pools: Sequence[Pool], recipe: Recipe, *, host: int = 0, hosts: int 
         chosen = grain.MapDataset.source(_Endless())
     else:
         parts = [grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed)) for k, pool in enumerate(pools)]
-        chosen = grain.MapDataset.mix(parts, corpus_probabilities([len(pool.cases) for pool in pools], recipe.exponent).tolist())
+        shares = corpus_probabilities([len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools])
+        chosen = grain.MapDataset.mix(parts, shares.tolist())
     return chosen.map_with_index(samples)[host::hosts].batch(recipe.batch // hosts, drop_remainder=True)
 
 

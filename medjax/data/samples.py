@@ -34,6 +34,7 @@ class Pool:
       foreground_ids: dense ids that may be forced into a patch; leave out what a view hides.
       modality: index in the label space.
       classes: per annotated class the dense ids of its voxels (nested classes share ids), for `Recipe.by` "class"; empty: every id is one.
+      group: pools of one name are one data set when it comes to how often a corpus is drawn (AMOS22's CT and MR); empty: one of its own.
     """
 
     corpus: int
@@ -42,6 +43,7 @@ class Pool:
     foreground_ids: tuple[int, ...]
     modality: int
     classes: tuple[tuple[int, ...], ...] = ()
+    group: str = ""
 
     def groups(self, by: str) -> tuple[tuple[int, ...], ...]:
         """What is drawn from with equal chances: groups of dense ids that may be forced into a patch."""
@@ -105,9 +107,17 @@ class Recipe:
         object.__setattr__(self, "final", tuple(map(int, self.final)) if self.final else self.patch)
 
 
-def corpus_probabilities(cases: Sequence[int], exponent: float = 0.5) -> np.ndarray:
-    """(corpora,) float64 probability of drawing from each corpus, n^(1 - exponent) normalised (MultiTalent: sqrt(n)); `cases` are the n."""
-    weights = np.asarray(cases, float) ** (1 - exponent)
+def corpus_probabilities(cases: Sequence[int], exponent: float = 0.5, groups: Sequence[str] = ()) -> np.ndarray:
+    """(corpora,) float64 probability of drawing from each corpus: n N^-exponent, normalised (MultiTalent: sqrt(n)).
+
+    Args:
+      cases: n of each corpus.
+      groups: name of the data set of each corpus; N is the number of cases in all corpora of that name. "" or nothing: N = n.
+    """
+    n = np.asarray(cases, float)
+    names = [group or k for k, group in enumerate(groups or [""] * len(n))]
+    together = np.array([sum(m for m, other in zip(n, names, strict=True) if other == name) for name in names])
+    weights = n * together**-exponent
     return weights / weights.sum()
 
 
@@ -136,7 +146,7 @@ class Samples:
         self.patch, self.final = ((1, *p) if flat else p for p in (recipe.patch, recipe.final))
         counts = [len(pool.cases) for pool in self.pools]
         self.first = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        self.cumulative = np.cumsum(corpus_probabilities(counts, recipe.exponent))
+        self.cumulative = np.cumsum(corpus_probabilities(counts, recipe.exponent, [pool.group for pool in self.pools]))
         self.forced_from = forced_positions(recipe.batch, recipe.foreground)
         self._reset()
 

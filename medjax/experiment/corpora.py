@@ -35,6 +35,7 @@ class Data:
       fold: index into `splits`.
       problems: what is wrong with the cases that were left out.
       twins: cases of different corpora that show the same scan, by the corpora's rules; kept on one side by splits made here.
+      groups: store name -> the data set it is a part of, where several corpora count as one in sampling.
     """
 
     stores: tuple[Corpus, ...]
@@ -46,6 +47,7 @@ class Data:
     fold: int
     problems: tuple[MedjaxError, ...] = ()
     twins: tuple[Pair, ...] = ()
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def side(self, store: str, side: str) -> list[str]:
         """Case names of a store on one side ("train" or "val") of the chosen fold."""
@@ -103,7 +105,8 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     present = {n: m for n, m in cases.items() if m}
     twins = by_name(present, rules, {n: f["source"] for n, f in data["declared"].items() if f.get("source")})
     splits, fold = _splits(present, data["split"], twins)
-    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins)
+    groups = {name: fields["group"] for name, fields in data["declared"].items() if fields.get("group")}
+    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups)
 
 
 def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:

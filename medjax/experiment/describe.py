@@ -87,7 +87,7 @@ def _mixture(fields: Mapping, data: corpora.Data) -> str:
         share = 1 / int(part.split("/")[1]) if part else 1.0
         exact = len(data.training_cases(corpus)) if data.splits and data.cases.get(corpus.store) else 0
         n.append(exact or max(math.floor(data.counts[corpus.store] * fold * share), 1))
-    shares = corpus_probabilities(n, fields["sampler"]["exponent"])
+    shares = corpus_probabilities(n, fields["sampler"]["exponent"], [data.groups.get(c.store, "") for c in data.space.corpora])
     rows = [("corpus", "cases", "training", "share", "modality", "annotates")]
     for corpus, cases, p in zip(data.space.corpora, n, shares, strict=True):
         annotated = ", ".join(corpus.annotated)

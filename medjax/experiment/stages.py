@@ -154,7 +154,8 @@ def pools(run: Run, side: str) -> list[sampler.Pool]:
         if names:
             modality = run.data.space.modalities.index(corpus.modality)
             folder, classes = str(run.store / corpus.store), corpus_classes(corpus)
-            found.append(sampler.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes))
+            group = run.data.groups.get(corpus.store, "")
+            found.append(sampler.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes, group))
         elif side == "train":
             raise UsageError(f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases")
     return found
