@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # the tests' time is compilation: a quarter of it remains
 os.environ.setdefault("MEDJAX_HOME", tempfile.mkdtemp(prefix="medjax-home-"))  # what commands remember stays out of the real home
 
 import jax

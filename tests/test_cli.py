@@ -70,7 +70,7 @@ def test_info_answers_programs(capsys):
     assert "unet" in facts["available"]["models"] and facts["versions"]["jax"] and facts["devices"]
 
 
-@pytest.mark.parametrize("verb", [module.__name__.rsplit(".", 1)[-1].strip("_") for module in commands.modules()])
+@pytest.mark.parametrize("verb", [module.__name__.rsplit(".", 1)[-1].strip("_").replace("_", "-") for module in commands.modules()])
 def test_every_verb_is_there(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])

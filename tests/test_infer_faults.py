@@ -255,7 +255,8 @@ def test_stages_overlap_keep_order_and_never_hold_more_than_three_cases():
     alive, most, spans, lock = set(), [0], {}, threading.Lock()
 
     def stage(name, seconds):
-        def work(case, *given):
+        def work(given, *_):
+            case = int(given.name)
             with lock:
                 alive.add(case)
                 most[0] = max(most[0], len(alive))
@@ -272,12 +273,13 @@ def test_stages_overlap_keep_order_and_never_hold_more_than_three_cases():
         return work
 
     stages = stage("load", 0.01), stage("work", 0.02), stage("write", 0.01)
-    found = [(case, error and str(error)) for case, error in _pipeline(list(range(8)), *stages, True)]
+    cases = [Case(str(i), ()) for i in range(13)]
+    found = [(int(case.name), error and str(error)) for case, error in _pipeline(cases[:8], *stages, True)]
     assert found == [(i, {2: "2 load", 4: "4 work", 6: "6 write"}.get(i)) for i in range(8)]
     assert most[0] <= 3
     assert spans[1, "load"][0] < spans[0, "work"][1] and spans[0, "write"][0] < spans[1, "work"][1]
     most[0], alive = 0, set()
-    assert len(list(_pipeline([10, 11, 12], *stages, False))) == 3 and most[0] == 1
+    assert len(list(_pipeline(cases[10:], *stages, False))) == 3 and most[0] == 1
 
 
 def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path):

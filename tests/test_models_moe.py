@@ -28,7 +28,7 @@ def _params(net):
 
 
 def _tokens(b=3):
-    return np.random.default_rng(2).normal(size=(b, 4, 3, WIDTH)).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(2).normal(size=(b, 4, 3, WIDTH)), jnp.float32)
 
 
 def _apply(net, params, x, context=None):

@@ -290,8 +290,8 @@ def test_initial_values(kind, spread):
     p = jax.jit(attention.Mlp(256, initial=kind).init)(KEY, jnp.zeros((1, 64)))["params"]
     assert np.std(p["fc1"]["kernel"]) == pytest.approx(spread, rel=0.03)
     assert np.std(p["fc1"]["bias"]) == pytest.approx(spread if kind == "torch" else 0.0, rel=0.15)
-    with pytest.raises(ModelError, match="torch or swin"):
-        attention.linear_init("xavier", 3)
+    with pytest.raises(ModelError, match="torch, swin or xavier"):
+        attention.linear_init("kaiming", 3)
 
 
 def test_drop_path_drops_whole_samples_in_training_only():
