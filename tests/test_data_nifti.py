@@ -96,7 +96,16 @@ def test_crc_mismatch_and_damaged_stream(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
 @pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html><html>404</html>" * 30, b"<html></html>", bytes(1000), gzip.compress(b""), gzip.compress(b"x" * 999)]
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html><html>404</html>" * 30,
+        b"<html></html>",
+        bytes(1000),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"x" * 999, mtime=0),
+    ],
+    ids=["empty", "page", "short page", "zeros", "gzip of nothing", "gzip of text"],
 )
 def test_not_nifti(tmp_path, name, content):
     path = tmp_path / name
