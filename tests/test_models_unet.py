@@ -75,8 +75,8 @@ def test_two_axes():
     assert net.apply(net.init(jax.random.key(0), image), image)["logits"].shape == (1, 16, 16, 2)
 
 
-@pytest.mark.parametrize("remat", ["convs", "block"])
-def test_remat_changes_memory_not_numbers(remat):
+@pytest.mark.parametrize(("remat", "share"), [("convs", 0.85), ("block", 0.7)])  # "convs" keeps every convolution's result
+def test_remat_changes_memory_not_numbers(remat, share):
     image = jax.random.normal(jax.random.key(1), (1, 8, 16, 8, 1))
     plain, saving = unet.make(2, **TINY), unet.make(2, **TINY, remat=remat)
     params = plain.init(jax.random.key(0), image)
@@ -89,7 +89,7 @@ def test_remat_changes_memory_not_numbers(remat):
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(saved))
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(plain), gradient(saving))
-    assert kept(saving) < 0.7 * kept(plain)
+    assert kept(saving) < share * kept(plain)
 
 
 def test_no_dilated_input_in_the_forward_pass():

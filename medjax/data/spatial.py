@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from medjax.data.patches import PADDING
@@ -20,7 +21,7 @@ def crop_start(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, 
     return tuple(n // 2 - k // 2 for n, k in zip(in_shape, out_shape, strict=True))
 
 
-def centre_crop(array: Shaped[Array, "..."], out_shape: tuple[int, ...], first: int = 0) -> Shaped[Array, "..."]:
+def centre_crop(array: Shaped[Array | np.ndarray, "..."], out_shape: tuple[int, ...], first: int = 0) -> Shaped[Array | np.ndarray, "..."]:
     """The centre of the axes `first`, `first` + 1, ... of an array, cut to `out_shape` voxels; other axes stay."""
     inner = array.shape[first : first + len(out_shape)]
     slices = tuple(slice(s, s + n) for s, n in zip(crop_start(inner, out_shape), out_shape, strict=True))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
@@ -125,7 +126,7 @@ def _rules(fields: Mapping, fsdp: int) -> Sequence:
     return given if fsdp == 1 or any(kind != "replicate" for _, kind in given) else ((".*", "fsdp"),)
 
 
-def _shard_bytes(tree: Mapping) -> int:
+def _shard_bytes(tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -31,7 +31,7 @@ class Rules:
 
     largest: tuple[str, ...] = ()
     holes: tuple[str, ...] = ()
-    min_ml: tuple[tuple[str, float], ...] = ()
+    min_ml: tuple[tuple[str, int | float], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.largest or self.holes or self.min_ml)

@@ -103,7 +103,7 @@ def _svg(width: int | float, height: int | float, marks: Sequence[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {STYLE}>' + "\n".join(marks) + "</svg>"
 
 
-def _ticks(low: int | float, high: int | float) -> list[float]:
+def _ticks(low: int | float, high: int | float) -> list[int | float]:
     """About six round numbers."""
     raw = (high - low) / 6
     unit = 10 ** math.floor(math.log10(raw))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medjax.errors import TrainError, UsageError, did_you_mean
 from medjax.train import rules as rule_lists
@@ -55,7 +55,7 @@ def spec(shape: Sequence[int], kind: str, size: int, small: int = SMALL) -> Part
     return PartitionSpec(*("fsdp" if axis == chosen else None for axis in range(len(shape))))
 
 
-def of_state(state: Mapping[str, Any], mesh: Mesh, rules: Rules, small: int = SMALL) -> dict[str, Any]:
+def of_state(state: Mapping[str, Any], mesh: Mesh | AbstractMesh, rules: Rules, small: int = SMALL) -> dict[str, Any]:
     """The sharding of every leaf of an abstract state {"step", "params", "opt"}.
 
     Parameters follow the rules (regex over the parameter path, "replicate" or "fsdp"). An optimizer leaf follows the parameter whose path
@@ -78,12 +78,12 @@ def of_state(state: Mapping[str, Any], mesh: Mesh, rules: Rules, small: int = SM
     return {**{k: jax.tree_util.tree_map_with_path(follow, v) for k, v in state.items()}, "params": named}
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
+def split(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The leading axis spread over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 

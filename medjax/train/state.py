@@ -30,7 +30,9 @@ def maker(init: Callable[[jax.Array], Any], optimizer: Optimizer) -> Callable[[j
     return make_state
 
 
-def abstract(init: Callable[[jax.Array], Any], optimizer: Optimizer, mesh: jax.sharding.Mesh, rules: Rules) -> State:
+def abstract(
+    init: Callable[[jax.Array], Any], optimizer: Optimizer, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rules: Rules
+) -> State:
     """The state as `jax.ShapeDtypeStruct` leaves that carry their shardings; costs no memory."""
     shapes = jax.eval_shape(maker(init, optimizer), jax.random.key(0))
     shardings = sharding.of_state(shapes, mesh, rules)

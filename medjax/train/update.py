@@ -18,7 +18,9 @@ from medjax.train.optim import Optimizer
 from medjax.train.state import State, shardings_of
 
 
-def make(task: Any, optimizer: Optimizer, seed: int, mesh: jax.sharding.Mesh, target: State) -> tuple[Callable, Callable]:
+def make(
+    task: Any, optimizer: Optimizer, seed: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, target: State
+) -> tuple[Callable, Callable]:
     """The jitted (update, validate).
 
     Args:
