@@ -9,11 +9,13 @@ from html import escape
 
 import numpy as np
 
+Number = int | float
+
 STYLE = 'font-family="system-ui, Liberation Sans, sans-serif" font-size="12"'
 INK, FAINT, FILL, DOT = "currentColor", "#8a94a0", "#56B4E9", "#0072B2"
 
 
-def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], low: float | None = None, high: float | None = None) -> str:
+def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, Number]]], low: Number | None = None, high: Number | None = None) -> str:
     """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR, every case as a dot.
 
     Args:
@@ -25,7 +27,7 @@ def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], low:
     left, width, step, top = 14 + 7 * min(34, max([8, *map(len, values)])), 640, 26, 30
     height = top + step * len(values) + 34
 
-    def at(v: float) -> float:
+    def at(v: Number) -> Number:
         return left + width * (min(max(v, low), high) - low) / (high - low)
 
     marks = [f'<text x="{left}" y="16" font-weight="600" fill="{INK}">{escape(title)}</text>']
@@ -58,7 +60,7 @@ def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, float]]], low:
     return _svg(left + width + 24, height, marks)
 
 
-def bland_altman(title: str, points: Sequence[tuple[str, float, float]], bias: float, limits: Sequence[float] | None) -> str:
+def bland_altman(title: str, points: Sequence[tuple[str, Number, Number]], bias: Number, limits: Sequence[Number] | None) -> str:
     """Difference of volumes over their mean, with bias and 95 % limits of agreement.
 
     Args:
@@ -72,7 +74,7 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]], bias: f
     pad = 0.08 * (max(spread) - min(spread)) or 1.0
     y0, y1 = min(spread) - pad, max(spread) + pad
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: Number, y: Number) -> tuple[Number, Number]:
         return left + width * (x - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)
 
     marks = [f'<text x="{left}" y="16" font-weight="600" fill="{INK}">{escape(title)}</text>']
@@ -98,12 +100,12 @@ def bland_altman(title: str, points: Sequence[tuple[str, float, float]], bias: f
     return _svg(left + width + 80, top + height + 44, marks)
 
 
-def _svg(width: int | float, height: int | float, marks: Sequence[str]) -> str:
+def _svg(width: Number, height: Number, marks: Sequence[str]) -> str:
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {STYLE}>' + "\n".join(marks) + "</svg>"
 
 
-def _ticks(low: int | float, high: int | float) -> list[int | float]:
+def _ticks(low: Number, high: Number) -> list[Number]:
     """About six round numbers."""
     raw = (high - low) / 6
     unit = 10 ** math.floor(math.log10(raw))
