@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from medjax.errors import ModelError
 from medjax.port import torch_file
@@ -244,14 +245,7 @@ def shapes_of(target: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
 
 def nest(flat: Mapping[str, Any]) -> dict:
     """Values by path -> nested dictionaries."""
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return tree
+    return unflatten_dict(dict(flat), sep="/")
 
 
 def relative_to_background(tree: Any, heads: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from medjax.errors import TrainError
 from medjax.train import rules as rule_lists
@@ -282,14 +283,7 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _nest(flat: Mapping[str, Any]) -> dict:
     """{"a/b": x} -> {"a": {"b": x}}; parameters are nested dictionaries."""
-    tree: dict = {}
-    for name, value in flat.items():
-        *outer, last = name.split("/")
-        node = tree
-        for key in outer:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
+    return unflatten_dict(dict(flat), sep="/")
 
 
 def _everywhere(ok: bool) -> bool:

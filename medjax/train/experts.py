@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from medjax.errors import TrainError, UsageError
 from medjax.train import rules as rule_lists
@@ -32,14 +33,7 @@ def flat(params: Any) -> Flat:
 
 def nested(leaves: Mapping[str, Any]) -> dict:
     """The inverse of `flat` for nested dictionaries."""
-    tree: dict = {}
-    for name, value in leaves.items():
-        *outer, last = name.split("/")
-        node = tree
-        for key in outer:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
+    return unflatten_dict(dict(leaves), sep="/")
 
 
 def count(params: Any) -> int:
