@@ -36,18 +36,18 @@ def markdown(result) -> str:
         ]
         rows.append(["**mean over classes**", *(mean(found["corpora"][corpus][m], m) for m in metrics), "", "", "", ""])
         lines += [f"## {corpus}", "", "Mean [95 % interval over patients]; n cases scored.", ""]
-        lines += _table(["class", *(TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"], rows)
+        lines += table(["class", *(TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"], rows)
         lines += ["Standard deviation; median (interquartile range).", ""]
-        lines += _table(
+        lines += table(
             ["class", *(TITLES.get(m, m) for m in metrics)], [[n, *(spread(c[m], m) for m in metrics)] for n, c in cells.items()]
         )
     pools = {"Groups": found["groups"]} if found["groups"] else {}
     if len(result.corpora) > 1:
         pools["Classes over corpora"] = found["classes"]
         pools["All"] = {"mean over corpora and classes": found["overall"]}
-    for title, table in pools.items():
-        rows = [[name, *(mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
-        lines += [f"## {title}", "", *_table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
+    for title, pooled in pools.items():
+        rows = [[name, *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()]
+        lines += [f"## {title}", "", *table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
     if result.failed:
         lines += ["## Not scored", "", *(f"- {f['corpus']}/{f['case']}: {f['message']}" for f in result.failed), ""]
     return "\n".join([*lines, *notes(result), ""])
@@ -95,7 +95,8 @@ def _tolerance(tolerance: float | Mapping) -> str:
     return ", ".join(f"{name} {_tolerance(value)}" for name, value in tolerance.items())
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
+    """The lines of a Markdown table, and an empty one."""
     escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in (heads, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     return [lines[0], "|---" * len(heads) + "|", *lines[1:], ""]
