@@ -34,6 +34,11 @@ NAMES = {
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def warmup(steps):
+    """Steps of pre-training's warm-up: the config's 40 of 400, a tenth of shorter runs (an optimizer needs steps behind its warm-up)."""
+    return min(40, steps // 10)
+
+
 def commands(given, more):
     """Job -> its command lines, run one after another; `AFTER` says what each waits for."""
     out, steps = given.out, given.steps
@@ -42,19 +47,21 @@ def commands(given, more):
     common = [
         f"--config.data.store={out / 'store'}", "--config.data.share=per_corpus", f"--config.train.steps={steps}",
         f"--config.train.checkpoint_every={max(steps, 1)}", "--config.train.checkpoint_minutes=0", "--config.train.log_every=50",
-        "--config.evaluate.montages=0", "--config.infer.overlap=0.25", f"--config.sampler.threads={given.threads}", *more,
+        "--config.evaluate.montages=0", "--config.infer.overlap=0.25", f"--config.sampler.threads={given.threads}",
     ]  # fmt: skip
 
     def main(name, variant, *own, corpora=folders, split="all"):
         own = [f"--config.data.folders={corpora}", f"--config.data.split.file={out / f'split_{split}.json'}", *own]
-        return [sys.executable, "-m", "medjax.main", f"--config=configs/m4oe.py:{variant}", f"--workdir={out / name}", *common, *own]
+        line = [sys.executable, "-m", "medjax.main", f"--config=configs/m4oe.py:{variant}", f"--workdir={out / name}"]
+        return [*line, *common, *own, *more]  # of a field that comes twice the last counts
 
     checks = [f"--config.train.validate_every={max(steps // 10, 1)}", "--config.train.validation_batches=8"]
     off = ["--config.train.validate_every=0"]
+    warm = [f"--config.optim.warmup_steps={warmup(steps)}", *checks]
     grow = [sys.executable, "-m", "medjax.cli", "add-modality", str(out / "mri"), "--data", str(given.data / CT), "--begin", "copy"]
     lines = {
-        "pretrain": main("pretrain", "small_pretrain"),
-        "pretrain_dense": main("pretrain_dense", "small_pretrain", "--config.model.experts_in=none"),
+        "pretrain": main("pretrain", "small_pretrain", *warm),
+        "pretrain_dense": main("pretrain_dense", "small_pretrain", "--config.model.experts_in=none", *warm),
         "scratch": main("scratch", "small", *off),
         "mri": main("mri", "small", *checks, corpora=mri, split="mri"),
         "gate": main("gate", "small", f"--config.init.source={out / 'pretrain'}", *off),
@@ -130,7 +137,10 @@ class Jobs:
             self.state[name] = "done" if code in (0, 3) else f"failed with code {code}, see logs/{name}.log"
             self.running.pop(name)
             print(f"{name}: {self.state[name]} ({self.seconds[name]} s)", flush=True)
-            self.report(self)
+            try:
+                self.report(self)
+            except Exception as error:  # a table that cannot be drawn yet must not keep the other jobs waiting
+                print(f"no report after {name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self.lock.notify_all()
 
     def _more_urgent(self, name):
@@ -278,7 +288,11 @@ def main():
     parser.add_argument("--minutes", type=float, default=0.0, help="jobs that still run after this are stopped; 0: never")
     parser.add_argument("--stage", choices=("prepare", "all"), default="all", help=argparse.SUPPRESS)
     given, more = parser.parse_known_args()
+    if given.steps < 2:
+        parser.error("--steps must be at least 2")
     given.data, given.out = given.data.resolve(), given.out.resolve()
+    if missing := [name for name in (*MRI, CT) if not (given.data / name / "dataset.json").is_file()]:
+        parser.error(f"{given.data} lacks {', '.join(missing)}")
     (given.out / "logs").mkdir(parents=True, exist_ok=True)
     if given.stage == "prepare":
         return prepare(given)
