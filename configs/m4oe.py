@@ -103,17 +103,18 @@ def _pretrain(c, variant):
     c.losses = ordered(dict(masked_pixels=ordered(dict(weight=1.0))))
     del c.model["share_heads"]
     c.model.name, c.model.experts_in, c.model.drop_path = "masked_swin", PRETRAIN[variant], 0.1
-    c.evaluate.on = False
-    c.train.validate_every = 0
+    c.evaluate.on = False  # no masks come out of it; the loss on held-out cases is told while it trains, for each modality
     c.augment = ordered(dict(on=True, kind="flips", flip_axes=(1,)))
     c.optim.update(dict(name="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05, clip_norm=0.0))
     c.optim.b1, c.optim.b2 = 0.9, 0.95
     if variant.startswith(("demo", "small")):
         c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = 16, 400, 100, 20
+        c.train.validate_every, c.train.validation_batches = 50, 8
         c.optim.warmup_steps = 40
         return
     c.train.batch, c.train.steps = 96, 400 * EPOCH_PRETRAIN
-    c.train.checkpoint_every = 10 * EPOCH_PRETRAIN
+    c.train.checkpoint_every = c.train.validate_every = 10 * EPOCH_PRETRAIN
+    c.train.validation_batches = 20
     c.optim.warmup_steps = 10 * EPOCH_PRETRAIN
     c.sampler.foreground = 0.0
 

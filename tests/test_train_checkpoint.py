@@ -216,16 +216,16 @@ def log_names(tree):
 def test_pseudo_dice_and_its_moving_average():
     progress = log.Progress(("a", "b", "c"))
     first = {"tp": np.array([5, 0, 0]), "fp": np.array([5, 2, 0]), "fn": np.array([0, 2, 0])}
-    record, improved = progress.dice(10, first)
+    record, improved = progress.judge(10, first)
     assert improved and record["dice/a"] == pytest.approx(2 / 3) and record["dice/b"] == 0 and "dice/c" not in record
     assert record["dice"] == record["dice_ema"] == pytest.approx(1 / 3), "a class never seen counts for nothing"
     progress = log.Progress(("a", "b", "c"), progress.to_json())
     second = {"tp": np.array([0, 1, 4]), "fp": np.array([0, 0, 0]), "fn": np.array([0, 0, 0])}
-    record, improved = progress.dice(20, second)
+    record, improved = progress.judge(20, second)
     assert record["dice_ema/a"] == pytest.approx(2 / 3) and "dice/a" not in record
     assert record["dice_ema/b"] == pytest.approx(0.1) and record["dice_ema/c"] == 1.0 and improved
     assert record["dice_ema"] == pytest.approx((2 / 3 + 0.1 + 1) / 3) == progress.best
-    assert not progress.dice(30, {k: np.zeros(3, int) for k in second})[1]
+    assert not progress.judge(30, {k: np.zeros(3, int) for k in second})[1]
     progress.add({"loss": 1.0})
     progress.add({"loss": 2.0})
     assert log.Progress("abc", progress.to_json()).take() == {"loss": 1.5}
@@ -234,7 +234,7 @@ def test_pseudo_dice_and_its_moving_average():
 def test_plain_lines_where_there_is_no_terminal(capsys):
     console = log.Console(steps=100, start=0, seconds=1000.0)
     for step in (1, 2, 99, 100):
-        console.show(step, 0.5, 0.25, 2.0)
+        console.show(step, 0.5, "Dice 0.250", 2.0)
     console.close()
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 100/100"]

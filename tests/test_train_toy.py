@@ -94,7 +94,7 @@ def run(workdir, *, steps=12, devices=None, fsdp=1, delay=0.0, optimizer=None, s
 
     fields = set(loop.Settings.__dataclass_fields__)
     plain = dict(validate_every=4, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False)
-    arguments = dict(class_names=CLASSES, recipe={"net": "toy"}, borrow=borrow, validation_stream=validation)
+    arguments = dict(names=CLASSES, recipe={"net": "toy"}, borrow=borrow, validation_stream=validation)
     arguments |= {k: v for k, v in settings.items() if k not in fields}
     return loop.fit(
         task=arguments.pop("task", None) or task(),

@@ -70,9 +70,9 @@ def make_network(fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, fl
     return Network(apply, init, patch, channels)
 
 
-def _signature(name: str) -> Mapping:
+def _signature(name: str, room: str = "models") -> Mapping:
     try:
-        return inspect.signature(importlib.import_module(f"medjax.models.{name}").make).parameters
+        return inspect.signature(importlib.import_module(f"medjax.{room}.{name}").make).parameters
     except (ModuleNotFoundError, AttributeError):
         return {}  # `build` says what is wrong
 
@@ -84,10 +84,11 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         given = dict(given)
         weight = given.pop("weight", 1.0)
         losses.append((name, weight, build("losses", name, **given)))
+    named = {"modalities": space.modalities} if "modalities" in _signature(fields["task"], "train.tasks") else {}
     return build(
         "train.tasks",
         fields["task"],
-        **fields.get("task_options", {}),
+        **named | dict(fields.get("task_options", {})),
         apply=network.apply,
         losses=losses,
         table=space.table,
@@ -98,6 +99,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
         activation=fields["infer"].get("activation", "sigmoid"),
+        classes=space.classes,
     )
 
 

@@ -191,15 +191,16 @@ def train(run: Run) -> None:
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
     say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
+    task = network.make_task(fields, space, net, mesh)
     loop.fit(
-        task=network.make_task(fields, space, net, mesh),
+        task=task,
         init=net.init,
         optimizer=network.make_optimizer(fields),
         stream=lambda start: sampler.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
         validation_stream=(lambda: sampler.stream(held, checked, **hosts)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
-        class_names=space.classes,
+        names=task.names,
         recipe=_recipe(run, drawn),
         borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,

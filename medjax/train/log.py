@@ -30,14 +30,15 @@ class Progress:
     Attributes:
       sums, count: scalars added up since the last line of the record.
       ema: class name -> moving average of its pseudo Dice, for classes seen so far.
-      best: the highest mean of `ema` so far. waited: validations since then.
+      error: mean error of the last validation, of tasks that measure one.
+      best: the highest rating of a validation so far (the mean of `ema`, or the error with its sign changed). waited: validations since.
       validated: step of the last complete validation.
     """
 
-    def __init__(self, class_names: Sequence[str], stored: Mapping[str, Any] | None = None):
-        self.class_names = list(class_names)
+    def __init__(self, names: Sequence[str], stored: Mapping[str, Any] | None = None):
+        self.names = list(names)
         stored = stored or {"sums": {}, "count": 0, "ema": {}, "best": None, "validated": 0}
-        self.sums, self.count, self.ema = dict(stored["sums"]), stored["count"], dict(stored["ema"])
+        self.sums, self.count, self.ema, self.error = dict(stored["sums"]), stored["count"], dict(stored["ema"]), stored.get("error")
         self.best, self.validated, self.waited = stored["best"], stored["validated"], stored.get("waited", 0)
 
     def to_json(self) -> dict:
@@ -46,6 +47,7 @@ class Progress:
             "sums": dict(self.sums),
             "count": self.count,
             "ema": dict(self.ema),
+            "error": self.error,
             "best": self.best,
             "validated": self.validated,
             "waited": self.waited,
@@ -63,28 +65,50 @@ class Progress:
         self.sums, self.count = {}, 0
         return means
 
-    def dice(self, step: int, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], bool]:
+    def judge(self, step: int, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], bool]:
         """Takes in one validation.
 
         Args:
           step: when it was made.
-          counts: `tp`, `fp`, `fn` (c,), summed over all validation batches.
+          sums: over all validation batches, one entry per name: counts `tp`, `fp`, `fn`, or `error` and the `weight` it is a sum over.
 
-        Returns: the record, and whether the mean moving average is the highest so far. The pseudo Dice of a class is
-        2 TP / (2 TP + FP + FN); classes without any such voxel are left out of the means and keep their moving average.
+        Returns: the record, and whether its rating is the highest so far.
+        """
+        self.validated = step
+        record, rating = self._errors(sums) if "error" in sums else self._dice(sums)
+        if rating is None:
+            return record, False
+        improved = self.best is None or rating > self.best
+        self.best, self.waited = (rating, 0) if improved else (self.best, self.waited + 1)
+        return record, improved
+
+    def _dice(self, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], float | None]:
+        """The pseudo Dice of a class is 2 TP / (2 TP + FP + FN); classes without any such voxel are left out of the means and keep their
+        moving average. The rating is the mean of the moving averages.
         """
         tp, union = counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]
-        now = {name: 2 * float(t) / float(u) for name, t, u in zip(self.class_names, tp, union, strict=True) if u > 0}
+        now = {name: 2 * float(t) / float(u) for name, t, u in zip(self.names, tp, union, strict=True) if u > 0}
         for name, value in now.items():
             self.ema[name] = OLD * self.ema[name] + NEW * value if name in self.ema else value
-        self.validated = step
         record = {f"dice/{name}": value for name, value in now.items()} | {f"dice_ema/{name}": value for name, value in self.ema.items()}
         if not self.ema:
-            return record, False
+            return record, None
         mean = math.fsum(self.ema.values()) / len(self.ema)
-        improved = self.best is None or mean > self.best
-        self.best, self.waited = (mean, 0) if improved else (self.best, self.waited + 1)
-        return {"dice": math.fsum(now.values()) / len(now) if now else None, "dice_ema": mean} | record, improved
+        return {"dice": math.fsum(now.values()) / len(now) if now else None, "dice_ema": mean} | record, mean
+
+    def _errors(self, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], float | None]:
+        """Mean error by name, and the mean over the names that have any; the lower the better. A number that is not finite is no rating."""
+        means = {name: float(e) / float(w) for name, e, w in zip(self.names, sums["error"], sums["weight"], strict=True) if w > 0}
+        mean = math.fsum(means.values()) / len(means) if means else math.nan
+        self.error = mean if math.isfinite(mean) else None
+        record = {f"validation_loss/{name}": value if math.isfinite(value) else None for name, value in means.items()}
+        return {"validation_loss": self.error} | record, None if self.error is None else -self.error
+
+    def text(self) -> str:
+        """How the last validation came out, for the progress line; empty before the first."""
+        if self.error is not None:
+            return f"validation loss {self.error:.4f}"
+        return f"Dice {math.fsum(self.ema.values()) / len(self.ema):.3f}" if self.ema else ""
 
 
 class Compiles:
@@ -181,13 +205,12 @@ class Log:
         if step % self.log_every == 0 or step == self.steps:
             self._record(step, self.progress.take() | ({} if rate is None else {"lr": rate}))
             self._speed(step)
-        mean = math.fsum(self.progress.ema.values()) / len(self.progress.ema) if self.progress.ema else None
-        self.console.show(step, self.loss, mean, self.rate)
+        self.console.show(step, self.loss, self.progress.text(), self.rate)
         return request
 
-    def validated(self, step: int, counts: Mapping[str, np.ndarray]) -> bool:
-        """Records one validation; True if it is the best so far. See `Progress.dice`."""
-        record, improved = self.progress.dice(step, counts)
+    def validated(self, step: int, sums: Mapping[str, np.ndarray]) -> bool:
+        """Records one validation; True if it is the best so far. See `Progress.judge`."""
+        record, improved = self.progress.judge(step, sums)
         self._record(step, record)
         if self.picture and time.monotonic() - self.drawn > 60:
             draw(self.workdir)
@@ -230,10 +253,9 @@ class Console:
             self.task = self.live.add_task("", total=steps, completed=start)
             self.live.start()
 
-    def show(self, step: int, loss: float, dice: float | None, rate: float) -> None:
+    def show(self, step: int, loss: float, score: str, rate: float) -> None:
         """Tells where the run is."""
-        score = "" if dice is None else f"  Dice {dice:.3f}"
-        text = f"loss {loss:.4f}{score}  {rate:.2f} steps/s  waiting for data {self.wait:.0%}"
+        text = f"loss {loss:.4f}  {score + '  ' if score else ''}{rate:.2f} steps/s  waiting for data {self.wait:.0%}"
         if self.live:
             self.live.update(self.task, completed=step, description=text)
         elif self.seconds and (time.monotonic() - self.last > self.seconds or step == self.steps):
@@ -269,7 +291,7 @@ def _parse(line: str) -> dict | None:
 
 
 def draw(workdir: Path) -> None:
-    """progress.png from metrics.jsonl: loss, moving average of the pseudo Dice per class, learning rate."""
+    """progress.png from metrics.jsonl: loss (of validation in black), moving average of the pseudo Dice per class, learning rate."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -283,6 +305,7 @@ def draw(workdir: Path) -> None:
             panel.plot(*zip(*points, strict=True), **style)
 
     line(panels[0], "loss", color="tab:red")
+    line(panels[0], "validation_loss", color="black", marker=".")
     classes = sorted({key for row in rows for key in row if key.startswith("dice_ema/")})
     for key in classes:
         line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1)

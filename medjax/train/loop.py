@@ -71,7 +71,7 @@ def fit(
     settings: Settings,
     workdir: str | Path,
     validation_stream: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
-    class_names: Sequence[str] = (),
+    names: Sequence[str] = (),
     recipe: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     sharding_rules: Rules = sharding.REPLICATE,
@@ -80,13 +80,14 @@ def fit(
     """Trains to `settings.steps` and returns the final state.
 
     Args:
-      task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> {"tp", "fp", "fn"}` of (c,) counts.
+      task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> sums` as `log.Progress.judge` reads them: counts
+        {"tp", "fp", "fn"}, or {"error", "weight"}, of one entry per name.
       init: key -> parameters (pure; run under jit, so that large models are born sharded).
       optimizer: see `medjax.train.optim.make`; its `steps` should be those of the settings.
       stream: number of completed steps -> host batches from there on, this process' part of each; must not depend on how it was reached.
       validation_stream: -> at least `validation_batches` host batches, the same at every call.
       workdir: run folder; checkpoints/, metrics.jsonl, system.jsonl and progress.png are written there.
-      class_names: of the counts.
+      names: of the entries of what validation sums up.
       recipe: JSON-ready description of everything a resumed run must share with its beginning (data, model, optimizer).
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
       borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called on resume.
@@ -113,9 +114,9 @@ def fit(
         restored = checkpoints.restore(target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir))
         if restored:
             state, facts = restored
-            start, progress = facts["step"], Progress(class_names, facts["progress"])
+            start, progress = facts["step"], Progress(names, facts["progress"])
         else:
-            state, start, progress = states.born(init, optimizer, target, settings.seed), 0, Progress(class_names)
+            state, start, progress = states.born(init, optimizer, target, settings.seed), 0, Progress(names)
             if borrow is not None:
                 state = states.with_params(state, borrow(state["params"]))
 
@@ -141,9 +142,9 @@ def fit(
                     with sharding.prefetch(
                         itertools.islice(validation_stream(), settings.validation_batches), place_validation
                     ) as held_out:
-                        counts = _evaluate(validate, state["params"], held_out, requests)
-                    request = STOP if counts is None else request
-                    improved = counts is not None and log.validated(step, counts)
+                        sums = _evaluate(validate, state["params"], held_out, requests)
+                    request = STOP if sums is None else request
+                    improved = sums is not None and log.validated(step, sums)
                 ended = settings.patience and progress.waited >= settings.patience
                 if saved or request or improved or (ended and step > start):
                     facts = {"recipe": recipe, "progress": progress.to_json()}
@@ -195,18 +196,23 @@ class Requests:
 
 
 def _evaluate(validate: Callable, params: Any, batches: Iterable[Any], requests: Requests) -> dict[str, np.ndarray] | None:
-    """Counts summed over the validation batches, read one batch late; None if a stop was requested meanwhile."""
+    """What `validate` returns, summed over the validation batches and read one batch late; None if a stop was requested meanwhile."""
     totals, waiting = [], None
     for batch in batches:
-        counts = validate(params, batch, requests.array())
+        sums = validate(params, batch, requests.array())
         totals += [jax.device_get(waiting)] if waiting is not None else []
-        waiting = counts
+        waiting = sums
         if totals and totals[-1]["request"] == STOP:
             return None
     if waiting is None:
         raise TrainError("the validation stream is empty", fix="give it cases, or set validate_every to 0")
     totals.append(jax.device_get(waiting))
-    return {name: sum(np.asarray(t[name], np.int64) for t in totals) for name in ("tp", "fp", "fn")}
+    return {name: sum(_wide(t[name]) for t in totals) for name in totals[0] if name != "request"}
+
+
+def _wide(values: Any) -> np.ndarray:
+    """In the widest type of its kind, so that sums over many batches neither wrap nor round."""
+    return np.asarray(values, np.float64 if np.issubdtype(np.asarray(values).dtype, np.floating) else np.int64)
 
 
 def _next(batches: Iterator[Any], log: Log, step: int) -> Any:

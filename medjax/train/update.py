@@ -1,7 +1,7 @@
 """One training step and one validation step as compiled functions over the mesh.
 
   update(state, batch, request)    -> (state, scalars)     the old state's buffers are reused (donated)
-  validate(params, batch, request) -> {"tp", "fp", "fn", "request"}
+  validate(params, batch, request) -> what the task's `validate` sums up, and "request"
 
 `request` (devices,) int32 carries what a process wants (nothing, save, save and stop) and comes back as its maximum over all devices: so
 all processes learn of a signal at the same step, without a synchronisation of their own.
@@ -24,7 +24,7 @@ def make(
     """The jitted (update, validate).
 
     Args:
-      task: has `loss(params, batch, key) -> (scalar, dict of scalars)` and `validate(params, batch) -> dict of (c,) counts`.
+      task: has `loss(params, batch, key) -> (scalar, dict of scalars)` and `validate(params, batch) -> dict of (n,) sums`.
       optimizer: see `medjax.train.optim`.
       seed: step s uses the key fold_in(key(seed), s), s counted from 0.
       mesh, target: where the batch and the state live.

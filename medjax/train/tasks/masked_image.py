@@ -1,8 +1,8 @@
 """The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels are not looked at.
 
-Flows in: the sampler's batch on the device, as for `train.tasks.supervised`. Flows out: the loss over the hidden patches. The network gets
-context["masked"] (b, *grid), true where a token is hidden, beside corpus and modality. Source: Swin-MAE (Xu et al. 2022): whole blocks of
-tokens are hidden, the same share in every sample, every sample with its own choice.
+Flows in: the sampler's batch on the device, as for `train.tasks.supervised`. Flows out: the loss over the hidden patches, in validation of
+each modality. The network gets context["masked"] (b, *grid), true where a token is hidden, beside corpus and modality. Source: Swin-MAE
+(Xu et al. 2022): whole blocks of tokens are hidden, the same share in every sample, every sample with its own choice.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool
 
 from medjax.errors import UsageError
 from medjax.train.tasks import supervised
+
+HELD_OUT = 0  # seed of the masks in validation: always the same ones, so that its numbers are comparable
 
 
 def block_mask(key: Array, samples: int, grid: tuple[int, ...], block: int, ratio: float) -> Bool[Array, "b *grid"]:
@@ -45,6 +47,7 @@ class MaskedImage:
     grid: tuple[int, ...]
     block: int
     ratio: float
+    names: tuple[str, ...]
 
     def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
         """The loss of one batch, and each loss as "loss/<name>" (before its weight)."""
@@ -57,8 +60,20 @@ class MaskedImage:
         return total, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Raises `UsageError`: guessed pixels have no voxel counts."""
-        raise UsageError("a masked-image run has no voxel counts to validate on", fix="set train.validate_every to 0")
+        """The loss without augmentation under masks that never change: its sum `error` (n,) over the samples of each modality, and their
+        number `weight` (n,).
+        """
+        prepared = self.batches.prepare(batch, None)
+        masked = block_mask(jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio)
+        outputs = self.batches.apply(params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None)
+
+        def of_sample(*arrays: Any) -> Array:
+            alone = jax.tree.map(lambda a: a[None], arrays)
+            return sum((weight * f(*alone) for _, weight, f in self.batches.losses), start=jnp.zeros(()))
+
+        errors = jax.vmap(of_sample)(outputs, prepared)
+        own = batch["modality"][:, None] == jnp.arange(len(self.names))
+        return {"error": jnp.sum(jnp.where(own, errors[:, None], 0), 0), "weight": jnp.sum(own, 0)}
 
 
 def make(
@@ -66,6 +81,7 @@ def make(
     losses: Sequence[tuple],
     *,
     patch: Sequence[int],
+    modalities: Sequence[str],
     ratio: float = 0.75,
     block: int = 4,
     patch_size: int = 4,
@@ -77,6 +93,7 @@ def make(
       apply: (params, image, context, train, key) -> outputs with what the losses read.
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
       patch: spatial shape of the images.
+      modalities: their names, which become the task's `names`: validation tells the loss of each.
       ratio: share of hidden blocks.
       block: tokens per block and axis.
       patch_size: voxels per token and axis, as the network has it.
@@ -90,4 +107,4 @@ def make(
         )
     grid = tuple(side // patch_size for side in patch)
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
-    return MaskedImage(supervised.make(apply, losses, patch=patch, **batches), grid, block, float(ratio))
+    return MaskedImage(supervised.make(apply, losses, patch=patch, **batches), grid, block, float(ratio), tuple(modalities))

@@ -35,6 +35,7 @@ class Supervised:
     mask_padding: bool
     deep_weights: Any
     activation: str
+    names: tuple[str, ...] = ()
 
     def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
@@ -103,6 +104,7 @@ def make(
     mask_padding: bool = False,
     deep_weights: str | Sequence[float | int] = "halving",
     activation: str = "sigmoid",
+    classes: Sequence[str] = (),
 ) -> Supervised:
     """Builds the task.
 
@@ -117,6 +119,7 @@ def make(
       mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
       deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
       activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.exclusive`).
+      classes: names of the channels, which become the task's `names`: of what `validate` counts.
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -126,5 +129,5 @@ def make(
         raise UsageError("losses need unique names, and there must be one", found=names, fix="rename or add a loss")
     return Supervised(
         apply, losses, np.asarray(table, bool), np.asarray(known, bool), np.asarray(ignore_ids, np.int32),
-        augment, tuple(patch), bool(mask_padding), deep_weights or "halving", activation,
+        augment, tuple(patch), bool(mask_padding), deep_weights or "halving", activation, tuple(classes),
     )  # fmt: skip
