@@ -1,6 +1,6 @@
 """One network for several partly annotated corpora against one network per corpus: Dice per corpus and class, and training time.
 
-    python -m benchmarks.multi_corpus --data DIR --out DIR [--steps 1500] [--parallel 6]
+    python -m benchmarks.multi_corpus --data DIR --out DIR [--steps 1500] [--parallel 6] [--size full|cpu|try]
 
 DIR holds Task04_Hippocampus, Task02_Heart, Task91_SarcomaCT and Task92_SarcomaMR. The hippocampus is seen as two corpora, half of its cases
 annotated for Anterior only and half for Posterior only. The joint network (MultiTalent's U-Net, small) and the single ones have the same
@@ -24,17 +24,21 @@ SINGLES = {  # corpus or view -> (store, class) it is scored on
 }
 
 
-def flags(data: Path, out: Path, steps: int, small: bool) -> tuple[str, ...]:
+SIZES = {
+    "full": ("model.base_features=16", "train.patch=40,64,64", "train.batch=4"),
+    "cpu": ("model.base_features=8", "train.patch=32,48,48", "train.batch=2", "data.split.folds=3"),
+    "try": ("model.base_features=8", "train.patch=16,32,32", "train.batch=2", "data.split.folds=2"),
+}
+
+
+def flags(data: Path, out: Path, steps: int, size: str) -> tuple[str, ...]:
     """What all runs share; the views are the config's."""
     every = max(steps // 10, 1)
-    tiny = ("model.base_features=8", "train.patch=16,32,32", "train.batch=2", "data.split.folds=2")
-    full = ("model.base_features=16", "train.patch=40,64,64", "train.batch=4")
-    size = tuple(f"--config.{field}" for field in (tiny if small else full))
     return (
         f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
         f"--config.train.steps={steps}", f"--config.train.validate_every={every}", "--config.train.validation_batches=10",
         f"--config.train.checkpoint_every={steps}", f"--config.train.log_every={max(steps // 40, 1)}", "--config.evaluate.montages=2",
-        "--config.infer.batch_windows=4", *size,
+        "--config.infer.batch_windows=4", *(f"--config.{field}" for field in SIZES[size]),
     )  # fmt: skip
 
 
@@ -46,11 +50,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    parser.add_argument("--small", action="store_true", help="a tiny network and patch, to try the script")
+    parser.add_argument(
+        "--size", choices=SIZES, default="full", help="cpu: half as wide, a third of the cases held out; try: tiny"
+    )
     given = parser.parse_args()
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    shared = flags(given.data.resolve(), out, given.steps, given.small)
+    shared = flags(given.data.resolve(), out, given.steps, given.size)
     trainings.prepare(CONFIG, shared, out)
     jobs = [Training("joint", shared)] + [Training(name, (*shared, f"--config.data.only={name},")) for name in SINGLES]
     status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)

@@ -1,6 +1,6 @@
 """Pre-training on other corpora against training from scratch: Dice after few steps on few cases, and the learning curves.
 
-    python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3]
+    python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3] [--size full|cpu|try]
 
 DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both sarcoma sets for N steps; then 20
 hippocampus cases are learned from there in N/10 steps, and from scratch in N/10 and in N steps: the same network, patch, batch, optimizer
@@ -37,13 +37,19 @@ def splits(data: Path, out: Path, cases: int) -> Path:
     return path
 
 
-def flags(data: Path, out: Path, split: Path, small: bool) -> tuple[str, ...]:
+SIZES = {  # full is the config's
+    "full": (),
+    "cpu": ("train.patch=32,48,48", "train.batch=2", "train.validation_batches=10"),
+    "try": ("train.patch=16,32,32", "train.batch=2", "train.validation_batches=2"),
+}
+
+
+def flags(data: Path, out: Path, split: Path, size: str) -> tuple[str, ...]:
     """What all runs share."""
-    tiny = ("train.patch=16,32,32", "train.batch=2", "train.validation_batches=2")
     return (
         f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
         f"--config.data.split.file={split}", "--config.evaluate.montages=2", "--config.infer.batch_windows=4",
-        *(f"--config.{field}" for field in (tiny if small else ())),
+        *(f"--config.{field}" for field in SIZES[size]),
     )  # fmt: skip
 
 
@@ -65,11 +71,11 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    parser.add_argument("--small", action="store_true", help="a tiny patch, to try the script")
+    parser.add_argument("--size", choices=SIZES, default="full", help="cpu: a smaller patch and batch; try: tries the script")
     given = parser.parse_args()
     out, data, short = given.out.resolve(), given.data.resolve(), max(given.steps // 10, 1)
     out.mkdir(parents=True, exist_ok=True)
-    shared = flags(data, out, splits(data, out, given.cases), given.small)
+    shared = flags(data, out, splits(data, out, given.cases), given.size)
     trainings.prepare(CONFIG, shared, out)
     ours = (*shared, "--config.data.only=Hippocampus")
     jobs = [

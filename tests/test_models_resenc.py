@@ -75,8 +75,8 @@ def test_residual_blocks_start_as_identities():
     assert float(jnp.abs(params["norm2"]["scale"]).max()) == 0 and float(params["norm1"]["scale"].min()) == 1
 
 
-@pytest.mark.parametrize("remat", ["convs", "block"])
-def test_remat_changes_memory_not_numbers(remat):
+@pytest.mark.parametrize(("remat", "share"), [("convs", 0.75), ("units", 0.5), ("block", 0.4)])
+def test_remat_changes_memory_not_numbers(remat, share):
     image = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 1))
     plain, saving = resenc.make(2, **TINY), resenc.make(2, **TINY, remat=remat)
     params = {"params": _random(plain, image)}
@@ -89,7 +89,7 @@ def test_remat_changes_memory_not_numbers(remat):
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(saved)) - _count(params)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max())), gradient(plain), gradient(saving))
-    assert kept(saving) < 0.75 * kept(plain)
+    assert kept(saving) < share * kept(plain)
 
 
 def test_bfloat16_and_two_axes():

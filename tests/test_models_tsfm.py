@@ -151,7 +151,7 @@ def _close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(a).max()))), a, b)
 
 
-@pytest.mark.parametrize("change", [{"remat": "block", "scan": "none"}, {"scan": "all", "remat": "convs"}])
+@pytest.mark.parametrize("change", [{"remat": "block", "scan": "none"}, {"scan": "all", "remat": "convs"}, {"remat": "units"}])
 def test_recomputing_and_scanning_change_no_number_and_no_name(tiny, change):
     image, params, logits, gradients = tiny
     found, slopes = _step(tsfm.make(2, **TINY | change), params, image)

@@ -75,7 +75,7 @@ def test_two_axes():
     assert net.apply(net.init(jax.random.key(0), image), image)["logits"].shape == (1, 16, 16, 2)
 
 
-@pytest.mark.parametrize(("remat", "share"), [("convs", 0.85), ("block", 0.7)])  # "convs" keeps every convolution's result
+@pytest.mark.parametrize(("remat", "share"), [("convs", 0.85), ("units", 0.7), ("block", 0.5)])
 def test_remat_changes_memory_not_numbers(remat, share):
     image = jax.random.normal(jax.random.key(1), (1, 8, 16, 8, 1))
     plain, saving = unet.make(2, **TINY), unet.make(2, **TINY, remat=remat)

@@ -11,6 +11,7 @@ import pytest
 from medjax import cli
 from medjax.build import plain
 from medjax.data.nifti import Volume
+from medjax.data.plan import Intensity
 from medjax.errors import ModelError, UsageError
 from medjax.experiment import imported, models, network, runfolder
 from medjax.labels import Corpus, merge
@@ -49,8 +50,17 @@ def test_plans_of_version_2_in_our_terms():
     assert nnunet_plan.from_v2(_plans(), "3d_lowres", DATASET).plan.spacing_of("Dataset001_Liver") == (6.0, 2.0, 3.0)
     with pytest.raises(ModelError, match="3D configurations"):
         nnunet_plan.from_v2(_plans(), "2d", DATASET)
-    with pytest.raises(ModelError, match="no such configuration"):
+    with pytest.raises(UsageError, match="no such configuration"):
         nnunet_plan.from_v2(_plans(), "3d_cascade", DATASET)
+
+
+def test_z_scores_within_the_non_zero_voxels_stay_there():
+    plans = _plans()
+    plans["configurations"]["3d_fullres"] |= {
+        "normalization_schemes": ["ZScoreNormalization", "NoNormalization"], "use_mask_for_norm": [True, True],
+    }  # fmt: skip
+    found = nnunet_plan.from_v2(plans, "3d_fullres", DATASET | {"channel_names": {"0": "T1", "1": "mask"}})
+    assert found.plan.intensity_of("T1") == Intensity("zscore", masked=True) and not found.plan.intensity_of("mask").masked
 
 
 def test_regions_keep_the_order_of_their_channels():

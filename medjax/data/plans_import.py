@@ -13,9 +13,9 @@ from medjax.data.plan import ANY, Intensity, Plan
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError
 
-SCHEMES = {
+SCHEMES = {  # v2's classes and v1's words -> ours
     "CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "nonorm", "RescaleTo01Normalization": "rescale_to_0_1",
-    "RGBTo01Normalization": "rgb_to_0_1",
+    "RGBTo01Normalization": "rgb_to_0_1", "CT": "ct", "CT2": "ct", "nonCT": "zscore", "noNorm": "nonorm",
 }  # fmt: skip
 MODELS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "resenc"}
 IMPORTED = "imported"
@@ -55,19 +55,19 @@ def from_v2(fields: Mapping, channels: Sequence[str], path: str = "") -> Plan:
     """The fields of an nnU-Net v2 plan, current or of an earlier layout."""
     found = {}
     for name in fields["configurations"]:
-        merged = _inherited(fields["configurations"], name, path)
+        merged = inherited(fields["configurations"], name, path)
         if "patch_size" in merged and "previous_stage" not in merged:
             found[name] = _configuration_v2(name, merged, path)
     if not found:
         raise UsageError("a plan without a configuration", path=path, found=list(fields["configurations"]))
     leading = next((n for n in ("3d_fullres", "3d_lowres") if n in found), next(iter(found)))
-    chosen = _inherited(fields["configurations"], leading, path)
+    chosen = inherited(fields["configurations"], leading, path)
     schemes = chosen["normalization_schemes"]
     if len(channels) != len(schemes):
         raise UsageError("the plan has another number of channels", path=path, found=list(channels), expected=f"{len(schemes)} names")
     properties = fields.get("foreground_intensity_properties_per_channel", {})
     intensity = {
-        channel: _intensity(_scheme(scheme, path), properties.get(str(c), properties.get(c, {})), bool(masked))
+        channel: intensity_of(scheme, properties.get(str(c), properties.get(c, {})), bool(masked), path)
         for c, (channel, scheme, masked) in enumerate(zip(channels, schemes, chosen["use_mask_for_norm"], strict=True))
     }
     spacing = tuple(float(s) for s in chosen["spacing"])
@@ -91,22 +91,19 @@ def from_v1(fields: Mapping, path: str = "") -> Plan:
     properties = (fields.get("dataset_properties") or {}).get("intensityproperties") or {}
     intensity = {}
     for c in sorted(names, key=int):
-        scheme = fields["normalization_schemes"][c]
-        known = {"CT": "ct", "CT2": "ct", "noNorm": "nonorm"}
         masked = bool(fields["use_mask_for_norm"][c])
-        intensity[str(names[c])] = _intensity(known.get(scheme, "zscore"), properties.get(c) or {}, masked)
+        intensity[str(names[c])] = intensity_of(str(fields["normalization_schemes"][c]), properties.get(c) or {}, masked, path)
     transpose = tuple(int(a) for a in fields.get("transpose_forward") or (0, 1, 2))
     return Plan({ANY: spacing}, intensity, "stored", "nonzero", transpose, found)
 
 
-def _inherited(configurations: Mapping, name: str, path: str, seen: tuple[str, ...] = ()) -> dict:
+def inherited(configurations: Mapping, name: str, path: str = "", seen: tuple[str, ...] = ()) -> dict:
+    """The fields of a v2 configuration with those of what it inherits from; `UsageError` for one that is not there."""
+    if name not in configurations or name in seen:
+        raise UsageError(f"no such configuration {name!r} in the plan", path=path, expected=", ".join(configurations))
     fields = dict(configurations[name])
     parent = fields.pop("inherits_from", None)
-    if parent is None:
-        return fields
-    if parent not in configurations or parent in seen:
-        raise UsageError(f"configuration {name!r} inherits from {parent!r}, which is not there", path=path)
-    return _inherited(configurations, parent, path, (*seen, name)) | fields
+    return fields if parent is None else inherited(configurations, parent, path, (*seen, name)) | fields
 
 
 def _configuration_v2(name: str, fields: Mapping, path: str) -> Configuration:
@@ -149,19 +146,22 @@ def _configuration_v1(name: str, stage: Mapping, fields: Mapping) -> Configurati
     )  # fmt: skip
 
 
-def _scheme(name: str, path: str) -> str:
-    if name not in SCHEMES:
-        raise UsageError("the plan has a normalisation that is not known", path=path, found=name, expected=", ".join(SCHEMES))
-    return SCHEMES[name]
+def intensity_of(scheme: str, properties: Mapping, masked: bool, path: str = "") -> Intensity:
+    """nnU-Net's normalisation of a channel: `scheme` is v2's class or v1's word, `properties` the plan's statistics of that channel.
 
-
-def _intensity(scheme: str, properties: Mapping, masked: bool) -> Intensity:
-    if scheme != "ct":
-        return Intensity(scheme, masked=masked and scheme == "zscore")
+    Raises: `UsageError` for a scheme that is unknown, and for CT without statistics.
+    """
+    if scheme not in SCHEMES:
+        raise UsageError("the plan has a normalisation that is not known", path=path, found=scheme, expected=", ".join(SCHEMES))
+    ours = SCHEMES[scheme]
+    if ours != "ct":
+        return Intensity(ours, masked=masked and ours == "zscore")
     std = properties.get("std", properties.get("sd"))
     values = [properties.get("percentile_00_5"), properties.get("percentile_99_5"), properties.get("mean"), std]
     if any(v is None or not math.isfinite(float(v)) for v in values):
-        raise UsageError("CT statistics are missing from the plan", found=sorted(map(str, properties)), expected="percentiles, mean, std")
+        raise UsageError(
+            "CT statistics are missing from the plan", path=path, found=sorted(map(str, properties)), expected="percentiles, mean, std"
+        )  # fmt: skip
     low, high, mean, std = map(float, values)
     return Intensity("ct", (low, high), mean, std)
 

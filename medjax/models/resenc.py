@@ -165,7 +165,8 @@ def make(
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every block).
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "units" (convolutions too), "block"
+        (every block whole); see `parts.remat`.
 
     Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride, classes), ...]}.
     Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.

@@ -21,6 +21,7 @@ from medjax.models.parts.blocks import check_precision, check_sides, check_word,
 from medjax.models.parts.conv import Conv
 from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
+from medjax.models.parts.remat import UNIT, mark
 from medjax.models.parts.repeat import repeat
 from medjax.models.parts.vit import Bottleneck
 from medjax.models.topology import topology
@@ -77,11 +78,11 @@ class Block(nn.Module):
         norm_act = functools.partial(InstanceNorm, dtype=self.dtype, leak=LEAK)
         if pre:
             seen = norm_act(name="norm1")(x)
-            y = norm_act(name="norm2")(conv(strides=self.stride, bias_matters=False, name="conv1")(seen))
-            y = conv(name="conv2")(y)
+            y = mark(conv(strides=self.stride, bias_matters=False, name="conv1")(seen), UNIT)
+            y = conv(name="conv2")(norm_act(name="norm2")(y))
         else:
             seen = x
-            y = norm_act(name="norm1")(conv(strides=self.stride, bias_matters=False, name="conv1")(x))
+            y = mark(norm_act(name="norm1")(conv(strides=self.stride, bias_matters=False, name="conv1")(x)), UNIT)
             y = InstanceNorm(dtype=self.dtype, name="norm2")(conv(bias_matters=False, name="conv2")(y))
         if self.project:
             raw = self.shortcut_from == "raw"
@@ -265,8 +266,8 @@ def make(
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a stage as well, which stacks their
         kernels). Names and shapes of the parameters do not depend on it.
-      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "block" (every block); in both the
-        transformer's layers are recomputed whole.
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "units" (convolutions too), "block"
+        (every block whole); see `parts.remat`. With any of them the transformer's layers are recomputed whole.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
 
     In training with `vit_dropout` the call needs the rng "dropout".

@@ -12,14 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.plan import Intensity, Plan
+from medjax.data.plan import Plan
+from medjax.data.plans_import import inherited, intensity_of
 from medjax.errors import ModelError
 from medjax.labels import Corpus, LabelSpace
 
-SCHEMES = {  # v2's classes and v1's words -> ours
-    "CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "nonorm", "RescaleTo01Normalization": "rescale_to_0_1",
-    "CT": "ct", "nonCT": "zscore", "noNorm": "nonorm",
-}  # fmt: skip
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 
 
@@ -53,9 +50,10 @@ def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = ""
       configuration: "3d_fullres", "3d_lowres", ... name: of the corpus; default the plans' data set.
       mirror_axes: of nnU-Net's arrays; None: all three.
 
-    Raises: `ModelError` for 2D and cascaded configurations, and for normalisations or layers medjax does not have.
+    Raises: `ModelError` for 2D and cascaded configurations and for layers medjax does not have, `UsageError` for a configuration or a
+      normalisation it does not know.
     """
-    chosen = _inherited(plans, configuration)
+    chosen = inherited(plans["configurations"], configuration)
     if len(chosen["patch_size"]) != 3 or chosen.get("previous_stage") or chosen.get("previous_stage_name"):
         raise ModelError("only single 3D configurations can be imported", found=configuration, fix="import 3d_fullres or 3d_lowres")
     given = chosen.get("architecture", {}).get("arch_kwargs", {})
@@ -64,14 +62,14 @@ def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = ""
             raise ModelError(f"the plans ask for another {key}", found=given[key], expected=wanted)
     forward, backward = _transposed(plans)
     channels = _channels(dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"})
-    statistics, schemes = plans["foreground_intensity_properties_per_channel"], chosen["normalization_schemes"]
+    statistics, masks = plans["foreground_intensity_properties_per_channel"], chosen.get("use_mask_for_norm", [False] * len(channels))
     intensity = {
-        c: _intensity(schemes[i], statistics.get(str(i), {}), "percentile_00_5", "percentile_99_5", "std") for i, c in enumerate(channels)
+        channel: intensity_of(scheme, statistics.get(str(i), {}), bool(masked))
+        for i, (channel, scheme, masked) in enumerate(zip(channels, chosen["normalization_schemes"], masks, strict=True))
     }
     name = name or str(plans["dataset_name"])
     orientation = "RAS" if plans.get("image_reader_writer") in REORIENTING else "stored"
     spacing = tuple(float(s) for s in _back(chosen["spacing"], backward))
-    masked = [c for i, c in enumerate(channels) if intensity[c].scheme == "zscore" and chosen.get("use_mask_for_norm", [False] * 99)[i]]
     mirrored = range(3) if mirror_axes is None else mirror_axes
     return Description(
         label_space(dataset["labels"], channels, name),
@@ -81,7 +79,6 @@ def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = ""
         "logit",
         tuple(sorted(int(forward[a]) for a in mirrored)),
         backward,
-        tuple(f"channel {c}: nnU-Net takes mean and deviation within its non-zero mask, medjax over the crop" for c in masked),
     )
 
 
@@ -96,10 +93,8 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
     _, backward = _transposed(plans)
     channels = _channels(dataset.get("modality") or dataset.get("channel_names") or {"0": "CT"})
     statistics = plans["dataset_properties"].get("intensityproperties") or {}
-    schemes = plans["normalization_schemes"]
-    intensity = {
-        c: _intensity(str(schemes[i]), statistics.get(i, {}), "percentile_00_5", "percentile_99_5", "sd") for i, c in enumerate(channels)
-    }
+    schemes, masks = plans["normalization_schemes"], plans.get("use_mask_for_norm") or {}
+    intensity = {c: intensity_of(str(schemes[i]), statistics.get(i) or {}, bool(masks.get(i))) for i, c in enumerate(channels)}
     labels = dataset["labels"]
     if all(str(key).lstrip("-").isdigit() for key in labels):
         labels = {str(label): int(value) for value, label in labels.items()}
@@ -142,14 +137,6 @@ def dataset_name(path: Path) -> str:
     return found.replace("/", "_")
 
 
-def _inherited(plans: Mapping, configuration: str) -> dict:
-    known = plans["configurations"]
-    if configuration not in known:
-        raise ModelError("the plans have no such configuration", found=configuration, expected=sorted(known))
-    own = known[configuration]
-    return {**(_inherited(plans, own["inherits_from"]) if "inherits_from" in own else {}), **own}
-
-
 def _transposed(plans: Mapping) -> tuple[tuple[int, ...], tuple[int, ...]]:
     forward = tuple(int(a) for a in plans.get("transpose_forward", (0, 1, 2)))
     return forward, tuple(forward.index(a) for a in range(3))
@@ -166,11 +153,3 @@ def _channels(named: Mapping) -> tuple[str, ...]:
 
 def _modality(channels: Sequence[str]) -> str:
     return "CT" if all(c.lower().startswith("ct") for c in channels) else "MR"
-
-
-def _intensity(scheme: str, found: Mapping, low: str, high: str, deviation: str) -> Intensity:
-    if scheme not in SCHEMES:
-        raise ModelError("a normalisation medjax does not have", found=scheme, expected=", ".join(SCHEMES))
-    if SCHEMES[scheme] != "ct":
-        return Intensity(SCHEMES[scheme])
-    return Intensity("ct", (float(found[low]), float(found[high])), float(found["mean"]), float(found[deviation]))

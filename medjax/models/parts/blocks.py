@@ -7,31 +7,23 @@ the network, whose parameters they name. Sources: nnU-Net (PlainConvUNet, Residu
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.parts.attention import Context, call
-from medjax.models.parts.conv import KEPT, Conv, Up
+from medjax.models.parts.conv import Conv, Up
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.patch import space_to_depth
+from medjax.models.parts.remat import REMAT, UNIT, mark, policy
 
-REMAT = ("none", "convs", "block")
 Sides = tuple[int, ...]
 
 
 def rematerialised(module: Callable, remat: str) -> Callable:
-    """A block's class with its activations recomputed in the backward pass; same parameters.
-
-    Args:
-      remat: "none"; "convs" keeps the block's input and the results of its convolutions; "block" keeps the input alone.
-    """
-    if remat == "none":
-        return module
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "convs" else None
-    return nn.remat(module, policy=policy)
+    """A block's class with its activations recomputed in the backward pass (see `remat.policy`); same parameters."""
+    return module if remat == "none" else nn.remat(module, policy=policy(remat))
 
 
 class ConvNormAct(nn.Module):
@@ -63,7 +55,7 @@ class ConvStack(nn.Module):
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
         for k in range(self.convs):
             stride = self.stride if k == 0 else (1,) * len(self.stride)
-            x = ConvNormAct(self.features, self.kernel, stride, self.dtype, self.use_bias, name=f"conv_{k}")(x)
+            x = ConvNormAct(self.features, self.kernel, stride, self.dtype, self.use_bias, name=f"conv_{k}")(mark(x, UNIT) if k else x)
         return x
 
 
@@ -90,7 +82,7 @@ class ResidualBlock(nn.Module):
 
         strided, wider = max(self.stride) > 1, x.shape[-1] != self.features
         y = InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm1")(conv(x, self.kernel, self.stride, self.use_bias, "conv1"))
-        y = conv(y, self.kernel, None, self.use_bias, "conv2")
+        y = conv(mark(y, UNIT), self.kernel, None, self.use_bias, "conv2")
         y = InstanceNorm(dtype=self.dtype, scale_init=nn.initializers.zeros, name="norm2")(y)
         pooled = strided and self.skip == "avgpool"
         if pooled:

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
 from medjax.models.parts import conv_cpu
 from medjax.models.parts.patch import depth_to_space, space_to_depth
+from medjax.models.parts.remat import CONV, mark
 
 GAIN = 2.0 / (1 + 0.01**2)  # He's, for a leaky ReLU with slope 0.01
-KEPT = "conv"  # the name under which a convolution's result can be kept for the backward pass (`remat="convs"`)
 he_normal = nn.initializers.variance_scaling(GAIN, "fan_in", "normal", in_axis=-2, out_axis=-1)
 
 
@@ -119,7 +118,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype) if self.bias_matters else y
-        return checkpoint_name(y, KEPT)
+        return mark(y, CONV)
 
 
 class Up(nn.Module):

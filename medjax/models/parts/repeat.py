@@ -4,7 +4,7 @@ Scanning compiles one layer instead of all. The parameters stay one entry per la
 difference) and are stacked on the way in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from medjax.models.parts.conv import KEPT
+from medjax.models.parts.remat import policy
 
 
 def repeat(
@@ -31,7 +31,7 @@ def repeat(
     Args:
       layer: a module without parent, called with (x, *arguments), which have defaults; its result has the type and shape of x.
       scan: one program for all layers.
-      remat: "none", "convs" or "block", as in `blocks.rematerialised`, for every layer.
+      remat: "none", or what every layer keeps for the backward pass, as in `remat.policy`.
       dropout: the layers draw from the rng "dropout".
     """
 
@@ -46,16 +46,10 @@ def repeat(
         params, key = given
         return layer.apply({"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}), None
 
-    step = _saving(step, remat, scan)
+    if remat != "none":
+        step = jax.checkpoint(step, policy=policy(remat), prevent_cse=not scan)
     if scan and len(names) > 1:
         return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[0]
     for i, params in enumerate(weights):
         x, _ = step(x, (params, None if keys is None else keys[i]))
     return x
-
-
-def _saving(step: Callable, remat: str, scan: bool) -> Callable:
-    if remat == "none":
-        return step
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT) if remat == "convs" else None
-    return jax.checkpoint(step, policy=policy, prevent_cse=not scan)
