@@ -79,7 +79,9 @@ def main() -> None:
     trainings.prepare(CONFIG, shared, out)
     ours = (*shared, "--config.data.only=Hippocampus")
     jobs = [
-        Training("pretrained", (*shared, "--config.data.only=Heart,SarcomaCT,SarcomaMR", *of_length(given.steps))),
+        Training(
+            "pretrained", (*shared, "--config.data.only=Heart,SarcomaCT,SarcomaMR", *of_length(given.steps), "--config.evaluate.on=False")
+        ),
         Training("scratch_100", (*ours, *of_length(given.steps))),
         Training("scratch_10", (*ours, *of_length(short))),
         Training("finetuned", (*ours, *of_length(short), f"--config.init.source={out / 'pretrained'}"), after="pretrained"),
