@@ -50,9 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    parser.add_argument(
-        "--size", choices=SIZES, default="full", help="cpu: half as wide, a third of the cases held out; try: tiny"
-    )
+    parser.add_argument("--size", choices=SIZES, default="full", help="cpu: half as wide, a third of the cases held out; try: tiny")
     given = parser.parse_args()
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from medjax.models.parts.blocks import (
     rematerialised,
 )
 from medjax.models.parts.heads import socket
-from medjax.models.topology import features_per_stage, topology
+from medjax.models.topology import stages
 
 SKIPS = ("avgpool", "strided_conv")
 BLOCKS = (1, 3, 4, 6)  # per encoder stage, the last number repeated: nnU-Net v2's ResEnc M, L and XL
@@ -179,23 +179,14 @@ def make(
     }  # fmt: skip
     chosen = DEFAULTS | PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
     check_word("skip", chosen["skip"], SKIPS)
-    strides, kernels = chosen.get("strides"), chosen.get("kernels")
-    if strides is None or kernels is None:
-        if patch is None or spacing_mm is None:
-            raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")
-        found = topology(spacing_mm, patch, max_stages=max_stages)
-        strides, kernels = strides or found.strides, kernels or found.kernels
-    strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
-    stages, axes = len(strides), len(strides[0])
-    largest = max_features or (320 if axes == 3 else 512)
-    features = tuple(chosen.get("features") or features_per_stage(stages, chosen["base_features"], largest))
-    blocks = tuple(chosen["blocks"])
-    blocks = blocks[:stages] + blocks[-1:] * (stages - len(blocks))
-    if not len(features) == len(strides) == len(kernels) or stages < 2 or any(s != 1 for s in strides[0]) or min(blocks) < 1:
-        raise ModelError(
-            "features, strides and kernels must agree, with at least 2 stages, a first stride of 1 and blocks in every stage",
-            found=f"features {features}, strides {strides}, blocks {blocks}",
-        )  # fmt: skip
+    features, strides, kernels = stages(
+        patch=patch, spacing_mm=spacing_mm, strides=chosen.get("strides"), kernels=chosen.get("kernels"), features=chosen.get("features"),
+        base_features=chosen["base_features"], max_features=max_features, max_stages=max_stages,
+    )  # fmt: skip
+    blocks, n = tuple(chosen["blocks"]), len(strides)
+    blocks = blocks[:n] + blocks[-1:] * (n - len(blocks))
+    if min(blocks) < 1:
+        raise ModelError("every stage needs a block", found=f"blocks {blocks}")
     stem_kernel = tuple(chosen["stem_kernel"] or kernels[0])
     return ResEncUNet(
         classes, features, strides, kernels, blocks, convs_per_stage_decoder, deep_supervision, stem_kernel,

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from medjax.errors import ModelError
 from medjax.models.parts.blocks import ConvStack, check_precision, check_sides, decode, head, rematerialised
 from medjax.models.parts.heads import socket
-from medjax.models.topology import features_per_stage, topology
+from medjax.models.topology import stages
 
 
 class UNet(nn.Module):
@@ -100,18 +99,10 @@ def make(
     Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.
     """
     check_precision(dtype, remat)
-    if strides is None or kernels is None:
-        if patch is None or spacing_mm is None:
-            raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")
-        found = topology(spacing_mm, patch, max_stages=max_stages)
-        strides, kernels = strides or found.strides, kernels or found.kernels
-    largest = max_features or (320 if len(strides[0]) == 3 else 512)
-    features = tuple(features or features_per_stage(len(strides), base_features, largest))
-    strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
-    if not len(features) == len(strides) == len(kernels) or len(features) < 2 or any(s != 1 for s in strides[0]):
-        raise ModelError(
-            "features, strides and kernels must agree, with at least 2 stages and a first stride of 1", found=f"{features}, {strides}"
-        )
+    features, strides, kernels = stages(
+        patch=patch, spacing_mm=spacing_mm, strides=strides, kernels=kernels, features=features, base_features=base_features,
+        max_features=max_features, max_stages=max_stages,
+    )  # fmt: skip
     return UNet(
         classes, features, strides, kernels, convs_per_stage, convs_per_stage_decoder, deep_supervision, up_bias, head_bias, prior,
         jnp.dtype(dtype), remat, head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
