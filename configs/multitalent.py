@@ -11,7 +11,7 @@
 sets.
 Suffixes:
 
-  _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor; U-Net and residual U-Net)
+  _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor)
   _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
   _finetune   heads first (10 epochs), whole network (50 epochs), then 1000 epochs of the usual schedule, from `init.source`, batch 2
 """
@@ -20,8 +20,8 @@ from configs.base import base_config, ordered
 from data_pipelines import multitalent
 
 ARCHITECTURES = ("unet", "resenc", "swin")
-KINDS = ("", "_small", "_finetune")
-VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "unet_softmax", "resenc_softmax", "demo")
+KINDS = ("", "_softmax", "_small", "_finetune")
+VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")
 EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))
@@ -60,7 +60,7 @@ def get_config(variant: str = "unet"):
         c.evaluate.groups = ordered(multitalent.GROUPS)
     if kind == "softmax":
         per_corpus_softmax(c, reduction="sum")
-    elif kind == "finetune" and architecture != "swin":
+    elif kind == "finetune":
         per_corpus_softmax(c, reduction="mean")
     return c.lock()
 

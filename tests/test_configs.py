@@ -49,6 +49,7 @@ def test_configs_build_abstractly(name, variant, tmp_path):
         ("multitalent", "unet", 29_319_560, (13, 47, 1477)),
         ("multitalent", "resenc", 69_335_475, (13, 47, 1477)),
         ("multitalent", "swin", 62_188_913, (13, 47, 1477)),
+        ("multitalent", "swin_softmax", 62_189_550, (13, 47, 1477)),  # 49 x (47 + 13) numbers in place of 49 x 47
         ("tsfm", "h", 1_606_287_227, (11, 31, 2778)),
         ("tsfm", "t", 3_917_923, (11, 31, 2778)),
     ],
@@ -74,6 +75,10 @@ def test_the_papers_recipes():
         fields = _fields("tsfm", f"brats_{epochs}")
         assert fields["train"]["steps"] == 250 * epochs and len(fields["data"]["declared"]["BraTS2020"]["channels"]) == 4
         assert float(network.make_optimizer(fields).schedule(250 * epochs - 1)) == pytest.approx(lr, rel=1e-5)
+    for architecture in ("unet", "resenc", "swin"):
+        softmax, finetuned = (_fields("multitalent", architecture + kind) for kind in ("_softmax", "_finetune"))
+        assert softmax["model"]["head"] == finetuned["model"]["head"] == "corpus_softmax"
+        assert softmax["losses"]["softmax_dice"]["reduction"] == "sum" and finetuned["losses"]["softmax_dice"]["reduction"] == "mean"
     finetune = _fields("multitalent", "unet_finetune")
     assert finetune["train"]["steps"] == 1060 * 250 and finetune["train"]["batch"] == 2
 

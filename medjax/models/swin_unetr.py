@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.parts.attention import Context, Mlp, SwinBlock, SwinStage, call, drop_path_rates, linear_init, rematerialised
 from medjax.models.parts.conv import Conv, Up
+from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
 from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
 
@@ -113,6 +114,7 @@ class SwinUNETR(nn.Module):
       swin: the encoder.
       bottleneck: a module put on the deepest map, called like the sockets of `parts.attention`.
       weight_axes, intermediates, prior: see `make`.
+      head: a socket (`parts.heads`); None: one linear map.
     """
 
     classes: int
@@ -126,6 +128,7 @@ class SwinUNETR(nn.Module):
     intermediates: bool = False
     prior: float | None = None
     dtype: Any = jnp.float32
+    head: Callable[..., nn.Module] | None = None
 
     def setup(self) -> None:
         f = self.swin.features
@@ -136,7 +139,7 @@ class SwinUNETR(nn.Module):
         init = linear_init("torch", f)
         if self.prior is not None:
             init["bias_init"] = nn.initializers.constant(self.prior)
-        self.out = nn.Dense(self.classes, dtype=self.dtype, **init)
+        self.out = (self.head or nn.Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
     def encode(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
         """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` .. `enc3` the skips, `deepest` (sides / 32, 16 f channels)."""
@@ -161,7 +164,7 @@ class SwinUNETR(nn.Module):
         if self.bottleneck is not None:
             maps["deepest"] = call(self.bottleneck, maps["deepest"], context)
         maps["decoded"] = self.decode(maps)
-        outputs = {"logits": flip(self.out(maps["decoded"]).astype(jnp.float32))}
+        outputs = {"logits": flip(call(self.out, maps["decoded"], context).astype(jnp.float32))}
         return outputs | {"features": {name: flip(a) for name, a in maps.items()}} if self.intermediates else outputs
 
     def _check_image(self, shape: tuple[int, ...]) -> None:
@@ -210,6 +213,9 @@ def make(
     bottleneck: nn.Module | None = None,
     dense: Callable = nn.Dense,
     mlp: Callable = Mlp,
+    head: str = "sigmoid",
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    share_heads: str | Sequence[int] = "corpus",
     dtype: str = "float32",
     remat: str = "none",
 ) -> SwinUNETR:
@@ -232,6 +238,8 @@ def make(
       intermediates: also return {"features": {name: map}}.
       prior: initial bias of the head, e.g. -2 for rare sigmoid classes; otherwise PyTorch's.
       bottleneck, dense, mlp: sockets; see `SwinUNETR` and `parts.attention`.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
       dtype: compute type, "float32" or "bfloat16".
       remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the convolution blocks as well).
 
@@ -265,7 +273,8 @@ def make(
     up_block = functools.partial(UpBlock, block=conv_block, dtype=precision)
     swin = SwinEncoder(feature_size, stages, merging, use_v2, normalise, conv_block, precision)
     return SwinUNETR(
-        classes, swin, dims, in_channels, conv_block, up_block, bottleneck, weight_axes, intermediates, prior, precision
+        classes, swin, dims, in_channels, conv_block, up_block, bottleneck, weight_axes, intermediates, prior, precision,
+        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
     )  # fmt: skip
 
 
