@@ -26,6 +26,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.store = ""  # prepared volumes; empty: <workdir>/store
     c.data.views = ordered()  # name -> corpus, annotated, part: pretend partial annotation
     c.data.only = ""  # comma-separated corpora and views to train and score; empty: all. The others still share preparation and splits
+    c.data.subset = ordered()  # corpus -> count and seed, or file (a case name per line): the run knows only those cases of it
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
     c.data.rename = ordered()  # "corpus/class" -> global class
     c.data.precedence = ()  # classes painted last in the exported label map, weakest first

@@ -11,6 +11,7 @@ partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few e
   tumor7, separate, amos22, pancreas      h on another pool: the seven tumour sets; labels kept apart (57 outputs); one set alone
   finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from `init.source` (empty: from scratch), on
                                           `data.folders` or the named corpus; `--config.model.variant=stunet_h` for the STU-Net rows
+                                          (abdomen_E: 50 cases drawn by `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
   t_small                                 the smallest network on `data.folders`, sized for a CPU
 """
 
@@ -67,6 +68,8 @@ def _finetune(c, corpus: str, epochs: int) -> None:
     """nnU-Net's defaults over the whole run; what the source does not have is initialised, tables move to the new grid."""
     if corpus:
         c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
+    if corpus == "AbdomenCT_1K":  # the paper has 50 cases and does not name them
+        c.data.subset = ordered({corpus: ordered(dict(count=50, seed=12345, file=""))})
     _transfer(c)
     per_corpus_softmax(c, reduction="mean")
     c.train.patch = (128, 128, 128)

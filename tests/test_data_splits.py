@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medjax.data.inputs import Case
-from medjax.data.splits import digest, make_splits, part_of, read_splits
+from medjax.data.splits import digest, make_splits, part_of, read_splits, subset
 from medjax.errors import UsageError
 
 
@@ -42,6 +42,16 @@ def test_parts_partition_the_cases():
     assert part_of(names, "") == names
     with pytest.raises(UsageError, match="not a part"):
         part_of(names, "2/2")
+
+
+def test_a_subset_depends_on_names_and_seed_alone():
+    names = [f"Case_{i:05d}" for i in range(1, 1001)]
+    chosen = subset(names, "AbdomenCT_1K", 50, 12345)
+    assert len(chosen) == 50 and chosen == sorted(chosen)
+    assert set(subset(names[::-1], "AbdomenCT_1K", 50, 12345)) == set(chosen) != set(subset(names, "AbdomenCT_1K", 50, 0))
+    assert set(subset(names, "AbdomenCT_1K", 20, 12345)) < set(chosen)
+    with pytest.raises(UsageError, match=r"has 3 cases.*AbdomenCT_1K\.count"):
+        subset(names[:3], "AbdomenCT_1K", 50, 12345)
 
 
 def test_nnunet_split_files_are_read_and_unknown_cases_refused(tmp_path):

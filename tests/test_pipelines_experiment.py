@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import tsfm
 from configs.base import base_config
 from data_pipelines import ingest, pools
 from data_pipelines.catalogue import corpora
@@ -51,6 +52,34 @@ def test_a_pool_trains_from_a_store_that_the_ingestion_filled(store, tmp_path):
     assert found.space.known.sum(1).tolist() == [2, 13, 8, 2] and not found.problems
     with pytest.raises(UsageError, match=r"not on disk.*data_pipelines"):
         open_data(_data(**plain(pools.multitalent.data()), root=str(store)), tmp_path)
+
+
+def test_a_subset_by_seed_or_by_list_is_all_that_a_run_knows(tmp_path):
+    first, second = write_corpus(tmp_path / "Task01_First", n=6), write_corpus(tmp_path / "Task02_Second", n=5)
+
+    def opened(**rule):
+        fields = plain(base_config())
+        fields["data"] |= {"folders": f"{first},{second}", "subset": {"First": rule}}
+        fields["data"]["split"] |= {"folds": 2}
+        return open_data(fields["data"], tmp_path / "run")
+
+    drawn, again = opened(count=3, seed=1), opened(count=3, seed=1)
+    assert drawn.splits == again.splits and drawn.counts == {"First": 3, "Second": 5}
+    listed = {n for split in drawn.splits for side in split.values() for n in side}
+    assert listed == {f"{c}/{case.name}" for c, members in drawn.cases.items() for case in members} and len(listed) == 8
+    (tmp_path / "mine.txt").write_text("case_004\ncase_001\n")
+    assert [c.name for c in opened(file=str(tmp_path / "mine.txt")).cases["First"]] == ["case_001", "case_004"]
+    (tmp_path / "mine.txt").write_text("case_044\n")
+    with pytest.raises(UsageError, match=r"1 cases are not in First, first 'case_044'"):
+        opened(file=str(tmp_path / "mine.txt"))
+    with pytest.raises(UsageError, match="no field 'n'"):
+        opened(n=3)
+
+
+def test_tsfms_abdomen_recipe_knows_fifty_cases(tmp_path):
+    found = open_data(plain(tsfm.get_config("abdomen_10").data), tmp_path, files=False)
+    assert found.counts == {"AbdomenCT_1K": 50} and found.space.classes == ("liver", "kidney", "spleen", "pancreas")
+    assert open_data(plain(tsfm.get_config("kits19_10").data), tmp_path, files=False).counts == {"KiTS19": 210}
 
 
 def test_ingested_corpora_are_verified_and_prepared_like_any_other(store, tmp_path, capsys):

@@ -102,6 +102,20 @@ def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:
     return [cases[i] for i in sorted(order[index::parts])]
 
 
+def subset(names: Sequence[str], corpus: str, count: int, seed: int) -> list[str]:
+    """`count` of a corpus' case names, in their own order: the same on any machine, whatever the order they come in.
+
+    A smaller count with the same seed gives a part of the larger one's cases.
+
+    Raises: `UsageError` if there are fewer.
+    """
+    if not 0 < count <= len(names):
+        raise UsageError(f"{corpus} has {len(names)} cases", found=f"a subset of {count}", fix=f"set config.data.subset.{corpus}.count")
+    ordered = sorted(names)
+    chosen = {ordered[i] for i in np.random.default_rng([seed, *corpus.encode()]).permutation(len(ordered))[:count]}
+    return [name for name in names if name in chosen]
+
+
 def digest(splits: Sequence[Split]) -> str:
     """sha256 of the splits, so that two runs can be seen to share theirs."""
     return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()

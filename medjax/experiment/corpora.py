@@ -14,7 +14,7 @@ from medjax.data import described, tfds_source
 from medjax.data.inputs import Case
 from medjax.data.overlap import Pair, by_name, read_rules, rules_of, straddling
 from medjax.data.sources import read_labels, scan_corpus
-from medjax.data.splits import Split, make_splits, part_of, read_splits
+from medjax.data.splits import Split, make_splits, part_of, read_splits, subset
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 
@@ -99,6 +99,10 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
         )
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
         raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one "medjax": {"name": ...} in its dataset.json')
+    for name, rule in data.get("subset", {}).items():
+        if name not in cases:
+            raise UsageError(f"config.data.subset names an unknown corpus {name!r}", fix=did_you_mean(name, cases))
+        cases[name], counts[name] = _subset(name, rule, cases[name], counts[name])
     used, parts = _apply_views(stores, data["views"])
     used = _only(used, data.get("only", ""))
     space = merge(used, data["share"], data["rename"], data["precedence"])
@@ -160,6 +164,27 @@ def _further_labels(corpus: Corpus, found: Corpus, masks: bool) -> list[tuple[in
             known.add(frozenset(kept))
             further.append((value, kept))
     return further
+
+
+def _subset(name: str, rule: Mapping, members: tuple[Case, ...], count: int) -> tuple[tuple[Case, ...], int]:
+    """The cases of a corpus that the run knows, and their number (that of the rule where the corpus is only declared)."""
+    if unknown := set(rule) - {"file", "count", "seed"}:
+        raise UsageError(f"config.data.subset.{name} has no field {min(unknown)!r}", expected="file, or count and seed")
+    known = [case.name for case in members]
+    if path := rule.get("file"):
+        try:
+            chosen = Path(path).read_text().split()
+        except OSError as error:
+            fix = "give a file with one case name per line"
+            raise UsageError(f"cannot read the cases of {name}: {error}", path=path, fix=fix) from error
+        if missing := [case for case in chosen if members and case not in known]:
+            raise UsageError(f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path)
+    elif not members:
+        return (), min(count, rule["count"])
+    else:
+        chosen = subset(known, name, rule["count"], rule["seed"])
+    kept = set(chosen)
+    return tuple(case for case in members if case.name in kept), len(kept)
 
 
 def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:
