@@ -4,7 +4,8 @@
 
 DIR holds Task04_Hippocampus, Task02_Heart, Task91_SarcomaCT and Task92_SarcomaMR. The hippocampus is seen as two corpora, half of its cases
 annotated for Anterior only and half for Posterior only. The joint network (MultiTalent's U-Net, small) and the single ones have the same
-architecture, patch, batch, number of steps and splits; all are scored on the same held-out cases. Writes multi_corpus.json, .md and .png.
+architecture, patch, batch, number of steps and splits; all are scored on the same held-out cases. `--longer N` adds a joint network of N
+steps: with five times the steps it sees as many patches as the single ones together. Writes multi_corpus.json, .md and .png.
 """
 
 import argparse
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--longer", type=int, default=0, help="steps of a further joint network")
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
     parser.add_argument("--size", choices=SIZES, default="full", help="cpu: half as wide, a third of the cases held out; try: tiny")
@@ -57,28 +59,37 @@ def main() -> None:
     shared = flags(given.data.resolve(), out, given.steps, given.size)
     trainings.prepare(CONFIG, shared, out)
     jobs = [Training("joint", shared)] + [Training(name, (*shared, f"--config.data.only={name},")) for name in SINGLES]
+    if given.longer:
+        jobs.append(Training("joint_longer", flags(given.data.resolve(), out, given.longer, given.size)))
     status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
     report(out, given, status)
 
 
+def difference(one: dict | None, other: dict | None) -> str:
+    """Of two cells' means, in brackets; empty where one is missing."""
+    both = one and other and one["mean"] is not None and other["mean"] is not None
+    return f"({one['mean'] - other['mean']:+.3f})" if both else ""
+
+
 def report(out: Path, given: argparse.Namespace, status: dict) -> None:
     """The comparison from the run folders."""
-    joint, rows, found = trainings.cells(out / "joint"), [], {}
-    seconds = {name: trainings.training_seconds(out / name) for name in ("joint", *SINGLES)}
+    joints = {"joint": given.steps} | ({"joint_longer": given.longer} if given.longer else {})
+    tables = {name: trainings.cells(out / name) for name in (*joints, *SINGLES)}
+    seconds = {name: trainings.training_seconds(out / name) for name in tables}
+    rows, found = [], {}
     for name, cell in SINGLES.items():
-        one, alone = joint.get(cell), trainings.cells(out / name).get(cell)
-        both = one and alone and one["mean"] is not None and alone["mean"] is not None
-        difference = f"{one['mean'] - alone['mean']:+.3f}" if both else "-"
-        n = (one or alone or {}).get("n", "-")
-        rows.append(f"| {cell[0]} | {cell[1]} | {n} | {trainings.shown(one)} | {trainings.shown(alone)} | {difference} |")
-        found["/".join(cell)] = {"joint": one, "single": alone}
+        found["/".join(cell)] = scores = {run: tables[run].get(cell) for run in (*joints, name)}
+        alone, n = scores[name], next((score["n"] for score in scores.values() if score), "-")
+        shown = [trainings.shown(alone), *(f"{trainings.shown(scores[run])} {difference(scores[run], alone)}" for run in joints)]
+        rows.append(f"| {cell[0]} | {cell[1]} | {n} | {' | '.join(shown)} |")
     singles = [seconds[name] for name in SINGLES]
     ratio = seconds["joint"] / sum(singles) if seconds["joint"] and all(singles) else None
+    heads = "".join(f" one for all, {steps} steps (difference) |" for steps in joints.values())
     text = [
-        f"{given.steps} steps each, fold 0. Mean Dice [95 % interval over patients].", "",
-        "| corpus | class | n | one network for all | one network per corpus | difference |", "|---|---|---|---|---|---|", *rows, "",
+        "Fold 0. Mean Dice [95 % interval over patients].", "",
+        f"| corpus | class | n | one network per corpus, {given.steps} steps each |{heads}", f"|{'---|' * (4 + len(joints))}", *rows, "",
         "Training seconds without compilation: " + ", ".join(f"{k} {v:.0f}" if v else f"{k} -" for k, v in seconds.items()) + ".",
-        f"Joint against the sum of the single ones: {ratio:.2f}." if ratio else "No time ratio: a run is missing.",
+        f"The joint network's against the sum of the single ones': {ratio:.2f}." if ratio else "No time ratio: a run is missing.",
     ]  # fmt: skip
     failed = {name: entry for name, entry in status.items() if entry["rc"] != 0}
     text += [f"Failed: {name} (rc {entry['rc']})" for name, entry in failed.items()]
@@ -86,7 +97,7 @@ def report(out: Path, given: argparse.Namespace, status: dict) -> None:
     trainings.write(out, "multi_corpus", facts, "\n".join(text))
     curves = {}
     for name, (_, label) in SINGLES.items():
-        for run, how in (("joint", "joint"), (name, "alone")):
+        for run, how in (*((run, f"joint, {steps} steps") for run, steps in joints.items()), (name, "alone")):
             curves[f"{name}/{label}, {how}"] = trainings.curve(out / run, [f"{name}/{label}"])
     trainings.plot(out / "multi_corpus.png", curves, "held-out patches", "step", "Dice")
 
