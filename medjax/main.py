@@ -46,7 +46,7 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
     flags.DEFINE_list("folds", [], "with --mode=crossval: folds of this call, e.g. 0,1; default: all", values)
     flags.DEFINE_list("devices", [], "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64", values)
-    flags.DEFINE_boolean("compile", True, "with --devices: also compile the training step for each", values)
+    flags.DEFINE_boolean("compile", True, "with --devices: also compile the training step for each (it is lowered in any case)", values)
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
     before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
     try:

@@ -46,6 +46,16 @@ def test_bytes_per_device_are_those_of_the_shards(small):
         devices.per_device(fields, net, space, 8, 3, kept)
 
 
+def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
+    """The program for CUDA is another one than the CPU's (whose convolutions are planar), and is split over the devices asked for."""
+    fields, space, _ = small
+    request = {"fields": fields, "space": space.to_json(), "devices": 4, "fsdp": 2, "platforms": ["cpu", "cuda"], "compiled": False}
+    found = devices.answer(request)
+    assert found["batch"] == 4 and 500 < found["lines"]["cuda"] < found["lines"]["cpu"] and "compile_s" not in found
+    assert devices._sentence(4, found).startswith("4 devices as 2 x 2: traced in ")
+    assert jax.default_backend() == "cpu" and set(found["lower_s"]) == {"cpu", "cuda"}
+
+
 @pytest.mark.slow
 def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(small):
     fields, space, net = small
@@ -55,4 +65,4 @@ def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(smal
     assert found["arguments"] == pytest.approx(state["parameters"] + state["optimizer"], rel=0.2)
     assert math.isfinite(found["compile_s"])
     text = devices.report(fields, net, space, (1, 4), compiled=False)
-    assert "1 x 4" in text and "4 x 1" in text
+    assert "1 x 4" in text and "4 x 1" in text and text.count("lowered for cpu") == 2 and "compiled" not in text

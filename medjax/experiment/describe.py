@@ -19,7 +19,7 @@ def dry(fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled
     """The experiment in words and tables: parameters, memory, corpora, mixture, classes.
 
     Args:
-      devices: numbers of devices to show the memory per device for; `compiled`: and to compile the training step for (minutes).
+      devices: numbers of devices to show the memory per device, and to lower the training step, for. compiled: also compile it (minutes).
     """
     fields = planned.resolve(fields)
     data = corpora.open_data(fields["data"], workdir, files=False)

@@ -25,6 +25,7 @@ from medjax.train import state as states
 from medjax.train import update as updates
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OPTIONS = {"xla_backend_optimization_level": 0}  # the program is not run: its arguments are what counts, not its instructions
 
 
 def ways(devices: int, node: int = 8) -> list[int]:
@@ -55,7 +56,7 @@ def per_device(fields: Mapping, net: network.Network, space: LabelSpace, devices
 
 
 def report(fields: Mapping, net: network.Network, space: LabelSpace, devices: Sequence[int], *, compiled: bool = True) -> str:
-    """The table of `per_device` for every number of devices, and what compiling said of the config's own way."""
+    """The table of `per_device` for every number of devices, and what lowering (and, unless told otherwise, compiling) said of one way."""
     rows = [("devices", "mesh (data x fsdp)", "batch", "parameters", "optimizer", "gradients", "kept for backward", "together, each")]
     notes, memories = [], {}
     for count in devices:
@@ -65,14 +66,16 @@ def report(fields: Mapping, net: network.Network, space: LabelSpace, devices: Se
             found = per_device(fields, net, space, count, fsdp, memories[share])
             sizes = [describe.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
             rows.append((str(count), f"{count // fsdp} x {fsdp}", str(batch_of(fields, count)), *sizes))
-        if compiled:
-            notes.append(_sentence(count, ask(fields, space, count, ways(count)[min(1, len(ways(count)) - 1)])))
+        notes.append(_sentence(count, ask(fields, space, count, ways(count)[min(1, len(ways(count)) - 1)], compiled=compiled)))
     return "\n".join([describe.table(rows), *notes])
 
 
-def ask(fields: Mapping, space: LabelSpace, devices: int, fsdp: int, platforms: Sequence[str] = PLATFORMS) -> dict:
+def ask(
+    fields: Mapping, space: LabelSpace, devices: int, fsdp: int, platforms: Sequence[str] = PLATFORMS, *, compiled: bool = True
+) -> dict:
     """`answer` from a process with that many simulated devices; raises `TrainError` with its last words if it fails."""
-    request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp, "platforms": list(platforms)}
+    request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp}
+    request |= {"platforms": list(platforms), "compiled": compiled}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "medjax.experiment.devices"]
     done = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False)
@@ -82,10 +85,12 @@ def ask(fields: Mapping, space: LabelSpace, devices: int, fsdp: int, platforms: 
 
 
 def answer(request: Mapping) -> dict:
-    """Lowers one training step for several platforms and compiles it for this process' devices.
+    """Lowers one training step for several platforms and, if the request says so, compiles it for this process' devices.
 
-    Returns: platforms it was lowered for, lines of the program, seconds, and the compiler's own bytes per device (arguments, outputs that
-    are not the arguments' buffers, temporaries).
+    Lowering needs no device of the platform; the program it gives is the one that a machine with such devices would compile.
+
+    Returns: by platform, lines of the program and seconds of lowering; seconds of tracing; if compiled, its seconds and the compiler's
+    own bytes per device (arguments, outputs that are not the arguments' buffers, temporaries).
     """
     from medjax.build import plain
 
@@ -102,22 +107,29 @@ def answer(request: Mapping) -> dict:
     asked = batch.pop("request")
     began = time.monotonic()
     traced = update.trace(target, batch, asked)
-    lines = {p: traced.lower(lowering_platforms=(p,)).as_text().count("\n") for p in request["platforms"]}
-    lowered = time.monotonic()
-    memory = traced.lower().compile().memory_analysis()
-    return {
-        "devices": devices, "fsdp": request["fsdp"], "batch": fields["train"]["batch"], "lines": lines,
-        "lower_s": lowered - began, "compile_s": time.monotonic() - lowered, "arguments": memory.argument_size_in_bytes,
+    found = {"devices": devices, "fsdp": request["fsdp"], "batch": fields["train"]["batch"], "trace_s": time.monotonic() - began}
+    found |= {"lines": {}, "lower_s": {}}
+    for platform in request["platforms"]:
+        began = time.monotonic()
+        found["lines"][platform] = traced.lower(lowering_platforms=(platform,)).as_text().count("\n")
+        found["lower_s"][platform] = time.monotonic() - began
+    if not request["compiled"]:
+        return found
+    began = time.monotonic()
+    memory = traced.lower().compile(OPTIONS).memory_analysis()
+    return found | {
+        "compile_s": time.monotonic() - began, "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes, "temporary": memory.temp_size_in_bytes,
     }  # fmt: skip
 
 
 def _sentence(count: int, found: Mapping) -> str:
-    lowered = ", ".join(f"{p} ({n:,} lines)" for p, n in found["lines"].items())
-    return (
-        f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: lowered for {lowered} in {found['lower_s']:.0f} s; compiled for"
-        f" {count} simulated CPU devices in {found['compile_s']:.0f} s; each holds {describe.size(found['arguments'])} of state and batch"
-    )
+    lowered = ", ".join(f"{p} ({n:,} lines, {found['lower_s'][p]:.1f} s)" for p, n in found["lines"].items())
+    text = f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: traced in {found['trace_s']:.1f} s, lowered for {lowered}"
+    if "compile_s" not in found:
+        return text
+    held = describe.size(found["arguments"])
+    return f"{text}; compiled for {count} simulated CPU devices in {found['compile_s']:.0f} s; each holds {held} of state and batch"
 
 
 def _rules(fields: Mapping, fsdp: int) -> Sequence:
