@@ -45,14 +45,8 @@ def flags(data: Path, out: Path, steps: int, size: str) -> tuple[str, ...]:
 
 def main() -> None:
     """Runs and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser = trainings.parser(__doc__, SIZES, "cpu: half as wide, a third of the cases held out; try: tiny")
     parser.add_argument("--longer", type=int, default=0, help="steps of a further joint network")
-    parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    parser.add_argument("--size", choices=SIZES, default="full", help="cpu: half as wide, a third of the cases held out; try: tiny")
     given = parser.parse_args()
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 Used by the benchmarks that compare runs. A run that fails is reported with the end of its log and the others go on.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -22,6 +23,18 @@ class Training:
     name: str
     flags: tuple[str, ...]
     after: str = ""
+
+
+def parser(text: str, sizes: Sequence[str], size_help: str) -> argparse.ArgumentParser:
+    """The arguments that the comparisons share."""
+    made = argparse.ArgumentParser(description=text.splitlines()[0])
+    made.add_argument("--data", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--steps", type=int, default=1500)
+    made.add_argument("--parallel", type=int, default=1, help="trainings at a time")
+    made.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
+    made.add_argument("--size", choices=sizes, default="full", help=size_help)
+    return made
 
 
 def folders(data: Path, names: Sequence[str]) -> str:

@@ -64,14 +64,8 @@ def of_length(steps: int) -> tuple[str, ...]:
 
 def main() -> None:
     """Runs and writes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser = trainings.parser(__doc__, SIZES, "cpu: a smaller patch and batch; try: tiny")
     parser.add_argument("--cases", type=int, default=20)
-    parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    parser.add_argument("--size", choices=SIZES, default="full", help="cpu: a smaller patch and batch; try: tries the script")
     given = parser.parse_args()
     out, data, short = given.out.resolve(), given.data.resolve(), max(given.steps // 10, 1)
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ Sized for a 2-core CPU; what came out is in benchmarks/RESULTS.md.
 """
 
 from configs import multitalent
-from configs.base import base_config
+from configs.base import base_config, for_two_cores
 
 VARIANTS = ("partial", "full", "joint")
 VIEWS = {
@@ -34,20 +34,9 @@ def get_config(variant: str = "partial"):
         return c.lock()
     c = base_config().unlock()
     c.name = f"hippocampus_{variant}"
-    c.data.spacing_rule = "per_corpus"  # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
+    for_two_cores(c)
     if variant == "partial":
         c.data.views = VIEWS
-    c.optim.name = "adamw"  # in 200 steps SGD with momentum 0.99 has not found the hippocampus, AdamW is at Dice 0.69
-    c.optim.lr = 2e-3
     c.model.base_features = 16
     c.model.max_features = 128
-    c.train.patch = (40, 56, 40)
-    c.train.batch = 2
-    c.train.steps = 1500
-    c.train.validate_every = 250
-    c.train.validation_batches = 20
-    c.train.checkpoint_every = 250
-    c.train.log_every = 25
-    c.infer.batch_windows = 2
-    c.infer.mirror_axes = ()
     return c.lock()

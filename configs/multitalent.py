@@ -16,7 +16,7 @@ Suffixes:
   _finetune   heads first (10 epochs), whole network (50 epochs), then 1000 epochs of the usual schedule, from `init.source`, batch 2
 """
 
-from configs.base import base_config, ordered
+from configs.base import base_config, for_two_cores, ordered
 from data_pipelines import multitalent
 
 ARCHITECTURES = ("unet", "resenc", "swin")
@@ -110,10 +110,7 @@ def _finetune(c, architecture: str) -> None:
 
 
 def _small(c, architecture: str) -> None:
-    """Sized for two cores; AdamW learns in hundreds of steps what the paper's SGD learns in thousands."""
-    c.data.spacing_rule = "per_corpus"
-    c.optim.name = "adamw"
-    c.optim.lr = 2e-3
+    for_two_cores(c)
     c.model.dtype = "float32"
     if architecture == "swin":
         c.optim.lr = 5e-4
@@ -123,13 +120,6 @@ def _small(c, architecture: str) -> None:
         if architecture == "resenc":
             c.model = ordered(dict(name="resenc", blocks=(1, 2, 2, 2)))
         c.model.update(dict(base_features=16, max_features=128))
-        c.train.patch = (40, 56, 40)
-    c.train.batch = 2
-    c.train.steps = 1500
-    c.train.validate_every = 250
-    c.train.validation_batches = 20
-    c.train.checkpoint_every = 250
-    c.train.log_every = 25
     c.sampler.oversample = "probabilistic"
     c.sampler.foreground = 0.67
 

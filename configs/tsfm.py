@@ -15,7 +15,7 @@ partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few e
   t_small                                 the smallest network on `data.folders`, sized for a CPU
 """
 
-from configs.base import base_config, ordered
+from configs.base import base_config, for_two_cores, ordered
 from configs.multitalent import per_corpus_softmax
 from data_pipelines import catalogue, pools
 
@@ -83,21 +83,15 @@ def _transfer(c) -> None:
 
 
 def _small(c) -> None:
-    c.data.spacing_rule = "per_corpus"
+    for_two_cores(c)
     c.model.update(dict(variant="t", dtype="float32", vit_dropout=0.0))
     _transfer(c)
     c.init.checkpoint = "last"
     c.optim.steps_per_epoch = 1
-    c.optim.name = "adamw"
     c.optim.lr = 1e-3
     c.optim.weight_decay = 1e-3
-    c.train.patch = (40, 64, 64)
-    c.train.batch = 4
-    c.train.steps = 1500
-    c.train.validate_every = 100
-    c.train.validation_batches = 20
-    c.train.checkpoint_every = 500
-    c.train.log_every = 25
+    c.train.patch, c.train.batch = (40, 64, 64), 4
+    c.train.validate_every, c.train.checkpoint_every = 100, 500
     c.sampler.oversample = "probabilistic"
     c.sampler.foreground = 0.67
     c.infer.mirror_axes = ()
