@@ -109,7 +109,7 @@ def test_the_masked_image_network_computes_swin_maes_function():
     params, _ = core.convert(port.gathered(_arrays(state)), port.masked_table(), target, ignored=port.IGNORED)
     rng = np.random.default_rng(0)
     image, masked = rng.normal(size=(2, 64, 64, 1)).astype(np.float32), rng.random((2, 16, 16)) < 0.75
-    found = jax.jit(lambda p: net.apply({"params": p}, image, {"masked": jnp.asarray(masked)})["pixels"])(params)
+    found = jax.jit(lambda p: net.apply({"params": p}, jnp.asarray(image), {"masked": jnp.asarray(masked)})["pixels"])(params)
     with torch.no_grad():
         x = peer.patch_embed(torch.from_numpy(image).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
         x = torch.where(torch.from_numpy(masked)[..., None], state["mask_token"][0, 0, 0], x)

@@ -8,10 +8,12 @@ def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser("import", help="weights from PyTorch: medjax import WEIGHTS --family nnunet -o RUN")
     p.add_argument("weights", help="checkpoint file: .pth, .pt, .model, .safetensors, .npz")
-    p.add_argument("--family", required=True, help="nnunet, swin_unetr, stunet, vit, ...")
+    p.add_argument("--family", required=True, help="nnunet, swin_unetr, swin_unet (and M4oE), stunet, vit, ...")
     p.add_argument("-o", "--output", required=True, help="run folder to make")
     p.add_argument("--plan", default="", help="plan.json of a run, plans.json (nnU-Net v2) or plans.pkl (v1), if the file carries none")
-    p.add_argument("--dataset", default="", help="dataset.json with channels and labels, if the file carries none")
+    p.add_argument(
+        "--dataset", nargs="+", default=[], help="dataset.json with channels and labels, if the file has none; one for each head"
+    )
     p.add_argument("--configuration", default="3d_fullres", help="of a plans.json")
     p.add_argument("--name", default="", help="name of the corpus")
     p.add_argument("--patch", nargs="+", type=int, default=[], metavar="N", help="z y x the network was trained on, if the plan lacks it")
@@ -22,7 +24,7 @@ def add(verbs) -> None:
 def _import(args) -> int:
     from medjax.experiment.imported import import_weights
 
-    optional = {key: Path(value) if value else None for key, value in (("plan", args.plan), ("dataset", args.dataset))}
+    optional = {"plan": Path(args.plan) if args.plan else None, "dataset": tuple(map(Path, args.dataset))}
     print(
         import_weights(
             Path(args.weights), args.family, Path(args.output), configuration=args.configuration, name=args.name,

@@ -65,8 +65,8 @@ def _other(folder: Path, name: str) -> tuple[Any, int]:
 def channel_names(ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names along the class axis of the heads of (this run, the source): like names are copied.
 
-    Those of the label space for sigmoid heads; for heads by corpus one name per column, "corpus/class" and "corpus/background", a head that
-    corpora share being named after one that both runs know.
+    Those of the label space for sigmoid heads; for heads by corpus one name per column, "corpus/class" as the corpus calls it and
+    "corpus/background", a head that corpora share being named after one that both runs know.
     """
     if "corpus_softmax" not in (_kind(ours[0]), _kind(theirs[0])):
         return ours[1].classes, theirs[1].classes
@@ -88,7 +88,8 @@ def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple
     names = [""] * (int(table.max()) + 1)
     order = sorted(range(len(numbers)), key=lambda k: space.corpora[k].name in common)  # a common corpus has the last word
     for k in order:
-        for column, what in zip(table[k], ("background", *space.classes), strict=True):
+        own = {channel: local for local, channel in space.names[k]}  # the same whichever way the run shares classes between corpora
+        for column, channel in zip(table[k], ("", *space.classes), strict=True):
             if column >= 0:
-                names[column] = f"{space.corpora[k].name}/{what}"
+                names[column] = f"{space.corpora[k].name}/{own.get(channel, 'background')}"
     return tuple(names)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from medjax.build import plain
+from medjax.data.description import describe
 from medjax.data.plan import Plan
 from medjax.errors import ModelError, UsageError, did_you_mean
-from medjax.experiment import runfolder
-from medjax.labels import Corpus, LabelSpace
+from medjax.experiment import adapt, runfolder
+from medjax.labels import Corpus, LabelSpace, merge
 from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
 
@@ -34,15 +35,15 @@ def families() -> list[str]:
 
 
 def import_weights(
-    path: Path, family: str, out: Path, *, plan: Path | None = None, dataset: Path | None = None, configuration: str = "3d_fullres",
-    name: str = "", patch: Sequence[int] = (), model: Mapping[str, Any] | None = None,
+    path: Path, family: str, out: Path, *, plan: Path | None = None, dataset: Path | Sequence[Path] | None = None,
+    configuration: str = "3d_fullres", name: str = "", patch: Sequence[int] = (), model: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Makes the run folder `out`.
 
     Args:
       path: the weight file. family: see `families`.
       plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed where the checkpoint carries its plans.
-      dataset: dataset.json with the classes; likewise.
+      dataset: dataset.json with the classes; likewise. One for each head, in their order, of networks with heads by corpus.
       configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) that the network was trained on, if nothing says it.
       model: arguments of our network that the file does not tell, e.g. {"merging": "fixed"}.
 
@@ -59,15 +60,18 @@ def import_weights(
         raise UsageError("the folder is not empty", path=out, fix="give another -o")
     module = importlib.import_module(f"medjax.port.{family}")
     structure = core.read(path)
-    described = _describe(structure, path, plan, dataset, configuration, name)
+    datasets = (dataset,) if isinstance(dataset, Path) else tuple(dataset or ())
+    described = _describe(structure, path, plan, datasets, configuration, name)
     tensors = nnunet_plan.in_image_order(core.tensors_of(structure), described.backward)
     found = module.architecture(tensors)
     ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
     tensors = getattr(module, "gathered", dict)(tensors)
     found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
     params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=ignored, absent=absent)
-    space, activation = _meaning(described.space, found.channels_out, found.channels_in, name or path.stem)
-    if activation == "softmax":
+    heads = found.arguments.get("corpus_channels")  # softmax heads by corpus, which our network keeps as they are
+    meaning = _by_corpus if heads else _meaning
+    space, activation = meaning(described.space, found, name or path.stem)
+    if activation == "softmax" and not heads:
         params = core.relative_to_background(params, module.HEADS)
     whole = described.plan is not None and described.space is not None and not account.absent
     patch = tuple(patch) or described.patch or core.sides_of(found)
@@ -76,8 +80,8 @@ def import_weights(
         "model": {"name": found.model, **_without_data(found.arguments)},
         "train": {"patch": patch, "batch": described.batch, "steps": 0},
         "infer": {
-            "checkpoint": "last", "overlap": 0.5, "mirror_axes": described.mirror_axes, "average": described.average, "batch_windows": 2,
-            "activation": activation,
+            "checkpoint": "last", "overlap": 0.5, "mirror_axes": () if heads else described.mirror_axes,
+            "average": "prob" if heads else described.average, "batch_windows": 2 if len(patch) == 3 else 16, "activation": activation,
         },
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +95,8 @@ def import_weights(
         checkpoints.save(0, {"params": params, "step": jnp.zeros((), jnp.int32)}, facts)
         checkpoints.wait()
     lines = [account.text(), f"network: {found.model}, {_count(params):,} parameters, {len(space.classes)} classes ({activation})"]
+    if count := found.arguments.get("experts", 0):
+        lines.append(f"experts by modality: {', '.join(adapt.expert_names(fields, space, count))}")
     lines += [f"note: {note}" for note in described.notes]
     if whole:
         lines.append(f"{out} predicts: medjax predict SCANS -m {out} -o MASKS")
@@ -108,8 +114,9 @@ def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
     return getattr(module, word)(tensors) if hasattr(module, word) else getattr(module, word.upper(), ())
 
 
-def _describe(structure: Any, path: Path, plan: Path | None, dataset: Path | None, configuration: str, name: str) -> Description:
+def _describe(structure: Any, path: Path, plan: Path | None, datasets: Sequence[Path], configuration: str, name: str) -> Description:
     """From the files given, else from what the checkpoint carries, else nothing."""
+    dataset = datasets[0] if datasets else None
     carried = structure.get("init_args") if isinstance(structure, Mapping) else None
     if plan is None and isinstance(carried, Mapping) and "plans" in carried:
         mirrored = structure.get("inference_allowed_mirroring_axes")
@@ -120,36 +127,79 @@ def _describe(structure: Any, path: Path, plan: Path | None, dataset: Path | Non
     if plan is None and dataset is None:
         return Description(notes=("the file says neither classes nor preparation of scans",))
     labels = _json(dataset) if dataset else {}
+    own = plan is not None and plan.suffix != ".pkl" and "spacing_mm" in _json(plan)
+    if len(datasets) > 1:
+        if plan is not None and not own:
+            raise UsageError("several data sets need a plan of medjax", path=plan, fix="give the plan.json of a run")
+        space = merge([describe(one)[0] for one in datasets], "per_corpus")
+        return Description(space, _own_plan(plan, space) if plan else None)
+    if plan is None or own:
+        space = _one_corpus(dataset, name) if dataset else None
+        return Description(space, _own_plan(plan, space) if plan else None)
     name = name or nnunet_plan.dataset_name(dataset or path)
-    if plan is None:
-        return Description(nnunet_plan.label_space(labels["labels"], _channel_names(labels), name))
     if plan.suffix == ".pkl":
         return nnunet_plan.from_v1(torch_file.read_plain(plan), _needed(labels, "a plan of nnU-Net v1"), name)
-    read = _json(plan)
-    if "configurations" in read:
-        return nnunet_plan.from_v2(read, configuration, _needed(labels, "plans of nnU-Net v2"), name)
-    own = Plan.from_json(read)
-    space = nnunet_plan.label_space(labels["labels"], _channel_names(labels), next(iter(own.spacing_mm))) if labels else None
-    return Description(space, own)
+    return nnunet_plan.from_v2(_json(plan), configuration, _needed(labels, "plans of nnU-Net v2"), name)
 
 
-def _meaning(space: LabelSpace | None, channels_out: int, channels_in: int, name: str) -> tuple[LabelSpace, str]:
+def _one_corpus(dataset: Path, name: str) -> LabelSpace:
+    """The classes of a dataset.json in the order of the file's channels, named and described as a training on it would be."""
+    corpus, spec, _ = describe(dataset)
+    return nnunet_plan.label_space(spec["labels"], corpus.channels, name or corpus.name, corpus.modality)
+
+
+def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
+    """A run's plan for the corpora of the space: where it has one spacing only, that is theirs whatever it was called."""
+    plan = Plan.from_json(_json(path))
+    if space is None:
+        return plan
+    common = set(plan.spacing_mm.values())
+    for corpus in space.corpora:
+        for channel in corpus.channels:
+            plan.intensity_of(channel)
+    return dataclasses.replace(
+        plan, spacing_mm={c.name: next(iter(common)) if len(common) == 1 else plan.spacing_of(c.name) for c in space.corpora}
+    )
+
+
+def _meaning(space: LabelSpace | None, found: core.Architecture, name: str) -> tuple[LabelSpace, str]:
     """The label space, and whether the channels are exclusive; without one, classes are numbered."""
     if space is None:
-        rows = tuple((i, (f"class_{i}",)) for i in range(1, channels_out + 1))
-        corpus = Corpus(name, rows, channels=tuple(f"channel_{i}" for i in range(channels_in)), modality="unknown")
-        return LabelSpace(corpus.classes, (corpus,), (tuple((c, c) for c in corpus.classes),), corpus.classes), "sigmoid"
-    if channels_out not in (len(space.classes), len(space.classes) + 1):
+        rows = tuple((i, (f"class_{i}",)) for i in range(1, found.channels_out + 1))
+        corpus = Corpus(name, rows, channels=tuple(f"channel_{i}" for i in range(found.channels_in)), modality="unknown")
+        return merge([corpus]), "sigmoid"
+    if len(space.corpora) > 1:
+        raise UsageError("the network has one set of heads", found=f"{len(space.corpora)} data sets", fix="give one --dataset")
+    if found.channels_out not in (len(space.classes), len(space.classes) + 1):
         raise ModelError(
-            "the classes do not fit the network's heads", found=f"{channels_out} channels, {len(space.classes)} classes",
+            "the classes do not fit the network's heads", found=f"{found.channels_out} channels, {len(space.classes)} classes",
             expected="as many channels as classes, or one more for the background", fix="give the right --dataset",
         )  # fmt: skip
-    return space, "sigmoid" if channels_out == len(space.classes) else "softmax"
+    return space, "sigmoid" if found.channels_out == len(space.classes) else "softmax"
+
+
+def _by_corpus(space: LabelSpace | None, found: core.Architecture, name: str) -> tuple[LabelSpace, str]:
+    """The label space of softmax heads by corpus, in the order of the heads; without one, a corpus of numbered classes for each."""
+    wanted = tuple(tuple(channels) for channels in found.arguments["corpus_channels"])
+    if space is None:
+        names = [name] if len(wanted) == 1 else [f"{name}_{k}" for k in range(len(wanted))]
+        rows = [tuple((i, (f"class_{i}",)) for i in range(1, len(own) + 1)) for own in wanted]
+        numbered = [Corpus(n, r, channels=("channel_0",), modality="unknown") for n, r in zip(names, rows, strict=True)]
+        return merge(numbered, "per_corpus"), "softmax"
+    given = tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known)
+    if given != wanted:
+        raise ModelError(
+            "the classes do not fit the network's heads", found=f"data sets of {[len(own) for own in given]} classes",
+            expected=f"heads of {[len(own) for own in wanted]}, the background left out", fix="give one --dataset for each head, in order",
+        )  # fmt: skip
+    if (channels := max(len(corpus.channels) for corpus in space.corpora)) not in (1, found.channels_in):
+        raise ModelError("the channels do not fit the network", found=channels, expected=f"1 (repeated) or {found.channels_in}")
+    return space, "softmax"
 
 
 def _without_data(arguments: Mapping[str, Any]) -> dict:
     """Arguments that belong into a config: what the data decides is offered to the network anyway."""
-    return {k: v for k, v in arguments.items() if k not in ("classes", "in_channels")}
+    return {k: v for k, v in arguments.items() if k not in ("classes", "in_channels", "corpus_channels", "modalities")}
 
 
 def _fresh(params: Any) -> str:
@@ -167,11 +217,6 @@ def _json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"not a readable JSON file: {error}", path=path) from error
-
-
-def _channel_names(dataset: Mapping) -> tuple[str, ...]:
-    named = dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"}
-    return tuple(str(named[key]) for key in sorted(named, key=int))
 
 
 def _needed(labels: dict, what: str) -> dict:

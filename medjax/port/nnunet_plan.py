@@ -95,11 +95,8 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
     statistics = plans["dataset_properties"].get("intensityproperties") or {}
     schemes, masks = plans["normalization_schemes"], plans.get("use_mask_for_norm") or {}
     intensity = {c: intensity_of(str(schemes[i]), statistics.get(i) or {}, bool(masks.get(i))) for i, c in enumerate(channels)}
-    labels = dataset["labels"]
-    if all(str(key).lstrip("-").isdigit() for key in labels):
-        labels = {str(label): int(value) for value, label in labels.items()}
     return Description(
-        label_space(labels, channels, name),
+        label_space(dataset["labels"], channels, name),
         Plan({name: tuple(float(s) for s in _back(chosen["current_spacing"], backward))}, intensity, "stored"),
         tuple(int(n) for n in _back(chosen["patch_size"], backward)),
         int(chosen["batch_size"]),
@@ -110,8 +107,10 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
     )
 
 
-def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str) -> LabelSpace:
-    """A dataset.json's labels, or regions in the order of their channels, as a label space of one corpus."""
+def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str, modality: str = "") -> LabelSpace:
+    """A dataset.json's labels (either direction), or regions in the order of their channels, as a label space of one corpus."""
+    if labels and all(str(key).lstrip("-").isdigit() for key in labels):
+        labels = {str(label): int(value) for value, label in labels.items()}
     values = {str(k): tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in labels.items()}
     ignore = values.pop("ignore", (None,))[0]
     values = {k: tuple(int(i) for i in v) for k, v in values.items() if set(v) != {0}}
@@ -119,7 +118,7 @@ def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str) -
         values = dict(sorted(values.items(), key=lambda item: item[1]))
     raw = sorted({i for v in values.values() for i in v if i})
     rows = tuple((i, tuple(k for k, v in values.items() if i in v)) for i in raw)
-    corpus = Corpus(name, rows, channels=tuple(channels), modality=_modality(channels), ignore=ignore)
+    corpus = Corpus(name, rows, channels=tuple(channels), modality=modality or _modality(channels), ignore=ignore)
     classes = tuple(values)
     return LabelSpace(classes, (corpus,), (tuple((k, k) for k in classes),), classes)
 
