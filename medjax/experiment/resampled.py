@@ -20,6 +20,14 @@ from medjax.labels import Corpus, LabelSpace
 RULES = ("standard", "released")
 
 
+def check(rule: str) -> None:
+    """`UsageError` for a rule that does not exist."""
+    if rule not in RULES:
+        raise UsageError(
+            f"unknown rule {rule!r} for empty classes", expected=" or ".join(RULES), fix="set config.evaluate.resampled to one"
+        )
+
+
 def class_scores(reference: np.ndarray, prediction: np.ndarray, rule: str = "standard") -> tuple[float, float] | None:
     """(Dice, IoU) of two masks; None where the case does not count.
 
@@ -27,8 +35,7 @@ def class_scores(reference: np.ndarray, prediction: np.ndarray, rule: str = "sta
       rule: "standard": both empty does not count, one empty scores 0. "released" (M4oE's code): reference empty and prediction not scores
         (1, 1); both empty, or the prediction alone, (0, 0).
     """
-    if rule not in RULES:
-        raise UsageError(f"unknown rule {rule!r} for empty classes", expected=" or ".join(RULES))
+    check(rule)
     truth, found = bool(reference.any()), bool(prediction.any())
     if rule == "released" and not truth:
         return (1.0, 1.0) if found else (0.0, 0.0)
@@ -51,12 +58,17 @@ def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], sto
     Args:
       held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the reference.
 
-    Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ..., "IoU": ..., "n": volumes}}}}.
+    Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ..., "IoU": ..., "n": volumes}}},
+      "not prepared": ["corpus/case", ...]}; the latter, which the store does not hold, count for nothing.
     """
-    space, out = predictor.model.space, {"rule": rule, "grid": "network"}
+    check(rule)
+    space, out, missing = predictor.model.space, {"rule": rule, "grid": "network"}, []
     for name, (corpus, cases) in held.items():
         values: dict[str, list[tuple[float, float]]] = {}
         for case in cases:
+            if not (Path(store) / corpus.store / case.name / "case.json").is_file():
+                missing.append(f"{name}/{case.name}")
+                continue
             probabilities, _ = predictor.scores(nifti.read_case(case.images), name)
             mask = decide(probabilities, predictor.activation)
             ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
@@ -69,7 +81,7 @@ def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], sto
         if classes:
             mean = {m: float(np.mean([entry[m] for entry in classes.values()])) for m in ("Dice", "IoU")}
             out[name] = mean | {"classes": classes}
-    return out
+    return out | {"not prepared": missing}
 
 
 def decide(probabilities: np.ndarray, activation: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, initial, network, planned, runfolder
+from medjax.experiment import corpora, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
@@ -56,6 +56,8 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
     """
     fields = planned.resolve(fields)
+    if rule := fields["evaluate"].get("resampled", ""):
+        resampled.check(rule)  # before the training, not after it
     data = corpora.open_data(fields["data"], workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_another_recipe(fields, data, workdir)
@@ -228,7 +230,7 @@ def _devices(batch: int) -> list | None:
 
 def evaluate(run: Run) -> int:
     """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
-    from medjax.experiment import resampled, scores
+    from medjax.experiment import scores
 
     if not run.fields["evaluate"].get("on", True):
         say("nothing to evaluate: this config only prepares weights for another one (config.evaluate.on)")
@@ -247,6 +249,8 @@ def evaluate(run: Run) -> int:
         found = resampled.score(predictor, held, run.store, rule)
         runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
         say(f"on the network's grid, empty classes by the {rule} rule: see {run.workdir / 'evaluation' / 'resampled.json'}")
+        if left := found["not prepared"]:
+            say(f"  without {len(left)} cases that the store does not hold: {', '.join(left[:4])}")
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK
