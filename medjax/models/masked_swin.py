@@ -19,7 +19,7 @@ from medjax.errors import ModelError
 from medjax.models.parts import moe
 from medjax.models.parts.attention import Context, linear_init
 from medjax.models.parts.patch import PatchExpanding, space_to_depth
-from medjax.models.parts.swin_tower import REMAT, SwinTower, check, check_grids, stages
+from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 
 class MaskedSwin(nn.Module):
@@ -42,10 +42,7 @@ class MaskedSwin(nn.Module):
     def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
         """See the module docstring."""
         dims, patch = len(self.window), self.encoder.patch
-        if len(image.shape) != dims + 2 or image.shape[-1] != self.in_channels:
-            expected = f"(batch, {dims} sides, {self.in_channels} channels)"
-            raise ModelError("the image does not fit the network", found=image.shape, expected=expected, fix="set dims and in_channels")
-        check_grids(image.shape[1:-1], patch, len(self.encoder.stages), self.window)
+        check_image(image.shape, self.in_channels, self.encoder, self.window)
         token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.width,))
         patches = space_to_depth(jnp.repeat(image, self.encoder.repeat, -1) if self.in_channels == 1 else image, patch)
         masked = self._masked(context, patches.shape[:-1])
@@ -101,26 +98,19 @@ def make(
 
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
     """
-    count = experts if experts is not None else modalities
-    fitting = len(heads) == len(depths) and all(width * 2**i % h == 0 for i, h in enumerate(heads))
-    enough = (len(expert_of) if expert_of else count) >= modalities
+    owner, count = "the masked-image network", experts if experts is not None else modalities
+    chosen = tuple(expert_of) if expert_of is not None else None
+    enough = experts_in == "none" or (len(chosen) if chosen else count) >= modalities
     check(
-        "the masked-image network",
+        owner,
         [
-            ("dims", dims, dims in (2, 3), "2 or 3"),
-            ("depths", depths, len(depths) > 1 and min(depths) > 0, "two or more positive numbers"),
-            ("heads", heads, fitting, f"one per stage, divisors of {width} x (1, 2, 4, ...)"),
             ("experts_in", experts_in, experts_in in ("none", "encoder"), "none or encoder"),
-            ("experts", count, experts_in == "none" or enough, f"one for each of {modalities} modalities"),
-            ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
+            ("experts", count, enough, f"one for each of {modalities} modalities"),
         ],
     )
-    precision, windows = jnp.dtype(dtype), (window,) * dims
-    chosen = tuple(expert_of) if expert_of is not None else None
-    mixed = moe.socket("hard" if experts_in == "encoder" else "dense", count, expert_of=chosen, dispatch=dispatch)
-    shared = {"mlp_ratio": mlp_ratio, "keep_shift": keep_shift, "initial": initial, "epsilon": epsilon, "dtype": precision, "remat": remat}
-    down = stages(heads, depths, windows, drop_path, mlp=mixed, **shared)
-    up = stages(heads, depths, windows, drop_path, **shared)[-2::-1]
-    tower = SwinTower(width, (patch_size,) * dims, down, initial=initial, epsilon=epsilon, dtype=precision)
-    return MaskedSwin(tower, up, windows, in_channels, initial, epsilon, precision)
+    tower, up = tower_and_decoder(
+        owner, width=width, depths=depths, heads=heads, window=window, patch_size=patch_size, dims=dims, drop_path=drop_path,
+        inside=moe.socket("hard" if experts_in == "encoder" else "dense", count, expert_of=chosen, dispatch=dispatch),
+        outside=moe.socket("dense"), dtype=dtype, remat=remat, initial=initial, epsilon=epsilon, mlp_ratio=mlp_ratio, keep_shift=keep_shift,
+    )  # fmt: skip
+    return MaskedSwin(tower, up, (window,) * dims, in_channels, initial, epsilon, jnp.dtype(dtype))

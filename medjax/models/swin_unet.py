@@ -19,7 +19,7 @@ from medjax.models.parts import heads as head_parts
 from medjax.models.parts import moe
 from medjax.models.parts.attention import Context, call, linear_init
 from medjax.models.parts.patch import PatchExpanding
-from medjax.models.parts.swin_tower import REMAT, SwinTower, check, check_grids, stages
+from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 PLACES = ("none", "encoder", "decoder", "both")
 
@@ -48,7 +48,7 @@ class SwinUNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
         """See the module docstring."""
-        self._check_image(image.shape)
+        check_image(image.shape, self.in_channels, self.encoder, self.window)
         entering, x, inside = self.encoder(image, context, train)
         features = {f"stage{s}": y for s, y in enumerate([*entering[1:], x])}
         y, outside = self._decode(x, entering, context, train)
@@ -83,13 +83,6 @@ class SwinUNet(nn.Module):
                 x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k}", **shared)(x)
         x = norm("dec_norm")(x)
         return PatchExpanding(x.shape[-1], self.encoder.patch, name="final", **shared)(x), offered
-
-    def _check_image(self, shape: tuple[int, ...]) -> None:
-        dims = len(self.window)
-        if len(shape) != dims + 2 or shape[-1] != self.in_channels:
-            expected = f"(batch, {dims} sides, {self.in_channels} channels)"
-            raise ModelError("the image does not fit the network", found=shape, expected=expected, fix="set dims and in_channels")
-        check_grids(shape[1:-1], self.encoder.patch, len(self.encoder.stages), self.window)
 
 
 def _kernel_only(kind: str, inputs: int) -> Mapping[str, Callable]:
@@ -144,36 +137,26 @@ def make(
 
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
     """
-    count = experts if experts is not None else modalities
-    fitting = len(heads) == len(depths) and all(width * 2**i % h == 0 for i, h in enumerate(heads))
+    owner, count = "Swin-Unet", experts if experts is not None else modalities
+    chosen = tuple(expert_of) if expert_of is not None else None
     check(
-        "Swin-Unet",
+        owner,
         [
-            ("dims", dims, dims in (2, 3), "2 or 3"),
-            ("depths", depths, len(depths) > 1 and min(depths) > 0, "two or more positive numbers"),
-            ("heads", heads, fitting, f"one per stage, divisors of {width} x (1, 2, 4, ...)"),
             ("experts_in", experts_in, experts_in in PLACES, " or ".join(PLACES)),
             ("routing", routing, routing in moe.ROUTINGS[1:], " or ".join(moe.ROUTINGS[1:])),
             ("gate_scope", gate_scope, gate_scope in moe.SCOPES, " or ".join(moe.SCOPES)),
             ("experts", count, count > 0, "at least 1"),
-            ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
         ],
     )
-    precision, windows = jnp.dtype(dtype), (window,) * dims
-    chosen = tuple(expert_of) if expert_of is not None else None
     if routing == "hard" and experts_in != "none" and (len(chosen) if chosen else count) < modalities:
         raise ModelError(
             "a modality has no expert", found=f"{count} experts, {modalities} modalities", fix="raise experts or set expert_of"
         )
-    mixed = moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch)
-    shared = {"mlp_ratio": mlp_ratio, "keep_shift": keep_shift, "initial": "swin", "epsilon": epsilon, "dtype": precision, "remat": remat}
-    down, up = (
-        stages(heads, depths, windows, drop_path, mlp=mixed if experts_in in (place, "both") else moe.socket("dense"), **shared)
-        for place in ("encoder", "decoder")
-    )
-    tower = SwinTower(width, (patch_size,) * dims, down, epsilon=epsilon, dtype=precision)
-    channels = corpus_channels if head == "corpus_softmax" else None
-    return SwinUNet(
-        classes, tower, up[-2::-1], head_parts.socket(head, channels, share_heads), windows, in_channels, epsilon=epsilon, dtype=precision
-    )
+    mixed, dense = moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch), moe.socket("dense")
+    tower, up = tower_and_decoder(
+        owner, width=width, depths=depths, heads=heads, window=window, patch_size=patch_size, dims=dims, drop_path=drop_path,
+        inside=mixed if experts_in in ("encoder", "both") else dense, outside=mixed if experts_in in ("decoder", "both") else dense,
+        dtype=dtype, remat=remat, initial="swin", epsilon=epsilon, mlp_ratio=mlp_ratio, keep_shift=keep_shift,
+    )  # fmt: skip
+    head = head_parts.socket(head, corpus_channels if head == "corpus_softmax" else None, share_heads)
+    return SwinUNet(classes, tower, up, head, (window,) * dims, in_channels, epsilon=epsilon, dtype=jnp.dtype(dtype))

@@ -1,4 +1,4 @@
-"""The encoder that Swin-Unet, M4oE and their masked-image pre-training share: one module, one parameter tree.
+"""What Swin-Unet, M4oE and their masked-image pre-training share: the encoder, one module with one parameter tree, and how it is built.
 
 In: image (b, *vol, m). Out: the tokens that enter every stage, those that leave the last one, and what the gates decided.
 """
@@ -15,7 +15,7 @@ from medjax.errors import ModelError
 from medjax.models.parts.attention import Context, SwinBlock, SwinStage, drop_path_rates, linear_init, rematerialised
 from medjax.models.parts.patch import PatchEmbed, PatchMerging
 
-REMAT = ("none", "block")
+REMAT, DTYPES = ("none", "block"), ("float32", "bfloat16")
 
 
 class SwinTower(nn.Module):
@@ -80,6 +80,43 @@ def stages(
     block = SwinBlock if remat == "none" else rematerialised()
     rates = drop_path_rates(drop_path, depths)
     return tuple(functools.partial(SwinStage, h, window, r, block, **shared) for h, r in zip(heads, rates, strict=True))
+
+
+def tower_and_decoder(
+    owner: str, *, width: int, depths: Sequence[int], heads: Sequence[int], window: int, patch_size: int, dims: int, drop_path: float,
+    inside: Callable, outside: Callable, dtype: str, remat: str, initial: str, epsilon: float, **shared: Any,
+) -> tuple[SwinTower, tuple[Callable, ...]]:  # fmt: skip
+    """The encoder, and one `SwinStage` constructor per decoder stage, deepest first, each like the encoder's stage of its width.
+
+    Args:
+      owner: the network, for errors. inside, outside: the `mlp` sockets of encoder and decoder.
+      shared: further attributes of every block. Others: see `models.swin_unet.make`.
+
+    Raises: `ModelError` for numbers that describe no network.
+    """
+    fitting = len(heads) == len(depths) and all(width * 2**i % h == 0 for i, h in enumerate(heads))
+    check(
+        owner,
+        [
+            ("dims", dims, dims in (2, 3), "2 or 3"),
+            ("depths", depths, len(depths) > 1 and min(depths) > 0, "two or more positive numbers"),
+            ("heads", heads, fitting, f"one per stage, divisors of {width} x (1, 2, 4, ...)"),
+            ("dtype", dtype, dtype in DTYPES, " or ".join(DTYPES)),
+            ("remat", remat, remat in REMAT, " or ".join(REMAT)),
+        ],
+    )
+    alike = {"initial": initial, "epsilon": epsilon, "dtype": jnp.dtype(dtype)}
+    down, up = (stages(heads, depths, (window,) * dims, drop_path, mlp=mlp, remat=remat, **alike, **shared) for mlp in (inside, outside))
+    return SwinTower(width, (patch_size,) * dims, down, **alike), up[-2::-1]
+
+
+def check_image(shape: Sequence[int], in_channels: int, tower: SwinTower, window: Sequence[int]) -> None:
+    """Raises `ModelError` unless an image (b, *vol, m) has the axes and channels of the network, and sides that its windows fill."""
+    dims = len(window)
+    if len(shape) != dims + 2 or shape[-1] != in_channels:
+        expected = f"(batch, {dims} sides, {in_channels} channels)"
+        raise ModelError("the image does not fit the network", found=tuple(shape), expected=expected, fix="set dims and in_channels")
+    check_grids(shape[1:-1], tower.patch, len(tower.stages), window)
 
 
 def check_grids(sides: Sequence[int], patch: Sequence[int], count: int, window: Sequence[int]) -> None:
