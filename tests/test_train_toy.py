@@ -1,6 +1,10 @@
-"""The supervised task on a toy network, and the toy run that the other training tests share (also as a program, to be killed)."""
+"""The supervised task on a toy network, and the toy run that the other training tests share (also as a program, to be killed).
+
+The run may train TSFM's network as well, at its smallest: `run(net="tsfm")`.
+"""
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -11,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from medjax.errors import Preempted, UsageError
 from medjax.losses import cross_entropy, dice
+from medjax.models import tsfm
 from medjax.train import loop, optim, sharding
 from medjax.train.tasks import supervised
 
@@ -70,15 +76,50 @@ def augment(key, image, label):
     return image + 0.1 * jax.random.normal(key, image.shape), label
 
 
-def task(**changes):
-    """The toy task; `changes` replace arguments of `supervised.make`."""
+def task(forward=apply, **changes):
+    """The toy task, of another network if one is given; `changes` replace arguments of `supervised.make`."""
     losses = (("cross_entropy", 1.0, cross_entropy.make()), ("dice", 1.0, dice.make()))
     arguments = dict(table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, augment=augment)
-    return supervised.make(apply, losses, **(arguments | changes))
+    return supervised.make(forward, losses, **(arguments | changes))
 
 
-def run(workdir, *, steps=12, devices=None, fsdp=1, delay=0.0, optimizer=None, stream=None, hosts=1, host=0, borrow=None, **settings):
-    """Trains the toy; `settings` are fields of `loop.Settings` or arguments of `loop.fit`."""
+def tsfm_init_and_apply():
+    """TSFM with every kind of its blocks, recomputed in the backward pass, and a scanned transformer of two layers with dropout."""
+    net = tsfm.make(
+        len(CLASSES), variant="t", channels=(8, 16), strides=((1, 2, 2),), vit_width=24, vit_layers=2, vit_heads=2, remat="block"
+    )  # fmt: skip
+
+    def apply(params, image, context, train, key=None):
+        return net.apply({"params": params}, image, context, train, rngs=None if key is None else {"dropout": key})
+
+    return lambda key: net.init(key, jnp.zeros((1, *PATCH, 1)))["params"], apply
+
+
+def network(net, steps):
+    """(init, task, optimizer) of "toy", or of "tsfm" with its own recipe at ten times the rate."""
+    if net == "toy":
+        return init, task(), optim.make(lr=0.05, momentum=0.9, steps=steps)
+    fresh, forward = tsfm_init_and_apply()
+    return fresh, task(forward), optim.make(lr=1e-2, weight_decay=1e-3, steps=steps)
+
+
+def run(
+    workdir,
+    *,
+    net="toy",
+    steps=12,
+    until=0,
+    devices=None,
+    fsdp=1,
+    delay=0.0,
+    optimizer=None,
+    stream=None,
+    hosts=1,
+    host=0,
+    borrow=None,
+    **settings,
+):
+    """Trains the toy, `until` a step if it is given; `settings` are fields of `loop.Settings` or arguments of `loop.fit`."""
     share = BATCH // hosts
 
     def local(batch):
@@ -93,15 +134,18 @@ def run(workdir, *, steps=12, devices=None, fsdp=1, delay=0.0, optimizer=None, s
         return (local(host_batch(10**6 + i)) for i in itertools.count())
 
     fields = set(loop.Settings.__dataclass_fields__)
-    plain = dict(validate_every=4, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False)
-    arguments = dict(names=CLASSES, recipe={"net": "toy"}, borrow=borrow, validation_stream=validation)
+    plain = dict(
+        validate_every=4 if net == "toy" else 0, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False
+    )
+    fresh, plain_task, plain_optimizer = network(net, steps)
+    arguments = dict(names=CLASSES, recipe={"net": net}, borrow=borrow, validation_stream=validation)
     arguments |= {k: v for k, v in settings.items() if k not in fields}
     return loop.fit(
-        task=arguments.pop("task", None) or task(),
-        init=init,
-        optimizer=optimizer or optim.make(lr=0.05, momentum=0.9, steps=steps),
+        task=arguments.pop("task", None) or plain_task,
+        init=fresh,
+        optimizer=optimizer or plain_optimizer,
         stream=stream or endless,
-        settings=loop.Settings(steps=steps, **(plain | {k: v for k, v in settings.items() if k in fields})),
+        settings=loop.Settings(steps=until or steps, **(plain | {k: v for k, v in settings.items() if k in fields})),
         workdir=workdir,
         mesh=sharding.make_mesh(fsdp, jax.devices()[:devices] if devices else None),
         **arguments,
@@ -200,8 +244,9 @@ def main():
         state = run(args.workdir, delay=args.delay, **hosts, **args.settings)
     except Preempted as error:
         raise SystemExit(error.exit_code) from error
+    whole = jax.tree.map(functools.partial(multihost_utils.process_allgather, tiled=True), state["params"])
     if jax.process_index() == 0:
-        flat = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(state["params"])}
+        flat = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(whole)}
         np.savez(args.workdir / "final.npz", **flat)
 
 
