@@ -299,7 +299,7 @@ def test_two_processes_equal_one(references, tmp_path, net, fsdp):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     pair = [start_program(tmp_path, "--host", str(i), "--port", port, net=net, fsdp=fsdp, sharding_rules=RULES) for i in range(2)]
-    outputs = [process.communicate(timeout=400)[0] for process in pair]
+    outputs = [process.communicate(timeout=900)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     final = np.load(tmp_path / "final.npz", allow_pickle=False)
     for name, value in flat(reference[1]).items():
