@@ -3,8 +3,8 @@
     python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3] [--size full|cpu|try]
 
 DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both sarcoma sets for N steps; then 20
-hippocampus cases are learned from there in N/10 steps, and from scratch in N/10 and in N steps: the same network, patch, batch, optimizer
-and cases. All three are scored on the same held-out cases. Writes transfer.json, .md and .png.
+hippocampus cases are learned from there in N/10 steps (or the `--percents` given), and from scratch in as many and in N steps: the same
+network, patch, batch, optimizer and cases. All are scored on the same held-out cases. Writes transfer.json, .md and .png.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks.trainings import Training
 
 CONFIG = "configs/tsfm.py:t_small"
 CLASSES = ("Anterior", "Posterior")
-RUNS = {"finetuned": "pre-trained, 10 % of the steps", "scratch_10": "scratch, 10 % of the steps", "scratch_100": "scratch, all steps"}
+KINDS = {"finetuned": "pre-trained", "scratch": "scratch"}
 
 
 def splits(data: Path, out: Path, cases: int) -> Path:
@@ -66,8 +66,9 @@ def main() -> None:
     """Runs and writes."""
     parser = trainings.parser(__doc__, SIZES, "cpu: a smaller patch and batch; try: tiny")
     parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--percents", type=int, nargs="+", default=(10,), help="lengths of the short runs, of --steps")
     given = parser.parse_args()
-    out, data, short = given.out.resolve(), given.data.resolve(), max(given.steps // 10, 1)
+    out, data = given.out.resolve(), given.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
     shared = flags(data, out, splits(data, out, given.cases), given.size)
     trainings.prepare(CONFIG, shared, out)
@@ -77,24 +78,33 @@ def main() -> None:
             "pretrained", (*shared, "--config.data.only=Heart,SarcomaCT,SarcomaMR", *of_length(given.steps), "--config.evaluate.on=False")
         ),
         Training("scratch_100", (*ours, *of_length(given.steps))),
-        Training("scratch_10", (*ours, *of_length(short))),
-        Training("finetuned", (*ours, *of_length(short), f"--config.init.source={out / 'pretrained'}"), after="pretrained"),
     ]
+    for percent in given.percents:
+        short = (*ours, *of_length(part(given.steps, percent)))
+        jobs.append(Training(f"scratch_{percent}", short))
+        jobs.append(Training(f"finetuned_{percent}", (*short, f"--config.init.source={out / 'pretrained'}"), after="pretrained"))
     status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
-    report(out, given, short, status)
+    report(out, given, status)
 
 
-def report(out: Path, given: argparse.Namespace, short: int, status: dict) -> None:
+def part(steps: int, percent: int) -> int:
+    """That share of the steps, at least one."""
+    return max(steps * percent // 100, 1)
+
+
+def report(out: Path, given: argparse.Namespace, status: dict) -> None:
     """The comparison from the run folders."""
     rows, found, curves = [], {}, {}
-    for name, title in RUNS.items():
+    runs = [(f"{kind}_{p}", title, part(given.steps, p)) for p in given.percents for kind, title in KINDS.items()]
+    for name, kind, steps in (*runs, ("scratch_100", KINDS["scratch"], given.steps)):
+        title = f"{kind}, {steps} steps"
         table = trainings.cells(out / name)
         cells = [table.get(("Hippocampus", c)) for c in CLASSES]
         means = [cell["mean"] for cell in cells if cell and cell["mean"] is not None]
         seconds = trainings.training_seconds(out / name)
         mean = f"{sum(means) / len(means):.3f}" if len(means) == len(CLASSES) else "-"
         shown = " | ".join(trainings.shown(cell) for cell in cells)
-        rows.append(f"| {title} | {given.steps if name == 'scratch_100' else short} | {shown} | {mean} | {seconds or 0:.0f} |")
+        rows.append(f"| {kind} | {steps} | {shown} | {mean} | {seconds or 0:.0f} |")
         found[name] = {"dice": dict(zip(CLASSES, cells, strict=True)), "seconds": seconds}
         curves[title] = trainings.curve(out / name, CLASSES)
     n = next((cell["n"] for run in found.values() for cell in run["dice"].values() if cell), "-")
@@ -103,7 +113,7 @@ def report(out: Path, given: argparse.Namespace, short: int, status: dict) -> No
         "| run | steps | Anterior | Posterior | mean | training s |", "|---|---|---|---|---|---|", *rows,
         *(f"Failed: {name} (rc {entry['rc']})" for name, entry in status.items() if entry["rc"] != 0),
     ]  # fmt: skip
-    account = out / "finetuned" / "transfer.json"
+    account = out / f"finetuned_{given.percents[0]}" / "transfer.json"
     moved = json.loads(account.read_text()) if account.is_file() else None
     facts = {"given": {k: str(v) for k, v in vars(given).items()}, "runs": found, "curves": curves, "transfer": moved, "status": status}
     trainings.write(out, "transfer", facts, "\n".join(text))
