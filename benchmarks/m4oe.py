@@ -31,6 +31,7 @@ NAMES = {
     "dense": "pre-trained, plain MLP",
     "mri": "MRI only, gated", "grown": "CT added, all trained", "grown_frozen": "CT added, new parts only",
 }  # fmt: skip
+HIDDEN = 8  # pixels along a side of what pre-training hides: 4x4 tokens of 2 pixels
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +59,8 @@ def commands(given, more):
 
     checks = [f"--config.train.validate_every={max(steps // 10, 1)}", "--config.train.validation_batches=8"]
     off = ["--config.train.validate_every=0"]
-    warm = [f"--config.optim.warmup_steps={warmup(steps)}", f"--config.task_options.patch_size={given.patch_size}", *checks]
+    hidden = [f"--config.task_options.patch_size={given.patch_size}", f"--config.task_options.block={max(HIDDEN // given.patch_size, 1)}"]
+    warm = [f"--config.optim.warmup_steps={warmup(steps)}", *hidden, *checks]
     grow = [sys.executable, "-m", "medjax.cli", "add-modality", str(out / "mri"), "--data", str(given.data / CT), "--begin", "copy"]
     lines = {
         "pretrain": main("pretrain", "small_pretrain", *warm),
