@@ -111,6 +111,7 @@ def _pretrain(c, variant):
         c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = 16, 400, 100, 20
         c.train.validate_every, c.train.validation_batches = 50, 8
         c.optim.warmup_steps = 40
+        c.optim.lr = 4e-4  # 1e-3 x sqrt(16 / 96): at 1e-3 the experts stayed at guessing the mean
         return
     c.train.batch, c.train.steps = 96, 400 * EPOCH_PRETRAIN
     c.train.checkpoint_every = c.train.validate_every = 10 * EPOCH_PRETRAIN
