@@ -41,7 +41,8 @@ def test_experts_are_found_by_name_and_the_gate_follows():
 
 
 @pytest.mark.parametrize(
-    ("begin", "gate", "atol"), [((0, 1, 1), "split", 1e-6), ((0, 1, 0), "split", 1e-6), ((0, 1, None), "closed", 1e-4)]
+    ("begin", "gate", "atol"),
+    [((0, 1, 1), "split", 1e-6), ((0, 1, 0), "split", 1e-6), ((0, 1, 1), "apart", 3e-6), ((0, 1, None), "closed", 1e-4)],
 )
 def test_a_split_or_closed_column_leaves_the_function_as_it_was(begin, gate, atol):
     old, new = _layer(2), _layer(3, seed=1)
@@ -49,6 +50,18 @@ def test_a_split_or_closed_column_leaves_the_function_as_it_was(begin, gate, ato
     before = _run(2, old, x)
     np.testing.assert_allclose(_run(3, experts.aligned(old, new, begin, gate), x), before, atol=atol)
     assert np.abs(_run(3, experts.aligned(old, new, (0, 1, None), "fresh"), x) - before).max() > 100 * atol  # so the rule matters
+
+
+@pytest.mark.parametrize(("gate", "equal"), [("split", True), ("apart", False)])
+def test_copies_that_are_trained_together_must_be_moved_apart(gate, equal):
+    x = jax.random.normal(jax.random.key(3), (2, 5, WIDTH))
+    tree = experts.aligned(_layer(2), _layer(3, seed=1), (0, 1, 1), gate)["stage0"]["block0"]["mlp"]
+    net = moe.MixtureOfExperts(HIDDEN, 3, "gate")
+    slopes = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(net.apply({"params": p}, x)))))(tree)
+    one, other = slopes["w1"][1], slopes["w1"][2]
+    assert (float(jnp.abs(one - other).max()) < 1e-5) == equal
+    one, other = slopes["gate"]["kernel"][:, 1], slopes["gate"]["kernel"][:, 2]
+    assert (float(jnp.abs(one - other).max()) < 1e-5) == equal
 
 
 def test_a_plain_mlp_becomes_every_expert_and_a_pretrained_one_takes_its_place():

@@ -9,7 +9,7 @@ def add(verbs) -> None:
     p.add_argument("--workdir", required=True, help="folder of the new run")
     p.add_argument("--begin", default="copy", help='"copy" (of --expert), "fresh", or a run with masked pre-training on the new modality')
     p.add_argument("--expert", default="", help="modality of the run whose expert is copied")
-    p.add_argument("--gate", default="", help='"split", "closed" or "fresh" gate column; default split for a copy, else closed')
+    p.add_argument("--gate", default="", help='gate column: "apart" (default for a copy), "split" (with --freeze), "closed" or "fresh"')
     p.add_argument("--freeze", action="store_true", help="train the new parts only")
     p.add_argument("--steps", type=int, help="training steps; 0: only report what would be added")
     p.add_argument("--lr", type=float, help="learning rate; default the run's")

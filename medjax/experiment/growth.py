@@ -75,8 +75,8 @@ def grown_fields(
       begin: where new experts begin: "fresh", "copy" (of the expert `source`), or a run folder with masked pre-training on the new modality
         (blocks that it lacks are copied from `source`).
       source: an expert of the run; needed only if it has several.
-      gate: "split" (the copy shares the column of its original: the function stays exactly), "closed", "fresh"; default "split" for a
-        copy, otherwise "closed".
+      gate: a word of `train.experts.GATES`; default "apart" for a copy ("split" with `freeze`: its original stays as it is), otherwise
+        "closed".
       freeze: train the new expert, its gate columns and the new head only.
       changes: "train.steps" and other dotted fields with their values.
 
@@ -99,7 +99,7 @@ def grown_fields(
     if grows and old["model"].get("experts") is not None:
         fields["model"]["experts"] = count + len(added)
     wanted = adapt.expert_names(fields, new, count + len(added)) if grows else ()
-    fields["init"] = _begin(names, wanted, added, begin, source, gate) | {"source": str(run.resolve())}
+    fields["init"] = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze)) | {"source": str(run.resolve())}
     if freeze:
         fields["optim"] |= _frozen(fields, new, old, space, tuple(wanted.index(name) for name in added) if grows else ())
     return plain(fields)
@@ -145,7 +145,11 @@ def _exact(fields: Mapping) -> dict:
     return {**fields, "model": {**fields["model"], "dtype": "float32"}}
 
 
-def _begin(names: Sequence[str], wanted: Sequence[str], added: Sequence[str], begin: str, source: str, gate: str) -> dict:
+def _gate(begin: str, freeze: bool) -> str:
+    return "closed" if begin != "copy" else "split" if freeze else "apart"
+
+
+def _begin(names: Sequence[str], wanted: Sequence[str], added: Sequence[str], begin: str, source: str, word: str) -> dict:
     """`config.init` of the new run."""
     init = {
         "checkpoint": "last", "rename": (), "heads": ((r"^head", -1),), "classes": {}, "resize": (), "widen": "repeat", "fresh": "",
@@ -157,10 +161,9 @@ def _begin(names: Sequence[str], wanted: Sequence[str], added: Sequence[str], be
         raise UsageError(f"the run has no expert {source!r}", expected=", ".join(names))
     if begin != "fresh" and not source and len(names) > 1:
         raise UsageError("which expert is to be copied?", expected=", ".join(names), fix="name it with --expert")
-    word = gate or ("split" if begin == "copy" else "closed")
     if word not in experts.GATES:
         raise UsageError(f"unknown rule {word!r} for gate columns", expected=", ".join(experts.GATES))
-    if word == "split" and begin != "copy":
+    if word in ("split", "apart") and begin != "copy":
         raise UsageError("only a copy can share a gate column", found=f"begin {begin!r}", fix='take gate "closed" or "fresh"')
     origin = "" if begin == "fresh" else source or names[0]
     other = {} if begin in ("fresh", "copy") else {name: str(Path(begin).expanduser().resolve()) for name in added}

@@ -18,7 +18,8 @@ from medjax.train import rules as rule_lists
 EXPERT = re.compile(r"(.*/mlp)/(w1|b1|w2|b2)$")
 GATE = re.compile(r"(.*/mlp)/gate/(kernel|bias)$")
 DENSE = {"w1": "fc1/kernel", "b1": "fc1/bias", "w2": "fc2/kernel", "b2": "fc2/bias"}
-GATES = ("split", "closed", "fresh")
+GATES = ("apart", "split", "closed", "fresh")
+APART = 0.3  # of the spread of `w2`: how far the copies that share a gate column are moved apart
 CLOSED = -12.0  # added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as small
 
 Flat = dict[str, Any]
@@ -71,32 +72,44 @@ def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "f
       source, fresh: parameter trees; `fresh` may lack what the source has and the other way round.
       begin: see `origins`.
       gate: columns of experts that are fresh or a further copy of another's: "fresh" takes the target's initial values, "closed" adds
-        `CLOSED` to the bias so that the others' outputs stay, "split" shares the column among the copies of one expert, which leaves the
-        function exactly as it was.
+        `CLOSED` to the bias so that the others' outputs stay, "split" shares the column among the copies of one expert, "apart" also
+        moves their `w2` apart in directions that cancel. Both leave the function exactly as it was; copies that are trained together need
+        "apart": equal ones with equal shares get equal gradients and stay equal for ever.
 
-    Raises: `UsageError` for an unknown word, or "split" where an expert is not a copy.
+    Raises: `UsageError` for an unknown word, or "split" and "apart" where an expert is not a copy.
     """
     if gate not in GATES:
         raise UsageError(f"unknown rule {gate!r} for gate columns", expected=", ".join(GATES))
-    if gate == "split" and None in begin:
-        raise UsageError("a fresh expert has no gate column to share", found='gate "split"', fix='copy an expert, or take gate "closed"')
+    if gate in ("split", "apart") and None in begin:
+        raise UsageError("a fresh expert has no gate column to share", found=f"gate {gate!r}", fix='copy an expert, or take gate "closed"')
     new, out = flat(fresh), {}
     for name, leaf in flat(source).items():
         out[name] = leaf
-        if EXPERT.match(name):
+        if match := EXPERT.match(name):
             out[name] = _rows(np.asarray(leaf), new.get(name), begin)
-        elif (match := GATE.match(name)) and f"{match[1]}/w1" in flat_names(source) and leaf.shape[-1] == _experts(source, match[1]):
+            if gate == "apart" and match[2] == "w2" and _gated(source, match[1]):
+                out[name] = _apart(out[name], begin, name)
+        elif (match := GATE.match(name)) and _gated(source, match[1]):
             out[name] = _columns(np.asarray(leaf), new.get(name), begin, gate, bias=match[2] == "bias")
     return nested(out)
 
 
-def flat_names(params: Any) -> set[str]:
-    """All paths of a tree."""
-    return set(rule_lists.paths(params))
+def _gated(params: Any, mlp: str) -> bool:
+    """Whether the block has experts with a column of the gate each."""
+    leaves = flat(params)
+    names = (f"{mlp}/w1", f"{mlp}/gate/kernel")
+    return all(name in leaves for name in names) and leaves[names[1]].shape[-1] == leaves[names[0]].shape[0]
 
 
-def _experts(params: Any, mlp: str) -> int:
-    return flat(params)[f"{mlp}/w1"].shape[0]
+def _apart(leaf: np.ndarray, begin: Sequence[int | None], name: str) -> np.ndarray:
+    """The copies of one expert moved apart, their mean unchanged; the same for the same name."""
+    found = leaf.copy()
+    noise = np.random.default_rng(list(name.encode())).standard_normal(leaf.shape) * APART * leaf.std()
+    for origin in set(begin):
+        copies = [e for e, other in enumerate(begin) if other == origin]
+        if len(copies) > 1:
+            found[copies] += (noise[copies] - noise[copies].mean(0)).astype(leaf.dtype)
+    return found
 
 
 def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> np.ndarray:
@@ -110,11 +123,11 @@ def _columns(leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str,
     first = {origin: begin.index(origin) for origin in begin if origin is not None}
     found = []
     for e, origin in enumerate(begin):
-        own = origin is not None and (first[origin] == e or gate == "split")
+        own = origin is not None and (first[origin] == e or gate in ("split", "apart"))
         if not own and (new is None or new.shape[-1] != len(begin)):
             return leaf
         column = leaf[..., origin] if own else np.asarray(new[..., e])
-        if bias and gate == "split":
+        if bias and gate in ("split", "apart"):
             column = column - np.log(begin.count(origin))
         if bias and gate == "closed" and not own:
             column = column + CLOSED
