@@ -13,7 +13,7 @@ from medjax.experiment import network
 @pytest.mark.parametrize("steps", [2, 30, 41, 400, 1500])
 def test_m4oes_jobs_have_a_schedule_at_any_length(steps, tmp_path, repository, monkeypatch):
     monkeypatch.chdir(repository)
-    given = argparse.Namespace(data=tmp_path, out=tmp_path, steps=steps, threads=1)
+    given = argparse.Namespace(data=tmp_path, out=tmp_path, steps=steps, threads=1, patch_size=4)
     lines = m4oe.commands(given, ["--config.train.batch=3", "--config.train.validation_batches=2"])
     assert {"pretrain", "pretrain_dense"} <= set(lines) and set(m4oe.TRAINED) <= set(lines)
     for name, (line, *_) in lines.items():
@@ -23,5 +23,8 @@ def test_m4oes_jobs_have_a_schedule_at_any_length(steps, tmp_path, repository, m
         assert fields["train"]["steps"] == steps and fields["train"]["batch"] == 3 and fields["train"]["validation_batches"] == 2
         rate = network.make_optimizer(fields).schedule
         assert 0 < float(rate(steps - 1)) < float(rate(steps // 10)) <= fields["optim"]["lr"] * 1.001, name
-        if name.startswith("pretrain"):  # the configs' share of warm-up, and no more than their steps of it
+        assert fields["model"]["patch_size"] == 4
+        if name.startswith("pretrain"):
+            assert fields["task_options"]["patch_size"] * fields["task_options"]["block"] == m4oe.HIDDEN
+            # the configs' share of warm-up, and no more than their steps of it
             assert fields["optim"]["warmup_steps"] == min(40, steps // 10) and fields["train"]["validate_every"] == max(steps // 10, 1)
