@@ -163,7 +163,7 @@ def _begin(names: Sequence[str], wanted: Sequence[str], added: Sequence[str], be
         raise UsageError("which expert is to be copied?", expected=", ".join(names), fix="name it with --expert")
     if word not in experts.GATES:
         raise UsageError(f"unknown rule {word!r} for gate columns", expected=", ".join(experts.GATES))
-    if word in ("split", "apart") and begin != "copy":
+    if word in experts.SHARING and begin != "copy":
         raise UsageError("only a copy can share a gate column", found=f"begin {begin!r}", fix='take gate "closed" or "fresh"')
     origin = "" if begin == "fresh" else source or names[0]
     other = {} if begin in ("fresh", "copy") else {name: str(Path(begin).expanduser().resolve()) for name in added}

@@ -18,7 +18,8 @@ from medjax.train import rules as rule_lists
 EXPERT = re.compile(r"(.*/mlp)/(w1|b1|w2|b2)$")
 GATE = re.compile(r"(.*/mlp)/gate/(kernel|bias)$")
 DENSE = {"w1": "fc1/kernel", "b1": "fc1/bias", "w2": "fc2/kernel", "b2": "fc2/bias"}
-GATES = ("apart", "split", "closed", "fresh")
+SHARING = ("apart", "split")  # a copy has the gate column of its original, which only a copy can
+GATES = (*SHARING, "closed", "fresh")
 APART = 0.3  # of the spread of `w2`: how far the copies that share a gate column are moved apart
 CLOSED = -12.0  # added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as small
 
@@ -80,23 +81,22 @@ def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "f
     """
     if gate not in GATES:
         raise UsageError(f"unknown rule {gate!r} for gate columns", expected=", ".join(GATES))
-    if gate in ("split", "apart") and None in begin:
+    if gate in SHARING and None in begin:
         raise UsageError("a fresh expert has no gate column to share", found=f"gate {gate!r}", fix='copy an expert, or take gate "closed"')
-    new, out = flat(fresh), {}
-    for name, leaf in flat(source).items():
+    old, new, out = flat(source), flat(fresh), {}
+    for name, leaf in old.items():
         out[name] = leaf
         if match := EXPERT.match(name):
             out[name] = _rows(np.asarray(leaf), new.get(name), begin)
-            if gate == "apart" and match[2] == "w2" and _gated(source, match[1]):
+            if gate == "apart" and match[2] == "w2" and _gated(old, match[1]):
                 out[name] = _apart(out[name], begin, name)
-        elif (match := GATE.match(name)) and _gated(source, match[1]):
+        elif (match := GATE.match(name)) and _gated(old, match[1]):
             out[name] = _columns(np.asarray(leaf), new.get(name), begin, gate, bias=match[2] == "bias")
     return nested(out)
 
 
-def _gated(params: Any, mlp: str) -> bool:
+def _gated(leaves: Flat, mlp: str) -> bool:
     """Whether the block has experts with a column of the gate each."""
-    leaves = flat(params)
     names = (f"{mlp}/w1", f"{mlp}/gate/kernel")
     return all(name in leaves for name in names) and leaves[names[1]].shape[-1] == leaves[names[0]].shape[0]
 
@@ -123,11 +123,11 @@ def _columns(leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str,
     first = {origin: begin.index(origin) for origin in begin if origin is not None}
     found = []
     for e, origin in enumerate(begin):
-        own = origin is not None and (first[origin] == e or gate in ("split", "apart"))
+        own = origin is not None and (first[origin] == e or gate in SHARING)
         if not own and (new is None or new.shape[-1] != len(begin)):
             return leaf
         column = leaf[..., origin] if own else np.asarray(new[..., e])
-        if bias and gate in ("split", "apart"):
+        if bias and gate in SHARING:
             column = column - np.log(begin.count(origin))
         if bias and gate == "closed" and not own:
             column = column + CLOSED
