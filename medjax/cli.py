@@ -2,7 +2,8 @@
 
 Nothing heavy is imported before work starts, so `--help` answers at once.
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 finished but some cases failed, 4 verification failed, 75 preempted (run again to go on).
+Exit codes: 0 ok, 1 error, 2 usage, 3 finished but some cases failed, 4 verification failed, 75 preempted (run again to go on),
+130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -10,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from medjax import __version__, commands
-from medjax.errors import EXIT_ERROR, MedjaxError, UsageError, did_you_mean
+from medjax.border import guarded
+from medjax.errors import UsageError, did_you_mean
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,17 +37,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line border: errors become one clear message and an exit code."""
-    try:
+
+    def work() -> int:
         args, rest = _parser().parse_known_args(argv)
         if rest and args.verb != "train":
             args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = rest
         return args.run(args)
-    except MedjaxError as error:
-        print(f"medjax: {error}", file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, BrokenPipeError):
-        return EXIT_ERROR
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

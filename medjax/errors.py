@@ -5,9 +5,11 @@ Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_VERIFICATION, EXIT_PREEMPTED = 0, 1, 2, 3, 4, 75
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # SIGINT, SIGTERM
 
 
 class MedjaxError(Exception):
@@ -36,7 +38,23 @@ def sentence(record: Mapping) -> str:
     """A failure record (see `MedjaxError.record`) as one line: path, message, found, expected, fix."""
     parts = [record["message"]] + [f"{word} {record[word]}" for word in ("found", "expected") if record.get(word) is not None]
     path, fix = record.get("path"), record.get("fix")
-    return (f"{path}: " if path is not None else "") + "; ".join(parts) + (f". Fix: {fix}" if fix else "")
+    return shown((f"{path}: " if path is not None else "") + "; ".join(parts) + (f". Fix: {fix}" if fix else ""))
+
+
+def shown(text: object) -> str:
+    r"""Text from a file as it may be printed: control characters, direction marks and undecodable bytes become escapes.
+
+    >>> shown("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 class UsageError(MedjaxError):
@@ -71,6 +89,14 @@ class Preempted(MedjaxError):
     """The run was told to stop and saved its state; start it again to go on (exit 75)."""
 
     exit_code = EXIT_PREEMPTED
+
+
+class WriteError(MedjaxError):
+    """A file that cannot be written: permissions, a full disk, a name that is taken."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the program stood, so that every `finally` runs (exit 143)."""
 
 
 class PredictError(MedjaxError):

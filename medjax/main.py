@@ -4,7 +4,8 @@ Modes: `train` prepares what is not prepared, trains (going on where RUN stopped
 validation cases of a trained RUN; `crossval` does both for every fold (or those of --folds), in RUN/fold_K, and scores all cases together;
 `dry` builds everything abstractly and prints what would run, allocating nothing (--devices=1,8,64: on how many devices).
 Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`.
-Exit codes: 0 ok, 1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to go on).
+Exit codes: 0 ok, 1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to go on),
+130 interrupted, 143 terminated.
 """
 
 import os
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medjax.errors import EXIT_ERROR, EXIT_OK, MedjaxError, UsageError, did_you_mean
+from medjax.border import guarded
+from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
 MODES = ("train", "evaluate", "crossval", "dry")
 
@@ -119,14 +121,7 @@ def run(command: Command) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line border: errors become one clear message and an exit code."""
-    try:
-        return run(parse(sys.argv if argv is None else ["medjax.main", *argv]))
-    except MedjaxError as error:
-        print(f"medjax: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("medjax: interrupted", file=sys.stderr)
-        return EXIT_ERROR
+    return guarded(lambda: run(parse(sys.argv if argv is None else ["medjax.main", *argv])))
 
 
 if __name__ == "__main__":

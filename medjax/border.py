@@ -1,0 +1,63 @@
+"""What both commands do around their work: errors, signals and surprises become one sentence and an exit code.
+
+Exit codes: those of `medjax.errors`; 130 after SIGINT, 143 after SIGTERM. A training has handlers of its own (`train/loop.py`): it saves
+and exits with 75.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from medjax.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, MedjaxError, Terminated
+
+AGAIN = "files under their final names are complete; run the same command again to go on"
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Runs `work` and returns its exit code; prints one sentence for a `MedjaxError` or a signal.
+
+    Anything else is a defect of medjax and keeps its traceback.
+    """
+    with _terminating():
+        try:
+            return work()
+        except MedjaxError as error:
+            say(str(error))
+            return error.exit_code
+        except Terminated:
+            say(f"stopped by SIGTERM; {AGAIN}")
+            return EXIT_TERMINATED
+        except KeyboardInterrupt:
+            say(f"interrupted; {AGAIN}")
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:  # whoever read the output has gone; nothing can be said, also not at exit
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_ERROR
+
+
+def say(text: str) -> None:
+    """One line on stderr, also if nobody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"medjax: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the main thread; a second one ends the process at once."""
+
+    def heard(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,378 @@
+"""Writing files that are complete or absent, names that stay names, and locks: what every package that touches the disk shares.
+
+In: paths and contents. Out: files that appear under their name only when they are whole. A temporary name holds host, process and random
+digits, so that neither another host with the same process id nor a link planted by somebody else is ever written through.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from medjax.errors import MedjaxError, UsageError, WriteError, shown
+
+NAME_BYTES = 255  # of one path component on every usual file system
+LOCK = ".medjax-lock"
+_TEMPORARY = re.compile(r"\.medjax-tmp\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{16}")
+_FIX = {errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "raise the quota, then run the same command again"}
+
+
+# -- names ---------------------------------------------------------------------------------------------------------------------------
+
+
+def unusable(name: object, *, suffix: str = "") -> str:
+    """Why a name from a file cannot become one file or folder name; empty if it can.
+
+    Allowed is text without `/`, `\\` and NUL that does not begin with a dot and fits, with `suffix`, into 255 bytes. Control characters are
+    legal on disk and allowed; whoever prints them uses `errors.shown`.
+
+    >>> unusable("../../x")
+    'it holds a path separator'
+    """
+    if not isinstance(name, str) or not name:
+        return "it is no text" if not isinstance(name, str) else "it is empty"
+    if "/" in name or "\\" in name:
+        return "it holds a path separator"
+    if "\0" in name:
+        return "it holds a NUL character"
+    if name.startswith("."):
+        return "it begins with a dot"
+    if len(os.fsencode(name + suffix)) > NAME_BYTES:
+        return f"it is longer than {NAME_BYTES - len(os.fsencode(suffix))} bytes"
+    return ""
+
+
+def check_name(name: object, what: str, *, path: object = None, suffix: str = "", error: type[MedjaxError] = UsageError) -> str:
+    """The name, if it can be one file or folder name (see `unusable`).
+
+    Args:
+      what: what it names, e.g. "case name" or "corpus name". path: the file it was read from. suffix: what will be appended on disk.
+      error: the class to raise.
+    """
+    if reason := unusable(name, suffix=suffix):
+        raise error(
+            f"unusable {what}: {reason}", path=path, found=repr(name)[:120], expected="a plain name, without folders",
+            fix=f"change the {what}" + (" in that file" if path is not None else ""),
+        )  # fmt: skip
+    return str(name)
+
+
+def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a path lies in (or is) a folder once every link is followed. Neither has to exist."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------------------
+
+
+def temporary(path: str | os.PathLike) -> Path:
+    """A hidden sibling name of `path` that no other process has: `.medjax-tmp.HOST.PID.RANDOM`, at most 100 bytes."""
+    host = re.sub(r"[^\w-]", "-", socket.gethostname())[:50] or "host"
+    return Path(path).parent / f".medjax-tmp.{host}.{os.getpid()}.{secrets.token_hex(8)}"
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError, exclusive: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends without an exception; otherwise nothing is left.
+
+    Args:
+      error: the class of the sentence that an `OSError` becomes. exclusive: never replace an existing file (`FileExistsError` as `error`).
+
+    The folder must exist. A link at `path` is replaced, not followed.
+    """
+    path, name = Path(path), temporary(path)
+    try:
+        with _create(name) as file:
+            yield file
+        if exclusive:
+            os.link(name, path)
+        else:
+            os.replace(name, path)
+    except OSError as reason:
+        raise refused(path, reason, error=error) from reason
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_path(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError) -> Iterator[Path]:
+    """As `replacing`, for libraries that want a path: yields an empty file's path, whose content takes the name `path` at the end.
+
+    The temporary path keeps the ending of `path`, from which some libraries guess the format.
+    """
+    path = Path(path)
+    name = temporary(path)
+    name = name.with_name(name.name + "".join(path.suffixes[-2:]))
+    try:
+        _create(name).close()
+        yield name
+        os.replace(name, path)
+    except OSError as reason:
+        raise refused(path, reason, error=error) from reason
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes, *, error: type[MedjaxError] = WriteError) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path, error=error) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike, text: str, *, error: type[MedjaxError] = WriteError) -> None:
+    """Writes UTF-8 text whole or not at all; names that are not UTF-8 (file names may be) become escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), error=error)
+
+
+def write_json(path: str | os.PathLike, value: Any, *, error: type[MedjaxError] = WriteError) -> None:
+    """Writes JSON whole or not at all; makes the folder if it is missing. Non-finite numbers are a `ValueError`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", error=error)
+
+
+def refused(path: str | os.PathLike, reason: OSError, *, error: type[MedjaxError] = WriteError) -> MedjaxError:
+    """The sentence for a file that cannot be written: what the system said, the path and what to do."""
+    fix = _FIX.get(reason.errno or 0, "check folder, permissions and free space")
+    return error(f"cannot write ({reason.strerror or reason})", path=path, fix=fix)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Gives a file `size` bytes of real disk blocks, so that writing through a memory map never meets a full disk (a signal, not an error).
+
+    File systems without reservation get zeros written. Raises `OSError` where the space does not suffice.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:
+        pass  # macOS
+    except OSError as reason:
+        if reason.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    block = bytes(1 << 20)
+    file.seek(0)
+    for start in range(0, size, len(block)):
+        file.write(block[: min(len(block), size - start)])
+    file.flush()
+
+
+def sweep(folder: str | os.PathLike) -> list[Path]:
+    """Removes temporary files and folders of `temporary` whose process, of this host, has ended; returns them."""
+    import shutil
+
+    gone = []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return gone
+    here = re.sub(r"[^\w-]", "-", socket.gethostname())[:50]
+    for entry in entries:
+        found = _TEMPORARY.match(entry.name)
+        if found and found["host"] == here and not is_alive(int(found["pid"])):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+                gone.append(Path(entry.path))
+    return gone
+
+
+def _create(name: Path) -> BinaryIO:
+    """A new file: never an existing one, never through a link."""
+    return os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666), "w+b")
+
+
+# -- reading -------------------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: str | os.PathLike, *, error: type[MedjaxError] = UsageError, limit: int = 1 << 28, fix: str = "") -> Any:
+    """The value of a JSON file.
+
+    Args:
+      error: the class to raise. limit: bytes that are read at most. fix: of the message.
+
+    Raises: `error` for a file that is missing, not UTF-8 (a byte-order mark is fine), too large, too deeply nested or no JSON.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise error("not a file", path=path, fix=fix)
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as reason:
+        raise error(f"cannot be read ({reason.strerror or reason})", path=path, fix=fix or "check the path and its permissions") from reason
+    if len(content) > limit:
+        raise error("a JSON file that is too large", path=path, expected=f"at most {limit:,} bytes", fix=fix)
+    return parse_json(content, path, error=error, fix=fix)
+
+
+def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "") -> Any:
+    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep, and damage."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as reason:
+        raise error("text in another encoding than UTF-8", path=path, fix=fix or "save the file as UTF-8") from reason
+    except RecursionError as reason:
+        raise error("JSON that is nested too deeply", path=path, fix=fix) from reason
+    except ValueError as reason:
+        raise error(f"damaged JSON ({shown(str(reason))})", path=path, fix=fix or "correct the file") from reason
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: host, process id, boot of the machine, pid namespace, start of the process and what it does."""
+
+    host: str
+    pid: int
+    boot: str
+    namespace: str
+    started: str
+    what: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {shown(self.host)} ({shown(self.what)}, since {shown(self.since)})"
+
+
+@contextlib.contextmanager
+def lock(
+    folder: str | os.PathLike, what: str, *, wait: bool = False, say: Callable[[str], None] = lambda line: None, every: float = 1.0
+) -> Iterator[None]:
+    """Holds `folder`, which must exist, for the length of the block.
+
+    The lock is a file; one whose process has ended (another boot of this machine, or no such process) is taken over. A lock of another
+    host, or of another container on this one, cannot be judged and is respected.
+
+    Args:
+      what: what the holder does, e.g. "training". wait: wait until the lock is free rather than refuse; `say` gets one line then.
+      every: seconds between two looks.
+
+    Raises: `UsageError` naming the holder, unless `wait`; `WriteError` if the lock cannot be written.
+    """
+    path, me, waiting = Path(folder) / LOCK, _me(what), False
+    while not _take(path, me):
+        holder = _holder(path)
+        if holder is not None and _has_ended(holder):
+            _steal(path, holder)
+            continue
+        if not wait:
+            raise UsageError(
+                "the folder is in use", path=folder, found=str(holder or "an unreadable lock"),
+                fix=f"wait for it; if it no longer runs, delete {path}",
+            )  # fmt: skip
+        if not waiting:
+            say(f"{folder}: waiting for {holder or 'another process'}; if it no longer runs, delete {path}")
+            waiting = True
+        time.sleep(every)
+    try:
+        yield
+    finally:
+        if _holder(path) == me:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine (and pid namespace) runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _take(path: Path, me: Holder) -> bool:
+    """Whether the lock file could be made. Its content is complete from the first moment on: it is linked, not written, into place."""
+    name = temporary(path)
+    try:
+        with _create(name) as file:
+            file.write(json.dumps(dataclasses.asdict(me)).encode())
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return False
+        except OSError as reason:  # a file system without hard links
+            if reason.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            try:
+                with _create(path) as file:
+                    file.write(json.dumps(dataclasses.asdict(me)).encode())
+            except FileExistsError:
+                return False
+        return True
+    except OSError as reason:
+        raise refused(path, reason) from reason
+    finally:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def _steal(path: Path, holder: Holder) -> None:
+    """Takes a lock of a process that has ended away; of several processes that try, one succeeds."""
+    aside = temporary(path)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _holder(aside) != holder:  # a living process took it between the look and the move: it is put back
+        with contextlib.suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> Holder | None:
+    try:
+        found = json.loads(path.read_bytes()[:4096])
+        return Holder(**{f.name: f.type(found[f.name]) for f in dataclasses.fields(Holder)})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _has_ended(holder: Holder) -> bool:
+    here = _me("")
+    if holder.host != here.host:
+        return False
+    if holder.boot != here.boot:
+        return True
+    if holder.namespace != here.namespace:
+        return False
+    return not is_alive(holder.pid) or _started(holder.pid) != holder.started
+
+
+def _me(what: str) -> Holder:
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    pid = os.getpid()
+    return Holder(socket.gethostname(), pid, boot, namespace, _started(pid), what, time.strftime("%Y-%m-%d %H:%M:%S%z"))
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot; tells a process from a later one with the same id."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def checksum(content: Any) -> str:
+    """`xxh3:` and 32 hexadecimal digits of bytes or a C-contiguous array: finds damage, is no protection against forgery."""
+    import xxhash
+
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
