@@ -107,7 +107,8 @@ def test_bytes_with_a_byte_order_mark_are_json(tmp_path):
 
 def _holding(folder, what, seconds):
     """Another process that holds the lock of a folder for a while."""
-    code = f"import time\nfrom medjax import files\nwith files.lock({str(folder)!r}, {what!r}):\n print('held', flush=True)\n time.sleep({seconds})"
+    held = f"with files.lock({str(folder)!r}, {what!r}):\n print('held', flush=True)\n time.sleep({seconds})"
+    code = f"import time\nfrom medjax import files\n{held}"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
