@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import signal
 import stat
@@ -24,6 +25,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
 DONE, SOME_FAILED, USAGE = 0, 3, 2
+TRACEBACK = "Traceback (most recent call last)"
+SENTENCE = re.compile(r"^medjax: ", re.MULTILINE)
+OF_A_CASE = re.compile(r"^medjax: .* failed: \w+(Error|Exception|Exit|Interrupt): ", re.MULTILINE)  # an error that is none of medjax'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +75,10 @@ class Said:
 
     @property
     def raw(self) -> bool:
-        """Whether a traceback or a killed process is what the user sees."""
-        return "Traceback (most recent call last)" in self.text or self.code is None or self.code < 0 or self.code in (134, 135, 136, 139)
+        """Whether a killed process or a traceback is what the user sees: one that no sentence of ours follows, or one of a case."""
+        killed = self.code is None or self.code < 0 or self.code in (134, 135, 136, 139)
+        traced = TRACEBACK in self.text and not SENTENCE.search(self.text.rpartition(TRACEBACK)[2])
+        return killed or traced or bool(OF_A_CASE.search(self.text))
 
     def has(self, *words: str) -> bool:
         """Whether all words occur, in whatever case."""
