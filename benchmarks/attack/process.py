@@ -94,9 +94,11 @@ def full_checkpoint(site: Site) -> Iterator[Seen]:
     if (prefix := mounted(place, "size=2m", f'echo LEFT; ls "{place}/run/checkpoints"')) is None:
         yield Seen("24 kB left", None, NO_MOUNT)
         return
-    arguments = m.training(site, raw, place / "run", f"--config.data.store={site.root / 'store'}")
-    said = alone(site, *arguments, entry="medjax.main", prefix=[*prefix, "sh", "-c", fill + '"$@"', "sh"])
-    yield refused("24 kB left", said, codes=(1,), also="2" in _left(said.text), seen=f"steps {_left(said.text)}")
+    for variant, more in (("a checkpoint", ("--config.train.validate_every=0",)), ("a checkpoint and the picture of the progress", ())):
+        arguments = m.training(site, raw, place / "run", f"--config.data.store={site.root / 'store'}", *more)
+        said = alone(site, *arguments, entry="medjax.main", prefix=[*prefix, "sh", "-c", fill + '"$@"', "sh"])
+        kept = "2" in _left(said.text) and said.has("medjax: ", str(place), "Fix:")  # orbax prints a traceback of its own
+        yield Seen(variant, said.code == 1 and kept, f"{said}; steps {_left(said.text)}")
 
 
 @row("P11", "a scan replaced under its name, predict --continue", "fail")
@@ -148,19 +150,19 @@ def planted_links(site: Site) -> Iterator[Seen]:
 
     plant(out)
     said = medjax("predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, "--statistics")
-    yield fine("predict", said, also=victim.read_text() == "mine")
+    yield fine("predict", said, also=victim.read_bytes() == b"mine")
     plant(out)
-    yield fine("export", medjax("export", m.run(site), "-o", out / "m.medjax"), also=victim.read_text() == "mine")
+    yield fine("export", medjax("export", m.run(site), "-o", out / "m.medjax"), also=victim.read_bytes() == b"mine")
     plant(scored := site.path("scored", "x").parent)
     masks = site.path("masks", "a.nii.gz")
     m.make_raw.save(masks, m.image(0)[1])
     (site.root / "masks" / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}')
     arguments = ("--labels", site.root / "masks" / "dataset.json", "-o", scored, "--resamples", 20, "--quiet")
     said = medjax("evaluate", "--reference", masks.parent, "--prediction", masks.parent, *arguments)
-    yield Seen("evaluate", victim.read_text() == "mine" and not said.raw, str(said))
+    yield Seen("evaluate", victim.read_bytes() == b"mine" and not said.raw, str(said))
     plant(run := site.path("run", "x").parent)
     m.make_run(run)
-    yield Seen("documents of a run", victim.read_text() == "mine", victim.read_text()[:60])
+    yield Seen("documents of a run", victim.read_bytes() == b"mine", repr(victim.read_bytes()[:40]))
 
 
 @row("P14", "links that lead to themselves among the inputs", "fail")

@@ -245,10 +245,11 @@ def _stale(site: Site, data: Path) -> Iterator[Seen]:
 def replaced_raw(site: Site) -> Iterator[Seen]:
     raw, run = m.trained(site)
     shutil.rmtree(run / "checkpoints" / "4")  # so that the training would go on
-    array, label = m.image(9, (10, 11, 12))
-    save(raw / "imagesTr" / "case_001.nii.gz", array)
-    save(raw / "labelsTr" / "case_001.nii.gz", label)
-    yield refused("another image", m.again(site, raw, run))
+    before = (run / "metrics.jsonl").read_bytes()
+    name = json.loads((run / "splits_final.json").read_text())[0]["train"][0].rpartition("/")[2]
+    save(raw / "imagesTr" / f"{name}.nii.gz", m.image(9, (10, 11, 12))[0])
+    said = m.again(site, raw, run)
+    yield refused("an image of another shape", said, name, also=(run / "metrics.jsonl").read_bytes() == before)
     yield fine("the run still predicts", m.predict(run, m.scan(site.path("a.nii.gz")), site.root / "o"))
 
 
