@@ -91,7 +91,7 @@ class Worker:
 def verdict(seen: Sequence[dict]) -> str:
     """pass, FAIL or skip."""
     judged = [s["ok"] for s in seen if s["ok"] is not None]
-    return "FAIL" if not all(judged) else "pass" if judged else "skip"
+    return "FAIL" if not seen or not all(judged) else "pass" if judged else "skip"
 
 
 def attack(rows: Sequence[Row], folder: Path, workers: int = 2, keep: bool = False, say=lambda result: None) -> list[dict]:

@@ -69,7 +69,8 @@ def arrays(site: Site) -> Iterator[Seen]:
     np.save(site.path("a.npy"), array)
     for variant, given in {
         **{np.dtype(t).name: array.astype(t) for t in ("i2", "i4", "i8", "f4", "f8", ">f4", ">i2")},
-        "strides": np.asfortranarray(array), "negative strides": array[::-1].copy()[::-1], "memory map": np.load(site.root / "a.npy", mmap_mode="r"),
+        "strides": np.asfortranarray(array), "negative strides": array[::-1].copy()[::-1],
+        "memory map": np.load(site.root / "a.npy", mmap_mode="r"),
         "masked": np.ma.masked_array(array), "one channel": array[..., None],
     }.items():  # fmt: skip
         before = np.array(given)
@@ -78,7 +79,8 @@ def arrays(site: Site) -> Iterator[Seen]:
     array.flags.writeable = False
     yield Seen("read-only", np.array_equal(predictor.predict(array, np.eye(4)), right), "")
     for variant, given in {
-        "complex": array.astype(complex), "text": array.astype(str), "empty": array[:0], "2D": array[0], "0D": np.float32(1)[()] * np.ones(()),
+        "complex": array.astype(complex), "text": array.astype(str), "empty": array[:0], "2D": array[0],
+        "0D": np.float32(1)[()] * np.ones(()),
         "NaN": np.where(array > 0, np.nan, array), "5D": array[..., None, None], "objects": array.astype(object),
     }.items():  # fmt: skip
         yield raised(variant, lambda given=given: predictor.predict(given, np.eye(4)), DataError, UsageError)
@@ -95,7 +97,8 @@ def affines(site: Site) -> Iterator[Seen]:
     last[3] = 1, 2, 3, 4
     for variant, affine in {
         "3x3": np.eye(3), "3x4": np.eye(4)[:3], "NaN": np.full((4, 4), np.nan), "zeros": np.zeros((4, 4)), "infinite": np.eye(4) * np.inf,
-        "text": "affine", "last row": last, "a list of text": [["a"] * 4] * 4, "a number": 5, "complex": np.eye(4) * 1j, "flat": np.diag([1, 1, 0, 1.0]),
+        "text": "affine", "last row": last, "a list of text": [["a"] * 4] * 4, "a number": 5, "complex": np.eye(4) * 1j,
+        "flat": np.diag([1, 1, 0, 1.0]),
         "objects": np.full((4, 4), None), "5x5": np.eye(5), "ragged": [[1, 0], [0]],
     }.items():  # fmt: skip
         yield raised(variant, lambda affine=affine: predictor.predict(array, affine), DataError)
@@ -111,7 +114,8 @@ def arguments(site: Site) -> Iterator[Seen]:
     for variant, work in {
         "no model": lambda: package.Predictor(None), "a number": lambda: package.Predictor(5), "[None]": lambda: package.Predictor([None]),
         "tta": lambda: package.Predictor(run, tta="x"), "batch_windows": lambda: package.Predictor(run, batch_windows=-3),
-        "batch_windows text": lambda: package.Predictor(run, batch_windows="many"), "an option": lambda: package.Predictor(run, colour="red"),
+        "batch_windows text": lambda: package.Predictor(run, batch_windows="many"),
+        "an option": lambda: package.Predictor(run, colour="red"),
         "overlap": lambda: package.Predictor(run, overlap="half"), "overlap 2": lambda: package.Predictor(run, overlap=2.0),
         "overlap NaN": lambda: package.Predictor(run, overlap=float("nan")), "window": lambda: package.Predictor(run, window=("a",)),
         "window 0": lambda: package.Predictor(run, window=(0, 0, 0)), "device": lambda: package.Predictor(run, device="quantum"),

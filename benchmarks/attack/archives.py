@@ -87,7 +87,8 @@ def damaged_archives(site: Site) -> Iterator[Seen]:
         ("members as a list", {}, {"manifest": {"members": []}}), ("another kind", {}, {"manifest": {"kind": "function"}}),
         ("version as text", {}, {"manifest": {"version": "1"}}),
         ("infer missing", {"config.json": m.edited(lambda c: c.pop("infer"))}, {}),
-        ("plan is null", {"plan.json": b"null"}, {}), ("labels as a list", {"labels.json": b"[]"}, {}), ("latin-1", {"plan.json": b"\xff\xfe"}, {}),
+        ("plan is null", {"plan.json": b"null"}, {}), ("labels as a list", {"labels.json": b"[]"}, {}),
+        ("latin-1", {"plan.json": b"\xff\xfe"}, {}),
     ):  # fmt: skip
         path = m.rewritten(source, site.path(f"{variant}.medjax"), change, **more)
         yield refused(variant, used(site, path), path.name)
@@ -118,7 +119,9 @@ def polyglot(site: Site) -> Iterator[Seen]:
         yield refused(variant, used(site, path), path.name)
 
 
-def _described(site: Site, variants: dict[str, Callable[[dict], object]], member: str = "config.json", named: bool = True) -> Iterator[Seen]:
+def _described(
+    site: Site, variants: dict[str, Callable[[dict], object]], member: str = "config.json", named: bool = True
+) -> Iterator[Seen]:
     source = m.archive(site)
     for i, (variant, change) in enumerate(variants.items()):
         path = m.rewritten(source, site.path(f"c{i}.medjax"), {member: m.edited(change)})
@@ -160,10 +163,13 @@ def nonsense(site: Site) -> Iterator[Seen]:
 def fast_companion(site: Site) -> Iterator[Seen]:
     secret = site.path("elsewhere", "secret.medjax")
     m.copied(m.archive(site), secret)
-    for variant, path in (("another folder", "../elsewhere/secret.medjax"), ("absolute", str(secret)), ("/etc/passwd", "../../../../../etc/passwd")):
+    for variant, path in (
+        ("another folder", "../elsewhere/secret.medjax"),
+        ("absolute", str(secret)),
+        ("/etc/passwd", "../../../../../etc/passwd"),
+    ):
         target = site.path("models", f"{len(variant)}.medjax")
         m.rewritten(m.archive(site), target, {"config.json": m.edited(lambda c, path=path: c["infer"].update(fast=path))})
         said = used(site, target, "--fast")
         opened = said.code == 0 or said.has("readable model archive") or said.has("no such model")
         yield refused(variant, said, also=not opened)
-

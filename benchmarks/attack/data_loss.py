@@ -1,5 +1,6 @@
 """Data loss: commands that could delete or overwrite what medjax did not write, or forget what it did."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from benchmarks.attack.harness import USAGE, Seen, Site, fine, medjax, refused, 
 from tests.make_raw import save
 
 
+def _kept(site: Site, before: dict[str, str], *allowed: Path) -> dict:
+    """For `refused`: nothing has changed outside of the allowed folders."""
+    changed = site.changed(before, *allowed)
+    return {"also": not changed, "seen": f"changed {changed[:4]}" if changed else ""}
+
+
 @row("D1", "prepare into the parent of a data set with a folder per case", "fail")
 def raw_data_as_store(site: Site) -> Iterator[Seen]:
     """The store's folder of a case would be the raw folder of that case."""
@@ -19,20 +26,20 @@ def raw_data_as_store(site: Site) -> Iterator[Seen]:
         data = make(site.path(name, "Kits"))
         before = site.tree()
         said = medjax("prepare", data, "-o", data.parent, "--workers", 1)
-        yield refused(f"{name}: -o is the parent", said, codes=(USAGE,), also=not site.changed(before), seen=f"changed {site.changed(before)[:4]}")
+        yield refused(f"{name}: -o is the parent", said, codes=(USAGE,), **_kept(site, before))
     data = m.pairs(site.path("inside", "Kits"))
     before = site.tree()
     said = medjax("prepare", data, "-o", data / "case_000", "--workers", 1)
-    yield refused("-o is the folder of a case", said, codes=(USAGE,), also=not site.changed(before), seen=f"changed {site.changed(before)[:4]}")
+    yield refused("-o is the folder of a case", said, codes=(USAGE,), **_kept(site, before))
     (link := site.path("link")).symlink_to(data.parent)
     before = site.tree()
     said = medjax("prepare", data, "-o", link, "--workers", 1)
-    yield refused("-o is a link to the parent", said, codes=(USAGE,), also=not site.changed(before), seen=f"changed {site.changed(before)[:4]}")
+    yield refused("-o is a link to the parent", said, codes=(USAGE,), **_kept(site, before))
     foreign = site.path("store", "Kits", "case_001", "thesis.txt")
     foreign.write_text("years of work")
     before = site.tree()
     said = medjax("prepare", data, "-o", site.root / "store", "--workers", 1)
-    yield refused("a foreign folder has the name of a case", said, codes=(USAGE,), also=not site.changed(before), seen=f"changed {site.changed(before)[:4]}")
+    yield refused("a foreign folder has the name of a case", said, codes=(USAGE,), **_kept(site, before))
     shutil.rmtree(site.root / "store")
     said = medjax("prepare", data, "-o", site.root / "store", "--workers", 1)
     yield fine("a proper store", said, also=not site.changed(before, site.root / "store"))
@@ -43,11 +50,11 @@ def raw_data_as_store_of_a_training(site: Site) -> Iterator[Seen]:
     data = m.pairs(site.path("d", "Kits"), 4)
     before = site.tree()
     said = train(*m.training(site, data, site.root / "run", f"--config.data.store={data.parent}"))
-    changed = site.changed(before, site.root / "run", site.root / "tiny.py")
-    yield refused("data.store is the parent", said, codes=(USAGE,), also=not changed, seen=f"changed {changed[:4]}")
+    allowed = (site.root / "run", site.root / "tiny.py")
+    yield refused("data.store is the parent", said, codes=(USAGE,), **_kept(site, before, *allowed))
     before = site.tree()
     said = train(*m.training(site, data, data / "case_000"))
-    yield refused("workdir is the folder of a case", said, codes=(USAGE,), also=not (c := site.changed(before)), seen=f"changed {c[:4]}")
+    yield refused("workdir is the folder of a case", said, codes=(USAGE,), **_kept(site, before))
 
 
 @row("D3", "predict into the folder of the manual labels", "fail")
@@ -57,13 +64,13 @@ def ground_truth_as_output(site: Site) -> Iterator[Seen]:
         save(site.path("labelsTr", f"c{i}.nii.gz"), m.image(i)[1])
     before = site.tree()
     said = m.predict(m.run(site), site.root / "imagesTr", site.root / "labelsTr")
-    yield refused("labels of all scans", said, "--overwrite", codes=(USAGE,), also=not (c := site.changed(before)), seen=f"changed {c[:4]}")
+    yield refused("labels of all scans", said, "--overwrite", codes=(USAGE,), **_kept(site, before))
     (site.root / "labelsTr" / "c0.nii.gz").unlink()
     before = site.tree()
     said = m.predict(m.run(site), site.root / "imagesTr", site.root / "labelsTr")
-    yield refused("a corrected mask of one scan", said, codes=(USAGE,), also=not (c := site.changed(before)), seen=f"changed {c[:4]}")
+    yield refused("a corrected mask of one scan", said, codes=(USAGE,), **_kept(site, before))
     said = m.predict(m.run(site), site.root / "imagesTr", site.root / "labelsTr", "--continue")
-    yield refused("with --continue", said, codes=(USAGE,), also=not (c := site.changed(before)), seen=f"changed {c[:4]}")
+    yield refused("with --continue", said, codes=(USAGE,), **_kept(site, before))
     said = m.predict(m.run(site), site.root / "imagesTr", site.root / "labelsTr", "--overwrite")
     yield fine("with --overwrite", said, also=(site.root / "labelsTr" / "c1.json").is_file())
     said = m.predict(m.run(site), site.root / "imagesTr", site.root / "labelsTr")
@@ -84,7 +91,7 @@ def sidecars_of_others(site: Site) -> Iterator[Seen]:
         said = medjax("predict", "-m", m.run(site), "-i", folder / "sub-01_T1w.nii", "-o", folder, *more)
         now = site.tree()
         gone = [n for n in before if before[n] != now.get(n)]
-        ok = not gone and not said.raw and (said.code == 0 or said.code == USAGE and now == before)
+        ok = not gone and not said.raw and (said.code == 0 or (said.code == USAGE and now == before))
         yield Seen(name, ok, f"{said}; changed {gone}")
     folder = site.path("free", "scans")
     m.scan(folder / "a.nii")
@@ -130,7 +137,7 @@ def earlier_masks(site: Site) -> Iterator[Seen]:
         m.scan(site.path(case, f"{case}.nii.gz"))
         said = m.predict(m.run(site), site.root / case, out, "--statistics")
     told = (out / "run.json").read_text()
-    digest = __import__("hashlib").sha256((site.root / "a" / "a.nii.gz").read_bytes()).hexdigest()
+    digest = hashlib.sha256((site.root / "a" / "a.nii.gz").read_bytes()).hexdigest()
     yield fine("run.json names both, with the hash of the first scan", said, also='"a"' in told and '"b"' in told and digest in told)
     rows = (out / "statistics.csv").read_text()
     yield fine("statistics.csv holds both", said, also="\na," in rows and "\nb," in rows, seen=rows[:80])
@@ -153,7 +160,7 @@ def silent_restart(site: Site) -> Iterator[Seen]:
         steps = sorted(p.name for p in (target / "checkpoints").iterdir())
         kept = steps == sorted(p.name for p in (run / "checkpoints").iterdir())
         lost = [n for n in before if "checkpoints" in n and before[n] != site.tree().get(n)]
-        ok = log == (target / "metrics.jsonl").read_bytes() and (kept and not lost or name == "arrays")
+        ok = log == (target / "metrics.jsonl").read_bytes() and ((kept and not lost) or name == "arrays")
         yield refused(f"{name} missing: train", said, also=ok, seen=f"steps {steps}, changed {lost[:3]}")
         said = m.predict(target, m.scan(site.path(name, "s.nii.gz")), site.root / name / "out", "--corpus", "Toy")
         yield refused(f"{name} missing: predict", said, also=not said.has("train it first"))

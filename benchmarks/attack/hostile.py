@@ -99,7 +99,9 @@ def bomb(path: Path, name: str, mebibytes: int, others: Mapping[str, bytes] | No
     end = content.rindex(b"PK\5\6")
     count, length, start = struct.unpack("<HII", content[end + 10 : end + 20])
     local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 8, 0, 33, *sizes, len(encoded), 0) + encoded + data
-    entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 8, 0, 33, *sizes, len(encoded), 0, 0, 0, 0, 0o600 << 16, start) + encoded
+    entry = (
+        struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 8, 0, 33, *sizes, len(encoded), 0, 0, 0, 0, 0o600 << 16, start) + encoded
+    )
     table = content[start : start + length] + entry
     tail = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count + 1, count + 1, len(table), start + len(local), 0)
     path.write_bytes(content[:start] + local + table + tail)

@@ -56,7 +56,7 @@ def units(site: Site) -> Iterator[Seen]:
         said = medjax("prepare", data, "-o", site.root / f"{variant}-store", "--workers", 1)
         cases = list((site.root / f"{variant}-store").rglob("case.json"))
         spacing = json.loads(cases[0].read_text())["spacing_mm"] if cases else []
-        ok = said.code == 0 and np.allclose(spacing, 1) or said.code not in (0, None)
+        ok = (said.code == 0 and np.allclose(spacing, 1)) or said.code not in (0, None)
         yield Seen(f"prepare, {variant}", ok and not said.raw, f"{said}; spacing {spacing}")
 
 
@@ -107,7 +107,7 @@ def outliers(site: Site) -> Iterator[Seen]:
         spoilt[3, 3, 3] = value
         path = _written(site.path(variant, "a.nii.gz"), spoilt)
         said = m.predict(run, path, site.root / f"{variant}-out")
-        yield Seen(variant, not said.raw and said.has("warning") or said.code == SOME_FAILED and not said.raw, str(said))
+        yield Seen(variant, not said.raw and (said.has("warning") or said.code == SOME_FAILED), str(said))
 
 
 def _spoilt(site: Site, variants: dict[str, Callable[[Path], object]], *words: str) -> Iterator[Seen]:
@@ -189,7 +189,9 @@ def not_utf8(site: Site) -> Iterator[Seen]:
     shutil.copy(site.root / "in" / "a.nii.gz", os.fsencode(site.root / "in") + b"/b\xff\xe9.nii.gz")
     said = medjax("predict", "-m", m.run(site), "-i", site.root / "in", "-o", site.root / "out", "--statistics")
     masks = list((site.root / "out").glob("*.nii.gz"))
-    yield fine("masks and report.html", said, also=len(masks) == 2 and (site.root / "out" / "report.html").exists(), seen=f"{len(masks)} masks")
+    yield fine(
+        "masks and report.html", said, also=len(masks) == 2 and (site.root / "out" / "report.html").exists(), seen=f"{len(masks)} masks"
+    )
 
 
 @row("I11", "names that shells, tables and other systems mind", "pass")
@@ -222,7 +224,8 @@ def sound_headers(site: Site) -> Iterator[Seen]:
         "5D, one frame": lambda p: nib.save(nib.Nifti1Image(array[..., None, None], image.affine, image.header), p),
         "int64": lambda p: nib.save(nib.Nifti1Image(array.astype(np.int64), image.affine, dtype=np.int64), p),
         "NIfTI-2": lambda p: nib.save(nib.Nifti2Image(array, image.affine), p),
-        "slope 0": lambda p: patch(p, 112, struct.pack("<2f", 0, 5)), "slope NaN": lambda p: patch(p, 112, struct.pack("<2f", *[np.nan] * 2)),
+        "slope 0": lambda p: patch(p, 112, struct.pack("<2f", 0, 5)),
+        "slope NaN": lambda p: patch(p, 112, struct.pack("<2f", *[np.nan] * 2)),
         "codes 99": lambda p: patch(p, 252, struct.pack("<2h", 99, 1)),
         "NaN quaternion": lambda p: patch(p, 256, struct.pack("<3f", *[np.nan] * 3)),
         "zeros after the data": lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes()) + bytes(64))),

@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.attack.harness import Said, Site, medjax, shared, train
 from tests import make_raw
-from tests.make_run import ORGANS, make_run
+from tests.make_run import ORGANS as ORGANS
+from tests.make_run import make_run
 
 SHAPE = (12, 16, 14)
 CONFIG = '''"""A training of a few steps."""

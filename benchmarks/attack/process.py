@@ -156,7 +156,9 @@ def planted_links(site: Site) -> Iterator[Seen]:
     plant(scored := site.path("scored", "x").parent)
     masks = site.path("masks", "a.nii.gz")
     m.make_raw.save(masks, m.image(0)[1])
-    (site.root / "masks" / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}')
+    (site.root / "masks" / "dataset.json").write_text(
+        '{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}'
+    )
     arguments = ("--labels", site.root / "masks" / "dataset.json", "-o", scored, "--resamples", 20, "--quiet")
     said = medjax("evaluate", "--reference", masks.parent, "--prediction", masks.parent, *arguments)
     yield Seen("evaluate", victim.read_bytes() == b"mine" and not said.raw, str(said))
@@ -179,7 +181,9 @@ def loops(site: Site) -> Iterator[Seen]:
     (site.root / "in" / "f.nii.gz").symlink_to("gone.nii.gz")
     said = m.predict(m.run(site), site.root / "in", site.root / "out2")
     masks = sorted(p.name for p in (site.root / "out2").glob("*.nii.gz"))
-    yield refused("two links in a circle, a broken one", said, codes=(SOME_FAILED,), also=masks == ["a.nii.gz", "c.nii.gz"], seen=str(masks))
+    yield refused(
+        "two links in a circle, a broken one", said, codes=(SOME_FAILED,), also=masks == ["a.nii.gz", "c.nii.gz"], seen=str(masks)
+    )
 
 
 @row("P15", "a gzip bomb among the inputs", "weak")

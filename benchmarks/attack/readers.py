@@ -159,7 +159,8 @@ def lying_safetensors(site: Site) -> Iterator[Seen]:
         return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
     for i, (variant, header, length) in enumerate((
-        ("overlap", {"a": entry(), "b": entry(offsets=(8, 24))}, None), ("beyond the file", {"a": entry(shape=(400,), offsets=(0, 1600))}, None),
+        ("overlap", {"a": entry(), "b": entry(offsets=(8, 24))}, None),
+        ("beyond the file", {"a": entry(shape=(400,), offsets=(0, 1600))}, None),
         ("shape is a lie", {"a": entry(shape=(5,))}, None), ("unknown dtype", {"a": entry("F99")}, None),
         ("a million brackets", b'{"a":' + b"[" * 1_000_000, None), ("header of 2^62", {"a": entry()}, 1 << 62),
         ("offsets of 10^12", {"a": entry(offsets=(10**12, 10**12 + 16))}, None), ("negative shape", {"a": entry(shape=(-4,))}, None),

@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.attack import material as m
 from benchmarks.attack.harness import Seen, Site, fine, medjax, refused, row
@@ -71,13 +72,19 @@ def explicit_list(site: Site) -> Iterator[Seen]:
     for i, name in enumerate(("../../../pwn", str(site.root / "abs"), "a/b")):
         data = m.corpus(site.path(f"v{i}", FOLDER, "d", "Dataset001_Toy"), 2, layout="nnunet")
         items = {
-            n: {"images": [f"imagesTr/case_00{k}_0000.nii.gz"], "label": f"labelsTr/case_00{k}.nii.gz"} for k, n in enumerate((name, "good"))
+            n: {"images": [f"imagesTr/case_00{k}_0000.nii.gz"], "label": f"labelsTr/case_00{k}.nii.gz"}
+            for k, n in enumerate((name, "good"))
         }
         m.edit(data / "dataset.json", lambda spec, items=items: spec.update(dataset=items))
         out, before = site.path(f"v{i}", FOLDER, "o"), site.tree()
         yield _escaped(site, f"verify --fix {name!r}", before, medjax("verify", data, "--fix", out / "f", "--quiet"), out)
         before = site.tree()
         yield _escaped(site, f"prepare {name!r}", before, medjax("prepare", data, "-o", out / "s", "--workers", 1), out)
+
+
+def _listed_as(data: Path, name: str) -> None:
+    entry = {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+    m.edit(data / "dataset.json", lambda spec: spec["training"][0].update(entry))
 
 
 @row("S8", "regular expressions that never end", "weak", limit=45)
@@ -87,7 +94,7 @@ def endless_expression(site: Site) -> Iterator[Seen]:
         name = "a" * 40 + "!"
         for folder in ("imagesTr", "labelsTr"):
             (data / folder / "case_000.nii.gz").rename(data / folder / f"{name}.nii.gz")
-        m.edit(data / "dataset.json", lambda s: s["training"][0].update(image=f"./imagesTr/{name}.nii.gz", label=f"./labelsTr/{name}.nii.gz"))
+        _listed_as(data, name)
         said = medjax("verify", data, "--quiet")
         yield Seen(expression, said.seconds < 20 and not said.raw, f"{said.seconds:.1f} s, {said}")
 
@@ -112,8 +119,7 @@ def markup(site: Site) -> Iterator[Seen]:
     import gzip
 
     yield Seen("label table", b"]]></Label><x>" not in gzip.decompress(mask), "the XML of the mask's extension")
-    for seen in _evaluation(site, case):
-        yield seen
+    yield from _evaluation(site, case)
 
 
 def _scored(site: Site, case: str, classes: Sequence[str]):
@@ -121,7 +127,11 @@ def _scored(site: Site, case: str, classes: Sequence[str]):
     label = m.image(0)[1]
     save(site.path("ref", "labels", f"{case}.nii.gz"), label)
     save(site.path("pred", f"{case}.nii.gz"), label)
-    labels = {"labels": {"background": 0} | {c: i + 1 for i, c in enumerate(classes)}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    labels = {
+        "labels": {"background": 0} | {c: i + 1 for i, c in enumerate(classes)},
+        "channel_names": {"0": "CT"},
+        "file_ending": ".nii.gz",
+    }
     (site.root / "ref" / "dataset.json").write_text(json.dumps(labels))
     reference, prediction, out = site.root / "ref" / "labels", site.root / "pred", site.root / "scored"
     said = medjax("evaluate", "--reference", reference, "--prediction", prediction, "-o", out, "--resamples", 20, "--quiet")
@@ -160,7 +170,7 @@ def _no_formula(variant: str, said, path) -> Seen:
     if said.code == 2 and not said.raw:
         return Seen(variant, True, str(said))
     cells = [c for line in csv.reader(io.StringIO(path.read_text())) for c in line] if path.exists() else ["=missing"]
-    bad = [c for c in cells if c[:1] in "=+@\t\r" and c or (c[:1] == "-" and not _is_number(c))]
+    bad = [c for c in cells if c and (c[0] in "=+@\t\r" or (c[0] == "-" and not _is_number(c)))]
     return Seen(variant, said.code == 0 and not said.raw and not bad, f"{said}; cells {bad[:2]}")
 
 
@@ -188,14 +198,14 @@ def class_paths(site: Site) -> Iterator[Seen]:
 @row("S26", "terminal codes and newlines in names", "weak")
 def terminal_codes(site: Site) -> Iterator[Seen]:
     name = "a\x1b[2J\nb"
-    run = hostile_run(site, f"run\x1b[31m", ("\x1b[2Jclear", "line\nbreak"))
+    run = hostile_run(site, "run\x1b[31m", ("\x1b[2Jclear", "line\nbreak"))
     m.scan(site.path("in", f"{name}.nii.gz"))
     (site.path("in", f"{name}x.nii.gz")).write_bytes(b"no scan")
     data = m.corpus(site.path("Task01_Toy"), labels={"\x1b[2Jclear": 1, "b": 2})
     for folder in ("imagesTr", "labelsTr"):
         (data / folder / "case_000.nii.gz").rename(data / folder / f"{name}.nii.gz")
     (data / "labelsTr" / f"{name}.nii.gz").write_bytes(b"no label")
-    m.edit(data / "dataset.json", lambda s: s["training"][0].update(image=f"./imagesTr/{name}.nii.gz", label=f"./labelsTr/{name}.nii.gz"))
+    _listed_as(data, name)
     for variant, said in (
         ("verify", medjax("verify", data)),
         ("prepare", medjax("prepare", data, "-o", site.root / "store", "--workers", 1)),

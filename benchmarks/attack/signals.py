@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.attack import material as m
@@ -26,6 +26,11 @@ def _stopped(site: Site, number: int, when, *words: object, entry: str = "medjax
     log = site.path(f"log-{time.monotonic_ns()}.txt")
     process = start(*words, log=log, entry=entry)
     return told(process, log, when, number), process.pid
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    ends = time.monotonic() + seconds
+    return lambda: time.monotonic() > ends
 
 
 @row("P6", "kill -9 in prepare, then again", "pass")
@@ -89,8 +94,7 @@ def interrupted(site: Site) -> Iterator[Seen]:
         manifest = (masks / "run.json").read_text() if (masks / "run.json").exists() else ""
         yield _ended(f"predict, {number.name}", said, code, masks, also=bool(done) and all(f'"{c}"' in manifest for c in done))
         words = ("evaluate", "--reference", labels.parent / "l", "--prediction", labels.parent / "l", "-o", scored, "--workers", 1)
-        started = time.monotonic()
-        said, _ = _stopped(site, number, lambda started=started: time.monotonic() > started + 4, *words, "--labels", labels)
+        said, _ = _stopped(site, number, _after(4), *words, "--labels", labels)
         yield _ended(f"evaluate, {number.name}", said, code, scored)
 
 
@@ -108,7 +112,7 @@ def stopped_writers(site: Site) -> Iterator[Seen]:
     folder = site.path("export", "x").parent
     log = site.path("export.txt")
     process = start("export", m.run(site), "-o", folder / "x.medjax", "--stablehlo", log=log)
-    said = told(process, log, lambda t=time.monotonic(): time.monotonic() > t + 3.5, signal.SIGTERM)
+    said = told(process, log, _after(3.5), signal.SIGTERM)
     files = [p.name for p in folder.iterdir()]
     whole = files in ([], ["x.medjax"])
     if "x.medjax" in files:
@@ -116,13 +120,15 @@ def stopped_writers(site: Site) -> Iterator[Seen]:
 
         archive.read(folder / "x.medjax")
     yield Seen("export, SIGTERM", whole and not (said.raw and said.code != -15), f"{said}; {files}")
-    (labels := site.path("ref", "dataset.json")).write_text('{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}')
+    (labels := site.path("ref", "dataset.json")).write_text(
+        '{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}'
+    )
     for i in range(40):
         m.make_raw.save(site.path("ref", "l", f"c{i}.nii.gz"), m.image(i % 4, (50, 60, 50))[1])
     scored, log = site.root / "scored", site.path("evaluate.txt")
     words = ("evaluate", "--reference", labels.parent / "l", "--prediction", labels.parent / "l", "-o", scored, "--labels", labels)
     process = start(*words, "--workers", 1, log=log)
-    told(process, log, lambda t=time.monotonic(): time.monotonic() > t + 4, signal.SIGKILL)
+    told(process, log, _after(4), signal.SIGKILL)
     half = [p for p in scored.rglob("*.json") if p.stat().st_size and not p.read_text().rstrip().endswith("}")] if scored.exists() else []
     yield Seen("evaluate, SIGKILL", not half, str(half))
 

@@ -169,6 +169,7 @@ def unknown_scheme(site: Site) -> Iterator[Seen]:
     medjax("plan", data, "-o", site.root / "plan.json", "--quiet", "--workers", 1)
     scan = m.scan(site.path("in", "a.nii.gz"))
     for scheme in ("zzz", "noNorm", "", "z-score", 5):
+
         def change(plan: dict, scheme=scheme) -> None:
             for intensity in plan["intensity"].values():
                 intensity["scheme"] = scheme
