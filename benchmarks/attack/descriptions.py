@@ -75,7 +75,7 @@ def contradictions(site: Site) -> Iterator[Seen]:
     yield Seen("image and label are one file", not said.raw and said.has("same file"), str(said))
     regions = {f"region {i}": [1, 2] for i in range(3000)}
     said = _verified(site, "regions", lambda s: s.update(medjax={"regions": regions}))
-    yield Seen("3000 regions of the same values", not said.raw and (said.has("warning:") or said.has("3000") or said.code != 0), str(said))
+    yield Seen("3000 regions of the same values", not said.raw and (said.code != 0 or not said.has("0 warnings")), said.text[-300:])
 
 
 @row("I19", "CSV and JSON lists of scans", "weak")

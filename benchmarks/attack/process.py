@@ -217,7 +217,7 @@ def gzip_bomb(site: Site) -> Iterator[Seen]:
 @row("P16", "few open files, small files", "pass")
 def limits(site: Site) -> Iterator[Seen]:
     m.scan(site.path("in", "a.nii.gz"))
-    for i, limit in enumerate(("ulimit -n 64", "ulimit -f 2000")):
+    for i, limit in enumerate(("ulimit -n 24", "ulimit -f 2000")):
         prefix = ["sh", "-c", f'{limit}; exec "$@"', "sh"]
         out = site.root / f"out{i}"
         said = alone(site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, "--no-html", prefix=prefix)
