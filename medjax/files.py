@@ -239,10 +239,10 @@ def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = Usage
 
 def decoded(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "", utf16: bool = False) -> str:
     """Text in UTF-8, marked or not; `utf16` also takes marked UTF-16, as spreadsheets save it. `error` names any other encoding."""
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # also the beginning of UTF-32's
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     found = "UTF-16 or UTF-32" if marked or b"\0" in content[:4] else "Latin-1 or another"
     with contextlib.suppress(UnicodeDecodeError):
-        if (utf16 and marked) or not found.startswith("UTF"):
+        if (utf16 and marked and not content.startswith(codecs.BOM_UTF32_LE)) or not found.startswith("UTF"):
             return content.decode("utf-16" if marked else "utf-8-sig")
     raise error("text in another encoding than UTF-8", path=path, found=found, expected="UTF-8", fix=fix or "save the file as UTF-8")
 

@@ -42,6 +42,9 @@ def _of_table(path: Path) -> Rows:
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", path=path, fix="check the path and its permissions") from error
     text = files.decoded(content, path, fix='save the table as "CSV UTF-8"', utf16=True)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UsageError(f"damaged table at line {line} (a NUL character)", path=path, fix='save the table as "CSV UTF-8"')
     said = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # a spreadsheet's own mark
     text = text[said.end() :] if said else text
     header = re.split(r"[\r\n]", text, maxsplit=1)[0]
