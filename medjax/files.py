@@ -4,7 +4,6 @@ In: paths and contents. Out: files that appear under their name only when they a
 digits, so that neither another host with the same process id nor a link planted by somebody else is ever written through.
 """
 
-import codecs
 import collections
 import contextlib
 import dataclasses
@@ -228,23 +227,15 @@ def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = Usage
             raise error(f"key {twice!r} appears twice", path=path, fix="keep one of them")
         return found
 
-    text = decoded(content, path, error=error, fix=fix)
     try:
-        return json.loads(text, object_pairs_hook=distinct if unique else None)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=distinct if unique else None)
+    except UnicodeDecodeError as reason:
+        found = "UTF-16 or UTF-32" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1 or another"
+        raise error("text in another encoding than UTF-8", path=path, found=found, fix=fix or "save the file as UTF-8") from reason
     except RecursionError as reason:
         raise error("JSON that is nested too deeply", path=path, fix=fix) from reason
     except ValueError as reason:
         raise error(f"damaged JSON ({shown(str(reason))})", path=path, fix=fix or "correct the file") from reason
-
-
-def decoded(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "", utf16: bool = False) -> str:
-    """Text in UTF-8, marked or not; `utf16` also takes marked UTF-16, as spreadsheets save it. `error` names any other encoding."""
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    found = "UTF-16 or UTF-32" if marked or b"\0" in content[:4] else "Latin-1 or another"
-    with contextlib.suppress(UnicodeDecodeError):
-        if (utf16 and marked and not content.startswith(codecs.BOM_UTF32_LE)) or not found.startswith("UTF"):
-            return content.decode("utf-16" if marked else "utf-8-sig")
-    raise error("text in another encoding than UTF-8", path=path, found=found, expected="UTF-8", fix=fix or "save the file as UTF-8")
 
 
 # -- locks ---------------------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_what_spreadsheets_write_is_read(scans, kind):
 NEST = b"[" * 200_000
 BAD = {
     "latin-1.csv": ("image,name\ngröße.nii.gz,a\n".encode("latin-1"), "another encoding than UTF-8; found Latin-1.*CSV UTF-8"),
-    "utf16-unmarked.csv": ("image,name\nscan.nii.gz,a\n".encode("utf-16-le"), "found UTF-16"),
+    "utf16-unmarked.csv": ("image,name\nscan.nii.gz,a\n".encode("utf-16-le"), "found UTF-16 without its mark"),
     "utf32.csv": ("image,name\nscan.nii.gz,a\n".encode("utf-32"), "another encoding than UTF-8"),
     "utf16-cut.csv": ("image,name\nscan.nii.gz,a".encode("utf-16")[:-1], "another encoding than UTF-8"),
     "nul.csv": (b"image,name\nscan.nii.gz,a\0\n", r"line 2 \(a NUL"),

@@ -27,7 +27,7 @@ def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, s
     def show(done: int, total: int, name: str, status: str) -> None:
         end = "\r" if live and done < total else "\n"
         if not quiet and (live or status == "failed" or done == total):
-            print(shown(f"{what} {done}/{total} {name}: {status}").ljust(78), end=end, file=sys.stderr, flush=True)
+            print(f"{what} {done}/{total} {shown(name)}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
 
     return show
 

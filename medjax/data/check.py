@@ -125,14 +125,14 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: ge
     except MedjaxError as error:
         return [problem_of(error, case.label)], {}
     problems = (_pair(grid, label) if grid else []) + _container(case.label)
-    if not problems and grid is not None:
-        problems += _cut_off(case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,))
     counts = annotation.value_counts(label.array)
     strange = sorted(set(counts) - set(corpus.values))
     if len(strange) > MANY_VALUES:
         found = f"{', '.join(map(str, strange[:MANY_VALUES]))} and {len(strange) - MANY_VALUES} more"
         what, fix = f"{len(strange)} undeclared label values", "is it an image? Check that image and label are not swapped"
         return [*problems, entry(ERROR, case.label, what, found, f"one of {list(corpus.values)[:20]}", fix)], counts
+    if not problems and grid is not None:
+        problems += _cut_off(case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,))
     for value, count, place in annotation.undeclared(label.array, counts, corpus):
         found = f"{count} voxels, first at {place} (z, y, x)"
         fix = f'declare it in dataset.json, e.g. "labels": {{"name": {value}}}, or correct the file'

@@ -4,6 +4,8 @@ In: a .json or .csv file. Out: (place in the file, fields) per scan, "image" alw
 an error that names the file and the line; what the fields mean is `inputs`' matter.
 """
 
+import codecs
+import contextlib
 import csv
 import io
 import re
@@ -41,7 +43,7 @@ def _of_table(path: Path) -> Rows:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", path=path, fix="check the path and its permissions") from error
-    text = files.decoded(content, path, fix='save the table as "CSV UTF-8"', utf16=True)
+    text = decoded(content, path, fix='save the table as "CSV UTF-8"')
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UsageError(f"damaged table at line {line} (a NUL character)", path=path, fix='save the table as "CSV UTF-8"')
@@ -78,3 +80,14 @@ def _cells(line: str, mark: str) -> list[str]:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=mark), [])]
     except csv.Error:
         return []
+
+
+def decoded(content: bytes, path: object, fix: str = "save the file as UTF-8") -> str:
+    """Text in UTF-8, or in UTF-16 that begins with its mark, as spreadsheets save it; `UsageError` naming any other encoding."""
+    wide = b"\0" in content[:4] or content.startswith(codecs.BOM_UTF32_LE)
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and not content.startswith(codecs.BOM_UTF32_LE)
+    with contextlib.suppress(UnicodeDecodeError):
+        if marked or not wide:
+            return content.decode("utf-16" if marked else "utf-8-sig")
+    found = "damaged UTF-16" if marked else "UTF-16 without its mark, or UTF-32" if wide else "Latin-1 or another"
+    raise UsageError("text in another encoding than UTF-8", path=path, found=found, fix=fix)

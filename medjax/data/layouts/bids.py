@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from medjax import files
 from medjax.data.description import hints
 from medjax.data.inputs import ENDINGS, Case, Mask, read_json, stem
 from medjax.data.layouts.common import Found, Scan, finish
+from medjax.data.lists import decoded
 from medjax.errors import MedjaxError, UsageError
 
 OWN = ("space", "desc", "label", "res", "den", "atlas", "seg", "hemi", "from", "method")  # entities of a segmentation, not of its image
@@ -84,7 +84,7 @@ def names_of(label: Path, root: Path) -> dict[int, str]:
 
 def _table(file: Path) -> dict[int, str]:
     if file.suffix == ".tsv":
-        rows = io.StringIO(files.decoded(file.read_bytes(), file), newline="")
+        rows = io.StringIO(decoded(file.read_bytes(), file), newline="")
         try:
             found = [(row.get("index") or row.get("mapping"), row.get("name")) for row in csv.DictReader(rows, delimiter="\t")]
         except csv.Error as error:
