@@ -319,3 +319,75 @@ def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
             pass
     finally:
         (place / file).unlink()
+
+
+# -- twin rules, splits, published trees -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"corpus": "B", "cases": r"^(a+)+b(\1)*$(", "other": "x"}, "not a regular expression"),
+        ({"corpus": "B", "cases": "(a)", "other": r"\2"}, "uses a group that its expression lacks"),
+        ({"corpus": "B", "cases": "(a)", "other": r"\0"}, "uses a group that its expression lacks"),
+        ({"corpus": "B", "cases": 5, "other": "x"}, "fields are no text"),
+        ({"corpus": "B", "cases": "(a)", "other": ["x"]}, "fields are no text"),
+        ({"corpus": "B", "cases": "(a)"}, "not a twin rule"),
+        (5, "not a twin rule"),
+    ],
+)
+def test_twin_rules_that_make_no_sense(rule, words):
+    from medjax.data.overlap import read_rules
+
+    with pytest.raises(UsageError, match=words):
+        read_rules([rule])
+
+
+def test_a_twin_rule_that_adds_to_a_word_or_takes_too_long(monkeypatch):
+    from medjax.data.overlap import Twin
+
+    assert Twin("B", r"a(\d*)(x)?", r"b\1\2", 3).other_name("a4") == "b7"
+    with pytest.raises(UsageError, match="adds to what is no number"):
+        Twin("B", "(a)", r"\1", 3).other_name("a")
+    monkeypatch.setattr("medjax.data.patterns.PER_NAME_S", 0.05)
+    with pytest.raises(UsageError, match="twin rule for B expression takes too long"):
+        Twin("B", "(a|a)*", "x").other_name("a" * 200 + "!")
+
+
+@pytest.mark.parametrize(
+    "content", ["5", "[5]", '[{"train": ["a"]}]', '[{"train": "a", "val": []}]', '[{"train": [5], "val": []}]', "[" * 99_999, "{"]
+)
+def test_splits_that_are_none(tmp_path, content):
+    from medjax.data.splits import read_splits
+
+    (tmp_path / "s.json").write_text(content)
+    with pytest.raises(UsageError, match=r"s\.json: (not splits|JSON that is nested too deeply|damaged JSON)"):
+        read_splits(tmp_path / "s.json", {"A": (Case("a", ("i",)),)})
+
+
+def test_a_bare_name_of_two_corpora_is_not_guessed(tmp_path):
+    from medjax.data.splits import read_splits
+
+    cases = {"A": (Case("a", ("i",)), Case("b", ("i",))), "B": (Case("a", ("i",)),)}
+    (tmp_path / "s.json").write_text('[{"train": ["A/a", "b"], "val": ["B/a"]}]')
+    assert read_splits(tmp_path / "s.json", cases) == [{"train": ["A/a", "A/b"], "val": ["B/a"]}]
+    (tmp_path / "s.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    with pytest.raises(UsageError, match=r'in several corpora.*write "CORPUS/a"'):
+        read_splits(tmp_path / "s.json", cases)
+
+
+def test_links_that_lead_back_end_the_search(tmp_path):
+    from data_pipelines.find import _tree
+
+    for name in ("a", "b"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "x.nii.gz").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "y.nii.gz").touch()
+    (tmp_path / "raw" / "c").symlink_to(tmp_path / "elsewhere")  # followed
+    (tmp_path / "raw" / "a" / "up").symlink_to(tmp_path / "raw")
+    (tmp_path / "raw" / "a" / "over").symlink_to(tmp_path / "raw" / "b")
+    (tmp_path / "raw" / "b" / "over").symlink_to(tmp_path / "raw" / "a")
+    (tmp_path / "raw" / "self").symlink_to("self")
+    found = sorted(path for path, folder in _tree(tmp_path / "raw").items() if not folder and path.endswith(".gz"))
+    assert found == ["a/over/x.nii.gz", "a/x.nii.gz", "b/over/x.nii.gz", "b/x.nii.gz", "c/y.nii.gz"]
