@@ -98,11 +98,13 @@ nifti_files = image_files
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble."""
+    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened: they would block."""
     try:
+        if not os.path.isfile(path):
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
