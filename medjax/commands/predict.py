@@ -17,7 +17,7 @@ def add(verbs) -> None:
         "--replace-nan",
         default=None,
         metavar="VALUE",
-        help="what NaN and infinite voxels become: a number, or min (the smallest finite one)",
+        help="what NaN and infinite voxels become: a number, or min (the smallest voxel)",
     )
 
     p = (group := p).add_argument_group("what to write")

@@ -41,7 +41,7 @@ class Series:
 
 def scan(folder: str | os.PathLike) -> list[Series]:
     """Every series in a folder (its subfolders are not entered), images and other objects, ordered by first file name."""
-    pydicom = needs("pydicom")
+    pydicom = needs("pydicom", folder)
     found: dict[str, list] = {}
     for path in sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")):
         if is_dicom(path):
@@ -72,7 +72,7 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     if os.path.isdir(path):
         series = [s for s in scan(path) if s.modality not in OBJECTS]
     else:
-        header = read_header(needs("pydicom"), path)
+        header = read_header(needs("pydicom", path), path)
         series = [Series("", str(header.get("Modality", "")), "", "", (path,), (header,))]
     if len(series) != 1:
         listing = "; ".join(f"{s.description or s.uid} ({s.modality}, {len(s.files)} files)" for s in series) or "no DICOM images"

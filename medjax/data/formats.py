@@ -63,6 +63,9 @@ class Reading:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
+AS_STORED = Reading()
+
+
 def kind_of(path: str | os.PathLike) -> str:
     """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record (a case in tensorflow-datasets).
 
@@ -123,7 +126,7 @@ def read(
     return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite, replace_nan))
 
 
-def read_case(image_paths: Sequence[str | os.PathLike], reading: Reading = Reading(), *, native: bool = False) -> Volume:
+def read_case(image_paths: Sequence[str | os.PathLike], reading: Reading = AS_STORED, *, native: bool = False) -> Volume:
     """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as stored if `native`."""
     return nifti.read_case(image_paths, reader=read, native=native, frame=reading.frame, replace_nan=reading.replace_nan)
 
@@ -224,13 +227,13 @@ def _reader(kind: str) -> Callable[..., Volume]:
     return reader
 
 
-def needs(library: str):
-    """Imports a library of the extra `formats`, or says how to get it."""
+def needs(library: str, path: object = None):
+    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that needs it."""
     import importlib
 
     try:
         return importlib.import_module(library)
     except ImportError as error:
         raise UsageError(
-            f"this format needs {library.split('.')[0]}, which is not installed", fix='pip install "medjax[formats]"'
+            f"this format needs {library.split('.')[0]}, which is not installed", path=path, fix='pip install "medjax[formats]"'
         ) from error

@@ -4,20 +4,27 @@ A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the fi
 a gzip stream's checksum, so compressed data is read to its end here as well.
 """
 
+import glob
+import math
 import os
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from medjax import files
+from medjax.data import content
 from medjax.data import header as headers
 from medjax.data.formats import needs
 from medjax.data.nifti import Volume
 from medjax.errors import DataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_CHUNK = 1 << 20
+_CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
 _HEADER = 1 << 16
+_REST = 1 << 26  # inflated bytes behind the last voxel that are passed over, or as many as there should be
+_WIDTH = re.compile(r"(\d+)-bit")
 
 
 def read(path: str, *, pixels: bool = True) -> Volume:
@@ -25,19 +32,22 @@ def read(path: str, *, pixels: bool = True) -> Volume:
 
     Raises: `DataError` for a missing, damaged or truncated file, RGB or complex voxels, or an unusable geometry.
     """
-    sitk = needs("SimpleITK")
-    if not os.path.isfile(path):
-        broken = os.path.islink(path)
-        raise DataError("broken symbolic link" if broken else "file not found", path=path, fix="check the path")
+    content.check_file(path)
+    sitk, meta = needs("SimpleITK", path), path.lower().endswith((".mha", ".mhd"))
     if os.path.getsize(path) == 0:
         raise DataError("zero length", path=path, fix="obtain the file again")
+    fields, parts = _described(path, meta)
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
-    reader.SetImageIO("MetaImageIO" if path.lower().endswith((".mha", ".mhd")) else "NrrdImageIO")
+    reader.SetImageIO("MetaImageIO" if meta else "NrrdImageIO")
     try:
         reader.ReadImageInformation()
+        needed = _bytes(sitk, reader)
+        if pixels:
+            _check_promise(needed, parts, fields, meta, path)
+            content.check_memory(2 * needed, path, "voxels, twice")
         image = reader.Execute() if pixels else None
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise DataError("cannot be read (damaged or truncated)", path=path, found=reason[:200], fix="obtain the file again") from error
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()).lower()
@@ -56,8 +66,13 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     shape = (*(*size, 1)[2::-1], *((channels,) if channels > 1 else size[3:]))
     array = None
     if pixels:
-        check_stream(path)
         array = sitk.GetArrayFromImage(image)
+        found = check_stream(path, needed)
+        if meta and found is not None and found != zlib.crc32(array.byteswap() if _is_big_endian(fields) else array):
+            raise DataError(
+                "compressed voxels that were not unpacked", path=path, found=f"CompressedDataSize {fields.get('compresseddatasize')}",
+                expected="the size of what follows the header", fix="obtain the file again, or write it without compression",
+            )  # fmt: skip
         array = np.moveaxis(array, 0, -1) if dimension == 4 else array[None] if dimension == 2 else array
         array = array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
     return Volume(array, affine, headers.new(shape, affine, np.float32 if array is None else array.dtype), path)
@@ -74,29 +89,107 @@ def affine_of(spacing: tuple, origin: tuple, direction: tuple, path: str) -> np.
     return affine
 
 
-def check_stream(path: str) -> None:
-    """`DataError` if the compressed voxels of a NRRD or MetaImage file do not end with a valid checksum; others pass."""
-    with open(path, "rb") as file:
-        start = file.read(_HEADER)
+def check_stream(path: str, needed: int | None = None) -> int | None:
+    """Reads the compressed voxels of a NRRD or MetaImage file to their end.
+
+    Args:
+      needed: bytes that the voxels should have; far more of them are an error before all are inflated.
+
+    Returns: the CRC-32 of those bytes, None where nothing is compressed.
+    Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer bytes.
+    """
     meta = path.lower().endswith((".mha", ".mhd"))
+    fields, parts = _described(path, meta)
+    if not _is_compressed(fields, meta):
+        return None
+    total, crc = 0, 0
+    limit = None if needed is None else needed + max(needed, _REST)
+    for part, start in parts:
+        stream, count = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib or gzip, told apart by the first bytes
+        try:
+            with content.open_file(part) as file:
+                file.seek(start)
+                while not stream.eof and (piece := stream.unconsumed_tail or file.read(_CHUNK)):
+                    inflated = stream.decompress(piece, _PIECE)
+                    crc = zlib.crc32(inflated if needed is None else inflated[: max(0, needed - total - count)], crc)
+                    count += len(inflated)
+                    if limit is not None and count > limit:
+                        raise DataError(
+                            "the file holds more than its header says", path=part, found=f"over {count} bytes of voxels",
+                            expected=f"{needed} bytes", fix="the sizes in the header are too small: obtain the file again",
+                        )  # fmt: skip
+        except (OSError, zlib.error) as error:
+            raise DataError(f"corrupt compressed voxels ({error})", path=part, fix="obtain the file again") from error
+        if not stream.eof:
+            raise DataError("truncated compressed voxels", path=part, found="no end of stream", fix="obtain the file again")
+        total += count
+    if needed is not None and total < needed:
+        raise DataError(
+            "truncated compressed voxels", path=path, found=f"{total} bytes", expected=f"{needed} bytes", fix="obtain the file again"
+        )
+    return crc
+
+
+def _described(path: str, meta: bool) -> tuple[dict[str, str], list[tuple[str, int]]]:
+    """The header's fields, and the files that hold the voxels with the byte where they begin.
+
+    Raises: `DataError` for content of another kind, and for voxels in a file that is no regular one or lies outside the header's folder.
+    """
+    with content.open_file(path) as file:
+        start = file.read(_HEADER)
+    if not (re.match(rb"\s*[A-Za-z]+\s*=", start) if meta else start.startswith(b"NRRD")):
+        what = "MetaImage" if meta else "NRRD"
+        found = content.looks_like(start)
+        raise DataError(f"cannot be read: no {what} file", path=path, found=found, expected=f"a {what} header", fix="obtain the file again")
     text, end = _header_text(start, meta)
     fields = dict(_fields(text, meta))
-    compressed = fields.get("compresseddata", "").lower() == "true" if meta else fields.get("encoding", "") in ("gzip", "gz")
-    if not compressed:
-        return
     named = fields.get("elementdatafile", "LOCAL") if meta else fields.get("data file", fields.get("datafile", "LOCAL"))
-    if named.upper() != "LOCAL":
-        path, end = str(Path(path).parent / named), 0
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, told apart by the first bytes
-    try:
-        with open(path, "rb") as file:
-            file.seek(end)
-            while not stream.eof and (piece := file.read(_CHUNK)):
-                stream.decompress(piece)
-    except (OSError, zlib.error) as error:
-        raise DataError(f"corrupt compressed voxels ({error})", path=path, fix="obtain the file again") from error
-    if not stream.eof:
-        raise DataError("truncated compressed voxels", path=path, found="no end of stream", fix="obtain the file again")
+    if named.upper() == "LOCAL":
+        return fields, [(path, end)]
+    if named.upper().startswith("LIST"):
+        names = [line.strip() for line in start[end if meta else text.rfind("LIST") :].decode("latin-1").splitlines()]
+        names = [name for name in names if name and not name.upper().startswith("LIST")]
+    else:
+        first = named.split()[0] if named.split() and "%" in named else named
+        pattern = re.sub(r"%\d*d", "*", first) if "%" in first else ""
+        folder = glob.escape(str(Path(path).parent))
+        names = sorted(glob.glob(os.path.join(folder, pattern))) if pattern and "/" not in pattern else [first]
+    parts = []
+    for name in names:
+        part = os.path.join(Path(path).parent, name)
+        if not files.is_within(part, Path(path).parent):
+            raise DataError(
+                "its voxels lie outside its folder", path=path, found=name[:200], expected="a file beside the header",
+                fix="put the file of the voxels beside the header, and its name into the header",
+            )  # fmt: skip
+        content.check_file(part)
+        parts.append((part, 0))
+    return fields, parts
+
+
+def _is_compressed(fields: dict[str, str], meta: bool) -> bool:
+    return fields.get("compresseddata", "").lower() == "true" if meta else fields.get("encoding", "") in ("gzip", "gz")
+
+
+def _is_big_endian(fields: dict[str, str]) -> bool:
+    return "true" in (fields.get(name, "").lower() for name in ("binarydatabyteordermsb", "elementbyteordermsb"))
+
+
+def _bytes(sitk, reader) -> int:
+    """Bytes of the voxels, by the header."""
+    width = _WIDTH.search(sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()))
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (int(width[1]) // 8 if width else 1)
+
+
+def _check_promise(needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str) -> None:
+    """`DataError` if the files are too small to hold `needed` bytes of voxels, whatever they hold."""
+    size = sum(max(0, os.path.getsize(part) - start) for part, start in parts)
+    raw = not _is_compressed(fields, meta) and (meta or fields.get("encoding", "") == "raw")
+    if (size if raw else size * content.INFLATION) < needed:
+        raise DataError(
+            "cannot be read (truncated: shorter than its header says)", path=path, found=f"{size} bytes", expected=f"{needed} bytes",
+            fix="obtain the file again",
+        )  # fmt: skip
 
 
 def _header_text(start: bytes, meta: bool) -> tuple[str, int]:

@@ -88,6 +88,7 @@ def read(
     with content.stream(path) as source, content.memory(path):
         start = source.read(540)
         header = headers.parse(start, path)
+        source.check_promise(_needed(header, path), path)
         affine = headers.affine_of(header, path)
         slope, inter = headers.scaling(header, path)
         stored = _stored_voxels(source, start, header, frame, path)
@@ -110,8 +111,8 @@ def read_geometry(path: str | os.PathLike) -> Volume:
     path = os.fspath(path)
     with content.stream(path) as source:
         header = headers.parse(source.read(540), path)
-        affine = headers.affine_of(header, path)
         source.check_promise(_needed(header, path), path)
+        affine = headers.affine_of(header, path)
     return Volume(None, affine, header, path)
 
 
@@ -259,7 +260,6 @@ def _stored_voxels(source: content.Stream, start: bytes, header: nib.Nifti1Heade
             fix = "frames are counted from 0" if frames > 1 else "the file holds one 3D scan: leave --frame out"
             raise DataError("no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix)
         first, kept = frame, 1
-    source.check_promise(needed, path)
     each = math.prod(spatial) * dtype.itemsize
     raw = content.reserve(kept * each, path)
     skipped = offset + first * each  # of the file, the part in `start` included

@@ -85,7 +85,7 @@ def predict_cases(
     continue_: bool = False,
     progress: Progress | None = None,
     notes: dict | None = None,
-    reading: formats.Reading = formats.Reading(),
+    reading: formats.Reading = formats.AS_STORED,
 ) -> Result:
     """Predicts every case and writes its files.
 
