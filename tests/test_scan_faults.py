@@ -8,6 +8,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -444,8 +446,92 @@ def test_voxels_that_itk_does_not_unpack_are_no_voxels(tmp_path, size, msb):
         return tmp_path / "a.mha"
 
     np.testing.assert_array_equal(formats.read(write(len(packed))).array, values)
-    with pytest.raises(DataError, match=r"damaged or truncated|not unpacked"):
+    with pytest.raises(DataError, match=r"damaged or truncated|not unpacked|unusable MetaImage header"):
         formats.read(write(size))
+
+
+WORDS = (
+    b"-1", b"0", b"nan", b"inf", b"99999999", b"1e9", b"abc", b"", b"999999999999999999999", b"3", b"gzip", b"raw", b"ascii", b"bzip2",
+    b"double", b"MET_FLOAT", b"LIST", b"%d.raw", b"True", b"2 2 2", b"(1,0,0) none (0,1,0)", b"x" * 5000, b"a\0b",
+)  # fmt: skip
+
+
+def fuzz_text_headers(folder, ending, compressed, count, seed=0):
+    """Reads mutants of a sound file; prints how many were read and refused. What is no sentence is raised."""
+    import SimpleITK as sitk
+
+    rng, separator = np.random.default_rng(seed), b"=" if ending == ".mha" else b":"
+    image = sitk.GetImageFromArray(np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    path = Path(folder) / f"a{ending}"
+    sitk.WriteImage(image, str(path), compressed)
+    sound = path.read_bytes()
+    end = sound.index(b"\n\n") + 2 if ending == ".nrrd" else sound.index(b"\n", sound.index(b"ElementDataFile")) + 1
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(count):
+        way, lines = rng.random(), sound[:end].split(b"\n")
+        line = int(rng.integers(len(lines)))
+        if way < 0.5:
+            key, mark, value = lines[line].partition(separator)
+            parts = value.split() or [b""]
+            parts[int(rng.integers(len(parts)))] = WORDS[int(rng.integers(len(WORDS)))]
+            lines[line] = key + mark + b" " + b" ".join(parts)
+        elif way < 0.6:
+            del lines[line]
+        raw = bytearray(b"\n".join(lines) + sound[end:])
+        for _ in range(int(rng.integers(1, 6)) if way > 0.6 else 0):
+            raw[int(rng.integers(end if rng.random() < 0.6 else len(raw)))] = int(rng.integers(256))
+        path.write_bytes(raw[: int(rng.integers(len(raw))) if way > 0.95 else None])
+        for read in (formats.read_geometry, formats.read):
+            try:
+                read(path)
+                outcomes["read"] += 1
+            except MedjaxError:
+                outcomes["refused"] += 1
+    print(json.dumps(outcomes))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_text_headers_of_random_words_crash_nothing(repository, tmp_path, ending, compressed):
+    """In another process: ITK writes beyond its memory for a MetaImage header of 99999999 dimensions."""
+    pytest.importorskip("SimpleITK")
+    call = f"from tests.test_scan_faults import fuzz_text_headers as f; f({str(tmp_path)!r}, {ending!r}, {compressed}, 250)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", call], cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert sum(outcomes.values()) == 500 and outcomes["refused"] > 100 and outcomes["read"] > 50
+
+
+@pytest.mark.parametrize("field", ["NDims = 99999999", "NDims = 11", "DimSize = 4 4 4 4 4 4 4", "TransformMatrix = " + "1 " * 5000])
+def test_a_metaimage_header_fits_the_memory_it_gets(tmp_path, field):
+    pytest.importorskip("SimpleITK")
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "DimSize = 4 4 4",
+        "ElementType = MET_UCHAR",
+        "ElementDataFile = LOCAL",
+    ]
+    name = field.split()[0]
+    kept = [line for line in lines if not line.startswith(name)]
+    (tmp_path / "a.mha").write_bytes("\n".join([kept[0], field, *kept[1:], ""]).encode() + bytes(64))
+    with pytest.raises(DataError, match=rf"unusable MetaImage header; found {name.lower()}"):
+        formats.read(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize(
+    "tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "RescaleSlope", "SliceThickness"]
+)
+@pytest.mark.parametrize("value", ["abc", "nan", "1\\\\2\\\\3\\\\4\\\\5\\\\6\\\\7", "inf"])
+def test_dicom_values_that_are_no_numbers(tag, value):
+    from medjax.data import dicom
+
+    with pytest.raises(DataError, match=rf"unusable {tag}.*file\.dcm|file\.dcm: unusable {tag}"):
+        dicom.numbers({tag: value}, tag, 1, "file.dcm")
+    with pytest.raises(DataError, match=f"unusable {tag}"):
+        dicom.numbers({tag: [1.0, 2.0]}, tag, 3, "file.dcm")
+    assert dicom.numbers({tag: "2.5"}, tag, 1, "file.dcm") == (2.5,) and dicom.numbers({}, tag, 1, "file.dcm", 1) == (1.0,)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside.raw", "pipe.raw"])

@@ -215,7 +215,7 @@ def check_spacing(sizes: np.ndarray, path: object, *, unit: str = "", shape: tup
 
 def new(shape: tuple[int, ...], affine: np.ndarray, dtype: npt.DTypeLike) -> nib.Nifti1Header:
     """A NIfTI header for (z, y, x[, m]) `shape` and an affine from another format: sform code 1, qform too where it holds it."""
-    header = nib.Nifti1Header()
+    header = (nib.Nifti1Header if max(shape) < 1 << 15 else nib.Nifti2Header)()
     header.set_data_shape((*shape[2::-1], *shape[3:]))
     header.set_data_dtype(np.float32 if np.dtype(dtype).kind == "f" else dtype)
     rigid = shear_of(affine) < SHEAR_SILENT

@@ -4,17 +4,14 @@ A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the fi
 a gzip stream's checksum, so compressed data is read to its end here as well.
 """
 
-import glob
 import math
 import os
 import re
 import zlib
-from pathlib import Path
 
 import numpy as np
 
-from medjax import files
-from medjax.data import content
+from medjax.data import content, text_header
 from medjax.data import header as headers
 from medjax.data.formats import needs
 from medjax.data.nifti import Volume
@@ -22,7 +19,6 @@ from medjax.errors import DataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
-_HEADER = 1 << 16
 _REST = 1 << 26  # inflated bytes behind the last voxel that are passed over, or as many as there should be
 _WIDTH = re.compile(r"(\d+)-bit")
 
@@ -36,15 +32,15 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     sitk, meta = needs("SimpleITK", path), path.lower().endswith((".mha", ".mhd"))
     if os.path.getsize(path) == 0:
         raise DataError("zero length", path=path, fix="obtain the file again")
-    fields, parts = _described(path, meta)
+    fields, parts = text_header.read(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.SetImageIO("MetaImageIO" if meta else "NrrdImageIO")
     try:
         reader.ReadImageInformation()
         needed = _bytes(sitk, reader)
+        _check_promise(needed, parts, fields, meta, path)
         if pixels:
-            _check_promise(needed, parts, fields, meta, path)
             content.check_memory(2 * needed, path, "voxels, twice")
         image = reader.Execute() if pixels else None
     except (RuntimeError, OverflowError, ValueError) as error:
@@ -68,7 +64,7 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     if pixels:
         array = sitk.GetArrayFromImage(image)
         found = check_stream(path, needed)
-        if meta and found is not None and found != zlib.crc32(array.byteswap() if _is_big_endian(fields) else array):
+        if meta and found is not None and found != zlib.crc32(array.byteswap() if text_header.is_big_endian(fields) else array):
             raise DataError(
                 "compressed voxels that were not unpacked", path=path, found=f"CompressedDataSize {fields.get('compresseddatasize')}",
                 expected="the size of what follows the header", fix="obtain the file again, or write it without compression",
@@ -99,8 +95,8 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
     Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer bytes.
     """
     meta = path.lower().endswith((".mha", ".mhd"))
-    fields, parts = _described(path, meta)
-    if not _is_compressed(fields, meta):
+    fields, parts = text_header.read(path)
+    if not text_header.is_compressed(fields, meta):
         return None
     total, crc = 0, 0
     limit = None if needed is None else needed + max(needed, _REST)
@@ -130,51 +126,6 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
     return crc
 
 
-def _described(path: str, meta: bool) -> tuple[dict[str, str], list[tuple[str, int]]]:
-    """The header's fields, and the files that hold the voxels with the byte where they begin.
-
-    Raises: `DataError` for content of another kind, and for voxels in a file that is no regular one or lies outside the header's folder.
-    """
-    with content.open_file(path) as file:
-        start = file.read(_HEADER)
-    if not (re.match(rb"\s*[A-Za-z]+\s*=", start) if meta else start.startswith(b"NRRD")):
-        what = "MetaImage" if meta else "NRRD"
-        found = content.looks_like(start)
-        raise DataError(f"cannot be read: no {what} file", path=path, found=found, expected=f"a {what} header", fix="obtain the file again")
-    text, end = _header_text(start, meta)
-    fields = dict(_fields(text, meta))
-    named = fields.get("elementdatafile", "LOCAL") if meta else fields.get("data file", fields.get("datafile", "LOCAL"))
-    if named.upper() == "LOCAL":
-        return fields, [(path, end)]
-    if named.upper().startswith("LIST"):
-        names = [line.strip() for line in start[end if meta else text.rfind("LIST") :].decode("latin-1").splitlines()]
-        names = [name for name in names if name and not name.upper().startswith("LIST")]
-    else:
-        first = named.split()[0] if named.split() and "%" in named else named
-        pattern = re.sub(r"%\d*d", "*", first) if "%" in first else ""
-        folder = glob.escape(str(Path(path).parent))
-        names = sorted(glob.glob(os.path.join(folder, pattern))) if pattern and "/" not in pattern else [first]
-    parts = []
-    for name in names:
-        part = os.path.join(Path(path).parent, name)
-        if not files.is_within(part, Path(path).parent):
-            raise DataError(
-                "its voxels lie outside its folder", path=path, found=name[:200], expected="a file beside the header",
-                fix="put the file of the voxels beside the header, and its name into the header",
-            )  # fmt: skip
-        content.check_file(part)
-        parts.append((part, 0))
-    return fields, parts
-
-
-def _is_compressed(fields: dict[str, str], meta: bool) -> bool:
-    return fields.get("compresseddata", "").lower() == "true" if meta else fields.get("encoding", "") in ("gzip", "gz")
-
-
-def _is_big_endian(fields: dict[str, str]) -> bool:
-    return "true" in (fields.get(name, "").lower() for name in ("binarydatabyteordermsb", "elementbyteordermsb"))
-
-
 def _bytes(sitk, reader) -> int:
     """Bytes of the voxels, by the header."""
     width = _WIDTH.search(sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()))
@@ -184,27 +135,9 @@ def _bytes(sitk, reader) -> int:
 def _check_promise(needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str) -> None:
     """`DataError` if the files are too small to hold `needed` bytes of voxels, whatever they hold."""
     size = sum(max(0, os.path.getsize(part) - start) for part, start in parts)
-    raw = not _is_compressed(fields, meta) and (meta or fields.get("encoding", "") == "raw")
+    raw = not text_header.is_compressed(fields, meta) and (meta or fields.get("encoding", "") == "raw")
     if (size if raw else size * content.INFLATION) < needed:
         raise DataError(
             "cannot be read (truncated: shorter than its header says)", path=path, found=f"{size} bytes", expected=f"{needed} bytes",
             fix="obtain the file again",
         )  # fmt: skip
-
-
-def _header_text(start: bytes, meta: bool) -> tuple[str, int]:
-    """The text header and the byte behind it."""
-    if meta:
-        at = start.find(b"ElementDataFile")
-        end = start.find(b"\n", at) + 1 if at >= 0 else len(start)
-    else:
-        blank = [(i, len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if (i := start.find(mark)) >= 0]
-        end = sum(min(blank)) if blank else len(start)
-    return start[:end].decode("latin-1"), end
-
-
-def _fields(text: str, meta: bool):
-    for line in text.splitlines():
-        key, mark, value = line.partition("=" if meta else ":")
-        if mark and not line.startswith("#"):
-            yield key.strip().lower(), value.strip().lstrip("=").strip()
