@@ -1,7 +1,8 @@
 """The text header of a NRRD or MetaImage file, read and checked before ITK sees it.
 
-In: a path. Out: its fields, and where its voxels are. ITK believes a MetaImage header: a number of dimensions it has no room for overwrites
-its memory. So fields of a wrong form are refused here, and files that the header names are looked at like any other file.
+In: a path. Out: its fields, and where its voxels are. ITK believes what a header says: a MetaImage number of dimensions it has no room for,
+or a NRRD line of some thousand characters, overwrites its memory. So fields of a wrong form are refused here, and files that the header
+names are looked at like any other file.
 """
 
 import glob
@@ -15,8 +16,9 @@ from medjax.errors import DataError
 
 META_ENDINGS = (".mha", ".mhd")
 DIMENSIONS = range(2, 5)
-_HEADER = 1 << 16
+_HEADER = 1 << 20
 _META_LINE = re.compile(r"\s*\w{1,60} ?= ?[^\x00-\x08\x0e-\x1f]{0,2000}")
+_NRRD_LINE = re.compile(r"#.*|[\w .^-]{1,60}: ?[^\x00-\x08\x0e-\x1f]{0,500}|[^\x00-\x08\x0e-\x1f:]{1,200}:=[^\x00]{0,16000}", re.ASCII)
 _VECTORS = ("dimsize", "elementspacing", "elementsize", "offset", "origin", "position", "centerofrotation")
 _MATRICES = ("transformmatrix", "rotation", "orientation")
 _WHOLE = {"elementnumberofchannels": (1, 1024), "headersize": (-1, 1 << 40), "compresseddatasize": (0, 1 << 50)}
@@ -30,7 +32,7 @@ def is_meta(path: str) -> bool:
 def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
     """The header's fields by lower-case name, and the files that hold the voxels with the byte where they begin.
 
-    Raises: `DataError` for content of another kind, fields that MetaImage files do not have in that form, and voxels in a file that is no
+    Raises: `DataError` for content of another kind, fields that the formats do not have in that form, and voxels in a file that is no
       regular one or lies outside the header's folder.
     """
     meta = is_meta(path)
@@ -44,6 +46,8 @@ def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
     fields = dict(_fields(text, meta))
     if meta:
         _check_meta(text, fields, path)
+    else:
+        _check_nrrd(text, path)
     named = fields.get("elementdatafile", "LOCAL") if meta else fields.get("data file", fields.get("datafile", "LOCAL"))
     if named.upper() == "LOCAL":
         return fields, [(path, end)]
@@ -87,7 +91,7 @@ def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
             fix="obtain the file again",
         )  # fmt: skip
 
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     names = [line.partition("=")[0].strip().lower() for line in lines]
     for name, line in zip(names, lines, strict=True):
         if not _META_LINE.fullmatch(line.rstrip("\r")) or names.count(name) > 1:
@@ -110,6 +114,20 @@ def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
             refuse(name, f"a whole number from {low}")
 
 
+def _check_nrrd(text: str, path: str) -> None:
+    """`DataError` for lines that no NRRD header has: ITK has little room for them."""
+    magic, *lines = text.split("\n") or [""]
+    listed = next((i for i, line in enumerate(lines) if re.match(r"data ?file: *LIST", line, re.IGNORECASE)), len(lines))
+    for number, line in enumerate(lines[: listed + 1], 2):
+        if line.strip() and not _NRRD_LINE.fullmatch(line.rstrip("\r")):
+            raise DataError(
+                "cannot be read: unusable NRRD header", path=path, found=f"line {number} of {len(line)} characters",
+                expected="a comment, 'field: value' or 'key:=value'", fix="obtain the file again",
+            )  # fmt: skip
+    if not re.fullmatch(r"NRRD000\d", magic.strip()):
+        raise DataError("cannot be read: unusable NRRD header", path=path, expected="NRRD0001 to NRRD0005 as its first line")
+
+
 def _header_text(start: bytes, meta: bool) -> tuple[str, int]:
     """The text header and the byte behind it."""
     if meta:
@@ -122,7 +140,7 @@ def _header_text(start: bytes, meta: bool) -> tuple[str, int]:
 
 
 def _fields(text: str, meta: bool):
-    for line in text.splitlines():
+    for line in text.split("\n"):
         key, mark, value = line.partition("=" if meta else ":")
         if mark and not line.startswith("#"):
             yield key.strip().lower(), value.strip().lstrip("=").strip()
