@@ -111,7 +111,7 @@ def _container(path: str) -> list[Problem]:
 def _wrong_channels(case: Case, corpus: Corpus, channels: int) -> Problem:
     expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
     if len(case.images) == 1 and len(corpus.channels) == 1:
-        fix = 'a time series? Keep one frame (predict with --frame N), or declare every frame as a channel in "channel_names"'
+        fix = 'a time series? Keep one frame (predict with --frame N, from 0), or declare every frame as a channel in "channel_names"'
         return entry(ERROR, case.images[0], "a 4D image where one 3D scan is declared", f"{channels} frames", expected, fix)
     fix = "correct the channel names in the description, or split the file"
     return entry(ERROR, case.images[0], "wrong number of channels", channels, expected, fix)
