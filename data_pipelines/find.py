@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_pipelines.anatomy import canonical
 from data_pipelines.declare import Layout, PublicCorpus, filled, first_template, pattern
-from medjax.data.inputs import Case, Mask, read_json
+from medjax.data.inputs import Case, Mask, read_json, usable
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 
 
@@ -77,6 +77,8 @@ def find_cases(
         raise UsageError(
             f"no labelled case of {corpus.name} below this folder", path=raw, found=here or "nothing", expected=looked, fix=corpus.obtain
         )
+    named, wrong = usable(cases.values(), raw)
+    cases, problems = {case.name: case for case in named}, problems + wrong
     left_out = {} if keep_suspects else {name: why for name, why in corpus.suspects.items() if name in cases}
     kept = tuple(case for name, case in sorted(cases.items()) if name not in left_out)
     notes = [f"{unlabelled} images without a label passed over"] if unlabelled else []
@@ -99,9 +101,11 @@ class _Tree(dict):
 
 def _tree(raw: Path) -> _Tree:
     """All files and folders below `raw` as relative paths with forward slashes; hidden and AppleDouble files are passed over."""
-    found = _Tree()
+    found, chains = _Tree(), {}  # folder -> the real folders above it: a link to one of them would never end
     for here, folders, names in os.walk(raw, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        chain = chains.pop(here, frozenset()) | {os.path.realpath(here)}
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")) and os.path.realpath(Path(here, f)) not in chain)
+        chains |= {os.path.join(here, f): chain for f in folders}
         relative = os.path.relpath(here, raw).replace(os.sep, "/")
         start = "" if relative == "." else f"{relative}/"
         members = [start + name for name in sorted(names) if not name.startswith(".")]
@@ -185,7 +189,10 @@ def _frames(layout: Layout, raw: Path, look, corpus: PublicCorpus) -> dict[str, 
     found = look(layout.index)
     if len(found) != 1:
         raise UsageError("the list of labels is missing", path=raw, expected=layout.index, fix="it comes with the download")
-    labels = read_json(raw / found[0]).get("labels", {})
+    said = read_json(raw / found[0])
+    labels = said.get("labels") if isinstance(said, dict) else None
+    if not isinstance(labels, dict) or not all(str(v).isdecimal() for v in labels):
+        raise UsageError("no list of labels", path=raw / found[0], expected='"labels": {"1": "liver"}', fix="obtain the file again")
     order = {layout.aliases.get(str(n), canonical(str(n))): int(v) for v, n in labels.items() if str(n).lower() != "background"}
     for name in layout.masks:
         if name not in order:

@@ -4,6 +4,7 @@ In: paths and contents. Out: files that appear under their name only when they a
 digits, so that neither another host with the same process id nor a link planted by somebody else is ever written through.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -194,11 +195,13 @@ def _create(name: Path) -> BinaryIO:
 # -- reading -------------------------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: str | os.PathLike, *, error: type[MedjaxError] = UsageError, limit: int = 1 << 28, fix: str = "") -> Any:
+def read_json(
+    path: str | os.PathLike, *, error: type[MedjaxError] = UsageError, limit: int = 1 << 28, fix: str = "", unique: bool = False
+) -> Any:
     """The value of a JSON file.
 
     Args:
-      error: the class to raise. limit: bytes that are read at most. fix: of the message.
+      error: the class to raise. limit: bytes that are read at most. fix: of the message. unique: see `parse_json`.
 
     Raises: `error` for a file that is missing, not UTF-8 (a byte-order mark is fine), too large, too deeply nested or no JSON.
     """
@@ -212,15 +215,23 @@ def read_json(path: str | os.PathLike, *, error: type[MedjaxError] = UsageError,
         raise error(f"cannot be read ({reason.strerror or reason})", path=path, fix=fix or "check the path and its permissions") from reason
     if len(content) > limit:
         raise error("a JSON file that is too large", path=path, expected=f"at most {limit:,} bytes", fix=fix)
-    return parse_json(content, path, error=error, fix=fix)
+    return parse_json(content, path, error=error, fix=fix, unique=unique)
 
 
-def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "") -> Any:
-    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep, and damage."""
+def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "", unique: bool = False) -> Any:
+    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep, damage and, if `unique`, equal keys."""
+
+    def distinct(pairs: list[tuple]) -> dict:
+        if len(found := dict(pairs)) < len(pairs):
+            twice = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise error(f"key {twice!r} appears twice", path=path, fix="keep one of them")
+        return found
+
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=distinct if unique else None)
     except UnicodeDecodeError as reason:
-        raise error("text in another encoding than UTF-8", path=path, fix=fix or "save the file as UTF-8") from reason
+        found = "UTF-16 or UTF-32" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1 or another"
+        raise error("text in another encoding than UTF-8", path=path, found=found, fix=fix or "save the file as UTF-8") from reason
     except RecursionError as reason:
         raise error("JSON that is nested too deeply", path=path, fix=fix) from reason
     except ValueError as reason:

@@ -1,7 +1,8 @@
 """The label space: which corpus annotates which classes, and what each voxel value of a corpus means.
 
-Pure data, imports nothing of ours but the errors. A label volume carries one *dense id* per voxel; a corpus maps every id to the *set* of
-classes the voxel belongs to, so nested regions (tumour inside liver) and overlaps need no extra channel. The space stacks all corpora:
+Pure data, imports nothing of ours but the errors and the rules for names. A label volume carries one *dense id* per voxel; a corpus maps
+every id to the *set* of classes the voxel belongs to, so nested regions (tumour inside liver) and overlaps need no extra channel. The
+space stacks all corpora:
 
   known  (corpus, class) bool       the corpus' annotators marked this class, so its absence means "background"
   table  (corpus, id, class) bool   the multi-hot target of a voxel; all False for classes that are not known
@@ -16,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from medjax import files
 from medjax.errors import LabelError, did_you_mean
 
 BACKGROUND = "background"
@@ -33,7 +35,7 @@ class Corpus:
       modality: "CT", "MR", ... chooses expert, prior or prompt by name; never the normalisation (that is `channels`).
       channels: channel names; they choose the normalisation ("CT" clips and uses corpus statistics, most others z-score per case).
       ignore: raw value of voxels nobody annotated, or None.
-      store: name of the corpus whose prepared volumes this one reads (differs from `name` only in a view).
+      store: name of the corpus whose prepared volumes this one reads (differs from `name` only in a view); it becomes a folder.
       meanings: (class, what its annotators meant by it), where the name may mislead; `merge` refuses to share a name with two meanings.
     """
 
@@ -56,7 +58,7 @@ class Corpus:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "annotated", tuple(self.annotated) or self.classes)
         object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "store", self.store or self.name)
+        object.__setattr__(self, "store", files.check_name(self.store or self.name, "corpus name", error=LabelError))
         object.__setattr__(self, "meanings", tuple((str(name), str(text)) for name, text in self.meanings))
         for name in self.annotated:
             if name not in self.classes:

@@ -146,7 +146,7 @@ def test_a_split_file_with_leaks_is_read_and_the_leaks_are_told(tmp_path):
 
 
 def test_unusable_rules_are_refused():
-    with pytest.raises(UsageError, match="no regular expression"):
+    with pytest.raises(UsageError, match="not a regular expression"):
         Twin("b", "(", "x")
     with pytest.raises(UsageError, match="unknown field 'case'"):
         read_rules([{"corpus": "b", "case": "x"}])

@@ -119,7 +119,7 @@ def test_missing_things(tmp_path):
     (tmp_path / "x.txt").touch()
     assert "no dataset.json" in refused(tmp_path)
     assert "no training cases" in refused(described(tmp_path))
-    assert "cannot be read as JSON" in refused(write_text(tmp_path, "{"))
+    assert "damaged JSON" in refused(write_text(tmp_path, "{"))
     assert "must be objects" in refused(write_text(tmp_path, "[]"))
     assert "'labels' appears twice" in refused(write_text(tmp_path, '{"labels": {}, "labels": {}}'))
 
@@ -294,7 +294,7 @@ def test_nothing_found_says_what_was_searched_for(scans, msd):
         (folder / "scan.txt", "not a scan"),
         (folder / "empty.json", "lists no cases"),
         (folder / "gone.json", "none of the listed scans exists"),
-        (folder / "odd.csv", "entry 1 has no image; found ['file']"),
+        (folder / "odd.csv", "no column of images; found file; expected a column"),
         (msd, "imagesTs"),
         ([], "no scans found"),
     ]:

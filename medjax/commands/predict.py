@@ -12,6 +12,13 @@ def add(verbs) -> None:
     p.add_argument("-m", "--model", required=True, nargs="+", help="run folders or .medjax archives; several are averaged")
     p.add_argument("-i", "--input", required=True, nargs="+", help="files, folders, globs, or .json / .csv lists")
     p.add_argument("-o", "--output", required=True, help="folder for the masks")
+    p.add_argument("--frame", type=int, default=None, metavar="N", help="the frame of 4D files that is the scan, counted from 0")
+    p.add_argument(
+        "--replace-nan",
+        default=None,
+        metavar="VALUE",
+        help="what NaN and infinite voxels become: a number, or min (the smallest voxel)",
+    )
 
     p = (group := p).add_argument_group("what to write")
     p.add_argument("--corpus", default="", help="whose annotation protocol to write; needed when the model knows several")
@@ -57,6 +64,7 @@ def _predict(args) -> int:
         args.model, args.input, Path(args.output), corpus=args.corpus, classes=args.classes, part=(args.part_id, args.num_parts),
         continue_=args.continue_, one_file_per_class=args.one_file_per_class, probabilities=args.probabilities,
         statistics=args.statistics, preview=args.preview, report=Path(args.report) if args.report else None,
+        frame=args.frame, replace_nan=args.replace_nan,
         max_memory_gib=args.max_memory, say=say, progress=progress(args.quiet, "predict", live=not args.disable_progress_bar),
         checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap, window=args.window, batch_windows=args.batch_windows,
         device=args.device, uncertainty=args.uncertainty, postprocess=args.postprocess, fast=args.fast,

@@ -1,6 +1,8 @@
 """`medjax verify`: every image and label of data sets, checked; exit 4 when something is wrong."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from medjax.commands import progress
@@ -27,18 +29,34 @@ def _verify(args) -> int:
 
     options = {"layout": args.layout, "workers": args.workers or None}
     reports, copies = [], []
-    for folder in args.folders:
+    outs = _outputs(args.folders, Path(args.fix)) if args.fix else []
+    for number, folder in enumerate(args.folders):
         reports.append(verify(folder, **options, progress=progress(args.quiet, f"verify {folder}")))
         if not args.json:
             print(reports[-1].text() + "\n", flush=True)
         if args.fix:
-            out = Path(args.fix) / Path(folder).resolve().name if len(args.folders) > 1 else Path(args.fix)
             if reports[-1].cases == 0:
                 raise UsageError("nothing to correct: the description itself cannot be used", path=folder, fix="mend it first, see above")
-            copies.append(fix(folder, out, **options, progress=progress(args.quiet, f"fix {folder}")))
+            copies.append(fix(folder, outs[number], **options, progress=progress(args.quiet, f"fix {folder}")))
             if not args.json:
                 print(copies[-1].text() + "\n", flush=True)
     if args.json:
         fixed = [{"fix": copy.to_json()} for copy in copies] or [{}] * len(reports)
         print(json.dumps([report.to_json() | extra for report, extra in zip(reports, fixed, strict=True)], indent=1))
     return EXIT_OK if all(found.ok for found in copies or reports) else EXIT_VERIFICATION
+
+
+def _outputs(folders: Sequence[str], out: Path) -> list[Path]:
+    """Where the corrected copy of each data set goes; refused before any work if one of them cannot go there."""
+    from medjax.data.fix import check_target
+
+    names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"two data sets are called {twice!r}", path=out, fix="correct them one by one")
+    outs = [out / name for name in names] if len(folders) > 1 else [out]
+    if os.path.islink(out):
+        raise UsageError("the folder for the corrected copy is a symbolic link", path=out, fix="name the folder itself")
+    for one in outs:
+        for folder in folders:
+            check_target(folder, one)
+    return outs

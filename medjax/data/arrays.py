@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import header as headers
+from medjax.data.content import check_file
 from medjax.data.inputs import read_json
 from medjax.data.nifti import DataWarning, Volume
 from medjax.errors import DataError
@@ -29,10 +30,11 @@ def read(path: str, *, pixels: bool = True, like: Volume | None = None) -> Volum
 
     Raises: `DataError` for a missing or damaged file, object arrays (they could execute code), or axes that do not fit.
     """
+    check_file(path)
     try:
         stored = _sparse(path) if M3D_MASK.match(os.path.basename(path)) else _dense(path)
-    except FileNotFoundError as error:
-        raise DataError("file not found", path=path, fix="check the path") from error
+    except MemoryError as error:
+        raise DataError("larger than the memory", path=path, found=str(error)[:200], fix="obtain the file again") from error
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"not a readable array ({error})", path=path, fix="obtain the file again; object arrays are refused") from error
     if stored.dtype.kind not in "iufb":
@@ -80,7 +82,7 @@ def _usual_axes(path: str, dimensions: int) -> str:
 
 def _axes(array: np.ndarray, axes: str, path: str) -> np.ndarray:
     """Any order of axes -> (z, y, x[, c]); a single channel loses its axis."""
-    if sorted(axes) not in (sorted("zyx"), sorted("zyxc")) or len(axes) != array.ndim:
+    if not isinstance(axes, str) or sorted(axes) not in (sorted("zyx"), sorted("zyxc")) or len(axes) != array.ndim:
         raise DataError(
             "axes and array do not fit", path=path, found=f"axes {axes!r}, shape {array.shape}", expected='e.g. "zyx" or "cxyz"'
         )
@@ -90,11 +92,15 @@ def _axes(array: np.ndarray, axes: str, path: str) -> np.ndarray:
 
 def _affine(sidecar: dict, path: str, like: Volume | None, shape: tuple[int, ...]) -> np.ndarray:
     if "affine" in sidecar:
-        affine = np.asarray(sidecar["affine"], np.float64)
-        if affine.shape != (4, 4):
-            raise DataError("unusable affine in the sidecar", path=path, found=f"shape {affine.shape}", expected="4 x 4")
+        affine = headers.check_affine(sidecar["affine"], Path(path).with_suffix(".json"))
     elif "spacing_mm" in sidecar:
-        affine = np.diag([*np.asarray(sidecar["spacing_mm"], np.float64)[::-1], 1.0])
+        spacing = sidecar["spacing_mm"]
+        if not isinstance(spacing, list) or len(spacing) != 3 or not all(type(s) in (int, float) and 0 < s < 1e9 for s in spacing):
+            raise DataError(
+                "unusable spacing_mm in the sidecar", path=Path(path).with_suffix(".json"), found=repr(spacing)[:120],
+                expected="three positive numbers (z, y, x)", fix="correct the sidecar",
+            )  # fmt: skip
+        affine = np.diag([*np.asarray(spacing, np.float64)[::-1], 1.0])
     elif like is not None and like.shape == tuple(shape):
         affine = like.affine
     else:

@@ -18,11 +18,12 @@ import numpy as np
 
 from medjax.data import formats, nifti
 from medjax.data.annotation import read_label, to_ids, undeclared, value_counts, voxel_counts
+from medjax.data.content import free_memory
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError
 from medjax.labels import Corpus
 
-__all__ = ["Outcome", "each", "failure", "load", "to_ids", "undeclared", "value_counts", "voxel_counts"]
+__all__ = ["Outcome", "each", "failure", "free_memory", "load", "to_ids", "undeclared", "value_counts", "voxel_counts"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
@@ -47,7 +48,7 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
     if volume.array.shape[-1] != len(corpus.channels):
         expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
         several = volume.array.shape[-1] > 1 and len(corpus.channels) == 1
-        fix = "a time series? give one frame, or declare" if several else "correct"
+        fix = "a time series? predict with --frame N (from 0), or declare" if several else "correct"
         fix += " the channel names in dataset.json, or split the file"
         raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
 
@@ -72,18 +73,6 @@ def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -
     except (OSError, ValueError, ArithmeticError):
         pass
     return 0
-
-
-def free_memory() -> int:
-    """Bytes that may be used: what the system calls available, or the container's limit if that is less."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo") as file:
-            found = [next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))]
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            found.append(int(limit.read()) - int(used.read()))
-    return max(min(found), 1 << 28)
 
 
 class MemoryGate:

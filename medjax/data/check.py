@@ -4,20 +4,24 @@ In: a `Case` and its `Corpus`. Out: problems (dictionaries with severity, file, 
 holds. A problem never hides the ones behind it: what can still be checked after one is.
 """
 
+import os
+import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from medjax.data import annotation, classmasks, formats, nifti
-from medjax.data.inputs import NIFTI_ENDINGS, Case, Mask
-from medjax.errors import MedjaxError
+from medjax.data import annotation, classmasks, formats, geometry, nifti
+from medjax.data.inputs import NIFTI_ENDINGS, Case, Mask, read_json
+from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
 
 ERROR, WARNING = "error", "warning"
+MANY_VALUES = 8  # undeclared label values from which on a file is no label map of this corpus
+MOST_CLASSES = 512
 FIELDS = ("severity", "file", "what", "found", "expected", "fix")
 Problem = dict[str, str]
 
@@ -25,7 +29,7 @@ Problem = dict[str, str]
 def check_case(case: Case, corpus: Corpus, heard: "dict[int, list[str]]") -> tuple[list[Problem], dict | None, str]:
     """Problems, summary row (None if no image can be read) and "ok" or "failed" of one case; `heard` is from `routed_warnings`."""
     warned = heard[threading.get_ident()] = []
-    problems, grids, channels = [], [], 0
+    problems, grids, channels, extent = [], [], 0, None
     for path in case.images:
         try:
             image = formats.read(path)
@@ -34,13 +38,17 @@ def check_case(case: Case, corpus: Corpus, heard: "dict[int, list[str]]") -> tup
             continue
         problems += _constant(image) + _container(path)
         channels += image.array.shape[3] if image.array.ndim == 4 else 1
+        extent = _joined(extent, image.array)
         grids.append(nifti.replaced(image, None))
     for other in grids[1:]:
         problems += _pair(grids[0], other)
     if len(grids) == len(case.images) and channels != len(corpus.channels):
         problems.append(_wrong_channels(case, corpus, channels))
     grid = grids[0] if grids else None
-    found, counts = _masks(case, corpus, grid) if case.masks else _label_map(case, corpus, grid)
+    if twin := _same_file(case):
+        found, counts = [entry(ERROR, twin, "image and label are the same file", fix="name the label map, or leave the label out")], {}
+    else:
+        found, counts = (_masks if case.masks else _label_map)(case, corpus, grid, extent)
     problems += found
     problems += [entry(WARNING, *_split(text, case)) for text in dict.fromkeys(warned)]
     row = None
@@ -48,6 +56,35 @@ def check_case(case: Case, corpus: Corpus, heard: "dict[int, list[str]]") -> tup
         row = {"name": case.name, "shape": grid.shape, "spacing_mm": grid.spacing_mm, "modality": case.modality, "voxels": counts}
         row["labelled"] = case.labelled
     return problems, row, "failed" if any(p["severity"] == ERROR for p in problems) else "ok"
+
+
+def _same_file(case: Case) -> str:
+    """The label file of a case that is one of its images as well; empty if there is none."""
+    if any(formats.kind_of(path) == "record" for path in case.images):
+        return ""
+    images = {os.path.realpath(path) for path in case.images}
+    return next((path for path in case.label_files if os.path.realpath(path) in images), "")
+
+
+def _joined(extent: geometry.Box | None, array: np.ndarray) -> geometry.Box | None:
+    """The box around `extent` and the voxels of another image that are not 0."""
+    box = geometry.nonzero_box(array)
+    if extent is None or box is None:
+        return extent or box
+    return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(extent, box, strict=True))
+
+
+def _cut_off(path: str, label: np.ndarray, extent: geometry.Box | None, skip: Sequence[int] = ()) -> list[Problem]:
+    """A warning if label voxels lie outside the box of non-zero image voxels: preparation crops to it, and they are lost."""
+    if extent is None or any(stop > n for (_, stop), n in zip(extent, label.shape, strict=True)):
+        return []
+    marked = label != 0
+    for value in skip:
+        marked &= label != value
+    lost = int(np.count_nonzero(marked)) - int(np.count_nonzero(marked[tuple(slice(*ends) for ends in extent)]))
+    what = "label voxels outside of all that is not 0 in the image"
+    fix = 'preparation cuts them off: correct the label, or prepare with crop "none"'
+    return [entry(WARNING, path, what, f"{lost} voxels", "0", fix)] if lost else []
 
 
 def _constant(image: nifti.Volume) -> list[Problem]:
@@ -74,13 +111,13 @@ def _container(path: str) -> list[Problem]:
 def _wrong_channels(case: Case, corpus: Corpus, channels: int) -> Problem:
     expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
     if len(case.images) == 1 and len(corpus.channels) == 1:
-        fix = 'a time series? Keep one frame (predict with --frame N), or declare every frame as a channel in "channel_names"'
+        fix = 'a time series? Keep one frame (predict with --frame N, from 0), or declare every frame as a channel in "channel_names"'
         return entry(ERROR, case.images[0], "a 4D image where one 3D scan is declared", f"{channels} frames", expected, fix)
     fix = "correct the channel names in the description, or split the file"
     return entry(ERROR, case.images[0], "wrong number of channels", channels, expected, fix)
 
 
-def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None) -> tuple[list[Problem], dict[int, int]]:
+def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: geometry.Box | None) -> tuple[list[Problem], dict[int, int]]:
     if case.label is None:
         return [], {}
     try:
@@ -89,6 +126,13 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None) -> tuple[l
         return [problem_of(error, case.label)], {}
     problems = (_pair(grid, label) if grid else []) + _container(case.label)
     counts = annotation.value_counts(label.array)
+    strange = sorted(set(counts) - set(corpus.values))
+    if len(strange) > MANY_VALUES:
+        found = f"{', '.join(map(str, strange[:MANY_VALUES]))} and {len(strange) - MANY_VALUES} more"
+        what, fix = f"{len(strange)} undeclared label values", "is it an image? Check that image and label are not swapped"
+        return [*problems, entry(ERROR, case.label, what, found, f"one of {list(corpus.values)[:20]}", fix)], counts
+    if not problems and grid is not None:
+        problems += _cut_off(case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,))
     for value, count, place in annotation.undeclared(label.array, counts, corpus):
         found = f"{count} voxels, first at {place} (z, y, x)"
         fix = f'declare it in dataset.json, e.g. "labels": {{"name": {value}}}, or correct the file'
@@ -96,7 +140,7 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None) -> tuple[l
     return problems, counts
 
 
-def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None) -> tuple[list[Problem], dict[int, int]]:
+def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: geometry.Box | None) -> tuple[list[Problem], dict[int, int]]:
     """Checks every mask by itself; voxels are counted by the raw value of their set of classes."""
     if grid is None:
         return [], {}
@@ -126,7 +170,7 @@ def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None) -> tuple[list[
         dense = classmasks.to_corpus_ids(ids, sets, corpus, case.masks[0].path)
     except MedjaxError as error:
         return [problem_of(error, case.masks[0].path)], {}
-    return [], {corpus.values[i]: n for i, n in annotation.value_counts(dense).items()}
+    return _cut_off(case.masks[0].path, dense, extent), {corpus.values[i]: n for i, n in annotation.value_counts(dense).items()}
 
 
 def _pair(a: nifti.Volume, b: nifti.Volume) -> list[Problem]:
@@ -159,7 +203,12 @@ def line(problem: Problem) -> str:
     parts = [f"{problem['severity'].upper()} {problem['file']}: {problem['what']}"]
     parts += [f"{name} {problem[name]}" for name in ("found", "expected") if problem[name]]
     parts += [f"fix: {problem['fix']}"] if problem["fix"] else []
-    return "; ".join(" ".join(part.split()) for part in parts)
+    return shown("; ".join(parts))
+
+
+def kind(problem: Problem) -> str:
+    """What a problem is, without the names and numbers in it: problems of one kind are listed together."""
+    return re.sub(r"'[^']*'|\d+", "#", f"{problem['severity']} {problem['what']}")
 
 
 def described(corpus: Corpus, folder: Path) -> list[Problem]:
@@ -171,6 +220,52 @@ def described(corpus: Corpus, folder: Path) -> list[Problem]:
     if nameless := [name for name in corpus.classes if name.startswith("label_") and name[6:].isdigit()]:
         fix = f'say "labels": {{"liver": {nameless[0][6:]}}} in medjax.json'
         problems.append(entry(WARNING, folder, "label values without names", ", ".join(nameless[:8]), fix=fix))
+    return problems + _declared(corpus, folder)
+
+
+def _declared(corpus: Corpus, folder: Path) -> list[Problem]:
+    """Warnings about classes that cannot all be meant."""
+    problems = []
+    if len(corpus.classes) > MOST_CLASSES:
+        fix = "each class is a channel of the network: declare those that are wanted"
+        problems.append(entry(WARNING, folder, "very many classes", len(corpus.classes), f"at most {MOST_CLASSES}", fix))
+    members: dict[str, list[int]] = {name: [] for name in corpus.classes}
+    for value, names in corpus.labels:
+        for name in names:
+            members[name].append(value)
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, values in members.items():
+        alike.setdefault(tuple(values), []).append(name)
+    same = [names for names in alike.values() if len(names) > 1]
+    if same:
+        found = "; ".join(" = ".join(names[:3]) + (", ..." if len(names) > 3 else "") for names in same[:3])
+        what = f"{sum(len(names) - 1 for names in same)} classes have the voxels of another class"
+        problems.append(entry(WARNING, folder, what, found, "different label values", "leave all but one of them out"))
+    return problems
+
+
+def counted(folder: Path, listed: int) -> list[Problem]:
+    """A warning if dataset.json states another number of training cases than there are."""
+    path = folder / "dataset.json"
+    said = read_json(path) if path.is_file() else {}
+    said = said.get("numTraining") if isinstance(said, dict) else None
+    if said is None or said == listed:
+        return []
+    return [entry(WARNING, path, "numTraining is not the number of training cases", said, listed, "correct it: nnU-Net refuses to start")]
+
+
+def shared(cases: Sequence[Case]) -> list[Problem]:
+    """A warning for every file that is the image, or the label map, of several cases."""
+    problems = []
+    for word, files_of in (("image", lambda c: c.images), ("label", lambda c: [c.label] if c.label else [])):
+        owners: dict[str, list[str]] = {}
+        for case in cases:
+            for path in {os.path.realpath(p) for p in files_of(case)}:
+                owners.setdefault(path, []).append(case.name)
+        for path, names in owners.items():
+            if len(names) > 1:
+                found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                problems.append(entry(WARNING, path, f"the {word} of {len(names)} cases", found, "one case", "correct the list"))
     return problems
 
 

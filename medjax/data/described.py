@@ -7,14 +7,14 @@
 Paths are absolute or relative to the file. Nothing is copied: the raw files stay where they are.
 """
 
+import collections
 import dataclasses
-import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from medjax.data.inputs import Case, Mask, read_json
+from medjax import files
+from medjax.data.inputs import Case, Mask, listed_path, read_json, usable
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -27,9 +27,14 @@ def detect(folder: Path) -> bool:
 
 
 def write(folder: str | os.PathLike, corpus: Corpus, cases: Iterable[Case], facts: Mapping | None = None) -> Path:
-    """Writes the description in one step; `facts` are further fields (twins, licence, citation). Returns the path."""
+    """Writes the description in one step; `facts` are further fields (twins, licence, citation). Returns the path.
+
+    Raises: `UsageError` for a corpus or case name that cannot be a folder, and if a `corpus.json` of another program is there.
+    """
     path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cases, wrong = usable(cases, folder)
+    if wrong:
+        raise wrong[0]
     rows = []
     for case in cases:
         row = {"name": case.name, "images": [os.path.abspath(p) for p in case.images], "patient": case.patient or case.name}
@@ -38,9 +43,9 @@ def write(folder: str | os.PathLike, corpus: Corpus, cases: Iterable[Case], fact
         if case.masks:
             row["masks"] = [[mask.name, os.path.abspath(mask.path), mask.pick] for mask in case.masks]
         rows.append(row)
-    temporary = path.with_name(f".{FILE}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(json.dumps({"format": FORMAT, "corpus": corpus.to_json(), "cases": rows} | dict(facts or {}), indent=1))
-    os.replace(temporary, path)
+    if os.path.lexists(path) and not _is_ours(path):
+        raise UsageError("a file that medjax did not write", path=path, fix="move it, or write the description into another folder")
+    files.write_json(path, {"format": FORMAT, "corpus": corpus.to_json(), "cases": rows} | dict(facts or {}))
     return path
 
 
@@ -54,28 +59,58 @@ def scan(folder: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medj
         )
     try:
         corpus = Corpus.from_json(said["corpus"])
-        cases = [_case(row, corpus, path.parent) for row in said["cases"]]
-    except LabelError:
+        files.check_name(corpus.name, "corpus name", path=path, error=LabelError)
+        cases, wrong = _cases(said["cases"], corpus, path)
+    except MedjaxError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"damaged description of a corpus: {error!r}", path=path, fix="ingest again") from error
     problems = [_missing(case, path) for case in cases]
     good = tuple(case for case, problem in zip(cases, problems, strict=True) if problem is None)
-    return corpus, good, [problem for problem in problems if problem is not None]
+    return corpus, good, wrong + [problem for problem in problems if problem is not None]
 
 
 def facts(folder: str | os.PathLike) -> dict:
     """The further fields of a description: twins, licence, citation; {} without one."""
-    return (
-        {k: v for k, v in read_json(Path(folder) / FILE).items() if k not in ("format", "corpus", "cases")} if detect(Path(folder)) else {}
+    said = read_json(Path(folder) / FILE) if detect(Path(folder)) else {}
+    return {k: v for k, v in said.items() if k not in ("format", "corpus", "cases")} if isinstance(said, dict) else {}
+
+
+def _cases(rows: Sequence, corpus: Corpus, path: Path) -> tuple[list[Case], list[MedjaxError]]:
+    """The cases, and a problem for every row that does not describe one."""
+    cases, wrong = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            cases.append(_case(row, corpus, path))
+        except UsageError as problem:
+            wrong.append(problem)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            wrong.append(UsageError(f"damaged description of case {number}: {error!r}", path=path, fix="ingest again"))
+    if twice := next((n for n, count in collections.Counter(c.name for c in cases if isinstance(c.name, str)).items() if count > 1), None):
+        raise UsageError(f"case {twice!r} occurs twice", path=path, fix="ingest again")
+    return cases, wrong
+
+
+def _case(row: Mapping, corpus: Corpus, file: Path) -> Case:
+    name, folder = row["name"], file.parent
+    masks = tuple(
+        Mask(str(class_), listed_path(folder, path, f"a mask of case {name!r}", file), str(pick))
+        for class_, path, pick in row.get("masks", ())
     )
+    label = listed_path(folder, row["label"], f"the label of case {name!r}", file) if row.get("label") else None
+    images = tuple(listed_path(folder, p, f"an image of case {name!r}", file) for p in row["images"])
+    if not images or isinstance(row["images"], str):
+        raise UsageError(f"case {name!r} has no list of images", path=file, fix="ingest again")
+    return Case(name, images, label, corpus.name, corpus.modality, row["patient"], masks)
 
 
-def _case(row: Mapping, corpus: Corpus, folder: Path) -> Case:
-    masks = tuple(Mask(name, str(folder / path), pick) for name, path, pick in row.get("masks", ()))
-    label = str(folder / row["label"]) if row.get("label") else None
-    images = tuple(str(folder / p) for p in row["images"])
-    return Case(row["name"], images, label, corpus.name, corpus.modality, row["patient"], masks)
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a description that medjax wrote (of any version)."""
+    try:
+        said = files.read_json(path)
+    except MedjaxError:
+        return False
+    return isinstance(said, dict) and isinstance(said.get("format"), int) and {"corpus", "cases"} <= set(said)
 
 
 def _missing(case: Case, path: Path) -> MedjaxError | None:

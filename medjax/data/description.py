@@ -28,7 +28,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medjax import files
 from medjax.data.inputs import read_json
+from medjax.data.patterns import Pattern
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import BACKGROUND, Corpus
 
@@ -53,7 +55,7 @@ def describe(path: Path) -> tuple[Corpus, dict, dict]:
     channels = channel_names(spec.get("channel_names", spec.get("modality")), path)
     labels, ignore = parse_labels(spec.get("labels", {}), block.get("regions", {}), path)
     annotated = annotated_classes(block.get("annotated", []), labels, path)
-    name = corpus_name(block.get("name"), path.resolve().parent, path)
+    name = corpus_name(block.get("name"), Path(os.path.realpath(path)).parent, path)
     modality = str(block.get("modality") or ("CT" if any(c.lower() == "ct" for c in channels) else "MR"))
     return Corpus(name, labels, annotated, modality, channels, ignore, meanings=meanings_of(block, path)), spec, block
 
@@ -65,13 +67,15 @@ def channel_names(value: object, path: Path) -> tuple[str, ...]:
     if not isinstance(value, dict) or not value or not all(str(k).isdigit() for k in value):
         expected = '"channel_names": {"0": "CT"}, or "modality" in MSD'
         raise UsageError("no usable channel names", path=path, found=value, expected=expected)
+    if strange := next((n for n in value.values() if isinstance(n, dict | list)), None):
+        raise UsageError("a channel name that is no text", path=path, found=repr(strange)[:80], expected='"channel_names": {"0": "CT"}')
     return tuple(str(value[k]) for k in sorted(value, key=int))
 
 
 def annotated_classes(annotated: object, labels: Labels, path: Path) -> tuple[str, ...]:
     """The checked "annotated" list; () means all."""
     named = {name for _, names in labels for name in names}
-    if not isinstance(annotated, list):
+    if not isinstance(annotated, list) or not all(isinstance(name, str) for name in annotated):
         raise LabelError('"annotated" must be a list of class names', path=path, found=annotated, expected=f'["{annotated}"]')
     for unknown in (name for name in annotated if name not in named):
         raise LabelError(f'"annotated" names the unknown class {unknown!r}', path=path, fix=did_you_mean(unknown, named))
@@ -87,11 +91,8 @@ def meanings_of(block: Mapping, path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def corpus_name(given: object, folder: Path, path: Path) -> str:
-    """The name a description gives, or the folder's without TaskXX_ or DatasetXXX_."""
-    name = str(given or re.sub(r"^(Task|Dataset)\d+_", "", folder.name))
-    if "/" in name or os.sep in name or name.startswith("."):
-        raise UsageError("unusable corpus name", path=path, found=name, expected="a name that can be a folder")
-    return name
+    """The name a description gives, or the folder's without TaskXX_ or DatasetXXX_; `LabelError` for one that cannot be a folder."""
+    return files.check_name(given or re.sub(r"^(Task|Dataset)\d+_", "", folder.name), "corpus name", path=path, error=LabelError)
 
 
 def hints(folder: Path) -> tuple[dict, Path]:
@@ -114,14 +115,16 @@ def hints(folder: Path) -> tuple[dict, Path]:
 
 def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, int | None]:
     """Either direction of `labels`, plus `regions` -> (value, class names) entries and the ignore value."""
-    if not isinstance(labels, dict) or not isinstance(regions, dict):
-        raise LabelError('"labels" and "regions" must be objects', path=path, found=labels, expected='{"background": 0, "liver": 1}')
+    if not isinstance(labels, dict) or not isinstance(regions, dict) or not all(isinstance(v, list) for v in regions.values()):
+        found = repr(regions if isinstance(labels, dict) else labels)[:80]
+        expected = '{"background": 0, "liver": 1}, and regions {"whole": [1, 2]}'
+        raise LabelError('"labels" and "regions" must be objects', path=path, found=found, expected=expected)
     if labels and all(isinstance(v, str) for v in labels.values()):  # MSD: value -> name
         labels = [(str(name), value) for value, name in labels.items()]
     else:  # nnU-Net: name -> value or values
         labels = list(labels.items())
     declared = {_integer(v, name, path) for name, value in labels for v in (value if isinstance(value, list) else [value])}
-    holders: dict[int, list[str]] = {}
+    holders: dict[int, dict[str, None]] = {}  # names in order, each once
     plain, ignore = {}, None
     for name, value in [*labels, *((name, list(values)) for name, values in regions.items())]:
         region = isinstance(value, list)
@@ -144,33 +147,41 @@ def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, i
             fix = f"some of {sorted(declared - {0})}"
             raise LabelError(f"region {name!r} uses undeclared values", path=path, found=sorted(stray), expected=fix)
         for v in values:
-            names = holders.setdefault(v, [])
-            names.extend([name] if name not in names else [])
+            holders.setdefault(v, {})[name] = None
     if ignore is not None and ignore in {0, *holders}:
         raise LabelError("the ignore value is also a label", path=path, found=ignore, fix="use a value of its own, such as the highest + 1")
     return tuple((value, tuple(holders[value])) for value in sorted(holders)), ignore
 
 
 def _integer(value: object, name: str, path: Path) -> int:
-    if isinstance(value, str) and value.strip().isdigit():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 9:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 65535:
-        raise LabelError(f"label {name!r} has no integer value", path=path, found=repr(value), expected="0 to 65535, or a list of those")
+        raise LabelError(
+            f"label {name!r} has no integer value", path=path, found=repr(value)[:80], expected="0 to 65535, or a list of those"
+        )
     return value
 
 
 def patients_of(rule: Mapping | str, names: Sequence[str], path: Path) -> dict[str, str]:
     """Case -> patient; cases that a mapping does not name are their own patient."""
-    pattern = rule if isinstance(rule, str) else rule.get("regex") if set(rule) == {"regex"} else None
+    pattern = patient_pattern(rule, path)
     if pattern is None:
         for case in set(rule) - set(names):
             raise UsageError(f'"patients" names the unknown case {case!r}', path=path, fix=did_you_mean(case, names))
         return {name: str(rule.get(name, name)) for name in names}
-    try:
-        matches = {name: re.search(pattern, name) for name in names}
-    except re.error as error:
-        raise UsageError(f'"patients" is not a regular expression: {error}', path=path, found=pattern) from None
+    matches = {name: pattern.search(name) for name in names}
     for name, match in matches.items():
         if match is None:
-            raise UsageError(f'the "patients" expression does not match case {name!r}', path=path, found=pattern)
-    return {name: match[1] if match.re.groups else match[0] for name, match in matches.items()}
+            raise UsageError(f'the "patients" expression does not match case {name!r}', path=path, found=pattern.text)
+    return {name: (match[1] if pattern.groups else match[0]) or name for name, match in matches.items()}
+
+
+def patient_pattern(rule: object, path: Path) -> Pattern | None:
+    """The expression of a "patients" field, or None where it is a mapping case -> patient; `UsageError` for anything else."""
+    if isinstance(rule, str) or (isinstance(rule, Mapping) and set(rule) == {"regex"}):
+        return Pattern(rule if isinstance(rule, str) else rule["regex"], '"patients"', path, UsageError)
+    if not isinstance(rule, Mapping) or any(isinstance(v, list | dict) for v in rule.values()):
+        expected = '{"case_01": "p1"}, or {"regex": "^(p[0-9]+)"}'
+        raise UsageError('"patients" is neither an object nor an expression', path=path, found=repr(rule)[:80], expected=expected)
+    return None

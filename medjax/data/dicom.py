@@ -41,7 +41,7 @@ class Series:
 
 def scan(folder: str | os.PathLike) -> list[Series]:
     """Every series in a folder (its subfolders are not entered), images and other objects, ordered by first file name."""
-    pydicom = needs("pydicom")
+    pydicom = needs("pydicom", folder)
     found: dict[str, list] = {}
     for path in sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")):
         if is_dicom(path):
@@ -58,9 +58,26 @@ def scan(folder: str | os.PathLike) -> list[Series]:
 def read_header(pydicom, path: str | os.PathLike):
     """The header of a DICOM file without its pixels; `DataError` if it is damaged."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        for tag in TAGS:  # values are decoded when they are asked for: all of them here, where what goes wrong has a name
+            header.get(tag)
+        return header
     except Exception as error:
         raise DataError(f"not a readable DICOM file ({error})", path=path, fix="obtain the file again") from error
+
+
+def numbers(header, tag: str, count: int, path: str | os.PathLike, default: float | None = None) -> tuple[float, ...]:
+    """`count` finite numbers of a header; `default` where it has none. Raises: `DataError` naming tag and file."""
+    value = header.get(tag)
+    value = default if value is None or value == "" else value
+    try:
+        found = tuple(float(v) for v in (value if count > 1 else (value,)))
+    except (TypeError, ValueError, OverflowError):
+        found = ()
+    if len(found) != count or not np.isfinite(found).all():
+        expected = f"{count} finite number" + ("s" if count > 1 else "")
+        raise DataError(f"unusable {tag}", path=path, found=repr(value)[:120], expected=expected, fix="obtain the file again")
+    return found
 
 
 def read(path: str, *, pixels: bool = True) -> Volume:
@@ -72,7 +89,7 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     if os.path.isdir(path):
         series = [s for s in scan(path) if s.modality not in OBJECTS]
     else:
-        header = read_header(needs("pydicom"), path)
+        header = read_header(needs("pydicom", path), path)
         series = [Series("", str(header.get("Modality", "")), "", "", (path,), (header,))]
     if len(series) != 1:
         listing = "; ".join(f"{s.description or s.uid} ({s.modality}, {len(s.files)} files)" for s in series) or "no DICOM images"
@@ -82,10 +99,13 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     (one,) = series
     if one.modality in OBJECTS:
         raise DataError(f"a DICOM {one.modality} object, not an image", path=path, fix="give it as a label")
-    if len(one.files) == 1 and int(one.headers[0].get("NumberOfFrames", 1)) > 1:
+    if len(one.files) == 1 and numbers(one.headers[0], "NumberOfFrames", 1, one.files[0], 1)[0] > 1:
         return _multiframe(one.files[0], path, pixels)
     order, affine = _geometry(one, path)
-    slope = {(float(h.get("RescaleSlope", 1)), float(h.get("RescaleIntercept", 0))) for h in one.headers}
+    slope = {
+        (*numbers(h, "RescaleSlope", 1, file, 1), *numbers(h, "RescaleIntercept", 1, file, 0))
+        for file, h in zip(one.files, one.headers, strict=True)
+    }
     whole = len(slope) == 1 and all(float(v).is_integer() for pair in slope for v in pair)
     first = one.headers[0]
     shape = (len(order), int(first.Rows), int(first.Columns))
@@ -101,17 +121,22 @@ def _geometry(series: Series, path: str) -> tuple[list[int], np.ndarray]:
         missing = [t for t in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns") if h.get(t) is None]
         if missing:
             raise DataError("a slice without geometry", path=file, found=f"no {', '.join(missing)}", fix="take it out of the folder")
-        if int(h.get("SamplesPerPixel", 1)) != 1:
+        if numbers(h, "SamplesPerPixel", 1, file, 1)[0] != 1:
             raise DataError("RGB voxels", path=file, expected="one grey value per voxel")
-    orientation = np.array([[float(v) for v in h.ImageOrientationPatient] for h in series.headers])
-    size = {(int(h.Rows), int(h.Columns), *(round(float(v), 4) for v in h.PixelSpacing)) for h in series.headers}
+
+    def column_of(tag: str, count: int) -> np.ndarray:
+        return np.array([numbers(h, tag, count, file) for file, h in zip(series.files, series.headers, strict=True)])
+
+    orientation, spacings = column_of("ImageOrientationPatient", 6), column_of("PixelSpacing", 2)
+    planes = np.concatenate([column_of("Rows", 1), column_of("Columns", 1), np.round(spacings, 4)], 1)
+    size = {(int(rows), int(columns), *spacing) for rows, columns, *spacing in planes.tolist()}
     if np.abs(orientation - orientation[0]).max() > 1e-3 or len(size) > 1:
         raise DataError(
             "slices of different orientation or size in one series", path=path, found=f"{sorted(size)} (rows, columns, mm)",
             fix="take the localizers out of the folder",
         )  # fmt: skip
     row, column = orientation[0][:3], orientation[0][3:]
-    positions = np.array([[float(v) for v in h.ImagePositionPatient] for h in series.headers])
+    positions = column_of("ImagePositionPatient", 3)
     along = positions @ np.cross(row, column)
     order = np.argsort(along, kind="stable")
     steps = np.diff(along[order])
@@ -132,8 +157,8 @@ def _geometry(series: Series, path: str) -> tuple[list[int], np.ndarray]:
             )  # fmt: skip
         step = (positions[order[-1]] - positions[order[0]]) / len(steps)
     else:
-        step = np.cross(row, column) * float(series.headers[0].get("SliceThickness") or 1)
-    between_rows, between_columns = (float(v) for v in series.headers[0].PixelSpacing)
+        step = np.cross(row, column) * (numbers(series.headers[0], "SliceThickness", 1, series.files[0], 1)[0] or 1)
+    between_rows, between_columns = spacings[0]
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * between_columns, column * between_rows, step
     affine[:3, 3] = positions[order[0]]

@@ -22,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import annotation, formats, geometry, nifti
+from medjax import files
+from medjax.data import annotation, formats, geometry, nifti, tfds_source
 from medjax.data import header as headers
 from medjax.data.cases import Progress, each
 from medjax.data.check import routed_warnings
 from medjax.data.inputs import NIFTI_ENDINGS, Case
 from medjax.data.sources import scan_corpus
 from medjax.data.verify import Report, verify
-from medjax.errors import DataError, UsageError, sentence
+from medjax.errors import DataError, UsageError, sentence, shown
 from medjax.labels import BACKGROUND, Corpus
 
 TINY_SHEAR = 0.02
@@ -62,6 +63,7 @@ class Fixed:
         lines = [f"FIXED {c['file']}: {c['what']}" for c in self.changes] + [f"LEFT OUT {c['case']}: {c['why']}" for c in self.left_out]
         cases = self.report.cases if self.report else 0
         lines.append(f"{cases} cases written to {self.folder}, {len(self.changes)} changes, {len(self.left_out)} cases left out")
+        lines = [shown(text) for text in lines]
         return "\n".join(lines + ([self.report.text()] if self.report else []))
 
     def to_json(self) -> dict:
@@ -77,24 +79,63 @@ def fix(
     Args:
       folder: the data set, in any layout; it is only read. out: a folder that does not exist or is empty, outside of it.
 
-    Raises: `UsageError` for an output folder that holds something or lies in the data set.
+    Raises: `UsageError` for an output folder that holds something, is a link, or lies in the data set or in the folder of a case.
     """
-    source, target = Path(folder).resolve(), Path(out).resolve()
-    if target == source or source in target.parents:
-        raise UsageError("the corrected copy must lie outside of the data set", path=out, fix="name another folder")
-    if target.exists() and any(target.iterdir()):
-        raise UsageError("the folder for the corrected copy is not empty", path=out, fix="name a new folder")
+    check_target(folder, out)
     with routed_warnings():
         corpus, cases, missing = scan_corpus(folder, layout)
-        for name in ("imagesTr", "labelsTr"):
-            (target / name).mkdir(parents=True, exist_ok=True)
+        _check_apart(cases, out)
+        target = _made(Path(out))
         outcomes = each(lambda case: _fix_case(case, corpus, target), cases, workers=workers, progress=progress)
     changes = [change for o in outcomes if o.failure is None for change in o.value]
     left_out = [{"case": o.case.name, "why": sentence(o.failure)} for o in outcomes if o.failure is not None]
     left_out += [{"case": str(error.path), "why": str(error)} for error in missing]
     good = [o.case for o in outcomes if o.failure is None]
-    (target / "dataset.json").write_text(json.dumps(description(corpus, good), indent=1))
+    content = json.dumps(description(corpus, good), indent=1).encode()
+    with files.replacing(target / "dataset.json", exclusive=True) as file:
+        file.write(content)
     return Fixed(str(out), tuple(changes), tuple(left_out), verify(out, workers=workers) if good else None)
+
+
+def check_target(folder: str | os.PathLike, out: str | os.PathLike) -> None:
+    """`UsageError` unless a corrected copy of the data set `folder` may go to `out`."""
+    if os.path.islink(out):
+        raise UsageError("the folder for the corrected copy is a symbolic link", path=out, fix="name the folder itself")
+    if not str(folder).startswith(tfds_source.SCHEME) and files.is_within(out, folder):
+        raise UsageError("the corrected copy must lie outside of the data set", path=out, fix="name another folder")
+    if os.path.lexists(out) and not os.path.isdir(out):
+        raise UsageError("the folder for the corrected copy is a file", path=out, fix="name a new folder")
+    if os.path.isdir(out) and os.listdir(out):
+        raise UsageError("the folder for the corrected copy is not empty", path=out, fix="name a new folder")
+
+
+def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
+    """`UsageError` if `out` lies in a folder that holds one case: a DICOM series, or the files of one case of several.
+
+    A list may name files that are nowhere near it.
+    """
+    owners: dict[str, set[str]] = {}
+    for case in cases:
+        for path in (*case.images, *case.label_files):
+            owners.setdefault(os.path.realpath(os.path.dirname(path)), set()).add(case.name)
+    own = {place for place, names in owners.items() if len(names) == 1 and len(cases) > 1}
+    own |= {os.path.realpath(path) for case in cases for path in case.images if os.path.isdir(path)}
+    target = Path(os.path.realpath(out))
+    if place := next((str(p) for p in (target, *target.parents) if str(p) in own), None):
+        raise UsageError(
+            "the corrected copy must lie outside of the data set", path=out, found=f"in a case's folder, {place}", fix="name another folder"
+        )
+
+
+def _made(target: Path) -> Path:
+    """The output folder with its two empty folders, both made here: a link that somebody put there is never followed."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("imagesTr", "labelsTr"):
+            (target / name).mkdir()
+    except OSError as error:
+        raise files.refused(error.filename or target, error) from error
+    return target
 
 
 def description(corpus: Corpus, cases: Sequence[Case]) -> dict:
@@ -119,6 +160,7 @@ def description(corpus: Corpus, cases: Sequence[Case]) -> dict:
 
 def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
     """Writes one case; what was changed. Raises what cannot be mended."""
+    files.check_name(case.name, "case name", suffix="_0000.nii.gz")
     changes: list[dict[str, str]] = []
 
     def changed(file: str, what: str) -> None:
@@ -139,19 +181,21 @@ def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
     written: list[Path] = []
     try:
         for c, plane in enumerate(planes):
-            written.append(out / "imagesTr" / f"{case.name}_{c:04d}.nii.gz")
+            path = _free(out / "imagesTr" / f"{case.name}_{c:04d}.nii.gz")
             source = case.images[min(c, len(case.images) - 1)]
-            if not (whole and _copied(source, written[-1])):
+            if not (whole and _copied(source, path)):
                 if upright is None:
                     changed(source, "a 4D file split into one file per channel" if len(planes) > len(volumes) else "written as .nii.gz")
-                nifti.write_scan(written[-1], dataclasses.replace(volumes[0], array=plane, affine=affine))
+                nifti.write_scan(path, dataclasses.replace(volumes[0], array=plane, affine=affine))
+            written.append(path)
         if label is not None:
-            written.append(out / "labelsTr" / f"{case.name}.nii.gz")
+            path = _free(out / "labelsTr" / f"{case.name}.nii.gz")
             array, same = label
-            if not (same and upright is None and _copied(case.label, written[-1])):
+            if not (same and upright is None and _copied(case.label, path)):
                 if same and upright is None:
                     changed(str(case.label), "written as .nii.gz")
-                nifti.write_scan(written[-1], dataclasses.replace(volumes[0], array=array, affine=affine))
+                nifti.write_scan(path, dataclasses.replace(volumes[0], array=array, affine=affine))
+            written.append(path)
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
@@ -166,8 +210,16 @@ def _copied(source: str, target: Path) -> bool:
     with open(source, "rb") as file:
         if file.read(2) != nifti.GZIP_MAGIC:
             return False
-    shutil.copyfile(source, target)
+    with open(source, "rb") as content, files.replacing(target, exclusive=True) as copy:
+        shutil.copyfileobj(content, copy, 1 << 20)
     return True
+
+
+def _free(path: Path) -> Path:
+    """The path, if nothing has its name (on disks that do not tell `A` from `a` neither) and its folder is the one made for it."""
+    if os.path.lexists(path) or os.path.islink(path.parent):
+        raise UsageError("a file of this name is there already", path=path, fix="name a new folder, or rename the case")
+    return path
 
 
 def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:

@@ -12,29 +12,71 @@
 Libraries of the extra are imported when a file needs them.
 """
 
+import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medjax.data import nifti
-from medjax.data.inputs import ARRAY_ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
+from medjax.data import content, nifti, voxels
+from medjax.data.inputs import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
 from medjax.data.nifti import Volume
 from medjax.errors import DataError, UsageError, did_you_mean
 
 WANTED = ("image", "label")
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a user may choose about how the scans of a call are read.
+
+    Attributes:
+      frame: the frame of a 4D file that is the scan, counted from 0; None: all are channels.
+      replace_nan: what non-finite voxels become: a number, or "min" for the smallest finite one of their channel; None: they are an error.
+
+    Raises: `UsageError` for a negative frame, and for a replacement that is no number float32 holds.
+    """
+
+    frame: int | None = None
+    replace_nan: float | str | None = None
+
+    def __post_init__(self):
+        if self.frame is not None and self.frame < 0:
+            raise UsageError("no such frame", found=f"--frame {self.frame}", expected="0 or more: frames are counted from 0")
+        if self.replace_nan in (None, voxels.MINIMUM):
+            return
+        try:
+            number = float(self.replace_nan)
+        except ValueError:
+            number = math.nan
+        if not abs(number) <= float(np.finfo(np.float32).max):
+            raise UsageError(
+                "unusable replacement of non-finite voxels", found=f"--replace-nan {self.replace_nan}", expected="a finite number, or min"
+            )
+        object.__setattr__(self, "replace_nan", number)
+
+    def settings(self) -> dict:
+        """JSON-ready; what a finished case must agree with to be left alone. Empty where nothing was chosen."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+AS_STORED = Reading()
+
+
 def kind_of(path: str | os.PathLike) -> str:
-    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record (a case in tensorflow-datasets)."""
+    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record (a case in tensorflow-datasets).
+
+    A folder that is called like a file counts as that file, which it will fail to be, unless it holds DICOM slices.
+    """
     if os.fspath(path).startswith("tfds:"):
         return "record"
     path = Path(path)
-    if path.is_dir():
-        return "series"
     name = path.name.lower()
+    if os.path.isdir(path) and not (name.endswith((*ENDINGS, *ARRAY_ENDINGS)) and not _holds_dicom(path)):
+        return "series"
     if name.endswith(ITK_ENDINGS):
         return "itk"
     if name.endswith(ARRAY_ENDINGS):
@@ -43,8 +85,9 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def read(
-    path: str | os.PathLike, want: str = "image", *, frame: int | None = None, allow_nonfinite: bool = False, like: Volume | None = None
-) -> Volume:
+    path: str | os.PathLike, want: str = "image", *, frame: int | None = None, allow_nonfinite: bool = False, like: Volume | None = None,
+    replace_nan: float | str | None = None,
+) -> Volume:  # fmt: skip
     """Reads any supported file or DICOM folder.
 
     Args:
@@ -52,6 +95,7 @@ def read(
       want: "image" returns float32 or the stored integers, "label" whole numbers that are not negative.
       frame: one frame or channel of a 4D file; None keeps all as the last axis.
       allow_nonfinite: keep NaN and infinite voxels, with a warning that counts them.
+      replace_nan: put this number, or "min" for the smallest finite one, in place of NaN and infinite voxels of an image, with a warning.
       like: the image a label belongs to; arrays without geometry of their own take its grid.
 
     Returns: `nifti.Volume`; its header is a NIfTI header, so that masks can be written for it.
@@ -61,25 +105,30 @@ def read(
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, WANTED))
     kind, path = kind_of(path), os.fspath(path)
     if kind == "nifti":
-        return nifti.read(path, frame=frame, allow_nonfinite=allow_nonfinite, want=want)
+        return nifti.read(path, frame=frame, allow_nonfinite=allow_nonfinite, want=want, replace_nan=replace_nan)
     further = {"array": {"like": like}, "record": {"want": want}}.get(kind, {})
-    volume = _reader(kind)(path, **further)
+    if kind in ("itk", "array", "dicom"):
+        content.check_file(path)
+    with content.memory(path):
+        volume = _reader(kind)(path, **further)
     array = volume.array
     if frame is not None:
-        if array.ndim < 4 or not 0 <= frame < array.shape[-1]:
-            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {array.shape[-1] - 1 if array.ndim == 4 else 0}")
-        array = array[..., frame]
+        frames = array.shape[-1] if array.ndim == 4 else 1
+        if not 0 <= frame < frames:
+            fix = "frames are counted from 0" if frames > 1 else "it is one 3D scan: leave --frame out"
+            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix)
+        array = array[..., frame] if array.ndim == 4 else array
     if want == "label" and array.ndim == 4:
         raise DataError(
             "a label map with several channels", path=path, found=f"{array.shape[-1]} channels", expected="one label map",
             fix="give one file, or say which frame is meant",
         )  # fmt: skip
-    return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite))
+    return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite, replace_nan))
 
 
-def read_case(image_paths: Sequence[str | os.PathLike], *, allow_nonfinite: bool = False, native: bool = False) -> Volume:
+def read_case(image_paths: Sequence[str | os.PathLike], reading: Reading = AS_STORED, *, native: bool = False) -> Volume:
     """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as stored if `native`."""
-    return nifti.read_case(image_paths, allow_nonfinite=allow_nonfinite, reader=read, native=native)
+    return nifti.read_case(image_paths, reader=read, native=native, frame=reading.frame, replace_nan=reading.replace_nan)
 
 
 def files_of(case: Case, *, labels: bool = True) -> list[str]:
@@ -96,7 +145,12 @@ def files_of(case: Case, *, labels: bool = True) -> list[str]:
 def read_geometry(path: str | os.PathLike) -> Volume:
     """Grid and header without voxels (`array` is None); only headers are read."""
     kind = kind_of(path)
-    return nifti.read_geometry(path) if kind == "nifti" else _reader(kind)(os.fspath(path), pixels=False)
+    if kind == "nifti":
+        return nifti.read_geometry(path)
+    if kind in ("itk", "array", "dicom"):
+        content.check_file(path)
+    with content.memory(path):
+        return _reader(kind)(os.fspath(path), pixels=False)
 
 
 def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.ndarray]:
@@ -152,6 +206,15 @@ def _label_slices(path: str, like: Volume) -> Volume:
     return nifti.replaced(like, slices.read(path, like)) if slices.is_pictures(path) else read(path, "image")
 
 
+def _holds_dicom(folder: Path) -> bool:
+    """Whether one of the first files of a folder is DICOM."""
+    try:
+        files = sorted(p for p in folder.iterdir() if os.path.isfile(p) and not p.name.startswith("."))
+    except OSError:
+        return False
+    return any(is_dicom(p) for p in files[:5])
+
+
 def _reader(kind: str) -> Callable[..., Volume]:
     if kind == "itk":
         from medjax.data.itk import read as reader
@@ -164,13 +227,13 @@ def _reader(kind: str) -> Callable[..., Volume]:
     return reader
 
 
-def needs(library: str):
-    """Imports a library of the extra `formats`, or says how to get it."""
+def needs(library: str, path: object = None):
+    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that needs it."""
     import importlib
 
     try:
         return importlib.import_module(library)
     except ImportError as error:
         raise UsageError(
-            f"this format needs {library.split('.')[0]}, which is not installed", fix='pip install "medjax[formats]"'
+            f"this format needs {library.split('.')[0]}, which is not installed", path=path, fix='pip install "medjax[formats]"'
         ) from error

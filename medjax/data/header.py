@@ -17,8 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import polar
 
+from medjax.data.content import looks_like
 from medjax.errors import DataError
 
+UNITS = {1: ("metres", 1000.0), 2: ("mm", 1.0), 3: ("microns", 0.001)}  # code in the lowest three bits of xyzt_units: name, mm
+SPACING_MM = (0.01, 100.0)  # voxel sizes of scans, from small-animal CT to localisers
+SPACING_MICRONS_FROM = 0.002  # mm: a file that says it is in microns may be finer (microscopy)
+EXTENT_MM = 10_000.0  # no scan is longer than that along one axis
+DATATYPES = {  # codes that are no grey values of a size that can be computed with: name, what to do
+    0: ("unknown", ""), 1: ("1-bit", "save as uint8"), 32: ("complex", ""), 128: ("RGB", ""), 1536: ("float128", "save as float32"),
+    1792: ("complex", ""), 2048: ("complex", ""), 2304: ("RGBA", ""),
+}  # fmt: skip
+NUMBERS = (2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280)  # codes of integers and floats that are read
 SHEAR_SILENT, SHEAR_ERROR = 1e-4, 0.2
 FORM_TOLERANCE_VOXELS = 0.1
 _ROUNDING = 1e-6  # headers hold float32, so limits are met to about this
@@ -39,11 +49,7 @@ def parse(raw: bytes, path: str) -> nib.Nifti1Header:
     if kind is None and 4 <= len(raw) < 348 and 348 in (int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")):
         raise DataError("truncated: shorter than a NIfTI header", path=path, found=f"{len(raw)} bytes", expected="348 bytes or more")
     if kind is None:
-        start = raw[:16]
-        what = "a web page" if start.lstrip()[:1] == b"<" else f"first bytes {start!r}"
-        raise DataError(
-            "not NIfTI", path=path, found=what if raw else "zero length", expected="a NIfTI-1 or NIfTI-2 file", fix="obtain the file again"
-        )
+        raise DataError("not NIfTI", path=path, found=looks_like(raw), expected="a NIfTI-1 or NIfTI-2 file", fix="obtain the file again")
     reader, size = kind
     if reader is None:
         raise DataError("not NIfTI in one file: this is the header of a .hdr/.img pair", path=path, fix="convert the pair to .nii.gz")
@@ -55,7 +61,45 @@ def parse(raw: bytes, path: str) -> nib.Nifti1Header:
         raise DataError(f"not NIfTI: broken header ({error})", path=path, fix="obtain the file again") from error
     if not 1 <= int(header["dim"][0]) <= 7 or any(int(n) < 1 for n in header["dim"][1 : int(header["dim"][0]) + 1]):
         raise DataError("broken header", path=path, found=f"dim {header['dim'].tolist()}", expected="1 to 7 positive sizes")
+    offset = float(header["vox_offset"])
+    if not math.isfinite(offset) or not size <= offset < 2**62:
+        raise DataError(
+            "broken header", path=path, found=f"vox_offset {offset:g}", expected=f"{size} or more: where the voxels begin",
+            fix="obtain the file again",
+        )  # fmt: skip
     return header
+
+
+def voxel_type(header: nib.Nifti1Header, path: str) -> np.dtype:
+    """Type of the voxels as stored, in the byte order of the file; `DataError` naming the type for one that is no grey value."""
+    code = int(header["datatype"])
+    if code not in NUMBERS:
+        name, fix = DATATYPES.get(code, ("unknown", ""))
+        raise DataError(
+            f"{name} voxels", path=path, found=f"datatype {code}", expected="integers, float32 or float64",
+            fix=fix or "convert to one grey value per voxel",
+        )  # fmt: skip
+    return header.get_data_dtype()
+
+
+def scaling(header: nib.Nifti1Header, path: str) -> tuple[float, float]:
+    """Slope and intercept of the voxels, 1 and 0 where the header has none; `DataError` for those that cannot be used."""
+    try:
+        slope, inter = header.get_slope_inter()
+    except Exception as error:
+        raise DataError(f"unusable slope or intercept ({error})", path=path, fix="correct the header") from error
+    return 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter)
+
+
+def unit_of(header: nib.Nifti1Header) -> tuple[str, float]:
+    """Name of the header's unit of length and its size in mm; ("", 1.0) where it names none (mm is meant)."""
+    return UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
+
+
+def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
+    """An affine of the header's unit as one of mm."""
+    factor = unit_of(header)[1]
+    return affine if factor == 1 else np.diag([factor, factor, factor, 1.0]) @ affine
 
 
 def grid_shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
@@ -65,10 +109,14 @@ def grid_shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
 
 
 def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
-    """(4, 4) float64 affine by sform if its code > 0, else qform if its code > 0, else pixdim; checked.
+    """(4, 4) float64 affine in mm by sform if its code > 0, else qform if its code > 0, else pixdim; checked.
 
-    Warns (DataWarning): sform and qform that differ by more than 0.1 voxel at a corner; both codes 0; shear above 1e-4.
-    Raises: DataError for NaN, zero or negative pixdim, a NaN or singular affine, a broken quaternion, shear of 0.2 or more.
+    Metres and microns (xyzt_units) are converted; a header that names no unit means mm.
+
+    Warns (DataWarning): another unit than mm; sform and qform that differ by more than 0.1 voxel at a corner; both codes 0; shear
+      above 1e-4.
+    Raises: DataError for NaN, zero or negative pixdim, a NaN or singular affine, a broken quaternion, shear of 0.2 or more, and voxel sizes
+      that no scan has (see `check_spacing`).
     """
     used = min(max(int(header["dim"][0]), 1), 3)
     pixdim = np.asarray(header["pixdim"][1 : used + 1], np.float64)
@@ -91,7 +139,13 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
     else:
         affine = header.get_base_affine()
         warnings.warn(f"{path}: neither sform nor qform is set (both codes 0); pixdim used, position unknown", DataWarning, stacklevel=3)
-    affine = check_regular(affine, path)
+    unit = unit_of(header)[0]
+    affine = check_regular(in_mm(affine, header), path, unit=unit, shape=grid_shape(header))
+    if unit not in ("", "mm"):
+        warnings.warn(f"{path}: the header is in {unit}; converted to mm", DataWarning, stacklevel=3)
+    elif not unit and int(header["xyzt_units"]) & 7:
+        warnings.warn(f"{path}: unknown unit of length (code {int(header['xyzt_units']) & 7}); mm assumed", DataWarning, stacklevel=3)
+    qform = None if qform is None else in_mm(qform, header)
     if sform is not None and qform is not None and np.all(np.isfinite(qform)):
         distance = _corner_distance(affine, qform, grid_shape(header))
         if distance > FORM_TOLERANCE_VOXELS:
@@ -104,18 +158,64 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
     return affine
 
 
-def check_regular(affine: np.ndarray, path: str) -> np.ndarray:
-    """The affine as (4, 4) float64; `DataError` if it holds NaN or is singular."""
+def check_affine(affine: object, path: object = "affine") -> np.ndarray:
+    """An affine that somebody gave, in mm, as (4, 4) float64.
+
+    Raises: `DataError` for what is not 4 x 4 finite numbers with the last row 0 0 0 1, is singular, sheared by 0.2 or more, or has voxel
+      sizes that no scan has.
+    """
+    expected = "4 x 4 finite numbers, the last row 0 0 0 1: (x, y, z) voxel -> RAS+ mm"
+    try:
+        found = np.asarray(affine)
+        found = np.asarray(found, np.float64) if found.dtype.kind in "iufbO" else None
+    except (TypeError, ValueError, OverflowError):
+        found = None
+    if found is None or found.shape != (4, 4):
+        what = type(affine).__name__ if found is None else f"shape {found.shape}"
+        raise DataError("unusable affine", path=path, found=what, expected=expected, fix="give the affine that nibabel gives")
+    if not np.array_equal(found[3], [0, 0, 0, 1]):
+        raise DataError("unusable affine", path=path, found=f"last row {found[3].tolist()}", expected=expected, fix="correct the last row")
+    found = check_regular(found, path)
+    check_shear(found, path)
+    return found
+
+
+def check_regular(affine: np.ndarray, path: object, *, unit: str = "", shape: tuple[int, int, int] | None = None) -> np.ndarray:
+    """The affine as (4, 4) float64; `DataError` if it holds NaN, is singular, or has voxel sizes that no scan has.
+
+    Args:
+      affine: in mm. unit: what the file's numbers are in, if it says so. shape: (x, y, z) of the grid, if known.
+    """
     affine = np.asarray(affine, np.float64)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.all(np.isfinite(affine)) or np.any(sizes <= 0) or abs(np.linalg.det(affine[:3, :3] / np.maximum(sizes, 1e-30))) < 1e-3:
-        raise DataError("unusable affine (NaN or singular)", path=path, found=affine[:3].tolist(), fix="mend the header")
+        raise DataError("unusable affine (NaN or singular)", path=path, found=affine[:3].tolist(), fix="correct the header")
+    check_spacing(sizes, path, unit=unit, shape=shape)
     return affine
+
+
+def check_spacing(sizes: np.ndarray, path: object, *, unit: str = "", shape: tuple[int, int, int] | None = None) -> None:
+    """`DataError` for voxel sizes (x, y, z) in mm that no scan has: what metres or microns give that somebody took for mm.
+
+    Allowed are 0.01 to 100 mm, from 0.002 mm where the file says that it is in microns, and at most 10 m along an axis.
+    """
+    low, high = SPACING_MICRONS_FROM if unit == "microns" else SPACING_MM[0], SPACING_MM[1]
+    text = " x ".join(f"{size:.4g}" for size in sizes) + " mm (x, y, z)"
+    if unit in ("metres", "microns"):
+        text += f", given in {unit}"
+    fix = "correct the voxel sizes, or their unit, in the header (NIfTI: xyzt_units 1 metre, 2 mm, 3 micron)"
+    if np.any(sizes < low * (1 - _ROUNDING)) or np.any(sizes > high * (1 + _ROUNDING)):
+        raise DataError("implausible spacing", path=path, found=text, expected=f"{low:g} to {high:g} mm", fix=fix)
+    if shape is not None and np.any(np.array(shape, np.float64) * sizes > EXTENT_MM):
+        size = " x ".join(map(str, shape))
+        raise DataError(
+            "implausible spacing", path=path, found=f"{text} for {size} voxels", expected=f"at most {EXTENT_MM / 1000:g} m in all", fix=fix
+        )
 
 
 def new(shape: tuple[int, ...], affine: np.ndarray, dtype: npt.DTypeLike) -> nib.Nifti1Header:
     """A NIfTI header for (z, y, x[, m]) `shape` and an affine from another format: sform code 1, qform too where it holds it."""
-    header = nib.Nifti1Header()
+    header = (nib.Nifti1Header if max(shape) < 1 << 15 else nib.Nifti2Header)()
     header.set_data_shape((*shape[2::-1], *shape[3:]))
     header.set_data_dtype(np.float32 if np.dtype(dtype).kind == "f" else dtype)
     rigid = shear_of(affine) < SHEAR_SILENT
@@ -161,6 +261,7 @@ def forms_disagree(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
         qform = header.get_qform()
     except Exception:
         return True
+    qform = in_mm(qform, header)
     return bool(np.all(np.isfinite(qform))) and _corner_distance(affine, qform, grid_shape(header)) > FORM_TOLERANCE_VOXELS
 
 
@@ -247,5 +348,5 @@ def label_extension(names: Mapping[int, str]) -> nib.nifti1.Nifti1Extension:
 
 def parse_label_table(text: str) -> dict[int, str]:
     """Inverse of `label_table`, also for TotalSegmentator's files: label value -> name; {} without a table."""
-    found = re.findall(r'<Label\b[^>]*?\bKey="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text, re.DOTALL)
+    found = re.findall(r'<Label\b[^>]{0,400}?\bKey="(\d{1,9})"[^>]{0,400}>\s{0,40}<!\[CDATA\[(.{0,400}?)\]\]>', text, re.DOTALL)
     return {int(value): name for value, name in found}

@@ -3,16 +3,17 @@
 In: a path, a pattern or a .json/.csv list. Out: one `Case` per scan, in a fixed order. Only names and lists are read, never pixels.
 """
 
-import csv
+import collections
 import dataclasses
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medjax.errors import UsageError, did_you_mean
+from medjax import files
+from medjax.data import lists
+from medjax.errors import MedjaxError, UsageError, did_you_mean
 
 EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
 NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (".nii.gz", ".nii"), (".nrrd", ".nhdr", ".mha", ".mhd"), (".npy", ".npz")
@@ -64,21 +65,37 @@ class Case:
 
 def read_json(path: Path):
     """The parsed file; a key that appears twice in one object is an error, for JSON would silently keep the last."""
+    path = Path(path)
+    if not os.path.lexists(path):
+        raise UsageError(f"no {path.name}", path=path.parent, expected="an MSD or nnU-Net data set folder", fix="see docs/data.md")
+    return files.read_json(path, unique=True)
 
-    def unique(pairs: list[tuple]) -> dict:
-        keys = [k for k, _ in pairs]
-        if twice := {k for k in keys if keys.count(k) > 1}:
-            raise UsageError(f"key {min(twice)!r} appears twice", path=path, fix="keep one of them")
-        return dict(pairs)
 
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise UsageError(
-            f"no {path.name}", path=path.parent, expected="an MSD or nnU-Net data set folder", fix="see docs/data.md"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise UsageError(f"cannot be read as JSON: {error}", path=path) from None
+def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[MedjaxError]]:
+    """The cases whose name can be a file's or a folder's, and a problem for every other one; `path` is where the names come from.
+
+    Everything that makes cases from files passes through here (`sources.scan_corpus`, `find_inputs`), so that no name becomes a path.
+    """
+    good, problems = [], []
+    for case in cases:
+        try:
+            files.check_name(case.name, "case name", path=path)
+            if not isinstance(case.patient, str):
+                raise UsageError(f"the patient of case {case.name!r} is no text", path=path, found=repr(case.patient)[:60])
+            good.append(case)
+        except UsageError as problem:
+            problems.append(problem)
+    return good, problems
+
+
+def listed_path(base: Path, value: object, what: str, file: object) -> str:
+    """A path that a list names, relative to `base` or absolute; `UsageError` naming the list for what is no path.
+
+    Lists may name files anywhere: they are only read.
+    """
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise UsageError(f"{what} is no path", path=file, found=repr(value)[:80], expected='text like "imagesTr/a.nii.gz"')
+    return str(base / value)
 
 
 def stem(path: str | os.PathLike, endings: Iterable[str] = ENDINGS) -> str:
@@ -98,11 +115,13 @@ nifti_files = image_files
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble."""
+    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened: they would block."""
     try:
+        if not os.path.isfile(path):
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -119,14 +138,19 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
     Raises: `UsageError` saying what was searched for and where, if nothing was found.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
-    cases = [case for one in specs for case in _inputs(str(one), channels)]
+    try:
+        cases = [case for one in specs for case in _inputs(str(one), channels)]
+    except OSError as error:
+        raise UsageError(f"cannot be read ({error.strerror})", path=error.filename, fix="check the path and its permissions") from error
     if not cases:
         raise UsageError("no scans found", found=", ".join(map(str, specs)) or "an empty list", expected=EXPECTED)
-    names = [c.name for c in cases]
-    if len(set(names)) < len(names):
-        cases = [dataclasses.replace(c, name=f"{Path(c.images[0]).resolve().parent.name}_{c.name}") for c in cases]
-    names = [c.name for c in cases]
-    if twice := {n for n in names if names.count(n) > 1}:
+    if len({c.name for c in cases}) < len(cases):
+        cases = [dataclasses.replace(c, name=f"{_folder_of(c.images[0])}_{c.name}".lstrip(".")) for c in cases]
+    _, problems = usable(cases, ", ".join(map(str, specs)))
+    if problems:
+        raise problems[0]
+    counts = collections.Counter(c.name for c in cases)
+    if twice := {n for n, count in counts.items() if count > 1}:
         raise UsageError(
             f"case name {min(twice)!r} occurs twice", found=", ".join(map(str, specs)), fix='name the cases in a .csv ("name")'
         )
@@ -137,15 +161,15 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
     """The cases of one specification."""
     path, expected = Path(text), EXPECTED
     if path.is_dir():
-        files = image_files(path)
-        series = [] if files else _series(path)
+        found = image_files(path)
+        series = [] if found else _series(path)
         if series:
             return series
-        if not files and (path / "dataset.json").is_file():
+        if not found and (path / "dataset.json").is_file():
             raise UsageError("is a data set, not a folder of scans", path=path, fix=f"give {path / 'imagesTs'} or {path / 'imagesTr'}")
-        if not files:
+        if not found:
             raise UsageError("no scans in this folder", path=path, found=f"{len(list(path.iterdir()))} other entries", expected=expected)
-        return _grouped(files, channels)
+        return _grouped(found, channels)
     if path.suffix in (".json", ".csv") and path.is_file():
         return _listed(path)
     if path.is_file() or path.is_symlink():
@@ -153,25 +177,30 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
             raise UsageError("not a scan", path=path, expected=f"{expected}, .json, .csv, a folder or a pattern")
         return _grouped([path] if channels == 1 else _with_siblings(path), channels)
     if glob.has_magic(text):
-        files = [
+        found = [
             Path(p) for p in sorted(glob.glob(text, recursive=True)) if p.endswith(ENDINGS) and not os.path.basename(p).startswith(".")
         ]
-        if not files:
+        if not found:
             raise UsageError("nothing matches this pattern", path=text, expected=expected)
-        return _grouped(files, channels)
+        return _grouped(found, channels)
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UsageError("no such file or folder", path=path, fix=did_you_mean(path.name, near) if near else f"{path.parent} does not exist")
+
+
+def _folder_of(path: str) -> str:
+    """Name of the folder that a file lies in; a link to a file counts where the link is, so that one in a circle has a name too."""
+    return os.path.basename(os.path.realpath(os.path.dirname(path) or "."))
 
 
 def _series(path: Path) -> list[Case]:
     """The folder itself as a case if it holds DICOM files, else every folder directly in it that does."""
 
     def holds(folder: Path) -> bool:
-        files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        return any(is_dicom(p) for p in files[:5])
+        members = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        return any(is_dicom(p) for p in members[:5])
 
     places = [path] if holds(path) else sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and holds(p))
-    return [Case(place.resolve().name, (str(place),)) for place in places]
+    return [Case(_plain(os.path.basename(os.path.realpath(place))), (str(place),)) for place in places]
 
 
 def _with_siblings(path: Path) -> list[Path]:
@@ -185,46 +214,51 @@ def _with_siblings(path: Path) -> list[Path]:
     return found
 
 
-def _grouped(files: Sequence[Path], channels: int | None) -> list[Case]:
+def _grouped(scans: Sequence[Path], channels: int | None) -> list[Case]:
     """Files -> cases; name_0000, name_0001, ... without a gap are the channels of one case."""
     groups: dict[tuple[Path, str], list[Path]] = {}
-    for file in files:
+    for file in scans:
         match = CHANNEL.match(stem(file))
         groups.setdefault((file.parent, match[1] if match else stem(file)), []).append(file)
     cases = []
     for (_, name), members in groups.items():
         numbers = [m[2] for m in map(CHANNEL.match, map(stem, members)) if m]
         together = numbers == [f"{c:04d}" for c in range(len(members))] and not (channels == 1 and len(members) > 1)
-        alone = [Case(stem(m), (str(m),)) for m in members]
-        cases += [Case(name, tuple(map(str, members)))] if together else alone
+        alone = [Case(_plain(stem(m)), (str(m),)) for m in members]
+        cases += [Case(_plain(name), tuple(map(str, members)))] if together else alone
     return cases
+
+
+def _plain(name: str) -> str:
+    """A file's own name as a case name: a backslash, legal here, is a folder's mark elsewhere."""
+    return name.replace("\\", "_")
 
 
 def _listed(path: Path) -> list[Case]:
     """The cases of a .json or .csv list; relative paths are relative to the list."""
-    if path.suffix == ".csv":
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            images = [row[k] for k in row if k and re.fullmatch(r"image(_\d+)?", k) and row[k]]
-            row["image"] = images
-    else:
-        rows = read_json(path)
-        if isinstance(rows, dict):
-            rows = next((rows[k] for k in ("cases", "testing", "test") if rows.get(k)), [])
-        rows = [row if isinstance(row, dict) else {"image": row} for row in rows]
-    if not rows:
-        raise UsageError("lists no cases", path=path, expected='[{"image": "scan.nii.gz"}, ...] or a .csv with a column "image"')
-    cases = []
-    for number, row in enumerate(rows, 1):
-        images = row.get("image") or []
-        images = tuple(str(path.parent / p) for p in ([images] if isinstance(images, str) else images))
-        if not images:
-            fields = sorted(k for k in row if k and k != "image")
-            raise UsageError(f"entry {number} has no image", path=path, found=fields, expected='a field "image"')
-        name = row.get("name") or (re.sub(r"_0000$", "", stem(images[0])))
-        label = str(path.parent / row["label"]) if row.get("label") else None
-        cases.append(Case(str(name), images, label, modality=row.get("modality") or "", patient=str(row.get("patient") or "")))
+    cases = [_listed_case(row, where, path) for where, row in lists.rows_of(path)]
     if not any(os.path.exists(c.images[0]) for c in cases):
         raise UsageError("none of the listed scans exists", path=path, found=cases[0].images[0], fix="give paths relative to the list")
     return cases
+
+
+def _listed_case(row: dict, where: str, path: Path) -> Case:
+    """One entry of a list, every field of the type it should have; `where` is the entry's place."""
+    images = row.get("image") or []
+    images = [images] if isinstance(images, str) else images
+    if not images:
+        fields = sorted(str(k) for k in row if k and k != "image")
+        raise UsageError(f"{where} has no image", path=path, found=fields, expected='a field "image"')
+    if not isinstance(images, list):
+        raise UsageError(f'"image" of {where} is no path', path=path, found=repr(images)[:80], expected="a path, or a list of paths")
+    said = {}
+    for key in ("name", "patient", "modality"):
+        value = row.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+            raise UsageError(f'"{key}" of {where} is no text', path=path, found=repr(value)[:80], expected="text")
+        said[key] = "" if value is None else str(value)
+    images = tuple(listed_path(path.parent, p, f'"image" of {where}', path) for p in images)
+    label = None if row.get("label") in (None, "") else listed_path(path.parent, row["label"], f'"label" of {where}', path)
+    name = said["name"] or re.sub(r"_0000$", "", stem(images[0]))
+    files.check_name(name, f"case name of {where}", path=path)
+    return Case(name, images, label, modality=said["modality"], patient=said["patient"])

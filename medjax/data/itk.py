@@ -4,20 +4,23 @@ A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the fi
 a gzip stream's checksum, so compressed data is read to its end here as well.
 """
 
+import math
 import os
+import re
 import zlib
-from pathlib import Path
 
 import numpy as np
 
+from medjax.data import content, text_header
 from medjax.data import header as headers
 from medjax.data.formats import needs
 from medjax.data.nifti import Volume
 from medjax.errors import DataError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_CHUNK = 1 << 20
-_HEADER = 1 << 16
+_CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
+_REST = 1 << 26  # inflated bytes behind the last voxel that are passed over, or as many as there should be
+_WIDTH = re.compile(r"(\d+)-bit")
 
 
 def read(path: str, *, pixels: bool = True) -> Volume:
@@ -25,19 +28,22 @@ def read(path: str, *, pixels: bool = True) -> Volume:
 
     Raises: `DataError` for a missing, damaged or truncated file, RGB or complex voxels, or an unusable geometry.
     """
-    sitk = needs("SimpleITK")
-    if not os.path.isfile(path):
-        broken = os.path.islink(path)
-        raise DataError("broken symbolic link" if broken else "file not found", path=path, fix="check the path")
+    content.check_file(path)
+    sitk, meta = needs("SimpleITK", path), path.lower().endswith((".mha", ".mhd"))
     if os.path.getsize(path) == 0:
         raise DataError("zero length", path=path, fix="obtain the file again")
+    fields, parts = text_header.read(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
-    reader.SetImageIO("MetaImageIO" if path.lower().endswith((".mha", ".mhd")) else "NrrdImageIO")
+    reader.SetImageIO("MetaImageIO" if meta else "NrrdImageIO")
     try:
         reader.ReadImageInformation()
+        needed = _bytes(sitk, reader)
+        _check_promise(needed, parts, fields, meta, path)
+        if pixels:
+            content.check_memory(2 * needed, path, "voxels, twice")
         image = reader.Execute() if pixels else None
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
         raise DataError("cannot be read (damaged or truncated)", path=path, found=reason[:200], fix="obtain the file again") from error
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()).lower()
@@ -56,8 +62,13 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     shape = (*(*size, 1)[2::-1], *((channels,) if channels > 1 else size[3:]))
     array = None
     if pixels:
-        check_stream(path)
         array = sitk.GetArrayFromImage(image)
+        found = check_stream(path, needed)
+        if meta and found is not None and found != zlib.crc32(array.byteswap() if text_header.is_big_endian(fields) else array):
+            raise DataError(
+                "compressed voxels that were not unpacked", path=path, found=f"CompressedDataSize {fields.get('compresseddatasize')}",
+                expected="the size of what follows the header", fix="obtain the file again, or write it without compression",
+            )  # fmt: skip
         array = np.moveaxis(array, 0, -1) if dimension == 4 else array[None] if dimension == 2 else array
         array = array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
     return Volume(array, affine, headers.new(shape, affine, np.float32 if array is None else array.dtype), path)
@@ -74,44 +85,59 @@ def affine_of(spacing: tuple, origin: tuple, direction: tuple, path: str) -> np.
     return affine
 
 
-def check_stream(path: str) -> None:
-    """`DataError` if the compressed voxels of a NRRD or MetaImage file do not end with a valid checksum; others pass."""
-    with open(path, "rb") as file:
-        start = file.read(_HEADER)
+def check_stream(path: str, needed: int | None = None) -> int | None:
+    """Reads the compressed voxels of a NRRD or MetaImage file to their end.
+
+    Args:
+      needed: bytes that the voxels should have; far more of them are an error before all are inflated.
+
+    Returns: the CRC-32 of those bytes, None where nothing is compressed.
+    Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer bytes.
+    """
     meta = path.lower().endswith((".mha", ".mhd"))
-    text, end = _header_text(start, meta)
-    fields = dict(_fields(text, meta))
-    compressed = fields.get("compresseddata", "").lower() == "true" if meta else fields.get("encoding", "") in ("gzip", "gz")
-    if not compressed:
-        return
-    named = fields.get("elementdatafile", "LOCAL") if meta else fields.get("data file", fields.get("datafile", "LOCAL"))
-    if named.upper() != "LOCAL":
-        path, end = str(Path(path).parent / named), 0
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip, told apart by the first bytes
-    try:
-        with open(path, "rb") as file:
-            file.seek(end)
-            while not stream.eof and (piece := file.read(_CHUNK)):
-                stream.decompress(piece)
-    except (OSError, zlib.error) as error:
-        raise DataError(f"corrupt compressed voxels ({error})", path=path, fix="obtain the file again") from error
-    if not stream.eof:
-        raise DataError("truncated compressed voxels", path=path, found="no end of stream", fix="obtain the file again")
+    fields, parts = text_header.read(path)
+    if not text_header.is_compressed(fields, meta):
+        return None
+    total, crc = 0, 0
+    limit = None if needed is None else needed + max(needed, _REST)
+    for part, start in parts:
+        stream, count = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib or gzip, told apart by the first bytes
+        try:
+            with content.open_file(part) as file:
+                file.seek(start)
+                while not stream.eof and (piece := stream.unconsumed_tail or file.read(_CHUNK)):
+                    inflated = stream.decompress(piece, _PIECE)
+                    crc = zlib.crc32(inflated if needed is None else inflated[: max(0, needed - total - count)], crc)
+                    count += len(inflated)
+                    if limit is not None and count > limit:
+                        raise DataError(
+                            "the file holds more than its header says", path=part, found=f"over {count} bytes of voxels",
+                            expected=f"{needed} bytes", fix="the sizes in the header are too small: obtain the file again",
+                        )  # fmt: skip
+        except (OSError, zlib.error) as error:
+            raise DataError(f"corrupt compressed voxels ({error})", path=part, fix="obtain the file again") from error
+        if not stream.eof:
+            raise DataError("truncated compressed voxels", path=part, found="no end of stream", fix="obtain the file again")
+        total += count
+    if needed is not None and total < needed:
+        raise DataError(
+            "truncated compressed voxels", path=path, found=f"{total} bytes", expected=f"{needed} bytes", fix="obtain the file again"
+        )
+    return crc
 
 
-def _header_text(start: bytes, meta: bool) -> tuple[str, int]:
-    """The text header and the byte behind it."""
-    if meta:
-        at = start.find(b"ElementDataFile")
-        end = start.find(b"\n", at) + 1 if at >= 0 else len(start)
-    else:
-        blank = [(i, len(mark)) for mark in (b"\n\n", b"\r\n\r\n") if (i := start.find(mark)) >= 0]
-        end = sum(min(blank)) if blank else len(start)
-    return start[:end].decode("latin-1"), end
+def _bytes(sitk, reader) -> int:
+    """Bytes of the voxels, by the header."""
+    width = _WIDTH.search(sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()))
+    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (int(width[1]) // 8 if width else 1)
 
 
-def _fields(text: str, meta: bool):
-    for line in text.splitlines():
-        key, mark, value = line.partition("=" if meta else ":")
-        if mark and not line.startswith("#"):
-            yield key.strip().lower(), value.strip().lstrip("=").strip()
+def _check_promise(needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str) -> None:
+    """`DataError` if the files are too small to hold `needed` bytes of voxels, whatever they hold."""
+    size = sum(max(0, os.path.getsize(part) - start) for part, start in parts)
+    raw = not text_header.is_compressed(fields, meta) and (meta or fields.get("encoding", "") == "raw")
+    if (size if raw else size * content.INFLATION) < needed:
+        raise DataError(
+            "cannot be read (truncated: shorter than its header says)", path=path, found=f"{size} bytes", expected=f"{needed} bytes",
+            fix="obtain the file again",
+        )  # fmt: skip

@@ -8,25 +8,31 @@ import dataclasses
 import gzip
 import math
 import os
-import uuid
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from medjax import files
+from medjax.data import content, voxels
 from medjax.data import header as headers
+from medjax.data.content import GZIP_MAGIC
 from medjax.data.header import DataWarning
+from medjax.data.voxels import finished
 from medjax.errors import DataError, UsageError, did_you_mean
 
-__all__ = ["DataWarning", "Volume", "check_same_geometry", "label_names", "read", "read_case", "read_geometry", "write"]
+__all__ = [
+    "GZIP_MAGIC", "DataWarning", "Volume", "check_same_geometry", "finished", "label_names", "read", "read_case", "read_geometry", "write",
+]  # fmt: skip
 
-GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 1
 SAME_VOXELS, OTHER_VOXELS = 1e-3, 0.5
-_PIECE = 1 << 23  # voxels per piece of a conversion: bounds the temporaries
+REST = 1 << 26  # bytes behind the last voxel that are looked at, or as many as there should be in all
+PADDING = 4096  # bytes behind the last voxel that are no sign of wrong sizes
+EXTENSIONS = 1 << 24  # bytes of header extensions in which names are searched
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,35 +63,42 @@ class Volume:
         return headers.grid_shape(self.header)[::-1]
 
 
-def read(path: str | os.PathLike, *, frame: int | None = None, allow_nonfinite: bool = False, want: str = "image") -> Volume:
+def read(
+    path: str | os.PathLike, *, frame: int | None = None, allow_nonfinite: bool = False, want: str = "image",
+    replace_nan: voxels.Replacement = None,
+) -> Volume:  # fmt: skip
     """Reads a `.nii` or `.nii.gz` file (told apart by content, not by name) to its last byte.
 
     Args:
-      frame: picks one frame or channel of a 4D file; None keeps all of them as the last axis.
+      frame: picks one frame or channel of a 4D file, counted from 0; None keeps all of them as the last axis.
       allow_nonfinite: keep NaN and infinite voxels (with a DataWarning that counts them) instead of raising.
       want: "image" returns float32, or the stored integer type if slope is 1 and intercept 0; "label" returns integers and refuses
         fractions, negative values and several channels.
+      replace_nan: of an image: see `voxels.finished`.
 
     Returns: `Volume` with (z, y, x), or (z, y, x, m) for a 4D file.
 
-    Raises: DataError for a file that is missing, unreadable, a broken link, empty, not NIfTI, truncated, fails its CRC, has RGB or complex
-      voxels, non-finite values, or a geometry that `header.affine_of` refuses. Doubtful geometry warns (DataWarning).
+    Raises: DataError for a file that is missing, unreadable, no regular file, a broken link, empty, not NIfTI, truncated, much longer than
+      its header says, larger than the memory, fails its CRC, has voxels that are no real numbers, non-finite values, or a geometry that
+      `header.affine_of` refuses. Doubtful geometry, bytes left over and voxels far from all others warn (DataWarning).
     """
     if want not in ("image", "label"):
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, ("image", "label")))
     path = os.fspath(path)
-    raw = _content(path)
-    header = headers.parse(raw, path)
-    affine = headers.affine_of(header, path)
-    stored, slope, inter = _stored_voxels(raw, header, path)
-    stored = _channels_last(stored, frame, path)
-    if want == "label" and stored.ndim == 4:
-        raise DataError(
-            "a label map with several channels", path=path, found=f"{stored.shape[-1]} in 4D", expected="one 3D label map",
-            fix="give one file, or say which frame is meant",
-        )  # fmt: skip
-    array = finished(_values(stored, slope, inter), want, path, allow_nonfinite)
-    return Volume(array, affine, header, path)
+    with content.stream(path) as source, content.memory(path):
+        start = source.read(540)
+        header = headers.parse(start, path)
+        source.check_promise(_needed(header, path), path)
+        affine = headers.affine_of(header, path)
+        slope, inter = headers.scaling(header, path)
+        stored = _stored_voxels(source, start, header, frame, path)
+        array = voxels.scaled(stored, slope, inter)
+        if want == "label" and array.ndim == 4:
+            raise DataError(
+                "a label map with several channels", path=path, found=f"{array.shape[-1]} in 4D", expected="one 3D label map",
+                fix="give one file, or say which frame is meant",
+            )  # fmt: skip
+        return Volume(voxels.finished(array, want, path, allow_nonfinite, replace_nan), affine, header, path)
 
 
 def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
@@ -93,42 +106,33 @@ def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
     return dataclasses.replace(volume, array=array)
 
 
-def finished(array: np.ndarray, want: str, path: str, allow_nonfinite: bool = False) -> np.ndarray:
-    """What every format's voxels go through: finite (or counted in a warning), and for "label" whole and not negative."""
-    _check_finite(array, path, allow_nonfinite)
-    return _as_labels(array, path) if want == "label" else array
-
-
 def read_geometry(path: str | os.PathLike) -> Volume:
-    """Like `read`, but only the header: `array` is None and damage behind the header goes unnoticed."""
+    """Like `read`, but only the header: `array` is None and damage behind the header goes unnoticed, unless the file is far too short."""
     path = os.fspath(path)
-    with _open(path) as file:
-        start = file.read(2)
-        file.seek(0)
-        try:
-            raw = gzip.GzipFile(fileobj=file).read(540) if start == GZIP_MAGIC else file.read(540)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError("truncated gzip", path=path, found=str(error), fix="obtain the file again") from error
-    header = headers.parse(raw, path)
-    return Volume(None, headers.affine_of(header, path), header, path)
+    with content.stream(path) as source:
+        header = headers.parse(source.read(540), path)
+        source.check_promise(_needed(header, path), path)
+        affine = headers.affine_of(header, path)
+    return Volume(None, affine, header, path)
 
 
 def read_case(
     image_paths: Sequence[str | os.PathLike],
     *,
-    allow_nonfinite: bool = False,
     reader: Callable[..., Volume] | None = None,
     native: bool = False,
+    **options: Any,
 ) -> Volume:
-    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32; `reader` reads one file.
+    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32.
 
-    `native` keeps what `read` gives for a single file: unscaled integers stay integers.
+    `reader` reads one file, with `options` (default: `read`). `native` keeps what `read` gives for a single
+    file: unscaled integers stay integers.
 
     Geometry and header are the first file's; a channel on another grid is a DataError that names both files.
     """
     if not image_paths:
         raise UsageError("a case without images", fix="give at least one image path")
-    volumes = [(reader or read)(path, allow_nonfinite=allow_nonfinite) for path in image_paths]
+    volumes = [(reader or read)(path, **options) for path in image_paths]
     for volume in volumes[1:]:
         check_same_geometry(volumes[0], volume)
     for volume in volumes:
@@ -212,162 +216,97 @@ def _checked_name(path: str | os.PathLike) -> Path:
 
 
 def _put(path: Path, header: nib.Nifti1Header, array: np.ndarray, extension: bytes) -> None:
-    """The bytes of a file, under a temporary name until they are complete."""
+    """The bytes of a file, which gets its name when they are complete."""
     compress = path.name.endswith(".nii.gz")
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4 + len(extension)
     data = np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 4 else array, header.get_data_dtype())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            sink = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if compress else file
-            sink.write(header.binaryblock + (b"\1\0\0\0" if extension else b"\0\0\0\0") + extension)
-            sink.write(data.reshape(-1).view(np.uint8))
-            if compress:
-                sink.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"cannot write ({error.strerror or error})", path=path, fix="check folder, permissions and free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path, error=DataError) as file:
+        sink = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if compress else file
+        sink.write(header.binaryblock + (b"\1\0\0\0" if extension else b"\0\0\0\0") + extension)
+        sink.write(data.reshape(-1).view(np.uint8))
+        if compress:
+            sink.close()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def label_names(path: str | os.PathLike) -> dict[int, str]:
     """Label value -> name from the Caret label table in a file's header (ours or TotalSegmentator's); {} without one."""
-    raw = _content(os.fspath(path))
-    header = headers.parse(raw, os.fspath(path))
-    return headers.parse_label_table(raw[int(header["sizeof_hdr"]) : int(header.get_data_offset())].decode("utf-8", "replace"))
+    path = os.fspath(path)
+    with content.stream(path) as source:
+        start = source.read(540)
+        header = headers.parse(start, path)
+        end = min(int(header["vox_offset"]), EXTENSIONS)
+        raw = start + source.read(end - len(start))
+    return headers.parse_label_table(raw[int(header["sizeof_hdr"]) : end].decode("utf-8", "replace"))
 
 
-def _open(path: str):
-    try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        if os.path.islink(path):
-            raise DataError("broken symbolic link", path=path, found=f"-> {os.readlink(path)}", fix="restore the target") from error
-        raise DataError("file not found", path=path, fix="check the path") from error
-    except IsADirectoryError as error:
-        raise DataError("a folder, not a file", path=path, fix="give a .nii.gz file") from error
-    except OSError as error:
-        raise DataError(f"cannot read ({error.strerror})", path=path, fix="check the permissions") from error
+def _needed(header: nib.Nifti1Header, path: str) -> int:
+    """Bytes up to and with the last voxel."""
+    return int(header["vox_offset"]) + math.prod(map(int, header.get_data_shape())) * headers.voxel_type(header, path).itemsize
 
 
-def _content(path: str) -> bytes:
-    """All bytes of the file, decompressed; a gzip stream is read to its end so that its CRC and length are checked."""
-    with _open(path) as file:
-        try:
-            raw = file.read()
-        except OSError as error:
-            raise DataError(f"cannot read ({error.strerror})", path=path, fix="check the disk") from error
-    if not raw:
-        raise DataError("not NIfTI: zero length", path=path, fix="obtain the file again")
-    if raw[:2] != GZIP_MAGIC:
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except EOFError as error:
-        raise DataError("truncated gzip", path=path, found=f"{len(raw)} bytes, no end of stream", fix="obtain the file again") from error
-    except (OSError, zlib.error) as error:
-        what = "CRC check failed" if "crc" in str(error).lower() or "length" in str(error).lower() else "corrupt gzip"
-        raise DataError(f"{what} ({error})", path=path, fix="obtain the file again") from error
+def _stored_voxels(source: content.Stream, start: bytes, header: nib.Nifti1Header, frame: int | None, path: str) -> np.ndarray:
+    """Voxels as stored, (z, y, x) or (z, y, x, m) in native byte order; the file is read to its end.
 
-
-def _stored_voxels(raw: bytes, header: nib.Nifti1Header, path: str) -> tuple[np.ndarray, float, float]:
-    """Voxels as stored, (..., z, y, x) in native byte order, with slope and intercept."""
-    try:
-        dtype = header.get_data_dtype()
-        slope, inter = header.get_slope_inter()
-    except Exception as error:
-        raise DataError(f"unusable header ({error})", path=path, fix="mend or convert the file") from error
-    if dtype.kind not in "iuf":
-        kind = "RGB" if dtype.fields or dtype.kind == "V" else "complex" if dtype.kind == "c" else str(dtype)
-        raise DataError(
-            f"{kind} voxels", path=path, found=str(dtype), expected="integers or real numbers", fix="convert to one grey value per voxel"
-        )
-    shape = tuple(int(n) for n in header.get_data_shape())
-    offset = int(header.get_data_offset())
-    needed = offset + math.prod(shape) * dtype.itemsize
-    if len(raw) < needed or offset < int(header["sizeof_hdr"]):
-        raise DataError(
-            "truncated: shorter than its header says",
-            path=path,
-            found=f"{len(raw)} bytes",
-            expected=f"{needed} bytes",
-            fix="obtain the file again",
-        )
-    stored = np.ndarray(shape[::-1], dtype, buffer=raw, offset=offset)
-    if not stored.flags.aligned or not dtype.isnative:
-        stored = stored.astype(dtype.newbyteorder("="))
-    return stored, 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter)
-
-
-def _channels_last(stored: np.ndarray, frame: int | None, path: str) -> np.ndarray:
-    """(..., z, y, x) -> (z, y, x) or (z, y, x, m); the missing axes of 1D and 2D files have size 1."""
-    if stored.ndim < 3:
-        stored = stored.reshape((1,) * (3 - stored.ndim) + stored.shape)
-    spatial, frames = stored.shape[-3:], [n for n in stored.shape[:-3] if n > 1]
-    if len(frames) > 1:
-        raise DataError(
-            "more than four dimensions",
-            path=path,
-            found=f"{stored.shape[::-1]} (x, y, z, ...)",
-            expected="3D, or 4D with channels",
-            fix="split it",
-        )
-    stored = stored.reshape(*frames, *spatial)
+    Args:
+      start: the bytes that were read already, header and what follows. frame: the only one of a 4D file that is kept in memory.
+    """
+    dtype, needed = headers.voxel_type(header, path), _needed(header, path)
+    *spatial, frames = _sizes(header, path)
+    offset, first, kept = int(header["vox_offset"]), 0, frames
     if frame is not None:
-        count = frames[0] if frames else 1
-        if not 0 <= frame < count:
-            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {count - 1}")
-        stored = stored[frame] if frames else stored
-    return stored if stored.ndim == 3 else np.moveaxis(stored, 0, -1)
-
-
-def _pieces(array: np.ndarray):
-    """Slices along the first axis with a bounded number of voxels each."""
-    rows = max(1, _PIECE // max(1, math.prod(array.shape[1:])))
-    return [slice(i, i + rows) for i in range(0, array.shape[0], rows)]
-
-
-def _values(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """slope * stored + inter, computed in float64 as nibabel does, kept as float32; integers without scaling stay as they are."""
-    if slope == 1.0 and inter == 0.0:
-        return stored if stored.dtype.kind in "iu" else np.ascontiguousarray(stored, np.float32)
-    out = np.empty(stored.shape, np.float32)
-    for piece in _pieces(stored):
-        out[piece] = stored[piece].astype(np.float64) * slope + inter
-    return out
-
-
-def _first(mask: np.ndarray, array: np.ndarray) -> str:
-    position = tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
-    return f"{int(mask.sum())} voxels, first {float(array[position]):g} at {position} (z, y, x{', channel' if array.ndim == 4 else ''})"
-
-
-def _check_finite(array: np.ndarray, path: str, allowed: bool) -> None:
-    if array.dtype.kind != "f" or all(np.isfinite(array[piece]).all() for piece in _pieces(array)):
-        return
-    found = _first(~np.isfinite(array), array)
-    if not allowed:
+        if not 0 <= frame < frames:
+            fix = "frames are counted from 0" if frames > 1 else "the file holds one 3D scan: leave --frame out"
+            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix)
+        first, kept = frame, 1
+    each = math.prod(spatial) * dtype.itemsize
+    raw = content.reserve(kept * each, path)
+    skipped = offset + first * each  # of the file, the part in `start` included
+    here = np.frombuffer(start[skipped : skipped + len(raw)], np.uint8)
+    raw[: len(here)] = here
+    source.skip(skipped - source.position)
+    source.fill(raw[len(here) :])
+    source.skip(needed - source.position)
+    if source.position < needed:
         raise DataError(
-            "non-finite voxels", path=path, found=found, expected="finite numbers", fix="mend the file, or allow them to be replaced"
-        )
-    warnings.warn(f"{path}: non-finite voxels kept: {found}", DataWarning, stacklevel=3)
+            "truncated: shorter than its header says", path=path, found=f"{source.position} bytes", expected=f"{needed} bytes",
+            fix="obtain the file again",
+        )  # fmt: skip
+    _check_rest(source, start[needed:], needed, each // max(1, spatial[0]), path)
+    stored = raw.view(dtype).reshape(kept, *spatial)
+    stored = stored if dtype.isnative else stored.astype(dtype.newbyteorder("="))
+    return stored[0] if kept == 1 else np.moveaxis(stored, 0, -1)
 
 
-def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
-    """Integers of a label map; fractions and negative values are errors with count and position."""
-    if array.dtype.kind == "f":
-        broken = array != np.rint(array)
-        if broken.any():
-            raise DataError(
-                "label values that are not whole numbers",
-                path=path,
-                found=_first(broken, array),
-                expected="integers",
-                fix="round or redraw",
-            )
-    if array.dtype.kind != "u" and array.min(initial=0) < 0:
-        raise DataError("negative label values", path=path, found=_first(array < 0, array), expected="0 or more", fix="renumber the labels")
-    return array.astype(np.min_scalar_type(int(array.max(initial=0)))) if array.dtype.kind == "f" else array
+def _sizes(header: nib.Nifti1Header, path: str) -> tuple[int, int, int, int]:
+    """(z, y, x, frames); the missing axes of 1D and 2D files have size 1."""
+    shape = (*map(int, header.get_data_shape()), 1, 1)
+    further = [n for n in shape[3:] if n > 1]
+    if len(further) > 1:
+        raise DataError(
+            "more than four dimensions", path=path, found=f"{tuple(map(int, header.get_data_shape()))} (x, y, z, ...)",
+            expected="3D, or 4D with channels", fix="split it",
+        )  # fmt: skip
+    return (*shape[2::-1], further[0] if further else 1)
+
+
+def _check_rest(source: content.Stream, passed: bytes, needed: int, slice_bytes: int, path: str) -> None:
+    """Reads to the end of the file. Bytes behind the last voxel warn; as much as a slice of them says that the header is wrong.
+
+    Args:
+      passed: those that were read already. slice_bytes: of one slice, as the header has it.
+    """
+    rest = source.rest(max(needed, REST))
+    size, start = len(passed) + rest.size, (passed + rest.start)[:540]
+    if not size:
+        return
+    zero, most = rest.zero and not any(passed), max(slice_bytes, PADDING)
+    found, expected = f"{'' if rest.complete else 'over '}{size} bytes behind the last voxel", f"{needed} bytes in all, by the header"
+    fix = "the sizes in the header are too small, or something was appended: obtain the file again"
+    another = start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0"
+    if (not rest.complete and source.compressed) or (size >= most and not zero and not another):
+        raise DataError("the file holds more than its header says", path=path, found=found, expected=expected, fix=fix)
+    if another or not zero or size >= most:
+        what = "another NIfTI file, which is not read" if another else "zeros" if zero else "left over"
+        warnings.warn(f"{path}: {found} ({what}); expected {expected}. Fix: {fix}", DataWarning, stacklevel=4)

@@ -16,6 +16,7 @@ import numpy as np
 from medjax.data import described, formats, geometry, tfds_source
 from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case, read_json
+from medjax.data.patterns import Pattern
 from medjax.errors import UsageError
 
 
@@ -38,10 +39,19 @@ class Twin:
     note: str = ""
 
     def __post_init__(self):
-        try:
-            re.compile(self.cases)
-        except re.error as error:
-            raise UsageError(f"the twin rule for {self.corpus} is no regular expression: {error}", found=self.cases) from None
+        texts = (self.corpus, self.cases, self.other, self.note)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.offset, int):
+            raise UsageError(
+                "a twin rule whose fields are no text", found=repr(dataclasses.astuple(self))[:120], expected="see docs/data.md"
+            )
+        pattern = Pattern(self.cases, f"twin rule for {self.corpus}", error=UsageError)
+        if wrong := next((n for n in re.findall(r"\\(\d)", self.other) if not 1 <= int(n) <= pattern.groups), None):
+            raise UsageError(
+                f"the twin rule for {self.corpus} uses a group that its expression lacks",
+                found=f"\\{wrong}",
+                expected=f"{pattern.groups} groups",
+            )
+        object.__setattr__(self, "_pattern", pattern)
 
     def other_name(self, case: str) -> str | None:
         """Name of the twin in the other corpus, None if the rule does not concern this case.
@@ -49,11 +59,15 @@ class Twin:
         >>> Twin("LiTS", r"3Dircadb1\\.(\\d+)", r"volume-\\1", offset=27).other_name("3Dircadb1.20")
         'volume-47'
         """
-        match = re.fullmatch(self.cases, case)
+        match = self._pattern.fullmatch(case)
         if match is None:
             return None
-        groups = list(match.groups())
+        groups = [group or "" for group in match.groups()]
         if self.offset and groups:
+            if not groups[0].isdecimal():
+                raise UsageError(
+                    f"the twin rule for {self.corpus} adds to what is no number", found=groups[0], expected="digits in group 1"
+                )
             groups[0] = str(int(groups[0]) + self.offset)
         return re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], self.other)
 
@@ -69,8 +83,10 @@ class Pair:
 
 def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
     """Rules from JSON or a config; those without an expression say only that there is an overlap, and are passed over."""
-    rules, names = list(rules), [field.name for field in dataclasses.fields(Twin)]
+    rules, names = list(rules) if isinstance(rules, Iterable) else [rules], [field.name for field in dataclasses.fields(Twin)]
     for rule in rules:
+        if not isinstance(rule, Mapping) or (rule.get("cases") and not {"corpus", "other"} <= set(rule)):
+            raise UsageError("not a twin rule", found=repr(rule)[:80], expected='{"corpus": ..., "cases": ..., "other": ...}')
         if unknown := set(rule) - set(names):
             raise UsageError(f"unknown field {min(unknown)!r} in a twin rule", expected=", ".join(names))
     return tuple(Twin(**rule) for rule in rules if rule.get("cases"))

@@ -6,11 +6,10 @@ In: a dataset.json, or the folder of a data set in any layout. Out: a `Protocol`
 import dataclasses
 import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medjax.data.description import hints
+from medjax.data.description import hints, patient_pattern
 from medjax.data.inputs import Case, find_inputs, nifti_files, read_json
 from medjax.data.sources import read_labels, scan_corpus
 from medjax.errors import MedjaxError, UsageError, did_you_mean
@@ -51,19 +50,24 @@ def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Pr
         sources = {}  # a description without its data set: names and values are enough to score
     others = images or (folder / "imagesTs" if nifti_files(folder / "imagesTs") else "")
     if others:
+        patient_of = _patients(block.get("patients", {}), stated)
         for case in find_inputs(others, channels=len(corpus.channels)):
-            known = sources.get(case.name, dataclasses.replace(case, patient=_patient(block.get("patients", {}), case.name)))
+            known = sources.get(case.name) or dataclasses.replace(case, patient=patient_of(case.name))
             sources[case.name] = dataclasses.replace(known, images=case.images)
     return Protocol(corpus, _tolerances(block.get("tolerance_mm", {}), corpus, stated), sources)
 
 
-def _patient(rule: Mapping | str, name: str) -> str:
-    """The patient of a case that is not in the training list."""
-    pattern = rule if isinstance(rule, str) else rule.get("regex") if set(rule) == {"regex"} else None
-    if pattern is None:
-        return str(rule.get(name, name))
-    found = re.search(pattern, name)
-    return name if found is None else found[1] if found.re.groups else found[0]
+def _patients(rule: Mapping | str, path: Path) -> Callable[[str], str]:
+    """Name -> patient for cases that are not in the training list."""
+    pattern = patient_pattern(rule, path)
+
+    def patient_of(name: str) -> str:
+        if pattern is None:
+            return str(rule.get(name, name))
+        found = pattern.search(name)
+        return (found and (found[1] if pattern.groups else found[0])) or name
+
+    return patient_of
 
 
 def _tolerances(stated: object, corpus: Corpus, path: Path) -> dict[str, float]:

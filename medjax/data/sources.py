@@ -7,11 +7,14 @@ descriptions are read; label files only where their values are described nowhere
 import os
 from pathlib import Path
 
+from medjax import files
 from medjax.data import layouts, tfds_source
 from medjax.data.description import describe
-from medjax.data.inputs import ENDINGS, Case, find_inputs
-from medjax.errors import MedjaxError, UsageError
+from medjax.data.inputs import ENDINGS, Case, find_inputs, usable
+from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
+
+NONSENSE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # of values with other types than described
 
 __all__ = ["Case", "find_inputs", "read_corpus", "read_labels", "scan_corpus"]
 
@@ -44,8 +47,24 @@ def read_labels(path: str | os.PathLike) -> Corpus:
 
 
 def scan_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
-    """Like `read_corpus`, but returns the usable cases together with the problems of the others instead of raising for a case."""
-    return tfds_source.scan(folder) if tfds_source.is_record(folder) else layouts.scan(_resolve(folder), layout)
+    """Like `read_corpus`, but returns the usable cases together with the problems of the others instead of raising for a case.
+
+    Every layout passes through here, and with it every name that a file gives: a corpus or a case whose name could not be one file or
+    folder name is refused (see `inputs.usable`), so that no name from a file ever becomes a path.
+    """
+    try:
+        found = tfds_source.scan(folder) if tfds_source.is_record(folder) else layouts.scan(_resolve(folder), layout)
+    except OSError as error:
+        raise UsageError(f"cannot be read ({error.strerror})", path=error.filename or folder, fix="check its permissions") from error
+    except NONSENSE as error:
+        raise LabelError(
+            f"the description of the data set cannot be understood ({type(error).__name__}: {error})", path=folder,
+            fix="compare it with docs/data.md",
+        ) from error  # fmt: skip
+    corpus, cases, problems = found
+    files.check_name(corpus.name, "corpus name", path=folder, error=LabelError)
+    good, unnamed = usable(cases, folder)
+    return corpus, tuple(good), [*problems, *unnamed]
 
 
 def _resolve(folder: str | os.PathLike) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data.inputs import Case
 from medjax.data.overlap import Pair
 from medjax.errors import UsageError
@@ -123,13 +124,19 @@ def digest(splits: Sequence[Split]) -> str:
 
 def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
     """Splits from a file in our or nnU-Net's form (bare case names are looked up); unknown cases raise `UsageError`."""
-    try:
-        splits = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the splits: {error}", path=path) from error
+    splits, sides = files.read_json(path), ("train", "val")
+    if not isinstance(splits, list) or not all(isinstance(s, dict) and all(_is_names(s.get(side)) for side in sides) for s in splits):
+        raise UsageError("not splits", path=path, found=repr(splits)[:80], expected='[{"train": [names], "val": [names]}, ...]')
     names = {f"{corpus}/{c.name}": f"{corpus}/{c.name}" for corpus, members in cases.items() for c in members}
-    names |= {c.name: f"{corpus}/{c.name}" for corpus, members in cases.items() for c in members}
-    unknown = [name for split in splits for side in ("train", "val") for name in split[side] if name not in names]
+    bare = collections.Counter(c.name for members in cases.values() for c in members)
+    names |= {c.name: f"{corpus}/{c.name}" for corpus, members in cases.items() for c in members if bare[c.name] == 1}
+    unknown = [name for split in splits for side in sides for name in split[side] if name not in names]
+    if several := next((name for name in unknown if bare[name] > 1), None):
+        raise UsageError(f"case {several!r} of the splits is in several corpora", path=path, fix=f'write "CORPUS/{several}"')
     if unknown:
         raise UsageError(f"{len(unknown)} cases of the splits are not in the corpora, first {unknown[0]!r}", path=path)
-    return [{side: [names[name] for name in split[side]] for side in ("train", "val")} for split in splits]
+    return [{side: [names[name] for name in split[side]] for side in sides} for split in splits]
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

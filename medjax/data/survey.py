@@ -4,20 +4,22 @@ In: cases. Out: per kind what occurs in any of them. Every label file is read on
 under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and time of the files, so that a second look costs nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medjax import files
 from medjax.data import classmasks, formats
 from medjax.data.annotation import value_counts
 from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case
-from medjax.errors import DataError, MedjaxError
+from medjax.errors import DataError, MedjaxError, WriteError
 
 VERSION = 1
 MANY = 500  # label files from which on the user is told what takes so long
@@ -52,7 +54,7 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
     if not cases:
         return [], []
     file = _home() / "survey" / f"{hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]}-{kind}.json"
-    kept, fresh = _read(file), {}
+    kept, fresh = _read(file) or {}, {}
 
     def one(case: Case) -> Any:
         key = _key(case)
@@ -99,20 +101,17 @@ def _home() -> Path:
     return Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax")
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict | None:
+    """What an earlier look kept: sha256 of the files -> what occurs; None for a file that medjax did not write."""
     try:
-        found = json.loads(file.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+        found = files.read_json(file)
+    except MedjaxError:
+        return None if os.path.lexists(file) else {}
+    return found if isinstance(found, dict) and all(re.fullmatch("[0-9a-f]{64}", key) for key in found) else None
 
 
 def _write(file: Path, found: dict) -> None:
-    """Keeps what was found; a home that cannot be written costs only the next look."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(found))
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    """Keeps what was found; a home that cannot be written, or a file of somebody else there, costs only the next look."""
+    with contextlib.suppress(OSError, WriteError):
+        if _read(file) is not None:
+            files.write_json(file, found)

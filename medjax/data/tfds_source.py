@@ -9,7 +9,6 @@ tensorflow-datasets is imported when a record is read, TensorFlow never.
 
 import functools
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data import described
 from medjax.data.inputs import Case
-from medjax.errors import DataError, MedjaxError, UsageError
+from medjax.errors import DataError, LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
 SCHEME = "tfds:"
@@ -38,8 +38,10 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
     location = _location(path)
     folder = _local(location)
     try:
-        corpus = Corpus.from_json(json.loads((folder / described.FILE).read_text())["corpus"])
-    except (OSError, ValueError, KeyError) as error:
+        corpus = Corpus.from_json(files.read_json(folder / described.FILE)["corpus"])
+    except LabelError:
+        raise
+    except (MedjaxError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"not a corpus in tensorflow-datasets' form ({error})", path=location, expected=f"{described.FILE} beside the records",
             fix="build it with python -m data_pipelines.tfds",
@@ -54,7 +56,7 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
 
 def facts(path: str | os.PathLike) -> dict:
     """The further fields of the description: twins, licence, citation."""
-    said = json.loads((_local(_location(path)) / described.FILE).read_text())
+    said = files.read_json(_local(_location(path)) / described.FILE)
     return {k: v for k, v in said.items() if k not in ("format", "corpus")}
 
 

@@ -13,12 +13,27 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data import cases as case_tools
-from medjax.data.check import ERROR, WARNING, Problem, check_case, described, entry, line, problem_of, routed_warnings
+from medjax.data.check import (
+    ERROR,
+    WARNING,
+    Problem,
+    check_case,
+    counted,
+    described,
+    entry,
+    kind,
+    line,
+    problem_of,
+    routed_warnings,
+    shared,
+)
 from medjax.data.sources import scan_corpus
-from medjax.errors import LabelError
+from medjax.errors import LabelError, shown
 from medjax.labels import Corpus
 
 __all__ = ["Report", "line", "verify"]
+
+MOST_ALIKE = 20  # lines for problems of one kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +86,22 @@ class Report:
                 lines.append(f"  {name:<{width}}{values:>14}{row['cases']:>10}{row['voxels']:>14}{share:>9}")
         if self.empty:
             lines.append(f"  {len(self.empty)} empty label maps: {', '.join(self.empty[:10])}{', ...' if len(self.empty) > 10 else ''}")
-        lines += [line(p) for p in sorted(self.problems, key=lambda p: p["severity"])]
+        lines = [shown(text) for text in lines] + self._listed()
         counts = {s: sum(p["severity"] == s for p in self.problems) for s in (ERROR, WARNING)}
         verdict = "verified" if self.ok else "NOT usable as it is"
-        return "\n".join([*lines, f"{self.corpus}: {verdict}, {counts[ERROR]} errors, {counts[WARNING]} warnings"])
+        return "\n".join([*lines, f"{shown(self.corpus)}: {verdict}, {counts[ERROR]} errors, {counts[WARNING]} warnings"])
+
+    def _listed(self) -> list[str]:
+        """A line per problem, errors first; of one kind the first few and how many more there are."""
+        of_kind: dict[str, list[Problem]] = {}
+        for problem in sorted(self.problems, key=lambda p: p["severity"]):
+            of_kind.setdefault(kind(problem), []).append(problem)
+        lines = []
+        for members in of_kind.values():
+            lines += [line(p) for p in members[:MOST_ALIKE]]
+            if (more := len(members) - MOST_ALIKE) > 0:
+                lines.append(f"{members[0]['severity'].upper()} {more} more like these (--json lists them all)")
+        return lines
 
     def to_json(self) -> dict:
         """All fields, and `ok`."""
@@ -113,7 +140,7 @@ def verify(
         found, row, _ = outcome.value
         problems += found
         rows += [row] if row else []
-    problems += described(corpus, Path(folder))
+    problems += described(corpus, Path(folder)) + counted(Path(folder), len(cases) + len(missing)) + shared(cases)
     classes = _classes(corpus, rows)
     for name, found in classes.items():
         if found["annotated"] and not found["cases"] and rows:

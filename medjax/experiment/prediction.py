@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medjax.data.formats import Reading
 from medjax.data.inputs import Case, find_inputs
 from medjax.errors import UsageError
 from medjax.experiment.models import Trained, load_predictor, read_model
@@ -22,6 +23,7 @@ def predict(
     models: Sequence[Path | str], inputs: Sequence[str], out: Path, *, corpus: str = "", classes: Sequence[str] | None = None,
     part: tuple[int, int] = (0, 1), continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False,
     statistics: bool = False, preview: bool = False, report: Path | None = None, max_memory_gib: float | None = None,
+    frame: int | None = None, replace_nan: float | str | None = None,
     say: Callable[[str], None] = lambda line: None, progress: Any = None, **options: Any,
 ) -> Any:  # fmt: skip
     """Scans through one model or an ensemble.
@@ -32,6 +34,7 @@ def predict(
       classes: which to write; default all that the corpus annotates.
       part: (i, n): every n-th case, from the i-th.
       report: where the manifest is written as well. max_memory_gib: what the process may use in all.
+      frame, replace_nan: see `data.formats.Reading`.
       say: receives lines for the person who waits. options: see `load_predictor`.
 
     Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, or a memory limit that
@@ -40,6 +43,7 @@ def predict(
     from medjax.infer import write
     from medjax.infer.predict import Files, check_cases, forecasts, predict_cases
 
+    reading = Reading(frame, replace_nan)
     trained = [read_model(model) for model in models]
     described = protocol(trained[0].space.unveiled(), corpus, classes, one_file_per_class)
     cases = find_inputs(inputs, channels=len(described.channels))
@@ -59,7 +63,9 @@ def predict(
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     files = Files(tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, picture, suffix)
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
-    result = predict_cases(predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, notes=notes)
+    result = predict_cases(
+        predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, notes=notes, reading=reading
+    )
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         write.write_json(report, result.manifest)

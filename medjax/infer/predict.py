@@ -85,6 +85,7 @@ def predict_cases(
     continue_: bool = False,
     progress: Progress | None = None,
     notes: dict | None = None,
+    reading: formats.Reading = formats.AS_STORED,
 ) -> Result:
     """Predicts every case and writes its files.
 
@@ -93,7 +94,7 @@ def predict_cases(
       files: what to write.
       continue_: leave cases alone that an earlier call with the same settings completed; partial files are never trusted.
       progress: called after every case with (done, total, name, "predicted" | "complete" | "failed").
-      notes: further fields of the manifest.
+      notes: further fields of the manifest. reading: how the scans are read.
 
     Returns: `Result`.
     Raises: `UsageError` before any work: unknown corpus or class, no cases, one name twice, outputs that would overwrite inputs.
@@ -105,7 +106,7 @@ def predict_cases(
     for name in files.classes or ():
         space.class_index(name)
     check_cases(cases, folder)
-    wanted = {"settings": predictor.settings() | files.settings(), "corpus": corpus}
+    wanted = {"settings": predictor.settings() | files.settings() | reading.settings(), "corpus": corpus}
     kept = [case.name for case in cases if continue_ and write.is_complete(folder, case.name, wanted)]
     todo = [case for case in cases if case.name not in set(kept)]
     manifest = (
@@ -119,7 +120,7 @@ def predict_cases(
     def load(case: Case) -> dict:
         started = time.perf_counter()
         predictor.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)  # refuses what cannot fit before it is read
-        volume = formats.read_case(case.images)
+        volume = formats.read_case(case.images, reading)
         prepared = predictor.prepare_all(volume, corpus)
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(volume, array=None)  # only its geometry is needed from here on

@@ -53,7 +53,7 @@ def prediction_report(
     shown = [
         scans.Shown(
             name, name, tuple(p for p in side.get("images", ()) if Path(p).is_file())[:1], None, str(folder / f"{name}.nii.gz"),
-            {int(v): label for v, label in side.get("labels", {}).items()},
+            {int(v): label for v, label in side.get("labels", {}).items()}, frame=side.get("settings", {}).get("frame", 0),
         )
         for name, side in sidecars.items() if (folder / f"{name}.nii.gz").is_file()
     ]  # fmt: skip

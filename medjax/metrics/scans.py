@@ -28,6 +28,7 @@ class Shown:
       images: paths of the scan's channels (the first is shown); empty shows the masks alone.
       reference, prediction: paths of label maps, or None.
       names: label value -> class name.
+      frame: of a 4D scan, the one that is shown.
       corpus, source: for references and predictions that are no plain label maps; see `masks.open_masks`.
     """
 
@@ -39,6 +40,7 @@ class Shown:
     names: Mapping[int, str]
     corpus: Corpus | None = None
     source: Case | None = None
+    frame: int = 0
 
 
 def payload(shown: Shown, voxels: int) -> dict:
@@ -52,7 +54,7 @@ def payload(shown: Shown, voxels: int) -> dict:
     """
     paths = {"reference": (shown.reference, shown.source), "prediction": (shown.prediction, None)}
     maps = {name: _map(path, shown.corpus, source) for name, (path, source) in paths.items() if path}
-    scan = formats.read(shown.images[0], frame=0, allow_nonfinite=True) if shown.images else None
+    scan = formats.read(shown.images[0], frame=shown.frame, allow_nonfinite=True) if shown.images else None
     like = scan if scan is not None else next(iter(maps.values()))
     for other in maps.values():
         nifti.check_same_geometry(like, other)

@@ -9,6 +9,7 @@ channels must be named: "channels": ["T1w", "FLAIR"] in medjax.json.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from medjax.data.description import hints
 from medjax.data.inputs import ENDINGS, Case, Mask, read_json, stem
 from medjax.data.layouts.common import Found, Scan, finish
+from medjax.data.lists import decoded
 from medjax.errors import MedjaxError, UsageError
 
 OWN = ("space", "desc", "label", "res", "den", "atlas", "seg", "hemi", "from", "method")  # entities of a segmentation, not of its image
@@ -47,7 +49,7 @@ def scan(folder: Path) -> Scan:
     names = {value: name for table in tables for value, name in table.items()}
     if conflict := next((v for v in names for table in tables if table.get(v, names[v]) != names[v]), None):
         raise UsageError(f"value {conflict} has different names in different files", path=folder, fix='say "labels" in medjax.json')
-    patients = {case.name: re.match(r"sub-[a-zA-Z0-9+]+", case.name)[0] for case in cases}
+    patients = {case.name: m[0] for case in cases if (m := re.match(r"sub-[a-zA-Z0-9+]+", case.name))}
     return finish(
         Found(
             folder,
@@ -82,13 +84,18 @@ def names_of(label: Path, root: Path) -> dict[int, str]:
 
 def _table(file: Path) -> dict[int, str]:
     if file.suffix == ".tsv":
-        with open(file, newline="", encoding="utf-8-sig") as rows:
+        rows = io.StringIO(decoded(file.read_bytes(), file), newline="")
+        try:
             found = [(row.get("index") or row.get("mapping"), row.get("name")) for row in csv.DictReader(rows, delimiter="\t")]
+        except csv.Error as error:
+            raise UsageError(f"damaged table ({error})", path=file, fix="save it again as UTF-8 with tabs") from error
     else:
         said = read_json(file)
+        if not isinstance(said, dict):
+            return {}
         said = next((said[k] for k in ("LabelMap", "Labels", "labels") if isinstance(said.get(k), dict)), said)
         found = [pair if str(pair[0]).isdigit() else pair[::-1] for pair in said.items() if not isinstance(pair[1], dict | list)]
-    return {int(v): str(n) for v, n in found if n and str(v).isdigit() and int(v) > 0}
+    return {int(v): str(n) for v, n in found if n and str(v).isdecimal() and len(str(v)) < 9 and int(v) > 0}
 
 
 def _cases(

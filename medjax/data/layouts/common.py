@@ -3,7 +3,9 @@
 In: a `Found` (cases with images and label map or masks, what the layout itself knows about names). Out: (corpus, cases, problems).
 """
 
+import collections
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,10 +55,12 @@ def finish(found: Found) -> Scan:
     if not found.cases and not found.problems:
         raise UsageError("no cases found", path=found.folder, fix="see docs/data.md for the layouts")
     given = said.get("channel_names", said.get("channels"))
+    if not isinstance(said.get("annotated", []), list):
+        annotated_classes(said["annotated"], (), path)  # raises
     channels = channel_names(given, path) if given is not None else found.channels
     modality = str(said.get("modality") or found.modality or _modality(channels))
     fields = {"modality": modality, "channels": channels, "meanings": meanings_of(said, path)}
-    name = corpus_name(said.get("name") or found.name, found.folder.resolve(), path)
+    name = corpus_name(said.get("name") or found.name, Path(os.path.realpath(found.folder)), path)
     problems, cases = list(found.problems), list(found.cases)
     if any(case.masks for case in cases):
         corpus, cases, wrong = _of_masks(name, said, found, cases, path, fields)
@@ -108,6 +112,8 @@ def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: P
 
     spoken = said.get("classes") or list(found.classes)
     if isinstance(spoken, Mapping):
+        if strange := next((n for n in spoken.values() if not _is_names(n)), None):
+            raise LabelError('"classes" names no names in the files', path=path, found=repr(strange)[:80], expected='{"liver": ["Liver"]}')
         other = {alias: c for c, names in spoken.items() for alias in ([names] if isinstance(names, str) else names)}
     elif isinstance(spoken, Sequence) and not isinstance(spoken, str):
         other = {str(c): str(c) for c in spoken}
@@ -136,14 +142,18 @@ def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: P
     return dataclasses.replace(corpus, annotated=annotated or corpus.classes), whole, problems
 
 
+def _is_names(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 def _modality(channels: Iterable[str]) -> str:
     names = [c.lower() for c in channels]
     return "CT" if "ct" in names else "unknown" if names == [UNNAMED] else "MR"
 
 
 def _check_names(cases: Sequence[Case], folder: Path) -> None:
-    names = [case.name for case in cases]
-    if twice := next((n for n in names if names.count(n) > 1), None):
+    counts = collections.Counter(case.name for case in cases)
+    if twice := next((n for n, count in counts.items() if count > 1), None):
         raise UsageError(f"case {twice!r} occurs twice", path=folder, fix="give every case its own name")
 
 

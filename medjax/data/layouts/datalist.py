@@ -7,10 +7,11 @@ Also read: "dataroot", "modality" ("CT" or {"0": "CT"}), "label_dict", "original
 entry "name", "patient" or "subject", "modality". Relative paths start at "dataroot" or at the list.
 """
 
+import os
 import re
 from pathlib import Path
 
-from medjax.data.inputs import Case, read_json, stem
+from medjax.data.inputs import Case, listed_path, read_json, stem
 from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
 
@@ -28,20 +29,28 @@ def scan(path: Path) -> Scan:
     if file is None:
         raise UsageError("no list of scans", path=path, expected='a JSON with "training": [{"image": ..., "label": ...}]')
     spec = read_json(file)
-    base = file.parent / str(spec.get("dataroot", ""))
+    base = file.parent / listed_path(Path(), spec.get("dataroot") or ".", '"dataroot"', file)
     cases, problems, counts = [], [], set()
     for number, item in enumerate(spec["training"]):
         item = item if isinstance(item, dict) else {"image": item}
         images = item.get("image") or []
-        images = [base / str(p) for p in ([images] if isinstance(images, str) else images)]
-        label = base / str(item["label"]) if item.get("label") else None
-        missing = [p for p in (*images, *([label] if label else [])) if not p.is_file()]
+        try:
+            images = [
+                Path(listed_path(base, p, f"an image of entry {number}", file)) for p in (images if isinstance(images, list) else [images])
+            ]
+            label = (
+                None if item.get("label") in (None, "") else Path(listed_path(base, item["label"], f"the label of entry {number}", file))
+            )
+        except UsageError as problem:
+            problems.append(problem)
+            continue
+        missing = [p for p in (*images, *([label] if label else [])) if not os.path.isfile(p)]
         if not images or missing:
             what = f"entry {number} of the list " + ("names a file that is not there" if missing else "has no image")
             problems.append(UsageError(what, path=missing[0] if missing else file, fix=f"correct {file}"))
             continue
         counts.add(len(images))
-        name = str(item.get("name") or re.sub(r"_0000$", "", stem(images[0])))
+        name = _case_name(item, images[0])
         patient = str(item.get("patient") or item.get("subject") or "")
         modality = str(item.get("modality") or "")
         cases.append(Case(name, tuple(map(str, images)), None if label is None else str(label), "", modality, patient))
@@ -57,12 +66,20 @@ def folds(path: Path) -> list[dict[str, list[str]]]:
     of = {}
     for item in spec["training"]:
         if isinstance(item, dict) and "fold" in item:
-            images = item["image"]
-            of[str(item.get("name") or re.sub(r"_0000$", "", stem(images if isinstance(images, str) else images[0])))] = int(item["fold"])
+            images = item.get("image")
+            image = images[0] if isinstance(images, list) and images else images
+            if not isinstance(image, str) or not str(item["fold"]).isdecimal():
+                raise UsageError("an entry whose fold or image makes no sense", path=file, found=repr(item)[:80], expected='"fold": 0')
+            of[_case_name(item, image)] = int(item["fold"])
     return [
         {"train": sorted(n for n, f in of.items() if f != fold), "val": sorted(n for n, f in of.items() if f == fold)}
         for fold in sorted(set(of.values()))
     ]
+
+
+def _case_name(item: dict, image: str | Path) -> str:
+    """The name an entry gives, or that of its first file; whether it can be a file name is checked for all layouts at once."""
+    return str(item.get("name") or re.sub(r"_0000$", "", stem(image)))
 
 
 def _list_of(path: Path) -> Path | None:
@@ -117,4 +134,4 @@ def _uneven(counts: set[int], file: Path) -> MedjaxError | None:
 
 
 def _name(path: Path, file: Path) -> str:
-    return path.resolve().name if path.is_dir() else file.stem
+    return os.path.basename(os.path.realpath(path)) if path.is_dir() else file.stem

@@ -107,4 +107,4 @@ def _names(path: Path, images: list[tuple[Path, "Series"]]) -> list[str]:
     patients = [plain(series.patient) for _, series in images]
     if len(set(patients)) == len(patients) and all(series.patient for _, series in images):
         return patients
-    return [plain("_".join(folder.relative_to(path).parts) or folder.resolve().name) for folder, _ in images]
+    return [plain("_".join(folder.relative_to(path).parts) or os.path.basename(os.path.realpath(folder))) for folder, _ in images]

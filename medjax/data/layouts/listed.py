@@ -6,10 +6,11 @@
 nnU-Net's explicit "dataset" lists and its v1 form (an MSD list with _0000 files) are read as well; `_0000` is optional for one channel.
 """
 
+import os
 from pathlib import Path
 
 from medjax.data.description import describe, patients_of
-from medjax.data.inputs import CHANNEL, ENDINGS, Case, image_files, read_json, stem
+from medjax.data.inputs import CHANNEL, ENDINGS, Case, image_files, listed_path, read_json, stem
 from medjax.data.layouts.common import Scan
 from medjax.errors import MedjaxError, UsageError
 
@@ -43,20 +44,35 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
             "unsupported file ending", path=path, found=ending, expected=" or ".join(ENDINGS), fix="convert the scans to NIfTI"
         )
     wanted: dict[str, tuple[list[Path], Path | None]] = {}
+    entries, problems = [], []
     if isinstance(spec.get("training"), list):  # MSD, and nnU-Net v1
-        for item in spec["training"]:
+        for number, item in enumerate(spec["training"], 1):
             item = item if isinstance(item, dict) else {"image": item}
-            image, label = folder / str(item.get("image", "")), item.get("label")
+            try:
+                image = Path(listed_path(folder, item.get("image"), f"the image of training entry {number}", path))
+                label = _label(folder, item, f"training entry {number}", path)
+            except UsageError as problem:
+                problems.append(problem)
+                continue
             if image.name.startswith("."):
                 continue
             if stem(image) in wanted:
                 raise UsageError(f"case {stem(image)!r} is listed twice", path=path, fix="give every case its own file name")
             channels = [image.parent / f"{stem(image)}_{c:04d}{image.name[len(stem(image)) :]}" for c in range(n_channels)]
-            split = not image.is_file() and channels[0].is_file()
-            wanted[stem(image)] = (channels if split else [image], folder / label if label else None)
+            split = not os.path.isfile(image) and os.path.isfile(channels[0])
+            wanted[stem(image)] = (channels if split else [image], label)
     elif isinstance(spec.get("dataset"), dict):  # nnU-Net's explicit list
         for name, item in spec["dataset"].items():
-            wanted[name] = ([folder / p for p in item["images"]], folder / item["label"] if item.get("label") else None)
+            images = item.get("images") if isinstance(item, dict) else None
+            try:
+                if not isinstance(images, list) or not images:
+                    raise UsageError(
+                        f"case {name!r} has no list of images", path=path, found=repr(images)[:80], expected='["a_0000.nii.gz"]'
+                    )
+                images = [Path(listed_path(folder, p, f"an image of case {name!r}", path)) for p in images]
+                wanted[name] = (images, _label(folder, item, f"case {name!r}", path))
+            except UsageError as problem:
+                problems.append(problem)
     else:
         found: dict[str, list[Path]] = {}
         for image in image_files(folder / "imagesTr", [ending]):
@@ -65,7 +81,6 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
         for name in sorted({*found, *(stem(p) for p in image_files(folder / "labelsTr", [ending]))}):
             images = found.get(name) or [folder / "imagesTr" / f"{name}_0000{ending}"]
             wanted[name] = (images, folder / "labelsTr" / f"{name}{ending}" if labelled else None)
-    entries, problems = [], []
     for name, (images, label) in sorted(wanted.items()):
         problem = _missing(name, images, label, n_channels, labelled, path)
         if problem is None:
@@ -75,11 +90,15 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
     return entries, problems
 
 
+def _label(folder: Path, item: dict, of: str, path: Path) -> Path | None:
+    """The label that an entry of a list names, if it names one."""
+    return None if item.get("label") in (None, "") else Path(listed_path(folder, item["label"], f"the label of {of}", path))
+
+
 def _missing(name: str, images: list[Path], label: Path | None, n_channels: int, labelled: bool, path: Path) -> MedjaxError | None:
     """What a case lacks, if anything."""
     for image in images:
-        if not image.is_file():
-            what = "is a broken symbolic link" if image.is_symlink() else "is missing"
+        if what := _lacking(image):
             return UsageError(f"image of case {name!r} {what}", path=image, fix=f"add the file, or remove the case from {path}")
     if len(images) not in (1, n_channels) or (len(images) == 1 and n_channels > 1 and CHANNEL.match(stem(images[0]))):
         files = ", ".join(i.name for i in images)
@@ -87,7 +106,13 @@ def _missing(name: str, images: list[Path], label: Path | None, n_channels: int,
         return UsageError(f"wrong number of channels in case {name!r}", path=path, found=files, expected=f"{n_channels} files", fix=fix)
     if label is None and labelled:
         return UsageError(f"case {name!r} has no label", path=path, fix='add "label", or remove the case from "training"')
-    if label is not None and not label.is_file():
-        what = "is a broken symbolic link" if label.is_symlink() else "is missing"
+    if label is not None and (what := _lacking(label)):
         return UsageError(f"label of case {name!r} {what}", path=label, fix=f"add the file, or remove the case from {path}")
     return None
+
+
+def _lacking(file: Path) -> str:
+    """Why a listed file cannot be read, in words; empty if it can."""
+    if os.path.isfile(file):
+        return ""
+    return "is a broken symbolic link" if os.path.islink(file) else "is no file" if os.path.exists(file) else "is missing"

@@ -8,6 +8,7 @@ Row k of a mask file is the class with value k + 1. Where the archive's lost spa
 (see `data/arrays.py`).
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def detect(folder: Path) -> bool:
         return False
     spec = read_json(path)
     items = next((spec[k] for k in TRAINING if isinstance(spec, dict) and spec.get(k)), [])
-    return bool(items) and isinstance(items[0], dict) and str(items[0].get("image", "")).endswith(".npy")
+    return isinstance(items, list) and bool(items) and isinstance(items[0], dict) and str(items[0].get("image", "")).endswith(".npy")
 
 
 def scan(folder: Path) -> Scan:
@@ -34,14 +35,21 @@ def scan(folder: Path) -> Scan:
     if path is None:
         raise UsageError("no list of an M3D-Seg data set", path=folder, expected=f"{folder.name}.json")
     spec = read_json(path)
-    names = {int(v): str(n) for v, n in spec.get("labels", {}).items() if str(v).isdigit() and int(v) > 0}
+    labels = spec.get("labels")
+    labels = labels if isinstance(labels, dict) else {}
+    names = {int(v): str(n) for v, n in labels.items() if v.isdecimal() and len(v) < 9 and int(v) > 0}
     if not names:
         raise UsageError("lists no labels", path=path, expected='"labels": {"0": "background", "1": "liver"}')
     cases, problems = [], []
-    for item in next((spec[k] for k in TRAINING if spec.get(k)), []):
+    for number, item in enumerate(next((spec[k] for k in TRAINING if spec.get(k)), []), 1):
+        if not isinstance(item, dict):
+            problems.append(
+                UsageError(f"entry {number} is no object", path=path, found=repr(item)[:80], expected='{"image": ..., "label": ...}')
+            )
+            continue
         image, label = (_find(path, item.get(key)) for key in ("image", "label"))
         lost: list[MedjaxError] = [
-            UsageError(f"{kind} of an entry is missing", path=path.parent / str(item.get(kind)), fix=f"add it, or correct {path}")
+            UsageError(f"{kind} of an entry is missing", path=path.parent / str(item.get(kind))[:200], fix=f"add it, or correct {path}")
             for kind, file in (("image", image), ("label", label))
             if file is None
         ]
@@ -69,11 +77,12 @@ def _modality(item: dict) -> str:
 def _list_of(folder: Path) -> Path | None:
     if folder.is_file():
         return folder if folder.suffix == ".json" else None
-    found = [folder / f"{folder.resolve().name}.json", folder / "dataset.json", folder.parent / f"{folder.resolve().name}.json"]
+    name = os.path.basename(os.path.realpath(folder))
+    found = [folder / f"{name}.json", folder / "dataset.json", folder.parent / f"{name}.json"]
     return next((p for p in found if p.is_file()), None)
 
 
 def _find(path: Path, relative: object) -> Path | None:
     """A listed file: its path is relative to the folder above the list, or to the list."""
     tried = [base / str(relative) for base in (path.parent.parent, path.parent)] if relative else []
-    return next((p for p in tried if p.is_file()), None)
+    return next((p for p in tried if os.path.isfile(p)), None)
