@@ -30,7 +30,9 @@ def main(pipe: int, folder: Path, keep: bool) -> None:
             site = Site(top, folder / "shared")
             try:
                 for seen in surfaces.ROWS[name].run(site):
-                    out.write(json.dumps({"variant": seen.variant, "ok": None if seen.ok is None else bool(seen.ok), "seen": seen.seen}) + "\n")
+                    out.write(
+                        json.dumps({"variant": seen.variant, "ok": None if seen.ok is None else bool(seen.ok), "seen": seen.seen}) + "\n"
+                    )
             except Exception:
                 text = traceback.format_exc().strip().splitlines()
                 out.write(json.dumps({"variant": "the judge itself", "ok": False, "seen": " | ".join(t.strip() for t in text[-6:])}) + "\n")
