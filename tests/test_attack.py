@@ -1,8 +1,10 @@
 """The attack as a command: all 91 rows are there, the judge fails what is wrong, and a fast subset passes."""
 
+import dataclasses
+
 from benchmarks.attack import __main__ as attack
 from benchmarks.attack import harness, surfaces
-from benchmarks.attack.harness import Row, Said
+from benchmarks.attack.harness import Said
 
 IDS = {
     *(f"D{i}" for i in range(1, 9)), *(f"S{i}" for i in range(1, 30)), *(f"M{i}" for i in range(1, 15)),
@@ -45,10 +47,11 @@ def test_verdicts():
     assert attack.verdict([]) == "FAIL"  # a row that judges nothing is a defect
 
 
-def test_a_row_that_ends_its_process_has_failed(tmp_path):
-    row = Row("no such row", "none", "the worker ends at once", "fail", lambda site: iter(()), 60)
-    (result,) = attack.attack([row], tmp_path, workers=1)
-    assert result["verdict"] == "FAIL" and "the process ended by exit 1" in result["seen"][-1]["seen"]
+def test_a_row_that_hangs_has_failed_and_the_next_one_runs(tmp_path):
+    rows = surfaces.load()
+    hanging, next_one = attack.attack([dataclasses.replace(rows["S12"], limit=0.0), rows["S29"]], tmp_path, workers=1)
+    assert hanging["verdict"] == "FAIL" and "still running after 0 s" in hanging["seen"][-1]["seen"]
+    assert next_one["verdict"] == "pass", attack.line(next_one)
 
 
 def test_a_fast_subset_passes(tmp_path):
