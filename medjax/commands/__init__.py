@@ -8,7 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, sentence
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, sentence, shown
 
 ORDER = ("verify", "prepare", "train", "predict", "evaluate")  # how a user meets them; the others follow by name
 
@@ -27,7 +27,7 @@ def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, s
     def show(done: int, total: int, name: str, status: str) -> None:
         end = "\r" if live and done < total else "\n"
         if not quiet and (live or status == "failed" or done == total):
-            print(f"{what} {done}/{total} {name}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
+            print(f"{what} {done}/{total} {shown(name)}: {status}".ljust(78), end=end, file=sys.stderr, flush=True)
 
     return show
 
@@ -37,5 +37,5 @@ def report_failures(failed: Sequence[dict]) -> int:
     for entry in failed:
         trace = entry.get("traceback", "").rstrip().splitlines()
         kind = f"{entry['error']}: " if trace else ""
-        print("\n".join([f"medjax: {entry['case']} failed: {kind}{sentence(entry)}", *trace[-5:-1]]), file=sys.stderr)
+        print("\n".join([f"medjax: {shown(entry['case'])} failed: {kind}{sentence(entry)}", *trace[-5:-1]]), file=sys.stderr)
     return EXIT_SOME_FAILED if failed else EXIT_OK
