@@ -2,7 +2,7 @@
 
 import json
 
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_VERIFICATION, UsageError
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_VERIFICATION, UsageError, shown
 
 
 def add(verbs) -> None:
@@ -45,7 +45,7 @@ def _overlap(args) -> int:
         print(json.dumps([{"first": p.first, "second": p.second, "why": p.why} for p in pairs], indent=1))
     else:
         for pair in pairs:
-            print(f"{pair.first}  =  {pair.second}   ({pair.why})")
+            print(f"{shown(pair.first)}  =  {shown(pair.second)}   ({shown(pair.why)})")
         what = "shared by training and evaluation" if args.against else "shared"
         print(
             f"{len(pairs)} scans {what} among {sum(map(len, cases.values()))} cases"

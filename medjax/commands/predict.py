@@ -69,15 +69,15 @@ def _predict(args) -> int:
         overwrite=args.overwrite, page=page, warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
     )  # fmt: skip
     if page and (result.ok or result.failed):
-        _page(Path(args.output), say)
+        _page(Path(args.output), args.overwrite, say)
     return report_failures(result.failed)
 
 
-def _page(folder: Path, say) -> None:
+def _page(folder: Path, overwrite: bool, say) -> None:
     """The page is for looking: nothing that goes wrong with it undoes a prediction."""
     from medjax.metrics.html import prediction_report
 
     try:
-        say(f"to look at: {shown(prediction_report(folder))}")
+        say(f"to look at: {shown(prediction_report(folder, overwrite=overwrite))}")
     except Exception as error:
         say(f"report.html could not be written: {shown(error)}")

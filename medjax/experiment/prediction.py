@@ -39,9 +39,11 @@ def predict(
     Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, an output that must not
       or cannot be written, or a memory limit that the model alone exceeds.
     """
+    from medjax.experiment import options as known
     from medjax.infer import guard, outputs, segment, write
     from medjax.infer.predict import Files, forecasts, predict_cases
 
+    known.check(options)
     trained = [read_model(model) for model in models]
     described = protocol(trained[0].space.unveiled(), corpus, classes, one_file_per_class)
     cases = find_inputs(inputs, channels=len(described.channels))

@@ -77,7 +77,7 @@ def check(
     for case in mine:
         _spare_inputs(folder, real, planned[case.name], inputs)
     _spare_inputs(folder, real, call, inputs)
-    exact = _make(folder)
+    exact = make_folder(folder)
     _check_clashes({name: found for name, found in planned.items() if name not in too_long}, call, exact)
     earlier = manifests(folder)
     for case in mine:
@@ -116,7 +116,7 @@ def check_report(path: Path, folder: Path, cases: Sequence[Case], *, overwrite: 
     for case in cases:
         if Path(os.path.realpath(path)) == Path(os.path.realpath(folder)) / f"{case.name}.json":
             raise UsageError("the manifest would overwrite the sidecar of a case", path=path, fix="choose another name for --report")
-    _make(path.parent)
+    make_folder(path.parent)
     owned.refuse_document(path, "predictions", overwrite=overwrite, what="the manifest")
 
 
@@ -201,8 +201,11 @@ def _clash(first: tuple[str, str], second: tuple[str, str]) -> None:
     )  # fmt: skip
 
 
-def _make(folder: Path) -> bool:
-    """Makes a folder and tries to write into it; returns whether its file system tells upper and lower case apart."""
+def make_folder(folder: Path) -> bool:
+    """Makes a folder and tries to write into it; returns whether its file system tells upper and lower case apart.
+
+    Raises: `UsageError` where either is impossible.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

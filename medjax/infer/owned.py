@@ -61,7 +61,7 @@ def document(path: str | os.PathLike, kind: str) -> dict | None:
 
 
 def sidecar(folder: str | os.PathLike, case: str) -> dict | None:
-    """`<case>.json` if it is the sidecar that medjax wrote for this very case, else None. Its `files` name nothing outside the case's own."""
+    """`<case>.json` if it is the sidecar that medjax wrote for this very case, else None. It names files of the case only."""
     found = document(Path(folder) / f"{case}.json", "prediction")
     if found is None or found.get("case") != case or not isinstance(found.get("files"), dict):
         return None

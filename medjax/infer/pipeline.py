@@ -27,7 +27,9 @@ def run(
     """Each case with the error that ended it, or None, in order.
 
     Args:
-      load: case -> what `work` is given, in a thread. work: (case, that) -> what `export` is given, here. export: (case, that), in a thread.
+      load: case -> what `work` is given, in a thread.
+      work: (case, that) -> what `export` is given, in this thread.
+      export: (case, that), in a thread.
       together: the stages of neighbouring cases run at the same time.
       stop: set when this generator is left early; cases that wait are not begun, and the generator ends when those under way have noticed.
     """

@@ -114,7 +114,7 @@ class WindowScores:
         if not (np.isfinite(out.max(initial=0)) and np.isfinite(out.min(initial=0))):  # both hand on what is no number
             raise PredictError(
                 "the network gives scores that are not finite numbers", found="NaN or infinity", expected="finite scores",
-                fix="the weights are damaged or overflow, or the scan's values are far from those trained on: check the model on another scan",
+                fix="check the model on another scan: its weights are damaged or overflow, or this scan's values are absurd",
             )  # fmt: skip
         self._first = low + start
         for row in [row for row in self._rows if row < self._first]:
