@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from medjax.errors import PredictError
 from medjax.infer import guard
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from tests import make_run as make_run_module
 from tests.make_run import make_run
 from tests.test_infer_faults import AFFINE, CORPUS, PLAN, make_predictor, phantom, put, threshold
 
@@ -90,7 +92,7 @@ def test_the_python_interface_names_the_scan(tmp_path):
     run = make_run(tmp_path / "run")
     predictor = medjax.Predictor(run)
     leaf = predictor._predictor._params
-    predictor._predictor._params = __import__("jax").tree.map(lambda a: a * np.nan, leaf)
+    predictor._predictor._params = jax.tree.map(lambda a: a * np.nan, leaf)
     with pytest.raises(PredictError, match=r"array: .*not finite.*run"):
         predictor.predict(ct(), np.eye(4))
 
@@ -117,6 +119,7 @@ def test_a_full_device_gets_half_the_windows_once_then_a_sentence(tmp_path, fits
     facts = type("Step", (), {"memory_analysis": lambda self: None})()
     predictor.program = lambda classes: _with(limited(classes), facts)
     result, said = predict(predictor, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
+    assert len(said) == 1 and "out of memory with --batch-windows 4; trying 2" in said[0]
     assert sorted(set(asked)) == [2, 4] and len(getattr(result, outcome)) == 1
     if outcome == "failed":
         assert result.failed[0]["message"] == "the device is out of memory" and "--batch-windows" in result.failed[0]["fix"]
@@ -215,19 +218,29 @@ def test_the_ranges_are_those_of_the_cases_and_decide_nothing(tmp_path):
     assert make_plan({"Liver": before}).guard is None
 
 
-def test_the_page_and_the_command_show_the_warning(tmp_path, capsys):
-    run = make_run(tmp_path / "run")
-    path = put(tmp_path / "in" / "a.nii.gz", ct() / 1e6, np.diag([1e-2, 1e-2, 1e-2, 1]))
+@pytest.fixture
+def blank_run(tmp_path, monkeypatch):
+    """A run whose network scores 1/2 everywhere, so that it finds nothing."""
+    monkeypatch.setattr(make_run_module, "random_params", lambda abstract, seed: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract))
+    return make_run(tmp_path / "run")
+
+
+def test_the_page_and_the_command_show_the_warning(blank_run, tmp_path, capsys):
+    path = put(tmp_path / "in" / "a.nii.gz", ct() / 1e6)
+    given = ["predict", "-m", str(blank_run), "-i", str(path), "-o", str(tmp_path / "out")]
+    assert cli.main([*given, "--quiet"]) == 0
+    assert "medjax: a: no voxel of organ, tumour was found, but the scan is unlike those trained on" in capsys.readouterr().err
+    assert 'id="warnings"' in (tmp_path / "out" / "report.html").read_text()
+    assert cli.main(given) == 0 and "holds no ranges of the training scans" in capsys.readouterr().err
+
+
+def test_nibabel_images_of_unlike_scans_warn(blank_run):
+    predictor = medjax.Predictor(blank_run)
+    with pytest.warns(nifti.DataWarning, match="no voxel of organ, tumour was found"):
+        predictor.segment(nib.Nifti1Image(ct().T * 0 + 1e5, np.eye(4)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert cli.main(["predict", "-m", str(run), "-i", str(path), "-o", str(tmp_path / "out"), "--quiet"]) == 0
-    side = json.loads((tmp_path / "out" / "a.json").read_text())
-    said = capsys.readouterr().err
-    if side["warnings"]:
-        assert "medjax: a: no voxel of" in said
-        assert 'id="warnings"' in (tmp_path / "out" / "report.html").read_text()
-    else:
-        assert all(entry["voxels"] for entry in side["classes"].values())
+        warnings.simplefilter("error")
+        predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
 
 
 def test_the_page_lists_warnings_escaped(tmp_path):
@@ -262,13 +275,3 @@ def _like(volume, prepared):
 
     small = geometry.fit(volume, None)
     return prepared._replace(transform=small)
-
-
-def test_nibabel_images_of_unlike_scans_warn(tmp_path):
-    predictor = medjax.Predictor(make_run(tmp_path / "run"))
-    image = nib.Nifti1Image(ct().T * 0 + 1e5, np.eye(4))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = predictor.segment(image)
-    said = [str(w.message) for w in caught if "unlike those trained on" in str(w.message)]
-    assert bool(said) == (not all(found.masks.voxels.values()))

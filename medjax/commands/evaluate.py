@@ -87,7 +87,7 @@ def _check_output(out: Path, corpus, cases: list[str], args) -> None:
     classes = tuple(corpus.annotated if args.classes is None else args.classes)
     for name in classes:
         corpus.ids_of(name)
-    planned = [(corpus.name, case) for case in cases]
+    planned = [(corpus.name, case) for case in cases] if args.montages else []
     names = written.planned({corpus.name: classes}, planned, compared=bool(args.compare), page=not args.no_report)
     written.check(out, names, overwrite=args.overwrite)
     outputs.make_folder(out)

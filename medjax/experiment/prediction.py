@@ -77,7 +77,7 @@ def predict(
     )  # fmt: skip
     if report:
         write.write_json(report, result.manifest)
-    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {out}")
+    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {shown(out)}")
     return result
 
 

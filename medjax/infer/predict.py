@@ -121,7 +121,7 @@ def predict_cases(
     files = files.settled(space.classes)
     for name in files.classes or ():
         space.class_index(name)
-    warn = warn or predictor.warn
+    predictor.warn = warn = warn or predictor.warn
     classes = segment.wanted_classes(space, corpus, files.classes)
     maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
     fine, too_long = outputs.check(cases, folder, files, classes, maps, overwrite=overwrite)
@@ -196,14 +196,20 @@ def predict_cases(
                     result.ok.append(case.name)
                 else:
                     result.failed.append(failure(case, _in_words(case, error)))
-                finish()
+                with contextlib.suppress(PredictError):  # a full disk must not cost the remaining cases; the last attempt reports it
+                    finish()
                 if progress:
                     status = "predicted" if error is None else "failed"
                     progress(len(skipped) + len(result.ok) + len(result.failed) - len(too_long), len(cases), case.name, status)
+    except BaseException:
+        with contextlib.suppress(PredictError):
+            finish()
+        raise
+    else:
+        finish()
     finally:
         for gathered in gathering:
             gathered.discard()
-        finish()
     if files.statistics:
         write.write_statistics(folder / files.table, list(manifest["cases"]))
     return result

@@ -30,7 +30,7 @@ def present(
     Returns: the path of report.html. Raises: `UsageError` if a file is in the way that medjax did not write.
     """
     folder, places = Path(folder), written.plots(result.classes)
-    names = written.planned(result.classes, [(corpus, pair.case) for corpus, pair in result.pairs])
+    names = written.planned(result.classes, [(corpus, pair.case) for corpus, pair in result.pairs] if montages else [])
     written.check(folder, [name for name in names if name not in written.NUMBERS], overwrite=overwrite)
     for name, svg in sections.figures(result).items():
         html.write(folder / places[name], f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"))
