@@ -138,7 +138,6 @@ def _with(function, facts):
 # -- scans unlike the training -----------------------------------------------------------------------------------------------------------
 
 UNLIKE = {
-    "metres": (lambda a: a, np.diag([1e-3, 1e-3, 2e-3, 1]), "voxels of 0.001 mm, in training 1 to 2 mm"),
     "centimetres": (lambda a: a, np.diag([0.1, 0.1, 0.2, 1]), "in training 1 to 2 mm"),
     "a whole body": (lambda a: np.tile(a, (8, 1, 1)), AFFINE, "a field of view of 192 mm, in training 16 to 40 mm"),
     "no rescale intercept": (lambda a: a + 1024, AFFINE, "intensities of CT"),
@@ -153,8 +152,6 @@ def test_an_empty_class_in_an_unlike_scan_carries_a_warning(tmp_path, what):
     change, affine, words = UNLIKE[what]
     predictor = empty(Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}, guard=KNOWN))
     path = put(tmp_path / "a.nii.gz", change(ct()).astype(np.float32), affine, codes=(0, 1))
-    if what == "metres":  # as a reader that honours no units would see it
-        predictor.forecast = lambda *given: None
     _, said = predict(predictor, path, tmp_path / "out")
     side = json.loads((tmp_path / "out" / "x.json").read_text())
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -163,6 +160,15 @@ def test_an_empty_class_in_an_unlike_scan_carries_a_warning(tmp_path, what):
         return
     assert len(side["warnings"]) == 1 and words in side["warnings"][0] and "no voxel of liver, tumour was found" in side["warnings"][0]
     assert manifest["cases"]["x"]["warnings"] == side["warnings"] and said == [f"x: {side['warnings'][0]}"]
+
+
+def test_metres_taken_for_millimetres_are_doubted(tmp_path):
+    """Also where a reader lets them pass."""
+    plan = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}, guard=KNOWN)
+    volume = nifti.read(put(tmp_path / "a.nii.gz", ct()))
+    far = nifti.Volume(volume.array, np.diag([1e-3, 1e-3, 2e-3, 1.0]), volume.header, volume.path)
+    found = guard.doubts(plan, ["CT"], far, empty(plan).prepare(far, "Liver"))
+    assert found[0] == "voxels of 0.001 mm, in training 1 to 2 mm" and found[1].startswith("a field of view of 0.024 mm")
 
 
 def test_a_scan_like_the_training_or_a_class_that_is_there_says_nothing(tmp_path):

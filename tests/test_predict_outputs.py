@@ -169,6 +169,7 @@ def test_names_that_differ_by_case_follow_the_file_system(predictor, scans, tmp_
 
 def test_a_long_name_works_and_one_too_long_for_its_maps_fails_alone(predictor, scans, tmp_path):
     cases = [Case(name, (str(scans / "a.nii.gz"),)) for name in ("n" * 240, "b")]
+    assert predict_cases(predictor, cases, tmp_path / "out", "Liver", files=Files(one_file_per_class=True)).ok == ["n" * 240, "b"]
     unsure = make_predictor(uncertainty=True)
     result = predict_cases(unsure, cases, tmp_path / "maps", "Liver")
     assert (

@@ -49,12 +49,17 @@ class Guard:
         return cls(pair(fields["spacing_mm"]), pair(fields["field_mm"]), *by_channel)
 
 
-def levels(array: np.ndarray) -> tuple[float, ...]:
-    """Percentiles 1, 50 and 99 of a (z, y, x) array, from at most 262,144 of its voxels, evenly spread."""
+def sample(array: np.ndarray) -> np.ndarray:
+    """At most 262,144 voxels of a (z, y, x) array, evenly spread, as float32; the array is not copied."""
     step = 1
     while np.prod([-(-n // step) for n in array.shape]) > SAMPLE:
         step += 1
-    return tuple(float(v) for v in np.percentile(np.asarray(array[::step, ::step, ::step], np.float32), LEVELS))
+    return np.asarray(array[::step, ::step, ::step], np.float32)
+
+
+def levels(array: np.ndarray) -> tuple[float, ...]:
+    """Percentiles 1, 50 and 99 of a (z, y, x) array, from a `sample` of it."""
+    return tuple(float(v) for v in np.percentile(sample(array), LEVELS))
 
 
 def from_cases(

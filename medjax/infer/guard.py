@@ -74,7 +74,7 @@ def _intensity(plan: Plan, channel: str, raw: np.ndarray, seen: np.ndarray) -> s
         if text := guard.intensities_outside(known.intensity[name], known.contrast[name], low_high, shown(channel)):
             return text
     elif rule.scheme == "ct" and rule.clip is not None:
-        sample = raw.reshape(-1)[:: max(1, raw.size // guard.SAMPLE)]
+        sample = guard.sample(raw)
         if np.mean((sample >= rule.clip[0]) & (sample <= rule.clip[1])) < INSIDE:
             return (
                 f"intensities of {shown(channel)} {low_high[0]:.4g} to {low_high[-1]:.4g} (percentiles 1 and 99), in training "
