@@ -387,3 +387,14 @@ def checksum(content: Any) -> str:
     import xxhash
 
     return f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
+
+
+def checksum_of(path: str | os.PathLike) -> str:
+    """`checksum` of a file's bytes, read in pieces. Raises `OSError` for a file that cannot be read."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return f"xxh3:{digest.hexdigest()}"
