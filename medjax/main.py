@@ -113,10 +113,14 @@ def run(command: Command) -> int:
     hosts.connect()
     if command.mode == "crossval":
         return crossval.run(fields, command.workdir, command.folds)
-    experiment = stages.open_run(fields, command.workdir)
-    if command.mode == "train":
-        stages.train(experiment)
-    return stages.evaluate(experiment) if hosts.part(command.flags) else EXIT_OK
+    with hosts.holding(command.workdir, "training" if command.mode == "train" else "evaluation"):
+        experiment = stages.open_run(fields, command.workdir)
+        if command.mode == "train":
+            stages.train(experiment)
+        if hosts.alone():
+            return stages.evaluate(experiment)
+    hosts.part(command.flags)  # the first process starts again by itself, and takes the lock then
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

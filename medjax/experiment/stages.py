@@ -4,6 +4,7 @@ In: a config as plain values and a run folder. Out: the run folder filled. Every
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, initial, network, planned, resampled, runfolder
+from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
@@ -53,20 +54,24 @@ def say(text: str) -> None:
 def open_run(fields: Mapping, workdir: Path) -> Run:
     """Resolves the data and writes what defines the run.
 
-    Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
+    Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents, `TrainError` if its checkpoints are
+    damaged; it is left as it was.
     """
     fields = planned.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
     data = corpora.open_data(fields["data"], workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _refuse_another_recipe(fields, data, workdir)
-    runfolder.write_json(workdir / runfolder.CONFIG, fields)
-    runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
-    runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
-    runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
-    runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+
+    def write() -> None:
+        _refuse_another_recipe(fields, data, workdir)
+        runfolder.write_json(workdir / runfolder.CONFIG, fields)
+        runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
+        runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
+        runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
+        runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+
+    hosts.first(write)
     for text in _about_twins(data):
         say(text)
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
@@ -85,10 +90,12 @@ def _about_twins(data: corpora.Data) -> list[str]:
 
 
 def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -> None:
-    from medjax.train import checkpoint
+    from medjax.train import stepfolder
 
-    if checkpoint.latest_step(workdir / "checkpoints") is None:
+    stepfolder.require_readable(workdir / "checkpoints")
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
         return
+    runfolder.check(workdir)
     old = runfolder.read_config(workdir)
     changed = runfolder.differences(recipe_fields(old), recipe_fields(fields))
     if runfolder.read_space(workdir) != data.space:
@@ -118,22 +125,31 @@ def prepare_stage(run: Run) -> None:
     given = run.fields["data"]
     workers = given["workers"] or None
     run.plan = planned.load(run.fields)
-    prints = {}
+    prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
-        prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+        measure = functools.partial(fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+        if several:
+            hosts.first(measure)  # the others read what it found
+        prints[corpus.name] = measure()
         if not given.get("allow_absent"):
             check_classes(corpus, prints[corpus.name])
     if run.plan is None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
         run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
     run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
-    runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
+    hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
-        if (hosts := jax.process_count()) > 1:  # each process makes its share first; then all make sure that nothing is missing
-            prepare(corpus, cases[jax.process_index() :: hosts], run.plan, run.store, workers=workers)
-        result = prepare(corpus, cases, run.plan, run.store, workers=workers, progress=_line(f"prepare {corpus.name}"))
+        make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
+        line = _line(f"prepare {corpus.name}")
+        if several:  # each process makes its share first; then all make sure that nothing is missing
+            with hosts.holding(run.store / corpus.store, "preparing", wait=True, needed=False, say=say):
+                make(cases[jax.process_index() :: jax.process_count()], locked=False)
+                hosts.first()
+                result = make(cases, progress=line, locked=False)
+        else:
+            result = make(cases, progress=line)
         run.failed += result.failed
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
