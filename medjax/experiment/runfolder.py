@@ -19,6 +19,7 @@ from medjax.train import hashes, stepfolder
 
 SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits
 CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = "config.json", "labels.json", "plan.json", "splits_final.json", "environment.json"
+SOURCES = "sources.json"  # case -> hash of the files it was prepared from
 HASHES = "hashes.json"
 HASHED = (CONFIG, LABELS, PLAN)
 NEEDED = {

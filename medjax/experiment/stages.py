@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data import sampler
 from medjax.data.fingerprint import check_classes, fingerprint, make_plan
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest, provenance
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
 from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
@@ -32,6 +33,7 @@ class Run:
     Attributes:
       fields: the config as plain values. workdir: the run folder. data: corpora, cases, label space, splits.
       plan: spacing and normalisation, once prepared. failed: records of cases that could not be prepared, predicted or scored.
+      altered: cases whose files are not those that the run began with.
     """
 
     fields: Mapping
@@ -39,6 +41,7 @@ class Run:
     data: corpora.Data
     plan: Plan | None = None
     failed: list[dict] = dataclasses.field(default_factory=list)
+    altered: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -160,6 +163,28 @@ def prepare_stage(run: Run) -> None:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
+    hosts.first(lambda: _note_sources(run))
+
+
+def _note_sources(run: Run) -> None:
+    """Writes which files the run is trained on; of a run that has begun, says which are other ones now."""
+    from medjax.train import hashes, stepfolder
+
+    found = {}
+    for corpus in run.data.stores:
+        for case in run.data.cases[corpus.name]:
+            path = run.store / corpus.store / case.name / "case.json"
+            if path.is_file():
+                meta = files.read_json(path, error=DataError, fix="prepare it again")
+                found[f"{corpus.store}/{case.name}"] = hashes.of_json(sorted(map(str, dict(meta).get("sources", {}).values())))
+    path = run.workdir / runfolder.SOURCES
+    if path.is_file() and stepfolder.latest_step(run.workdir / "checkpoints") is not None:
+        before = runfolder.read_json(run.workdir, runfolder.SOURCES)
+        run.altered = [name for name in found if name in before and before[name] != found[name]]
+        for name in run.altered:
+            print(f"medjax: {name}: its files are not those that this run began with", file=sys.stderr, flush=True)
+        return
+    runfolder.write_json(path, found)
 
 
 def pools(run: Run, side: str) -> list[sampler.Pool]:
@@ -206,6 +231,7 @@ def train(run: Run) -> None:
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
+    _refuse_other_data(run, begun_with := _recipe(run, drawn))
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
     say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
@@ -219,7 +245,7 @@ def train(run: Run) -> None:
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
-        recipe=_recipe(run, drawn),
+        recipe=begun_with,
         borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,
         sharding_rules=fields["sharding"]["rules"],
@@ -232,6 +258,31 @@ def _recipe(run: Run, drawn: Sequence[sampler.Pool]) -> dict:
         "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),
         "cases": {run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn},
     }  # fmt: skip
+
+
+def _refuse_other_data(run: Run, recipe: Mapping) -> None:
+    """`UsageError` if a trained run would go on with other cases or another plan; it ends with the cases that are the reason."""
+    from medjax.train import stepfolder
+
+    folder = run.workdir / "checkpoints"
+    if (step := stepfolder.latest_step(folder)) is None:
+        return
+    try:
+        began = stepfolder.read_facts(folder, step)["recipe"]
+        cases = dict(began["cases"])
+    except (DataError, TrainError, KeyError, TypeError, ValueError):
+        return  # the loop says what is wrong with the checkpoint
+    changed = [f"the training cases of {name}" for name in recipe["cases"] if name in cases and cases[name] != recipe["cases"][name]]
+    if "plan" in began and began["plan"] != recipe["plan"]:
+        changed.append("spacing or normalisation, which follow from the images")
+    if not changed:
+        return
+    reasons = [f"{entry['case']}: {sentence(entry)}" for entry in run.failed]
+    reasons += [f"{name}: its files changed since the run began" for name in run.altered]
+    raise UsageError(
+        "the data are not those that this run began with", path=run.workdir, found="; ".join(changed),
+        fix="restore the data, or use another --workdir" + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
+    )  # fmt: skip
 
 
 def _devices(batch: int) -> list | None:

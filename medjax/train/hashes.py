@@ -7,21 +7,20 @@ The hash finds damage and is no protection against forgery.
 """
 
 import json
-import logging
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.errors import TrainError
+from medjax.errors import TrainError, shown
 
 NAME = "hashes.json"
 LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of the step folder itself: written again after the hashes
 THREADS = 4  # files read at a time
 AGAIN = "copy the run folder again, or use another checkpoint (`--checkpoint STEP`)"
 
-log = logging.getLogger("medjax.checkpoint")
 _said: set[Path] = set()
 
 
@@ -75,7 +74,8 @@ def unhashed(run: Path) -> None:
     run = Path(run).absolute()
     if run not in _said:
         _said.add(run)
-        log.warning("%s: made by an earlier version, without hashes: damage and edits cannot be noticed", run)
+        text = f"medjax: {shown(run)}: made by an earlier version, without hashes: damage and edits cannot be noticed"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _problem(path: Path, size: int, digest: str) -> str:
