@@ -141,7 +141,8 @@ def prepare_stage(run: Run) -> None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
         run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
     run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
-    hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
+    if run.plan.key() == _plan_key(run.workdir, run.plan.key()):  # what a network was trained with is not replaced by another plan
+        hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
         make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
@@ -164,6 +165,14 @@ def prepare_stage(run: Run) -> None:
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
     hosts.first(lambda: _note_sources(run))
+
+
+def _plan_key(workdir: Path, default: str) -> str:
+    """The key of the plan that a run was trained with; `default` for a run that has no checkpoint."""
+    from medjax.train import stepfolder
+
+    trained = stepfolder.latest_step(workdir / "checkpoints") is not None and (workdir / runfolder.PLAN).is_file()
+    return runfolder.read_plan(workdir).key() if trained else default
 
 
 def _note_sources(run: Run) -> None:
