@@ -53,6 +53,10 @@ __all__ = [
     "steps",
 ]
 
+FULL = {
+    "No space left on device": "the disk is full: ", "Disk quota exceeded": "the quota is used up: ",
+    "File too large": "files may not grow that large here: ",
+}  # fmt: skip
 TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 
 
@@ -278,8 +282,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MedjaxError):
         return error.message
     text = str(error)
-    full = "No space left on device" in text or "File too large" in text
-    return ("the disk is full: " if full else "") + f"{type(error).__name__}: {text}".splitlines()[0][:300]
+    known = next((why for sign, why in FULL.items() if sign in text), "")
+    return known + f"{type(error).__name__}: {text}".splitlines()[0][:300]
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
