@@ -66,6 +66,7 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_list("devices", [], "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64", values)
     flags.DEFINE_boolean("compile", True, "with --devices: also compile the training step for each (it is lowered in any case)", values)
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
+    sys.modules.pop("config_config", None)  # ml_collections loads a config into the module of the one before, with what that one defined
     before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
     try:
         rest = values(list(argv))
