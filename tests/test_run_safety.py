@@ -157,6 +157,17 @@ def test_an_edited_document_is_refused_until_it_is_restored_or_accepted(tmp_path
     assert runfolder.accept(run) == [name] and runfolder.accept(run) == []
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", '{"name": "x"}', "{"])
+@pytest.mark.parametrize("name", ["config.json", "labels.json"])
+def test_info_of_a_run_without_its_fields_is_a_sentence(tmp_path, capsys, name, text):
+    run = make_run(tmp_path / "run")
+    fields = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(fields | {"seed": 77}))
+    assert cli.main(["info", str(run)]) == 0 and "edited: config.json" in capsys.readouterr().out
+    (run / name).write_text(text)
+    assert cli.main(["info", str(run)]) == 2 and name in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_training_and_evaluation_refuse_an_edited_document_and_keep_it(copy, capsys, monkeypatch, name):
     assert runfolder.accept(copy / "run") == ["config.json", "labels.json", "plan.json"]

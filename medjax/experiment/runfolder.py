@@ -90,6 +90,12 @@ def check(folder: Path) -> None:
             read_json(folder, name)
 
 
+def edited(folder: Path) -> list[str]:
+    """Which of config, labels and plan are not what medjax wrote."""
+    known, found = _hashes(folder), {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
+    return [name for name, value in found.items() if name in known and hashes.of_json(value) not in known[name]]
+
+
 def accept(folder: Path) -> list[str]:
     """Takes config, labels and plan as they are; returns the names of those whose hash was another one, or none."""
     found = {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
