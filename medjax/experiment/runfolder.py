@@ -23,7 +23,6 @@ SOURCES = "sources.json"  # case -> hash of the files it was prepared from
 HASHES = "hashes.json"
 HASHED = (CONFIG, LABELS, PLAN)
 NEEDED = {
-    "data": (),
     "model": ("name",),
     "train": ("patch",),
     "infer": ("checkpoint", "overlap", "mirror_axes", "average", "batch_windows"),

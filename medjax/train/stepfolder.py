@@ -40,7 +40,7 @@ def require_readable(folder: str | Path) -> None:
             expected=f"step folders with a file {FACTS}",
             fix="copy the whole folder again; to start from the first step, use another --workdir",
         )  # fmt: skip
-    if step := newest_saved(folder):
+    if (step := newest_saved(folder)) is not None:
         raise TrainError(
             "the checkpoints of this run are missing", path=folder, expected=f"the checkpoint of step {step}",
             fix=f"copy the folder again; to start from the first step, use another --workdir, or delete {saved_path(folder)}",
