@@ -35,10 +35,3 @@ def start(folder: Path, *flags: str, module: str = "medjax.main") -> subprocess.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "CI": "1", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "-m", module, *flags], env=environment, cwd=folder, **pipes)
-
-
-def train(folder: Path, *flags: str) -> tuple[int, str]:
-    """Exit code and output of the training command of the run."""
-    process = start(folder, "--config=config.py", "--workdir=run", *flags)
-    out, _ = process.communicate(timeout=300)
-    return process.returncode, out

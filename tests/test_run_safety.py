@@ -15,7 +15,7 @@ from medjax.errors import TrainError, UsageError
 from medjax.experiment import models, runfolder
 from medjax.train import checkpoint, log
 from tests.make_run import make_run
-from tests.old_run import start, train, unpack
+from tests.old_run import start, unpack
 
 DAMAGED = "no checkpoint can be read: the step folders are damaged or partly copied"
 
@@ -397,9 +397,3 @@ def test_sigterm_in_a_verb_is_a_sentence(old):
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "stopped by SIGTERM" in out, out
-
-
-def test_train_in_a_process_of_its_own(copy):
-    """The whole command once, as a user gives it: what is printed on a resumed run of an earlier version."""
-    code, out = train(copy)
-    assert code == 0 and "Traceback" not in out and out.count("without hashes") == 1, out
