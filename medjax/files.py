@@ -393,8 +393,9 @@ def checksum_of(path: str | os.PathLike) -> str:
     """`checksum` of a file's bytes, read in pieces. Raises `OSError` for a file that cannot be read."""
     import xxhash
 
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+    digest, piece = xxhash.xxh3_128(), bytearray(1 << 22)
+    view = memoryview(piece)
+    with open(path, "rb", buffering=0) as file:
+        while n := file.readinto(piece):
+            digest.update(view[:n])
     return f"xxh3:{digest.hexdigest()}"
