@@ -8,7 +8,8 @@ In: nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would 
     masks = [predictor.predict(image) for image in images]
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,21 @@ class Predictor:
     """
 
     def __init__(self, models: Models, *, corpus: str = "", classes: Sequence[str] | None = None, **options: Any):
+        from medjax.experiment import options as known
         from medjax.experiment.models import load_predictor, read_model
         from medjax.experiment.prediction import protocol
         from medjax.infer.segment import wanted_classes
         from medjax.infer.write import label_names
 
+        _check_arguments(models, classes)
+        known.check(options)
         trained = [read_model(m) for m in ([models] if isinstance(models, str | Path) else models)]
         if not trained:
             raise UsageError("no model given")
         space = trained[0].space.unveiled()
         described = protocol(space, corpus, classes, one_file_per_class=True)
         self._predictor = load_predictor(trained, **options)
+        self._predictor.name = ", ".join(str(one.path) for one in trained)
         self.corpus, self.labels = described.name, label_names(described)
         self.classes = wanted_classes(space, described.name, classes)
 
@@ -63,7 +68,7 @@ class Predictor:
         Raises: `DataError` for values, channels or a geometry that cannot be used.
         """
         volume = _volume(image, affine)
-        label_map = self._predictor.segment(volume, self.corpus, classes=self.classes).label_map
+        label_map = self._segment(volume).label_map
         if affine is not None:
             return label_map
         header = headers.for_array(label_map, volume.header, volume.path)
@@ -73,7 +78,7 @@ class Predictor:
 
     def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
         """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x) bool), uncertainty maps, changes."""
-        return self._predictor.segment(_volume(image, affine), self.corpus, classes=self.classes)
+        return self._segment(_volume(image, affine))
 
     def probabilities(self, image: Any, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax predict --probabilities` does not."""
@@ -84,7 +89,18 @@ class Predictor:
             for channel, name in enumerate(names):
                 transform.image(found[name])[region] = values[..., channel]
 
-        self._predictor.segment(volume, self.corpus, classes=self.classes, on_scores=keep)
+        self._segment(volume, keep)
+        return found
+
+    def _segment(self, volume: nifti.Volume, on_scores: Any = None) -> Segmentation:
+        """With a `DataWarning` where a class is empty in a scan unlike those trained on."""
+        from medjax.infer import guard
+
+        made, space = self._predictor.prepare_all(volume, self.corpus), self._predictor.model.space
+        found = self._predictor.segment(volume, self.corpus, classes=self.classes, prepared=made, on_scores=on_scores)
+        channels = space.corpora[space.corpus_index(self.corpus)].channels
+        for text in guard.warnings(found.masks.voxels, guard.doubts(self._predictor.model.plan, channels, volume, made[0])):
+            warnings.warn(f"{volume.path}: {text}", nifti.DataWarning, stacklevel=3)
         return found
 
     __call__ = predict
@@ -95,17 +111,31 @@ def predict(image: Any, model: Models, *, affine: np.ndarray | None = None, **op
     return Predictor(model, **options).predict(image, affine)
 
 
+def _check_arguments(models: Any, classes: Any) -> None:
+    """`UsageError` for arguments of the wrong kind."""
+    one = isinstance(models, str | Path)
+    if not one and not (isinstance(models, Sequence) and all(isinstance(m, str | Path) for m in models)):
+        raise UsageError("not a model", found=repr(models)[:80], expected="the path of a run folder or archive, or a list of them")
+    if classes is not None and (
+        isinstance(classes, str) or not isinstance(classes, Iterable) or not all(isinstance(name, str) for name in classes)
+    ):
+        raise UsageError("not a list of classes", found=repr(classes)[:80], expected='e.g. ["liver"]')
+
+
 def _volume(image: Any, affine: np.ndarray | None) -> nifti.Volume:
     """A nibabel image or an array with affine as the volume that reading its file would give."""
     if isinstance(image, np.ndarray) != (affine is not None):
         raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array (z, y, x[, m]) and affine=")
-    if affine is not None:
+    if affine is not None and image.ndim in (3, 4) and image.dtype.kind in "iufb":
         header = nib.Nifti1Header()
         header.set_data_shape((*image.shape[2::-1], *image.shape[3:]))
-        header.set_sform(np.asarray(affine, np.float64), 1)
-        header.set_qform(np.asarray(affine, np.float64), 1, strip_shears=True)
+        affine = headers.check_affine(affine, "array")
+        header.set_sform(affine, 1)
+        header.set_qform(affine, 1, strip_shears=True)
         header.set_xyzt_units("mm")
         values, path = image, "array"
+    elif affine is not None:
+        raise DataError("not a scan", path="array", found=f"{image.dtype} {image.shape}", expected="3D, or 4D with channels; real numbers")
     else:
         if not hasattr(image, "dataobj") or not hasattr(image, "affine"):
             raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array and affine=")

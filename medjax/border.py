@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from medjax.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, MedjaxError, Terminated
+from medjax.train import waiting
 
 AGAIN = "files under their final names are complete; run the same command again to go on"
 
@@ -21,6 +22,13 @@ def guarded(work: Callable[[], int]) -> int:
 
     Anything else is a defect of medjax and keeps its traceback.
     """
+    code = _guarded(work)
+    if waiting.unfinished():  # a compilation that nobody waits for
+        waiting.leave(code)
+    return code
+
+
+def _guarded(work: Callable[[], int]) -> int:
     with _terminating():
         try:
             return work()

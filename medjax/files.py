@@ -387,3 +387,15 @@ def checksum(content: Any) -> str:
     import xxhash
 
     return f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
+
+
+def checksum_of(path: str | os.PathLike) -> str:
+    """`checksum` of a file's bytes, read in pieces. Raises `OSError` for a file that cannot be read."""
+    import xxhash
+
+    digest, piece = xxhash.xxh3_128(), bytearray(1 << 22)
+    view = memoryview(piece)
+    with open(path, "rb", buffering=0) as file:
+        while n := file.readinto(piece):
+            digest.update(view[:n])
+    return f"xxh3:{digest.hexdigest()}"

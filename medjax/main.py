@@ -17,6 +17,22 @@ from typing import Any, NamedTuple
 from medjax.border import guarded
 from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
+SECTIONS = (
+    "name",
+    "seed",
+    "data",
+    "sampler",
+    "augment",
+    "model",
+    "losses",
+    "task",
+    "optim",
+    "train",
+    "sharding",
+    "init",
+    "infer",
+    "evaluate",
+)
 MODES = ("train", "evaluate", "crossval", "dry")
 
 
@@ -50,11 +66,16 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_list("devices", [], "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64", values)
     flags.DEFINE_boolean("compile", True, "with --devices: also compile the training step for each (it is lowered in any case)", values)
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
+    sys.modules.pop("config_config", None)  # ml_collections loads a config into the module of the one before, with what that one defined
     before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
     try:
         rest = values(list(argv))
+        given = values.config
+        hasattr(given, "keys")  # a config that could not be loaded says so when it is touched
     except Exception as error:  # a config file may raise anything; absl's own errors are several unrelated classes
         raise UsageError(_reason(error), fix=_hint(argv)) from error
+    except SystemExit as error:
+        raise UsageError("the config ended the program", found=f"exit {error.code}", fix="let get_config() return a ConfigDict") from error
     finally:
         sys.argv = before
     if values["help"].value:
@@ -62,18 +83,38 @@ def parse(argv: Sequence[str]) -> Command:
         raise SystemExit(0)
     if len(rest) > 1:
         raise UsageError(f"unexpected arguments {rest[1:]}", fix="flags look like --name=value")
-    if values.config is None:
+    if given is None and any(a.startswith("--config=") and len(a) > len("--config=") for a in argv):
+        raise UsageError("the config gives nothing", fix="let get_config() of the file return a ConfigDict")
+    if given is None:
         raise UsageError("no config given", fix="add --config=configs/multitalent.py:demo (python -m medjax.main --help lists the flags)")
     config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "").split(":")[0]
     if not Path(config).is_file():
         raise UsageError("no such config file", path=config, fix=_hint(argv))
+    _check_fields(given, config)
+    if "\0" in values.workdir:
+        raise UsageError("unusable run folder: it holds a NUL character", fix="add --workdir=runs/NAME")
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
     try:
         folds, devices = (tuple(int(v) for v in values[name].value) for name in ("folds", "devices"))
     except ValueError as error:
         raise UsageError("--folds and --devices take numbers", found=str(error), expected="like --devices=1,8,64") from error
-    return Command(values.config, Path(values.workdir or "."), values.mode, folds, devices, values["compile"].value, tuple(argv[1:]))
+    if wrong := [n for n in devices if n < 1]:
+        raise UsageError("--devices takes numbers of devices", found=wrong[0], expected="1 or more, like --devices=1,8,64")
+    return Command(given, Path(values.workdir or "."), values.mode, folds, devices, values["compile"].value, tuple(argv[1:]))
+
+
+def _check_fields(config: Any, path: str) -> None:
+    """`UsageError` for a config without a section that every experiment needs, or with numbers that mean nothing."""
+    fields = config if hasattr(config, "keys") else {}
+    if missing := [name for name in SECTIONS if name not in fields]:
+        fix = "begin with base_config() of configs/base.py"
+        raise UsageError("the config lacks sections", path=path, found=f"no {', '.join(missing)}", fix=fix)
+    train = fields["train"]
+    for name in ("steps", "batch"):
+        if name not in train or not isinstance(train[name], int) or train[name] < 1:
+            found = train[name] if name in train else "nothing"
+            raise UsageError(f"unusable config.train.{name}", path=path, found=found, expected="a whole number from 1")
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
@@ -84,7 +125,11 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
 
 def _reason(error: Exception) -> str:
     """What went wrong in one line; of an error inside a config file its last line, not the traceback that comes with it."""
-    text = str(error).replace("\\n", "\n").replace("\\'", "'").strip("\"'")  # ml_collections quotes its messages
+    text = str(error).replace("\\n", "\n").replace("\\'", "'")
+    if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # ml_collections quotes its messages
+        text = text.strip("\"'")
+    if isinstance(error, KeyError):
+        text = f"no field {text}"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if "Traceback" in text else " ".join(lines)
 
@@ -113,10 +158,14 @@ def run(command: Command) -> int:
     hosts.connect()
     if command.mode == "crossval":
         return crossval.run(fields, command.workdir, command.folds)
-    experiment = stages.open_run(fields, command.workdir)
-    if command.mode == "train":
-        stages.train(experiment)
-    return stages.evaluate(experiment) if hosts.part(command.flags) else EXIT_OK
+    with hosts.holding(command.workdir, "training" if command.mode == "train" else "evaluation"):
+        experiment = stages.open_run(fields, command.workdir)
+        if command.mode == "train":
+            stages.train(experiment)
+        if hosts.alone():
+            return stages.evaluate(experiment)
+    hosts.part(command.flags)  # the first process starts again by itself, and takes the lock then
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:

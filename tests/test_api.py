@@ -65,6 +65,41 @@ def test_classes_settle_the_protocol(run):
         medjax.Predictor(run, classes=["spleen", "organ"])
 
 
+@pytest.mark.parametrize(
+    "affine",
+    [
+        np.eye(3), np.eye(4)[:3], np.eye(4) * np.nan, np.zeros((4, 4)), np.diag([1, 1, np.inf, 1.0]), "eye", [["a"] * 4] * 4,
+        np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 2, 3, 4.0]]), np.diag([1, 1, 0, 1.0]), 5, [[1, 2], [3]],
+    ],
+)  # fmt: skip
+def test_an_affine_that_is_none_is_a_data_error(predictor, affine):
+    with pytest.raises(
+        DataError, match=r"array: unusable affine( \(NaN or singular\))?; found .*(expected 4 x 4 finite numbers|Fix: correct the header)"
+    ):
+        predictor(np.ones((4, 4, 4), np.float32), affine)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"tta": "x"}, "unusable option tta"), ({"batch_windows": -3}, "unusable option batch_windows"), ({"overlap": 1.0}, "overlap"),
+        ({"overlap": float("nan")}, "overlap"), ({"overlap": "half"}, "overlap"),
+        ({"window": "888"}, "window"), ({"window": (0, 8, 8)}, "window"),
+        ({"memory_gib": 0}, "memory_gib"), ({"device": 1}, "device"), ({"batchwindows": 2}, "did you mean batch_windows"),
+        ({"uncertainty": "yes"}, "uncertainty"), ({"classes": "organ"}, "not a list of classes"), ({"classes": 3}, "not a list of classes"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_exist_or_do_not_fit_are_usage_errors(run, options, words):
+    with pytest.raises(UsageError, match=words):
+        medjax.Predictor(run, corpus="Organs", **options)
+
+
+@pytest.mark.parametrize("model", [None, 3, [None], {"a": 1}, []])
+def test_what_is_no_model_is_a_usage_error(model):
+    with pytest.raises(UsageError, match=r"not a model|no model given"):
+        medjax.Predictor(model)
+
+
 def test_unusable_scans_say_what_is_wanted(predictor):
     with pytest.raises(UsageError, match="affine="):
         predictor(np.zeros((4, 4, 4), np.float32))

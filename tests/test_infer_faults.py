@@ -20,7 +20,8 @@ from medjax.data.inputs import Case, find_inputs
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import PredictError, UsageError
 from medjax.infer import segment
-from medjax.infer.predict import Files, Model, Predictor, _pipeline, predict_cases
+from medjax.infer.pipeline import run as _pipeline
+from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 
 CORPUS = Corpus("Liver", ((0, ()), (5, ("liver",)), (200, ("liver", "tumour"))), channels=("CT",))
@@ -375,7 +376,8 @@ def test_a_kill_leaves_no_half_file_and_the_next_call_finishes_the_rest(tmp_path
     process.kill()
     process.communicate(timeout=60)
     names = {p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")}
-    assert "a.nii.gz" in names and "b.nii.gz" not in names and "b.json" not in names
+    assert "a.nii.gz" in names and "b.nii.gz" not in names
+    assert json.loads((tmp_path / "out" / "b.json").read_text())["complete"] is False
     done = subprocess.run([*command, "quick"], capture_output=True, timeout=200, check=False, **place)
     assert done.stdout == "['b', 'c'] ['a']\n", done.stderr
     for name in ("a", "b", "c"):

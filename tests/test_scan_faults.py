@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
-from medjax.data import content, formats, geometry, nifti
+from medjax.data import content, formats, header, nifti
 from medjax.data.inputs import find_inputs
 from medjax.data.plan import Intensity, Plan
 from medjax.data.verify import verify
@@ -193,11 +193,11 @@ def test_other_formats_have_the_same_limits(tmp_path, ending):
 )  # fmt: skip
 def test_affines_that_are_none(affine):
     with pytest.raises(DataError, match=r"affine|spacing"):
-        geometry.check_affine(affine)
+        header.check_affine(affine)
 
 
 def test_an_affine_that_is_one():
-    found = geometry.check_affine([[-1, 0, 0, 4], [0, 2, 0, 5], [0, 0, 3, 1e9], [0, 0, 0, 1]])
+    found = header.check_affine([[-1, 0, 0, 4], [0, 2, 0, 5], [0, 0, 3, 1e9], [0, 0, 0, 1]])
     assert found.dtype == np.float64 and found.shape == (4, 4) and found[2, 3] == 1e9
 
 

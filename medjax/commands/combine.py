@@ -1,8 +1,8 @@
 """`medjax combine`: evaluations of several data sets in one table, classes averaged over the sets that have them."""
 
-import json
 from pathlib import Path
 
+from medjax import files
 from medjax.errors import EXIT_OK, UsageError
 
 
@@ -14,18 +14,23 @@ def add(verbs) -> None:
     p.add_argument("--classes", nargs="+", default=[], help="the rows; default all classes")
     p.add_argument("--pool", action="append", default=[], metavar="NAME=CORPUS,CORPUS", help="corpora whose cases count as one; repeatable")
     p.add_argument("-o", "--output", default="", help="JSON file for the numbers")
+    p.add_argument("--overwrite", action="store_true", help="also replace a file that medjax did not write")
     p.set_defaults(run=_combine)
 
 
 def _combine(args) -> int:
+    from medjax.infer import outputs, owned
     from medjax.metrics import combine
 
+    if args.output:
+        outputs.make_folder(Path(args.output).parent)
+        owned.refuse_document(args.output, "combination", overwrite=args.overwrite, what="the table")
     columns = combine.read(dict(map(_folder, args.evaluations)), args.metric, args.classes, dict(map(_pool, args.pool)))
     means, overall = combine.over_sets(columns)
     print(combine.markdown(columns, args.metric))
     if args.output:
         found = {"metric": args.metric, "sets": columns, "classes": means, "mean": overall}
-        Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        files.write_json(args.output, found | owned.mark("combination"))
     return EXIT_OK
 
 

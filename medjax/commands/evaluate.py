@@ -1,9 +1,11 @@
 """`medjax evaluate`: masks scored against references, two models compared, tables, plots and a page to look at."""
 
+import os
 from pathlib import Path
 
+from medjax import files
 from medjax.commands import progress, report_failures
-from medjax.errors import UsageError, did_you_mean
+from medjax.errors import UsageError, did_you_mean, shown
 
 
 def add(verbs) -> None:
@@ -28,6 +30,7 @@ def add(verbs) -> None:
     p.add_argument("--no-report", action="store_true", help="numbers only: no pictures, plots or report.html")
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, as memory allows")
     p.add_argument("--quiet", action="store_true")
+    p.add_argument("--overwrite", action="store_true", help="also replace files that medjax did not write")
     p.add_argument("-o", "--output", required=True, help="folder for summary.json, cases.csv, table.md, plots/, montages/, report.html")
     p.set_defaults(run=_evaluate)
 
@@ -52,24 +55,43 @@ def _evaluate(args) -> int:
         "classes": args.classes, "surface": not args.no_surface, "groups": groups, "resamples": args.resamples, "seed": args.seed,
         "tolerance_mm": described.tolerance_mm | _tolerances(args.tolerance_mm, described.corpus.classes), "workers": args.workers or None,
     }  # fmt: skip
-    wanted, results = _references(args.reference, described, whole), []
+    wanted, found, results = _references(args.reference, described, whole), [], []
     for name, folder in zip(names, (args.prediction, args.compare), strict=True):
         if folder:
             pairs, unmatched = metrics.find_pairs(wanted, folder, described.sources, per_class=args.per_class)
             pairs = [pair for pair in pairs if pair.prediction] if whole else pairs  # of a whole data set, mostly training cases
-            show = progress(args.quiet, f"score {name}")
-            results.append(metrics.evaluate(pairs, described.corpus, unmatched=unmatched, progress=show, **options))
+            found.append((name, pairs, unmatched))
     out = Path(args.output)
-    results[0].write(out)
+    _check_output(out, described.corpus, [pair.case for pair in found[0][1]], args)
+    for name, pairs, unmatched in found:
+        show = progress(args.quiet, f"score {shown(name)}")
+        results.append(metrics.evaluate(pairs, described.corpus, unmatched=unmatched, progress=show, **options))
+    results[0].write(out, overwrite=args.overwrite)
     compared = None
     if args.compare:
-        results[1].write(out / "compared")
+        results[1].write(out / "compared", overwrite=args.overwrite)
         compared = compare(*results, names=tuple(names), test=args.test, resamples=args.resamples, seed=args.seed)
-        compared.write(out)
+        compared.write(out, overwrite=args.overwrite)
     print(results[0].markdown() + ("" if compared is None else f"\n{compared.markdown()}"))
     if not args.no_report:
-        print(present.present(results[0], out, comparison=compared, montages=args.montages, viewer_cases=args.viewer_cases))
+        shown_as = {"comparison": compared, "montages": args.montages, "viewer_cases": args.viewer_cases}
+        print(present.present(results[0], out, overwrite=args.overwrite, **shown_as))
     return report_failures([entry for result in results for entry in result.failed])
+
+
+def _check_output(out: Path, corpus, cases: list[str], args) -> None:
+    """Everything that speaks against writing, before anything is scored."""
+    from medjax.infer import outputs
+    from medjax.metrics import written
+
+    classes = tuple(corpus.annotated if args.classes is None else args.classes)
+    for name in classes:
+        corpus.ids_of(name)
+    planned = [(corpus.name, case) for case in cases] if args.montages else []
+    names = written.planned({corpus.name: classes}, planned, compared=bool(args.compare), page=not args.no_report)
+    written.check(out, names, overwrite=args.overwrite)
+    outputs.make_folder(out)
+    files.sweep(out)
 
 
 def _references(folder: str, described, whole: bool):
@@ -80,8 +102,8 @@ def _references(folder: str, described, whole: bool):
 def _names(first: str, other: str) -> tuple[str, str]:
     """Short distinct names of two folders: their own, with their parents' as far as needed."""
     if not other:
-        return Path(first).resolve().name, ""
-    parts = [Path(p).resolve().parts for p in (first, other)]
+        return Path(os.path.realpath(first)).name, ""
+    parts = [Path(os.path.realpath(p)).parts for p in (first, other)]
     for depth in range(1, max(map(len, parts)) + 1):
         names = tuple("/".join(p[-depth:]) for p in parts)
         if names[0] != names[1]:

@@ -8,6 +8,7 @@ def add(verbs) -> None:
     p.add_argument("-o", "--out", help="where gates.json, gates.md and gates.png go; default RUN/gates")
     p.add_argument("--batches", type=int, default=8, help="per corpus")
     p.add_argument("--side", choices=("val", "train"), default="val", help="of the split")
+    p.add_argument("--overwrite", action="store_true", help="also replace files that medjax did not write")
     p.set_defaults(run=_gates)
 
 
@@ -17,7 +18,9 @@ def _gates(args) -> int:
     from medjax.experiment import gates
 
     run = Path(args.model)
+    out = Path(args.out) if args.out else run / "gates"
+    gates.check(out, overwrite=args.overwrite)
     found = gates.measure(run, batches=args.batches, side=args.side)
-    gates.write(found, Path(args.out) if args.out else run / "gates")
+    gates.write(found, out, overwrite=args.overwrite)
     print(found.markdown())
     return 0

@@ -12,6 +12,7 @@ def add(verbs) -> None:
     p.add_argument("run_folder", nargs="?", default="", help="a run folder, or with --corpora the name of a corpus")
     p.add_argument("--corpora", action="store_true", help="the catalogue of public corpora: licence, classes, defects, overlaps")
     p.add_argument("--catalogue", default="", metavar="MODULE:FUNCTION", help="a catalogue that no installed package registers")
+    p.add_argument("--accept", action="store_true", help="take config.json, labels.json and plan.json of a run as they are now")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_info)
 
@@ -21,8 +22,20 @@ def _info(args) -> int:
 
     if args.corpora or args.catalogue:
         return _corpora(args)
+    if args.accept:
+        return _accept(args)
     facts = about_run(Path(args.run_folder)) if args.run_folder else about()
     print(json.dumps(facts, indent=1) if args.json else as_text(facts))
+    return EXIT_OK
+
+
+def _accept(args) -> int:
+    from medjax.experiment import runfolder
+
+    if not args.run_folder:
+        raise UsageError("no run folder to accept", fix="medjax info RUN --accept")
+    changed = runfolder.accept(Path(args.run_folder))
+    print(f"accepted: {', '.join(changed) or 'nothing was edited'}")
     return EXIT_OK
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from medjax.commands import progress, report_failures
+from medjax.errors import shown
 
 
 def add(verbs) -> None:
@@ -34,6 +35,8 @@ def add(verbs) -> None:
         "--postprocess", default="", metavar="WHAT", help="none, chosen (on validation data), or a JSON file; default: the config's"
     )
 
+    p.add_argument("--overwrite", action="store_true", help="also replace files that medjax did not write (never the scans)")
+
     p = group.add_argument_group("how")
     p.add_argument("--checkpoint", default="", help="last, best or a step; default: the config's")
     p.add_argument("--tta", choices=("none", "mirror"), default="", help="average over mirrored inputs; default: the config's")
@@ -45,7 +48,9 @@ def add(verbs) -> None:
     p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="what the process may use")
 
     p = group.add_argument_group("many cases")
-    p.add_argument("--continue", dest="continue_", action="store_true", help="leave cases alone that are complete with the same settings")
+    p.add_argument(
+        "--continue", dest="continue_", action="store_true", help="leave cases alone that are complete with the same settings and scans"
+    )
     p.add_argument("--num-parts", type=int, default=1, help="share the cases among so many calls")
     p.add_argument("--part-id", type=int, default=0, help="which share this call takes, from 0")
     p.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
@@ -60,6 +65,7 @@ def _predict(args) -> int:
         if not args.quiet:
             print(line, file=sys.stderr, flush=True)
 
+    page = not args.no_html and args.num_parts == 1
     result = prediction.predict(
         args.model, args.input, Path(args.output), corpus=args.corpus, classes=args.classes, part=(args.part_id, args.num_parts),
         continue_=args.continue_, one_file_per_class=args.one_file_per_class, probabilities=args.probabilities,
@@ -68,17 +74,18 @@ def _predict(args) -> int:
         max_memory_gib=args.max_memory, say=say, progress=progress(args.quiet, "predict", live=not args.disable_progress_bar),
         checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap, window=args.window, batch_windows=args.batch_windows,
         device=args.device, uncertainty=args.uncertainty, postprocess=args.postprocess, fast=args.fast,
+        overwrite=args.overwrite, page=page, warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
     )  # fmt: skip
-    if not args.no_html and args.num_parts == 1 and (result.ok or result.failed):
-        _page(Path(args.output), say)
+    if page and (result.ok or result.failed):
+        _page(Path(args.output), args.overwrite, say)
     return report_failures(result.failed)
 
 
-def _page(folder: Path, say) -> None:
+def _page(folder: Path, overwrite: bool, say) -> None:
     """The page is for looking: nothing that goes wrong with it undoes a prediction."""
     from medjax.metrics.html import prediction_report
 
     try:
-        say(f"to look at: {prediction_report(folder)}")
+        say(f"to look at: {shown(prediction_report(folder, overwrite=overwrite))}")
     except Exception as error:
-        say(f"report.html could not be written: {error}")
+        say(f"report.html could not be written: {shown(error)}")

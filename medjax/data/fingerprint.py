@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import formats, geometry
+from medjax.data import formats, geometry, guard
 from medjax.data.cases import Progress, each, load, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
@@ -66,6 +66,7 @@ def fingerprint(
         failed=tuple(o.failure for o in outcomes if o.failure is not None),
         ids=tuple(sorted({i for v in good for i in v["ids"]})),
         labelled=sum(v["labelled"] for v in good),
+        levels=tuple(v["levels"] for v in good),
     )
     if cache is not None:
         temporary = Path(f"{cache}.{os.getpid()}.tmp")
@@ -118,6 +119,7 @@ def _measure(case: Case, corpus: Corpus, n: int) -> dict:
         "axes": canonical.axes,
         "cropped": float(np.prod(canonical.box_shape) / np.prod(volume.shape)),
         "drawn": drawn,
+        "levels": tuple(guard.levels(image[..., c]) for c in range(image.shape[-1])),
         "labelled": present is not None,
         "ids": [] if present is None else [int(i) for i in np.flatnonzero(present)],
     }

@@ -14,14 +14,8 @@ import nibabel as nib
 import numpy as np
 
 from medjax.data import resample
-from medjax.data.header import check_affine
 from medjax.data.nifti import DataWarning, Volume
 from medjax.errors import DataError, UsageError, did_you_mean
-
-__all__ = [
-    "CROPS", "ORIENTATIONS", "Box", "Transform", "canonical_affine", "canonical_axes", "check_affine", "fit", "nonzero_box", "onto",
-    "place",
-]  # fmt: skip
 
 ORIENTATIONS = ("RAS", "stored")
 CROPS = ("nonzero", "none")

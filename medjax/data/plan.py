@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medjax.data.guard import Guard, from_cases
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError, did_you_mean
 
@@ -59,6 +60,7 @@ class Fingerprint:
       intensity: one `Statistics` per channel, None where no case has foreground.
       failed: failure records.
       ids: dense label ids that occur in some case. labelled: how many cases have labels.
+      levels: per case and channel `guard.levels`, of the crop; empty in fingerprints of medjax 0.1.
     """
 
     corpus: str
@@ -72,6 +74,7 @@ class Fingerprint:
     failed: tuple[dict, ...] = ()
     ids: tuple[int, ...] = ()
     labelled: int = 0
+    levels: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def grids(self, orientation: str) -> tuple[np.ndarray, np.ndarray]:
         """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation ("RAS" or "stored")."""
@@ -91,7 +94,8 @@ class Fingerprint:
         plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed", "ids")}
         nested = {k: tuple(tuple(row) for row in fields[k]) for k in ("spacings_mm", "shapes", "stored_axes")}
         statistics = tuple(s and Statistics(**{**s, "quantiles": tuple(s["quantiles"])}) for s in fields["intensity"])
-        return cls(corpus=fields["corpus"], intensity=statistics, labelled=int(fields["labelled"]), **plain, **nested)
+        levels = tuple(tuple(tuple(channel) for channel in case) for case in fields.get("levels", ()))
+        return cls(corpus=fields["corpus"], intensity=statistics, labelled=int(fields["labelled"]), levels=levels, **plain, **nested)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Plan:
       orientation: "RAS" or "stored". crop: "nonzero" or "none".
       transpose: for each axis of the network the (z, y, x) axis of the orientation it comes from.
       configurations: name -> patch, batch and topology planned for these volumes; decides nothing about the preparation.
+      guard: what the scans of the training looked like; None in plans of medjax 0.1 and imported ones. Decides nothing.
     """
 
     spacing_mm: Mapping[str, Spacing]
@@ -130,6 +135,7 @@ class Plan:
     crop: str = "nonzero"
     transpose: tuple[int, int, int] = (0, 1, 2)
     configurations: Mapping[str, Configuration] = dataclasses.field(default_factory=dict)
+    guard: Guard | None = None
 
     def spacing_of(self, store: str) -> Spacing:
         """Target spacing of a corpus; `UsageError` if the plan does not cover it."""
@@ -161,7 +167,7 @@ class Plan:
 
     def key(self) -> str:
         """A hash of all decisions about the volumes, 16 hexadecimal digits."""
-        fields = {k: v for k, v in self.to_json().items() if k != "configurations"}
+        fields = {k: v for k, v in self.to_json().items() if k not in ("configurations", "guard")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict:
@@ -171,6 +177,7 @@ class Plan:
             "intensity": {name: intensity_json(found) for name, found in self.intensity.items()},
             "transpose": list(self.transpose),
             "configurations": {name: found.to_json() for name, found in self.configurations.items()},
+            "guard": self.guard and self.guard.to_json(),
         }
 
     @classmethod
@@ -180,7 +187,8 @@ class Plan:
         intensity = {n: Intensity(**{**i, "clip": i["clip"] and tuple(i["clip"])}) for n, i in fields["intensity"].items()}
         planned = {name: Configuration.from_json(found) for name, found in fields.get("configurations", {}).items()}
         transpose = tuple(int(a) for a in fields.get("transpose", (0, 1, 2)))
-        return cls(spacing, intensity, fields["orientation"], fields["crop"], transpose, planned)
+        guard = Guard.from_json(fields["guard"]) if fields.get("guard") else None
+        return cls(spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard)
 
 
 def intensity_json(intensity: Intensity) -> dict:
@@ -228,7 +236,17 @@ def make_plan(
         first = int(np.argmax(typical))
         order = (first, *(axis for axis in range(3) if axis != first))
         spacings = {name: tuple(found[axis] for axis in order) for name, found in spacings.items()}
-    return Plan(spacings, intensity, orientation, crop, order)
+    return Plan(spacings, intensity, orientation, crop, order, guard=_guard(fingerprints))
+
+
+def _guard(fingerprints: Mapping[str, Fingerprint]) -> Guard | None:
+    """What all cases looked like; None if a fingerprint does not know."""
+    prints = list(fingerprints.values())
+    if any(len(found.levels) != len(found.cases) for found in prints):
+        return None
+    channels = [(name, [case[c] for case in found.levels]) for found in prints for c, name in enumerate(found.channels)]
+    spacings, shapes = ([row for found in prints for row in getattr(found, k)] for k in ("spacings_mm", "shapes"))
+    return from_cases(spacings, shapes, channels)
 
 
 def _spacings(fingerprints: Mapping[str, Fingerprint], spacing: str | Sequence[float | int] | None, orientation: str) -> dict[str, Spacing]:

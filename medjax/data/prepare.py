@@ -63,6 +63,7 @@ def prepare(
     progress: Progress | None = None,
     force: bool = False,
     packed: bool = False,
+    locked: bool = True,
 ) -> PrepareResult:
     """Brings the store up to date; only missing and outdated cases are made, and one bad case never stops the others.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medjax.data.inputs import Case
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from medjax.experiment import corpora, models, runfolder, scores, stages
+from medjax.experiment import corpora, hosts, models, runfolder, scores, stages
 from medjax.labels import Corpus
 
 
@@ -28,9 +28,10 @@ def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
     code = EXIT_OK
     for fold in folds or range(count):
         stages.say(f"fold {fold} of {count}")
-        experiment = stages.open_run(of_fold(fields, workdir, fold), folder_of(workdir, fold))
-        stages.train(experiment)
-        code = max(code, stages.evaluate(experiment))
+        with hosts.holding(folder_of(workdir, fold), "cross-validation"):
+            experiment = stages.open_run(of_fold(fields, workdir, fold), folder_of(workdir, fold))
+            stages.train(experiment)
+            code = max(code, stages.evaluate(experiment))
     missing = [fold for fold in range(count) if not (folder_of(workdir, fold) / "evaluation" / "summary.json").is_file()]
     if missing:
         stages.say(f"the joint table waits for folds {', '.join(map(str, missing))}")
@@ -67,9 +68,18 @@ def _together(fields: Mapping, workdir: Path, count: int) -> int:
     scores.publish(result, workdir, fields["evaluate"])
     means = {}
     for fold in range(count):
-        means[f"fold_{fold}"] = runfolder.read_json(folder_of(workdir, fold) / "evaluation", "summary.json")["foreground_mean"]
+        means[f"fold_{fold}"] = _foreground(folder_of(workdir, fold) / "evaluation")
     runfolder.write_json(workdir / "crossval.json", {"folds": means, "together": result.summary()["foreground_mean"]})
     return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _foreground(folder: Path) -> dict:
+    found = runfolder.read_json(folder, "summary.json")
+    if not isinstance(found, dict) or "foreground_mean" not in found:
+        raise UsageError(
+            "no scores of a fold", path=folder / "summary.json", expected="a field foreground_mean", fix="evaluate the fold again"
+        )
+    return found["foreground_mean"]
 
 
 def ensemble(workdir: Path, **options) -> object:

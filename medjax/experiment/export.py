@@ -134,7 +134,7 @@ def _stated(trained: models.Trained, store: str) -> str:
         return trained.archive.manifest.get("licences", {}).get(store, "")
     from medjax.data.sources import read_labels
 
-    data = trained.fields["data"]
+    data = trained.fields.get("data") or {"folders": ""}  # an imported run has none
     folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()] + sorted(
         (trained.path / "phantoms").glob("*")
     )

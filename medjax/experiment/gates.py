@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax import files
 from medjax.data import sampler
 from medjax.errors import UsageError
 from medjax.experiment import adapt, corpora, network, runfolder, stages
+from medjax.infer import outputs, owned
 from medjax.train import checkpoint, experts
 
 
@@ -74,7 +76,8 @@ class Gates:
             axis.set_xticks(range(len(self.experts)), self.experts, rotation=60, fontsize=7)
             axis.set_yticks(range(len(self.blocks)), self.blocks, fontsize=6)
         figure.colorbar(shown, ax=list(axes), label="mean gate weight")
-        figure.savefig(path, dpi=150)
+        with files.replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
 
 
 def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "last") -> Gates:
@@ -120,9 +123,19 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
     return Gates(blocks, known, names, weights, batches * recipe.batch)
 
 
-def write(found: Gates, out: Path) -> None:
-    """gates.json, gates.md and gates.png in a folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    runfolder.write_json(out / "gates.json", found.to_json())
-    (out / "gates.md").write_text(found.markdown() + "\n")
+FILES = ("gates.json", "gates.md", "gates.png")
+
+
+def check(out: Path, *, overwrite: bool = False) -> None:
+    """`UsageError` if a file is in the way that medjax did not write."""
+    known = owned.document(out / "gates.json", "gates") is not None  # then the others beside it are ours as well
+    owned.refuse_foreign(out, FILES, lambda name: known, overwrite=overwrite, what="the table of gates")
+
+
+def write(found: Gates, out: Path, *, overwrite: bool = False) -> None:
+    """gates.json, gates.md and gates.png in a folder; `UsageError` if one of them is there and not ours, unless `overwrite`."""
+    check(out, overwrite=overwrite)
+    outputs.make_folder(out)
+    files.write_json(out / "gates.json", found.to_json() | owned.mark("gates"))
+    files.write_text(out / "gates.md", found.markdown() + "\n")
     found.picture(out / "gates.png")

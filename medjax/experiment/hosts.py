@@ -6,11 +6,16 @@
 Without them the process is alone. Nothing else in medjax asks where it runs.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
-from medjax.errors import TrainError, UsageError
+import numpy as np
+
+from medjax import files
+from medjax.errors import MedjaxError, TrainError, UsageError, WriteError
 
 NAMES = ("MEDJAX_COORDINATOR", "MEDJAX_PROCESSES", "MEDJAX_PROCESS")
 
@@ -41,6 +46,74 @@ def connect() -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainError("the processes did not meet", found=reason, fix="check address, port and number of processes") from error
+
+
+def first(work: Callable[[], object] = lambda: None) -> None:
+    """Runs `work` in the first process only; all go on when it is done (also a barrier).
+
+    Its `MedjaxError` is raised in the first process, and a `TrainError` that points there in the others.
+    """
+    import jax
+
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except MedjaxError as error:
+            problem = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        if not multihost_utils.process_allgather(np.asarray(problem is None)).all() and problem is None:
+            problem = TrainError("the first process cannot go on", fix="see its message")
+    if problem is not None:
+        raise problem
+
+
+@contextlib.contextmanager
+def holding(
+    folder: Path, what: str, *, wait: bool = False, needed: bool = True, say: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
+    """Locks a folder for the length of the block, for all processes of this run: the first one holds the lock.
+
+    Args:
+      folder: is made if missing, and removed again if nothing was written into it. what, wait, say: see `files.lock`.
+      needed: whether a folder that cannot be written to is an error; else it is used without a lock.
+
+    Raises: what `files.lock` raises, and `WriteError` if the folder cannot be made.
+    """
+    made = []
+
+    def take() -> None:
+        if not folder.exists():
+            made.append(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.refused(folder, error, error=WriteError) from error
+        try:
+            stack.enter_context(files.lock(folder, what, wait=wait, say=say))
+        except WriteError as error:
+            if needed:
+                raise
+            say(f"cannot be locked, going on without: {error}")
+
+    try:
+        with contextlib.ExitStack() as stack:
+            first(take)
+            yield
+            first()
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def alone() -> bool:
+    """Whether this process is the whole run."""
+    import jax
+
+    return jax.process_count() == 1
 
 
 def part(flags: Sequence[str]) -> bool:

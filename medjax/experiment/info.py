@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medjax import __version__
+from medjax import __version__, files
 from medjax.errors import UsageError
+from medjax.experiment import runfolder
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "nibabel", "ml_collections", "numpy", "scipy")
 
@@ -62,23 +63,29 @@ def about() -> dict:
 
 def about_run(folder: Path) -> dict:
     """What a run folder can predict and how it came about; a folder that is no run raises `UsageError`."""
+    for name in (runfolder.CONFIG, runfolder.LABELS):
+        if not (folder / name).is_file():
+            raise UsageError("not a run folder", path=folder, fix="name the --workdir of a training")
+    config, labels = (files.read_json(folder / name) for name in (runfolder.CONFIG, runfolder.LABELS))
     try:
-        config, labels = (json.loads((folder / name).read_text()) for name in ("config.json", "labels.json"))
-    except OSError as error:
-        raise UsageError("not a run folder", path=folder, fix="name the --workdir of a training") from error
-    facts = {
-        "name": config["name"],
-        "model": config["model"],
-        "classes": labels["classes"],
-        "corpora": [{k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in labels["corpora"]],
-        "steps": config["train"]["steps"],
-    }
+        facts = {
+            "name": config["name"],
+            "model": config["model"],
+            "classes": labels["classes"],
+            "corpora": [{k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in labels["corpora"]],
+            "steps": config["train"]["steps"],
+        }
+    except (KeyError, TypeError) as error:
+        files_read = f"{runfolder.CONFIG} and {runfolder.LABELS}"
+        raise UsageError(f"{files_read} do not describe a run", path=folder, found=f"no {error}", fix="restore the files") from error
+    if changed := runfolder.edited(folder):
+        facts["edited"] = changed
     for name, key in (("environment.json", "environment"), ("plan.json", "plan")):
         if (folder / name).is_file():
-            facts[key] = json.loads((folder / name).read_text())
+            facts[key] = files.read_json(folder / name)
     summary = folder / "evaluation" / "summary.json"
     if summary.is_file():
-        facts["foreground_mean"] = json.loads(summary.read_text()).get("foreground_mean")
+        facts["foreground_mean"] = dict(files.read_json(summary)).get("foreground_mean")
     return facts
 
 

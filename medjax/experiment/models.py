@@ -76,8 +76,6 @@ def read_model(path: Path | str) -> Trained:
 
     Raises: `UsageError` for what is neither, or a run without a checkpoint; `ModelError` for an archive that cannot be trusted.
     """
-    from medjax.train import checkpoint as checkpoints
-
     path = Path(path)
     if archives.is_archive(path):
         found = archives.read(path)
@@ -90,8 +88,7 @@ def read_model(path: Path | str) -> Trained:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"model archive refused: unusable description ({error})", path=path, fix="export it again") from error
     fields, space, plan = runfolder.read_config(path), runfolder.read_space(path), runfolder.read_plan(path)
-    if checkpoints.latest_step(path / "checkpoints") is None:
-        raise UsageError("the run has no checkpoint", path=path, fix="train it first: the same command with --mode=train")
+    runfolder.require_checkpoint(path)
     chosen = runfolder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
     return Trained(path, fields, space, plan, chosen)
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from medjax.data import formats, nifti
 from medjax.data.sources import read_labels
-from medjax.errors import UsageError
+from medjax.errors import UsageError, shown
 from medjax.experiment import runfolder
 from medjax.experiment.describe import table
 from medjax.experiment.models import POSTPROCESS
+from medjax.infer.owned import mark
 from medjax.infer.postprocess import largest
 from medjax.infer.write import sha256
 from medjax.labels import Corpus
@@ -55,12 +56,12 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
     }  # fmt: skip
     chosen = [name for name, seen in evidence.items() if seen["cases"] and seen["dice_after"] > seen["dice_before"]]
     basis = {"reference": reference, "prediction": prediction, "masks": {p.case: sha256(p.prediction) for p in pairs}}
-    runfolder.write_json(out, {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
+    runfolder.write_json(out, mark("postprocessing") | {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
     rows = [("class", "cases", "Dice", "largest only", "chosen")]
     for name, seen in evidence.items():
         numbers = ("-", "-") if not seen["cases"] else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
-        rows.append((name, str(seen["cases"]), *numbers, "yes" if name in chosen else ""))
-    return f"{table(rows)}\n{out}"
+        rows.append((shown(name), str(seen["cases"]), *numbers, "yes" if name in chosen else ""))
+    return f"{table(rows)}\n{shown(out)}"
 
 
 def global_names(corpus: Corpus, run: Path | None) -> dict[str, str]:

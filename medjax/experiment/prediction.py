@@ -12,7 +12,7 @@ from typing import Any
 
 from medjax.data.formats import Reading
 from medjax.data.inputs import Case, find_inputs
-from medjax.errors import UsageError
+from medjax.errors import UsageError, shown
 from medjax.experiment.models import Trained, load_predictor, read_model
 from medjax.labels import Corpus, LabelSpace
 
@@ -24,7 +24,8 @@ def predict(
     part: tuple[int, int] = (0, 1), continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False,
     statistics: bool = False, preview: bool = False, report: Path | None = None, max_memory_gib: float | None = None,
     frame: int | None = None, replace_nan: float | str | None = None,
-    say: Callable[[str], None] = lambda line: None, progress: Any = None, **options: Any,
+    overwrite: bool = False, page: bool = False, say: Callable[[str], None] = lambda line: None, progress: Any = None,
+    warn: Callable[[str], None] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
     """Scans through one model or an ensemble.
 
@@ -35,21 +36,35 @@ def predict(
       part: (i, n): every n-th case, from the i-th.
       report: where the manifest is written as well. max_memory_gib: what the process may use in all.
       frame, replace_nan: see `data.formats.Reading`.
-      say: receives lines for the person who waits. options: see `load_predictor`.
+      overwrite: also replace files that medjax did not write. page: report.html will be written as well, by the caller.
+      say: receives lines for the person who waits. warn: what that person should not miss; default `say`. options: see `load_predictor`.
 
-    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, or a memory limit that
-      the model alone exceeds.
+    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, an output that must not
+      or cannot be written, or a memory limit that the model alone exceeds.
     """
-    from medjax.infer import write
-    from medjax.infer.predict import Files, check_cases, forecasts, predict_cases
+    from medjax.experiment import options as known
+    from medjax.infer import guard, outputs, segment, write
+    from medjax.infer.predict import Files, forecasts, predict_cases
 
     reading = Reading(frame, replace_nan)
+    known.check(options)
     trained = [read_model(model) for model in models]
     described = protocol(trained[0].space.unveiled(), corpus, classes, one_file_per_class)
     cases = find_inputs(inputs, channels=len(described.channels))
-    check_cases(cases, out)
-    mine = share(cases, *part)
-    predictor = load_predictor(trained, **options)
+    mine, space = share(cases, *part), trained[0].space.unveiled()
+    suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
+    picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
+    endings = ("_preview.png",) if preview else ()
+    files = Files(tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, picture, suffix, endings)
+    written = segment.wanted_classes(space, described.name, files.settled(space.classes).classes)
+    maps = tuple(segment.UNCERTAINTIES) if options.get("uncertainty") else ()
+    outputs.check(cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page)
+    if report:
+        outputs.check_report(report, out, cases, overwrite=overwrite)
+    predictor, warn = load_predictor(trained, **options), warn or say
+    predictor.name, predictor.warn = ", ".join(str(model.path) for model in trained), warn
+    if left := guard.unchecked(predictor.model.plan, described.channels):
+        say(f"{shown(predictor.name)}: {left} are not compared with the scans")
     if max_memory_gib is not None:
         predictor.program(len(predictor.asked(classes or described_classes(predictor.model.space, described))))  # part of what is resident
         left = int(max_memory_gib * GIB) - resident()
@@ -59,17 +74,14 @@ def predict(
             )
         predictor.limit = left
     say(outlook(forecasts(predictor, mine, described.name, classes), len(mine), predictor, max_memory_gib))
-    suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
-    picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
-    files = Files(tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, picture, suffix)
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
     result = predict_cases(
-        predictor, mine, out, described.name, files=files, continue_=continue_, progress=progress, notes=notes, reading=reading
-    )
+        predictor, mine, out, described.name, files=files, continue_=continue_, overwrite=overwrite,
+        progress=progress, notes=notes, warn=warn, reading=reading,
+    )  # fmt: skip
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
         write.write_json(report, result.manifest)
-    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {out}")
+    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {shown(out)}")
     return result
 
 
@@ -125,7 +137,7 @@ def outlook(found: dict, cases: int, predictor: Any, max_memory_gib: float | Non
     shape = "x".join(map(str, found[largest].shape))
     return (
         f"{cases} cases{unknown}, at most {windows:,} windows of {size} on {predictor.device.platform}:{predictor.device.id}; largest "
-        f"{largest}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} GiB{limit}"
+        f"{shown(largest)}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} GiB{limit}"
     )
 
 
@@ -151,6 +163,6 @@ def draw_preview(names: Mapping[int, str], case: Case, volume: Any, segmentation
     name = f"{case.name}_preview.png"
     canonical = geometry.fit(volume, None, crop="none")
     image = volume.array if volume.array.ndim == 4 else volume.array[..., None]
-    shown = canonical.image(image)[..., 0], canonical.image(segmentation.label_map)
-    montage(shown[0], None, shown[1], folder / name, canonical.spacing_mm, names=names, title=case.name)
+    grey, labels = canonical.image(image)[..., 0], canonical.image(segmentation.label_map)
+    montage(grey, None, labels, folder / name, canonical.spacing_mm, names=names, title=case.name)
     return [name]

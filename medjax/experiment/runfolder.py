@@ -1,54 +1,116 @@
 """The run folder: what it holds, how it is written and read. Enough to resume, to predict and to explain.
 
-config.json (resolved), labels.json, plan.json, splits_final.json, environment.json, metrics.jsonl, checkpoints/, predictions/, evaluation/.
+config.json (resolved), labels.json, plan.json, splits_final.json, environment.json, metrics.jsonl, checkpoints/, predictions/, evaluation/,
+and hashes.json: the hashes of config, labels and plan, which decide what the weights mean. An edited one is refused until it is restored or
+accepted (`medjax info RUN --accept`).
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medjax import files
 from medjax.build import plain
 from medjax.data.plan import Plan
-from medjax.errors import UsageError
+from medjax.errors import MedjaxError, UsageError
 from medjax.labels import LabelSpace
+from medjax.train import hashes, stepfolder
 
 SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits
 CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = "config.json", "labels.json", "plan.json", "splits_final.json", "environment.json"
+SOURCES = "sources.json"  # case -> hash of the files it was prepared from
+HASHES = "hashes.json"
+HASHED = (CONFIG, LABELS, PLAN)
+NEEDED = {
+    "model": ("name",),
+    "train": ("patch",),
+    "infer": ("checkpoint", "overlap", "mirror_axes", "average", "batch_windows"),
+}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON under a temporary name, then renamed."""
+    """One file of a run folder, whole or not at all; of config, labels and plan the hash is kept as well.
+
+    The hash comes first, beside the one before it: a kill between the two writes leaves a document that fits one of both.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=1) + "\n"
+    if path.name not in HASHED:
+        files.write_text(path, text)
+        return
+    known, digest = _hashes(path.parent), hashes.of_json(json.loads(text))
+    if path.is_file():
+        before = known.get(path.name, [hashes.of_json(found) for found in _found(path)])
+        files.write_json(path.parent / HASHES, known | {path.name: sorted({digest, *before})})
+    files.write_text(path, text)
+    files.write_json(path.parent / HASHES, known | {path.name: [digest]})
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """One file of a run folder; `UsageError` where it is missing or damaged."""
-    try:
-        return json.loads((folder / name).read_text())
-    except OSError as error:
-        raise UsageError("not a run folder", path=folder, expected=f"a file {name}", fix="name the --workdir of a training") from error
-    except ValueError as error:
-        raise UsageError(f"damaged file: {error}", path=folder / name) from error
+    """One file of a run folder; `UsageError` if it is missing, damaged, or was edited since medjax wrote it."""
+    folder = Path(folder)
+    if not (folder / name).is_file():
+        raise UsageError("not a run folder", path=folder, expected=f"a file {name}", fix="name the --workdir of a training")
+    value = files.read_json(folder / name)
+    if name in HASHED:
+        _compare(folder, name, value)
+    return value
 
 
 def read_config(folder: Path) -> dict:
-    """The resolved config as plain values (lists become tuples again)."""
-    return plain(read_json(folder, CONFIG))
+    """The resolved config as plain values (lists become tuples again); `UsageError` naming a section or field that it lacks."""
+    fields = read_json(folder, CONFIG)
+    problem = "" if isinstance(fields, dict) else f"no fields: {str(fields)[:80]}"
+    for section, keys in NEEDED.items() if not problem else ():
+        held = fields.get(section)
+        missing = [section] if not isinstance(held, dict) else [f"{section}.{key}" for key in keys if key not in held]
+        problem = problem or (f"no {', '.join(missing)}" if missing else "")
+    if problem:
+        expected = f"the sections {', '.join(NEEDED)}"
+        raise UsageError("no config of a run", path=Path(folder) / CONFIG, found=problem, expected=expected, fix="restore the file")
+    return plain(fields)
 
 
 def read_space(folder: Path) -> LabelSpace:
     """The label space the run was trained in."""
-    return LabelSpace.from_json(read_json(folder, LABELS))
+    return _described(folder, LABELS, LabelSpace.from_json, "corpora and classes")
 
 
 def read_plan(folder: Path) -> Plan:
     """Spacing and normalisation the run was trained with."""
-    return Plan.from_json(read_json(folder, PLAN))
+    return _described(folder, PLAN, Plan.from_json, "spacing and intensities")
+
+
+def check(folder: Path) -> None:
+    """Reads config, labels and plan, as far as they are there, for what `read_json` refuses."""
+    for name in HASHED:
+        if (folder / name).is_file():
+            read_json(folder, name)
+
+
+def edited(folder: Path) -> list[str]:
+    """Which of config, labels and plan are not what medjax wrote."""
+    known, found = _hashes(folder), {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
+    return [name for name, value in found.items() if name in known and hashes.of_json(value) not in known[name]]
+
+
+def accept(folder: Path) -> list[str]:
+    """Takes config, labels and plan as they are; returns the names of those whose hash was another one, or none."""
+    found = {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
+    if CONFIG not in found:
+        raise UsageError("not a run folder", path=folder, expected=f"a file {CONFIG}", fix="name the --workdir of a training")
+    known = _hashes(folder)
+    digests = {name: [hashes.of_json(value)] for name, value in found.items()}
+    files.write_json(folder / HASHES, digests)
+    return [name for name, digest in digests.items() if known.get(name) != digest]
+
+
+def require_checkpoint(folder: Path) -> None:
+    """`UsageError` for a run that has not been trained, `TrainError` for one whose checkpoints are damaged or missing."""
+    stepfolder.require_readable(folder / "checkpoints")
+    if stepfolder.latest_step(folder / "checkpoints") is None:
+        raise UsageError("the run has no checkpoint", path=folder, fix="train it first: the same command with --mode=train")
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
@@ -61,3 +123,48 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         elif was != now:
             found.append(f"{prefix}{key}: was {was}, is {now}")
     return found
+
+
+def _described(folder: Path, name: str, parse: Any, expected: str) -> Any:
+    value = read_json(folder, name)
+    try:
+        return parse(value)
+    except MedjaxError as error:
+        if error.path is not None:
+            raise
+        raise type(error)(error.message, path=Path(folder) / name, found=error.found, expected=error.expected, fix=error.fix) from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        found = f"no field {error}" if isinstance(error, KeyError) else str(error)[:200]
+        raise UsageError(
+            "unusable document of a run", path=Path(folder) / name, found=found, expected=expected, fix="restore the file"
+        ) from error
+
+
+def _compare(folder: Path, name: str, value: Any) -> None:
+    known = _hashes(folder)
+    if name not in known:
+        hashes.unhashed(folder)
+    elif hashes.of_json(value) not in known[name]:
+        raise UsageError(
+            "edited since medjax wrote it: what the weights mean depends on it", path=folder / name,
+            fix=f"restore the file; to use it as it is, `medjax info {folder} --accept`",
+        )  # fmt: skip
+
+
+def _hashes(folder: Path) -> dict[str, list[str]]:
+    """Document -> hashes of what it may hold; empty for a run of an earlier version."""
+    path = folder / HASHES
+    if not path.is_file():
+        return {}
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(v, list) for v in found.values()):
+        raise UsageError("a damaged list of hashes", path=path, fix=f"restore the file; to use the run as it is, delete {path}")
+    return found
+
+
+def _found(path: Path) -> list[Any]:
+    """What a document holds now; nothing if it is damaged."""
+    try:
+        return [files.read_json(path)]
+    except UsageError:
+        return []

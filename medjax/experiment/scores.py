@@ -4,6 +4,7 @@ In: a predictor and, per corpus, the cases with their reference labels. Out: mas
 report.html in the run folder; the table on the screen; the records of cases that failed.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from medjax.experiment import runfolder
 from medjax.infer.predict import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
-from medjax.metrics import present
+from medjax.metrics import present, written
+
+
+def say(text: str) -> None:
+    """A line on stderr for whoever waits."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def predict_and_score(
@@ -21,9 +27,10 @@ def predict_and_score(
 ) -> list[dict]:
     """Predicts `held` (corpus name -> corpus, cases) into the run folder, scores it, prints the table; returns failure records."""
     failed, masks = [], {}
+    written.check(workdir / "evaluation", written.NUMBERS)  # before the work of predicting
     for name, (corpus, cases) in held.items():
         out = workdir / "predictions" / name
-        done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}")) if cases else None
+        done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}"), warn=say) if cases else None
         failed += done.failed if done else []
         fine = [c for c in cases if done and c.name in {*done.ok, *done.skipped}]
         masks[name] = (corpus, [(case, out / f"{case.name}.nii.gz") for case in fine])

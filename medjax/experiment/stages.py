@@ -4,6 +4,7 @@ In: a config as plain values and a run folder. Out: the run folder filled. Every
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data import sampler
 from medjax.data.fingerprint import check_classes, fingerprint, make_plan
 from medjax.data.inputs import Case
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
 from medjax.data.splits import digest, provenance
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
-from medjax.experiment import corpora, initial, network, planned, resampled, runfolder
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
+from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
@@ -31,6 +33,7 @@ class Run:
     Attributes:
       fields: the config as plain values. workdir: the run folder. data: corpora, cases, label space, splits.
       plan: spacing and normalisation, once prepared. failed: records of cases that could not be prepared, predicted or scored.
+      altered: cases whose files are not those that the run began with.
     """
 
     fields: Mapping
@@ -38,6 +41,7 @@ class Run:
     data: corpora.Data
     plan: Plan | None = None
     failed: list[dict] = dataclasses.field(default_factory=list)
+    altered: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -53,20 +57,24 @@ def say(text: str) -> None:
 def open_run(fields: Mapping, workdir: Path) -> Run:
     """Resolves the data and writes what defines the run.
 
-    Raises: `UsageError` if the folder holds a trained run whose weights came about otherwise; it is left as it was.
+    Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents, `TrainError` if its checkpoints are
+    damaged; it is left as it was.
     """
     fields = planned.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
     data = corpora.open_data(fields["data"], workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _refuse_another_recipe(fields, data, workdir)
-    runfolder.write_json(workdir / runfolder.CONFIG, fields)
-    runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
-    runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
-    runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
-    runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+
+    def write() -> None:
+        _refuse_another_recipe(fields, data, workdir)
+        runfolder.write_json(workdir / runfolder.CONFIG, fields)
+        runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
+        runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
+        runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
+        runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
+
+    hosts.first(write)
     for text in _about_twins(data):
         say(text)
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
@@ -85,10 +93,12 @@ def _about_twins(data: corpora.Data) -> list[str]:
 
 
 def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -> None:
-    from medjax.train import checkpoint
+    from medjax.train import stepfolder
 
-    if checkpoint.latest_step(workdir / "checkpoints") is None:
+    stepfolder.require_readable(workdir / "checkpoints")
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
         return
+    runfolder.check(workdir)
     old = runfolder.read_config(workdir)
     changed = runfolder.differences(recipe_fields(old), recipe_fields(fields))
     if runfolder.read_space(workdir) != data.space:
@@ -118,22 +128,32 @@ def prepare_stage(run: Run) -> None:
     given = run.fields["data"]
     workers = given["workers"] or None
     run.plan = planned.load(run.fields)
-    prints = {}
+    prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
-        prints[corpus.name] = fingerprint(corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+        measure = functools.partial(fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+        if several:
+            hosts.first(measure)  # the others read what it found
+        prints[corpus.name] = measure()
         if not given.get("allow_absent"):
             check_classes(corpus, prints[corpus.name])
     if run.plan is None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
         run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
     run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
-    runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json())
+    if run.plan.key() == _plan_key(run.workdir, run.plan.key()):  # what a network was trained with is not replaced by another plan
+        hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
-        if (hosts := jax.process_count()) > 1:  # each process makes its share first; then all make sure that nothing is missing
-            prepare(corpus, cases[jax.process_index() :: hosts], run.plan, run.store, workers=workers)
-        result = prepare(corpus, cases, run.plan, run.store, workers=workers, progress=_line(f"prepare {corpus.name}"))
+        make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
+        line = _line(f"prepare {corpus.name}")
+        if several:  # each process makes its share first; then all make sure that nothing is missing
+            with hosts.holding(run.store / corpus.store, "preparing", wait=True, needed=False, say=say):
+                make(cases[jax.process_index() :: jax.process_count()], locked=False)
+                hosts.first()
+                result = make(cases, progress=line, locked=False)
+        else:
+            result = make(cases, progress=line)
         run.failed += result.failed
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
@@ -144,6 +164,36 @@ def prepare_stage(run: Run) -> None:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
             raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
+    hosts.first(lambda: _note_sources(run))
+
+
+def _plan_key(workdir: Path, default: str) -> str:
+    """The key of the plan that a run was trained with; `default` for a run that has no checkpoint."""
+    from medjax.train import stepfolder
+
+    trained = stepfolder.latest_step(workdir / "checkpoints") is not None and (workdir / runfolder.PLAN).is_file()
+    return runfolder.read_plan(workdir).key() if trained else default
+
+
+def _note_sources(run: Run) -> None:
+    """Writes which files the run is trained on; of a run that has begun, says which are other ones now."""
+    from medjax.train import hashes, stepfolder
+
+    found = {}
+    for corpus in run.data.stores:
+        for case in run.data.cases[corpus.name]:
+            path = run.store / corpus.store / case.name / "case.json"
+            if path.is_file():
+                meta = files.read_json(path, error=DataError, fix="prepare it again")
+                found[f"{corpus.store}/{case.name}"] = hashes.of_json(sorted(map(str, dict(meta).get("sources", {}).values())))
+    path = run.workdir / runfolder.SOURCES
+    if path.is_file() and stepfolder.latest_step(run.workdir / "checkpoints") is not None:
+        before = runfolder.read_json(run.workdir, runfolder.SOURCES)
+        run.altered = [name for name in found if name in before and before[name] != found[name]]
+        for name in run.altered:
+            print(f"medjax: {name}: its files are not those that this run began with", file=sys.stderr, flush=True)
+        return
+    runfolder.write_json(path, found)
 
 
 def pools(run: Run, side: str) -> list[sampler.Pool]:
@@ -190,6 +240,7 @@ def train(run: Run) -> None:
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
+    _refuse_other_data(run, begun_with := _recipe(run, drawn))
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
     say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
@@ -203,7 +254,7 @@ def train(run: Run) -> None:
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
-        recipe=_recipe(run, drawn),
+        recipe=begun_with,
         borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,
         sharding_rules=fields["sharding"]["rules"],
@@ -216,6 +267,31 @@ def _recipe(run: Run, drawn: Sequence[sampler.Pool]) -> dict:
         "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),
         "cases": {run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn},
     }  # fmt: skip
+
+
+def _refuse_other_data(run: Run, recipe: Mapping) -> None:
+    """`UsageError` if a trained run would go on with other cases or another plan; it ends with the cases that are the reason."""
+    from medjax.train import stepfolder
+
+    folder = run.workdir / "checkpoints"
+    if (step := stepfolder.latest_step(folder)) is None:
+        return
+    try:
+        began = stepfolder.read_facts(folder, step)["recipe"]
+        cases = dict(began["cases"])
+    except (DataError, TrainError, KeyError, TypeError, ValueError):
+        return  # the loop says what is wrong with the checkpoint
+    changed = [f"the training cases of {name}" for name in recipe["cases"] if name in cases and cases[name] != recipe["cases"][name]]
+    if "plan" in began and began["plan"] != recipe["plan"]:
+        changed.append("spacing or normalisation, which follow from the images")
+    if not changed:
+        return
+    reasons = [f"{entry['case']}: {sentence(entry)}" for entry in run.failed]
+    reasons += [f"{name}: its files changed since the run began" for name in run.altered]
+    raise UsageError(
+        "the data are not those that this run began with", path=run.workdir, found="; ".join(changed),
+        fix="restore the data, or use another --workdir" + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
+    )  # fmt: skip
 
 
 def _devices(batch: int) -> list | None:

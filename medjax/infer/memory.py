@@ -94,6 +94,11 @@ def refuse(needed: int, budget: int, path: str = "") -> NoReturn:
     )  # fmt: skip
 
 
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that a device's memory did not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "RESOURCE_EXHAUSTED" in type(error).__name__
+
+
 def count_windows(part: Part, columns: Sequence[slice]) -> int:
     """Windows that are computed for strips of the network's y axis."""
     padded = [max(n, w) for n, w in zip(part.shape, part.window, strict=True)]

@@ -5,21 +5,20 @@ well. Three stages work side by side, each on one case at a time: reading and pr
 allowed does not hold two cases, they take turns. A case that fails at any stage is recorded with its reason and the others go on.
 """
 
+import contextlib
 import dataclasses
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from medjax.data import formats, nifti
 from medjax.data.cases import failure, free_memory
-from medjax.data.inputs import Case, read_json
-from medjax.errors import MedjaxError, UsageError
-from medjax.infer import segment, write
+from medjax.data.inputs import Case
+from medjax.errors import MedjaxError, PredictError, shown
+from medjax.infer import guard, outputs, owned, pipeline, segment, write
 from medjax.infer.memory import GIB, Forecast
 from medjax.infer.predictor import Model, Predictor, Prepared, Segmentation
 
@@ -37,6 +36,7 @@ class Files:
       classes: which to predict and write; None: those that the corpus annotates, or all for files per class and probabilities.
       one_file_per_class, probabilities: see `infer/write.py`. statistics: mean intensities in the sidecar and statistics.csv.
       extra: makes further files of a case, e.g. a picture; gets (case, volume, segmentation, folder), returns their names.
+      endings: what the names of these files add to that of the case, so that they can be checked beforehand.
       suffix: tells the run.json and statistics.csv of parallel calls on one folder apart.
     """
 
@@ -46,11 +46,23 @@ class Files:
     statistics: bool = False
     extra: Extra | None = None
     suffix: str = ""
+    endings: tuple[str, ...] = ()
 
     @property
     def manifest(self) -> str:
         """Name of the file that tells of the whole call."""
         return f"run{self.suffix}.json"
+
+    @property
+    def table(self) -> str:
+        """Name of the table of volumes."""
+        return f"statistics{self.suffix}.csv"
+
+    def settled(self, classes: Sequence[str]) -> "Files":
+        """With the classes chosen: all of the label space for files per class and probabilities, where none are named."""
+        if self.classes is None and (self.one_file_per_class or self.probabilities):
+            return dataclasses.replace(self, classes=tuple(classes))
+        return self
 
     def settings(self) -> dict:
         """JSON-ready; what a finished case must agree with to be left alone."""
@@ -83,8 +95,10 @@ def predict_cases(
     *,
     files: Files = Files(),
     continue_: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     notes: dict | None = None,
+    warn: Callable[[str], None] | None = None,
     reading: formats.Reading = formats.AS_STORED,
 ) -> Result:
     """Predicts every case and writes its files.
@@ -92,47 +106,58 @@ def predict_cases(
     Args:
       corpus: the corpus of the label space whose plan to follow and whose label values to write.
       files: what to write.
-      continue_: leave cases alone that an earlier call with the same settings completed; partial files are never trusted.
+      continue_: leave cases alone that an earlier call with the same settings completed from the same inputs; partial or changed files are
+        never trusted.
+      overwrite: also replace files that medjax did not write.
       progress: called after every case with (done, total, name, "predicted" | "complete" | "failed").
       notes: further fields of the manifest. reading: how the scans are read.
+      warn: receives what a user should know of a prediction; default Python's warnings.
 
     Returns: `Result`.
-    Raises: `UsageError` before any work: unknown corpus or class, no cases, one name twice, outputs that would overwrite inputs.
+    Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash, outputs that would overwrite inputs or files
+      that medjax did not write, a folder that cannot be written to.
     """
     folder, space = Path(out_folder), predictor.model.space
     described = space.corpora[space.corpus_index(corpus)]
-    if files.classes is None and (files.one_file_per_class or files.probabilities):
-        files = dataclasses.replace(files, classes=space.classes)
+    files = files.settled(space.classes)
     for name in files.classes or ():
         space.class_index(name)
-    check_cases(cases, folder)
+    predictor.warn = warn = warn or predictor.warn
+    classes = segment.wanted_classes(space, corpus, files.classes)
+    maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
+    fine, too_long = outputs.check(cases, folder, files, classes, maps, overwrite=overwrite)
     wanted = {"settings": predictor.settings() | files.settings() | reading.settings(), "corpus": corpus}
-    kept = [case.name for case in cases if continue_ and write.is_complete(folder, case.name, wanted)]
-    todo = [case for case in cases if case.name not in set(kept)]
-    manifest = (
-        _manifest(folder / files.manifest, kept) | (notes or {}) | {"versions": write.versions(), "device": _device(predictor)} | wanted
-    )
-    result = Result([], [], kept, manifest)
+    manifest = _manifest(folder, files, notes) | {"versions": write.versions(), "device": _device(predictor)} | wanted
+    kept = _complete(folder, fine, wanted, manifest["cases"], warn) if continue_ else []
+    todo = [case for case in fine if case.name not in set(kept)]
+    result = Result([], list(too_long), kept, manifest)
     manifest["failed"] = result.failed
-    for i, name in enumerate(kept if progress else ()):
-        progress(i + 1, len(cases), name, "complete")
+    skipped = [(name, "complete") for name in kept] + [(record["case"], "failed") for record in too_long]
+    for i, (name, status) in enumerate(skipped if progress else ()):
+        progress(i + 1, len(cases), name, status)
+    stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
         predictor.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)  # refuses what cannot fit before it is read
         volume = formats.read_case(case.images, reading)
+        stop.check()
         prepared = predictor.prepare_all(volume, corpus)
+        doubts = guard.doubts(predictor.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(volume, array=None)  # only its geometry is needed from here on
+        stop.check()
         inputs = {path: write.sha256(path) for path in formats.files_of(case, labels=False)}
-        return {"volume": volume, "prepared": prepared, "inputs": inputs, "seconds": {"load": _since(started)}}
+        return {"volume": volume, "prepared": prepared, "inputs": inputs, "doubts": doubts, "seconds": {"load": _since(started)}}
 
     def windows(case: Case, given: dict) -> dict:
         started = time.perf_counter()
         gathered = write.Probabilities(folder, case.name) if files.probabilities else None
+        if gathered:
+            gathering.append(gathered)
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
-            found = segment.segment(predictor.parts, prepared, corpus, files.classes, gathered, predictor.limit)
+            found = predictor.segment(given["volume"], corpus, classes=files.classes, prepared=prepared, on_scores=gathered)
         except BaseException:
             if gathered:
                 gathered.discard()
@@ -142,33 +167,52 @@ def predict_cases(
 
     def export(case: Case, given: dict) -> None:
         started = time.perf_counter()
+        said = guard.warnings(given["segmentation"].masks.voxels, given["doubts"])
         try:
-            outputs = write.write_case(
-                folder, case.name, given["segmentation"], given["volume"], described, files=files,
-                probabilities=given["probabilities"], notes={"images": list(case.images)} | wanted,
+            written = write.write_case(
+                folder, case.name, given["segmentation"], given["volume"], described, files=files, probabilities=given["probabilities"],
+                notes={"images": list(case.images), "inputs": given["inputs"], "warnings": said} | wanted, step=stop.check,
                 extra=lambda: files.extra(case, given["volume"], given["segmentation"], folder) if files.extra else [],
             )  # fmt: skip
         finally:
             if given["probabilities"]:
                 given["probabilities"].discard()
         manifest["cases"][case.name] = {
-            "inputs": given["inputs"], "outputs": outputs, "seconds": given["seconds"] | {"write": _since(started)},
+            "inputs": given["inputs"], "outputs": written, "seconds": given["seconds"] | {"write": _since(started)}, "warnings": said,
         }  # fmt: skip
+        for text in said:
+            warn(f"{shown(case.name)}: {text}")
+
+    def finish() -> None:
+        """The manifest as it stands."""
+        manifest.update(seconds=_since(started), peak_memory_gib=round(_peak() / GIB, 3), programs=predictor.compiled)
+        write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    for case, error in _pipeline(todo, load, windows, export, _fit_together(predictor, todo, corpus, files)):
-        if error is None:
-            result.ok.append(case.name)
-        else:
-            result.failed.append(failure(case, error))
-        manifest |= {"seconds": _since(started), "peak_memory_gib": round(_peak() / GIB, 3), "programs": predictor.compiled}
-        write.write_json(folder / files.manifest, manifest)
-        if progress:
-            status = "predicted" if error is None else "failed"
-            progress(len(kept) + len(result.ok) + len(result.failed), len(cases), case.name, status)
-    write.write_json(folder / files.manifest, manifest)
+    work = pipeline.run(todo, load, windows, export, _fit_together(predictor, todo, corpus, files), stop)
+    try:
+        with contextlib.closing(work):
+            for case, error in work:
+                if error is None:
+                    result.ok.append(case.name)
+                else:
+                    result.failed.append(failure(case, _in_words(case, error)))
+                with contextlib.suppress(PredictError):  # a full disk must not cost the remaining cases; the last attempt reports it
+                    finish()
+                if progress:
+                    status = "predicted" if error is None else "failed"
+                    progress(len(skipped) + len(result.ok) + len(result.failed) - len(too_long), len(cases), case.name, status)
+    except BaseException:
+        with contextlib.suppress(PredictError):
+            finish()
+        raise
+    else:
+        finish()
+    finally:
+        for gathered in gathering:
+            gathered.discard()
     if files.statistics:
-        write.write_statistics(folder / f"statistics{files.suffix}.csv", [case.name for case in cases])
+        write.write_statistics(folder / files.table, list(manifest["cases"]))
     return result
 
 
@@ -176,79 +220,34 @@ def forecasts(predictor: Predictor, cases: Sequence[Case], corpus: str, classes:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit are left out: they fail later."""
     found = {}
     for case in cases:
-        try:
+        with contextlib.suppress(Exception):
             found[case.name] = predictor.forecast(formats.read_geometry(case.images[0]), corpus, classes)
-        except MedjaxError:
-            continue
     return found
 
 
-def check_cases(cases: Sequence[Case], folder: Path) -> None:
-    """Everything that would spoil the whole call, as `UsageError`."""
-    if not cases:
-        raise UsageError("no cases to predict", path=folder)
-    names = [case.name for case in cases]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"case name {min(twice)!r} occurs twice", fix="rename the scans, or name the cases in a .csv")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the output folder cannot be made ({error.strerror})", path=folder) from error
+def _complete(folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, warn: Callable[[str], None]) -> list[str]:
+    """Names of the cases that are finished."""
+    kept, unhashed = [], 0
     for case in cases:
-        if os.path.basename(case.name) != case.name or case.name.startswith(".") or case.name.split("_part")[0] in ("run", "statistics"):
-            raise UsageError("unusable case name", found=case.name, expected="a name that can be a file")
-        for image in case.images:
-            if Path(image).resolve() == (folder / f"{case.name}.nii.gz").resolve():
-                raise UsageError("the prediction would overwrite its input", path=image, fix="choose another output folder")
+
+        def inputs(case: Case = case) -> list[str]:
+            return [write.sha256(path) for path in formats.files_of(case, labels=False)]
+
+        state = write.is_complete(folder, case.name, wanted, inputs, listed.get(case.name))
+        kept += [case.name] if state else []
+        unhashed += state == "unhashed"
+    if unhashed:
+        warn(f"{folder}: {unhashed} complete cases of an earlier version carry no hashes of their masks; only the sizes were compared")
+    return kept
 
 
-def _pipeline(
-    cases: Sequence[Case], load: Callable, work: Callable, export: Callable, together: bool
-) -> Iterator[tuple[Case, Exception | None]]:
-    """Each case with the error that ended it, or None, in order. `together`: the stages of neighbouring cases run at the same time."""
-    reader, writer = (ThreadPoolExecutor(1, thread_name_prefix=f"medjax-{name}") for name in ("load", "write"))
-    upcoming: Future | None = None
-    leaving: tuple[Case, Future] | None = None
-
-    def outcome(case: Case, future: Future) -> tuple[Case, Exception | None]:
-        try:
-            future.result()
-        except Exception as error:
-            return case, error
-        return case, None
-
-    try:
-        for i, case in enumerate(cases):
-            current = upcoming or reader.submit(load, case)
-            upcoming = None
-            given: Any = None
-            error: Exception | None = None
-            try:
-                given = current.result()
-                del current
-                if together and i + 1 < len(cases):
-                    upcoming = reader.submit(load, cases[i + 1])
-                given = work(case, given)
-            except Exception as reason:
-                given, error = None, reason
-                if together and upcoming is None and i + 1 < len(cases):
-                    upcoming = reader.submit(load, cases[i + 1])
-            if leaving:
-                yield outcome(*leaving)
-                leaving = None
-            if error is not None:
-                yield case, error
-                continue
-            leaving = case, writer.submit(export, case, given)
-            del given
-            if not together:
-                yield outcome(*leaving)
-                leaving = None
-        if leaving:
-            yield outcome(*leaving)
-    finally:
-        for pool in (reader, writer):
-            pool.shutdown(wait=True, cancel_futures=True)
+def _in_words(case: Case, error: Exception) -> Exception:
+    """Memory and file errors as sentences with the scan's path; others as they are."""
+    if isinstance(error, MemoryError):
+        return PredictError("not enough memory", path=case.images[0], found=str(error) or None, fix="free some, or set --max-memory GIB")
+    if isinstance(error, OSError) and not isinstance(error, MedjaxError):
+        return PredictError(f"cannot read or write ({error.strerror or error})", path=error.filename or case.images[0], fix="check it")
+    return error
 
 
 def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, files: Files) -> bool:
@@ -259,13 +258,19 @@ def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, file
     return 2 * max(needs, default=0) <= (predictor.limit or free_memory() // 2)
 
 
-def _manifest(path: Path, kept: Sequence[str]) -> dict:
-    """A manifest that still tells of the cases an earlier call completed."""
-    try:
-        earlier = read_json(path)["cases"]
-    except (MedjaxError, KeyError, TypeError):
-        earlier = {}
-    return {"cases": {name: earlier[name] for name in kept if name in earlier}}
+def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
+    """A manifest that still knows the cases of earlier calls whose files are there, and the tables that these wrote."""
+    earlier = outputs.manifests(folder).get(files.manifest, {})
+    cases = {name: entry for name, entry in (earlier.get("cases") or {}).items() if isinstance(entry, dict) and _is_there(folder, name)}
+    tables = {name for name in earlier.get("files") or () if isinstance(name, str)}
+    if files.statistics or (earlier.get("settings") or {}).get("statistics"):
+        tables.add(files.table)
+    return owned.mark("predictions") | {"cases": cases, "files": sorted(tables)} | (notes or {})
+
+
+def _is_there(folder: Path, case: str) -> bool:
+    side = owned.sidecar(folder, case)
+    return side is not None and side.get("complete") is not False and all(os.path.isfile(folder / name) for name in side["files"])
 
 
 def _device(predictor: Predictor) -> str:

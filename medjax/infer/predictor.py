@@ -9,6 +9,7 @@ packed. When even that would not fit, the volume is worked through in strips (`i
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -21,8 +22,8 @@ from jaxtyping import Array, Float, Float32
 from medjax.data import geometry, normalise
 from medjax.data.cases import check_channels
 from medjax.data.geometry import Transform
-from medjax.data.nifti import Volume
-from medjax.errors import UsageError, did_you_mean
+from medjax.data.nifti import DataWarning, Volume
+from medjax.errors import PredictError, UsageError, did_you_mean
 from medjax.infer import memory, segment, tta
 from medjax.infer.model import Model, Prepared, Segmentation
 from medjax.infer.postprocess import Rules
@@ -56,6 +57,9 @@ class Predictor:
       memory_gib: what the prediction of one case may use; default half of the free memory.
       uncertainty: also carry how far mirrors and members disagree (one more channel).
       postprocess: what is done to the masks afterwards, see `postprocess.Rules`; by default nothing.
+
+    Attributes:
+      name: of the model, for messages. warn: receives what a user should know; default Python's warnings.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Predictor:
             jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("windows",))
         )
         self._params = jax.device_put(tta.stack([model.params, *ensemble]) if ensemble else model.params, self._everywhere)
+        self.name, self.warn = "", _warned
         self._programs: dict[int, Any] = {}  # number of classes -> compiled step
 
     @property
@@ -187,9 +192,43 @@ class Predictor:
           on_scores: receives probabilities while they pass: (transform, region of the cropped canonical grid, classes, (rows, y, x, c)).
 
         Returns: `Segmentation`; its `maps` hold the uncertainties if they were asked for.
-        Raises: `PredictError` if the case cannot be done in the memory allowed.
+        Raises: `PredictError` if the case cannot be done in the memory allowed, the network's scores are not finite, or the device is out
+          of memory also with half the windows per step.
         """
-        return segment.segment(self.parts, prepared or self.prepare_all(volume, corpus), corpus, classes, on_scores, self.limit)
+        prepared = prepared or self.prepare_all(volume, corpus)
+        for attempt in (1, 2):
+            try:
+                return segment.segment(self.parts, prepared, corpus, classes, on_scores, self.limit)
+            except PredictError as error:
+                raise self.located(error, volume.path) from error
+            except Exception as error:
+                if not memory.is_exhausted(error):
+                    raise
+                batch = self.batch_windows
+            if attempt == 2 or not self.halve():
+                break
+            self.warn(f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying {self.batch_windows}")
+        raise PredictError(
+            "the device is out of memory", path=volume.path, found=f"{batch} windows of {self.model.window} at a time",
+            fix="give a smaller --batch-windows or --window, or another --device (e.g. cpu)",
+        )  # fmt: skip
+
+    def located(self, error: PredictError, path: str) -> PredictError:
+        """The error with the scan and the model in it, where it names none."""
+        if error.path is not None:
+            return error
+        found = "; ".join(str(part) for part in (error.found, self.name and f"model {self.name}") if part) or None
+        return PredictError(error.message, path=path, found=found, expected=error.expected, fix=error.fix)
+
+    def halve(self) -> bool:
+        """Halves the windows per step, of the other members as well; whether that was possible. Programs are compiled anew."""
+        changed = False
+        for part in self.parts:
+            each = part.batch_windows // len(part._devices)
+            if each > 1:
+                part.batch_windows, changed = each // 2 * len(part._devices), True
+                part._programs.clear()
+        return changed
 
     def forecast(self, geometry_only: Volume, corpus: str, classes: Sequence[str] | None = None) -> memory.Forecast:
         """What a case will take, from its header alone (`nifti.read_geometry`); cropping can only make it less."""
@@ -267,7 +306,8 @@ class Predictor:
         return jnp.concatenate([found["value"], jnp.sqrt(variance)], -1)
 
     def _class_logits(self, logits: Float[Array, "k *vol c"]) -> Float[Array, "k *vol d"]:
-        """One finite logit per class of the space; for softmax relative to the background's."""
+        """One logit per class of the space, for softmax relative to the background's; -inf (a masked class) becomes finite, +inf NaN."""
+        logits = jnp.where(logits < jnp.inf, logits, jnp.nan)  # a probability of 1 would hide an overflow
         classes = len(self.model.space.classes)
         if self.activation == "softmax" and logits.shape[-1] == classes + 1:
             logits = logits[..., 1:] - logits[..., :1]
@@ -329,6 +369,10 @@ class Predictor:
                     "the members of an ensemble do not fit together", found=f"another {', '.join(differing)}",
                     fix="give runs that were trained on the same corpora and classes",
                 )  # fmt: skip
+
+
+def _warned(text: str) -> None:
+    warnings.warn(text, DataWarning, stacklevel=3)
 
 
 def softmax(logits: Any, numpy: Any) -> Any:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float, Float32
 
-from medjax.errors import UsageError
+from medjax.errors import PredictError, UsageError
 
 DEPTH = 2  # window batches under way on the device while the host blends an earlier one, where memory allows
 THREADED = 1 << 20  # values per window above which blending is spread over threads
@@ -52,7 +52,8 @@ class WindowScores:
 
     Only about one window's extent of rows is in memory, so many classes of a large volume fit. `scores[a:b]` is a (b - a, y, x, c) array.
     Where even that is too much, a strip of the y axis is asked for at a time: each voxel gets the same windows in the same order, and only
-    the windows that touch two strips are computed twice.
+    the windows that touch two strips are computed twice. Scores that are not finite are a `PredictError`: compared with a threshold
+    they would all be background.
 
     Args:
       function: jitted; (k, *window, m) float32 -> (k, *window, c).
@@ -110,6 +111,11 @@ class WindowScores:
                 self._blended += 1
         left = self._pad[2][0]
         out = np.stack([self._rows[row][0][:, left : left + self.shape[2]] for row in range(low + start, low + stop)])
+        if not (np.isfinite(out.max(initial=0)) and np.isfinite(out.min(initial=0))):  # both hand on what is no number
+            raise PredictError(
+                "the network gives scores that are not finite numbers", found="NaN or infinity", expected="finite scores",
+                fix="check the model on another scan: its weights are damaged or overflow, or this scan's values are absurd",
+            )  # fmt: skip
         self._first = low + start
         for row in [row for row in self._rows if row < self._first]:
             del self._rows[row]

@@ -6,75 +6,42 @@ In: a `Segmentation` and the volume it belongs to. Out: files in the output fold
     <case>/<class>.nii.gz      one mask per class, overlapping as predicted           (one_file_per_class)
     <case>_prob.npz            class name -> (z, y, x) float16 probabilities          (probabilities)
     <case>_<map>.nii.gz        entropy, disagreement                                  (uncertainty)
-    <case>.json                what is in the files above; written last, so a case with it is complete
+    <case>.json                what is in the files above, with checksums of them and of the inputs; written first with "complete": false,
+                               so that a call that was killed is known to have written them, and again at the end
     statistics.csv             volume and mean intensity of every class in every case (statistics)
     run.json                   versions, settings, and of every case inputs (sha256), outputs and seconds
+
+Class names become file names and members of the archive by `names.file_stems`; the sidecar's `class_files` says which is which.
 """
 
+import contextlib
 import csv
+import gzip
 import hashlib
 import io
-import json
 import os
 import platform
-import re
-import uuid
-import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from medjax import files as disk
 from medjax.data import nifti
-from medjax.data.geometry import Transform
 from medjax.errors import PredictError
-from medjax.infer.masks import Masks, Region
+from medjax.infer import outputs, owned
+from medjax.infer.masks import Masks
 from medjax.infer.model import Segmentation
+from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
+from medjax.infer.probabilities import Probabilities
 from medjax.infer.segment import UNCERTAINTIES
 from medjax.labels import Corpus
 
 PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel")
-
-
-class Probabilities:
-    """Gathers the probabilities of all classes on the stored grid, as `Predictor.segment` hands them over (its `on_scores`).
-
-    They are kept in half precision in hidden files of the output folder, not in memory, until `pack` turns them into one archive.
-    """
-
-    def __init__(self, folder: Path, case: str):
-        self._folder, self._case = folder, f".{case}_prob.{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._files: dict[str, Path] = {}
-
-    def __call__(self, transform: Transform, region: Region, names: Sequence[str], values: np.ndarray) -> None:
-        """A region of the cropped canonical grid, (rows, y, x, c)."""
-        for channel, name in enumerate(names):
-            mode = "r+" if name in self._files else "w+"
-            path = self._files.setdefault(name, self._folder / f"{self._case}.{len(self._files)}.tmp")
-            try:  # opened for each block, so that what was written does not count as this process' memory
-                shape = None if mode == "r+" else transform.stored_shape
-                array = np.lib.format.open_memmap(path, mode, None if mode == "r+" else np.float16, shape)
-            except OSError as error:
-                raise _refused(path, error) from error
-            transform.image(array)[region] = values[..., channel]
-
-    def pack(self, path: Path) -> None:
-        """Writes them as an .npz: class name -> (z, y, x) float16."""
-
-        def fill(file: BinaryIO) -> None:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-                for name, source in self._files.items():
-                    archive.write(source, f"{name}.npy")
-
-        _atomically(path, fill)
-
-    def discard(self) -> None:
-        """Removes the hidden files."""
-        for path in self._files.values():
-            path.unlink(missing_ok=True)
-        self._files.clear()
+STATISTICS = ("case", "class", "voxels", "volume_ml", "mean_intensity")
 
 
 def write_case(
@@ -88,8 +55,9 @@ def write_case(
     probabilities: Probabilities | None = None,
     notes: Mapping[str, Any] | None = None,
     extra: Callable[[], list[str]] = list,
+    step: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Writes all files of one case; the sidecar goes first out and last in.
+    """Writes all files of one case.
 
     Args:
       volume: with pixels if `files.statistics` asks for intensities.
@@ -97,45 +65,120 @@ def write_case(
       files: a `predict.Files`.
       notes: further fields of the sidecar.
       extra: writes further files and returns their names.
+      step: called before every file; may raise to stop.
+
+    A mask of an earlier call that somebody has edited since is kept beside the new one, as `<name>.edited`.
 
     Returns: paths of the files, relative to `folder`.
     Raises: `DataError` or `PredictError` naming a file that cannot be written.
     """
     sidecar = folder / f"{case}.json"
-    sidecar.unlink(missing_ok=True)
-    outputs = [f"{case}.nii.gz"]
-    names = label_names(corpus)
-    nifti.write(folder / outputs[0], segmentation.label_map, volume, labels=names)
+    planned = outputs.of_case(case, files, segmentation.masks.names, tuple(segmentation.maps))[:-1]
+    before = owned.sidecar(folder, case)
+    _keep_edited(folder, before)
+    earlier = sorted({*before["files"], *before["earlier"]}) if before else []
+    promise = owned.mark("prediction") | {"case": case, "corpus": corpus.name, "complete": False, "files": dict.fromkeys(planned)}
+    step()
+    write_json(sidecar, promise | {"earlier": earlier})
+    try:
+        written, described = _write_files(folder, case, segmentation, volume, corpus, files, probabilities, extra, step)
+    except BaseException:
+        _forget(folder, case, planned, before)
+        raise
+    left = [name for name in earlier if name not in written and os.path.lexists(folder / name)]
+    write_json(sidecar, owned.mark("prediction") | described | {"earlier": left} | dict(notes or {}) | {"complete": True})
+    return [*written, sidecar.name]
+
+
+def _write_files(
+    folder: Path, case: str, segmentation: Segmentation, volume: nifti.Volume, corpus: Corpus, files: Any,
+    probabilities: Probabilities | None, extra: Callable[[], list[str]], step: Callable[[], None],
+) -> tuple[list[str], dict]:  # fmt: skip
+    """The files beside the sidecar, and what the sidecar says about them."""
+    written, names = [f"{case}.nii.gz"], label_names(corpus)
+    stems = dict(zip(segmentation.masks.names, file_stems(segmentation.masks.names), strict=True))
+    nifti.write(folder / written[0], segmentation.label_map, volume, labels=names)
     if files.one_file_per_class:
-        (folder / case).mkdir(exist_ok=True)
-        for name, file in zip(segmentation.masks, file_names(segmentation.masks.names), strict=True):
-            nifti.write(folder / case / file, segmentation.masks[name], volume, labels={1: name})
-            outputs.append(f"{case}/{file}")
+        try:
+            (folder / case).mkdir(exist_ok=True)
+        except OSError as error:
+            raise disk.refused(folder / case, error, error=PredictError) from error
+        for name, stem in stems.items():
+            step()
+            nifti.write(folder / case / f"{stem}.nii.gz", segmentation.masks[name], volume, labels={1: name})
+            written.append(f"{case}/{stem}.nii.gz")
     for name, array in segmentation.maps.items():
-        outputs.append(f"{case}_{name}.nii.gz")
-        nifti.write(folder / outputs[-1], array, volume)
+        step()
+        written.append(f"{case}_{name}.nii.gz")
+        nifti.write(folder / written[-1], array, volume)
     if probabilities is not None:
-        outputs.append(f"{case}_prob.npz")
-        probabilities.pack(folder / outputs[-1])
-    outputs += extra()
-    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
-    classes = {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in segmentation.masks.voxels.items()}
-    if files.statistics:
-        for name, means in mean_intensities(segmentation.masks, volume.array).items():
-            classes[name]["mean_intensity"] = means[0] if means else None
-            if means and len(means) > 1:
-                classes[name]["mean_intensities"] = means  # of all channels
+        step()
+        written.append(f"{case}_prob.npz")
+        probabilities.pack(folder / written[-1])
+    step()
+    written += extra()
     described = {
         "case": case,
         "corpus": corpus.name,
         "labels": {str(value): name for value, name in names.items()},
-        "classes": classes,
+        "classes": _classes(segmentation.masks, volume, files.statistics),
         "maps": {name: UNCERTAINTIES[name] for name in segmentation.maps},
         "postprocessing": {name: dict(steps) for name, steps in segmentation.changes.items()},
-        "files": {name: (folder / name).stat().st_size for name in outputs},
+        "files": {name: (folder / name).stat().st_size for name in written},
+        "checksums": {name: disk.checksum_of(folder / name) for name in written},
     }
-    write_json(sidecar, described | dict(notes or {}))
-    return [*outputs, sidecar.name]
+    if files.one_file_per_class or probabilities is not None:
+        described["class_files"] = stems
+    return written, described
+
+
+def _classes(masks: Masks, volume: nifti.Volume, statistics: bool) -> dict[str, dict]:
+    """Class -> voxels, volume and, if asked for, mean intensities."""
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    classes: dict[str, dict] = {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in masks.voxels.items()}
+    for name, means in mean_intensities(masks, volume.array).items() if statistics else ():
+        classes[name]["mean_intensity"] = means[0] if means else None
+        if means and len(means) > 1:
+            classes[name]["mean_intensities"] = means  # of all channels
+    return classes
+
+
+def _forget(folder: Path, case: str, planned: Sequence[str], before: Mapping | None) -> None:
+    """After a failure: without any file that it could tell of, the sidecar goes as well."""
+    with contextlib.suppress(OSError):
+        (folder / case).rmdir()  # only if it is empty
+    if before is None and not any(os.path.lexists(folder / name) for name in planned):
+        with contextlib.suppress(OSError):
+            (folder / f"{case}.json").unlink(missing_ok=True)
+
+
+def _keep_edited(folder: Path, before: Mapping | None) -> None:
+    """Moves masks aside that are whole but other than when they were written: somebody's work, not damage."""
+    for name, size in (before or {"files": {}})["files"].items():
+        path, known = folder / name, before.get("checksums", {}).get(name)
+        if before.get("complete") is False or not name.endswith(".nii.gz") or not path.is_file() or path.is_symlink():
+            continue
+        same = path.stat().st_size == size and (known is None or disk.checksum_of(path) == known)
+        if same or not _is_whole(path):
+            continue
+        number = 0
+        while os.path.lexists(free := path.with_name(f"{path.name}.edited{number or ''}")):
+            number += 1
+        try:
+            os.rename(path, free)
+        except OSError as error:
+            raise disk.refused(free, error, error=PredictError) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a gzip file decompresses to its end, with the right check sum."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 22):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] | None]:
@@ -152,29 +195,54 @@ def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] |
 
 
 def write_statistics(path: Path, cases: Sequence[str]) -> None:
-    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (of the first channel)."""
-    rows = [("case", "class", "voxels", "volume_ml", "mean_intensity")]
+    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (of the first channel).
+
+    Names that a spreadsheet would take for formulas begin with an apostrophe; `read_statistics` takes it off.
+    """
+    rows = [STATISTICS]
     for case in cases:
-        try:
-            classes = json.loads((path.parent / f"{case}.json").read_text())["classes"]
-        except (OSError, ValueError, KeyError):
-            continue
-        for name, found in classes.items():
-            mean = found.get("mean_intensity")
-            rows.append((case, name, found["voxels"], f"{found['volume_ml']:.6g}", "" if mean is None else f"{mean:.6g}"))
+        found = owned.sidecar(path.parent, case)
+        for name, entry in (found or {}).get("classes", {}).items():
+            mean = entry.get("mean_intensity")
+            numbers = (entry["voxels"], f"{entry['volume_ml']:.6g}", "" if mean is None else f"{mean:.6g}")
+            rows.append((spreadsheet(case), spreadsheet(name), *numbers))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    _atomically(path, lambda file: file.write(text.getvalue().encode()))
+    disk.write_text(path, text.getvalue(), error=PredictError)
 
 
-def is_complete(folder: Path, case: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether a finished prediction of the case is there: a readable sidecar with the `wanted` fields, and all files it lists, whole."""
+def read_statistics(path: Path) -> list[dict[str, str]]:
+    """The rows of statistics.csv, names as they were."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row | {k: from_spreadsheet(row[k]) for k in ("case", "class")} for row in csv.DictReader(file)]
+
+
+def is_complete(
+    folder: Path, case: str, wanted: Mapping[str, Any], inputs: Callable[[], Sequence[str]], listed: Mapping[str, Any] | None = None
+) -> str:
+    """Whether a finished prediction of the case is there.
+
+    Args:
+      wanted: fields of the sidecar. inputs: sha256 of the case's input files as they are now; called if all else agrees.
+      listed: the case's entry in an earlier manifest, for sidecars of medjax 0.1, which hold no hashes of the inputs.
+
+    Returns: "" if not: a sidecar of ours is missing, unfinished or made otherwise, a file it lists is missing or changed, or the inputs
+      have other hashes; "unhashed" if only the sizes of the files can be compared; else "complete".
+    """
+    found = owned.sidecar(folder, case)
+    if found is None or found.get("complete") is False or any(found.get(key) != value for key, value in wanted.items()):
+        return ""
+    hashes, recorded = found.get("checksums"), found.get("inputs") or (listed or {}).get("inputs")
     try:
-        found = json.loads((folder / f"{case}.json").read_text())
         whole = all((folder / name).stat().st_size == size for name, size in found["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return whole and all(found.get(key) == value for key, value in wanted.items())
+        whole = whole and f"{case}.nii.gz" in found["files"]
+        if not whole or not isinstance(recorded, dict) or list(recorded.values()) != list(inputs()):
+            return ""
+        if not isinstance(hashes, dict):
+            return "unhashed"
+        return "complete" if all(disk.checksum_of(folder / name) == hashes.get(name) for name in found["files"]) else ""
+    except (OSError, TypeError, AttributeError):
+        return ""
 
 
 def label_names(corpus: Corpus) -> dict[int, str]:
@@ -190,11 +258,7 @@ def label_names(corpus: Corpus) -> dict[int, str]:
 
 def file_names(classes: Sequence[str]) -> list[str]:
     """Distinct file names for class names, which may hold slashes or blanks."""
-    names: list[str] = []
-    for name in classes:
-        plain = re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class"
-        names.append(plain if plain not in names else f"{plain}_{len(names)}")
-    return [f"{name}.nii.gz" for name in names]
+    return [f"{stem}.nii.gz" for stem in file_stems(classes)]
 
 
 def versions() -> dict[str, str]:
@@ -209,27 +273,13 @@ def versions() -> dict[str, str]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal digest of a file's bytes."""
+    """Hexadecimal digest of a file's bytes; "unhashed" for what is no file (a record of a data set)."""
+    if not os.path.isfile(path):
+        return "unhashed"
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name, then renames it."""
-    _atomically(path, lambda file: file.write((json.dumps(fields, indent=1, allow_nan=False) + "\n").encode()))
-
-
-def _atomically(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            fill(file)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _refused(path: Path, error: OSError) -> PredictError:
-    return PredictError(f"cannot write ({error.strerror})", path=path, fix="check folder, permissions and free space")
+    """Writes JSON whole or not at all; `PredictError` where that is impossible."""
+    disk.write_json(path, fields, error=PredictError)

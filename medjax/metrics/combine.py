@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medjax.errors import UsageError, did_you_mean
 from medjax.metrics.report import Result
-from medjax.metrics.tables import table
+from medjax.metrics.tables import escaped, table
 
 Column = Mapping[str, float]
 
@@ -83,9 +83,9 @@ def markdown(columns: Mapping[str, Column], metric: str = "Dice") -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
-    rows = [[name, *(number(c.get(name)) for c in columns.values()), number(mean)] for name, mean in means.items()]
+    rows = [[escaped(name), *(number(c.get(name)) for c in columns.values()), number(mean)] for name, mean in means.items()]
     rows.append(["**mean over classes**", *(number(sum(c.values()) / len(c)) if c else "" for c in columns.values()), number(overall)])
-    return "\n".join(table([metric, *columns, "mean over data sets"], rows))
+    return "\n".join(table([metric, *map(escaped, columns), "mean over data sets"], rows))
 
 
 def _pooled(

@@ -10,7 +10,6 @@ patients). p values are corrected by Holm within each metric over all (corpus, c
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +17,13 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from medjax import __version__, files
 from medjax.errors import MetricError, UsageError, did_you_mean
+from medjax.infer.owned import MARK, mark
+from medjax.metrics import written
 from medjax.metrics.aggregate import ABSENT, FOUND, PERFECT, Row, aggregate
 from medjax.metrics.report import Result
-from medjax.metrics.tables import DECIMALS, TITLES, chance, mean
+from medjax.metrics.tables import DECIMALS, TITLES, chance, escaped, mean
 
 TESTS = ("wilcoxon", "permutation")
 EXACT = 14  # patients up to which all sign patterns are tried
@@ -49,7 +51,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """One table per metric: both means, the difference with its interval, and p after Holm; * marks p < 0.05."""
-        first, second = self.names
+        first, second = map(escaped, self.names)
         lines = [
             f"## {second} against {first}",
             "",
@@ -65,30 +67,36 @@ class Comparison:
                     both = " | ".join("-" if v is None else f"{v:.{digits}f}" for v in (cell["first"], cell["second"]))
                     star = " *" if cell["p_holm"] is not None and cell["p_holm"] < LEVEL else ""
                     chances = " | ".join(chance(cell[key]) for key in ("p", "p_holm"))
-                    lines.append(f"| {corpus} | {name} | {both} | {mean(cell, metric)}{star} | {chances} | {cell['n']} |")
+                    lines.append(f"| {escaped(corpus)} | {escaped(name)} | {both} | {mean(cell, metric)}{star} | {chances} | {cell['n']} |")
             lines += [f"| all | mean over cells | | | {mean(self.overall[metric], metric)} | | | |", ""]
         for name, cases in self.unpaired.items():
-            lines += [f"Scored for {name} only, so not compared: {', '.join(cases)}.", ""] if cases else []
+            lines += [f"Scored for {escaped(name)} only, so not compared: {', '.join(map(escaped, cases))}.", ""] if cases else []
         lines.append(f"Test: {self.test}, on the mean difference of each patient; Holm's correction within each metric over all classes.")
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, "", f"Computed by medjax {__version__}.", ""])
 
     def to_json(self) -> dict:
         """JSON-ready fields."""
         return dataclasses.asdict(self)
 
-    def write(self, folder: str | os.PathLike) -> None:
-        """Writes comparison.json and comparison.md, each complete or not at all."""
-        files = {"comparison.json": json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", "comparison.md": self.markdown()}
-        for name, content in files.items():
-            temporary = Path(folder) / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, Path(folder) / name)
+    def write(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes comparison.json and comparison.md, each complete or not at all.
+
+        Raises: `UsageError` if one of them is there and medjax did not write it, unless `overwrite`.
+        """
+        folder = Path(folder)
+        written.check(folder, written.COMPARISON[:2], overwrite=overwrite)
+        files.write_json(folder / "comparison.json", self.to_json() | mark("comparison"))
+        files.write_text(folder / "comparison.md", self.markdown())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Comparison":
         """What `write` left in comparison.json."""
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**fields | {"names": tuple(fields["names"]), "metrics": tuple(fields["metrics"])})
+        fields = files.read_json(path)
+        try:
+            fields = {k: v for k, v in fields.items() if k != MARK}
+            return cls(**fields | {"names": tuple(fields["names"]), "metrics": tuple(fields["metrics"])})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError("not a comparison that medjax wrote", path=path, fix="run `medjax evaluate --compare` again") from error
 
 
 def compare(

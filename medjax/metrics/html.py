@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medjax import files
 from medjax.data.cases import failure
 from medjax.data.inputs import Case, read_json
 from medjax.errors import MedjaxError, UsageError
+from medjax.infer import owned
 from medjax.metrics import page, pictures, plots, scans, sections, tables
 from medjax.metrics.compare import Comparison
 from medjax.metrics.page import Cell, number, text
@@ -31,22 +33,24 @@ def prediction_report(
     voxels: int = VOXELS,
     budget_mb: float = BUDGET_MB,
     path: str | os.PathLike | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Writes `report.html` into a folder of predictions: cases, volumes, seconds, failures, previews, and a viewer.
 
     Args:
       folder: with run.json and one sidecar `<case>.json` per mask, as `medjax predict` leaves it.
       cases: at most so many in the viewer. voxels: per embedded volume. budget_mb: for all of them; the rest is left out, and said so.
-      path: of the page; default `folder/report.html`.
+      path: of the page; default `folder/report.html`. overwrite: also replace a page that medjax did not write.
 
-    Returns: the path written. Raises: `UsageError` for a folder without run.json.
+    Returns: the path written. Raises: `UsageError` for a folder without run.json, or a page that medjax did not write.
     """
     folder = Path(folder)
+    path = _page(path or folder / REPORT, overwrite)
     manifest = _manifest(folder)
     sidecars, broken = {}, []
     for name in manifest.get("cases", {}):
         try:
-            sidecars[name] = read_json(folder / f"{name}.json")
+            sidecars[name] = _sidecar(folder, name)
         except MedjaxError as error:
             broken.append({"case": name} | error.record())
     failed = [*manifest.get("failed", []), *broken]
@@ -66,6 +70,8 @@ def prediction_report(
     ]
     facts += [(name, manifest[name]) for name in ("device", "corpus") if manifest.get(name)]
     content = []
+    if doubtful := _warnings(sidecars):
+        content.append(("warnings", "Warnings", doubtful))
     if payloads:
         content.append(("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER))
     content.append(("volumes", "Volumes and statistics", _statistics(sidecars)))
@@ -75,9 +81,9 @@ def prediction_report(
     if failed:
         content.append(("failed", "Failed", page.failures(failed)))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.get("versions", {}).items())
-    subtitle = f"{folder.resolve()}" + (f" ({versions})" if versions else "")
+    subtitle = os.path.realpath(folder) + (f" ({versions})" if versions else "")
     notes = "Volumes are voxel counts times voxel size on the grid of the scan. Masks are predictions of a model, not findings."
-    return write(path or folder / REPORT, page.page("Prediction", subtitle, facts, content, payloads, notes))
+    return write(path, page.page("Prediction", subtitle, facts, content, payloads, notes))
 
 
 def evaluation_report(
@@ -89,16 +95,18 @@ def evaluation_report(
     cases: int = CASES,
     voxels: int = VOXELS,
     budget_mb: float = BUDGET_MB,
+    overwrite: bool = False,
 ) -> Path:
     """Writes `report.html` into the folder of an evaluation: scores, plots, comparison, viewer, cases, worst cases, failures.
 
     Args:
       comparison: from `compare.compare`. pictures_of: (title, PNG) of the worst cases, from `pictures.montages`.
-      cases, voxels, budget_mb: see `prediction_report`; 0 cases leave the viewer out.
+      cases, voxels, budget_mb, overwrite: see `prediction_report`; 0 cases leave the viewer out.
 
     Returns: the path written. Files of the evaluation that have moved since cost the viewer their case, nothing else.
     """
     folder = Path(folder)
+    path = _page(folder / REPORT, overwrite)
     payloads, left = embed(pictures.shown(result, cases), voxels, budget_mb)
     found = result.tables
     facts = [("cases scored", len(result.pairs)), ("failed", len(result.failed)), ("classes", len(found["classes"]))]
@@ -116,15 +124,15 @@ def evaluation_report(
         content.append(("worst", "Worst cases", sections.pictures(pictures_of)))
     if result.failed:
         content.append(("failed", "Not scored", page.failures(result.failed)))
-    subtitle = f"{', '.join(result.corpora)}; {folder.resolve()}"
-    return write(folder / REPORT, page.page("Evaluation", subtitle, facts, content, payloads, " ".join(tables.notes(result))))
+    subtitle = f"{', '.join(result.corpora)}; {os.path.realpath(folder)}"
+    return write(path, page.page("Evaluation", subtitle, facts, content, payloads, " ".join(tables.notes(result))))
 
 
 def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
     """Writes the report of what a folder holds: an evaluation, a prediction, or a run with either inside.
 
     Args:
-      options: cases, voxels, budget_mb; see `prediction_report`.
+      options: cases, voxels, budget_mb, overwrite; see `prediction_report`.
 
     Returns: the paths written. Raises: `UsageError` where there is nothing to report.
     """
@@ -164,13 +172,34 @@ def embed(shown: Sequence[scans.Shown], voxels: int, budget_mb: float) -> tuple[
 
 
 def write(path: str | os.PathLike, content: str) -> Path:
-    """Text under a temporary name, then renamed."""
+    """Text, whole or not at all; the folder is made. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, content)
     return path
+
+
+def _page(path: str | os.PathLike, overwrite: bool) -> Path:
+    """The path, if a page may be written there."""
+    path = Path(path)
+    owned.refuse_foreign(path.parent, [path.name], lambda name: owned.is_marked(path), overwrite=overwrite, what="the page")
+    return path
+
+
+def _sidecar(folder: Path, name: str) -> dict:
+    """What is known of a case; names come from a file and must not lead elsewhere."""
+    files.check_name(name, "case name", path=folder)
+    found = read_json(folder / f"{name}.json")
+    if not isinstance(found, dict):
+        raise UsageError("not the sidecar of a prediction", path=folder / f"{name}.json", expected="an object")
+    return found
+
+
+def _warnings(sidecars: Mapping[str, Mapping]) -> str:
+    """What the predictions warn about, by case."""
+    said = [(name, warning) for name, side in sidecars.items() for warning in side.get("warnings") or ()]
+    rows = "".join(f'<li><b>{text(name)}</b> <span class="bad">{text(str(warning))}</span></li>' for name, warning in said)
+    return f"<ul>{rows}</ul>" if said else ""
 
 
 def _predicted_here(folder: Path) -> bool:
@@ -179,13 +208,13 @@ def _predicted_here(folder: Path) -> bool:
 
 def _manifest(folder: Path) -> dict:
     """run.json; where several calls shared the cases, what all of their manifests tell."""
-    files = [path for path in (folder / "run.json", *sorted(folder.glob("run_part*.json"))) if path.is_file()]
-    if not files:
+    found_here = [path for path in (folder / "run.json", *sorted(folder.glob("run_part*.json"))) if path.is_file()]
+    if not found_here:
         raise UsageError(
             "no prediction here", path=folder, expected="a folder with run.json", fix="give the output folder of `medjax predict`"
         )
     joined: dict = {"cases": {}, "failed": []}
-    for path in files:
+    for path in found_here:
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
             raise UsageError("not the manifest of a prediction", path=path, expected='an object with "cases"')

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.errors import MetricError
+from medjax import __version__, files
+from medjax.errors import MetricError, shown
 
 # Okabe and Ito's palette, reordered so that neighbours differ on a grey ground; further classes get hues by the golden angle.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -87,17 +88,21 @@ def montage(
             if column == 0:
                 axes.set_ylabel(f"{PLANES[axis]}  {places[axis]}", color=INK, fontsize=8, labelpad=2)
     if title:
-        figure.text(0.03, 1 - 0.06 / total, title, color=INK, fontsize=9, va="top", ha="left")
+        figure.text(0.03, 1 - 0.06 / total, _plain(title), color=INK, fontsize=9, va="top", ha="left")
     handles = [Line2D([], [], color=colours[i], linewidth=3) for i in legend]
     if handles:
-        labels = [(names or {}).get(i, str(i)) for i in legend]
+        labels = [_plain((names or {}).get(i, str(i))) for i in legend]
         style = {"frameon": False, "labelcolor": INK, "fontsize": 8, "handlelength": 1.2, "borderaxespad": 0.4}
         figure.legend(handles, labels, loc="lower center", ncols=min(columns, len(legend)), **style)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=110, facecolor=GROUND)
-    os.replace(temporary, path)
+    with files.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110, facecolor=GROUND, metadata={"Software": f"medjax {__version__}"})
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib draws it: no formulas, no control characters."""
+    return shown(name).replace("$", r"\$")
 
 
 def colour(position: int) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from medjax.data import formats, geometry, nifti
 from medjax.data.cases import failure
 from medjax.data.inputs import Case
 from medjax.labels import Corpus
-from medjax.metrics import masks, montage, scans
+from medjax.metrics import masks, montage, scans, written
 from medjax.metrics.report import Pair, Result
 
 Scored = tuple[str, Pair, float | None]  # corpus, pair, mean Dice over the classes that were scored
@@ -47,11 +47,12 @@ def chosen(result: Result, count: int) -> list[Scored]:
 
 
 def montages(result: Result, folder: Path, count: int) -> tuple[list[tuple[str, Path]], list[dict]]:
-    """Draws the worst `count` cases into `folder`; returns (title, path) of each, and records of those that could not be drawn."""
+    """Draws the worst `count` cases into `folder`/montages; returns (title, path) of each, and records of those that could not be drawn."""
     drawn, failed = [], []
+    places = written.montages([(corpus, pair.case) for corpus, pair in result.pairs])
     worst = [entry for entry in ranked(result) if entry[2] is not None][:count]
     for corpus, pair, dice in worst:
-        path = folder / f"{corpus}_{pair.case}.png"
+        path = folder / places[corpus, pair.case]
         try:
             _draw(pair, result.corpora[corpus], path, f"{pair.case}   mean Dice {dice:.3f}")
         except Exception as error:

@@ -3,16 +3,23 @@
 In: numbers by name. Out: an `<svg>` element whose marks carry their case as a tooltip.
 """
 
+import html
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
+
+from medjax.errors import shown
 
 Number = int | float
 
 STYLE = 'font-family="system-ui, Liberation Sans, sans-serif" font-size="12"'
 INK, FAINT, FILL, DOT = "currentColor", "#8a94a0", "#56B4E9", "#0072B2"
+
+
+def escape(name: str) -> str:
+    """A name as text of an SVG: no markup, no control characters (which XML forbids)."""
+    return html.escape(shown(name))
 
 
 def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, Number]]], low: Number | None = None, high: Number | None = None) -> str:

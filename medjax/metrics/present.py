@@ -4,27 +4,35 @@ In: a `Result` whose numbers are written. Out: plots/, montages/ and report.html
 """
 
 import os
-import re
 from pathlib import Path
 
-from medjax.metrics import html, pictures, sections
+from medjax import __version__
+from medjax.metrics import html, pictures, sections, written
 from medjax.metrics.compare import Comparison
 from medjax.metrics.report import Result
 
 
 def present(
-    result: Result, folder: str | os.PathLike, *, comparison: Comparison | None = None, montages: int = 6, viewer_cases: int = html.CASES
+    result: Result,
+    folder: str | os.PathLike,
+    *,
+    comparison: Comparison | None = None,
+    montages: int = 6,
+    viewer_cases: int = html.CASES,
+    overwrite: bool = False,
 ) -> Path:
     """Draws into `folder`; a case that cannot be drawn is named in the page and costs nothing else.
 
     Args:
       montages: pictures of so many of the worst cases. viewer_cases: scans inside the page.
+      overwrite: also replace files that medjax did not write.
 
-    Returns: the path of report.html.
+    Returns: the path of report.html. Raises: `UsageError` if a file is in the way that medjax did not write.
     """
-    folder = Path(folder)
+    folder, places = Path(folder), written.plots(result.classes)
+    names = written.planned(result.classes, [(corpus, pair.case) for corpus, pair in result.pairs] if montages else [])
+    written.check(folder, [name for name in names if name not in written.NUMBERS], overwrite=overwrite)
     for name, svg in sections.figures(result).items():
-        file = re.sub(r"[^\w.+-]+", "_", name)
-        html.write(folder / "plots" / f"{file}.svg", svg.replace("currentColor", "#1b1f24"))
-    drawn, _ = pictures.montages(result, folder / "montages", montages)
-    return html.evaluation_report(result, folder, comparison=comparison, pictures_of=drawn, cases=viewer_cases)
+        html.write(folder / places[name], f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"))
+    drawn, _ = pictures.montages(result, folder, montages)
+    return html.evaluation_report(result, folder, comparison=comparison, pictures_of=drawn, cases=viewer_cases, overwrite=overwrite)

@@ -13,12 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data.inputs import Case, Mask, read_json
 from medjax.errors import MetricError, UsageError
+from medjax.infer import outputs
+from medjax.infer.names import from_spreadsheet, spreadsheet
+from medjax.infer.owned import mark
 from medjax.labels import Corpus
-from medjax.metrics import overlap, tables
+from medjax.metrics import overlap, tables, written
 from medjax.metrics.aggregate import Row, aggregate
 
+COLUMNS = ("case", "dataset", "class", "metric", "value")  # of cases.csv
 COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
 
 
@@ -112,29 +117,41 @@ class Result:
             raise UsageError(f"not a summary that medjax wrote ({error!r})", path=path, fix="run `medjax evaluate` again") from error
 
     def csv(self) -> str:
-        """Long form: case, dataset (the corpus), class, metric, value; a metric left out of the means (both empty) has an empty value."""
+        """Long form: case, dataset (the corpus), class, metric, value; a metric left out of the means (both empty) has an empty value.
+
+        Names that a spreadsheet would take for formulas begin with an apostrophe; `read_cases` takes it off.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "dataset", "class", "metric", "value"])
+        writer.writerow(COLUMNS)
         for row in self.rows:
             fields = {m: row.scores.get(m, "") for m in self.tables["metrics"]} | _count_fields(row.counts) | {"status": row.status}
-            writer.writerows([row.case, row.corpus, row.name, metric, value] for metric, value in fields.items())
+            names = [spreadsheet(name) for name in (row.case, row.corpus, row.name)]
+            writer.writerows([*names, metric, value] for metric, value in fields.items())
         return text.getvalue()
 
     def markdown(self) -> str:
         """The tables for a reader; see `tables.markdown`."""
         return tables.markdown(self)
 
-    def write(self, folder: str | os.PathLike) -> None:
-        """Writes summary.json, cases.csv and table.md into `folder`, each complete or not at all."""
+    def write(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes summary.json, cases.csv and table.md into `folder`, each complete or not at all.
+
+        Raises: `UsageError` if one of them is there and medjax did not write it, unless `overwrite`; `WriteError` for a full disk.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        summary = json.dumps(self.summary(), indent=2, allow_nan=False)
-        files = {"summary.json": summary, "cases.csv": self.csv(), "table.md": self.markdown()}
-        for name, text in files.items():
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / name)
+        written.check(folder, written.NUMBERS, overwrite=overwrite)
+        owned = {"files": sorted({*written.listed(folder), "cases.csv"})} | mark("evaluation")
+        outputs.make_folder(folder)
+        files.write_text(folder / "summary.json", json.dumps(self.summary() | owned, indent=2, allow_nan=False))
+        files.write_text(folder / "cases.csv", self.csv())
+        files.write_text(folder / "table.md", self.markdown())
+
+
+def read_cases(path: str | os.PathLike) -> list[dict[str, str]]:
+    """The rows of cases.csv, names as they were."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row | {name: from_spreadsheet(row[name]) for name in COLUMNS[:3]} for row in csv.DictReader(file)]
 
 
 def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None = None) -> Result:
@@ -183,9 +200,9 @@ def _restored(summary: Mapping) -> Result:
     metrics, rows, pairs = summary["metrics"], [], []
     for case in summary["metric_per_case"]:
         corpus, names = case["corpus"], summary["labels"][case["corpus"]]
-        files = tuple(Mask(*mask) for mask in case.get("masks", ()))
-        label = None if files else case["reference_file"]
-        source = Case(case["case"], tuple(case["images"]), label, corpus, patient=case["patient"], masks=files)
+        own = tuple(Mask(*mask) for mask in case.get("masks", ()))
+        label = None if own else case["reference_file"]
+        source = Case(case["case"], tuple(case["images"]), label, corpus, patient=case["patient"], masks=own)
         pairs.append((corpus, Pair(case["case"], case["reference_file"], case["prediction_file"], case["patient"], source)))
         for key, values in case["metrics"].items():
             scores = {m: values[m] for m in metrics if values[m] is not None}

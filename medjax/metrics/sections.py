@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.metrics import page, plots, tables
+from medjax.metrics import page, plots, tables, written
 from medjax.metrics.compare import LEVEL, Comparison
 from medjax.metrics.page import Cell, number, text
 from medjax.metrics.report import Result
 
-PLOTTED = ("Dice", "NSD", "HD95")
 AGREEMENT_PLOTS = 12  # volume plots in a page; the tables hold the bias of all classes
 CASE_ROWS = 2000
 
@@ -42,7 +41,7 @@ def figures(result: Result) -> dict[str, str]:
     """Name -> SVG: a box plot per corpus and metric, and the agreement of volumes of the first classes."""
     drawn = {}
     for corpus, names in result.classes.items():
-        for metric in (m for m in PLOTTED if m in result.tables["metrics"]):
+        for metric in (m for m in written.PLOTTED if m in result.tables["metrics"]):
             rows = [row for row in result.rows if row.corpus == corpus and metric in row.scores]
             values = {name: [(row.case, row.scores[metric]) for row in rows if row.name == name] for name in names}
             high = 1.0 if metric != "HD95" else None

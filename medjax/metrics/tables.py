@@ -3,9 +3,12 @@
 In: a `Result`. Out: text.
 """
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 
 from medjax import __version__
+from medjax.errors import shown
 from medjax.metrics.surface import DEFINITION
 
 REPORTED = ("Dice", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
@@ -25,7 +28,7 @@ def markdown(result) -> str:
     for corpus, cells in found["cells"].items():
         rows = [
             [
-                name,
+                escaped(name),
                 *(mean(cell[m], m) for m in metrics),
                 cell[metrics[0]]["n"],
                 cell["n_missed"],
@@ -35,21 +38,26 @@ def markdown(result) -> str:
             for name, cell in cells.items()
         ]
         rows.append(["**mean over classes**", *(mean(found["corpora"][corpus][m], m) for m in metrics), "", "", "", ""])
-        lines += [f"## {corpus}", "", "Mean [95 % interval over patients]; n cases scored.", ""]
+        lines += [f"## {escaped(corpus)}", "", "Mean [95 % interval over patients]; n cases scored.", ""]
         lines += table(["class", *(TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"], rows)
         lines += ["Standard deviation; median (interquartile range).", ""]
         lines += table(
-            ["class", *(TITLES.get(m, m) for m in metrics)], [[n, *(spread(c[m], m) for m in metrics)] for n, c in cells.items()]
+            ["class", *(TITLES.get(m, m) for m in metrics)], [[escaped(n), *(spread(c[m], m) for m in metrics)] for n, c in cells.items()]
         )
     pools = {"Groups": found["groups"]} if found["groups"] else {}
     if len(result.corpora) > 1:
         pools["Classes over corpora"] = found["classes"]
         pools["All"] = {"mean over corpora and classes": found["overall"]}
     for title, pooled in pools.items():
-        rows = [[name, *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()]
+        rows = [[escaped(name), *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()]
         lines += [f"## {title}", "", *table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
     if result.failed:
-        lines += ["## Not scored", "", *(f"- {f['corpus']}/{f['case']}: {f['message']}" for f in result.failed), ""]
+        lines += [
+            "## Not scored",
+            "",
+            *(f"- {escaped(f['corpus'])}/{escaped(f['case'])}: {escaped(f['message'])}" for f in result.failed),
+            "",
+        ]
     return "\n".join([*lines, *notes(result), ""])
 
 
@@ -92,11 +100,19 @@ def _tolerance(tolerance: float | Mapping) -> str:
     """One number, or what is particular."""
     if not isinstance(tolerance, Mapping):
         return f"{tolerance:g} mm"
-    return ", ".join(f"{name} {_tolerance(value)}" for name, value in tolerance.items())
+    return ", ".join(f"{escaped(name)} {_tolerance(value)}" for name, value in tolerance.items())
+
+
+def escaped(name: object) -> str:
+    """A name from a file as Markdown text: no markup, no HTML, no end of a cell or a line, no control characters.
+
+    >>> escaped("<b>|")
+    '&lt;b&gt;\\\\|'
+    """
+    return html.escape(re.sub(r"([\\|`*\[\]])", r"\\\1", shown(name)), quote=False)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence]) -> list[str]:
-    """The lines of a Markdown table, and an empty one."""
-    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in (heads, *rows)]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    """The lines of a Markdown table, and an empty one; names must be `escaped`."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (heads, *rows)]
     return [lines[0], "|---" * len(heads) + "|", *lines[1:], ""]

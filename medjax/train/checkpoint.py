@@ -1,15 +1,18 @@
 """Checkpoints: atomic, asynchronous, kept by age and by metric, restored onto any number of devices. The only file that knows orbax.
 
-On disk: <folder>/<step>/ with the parameters, the rest of the state, and JSON facts (step, metric, recipe, progress of the run). A step is
-written under a temporary name and renamed when complete, so a step folder is whole or absent; one that cannot be read all the same
-(a bad disk, a half copy) is set aside in favour of the one before it.
+On disk: <folder>/<step>/ with the parameters, the rest of the state, JSON facts (step, metric, recipe, progress of the run) and hashes of
+all files. A step is written under a temporary name and renamed when complete, so a step folder is whole or absent. One that cannot be read
+anyway (a bad disk, a partial copy) is set aside in favour of the one before it; if none can be read, nothing is touched and that is an
+error. `saved.json` beside the folder names the newest step, so that a folder that went missing is noticed too.
 """
 
 import contextlib
 import functools
 import itertools
 import json
+import logging
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,56 +22,42 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from medjax.errors import TrainError
+from medjax import files
+from medjax.errors import MedjaxError, TrainError
+from medjax.train import hashes
 from medjax.train import rules as rule_lists
+from medjax.train.stepfolder import (
+    FACTS,
+    best_step,
+    damaged,
+    facts_of,
+    find,
+    latest_step,
+    newest_saved,
+    read_facts,
+    require_readable,
+    saved_path,
+    steps,
+)  # fmt: skip
 
-FACTS = "_CHECKPOINT_METADATA"  # orbax' own JSON file of a step; ours are its custom metadata
+__all__ = [
+    "FACTS",
+    "Checkpoints",
+    "best_step",
+    "find",
+    "latest_step",
+    "load_params",
+    "read_facts",
+    "read_params",
+    "require_readable",
+    "steps",
+]
 
-
-def steps(folder: str | Path) -> list[int]:
-    """The complete checkpoints of a folder, ascending; empty for a missing folder. Reads no arrays."""
-    folder = Path(folder)
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit() and (folder / name / FACTS).is_file())
-
-
-def latest_step(folder: str | Path) -> int | None:
-    """The newest complete checkpoint, or None."""
-    return max(steps(folder), default=None)
-
-
-def best_step(folder: str | Path) -> int | None:
-    """The checkpoint with the highest metric (the newest among equals), or None if none has one."""
-    rated = [(facts["metric"], step) for step in steps(folder) if (facts := read_facts(folder, step)).get("metric") is not None]
-    return max(rated)[1] if rated else None
-
-
-def read_facts(folder: str | Path, step: int) -> dict:
-    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays; `TrainError` if they cannot be read."""
-    return _facts(Path(folder) / str(step))
-
-
-def find(path: str | Path, which: str = "last") -> Path:
-    """The folder of one checkpoint.
-
-    Args:
-      path: a run folder, its `checkpoints` folder, or already the folder of one step.
-      which: "last", "best" (highest metric, else the last), or a step as text.
-
-    Raises: `TrainError` naming what was searched.
-    """
-    path = Path(path)
-    if (path / FACTS).is_file():
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if which == "best":
-        step = best_step(folder) or latest_step(folder)
-    else:
-        step = latest_step(folder) if which == "last" else int(which) if which.isdigit() else None
-    if step is None or step not in steps(folder):
-        found = steps(folder) or "no complete checkpoint"
-        raise TrainError(f"no checkpoint {which!r}", path=folder, found=found, fix="train first, or name another step")
-    return folder / str(step)
+FULL = {
+    "No space left on device": "the disk is full: ", "Disk quota exceeded": "the quota is used up: ",
+    "File too large": "files may not grow that large here: ",
+}  # fmt: skip
+TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 
 
 def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "last") -> Any:
@@ -89,7 +78,7 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
     names = [rule_lists.path_name(keys) for keys, _ in flat]
     kept = {name for name in names if keep and re.search(keep, name)}
     wanted = {name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept}
-    arrays = _facts(folder)["arrays"]["params"]
+    arrays = _checked(folder)
     stored = {name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))}
     _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
     loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
@@ -105,7 +94,7 @@ def read_params(path: str | Path, which: str = "last") -> dict:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # a process that was told to see accelerators only
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = _facts(folder)["arrays"]["params"]
+    shapes = _checked(folder)
     target = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32, sharding=where) for name, shape in shapes.items()}
     return jax.tree.map(np.asarray, _load(folder, {"params": _nest(target)})["params"])
 
@@ -125,14 +114,19 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
+        context = ocp.Context()
+        context.asynchronous.post_finalization_callback = lambda: (
+            self._hash()
+        )  # orbax copies it, which would copy what a method is bound to
         self._open = functools.partial(
             ocp.training.Checkpointer,
             str(self.folder),
+            context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(1, keep)), best]),
             cleanup_tmp_directories=True,
         )
-        self._orbax = None
+        self._orbax, self._pending, self._writing, self._facts = None, None, None, {}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -147,10 +141,15 @@ class Checkpoints:
         """
         parts = _parts(state)
         arrays = {part: _shapes(tree) for part, tree in parts.items()}
-        facts = json.loads(json.dumps({"step": step, "metric": metric, **facts, "arrays": arrays}))  # a copy: it is written later
+        facts = json.loads(
+            json.dumps({"step": step, "metric": metric, **facts, "arrays": arrays, "hashed": True})
+        )  # a copy: it is written later
         with self._failures():
+            logging.getLogger("absl").addFilter(_UNHEARD)
             self._orbax = self._orbax or self._open()
-            self._orbax.save_checkpointables_async(
+            self._finish()
+            self._writing, self._facts = step, facts
+            self._pending = self._orbax.save_checkpointables_async(
                 step,
                 parts,
                 custom_metadata=facts,
@@ -166,21 +165,24 @@ class Checkpoints:
           target: abstract state with shardings, on any number of devices.
           accept: is shown the facts of a checkpoint before its arrays are read, and may raise.
 
-        Raises: `TrainError` if the stored names or shapes are not those of `target`, or if no checkpoint can be read: a run never starts
-        again silently. Unreadable ones are renamed to <step>.unreadable with a warning.
+        Raises: `TrainError` if the stored names or shapes are not those of `target`, or if checkpoints were saved but none can be read: a
+        run never starts again silently, and nothing is touched. Unreadable ones beside a readable one are renamed to <step>.unreadable
+        with a warning.
         """
         self.close()
-        self._tidy()
+        require_readable(self.folder)
         found, wanted = steps(self.folder), _parts(target)
+        missing, problems = (newest_saved(self.folder) or 0) > max(found, default=0), {}
         for step in reversed(found):
             folder = self.folder / str(step)
             state = facts = problem = None
             try:
                 facts = read_facts(self.folder, step)
                 arrays = {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in facts["arrays"][part].items()}
-            except (TrainError, KeyError, AttributeError) as error:
+                hashes.check(folder, facts, share=(jax.process_index(), jax.process_count()))
+            except (TrainError, KeyError, AttributeError, TypeError) as error:
                 problem = error
-            if problem is None:
+            if _everywhere(problem is None):
                 accept(facts)
                 _compare(folder, {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in _shapes(wanted[part]).items()}, arrays)
                 try:
@@ -188,12 +190,20 @@ class Checkpoints:
                     state = {**loaded.get("train", {}), "params": loaded["params"]}
                 except TrainError as error:
                     problem = error
-            if _everywhere(problem is None):
-                return state, facts
-            warnings.warn(f"{folder}: unreadable checkpoint set aside ({type(problem).__name__}: {problem})", RuntimeWarning, stacklevel=2)
-            self._set_aside([folder])
+                if _everywhere(problem is None):
+                    self._set_aside(problems)
+                    if missing:
+                        text = f"{self.folder}: step {newest_saved(self.folder)} was saved but cannot be used; going on from step {step}"
+                        warnings.warn(text, RuntimeWarning, stacklevel=2)
+                    return state, facts
+            problems[folder] = problem or "another process cannot read it"
+            text = f"{folder}: unreadable checkpoint ({type(problem).__name__}: {problem})"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         if found:
-            raise TrainError("no checkpoint can be read", path=self.folder, found=found, fix="restore a copy, or use another workdir")
+            raise TrainError(
+                "no checkpoint can be read", path=self.folder, found="; ".join(f"{path.name}: {why}" for path, why in problems.items()),
+                fix="copy the whole folder again; to start from the first step, use another --workdir",
+            )  # fmt: skip
         return None
 
     def wait(self) -> None:
@@ -205,35 +215,75 @@ class Checkpoints:
         orbax, self._orbax = self._orbax, None
         if orbax is not None:
             with self._failures():
+                self._finish()
                 orbax.close()
+
+    def _finish(self) -> None:
+        """Waits for the step that is being written, and notes it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+            if (path := saved_path(self.folder)) and jax.process_index() == 0:
+                files.write_json(path, {"step": self._writing}, error=TrainError)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if self._writing is not None and jax.process_index() == 0:  # half a checkpoint, which nobody can use
+                shutil.rmtree(self.folder / f"{self._writing}{TEMPORARY}", ignore_errors=True)
+            self._pending = self._writing = None
             raise TrainError(
-                "a checkpoint could not be written", path=self.folder, found=reason[:300], fix="free disk space, then resume"
-            ) from error
+                "a checkpoint could not be written; the older ones are untouched", path=self.folder, found=_reason(error),
+                fix="free disk space, then start the same command again",
+            ) from error  # fmt: skip
 
-    def _tidy(self) -> None:
-        """Sets aside folders that are named like steps but hold no checkpoint: they would count among the newest."""
-        complete = {str(step) for step in steps(self.folder)}
-        self._set_aside([p for p in self.folder.iterdir() if p.name.isdigit() and p.name not in complete])
+    def _hash(self) -> None:
+        """Called when all files of the step are written, before it gets its name; in the first process only."""
+        folder = self.folder / f"{self._writing}{TEMPORARY}"
+        hashes.write(folder if folder.is_dir() else self.folder / str(self._writing), self._facts)
 
-    def _set_aside(self, folders: Sequence[Path]) -> None:
-        for folder in folders if jax.process_index() == 0 else ():
-            others = (folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else "")) for n in itertools.count())
-            folder.rename(next(path for path in others if not path.exists()))
+    def _set_aside(self, problems: Mapping[Path, object]) -> None:
+        """Renames step folders that cannot be read: they would count among the newest."""
+        if jax.process_index() == 0:
+            partial = [self.folder / name for name in damaged(self.folder) if name.isdecimal()]
+            for folder, reason in (dict.fromkeys(partial, f"no file {FACTS}") | dict(problems)).items():
+                others = (folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else "")) for n in itertools.count())
+                target = next(path for path in others if not path.exists())
+                warnings.warn(f"{folder}: unreadable checkpoint set aside as {target.name} ({reason})", RuntimeWarning, stacklevel=3)
+                folder.rename(target)
         _everywhere(True)
 
 
-def _facts(folder: Path) -> dict:
+def _checked(folder: Path) -> dict[str, Sequence[int]]:
+    """Name -> shape of the parameters of a checkpoint whose files are those that were written."""
+    facts = facts_of(folder)
+    hashes.check(folder, facts, "params")
     try:
-        return json.loads((folder / FACTS).read_text())["custom_metadata"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainError("no readable checkpoint facts", path=folder / FACTS, fix="use another checkpoint") from error
+        return dict(facts["arrays"]["params"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainError("no list of parameters", path=folder / FACTS, fix="use a checkpoint that medjax wrote") from error
+
+
+class _Unheard(logging.Filter):
+    """Drops what orbax logs of a failure that is raised as well, with its traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a traceback from orbax."""
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
+_UNHEARD = _Unheard()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost line that says what the storage layer met."""
+    if isinstance(error, MedjaxError):
+        return error.message
+    text = str(error)
+    known = next((why for sign, why in FULL.items() if sign in text), "")
+    return known + f"{type(error).__name__}: {text}".splitlines()[0][:300]
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,17 @@ stopped. Device numbers are read one step late: reading never waits for the step
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 
-from medjax.errors import TrainError
+from medjax import files
+from medjax.errors import TrainError, WriteError
 
 OLD, NEW = 0.9, 0.1  # moving average of the pseudo Dice, as nnU-Net's
 MUST_BE_FINITE = ("loss", "grad_norm")
@@ -159,7 +159,7 @@ class Log:
         self.compiles = Compiles()
         if self.primary:
             truncate(workdir / "metrics.jsonl", start)
-            self.files = {name: open(workdir / f"{name}.jsonl", "a", buffering=1, encoding="utf-8") for name in ("metrics", "system")}
+            self.files = {name: _opened(workdir / f"{name}.jsonl") for name in ("metrics", "system")}
             if tensorboard:
                 from tensorboardX import SummaryWriter
 
@@ -173,12 +173,14 @@ class Log:
         self.compiles.close()
         if self.primary:
             for file in self.files.values():
-                file.close()
+                with contextlib.suppress(OSError):  # said when the line was written
+                    file.close()
             if self.tensorboard:
-                self.tensorboard.close()
-            if self.picture:
+                with contextlib.suppress(OSError):
+                    self.tensorboard.close()
+            if self.picture and (failure[0] is None or issubclass(failure[0], Exception)):
                 with contextlib.suppress(Exception) if failure[0] else contextlib.nullcontext():  # the first failure is the one to report
-                    draw(self.workdir)
+                    self._draw()
 
     def submit(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
         """Takes the device scalars of a step that may still be running."""
@@ -213,13 +215,26 @@ class Log:
         record, improved = self.progress.judge(step, sums)
         self._record(step, record)
         if self.picture and time.monotonic() - self.drawn > 60:
-            draw(self.workdir)
+            self._draw()
             self.drawn = time.monotonic()
         return improved
 
+    def _draw(self) -> None:
+        """The picture is for looking: a full disk does not end the run because of it."""
+        try:
+            draw(self.workdir)
+        except WriteError as error:
+            print(f"medjax: {error}", file=sys.stderr, flush=True)
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        try:
+            self.files[name].write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise files.refused(self.workdir / f"{name}.jsonl", error, error=TrainError) from error
+
     def _record(self, step: int, values: Mapping[str, float | None]) -> None:
         if self.primary:
-            self.files["metrics"].write(json.dumps({"step": step, **values}) + "\n")
+            self._write("metrics", {"step": step, **values})
         for name, value in values.items() if self.tensorboard else ():
             if value is not None:
                 self.tensorboard.add_scalar(name, value, step)
@@ -236,7 +251,7 @@ class Log:
         self.console.wait = line["data_wait"]
         self.mark, self.waited = (now, step), 0.0
         if self.primary:
-            self.files["system"].write(json.dumps(line) + "\n")
+            self._write("system", line)
 
 
 class Console:
@@ -269,25 +284,36 @@ class Console:
             self.live.stop()
 
 
+def _opened(path: Path) -> TextIO:
+    try:
+        return open(path, "a", buffering=1, encoding="utf-8")
+    except OSError as error:
+        raise files.refused(path, error, error=TrainError) from error
+
+
 def truncate(path: Path, step: int) -> None:
     """Drops the lines after `step`, and a half-written last line, from a record; nothing if there is no file."""
     if path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line)) and row["step"] <= step]
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        kept = [line for line in _lines(path) if (row := _parse(line)) and row["step"] <= step]
+        files.write_text(path, "".join(line + "\n" for line in kept), error=TrainError)
 
 
 def read(path: Path) -> list[dict]:
     """The rows of a record."""
-    return [row for line in path.read_text(encoding="utf-8").splitlines() if (row := _parse(line))] if path.is_file() else []
+    return [row for line in _lines(path) if (row := _parse(line))] if path.is_file() else []
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _parse(line: str) -> dict | None:
+    """One row; None for a line that is none, as a kill or a bad disk leaves it."""
     try:
-        return json.loads(line)
-    except ValueError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def draw(workdir: Path) -> None:
@@ -317,6 +343,5 @@ def draw(workdir: Path) -> None:
     panels[2].set_xlabel("step")
     if classes:
         panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small", ncols=1 + len(classes) // 24)
-    temporary = workdir / f"progress.{os.getpid()}.tmp.png"
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, workdir / "progress.png")
+    with files.replacing_path(workdir / "progress.png") as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

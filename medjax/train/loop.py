@@ -1,10 +1,12 @@
 """The one training loop: set-up, mesh, state, update, restore, loop. It knows a task's two functions and nothing of models, losses or data.
 
 Started again in the same run folder it goes on where the last checkpoint left off, on any number of devices, and the record of the run
-equals that of one that was never stopped. SIGTERM and SIGINT end the step, save, and raise `Preempted`.
+equals that of one that was never stopped. SIGTERM and SIGINT end the step, save, and raise `Preempted`; until the first step has been
+compiled there is nothing to save, and they end the program at once.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import signal
@@ -17,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medjax.errors import Preempted, TrainError, UsageError
+from medjax.errors import Preempted, Terminated, TrainError, UsageError
 from medjax.train import sharding
 from medjax.train import state as states
 from medjax.train import update as updates
@@ -25,6 +27,7 @@ from medjax.train.checkpoint import Checkpoints
 from medjax.train.log import Log, Progress
 from medjax.train.optim import Optimizer
 from medjax.train.rules import Rules
+from medjax.train.waiting import interruptibly
 
 NOTHING, SAVE, STOP = 0, 1, 2  # what a process requests; the highest of all processes wins
 
@@ -109,14 +112,18 @@ def fit(
     target = states.abstract(init, optimizer, mesh, sharding_rules)
     update, validate = updates.make(task, optimizer, settings.seed, mesh, target)
 
-    with Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints, Requests(mesh, settings.checkpoint_minutes) as requests:
+    with (
+        Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
+        Requests(mesh, settings.checkpoint_minutes, begun=False) as requests,
+    ):
         # restore: the run's own checkpoint, else borrowed parameters, else fresh ones
         restored = checkpoints.restore(target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir))
         if restored:
             state, facts = restored
             start, progress = facts["step"], Progress(names, facts["progress"])
         else:
-            state, start, progress = states.born(init, optimizer, target, settings.seed), 0, Progress(names)
+            _, state = interruptibly(lambda: states.born(init, optimizer, target, settings.seed))
+            start, progress = 0, Progress(names)
             if borrow is not None:
                 state = states.with_params(state, borrow(state["params"]))
 
@@ -130,7 +137,7 @@ def fit(
                 request = NOTHING
                 if step > start:
                     batch = _next(batches, log, step)
-                    state, scalars = update(state, batch, requests.array())
+                    state, scalars = requests.begin(functools.partial(update, state, batch, requests.array()))
                     request = log.settle()  # of the step before: the device is already busy with this one
                     log.submit(step, scalars)
                 checked = validates and step > 0 and step % settings.validate_every == 0 and progress.validated < step
@@ -162,11 +169,14 @@ def fit(
 class Requests:
     """What this process asks of the loop: a context that turns SIGTERM and SIGINT, and a clock, into a device array for every step.
 
-    A second SIGINT interrupts at once. Outside the main thread signals are left alone.
+    A second SIGINT interrupts at once, and so does the first signal as long as no step has begun, in a run of one process. Outside the main
+    thread signals are left alone.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh, checkpoint_minutes: float = 0.0):
+    def __init__(self, mesh: jax.sharding.Mesh, checkpoint_minutes: float = 0.0, begun: bool = True):
         self.seconds, self.last, self.stopped, self.before = checkpoint_minutes * 60, time.monotonic(), False, {}
+        self.alone = jax.process_count() == 1
+        self.begun = begun or not self.alone  # from then on a signal is obeyed at the end of a step
         local = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
         place = sharding.split(mesh)
         self.arrays = [jax.make_array_from_process_local_data(place, np.full(local, v, np.int32)) for v in (NOTHING, SAVE, STOP)]
@@ -180,7 +190,17 @@ class Requests:
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def begin(self, step: Callable[[], Any]) -> Any:
+        """The result of a step; the first one, which is compiled, can be interrupted."""
+        if self.begun:
+            return step()
+        _, result = interruptibly(step)
+        self.begun = True
+        return result
+
     def _heard(self, number: int, frame: Any) -> None:
+        if not self.begun:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self.stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopped = True
@@ -199,7 +219,10 @@ def _evaluate(validate: Callable, params: Any, batches: Iterable[Any], requests:
     """What `validate` returns, summed over the validation batches and read one batch late; None if a stop was requested meanwhile."""
     totals, waiting = [], None
     for batch in batches:
-        sums = validate(params, batch, requests.array())
+        ask = functools.partial(validate, params, batch, requests.array())
+        done, sums = interruptibly(ask, lambda: requests.stopped) if requests.alone and not totals and waiting is None else (True, ask())
+        if not done:
+            return None
         totals += [jax.device_get(waiting)] if waiting is not None else []
         waiting = sums
         if totals and totals[-1]["request"] == STOP:
