@@ -61,8 +61,7 @@ def _cases(root: Path, name: str, out: Path, args) -> Path:
 
     rows, cases = [], _chosen(root, name, args.samples)
     for case in cases:
-        meta, label = case.meta, case.label().astype(np.int32)
-        label[label == meta.get("outside_id", -1)] = -1
+        meta, label = case.meta, case.label(outside=-1).astype(np.int32)
         title = f"{meta['name']}  {'x'.join(map(str, meta['shape']))}  {'x'.join(f'{s:.3g}' for s in meta['spacing_mm'])} mm"
         rows.append(preview.planes(_normalised(case.image(), meta["gain"], meta["bias"]), label, meta["spacing_mm"], title))
     path = out / f"{name}_cases.png"

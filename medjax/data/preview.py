@@ -6,10 +6,10 @@ In: normalised images (z, y, x[, m]) or (y, x[, m]) and label ids of one shape. 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data.resample import Spacing
 from medjax.errors import DataError
 
@@ -91,9 +91,8 @@ def sheet(rows: Sequence[Sequence[Panel]], path: str | os.PathLike, *, title: st
     if title:
         figure.suptitle(title, color=INK, fontsize=9)
     FigureCanvasAgg(figure)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    with files.replacing_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def colour(i: int) -> str:

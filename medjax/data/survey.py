@@ -1,23 +1,24 @@
 """What occurs in label files, where no description says it: the values of label maps and the combinations of overlapping masks.
 
 In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel; what was found is kept in a small JSON
-under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and time of the files, so that a second look costs nothing.
+under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and times of the files, so that a second look costs nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medjax import files
 from medjax.data import classmasks, formats
 from medjax.data.annotation import value_counts
-from medjax.data.cases import Progress, each
+from medjax.data.cases import Progress, each, stamp
 from medjax.data.inputs import Case
-from medjax.errors import DataError, MedjaxError
+from medjax.errors import DataError, MedjaxError, WriteError
 
 VERSION = 1
 MANY = 500  # label files from which on the user is told what takes so long
@@ -70,14 +71,14 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
     return [o.value for o in outcomes if o.failure is None], problems
 
 
-def _progress(kind: str, files: int, kept: Path) -> Progress | None:
+def _progress(kind: str, count: int, kept: Path) -> Progress | None:
     """Tells of a long look, and every tenth of the way; short ones are silent."""
-    if files < MANY:
+    if count < MANY:
         return None
 
     def show(done: int, total: int, name: str, status: str) -> None:
         if done == 1:
-            print(f"looking once for the {kind} in {files} label files (kept in {kept})", file=sys.stderr, flush=True)
+            print(f"looking once for the {kind} in {count} label files (kept in {kept})", file=sys.stderr, flush=True)
         if done % max(1, total // 10) == 0:
             print(f"  {done}/{total} cases", file=sys.stderr, flush=True)
 
@@ -88,8 +89,7 @@ def _key(case: Case) -> str:
     stats = []
     for path in case.label_files:
         try:
-            found = os.stat(path)
-            stats.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
+            stats.append([os.path.abspath(path), *stamp(path)])
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
     return hashlib.sha256(json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()).hexdigest()
@@ -101,18 +101,13 @@ def _home() -> Path:
 
 def _read(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text())
+        found = files.read_json(file)
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
+    except MedjaxError:
         return {}
 
 
 def _write(file: Path, found: dict) -> None:
     """Keeps what was found; a home that cannot be written costs only the next look."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(found))
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, WriteError):
+        files.write_json(file, found)

@@ -173,8 +173,8 @@ def _subset(name: str, rule: Mapping, members: tuple[Case, ...], count: int) -> 
     known = [case.name for case in members]
     if path := rule.get("file"):
         try:
-            chosen = Path(path).read_text().split()
-        except OSError as error:
+            chosen = Path(path).read_text(encoding="utf-8-sig").split()
+        except (OSError, UnicodeDecodeError) as error:
             fix = "give a file with one case name per line"
             raise UsageError(f"cannot read the cases of {name}: {error}", path=path, fix=fix) from error
         if missing := [case for case in chosen if members and case not in known]:
