@@ -157,7 +157,7 @@ def _local(path: str) -> str | None:
 def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) -> Iterator[None]:
     """Holds the store's folder of a corpus, which is made if missing; waits, after a line to `say`, while another process holds it.
 
-    A folder that cannot be written to, or a full disk, holds nobody up: what is prepared there can still be used.
+    A folder that can only be read, or a full disk, holds nobody up: what is prepared there can still be used.
     """
     folder = Path(root) / corpus
     try:
@@ -168,7 +168,8 @@ def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) ->
         try:
             stack.enter_context(files.lock(folder, "preparing", wait=True, say=say))
         except WriteError as error:
-            say(f"the store cannot be locked, going on without: {error}")
+            if os.access(folder, os.W_OK):
+                say(f"the store cannot be locked, going on without: {error}")
         yield
 
 
