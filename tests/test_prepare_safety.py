@@ -474,13 +474,16 @@ def test_a_store_that_can_only_be_read_is_up_to_date(tmp_path, repository):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))", "import encodings.cp437, os\nif os.geteuid() == 0: os.setuid(65534)"
     )
     script = script.replace("print(result.ok)", "print(result.ok, result.skipped)")
-    for path in (tmp_path, *tmp_path.parents):
-        if os.stat(path).st_uid == os.geteuid() and path != path.parent and path.parent != path.parent.parent:
-            os.chmod(path, 0o755)
-    os.chmod(root / "A", 0o555)
-    command = [sys.executable, "-c", script, str(folder), str(root), "flat"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    os.chmod(root / "A", 0o755)
+    opened = [p for p in (tmp_path, *tmp_path.parents) if os.stat(p).st_uid == os.geteuid() and not os.stat(p).st_mode & 0o005]
+    modes = {path: os.stat(path).st_mode for path in (root / "A", *opened)}
+    try:
+        for path in modes:
+            os.chmod(path, 0o555 if path == root / "A" else 0o755)
+        command = [sys.executable, "-c", script, str(folder), str(root), "flat"]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    finally:
+        for path, mode in modes.items():
+            os.chmod(path, mode)
     if "PermissionError" in done.stderr and "site-packages" in done.stderr:
         pytest.skip("another user cannot read the interpreter's packages here")
     assert done.stdout.strip() == "[] 2" and done.stderr == "", done.stderr

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import formats, geometry, nifti
+from medjax.data import formats, nifti
 from medjax.data.annotation import read_label, to_ids, undeclared, value_counts, voxel_counts
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError
@@ -45,19 +45,6 @@ def stamp(path: str | os.PathLike) -> list[int]:
     """[size, modification time, change time, inode] of a file: whatever rewrites its content changes it, also with the times set back."""
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-def outside_crop(image: np.ndarray, ids: np.ndarray, ignore_id: int | None = None) -> tuple[int, int]:
-    """Labelled voxels outside the box of the non-zero voxels, which a crop to it would lose, and labelled voxels in all.
-
-    Args:
-      image: (z, y, x[, m]). ids: (z, y, x), 0 background. ignore_id: an id that does not count.
-    """
-    box = geometry.nonzero_box(image)
-    if box is None:
-        return 0, labelled(ids, ignore_id)
-    total = labelled(ids, ignore_id)
-    return total - labelled(ids[tuple(slice(*ends) for ends in box)], ignore_id), total
 
 
 def labelled(ids: np.ndarray, ignore_id: int | None = None) -> int:
