@@ -231,17 +231,18 @@ def test_hashes_are_not_put_on_a_label_that_is_damaged(case):
 # ---------------------------------------------------------------- what nobody annotated
 
 
-def test_the_label_never_shows_internal_ids(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_label_never_shows_internal_ids(tmp_path, packed):
     """Masked z-scores keep an id for the voxels outside the mask; whoever reads the label gets background, or what it asks for."""
     folder = tmp_path / "c"
     folder.mkdir()
     label = np.array([[[0, 1, 2, 3]]], np.uint8)
     meta = {"shape": [1, 1, 4], "outside_id": 3, "voxels": {}}
-    store.write_case(folder, np.zeros((1, 1, 4, 1), np.int16), label, {}, meta)
+    store.write_case(folder, np.zeros((1, 1, 4, 1), np.int16), label, {}, meta, packed=packed)
     case = store.open_case(folder)
     assert case.label().tolist() == [[[0, 1, 2, 0]]] and case.label().dtype == np.uint8
     assert case.label((slice(0, 1), slice(0, 1), slice(2, 4)), outside=-1).tolist() == [[[2, -1]]]
-    assert case.label(outside=-1).dtype == np.int16
+    assert case.label(outside=-1).dtype == np.int16 and case.label((slice(0, 1), slice(0, 1), slice(0, 2)), outside=-1).dtype == np.uint8
 
 
 # ---------------------------------------------------------------- many files, many threads

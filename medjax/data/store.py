@@ -62,13 +62,14 @@ class StoredCase:
         """uint8 or uint16 (*slices) dense ids of the corpus.
 
         Args:
-          outside: the value of voxels outside a normalisation mask (skull-stripped MR), which nobody annotated; a negative one makes the
-            result int16.
+          outside: the value of voxels outside a normalisation mask (skull-stripped MR), which nobody annotated; if it is negative and there
+            are such voxels the result is int16.
         """
         label, hidden = self._read("label.zarr", slices), self.meta.get("outside_id")
+        if hidden is None or not (where := label == hidden).any():
+            return label
         label = label.astype(np.int16) if outside < 0 else label
-        if hidden is not None:
-            label[label == hidden] = outside
+        label[where] = outside
         return label
 
     @property
