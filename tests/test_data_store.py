@@ -210,6 +210,23 @@ def strip(case):
     clear()
 
 
+@pytest.mark.parametrize("field", ["shape", "voxels", "sources", "stat", "inputs", "cropped_labels", "labels", "gain", "key"])
+@pytest.mark.parametrize("value", [5, None, [], "x", {"a": []}])
+def test_odd_fields_of_a_case_never_end_in_a_traceback(case, field, value):
+    case, make = case
+    strip(case)
+    path = store.Path(case.folder) / "case.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    clear()
+    if isinstance(json.loads(path.read_text())["key"], str):
+        result = make()
+        assert result.failed == [] and len(result.ok) + result.skipped == 1
+    else:  # not even known to be a prepared case, but it holds nothing else
+        assert make().ok == ["case_000"]
+    found = store.open_case(case.folder)
+    assert found.image().shape[:3] == found.label().shape == tuple(found.meta["shape"]) == SHAPE
+
+
 def test_hashes_are_not_put_on_a_label_that_is_damaged(case):
     case, make = case
     strip(case)

@@ -573,3 +573,103 @@ def test_a_second_preparation_waits_for_the_first(raw, tmp_path, repository):
     assert len(said) == 1 and f"waiting for process {other.pid}" in said[0] and not (root / "A" / files.LOCK).exists()
     with targets.holding(root, "A", said.append):  # one job, many processes: one of them holds the store
         assert (root / "A" / files.LOCK).exists() and prepare(corpus, cases, plan_of(corpus), root, locked=False).skipped == 3
+
+
+# ---------------------------------------------------------------- what else is written around a store
+
+
+def test_a_training_with_the_store_in_the_data_set_is_refused_before_anything_is_written(tmp_path, repository, capsys, monkeypatch):
+    from medjax import main
+
+    monkeypatch.chdir(repository)
+    data = pairs(tmp_path / "D" / "Kits")
+    before = state(tmp_path / "D")
+    flags = [f"--config.data.folders={data}", f"--config.data.store={tmp_path / 'D'}", "--config.data.split.folds=2"]
+    assert main.main(["--config=configs/hippocampus.py:full", f"--workdir={tmp_path / 'x'}", *flags]) == 2
+    assert "the store would lie among the raw files" in capsys.readouterr().err
+    assert state(tmp_path / "D") == before and not (tmp_path / "x" / "config.json").exists()
+
+
+def test_an_ingestion_into_the_download_is_refused_before_anything_is_written(tmp_path, capsys):
+    from data_pipelines.ingest import run
+    from data_pipelines.kits19 import CORPORA  # one folder per case
+
+    (corpus,) = CORPORA
+    for k in (0, 1):
+        image, label = make_case(SHAPE, (1, 2), seed=k, kind="CT")
+        save(tmp_path / corpus.name / "data" / f"case_{k:05d}" / "imaging.nii.gz", image[..., 0])
+        save(tmp_path / corpus.name / "data" / f"case_{k:05d}" / "segmentation.nii.gz", label)
+    before = state(tmp_path)
+    assert run(CORPORA, ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path), "--quiet"]) == 2
+    assert "among the raw files" in capsys.readouterr().err and state(tmp_path) == before
+    out = tmp_path / "out" / corpus.name
+    out.mkdir(parents=True)
+    for name in ("plan.json", "corpus.json"):
+        (out / name).write_text('{"mine": 1}')
+        assert run(CORPORA, ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+        assert name in capsys.readouterr().err and [p.name for p in out.iterdir()] == [name]
+        (out / name).unlink()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"mine": 1}', '{"key": "x", "fingerprint": {"corpus": 1}}', "\xff"])
+def test_a_file_under_the_name_of_a_fingerprint_stays(raw, tmp_path, content):
+    from medjax.data.fingerprint import fingerprint
+
+    corpus, cases, _ = raw
+    cache = tmp_path / "fingerprint.json"
+    cache.write_bytes(content.encode("latin-1"))
+    found = fingerprint(corpus, cases, samples=100, cache=cache)
+    assert len(found.cases) == 3 and cache.read_bytes() == content.encode("latin-1")
+    cache.unlink()
+    assert fingerprint(corpus, cases, samples=100, cache=cache) == found == fingerprint(corpus, cases, samples=100, cache=cache)
+    assert json.loads(cache.read_text())["key"]
+
+
+def test_a_fingerprint_notices_a_scan_whose_times_were_set_back(raw, tmp_path):
+    from medjax.data.fingerprint import fingerprint
+
+    corpus, cases, _ = raw
+    cache, path = tmp_path / "fingerprint.json", type(tmp_path)(cases[0].images[0])
+    fingerprint(corpus, cases, samples=100, cache=cache)
+    key, before = json.loads(cache.read_text())["key"], path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    fingerprint(corpus, cases, samples=100, cache=cache)
+    assert json.loads(cache.read_text())["key"] != key
+
+
+def foreign_scan(folder):
+    save(folder / "imagesTr" / "ct_000.nii.gz", np.ones(SHAPE, np.float32))
+
+
+def foreign_surplus(folder):
+    save(folder / "imagesTr" / "ct_007.nii.gz", np.ones(SHAPE, np.float32))
+
+
+def foreign_bytes(folder):
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "labelsTr" / "ct_001.nii.gz").write_bytes(b"mine")
+
+
+def linked_images(folder):
+    foreign_scan(folder.parent / "elsewhere")
+    folder.mkdir(parents=True)
+    (folder / "imagesTr").symlink_to(folder.parent / "elsewhere" / "imagesTr")
+
+
+def linked_set(folder):
+    foreign_scan(folder.parent / "elsewhere")
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("plant", [foreign_scan, foreign_surplus, foreign_bytes, linked_images, linked_set])
+def test_phantoms_replace_phantoms_only(tmp_path, plant):
+    """Their folder and file names alone do not make files medjax' own."""
+    from medjax.data.phantom import PROTOCOLS, write_corpora
+
+    folder = tmp_path / PROTOCOLS["ct"].folder
+    plant(folder)
+    before = state(tmp_path)
+    with pytest.raises(UsageError, match="in the way of the phantom corpora"):
+        write_corpora(tmp_path, cases=1, size="tiny")
+    assert state(tmp_path) == before

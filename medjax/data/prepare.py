@@ -146,7 +146,7 @@ def _prepare(
                 return _kept(final, old, json.loads(json.dumps(described | identity)), described)
             except WriteError:
                 raise
-            except MedjaxError as error:
+            except (MedjaxError, LookupError, TypeError, ValueError, AttributeError) as error:  # also a case.json with odd fields
                 log.warning("%s: made again: %s", final, error)
                 reason = DAMAGED
         elif old is not None:
@@ -183,6 +183,7 @@ def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
     """
     store.check_files(final)
     fresh = old | fields
+    lost, total = fresh.get("cropped_labels", (0, 0))
     hashed = "hashes" not in old
     if hashed:
         fresh["hashes"] = store.hashes_of(final)
@@ -194,7 +195,7 @@ def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
             if any(old.get(k) != fresh[k] for k in described):
                 raise
             hashed = False  # a store that can only be read is as good as it was
-    return _Done("up to date", hashed=hashed, cropped=tuple(fresh.get("cropped_labels", (0, 0))))
+    return _Done("up to date", hashed=hashed, cropped=(int(lost), int(total)))
 
 
 def _make(
@@ -298,7 +299,7 @@ def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, li
         try:
             record = formats.kind_of(path) == "record"
             stats[path] = tfds_source.stamp(path) if record else stamp(path)
-            if old is not None and old.get("stat", {}).get(path) == stats[path]:
+            if old is not None and path in old["sources"] and old.get("stat", {}).get(path) == stats[path]:
                 hashes[path] = old["sources"][path]
             elif record:
                 hashes[path] = tfds_source.digest(path)

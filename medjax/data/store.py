@@ -285,6 +285,11 @@ def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
         raise DataError(
             "case.json is damaged: other content than was written", path=folder, found=sum_, expected=meta["checksum"], fix=again(folder)
         )
+    shape = meta.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)) or not isinstance(
+        meta.get("voxels"), dict
+    ):
+        raise DataError("case.json is damaged: no shape or no numbers of voxels", path=folder, found=shape, fix=again(folder))
     if "hashes" not in meta:
         _tell_unhashed(os.path.dirname(folder))
     return meta

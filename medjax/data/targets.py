@@ -59,7 +59,8 @@ def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
         meta = None
     if isinstance(meta, dict):
         if meta.get("name") == name and meta.get("corpus") == corpus and isinstance(meta.get("key"), str) and "version" in meta:
-            return Found("ours", meta)
+            whole = all(isinstance(meta.get(field, {}), dict) for field in ("sources", "stat", "inputs"))
+            return Found("ours", meta if whole and "sources" in meta else {"key": "", "sources": {}})
         if "name" in meta and "corpus" in meta and (meta["name"], meta["corpus"]) != (name, corpus):
             return Found("foreign", reason=f"the prepared case {str(meta['name'])[:80]!r} of {str(meta['corpus'])[:80]!r}")
     whole = set(os.listdir(folder)) >= set(store.FILES) and (folder / "image.zarr" / "zarr.json").is_file()
