@@ -28,7 +28,7 @@ def add(verbs) -> None:
 
 def _prepare(args) -> int:
     from medjax import files
-    from medjax.data.prepare import prepare
+    from medjax.data.prepare import check_plan, prepare
     from medjax.data.sources import scan_corpus
     from medjax.data.targets import check_plan_file, check_targets
 
@@ -40,6 +40,8 @@ def _prepare(args) -> int:
     plan, lines = _plan(args, corpora, workers)
     if not args.quiet:
         print("\n".join(lines), flush=True)
+    for corpus, _, _ in corpora:
+        check_plan(corpus, plan)
     root, failed = Path(args.output), [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems]
     try:
         root.mkdir(parents=True, exist_ok=True)

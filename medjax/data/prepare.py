@@ -90,13 +90,18 @@ def prepare(
     Raises `UsageError` before anything is written for a plan that does not cover the corpus, and for a store that would touch what medjax
     did not write (see `check_targets`).
     """
-    for channel in corpus.channels:
-        plan.intensity_of(channel)
-    plan.spacing_of(corpus.store)
+    check_plan(corpus, plan)
     cases = list(cases)
     check_targets(corpus.store, cases, root)
     with holding(root, corpus.store, say) if locked else contextlib.nullcontext():
         return _prepare(corpus, cases, plan, Path(root) / corpus.store, workers, progress, force, packed)
+
+
+def check_plan(corpus: Corpus, plan: Plan) -> None:
+    """`UsageError` for a plan that does not cover the corpus and its channels."""
+    plan.spacing_of(corpus.store)
+    for channel in corpus.channels:
+        plan.intensity_of(channel)
 
 
 @dataclasses.dataclass(frozen=True)
