@@ -11,7 +11,6 @@ A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 u
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,12 @@ from pathlib import Path
 
 from data_pipelines.declare import PublicCorpus, first_template
 from data_pipelines.find import Found, find_cases
+from medjax import files
+from medjax.border import guarded
 from medjax.commands import progress, report_failures
-from medjax.errors import EXIT_ERROR, EXIT_OK, LabelError, MedjaxError, UsageError, VerificationError, did_you_mean
+from medjax.data import described
+from medjax.data.targets import check_plan_file, check_targets
+from medjax.errors import EXIT_OK, LabelError, UsageError, VerificationError, did_you_mean
 
 
 def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> None:
@@ -30,22 +33,34 @@ def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> 
 
 def run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> int:
     """Like `main`, but returns the exit code."""
-    try:
-        args = _parser(corpora).parse_args(argv)
-        if args.describe:
-            print("\n\n".join(describe(corpus) for corpus in corpora))
-            return EXIT_OK
-        if not args.raw or not args.out:
-            raise UsageError("nothing to do", expected="--raw FOLDER --out STORE, or --describe")
-        code = EXIT_OK
-        for corpus, found in _selected(corpora, args):
-            code = max(code, _ingest(corpus, found, args))
-        return code
-    except MedjaxError as error:
-        print(f"medjax: {error}", file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, BrokenPipeError):
-        return EXIT_ERROR
+    return guarded(lambda: _run(corpora, argv))
+
+
+def _run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None) -> int:
+    args = _parser(corpora).parse_args(argv)
+    if args.describe:
+        print("\n\n".join(describe(corpus) for corpus in corpora))
+        return EXIT_OK
+    if not args.raw or not args.out:
+        raise UsageError("nothing to do", expected="--raw FOLDER --out STORE, or --describe")
+    code, selected = EXIT_OK, _selected(corpora, args)
+    for corpus, found in selected:
+        check_targets(corpus.name, found.cases, args.out)
+        _check_free(Path(args.out) / corpus.name)
+    for corpus, found in selected:
+        code = max(code, _ingest(corpus, found, args))
+    return code
+
+
+def _check_free(folder: Path) -> None:
+    """`UsageError` if a file that this command writes has the name of one that it did not write."""
+    check_plan_file(folder / "plan.json")
+    for name in (described.FILE, f"refused.{described.FILE}"):
+        if not os.path.lexists(path := folder / name):
+            continue
+        found = files.read_json(path)
+        if not isinstance(found, dict) or "corpus" not in found or "format" not in found:
+            raise UsageError("is in the way, and medjax did not write it", path=path, fix="move it away, or give another --out")
 
 
 def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
@@ -100,7 +115,7 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
-    from medjax.data import described
+    from medjax.commands.prepare import remarks
     from medjax.data.fingerprint import check_classes, fingerprint, make_plan
     from medjax.data.prepare import prepare
     from medjax.data.survey import mask_sets
@@ -138,10 +153,12 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
             raise VerificationError(error.message, **reason, fix=f"{error.fix} (here: --allow-absent CLASS)") from None
     spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
     plan = _read_plan(Path(args.plan)) if args.plan else make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
-    (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
+    files.write_json(folder / "plan.json", plan.to_json())
     show = None if args.quiet else progress(False, corpus.name)
     result = prepare(described_as, found.cases, plan, args.out, workers=args.workers or None, progress=show)
     print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
+    for line in remarks(result):
+        print(line)
     return report_failures(failed + result.failed)
 
 
@@ -149,8 +166,8 @@ def _read_plan(path: Path):
     from medjax.data.plan import Plan
 
     try:
-        return Plan.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError) as error:
+        return Plan.from_json(files.read_json(path))
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"not a plan: {error}", path=path, fix="give the plan.json of a store or a run folder") from error
 
 

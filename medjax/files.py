@@ -1,4 +1,4 @@
-"""Writing files that are complete or absent, names that stay names, and locks: what every package that touches the disk shares.
+"""Writing files that are complete or absent, and names that stay names: what every package that touches the disk shares.
 
 In: paths and contents. Out: files that appear under their name only when they are whole. A temporary name holds host, process and random
 digits, so that neither another host with the same process id nor a link planted by somebody else is ever written through.
@@ -6,7 +6,6 @@ digits, so that neither another host with the same process id nor a link planted
 
 import collections
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -14,15 +13,13 @@ import re
 import secrets
 import socket
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medjax.errors import MedjaxError, UsageError, WriteError, shown
 
 NAME_BYTES = 255  # of one path component on every usual file system
-LOCK = ".medjax-lock"
 _TEMPORARY = re.compile(r"\.medjax-tmp\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{16}")
 _FIX = {errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "raise the quota, then run the same command again"}
 
@@ -92,7 +89,7 @@ def replacing(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError,
     """
     path, name = Path(path), temporary(path)
     try:
-        with _create(name) as file:
+        with create(name) as file:
             yield file
         if exclusive:
             os.link(name, path)
@@ -115,7 +112,7 @@ def replacing_path(path: str | os.PathLike, *, error: type[MedjaxError] = WriteE
     name = temporary(path)
     name = name.with_name(name.name + "".join(path.suffixes[-2:]))
     try:
-        _create(name).close()
+        create(name).close()
         yield name
         os.replace(name, path)
     except OSError as reason:
@@ -187,8 +184,19 @@ def sweep(folder: str | os.PathLike) -> list[Path]:
     return gone
 
 
-def _create(name: Path) -> BinaryIO:
-    """A new file: never an existing one, never through a link."""
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine (and pid namespace) runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def create(name: str | os.PathLike) -> BinaryIO:
+    """A new file, open for reading and writing: never an existing one, never through a link. Raises `OSError`."""
     return os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666), "w+b")
 
 
@@ -238,148 +246,7 @@ def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = Usage
         raise error(f"damaged JSON ({shown(str(reason))})", path=path, fix=fix or "correct the file") from reason
 
 
-# -- locks ---------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """Who holds a lock: host, process id, boot of the machine, pid namespace, start of the process and what it does."""
-
-    host: str
-    pid: int
-    boot: str
-    namespace: str
-    started: str
-    what: str
-    since: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {shown(self.host)} ({shown(self.what)}, since {shown(self.since)})"
-
-
-@contextlib.contextmanager
-def lock(
-    folder: str | os.PathLike, what: str, *, wait: bool = False, say: Callable[[str], None] = lambda line: None, every: float = 1.0
-) -> Iterator[None]:
-    """Holds `folder`, which must exist, for the length of the block.
-
-    The lock is a file; one whose process has ended (another boot of this machine, or no such process) is taken over. A lock of another
-    host, or of another container on this one, cannot be judged and is respected.
-
-    Args:
-      what: what the holder does, e.g. "training". wait: wait until the lock is free rather than refuse; `say` gets one line then.
-      every: seconds between two looks.
-
-    Raises: `UsageError` naming the holder, unless `wait`; `WriteError` if the lock cannot be written.
-    """
-    path, me, waiting = Path(folder) / LOCK, _me(what), False
-    while not _take(path, me):
-        holder = _holder(path)
-        if holder is not None and _has_ended(holder):
-            _steal(path, holder)
-            continue
-        if not wait:
-            raise UsageError(
-                "the folder is in use", path=folder, found=str(holder or "an unreadable lock"),
-                fix=f"wait for it; if it no longer runs, delete {path}",
-            )  # fmt: skip
-        if not waiting:
-            say(f"{folder}: waiting for {holder or 'another process'}; if it no longer runs, delete {path}")
-            waiting = True
-        time.sleep(every)
-    try:
-        yield
-    finally:
-        if _holder(path) == me:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine (and pid namespace) runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _take(path: Path, me: Holder) -> bool:
-    """Whether the lock file could be made. Its content is complete from the first moment on: it is linked, not written, into place."""
-    name = temporary(path)
-    try:
-        with _create(name) as file:
-            file.write(json.dumps(dataclasses.asdict(me)).encode())
-        try:
-            os.link(name, path)
-        except FileExistsError:
-            return False
-        except OSError as reason:  # a file system without hard links
-            if reason.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            try:
-                with _create(path) as file:
-                    file.write(json.dumps(dataclasses.asdict(me)).encode())
-            except FileExistsError:
-                return False
-        return True
-    except OSError as reason:
-        raise refused(path, reason) from reason
-    finally:
-        with contextlib.suppress(OSError):
-            name.unlink(missing_ok=True)
-
-
-def _steal(path: Path, holder: Holder) -> None:
-    """Takes a lock of a process that has ended away; of several processes that try, one succeeds."""
-    aside = temporary(path)
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if _holder(aside) != holder:  # a living process took it between the look and the move: it is put back
-        with contextlib.suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-
-
-def _holder(path: Path) -> Holder | None:
-    try:
-        found = json.loads(path.read_bytes()[:4096])
-        return Holder(**{f.name: f.type(found[f.name]) for f in dataclasses.fields(Holder)})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _has_ended(holder: Holder) -> bool:
-    here = _me("")
-    if holder.host != here.host:
-        return False
-    if holder.boot != here.boot:
-        return True
-    if holder.namespace != here.namespace:
-        return False
-    return not is_alive(holder.pid) or _started(holder.pid) != holder.started
-
-
-def _me(what: str) -> Holder:
-    boot = namespace = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with contextlib.suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")
-    pid = os.getpid()
-    return Holder(socket.gethostname(), pid, boot, namespace, _started(pid), what, time.strftime("%Y-%m-%d %H:%M:%S%z"))
-
-
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; tells a process from a later one with the same id."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
+# -- hashes ------------------------------------------------------------------------------------------------------------------------
 
 
 def checksum(content: Any) -> str:

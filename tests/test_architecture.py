@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("base", "data", "models", "losses", "train", "infer", "metrics", "port", "build", "experiment", "border")
-BASE, BORDER = {"errors", "files", "labels", "topology", "__init__"}, {"main", "cli", "commands", "api", "border"}
+BASE, BORDER = {"errors", "files", "locks", "labels", "topology", "__init__"}, {"main", "cli", "commands", "api", "border"}
 READS_PICKLES = Path("port/torch_file.py")  # a converter's own input, under an allow-list; writes nothing
 WITH_JAX = {"augment", "spatial", "intensity", "turns"}  # the part of the data room that runs on the device
 

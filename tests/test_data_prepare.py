@@ -337,7 +337,16 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(raw, tmp_path, monkeypatc
     monkeypatch.setattr(store, "write_array", full)
     result = prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     assert result.ok == ["case_000", "case_002"] == store.list_cases(tmp_path / "s", "A")
-    assert result.failed[0]["error"] == type(error).__name__ and "full" in result.failed[0]["traceback"]
+    failed = result.failed[0]
+    if isinstance(error, OSError):
+        assert (
+            failed["error"] == "WriteError"
+            and failed["path"] == str(tmp_path / "s" / "A" / "case_001")
+            and "free some space" in failed["fix"]
+        )
+        assert "No space left on device" in failed["message"] and "traceback" not in failed
+    else:
+        assert failed["error"] == type(error).__name__ and "full" in failed["traceback"]
     assert leftovers(tmp_path / "s") == []
 
 
@@ -456,7 +465,7 @@ def test_rival_with_the_same_result_and_with_another(raw, tmp_path, monkeypatch)
         def late(*args, other=other, **how):
             write(*args, **how)
             monkeypatch.setattr(store, "write_case", write)
-            prepare(corpus, cases[:1], plan_of(corpus, other), root)
+            prepare(corpus, cases[:1], plan_of(corpus, other), root, locked=False)
 
         monkeypatch.setattr(store, "write_case", late)
         assert prepare(corpus, cases[:1], plan_of(corpus, spacing), root).ok == ["case_000"]

@@ -59,3 +59,19 @@ def test_the_command(tmp_path, capsys):
     assert cli.main([*arguments[:-3], "8", "8", "-o", str(tmp_path / "q")]) == 0  # slices
     assert cli.main([*arguments, "--corpus", "B"]) == 2 and "Known: A" in capsys.readouterr().err
     assert cli.main(["preview", str(tmp_path)]) == 2 and "no prepared cases" in capsys.readouterr().err
+
+
+def test_pictures_replace_pictures_only(tmp_path):
+    from medjax.errors import UsageError
+
+    rows = [[preview.Panel(np.zeros((4, 5)), np.zeros((4, 5), int))]]
+    preview.sheet(rows, tmp_path / "a.png")
+    first = (tmp_path / "a.png").read_bytes()
+    preview.sheet(rows, tmp_path / "a.png", title="again")
+    assert (tmp_path / "a.png").read_bytes() != first
+    (tmp_path / "b.png").write_bytes(b"mine")
+    (tmp_path / "c.png").symlink_to(tmp_path / "a.png")
+    for name in ("b.png", "c.png"):
+        with pytest.raises(UsageError, match="in the way of a picture"):
+            preview.sheet(rows, tmp_path / name)
+    assert (tmp_path / "b.png").read_bytes() == b"mine" and (tmp_path / "c.png").is_symlink() and len(list(tmp_path.iterdir())) == 3

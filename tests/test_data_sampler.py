@@ -308,7 +308,7 @@ def test_a_bad_case_is_named(tmp_path, pools, how):
 
 
 def test_any_other_failure_names_the_case_too(pools, monkeypatch):
-    def fail(self, slices):
+    def fail(self, slices, **how):
         raise RuntimeError("disk on fire")
 
     monkeypatch.setattr(store.StoredCase, "label", fail)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from medjax import files
+from medjax import files, locks
 from medjax.errors import DataError, UsageError, WriteError, shown
 
 
@@ -107,8 +107,8 @@ def test_bytes_with_a_byte_order_mark_are_json(tmp_path):
 
 def _holding(folder, what, seconds):
     """Another process that holds the lock of a folder for a while."""
-    held = f"with files.lock({str(folder)!r}, {what!r}):\n print('held', flush=True)\n time.sleep({seconds})"
-    code = f"import time\nfrom medjax import files\n{held}"
+    held = f"with locks.lock({str(folder)!r}, {what!r}):\n print('held', flush=True)\n time.sleep({seconds})"
+    code = f"import time\nfrom medjax import locks\n{held}"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
@@ -116,39 +116,39 @@ def _holding(folder, what, seconds):
 
 def test_a_lock_is_refused_while_its_process_lives_and_taken_over_after(tmp_path):
     other = _holding(tmp_path, "training", 60)
-    with pytest.raises(UsageError, match=rf"in use; found process {other.pid} on .*\(training"), files.lock(tmp_path, "evaluation"):
+    with pytest.raises(UsageError, match=rf"in use; found process {other.pid} on .*\(training"), locks.lock(tmp_path, "evaluation"):
         pass
     other.kill()
     other.wait()
-    with files.lock(tmp_path, "evaluation"):
-        assert json.loads((tmp_path / files.LOCK).read_text())["pid"] == os.getpid()
+    with locks.lock(tmp_path, "evaluation"):
+        assert json.loads((tmp_path / locks.LOCK).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("field", "value"), [("boot", "another"), ("started", "1")])
 def test_a_lock_of_another_boot_or_an_earlier_process_is_stale(tmp_path, field, value):
-    with files.lock(tmp_path, "training"):
-        old = json.loads((tmp_path / files.LOCK).read_text()) | {field: value}
-    (tmp_path / files.LOCK).write_text(json.dumps(old))
-    with files.lock(tmp_path, "training"):
+    with locks.lock(tmp_path, "training"):
+        old = json.loads((tmp_path / locks.LOCK).read_text()) | {field: value}
+    (tmp_path / locks.LOCK).write_text(json.dumps(old))
+    with locks.lock(tmp_path, "training"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("lock", ["host", "namespace", "garbage"])
 def test_a_lock_that_cannot_be_judged_is_respected(tmp_path, lock):
-    with files.lock(tmp_path, "training"):
-        old = json.loads((tmp_path / files.LOCK).read_text()) | {lock: "elsewhere"}
-    (tmp_path / files.LOCK).write_text("garbage" if lock == "garbage" else json.dumps(old))
-    with pytest.raises(UsageError, match="delete"), files.lock(tmp_path, "training"):
+    with locks.lock(tmp_path, "training"):
+        old = json.loads((tmp_path / locks.LOCK).read_text()) | {lock: "elsewhere"}
+    (tmp_path / locks.LOCK).write_text("garbage" if lock == "garbage" else json.dumps(old))
+    with pytest.raises(UsageError, match="delete"), locks.lock(tmp_path, "training"):
         pass
-    assert (tmp_path / files.LOCK).exists()
+    assert (tmp_path / locks.LOCK).exists()
 
 
 def test_waiting_for_a_lock(tmp_path):
     other, lines = _holding(tmp_path, "preparing", 0.5), []
     started = time.monotonic()
-    with files.lock(tmp_path, "preparing", wait=True, say=lines.append, every=0.05):
+    with locks.lock(tmp_path, "preparing", wait=True, say=lines.append, every=0.05):
         assert time.monotonic() - started > 0.2 and len(lines) == 1 and f"waiting for process {other.pid}" in lines[0]
     other.wait()
 

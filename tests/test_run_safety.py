@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax import cli, files, main
+from medjax import cli, files, locks, main
 from medjax.errors import TrainError, UsageError
 from medjax.experiment import models, runfolder
 from medjax.train import checkpoint, log
@@ -285,7 +285,7 @@ def test_a_refused_start_leaves_no_folder(copy, capsys, monkeypatch):
 def test_folds_are_locked_one_by_one(copy, capsys, monkeypatch):
     monkeypatch.chdir(copy)
     (copy / "cv" / "fold_1").mkdir(parents=True)
-    with files.lock(copy / "cv" / "fold_1", "cross-validation"):
+    with locks.lock(copy / "cv" / "fold_1", "cross-validation"):
         code = main.main(["--config=config.py", "--workdir=cv", "--mode=crossval", "--folds=1"])
     assert code == 2 and "fold_1: the folder is in use" in capsys.readouterr().err
     assert not (copy / "cv" / "fold_0").exists()

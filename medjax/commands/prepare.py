@@ -1,9 +1,10 @@
 """`medjax prepare`: crop, resample and store data sets for training; finishes what an earlier call left."""
 
-import json
 from pathlib import Path
 
+from medjax.border import say
 from medjax.commands import progress, report_failures
+from medjax.errors import UsageError, did_you_mean, shown
 
 
 def add(verbs) -> None:
@@ -18,6 +19,7 @@ def add(verbs) -> None:
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     p.add_argument("--allow-absent", action="store_true", help="go on although a declared class occurs in no case")
     p.add_argument("--force", action="store_true", help="make all cases again, also those that are up to date")
+    p.add_argument("--cases", nargs="+", default=None, metavar="NAME", help="only these; the plan is decided from all of them anyway")
     p.add_argument("--packed", action="store_true", help="compressed chunks: smaller, for slow or remote disks; patches cost more to read")
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, fewer where memory is short")
     p.add_argument("--quiet", action="store_true")
@@ -25,24 +27,46 @@ def add(verbs) -> None:
 
 
 def _prepare(args) -> int:
-    from medjax.data.prepare import prepare
+    from medjax import files
+    from medjax.data.prepare import check_plan, prepare
     from medjax.data.sources import scan_corpus
+    from medjax.data.targets import check_plan_file, check_targets
 
     corpora, workers = [scan_corpus(folder) for folder in args.folders], args.workers or None
+    chosen = _chosen(args.cases, [case.name for _, cases, _ in corpora for case in cases])
+    for corpus, cases, _ in corpora:
+        check_targets(corpus.store, cases, args.output)
+    check_plan_file(Path(args.output) / "plan.json")
     plan, lines = _plan(args, corpora, workers)
     if not args.quiet:
         print("\n".join(lines), flush=True)
+    for corpus, _, _ in corpora:
+        check_plan(corpus, plan)
     root, failed = Path(args.output), [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems]
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "plan.json").write_text(json.dumps(plan.to_json(), indent=1))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.refused(root, error) from error
+    files.write_json(root / "plan.json", plan.to_json())
     for corpus, cases, _ in corpora:
-        show = progress(args.quiet, f"prepare {corpus.name}")
-        result = prepare(corpus, cases, plan, root, workers=workers, progress=show, force=args.force, packed=args.packed)
+        cases = [case for case in cases if chosen is None or case.name in chosen]
+        how = {"force": args.force, "packed": args.packed, "say": say}
+        result = prepare(corpus, cases, plan, root, workers=workers, progress=progress(args.quiet, f"prepare {corpus.name}"), **how)
         print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
         for name, reason in result.stale.items():
-            print(f"  {name}: made again, because other {reason} than when it was prepared")
+            print(f"  {shown(name)}: made again, because other {reason} than when it was prepared")
+        for line in result.remarks():
+            print(line)
         failed += result.failed
     return report_failures(failed)
+
+
+def _chosen(names: list[str] | None, known: list[str]) -> set[str] | None:
+    """The cases of `--cases`, None for all."""
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"no case {name!r} in these data sets", fix=did_you_mean(name, known))
+    return None if names is None else set(names)
 
 
 def _plan(args, corpora, workers):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from medjax import files
 from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
 
@@ -28,7 +29,10 @@ def _preview(args) -> int:
         if name not in corpora:
             raise UsageError(f"no corpus {name!r} in the store", path=root, fix=did_you_mean(name, corpora))
     out = Path(args.output or root / "preview")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.refused(out, error) from error
     for name in args.corpus or corpora:
         for path in (_cases(root, name, out, args), _samples(root, name, out, args)):
             print(path)
@@ -61,8 +65,7 @@ def _cases(root: Path, name: str, out: Path, args) -> Path:
 
     rows, cases = [], _chosen(root, name, args.samples)
     for case in cases:
-        meta, label = case.meta, case.label().astype(np.int32)
-        label[label == meta.get("outside_id", -1)] = -1
+        meta, label = case.meta, case.label(outside=-1).astype(np.int32)
         title = f"{meta['name']}  {'x'.join(map(str, meta['shape']))}  {'x'.join(f'{s:.3g}' for s in meta['spacing_mm'])} mm"
         rows.append(preview.planes(_normalised(case.image(), meta["gain"], meta["bias"]), label, meta["spacing_mm"], title))
     path = out / f"{name}_cases.png"

@@ -28,6 +28,30 @@ __all__ = ["Outcome", "each", "failure", "free_memory", "load", "to_ids", "undec
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
 MEMORY_SHARE = 0.6  # of what is free; the rest is for the results, the page cache and the neighbours
+_thread = threading.local()
+
+
+class Stopped(Exception):
+    """Raised in the threads of `each` when nobody waits for their results any more."""
+
+
+def still_wanted() -> None:
+    """Raises `Stopped` in a thread of `each` whose caller was interrupted; long work calls it between its steps, so that it ends soon."""
+    stop = getattr(_thread, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
+def stamp(path: str | os.PathLike) -> list[int]:
+    """[size, modification time, change time, inode] of a file: whatever rewrites its content changes it, also with the times set back."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def labelled(ids: np.ndarray, ignore_id: int | None = None) -> int:
+    """Voxels above 0, those of `ignore_id` left out."""
+    count = int(np.count_nonzero(ids))
+    return count - int(np.count_nonzero(ids == ignore_id)) if ignore_id else count
 
 
 def load(case: Case, corpus: Corpus, *, native: bool = False) -> tuple[nifti.Volume, np.ndarray | None]:
@@ -128,14 +152,20 @@ def each(
       status: the word for a value; a failure is "failed".
       needs: bytes a case needs; cases wait while those at work leave too little of the free memory.
 
+    An interruption of this thread (SIGINT, SIGTERM) cancels what has not begun, ends the cases at work at their next step (see
+    `still_wanted`), and is raised again once they have cleaned up.
+
     Returns: outcomes in the order of `cases`.
     """
     workers = workers or int(os.environ.get("MEDJAX_NUM_WORKERS", 0)) or os.cpu_count() or 1
-    gate = MemoryGate(int(free_memory() * MEMORY_SHARE))
+    gate, stop = MemoryGate(int(free_memory() * MEMORY_SHARE)), threading.Event()
 
     def one(case: Case) -> Outcome:
+        _thread.stop = stop
         try:
+            still_wanted()
             with gate(needs(case)):
+                still_wanted()
                 return Outcome(case, function(case))
         except Exception as error:
             return Outcome(case, failure=failure(case, error))
@@ -149,6 +179,9 @@ def each(
             if progress is not None:
                 word = "failed" if outcome.failure else status(outcome.value)
                 progress(len(results), len(cases), outcome.case.name, word)
+    except BaseException:
+        stop.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return [results[i] for i in range(len(cases))]

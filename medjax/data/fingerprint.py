@@ -7,17 +7,19 @@ voxels (label > 0) of every case with replacement, pool, and take mean, median, 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data import formats, geometry, guard
-from medjax.data.cases import Progress, each, load, voxel_counts
+from medjax.data.cases import Progress, each, load, stamp, still_wanted, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
-from medjax.errors import LabelError
+from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus
 
 __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]
@@ -25,6 +27,8 @@ __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "f
 SAMPLES = 10_000_000  # pooled voxels per channel, 40 MB; nnU-Net draws 1e8, which moves mean and percentiles by under 1e-3 of the range
 SEED = 1234
 VERSION = 2  # of what is measured
+
+log = logging.getLogger("medjax.fingerprint")
 
 
 def fingerprint(
@@ -40,16 +44,16 @@ def fingerprint(
 
     Args:
       samples: voxels drawn per channel in all, floor(samples / cases) from each case (100_000_000 gives nnU-Net's very sample).
-      cache: JSON file to keep the result in; used again while no source file has changed (size and modification time).
+      cache: JSON file to keep the result in; used again while no source file has changed (size, times and inode). A file of that name
+        that is no fingerprint is left as it is.
 
     An unlabelled case gives its voxels above the channel's mean instead of the foreground.
     """
     inputs = json.dumps([VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str)
     key = hashlib.sha256(inputs.encode()).hexdigest()
-    if cache is not None and Path(cache).is_file():
-        kept = json.loads(Path(cache).read_text())
-        if kept["key"] == key and not kept["fingerprint"]["failed"]:
-            return Fingerprint.from_json(kept["fingerprint"])
+    kept = _kept(cache) if cache is not None else {}
+    if kept and kept["key"] == key and not kept["fingerprint"].failed:
+        return kept["fingerprint"]
     per_case = max(1, samples // max(1, len(cases)))
     outcomes = each(lambda case: _measure(case, corpus, per_case), cases, workers=workers, progress=progress)
     good = [o.value for o in outcomes if o.failure is None]
@@ -68,12 +72,25 @@ def fingerprint(
         labelled=sum(v["labelled"] for v in good),
         levels=tuple(v["levels"] for v in good),
     )
-    if cache is not None:
-        temporary = Path(f"{cache}.{os.getpid()}.tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"key": key, "fingerprint": result.to_json()}))
-        os.replace(temporary, cache)
+    if cache is not None and kept is not None:
+        try:
+            Path(cache).parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(cache, json.dumps({"key": key, "fingerprint": result.to_json()}))
+        except (OSError, WriteError) as error:
+            log.warning("the fingerprint is not kept: %s", error)
     return result
+
+
+def _kept(cache: str | os.PathLike) -> dict | None:
+    """Key and fingerprint of a cache; {} if there is none, None for a file that is no such cache, which is left as it is."""
+    if not os.path.lexists(cache):
+        return {}
+    try:
+        found = files.read_json(cache)
+        return {"key": str(found["key"]), "fingerprint": Fingerprint.from_json(found["fingerprint"])}
+    except (MedjaxError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("%s: no fingerprint of medjax, or a damaged one: measured anew and not kept. Fix: delete it (%s)", cache, error)
+        return None
 
 
 def check_classes(corpus: Corpus, found: Fingerprint) -> None:
@@ -96,13 +113,14 @@ def check_classes(corpus: Corpus, found: Fingerprint) -> None:
 
 
 def _identity(case: Case) -> list:
-    stats = [os.stat(p) if os.path.exists(p) else None for p in formats.files_of(case)]
-    return [dataclasses.asdict(case), [s and (s.st_size, s.st_mtime_ns) for s in stats]]
+    stats = [stamp(p) if os.path.exists(p) else None for p in formats.files_of(case)]
+    return [dataclasses.asdict(case), stats]
 
 
 def _measure(case: Case, corpus: Corpus, n: int) -> dict:
     """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without foreground)."""
     volume, ids = load(case, corpus, native=True)
+    still_wanted()
     canonical = geometry.fit(volume, None)
     present = None if ids is None else voxel_counts(ids, len(corpus.values))
     box = geometry.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import ndimage
 
+from medjax.data.cases import still_wanted
 from medjax.data.geometry import Transform
 from medjax.data.nifti import DataWarning
 from medjax.data.plan import Intensity
@@ -47,6 +48,7 @@ def stored_image(
     for c, channel in enumerate(channels(transform, array, intensities, path)):
         grid = quantisation(*channel.limits, channel.whole and transform.shape == transform.box_shape)
         for rows, piece in channel.resampled(transform):
+            still_wanted()
             out[rows, ..., c] = quantise(piece, *grid)
         raw_scale, raw_offset = (channel.raw_divisor, channel.raw_mean) if channel.mask is not None else (1.0, 0.0)
         scale, offset = grid

@@ -11,15 +11,15 @@ conflicting annotation as in a pool of public data sets. Case i of a corpus depe
 This is a stage set for tests and demos: scores on it say that the engine works, nothing about patients.
 """
 
-import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data.phantom_anatomy import T, bones, chest, draw_patient, trunk
 from medjax.data.phantom_bowel import colon, duodenum, small_bowel, stomach
 from medjax.data.phantom_organs import great_vessels, kidneys, liver, pancreas, spleen
@@ -29,6 +29,7 @@ from medjax.errors import UsageError, did_you_mean
 VERSION = 1  # raise it when the same seed gives other voxels
 STAGES = (trunk, bones, chest, great_vessels, kidneys, pancreas, duodenum, spleen, stomach, colon, liver, small_bowel)  # from stiff to soft
 SIZES = ("tiny", "small", "medium")
+MARK = b"medjax phantom, no patient"  # in the header of every file, by which it is known as ours
 
 _TINY = (20, 40, 40)
 _LIVER, _LIVER_TUMOUR = (T.LIVER, T.HEPATIC_VEIN, T.PORTAL_BRANCH), (T.LIVER_TUMOUR, T.LIVER_NECROSIS)
@@ -133,8 +134,7 @@ def write_corpora(
         for _ in pool.map(lambda job: _write_case(*job), jobs):
             pass
     for key, (target, made) in unfinished.items():  # the description comes last: a folder with one is complete
-        text = json.dumps(_description(PROTOCOLS[key], made), indent=1) + "\n"
-        _replace(target / "dataset.json", lambda path, text=text: path.write_text(text))
+        files.write_json(target / "dataset.json", _description(PROTOCOLS[key], made))
     return folders
 
 
@@ -173,18 +173,21 @@ def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray):
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = b"medjax phantom, no patient"
-    _replace(path, lambda temporary: nib.save(image, temporary))
+    image.header["descrip"] = MARK
+    with files.replacing_path(path) as temporary:
+        nib.save(image, temporary)
 
 
-def _replace(path: Path, write: Callable[[Path], object]):
-    """Writes under a name of this process in the same folder, then renames: no reader sees half a file."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+def _is_phantom(path: Path) -> bool:
+    """Whether a file is one that this module has written; links are not."""
+    import nibabel as nib
+
+    if path.is_symlink() or not path.is_file():
+        return False
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return bytes(nib.load(path).header["descrip"]).rstrip(b"\0") == MARK
+    except Exception:  # whatever a foreign file does to the reader
+        return False
 
 
 def _description(protocol: Protocol, made: Mapping) -> dict:
@@ -226,8 +229,8 @@ def _is_complete(protocol: Protocol, target: Path, made: Mapping) -> bool:
     if not path.exists():
         return False
     try:
-        found = json.loads(path.read_text())["phantom"]
-    except (ValueError, TypeError, KeyError):
+        found = files.read_json(path)["phantom"]
+    except (UsageError, TypeError, KeyError):
         raise UsageError(
             "holds another data set", path=target, fix="choose another folder for the phantom corpora, or move this one away"
         ) from None
@@ -236,14 +239,18 @@ def _is_complete(protocol: Protocol, target: Path, made: Mapping) -> bool:
 
 
 def _clear(protocol: Protocol, target: Path, count: int):
-    """Takes away the description and our surplus cases; anything else in the way is an error and stays."""
-    (target / "dataset.json").unlink(missing_ok=True)
-    wanted = {file for name in _case_names(protocol, count) for file in _files(protocol, target, name)}
-    for part in ("imagesTr", "labelsTr"):
-        (target / part).mkdir(parents=True, exist_ok=True)
-        for file in sorted((target / part).iterdir()):
-            if file in wanted or file.name.startswith("."):
+    """Takes away the description and our surplus cases; anything else in the way is an error, and then all stays."""
+    wanted, surplus = {file for name in _case_names(protocol, count) for file in _files(protocol, target, name)}, []
+    for part in (target, target / "imagesTr", target / "labelsTr"):
+        if part.is_symlink():
+            raise UsageError("a link is in the way of the phantom corpora", path=part, fix="choose another folder, or move it away")
+        part.mkdir(parents=True, exist_ok=True)
+        for file in sorted(part.iterdir()) if part != target else ():
+            if file.name.startswith("."):
                 continue
-            if not re.fullmatch(rf"{protocol.prefix}_\d{{3,}}(_0000)?\.nii\.gz", file.name):
+            if not re.fullmatch(rf"{protocol.prefix}_\d{{3,}}(_0000)?\.nii\.gz", file.name) or not _is_phantom(file):
                 raise UsageError("is in the way of the phantom corpora", path=file, fix="choose another folder for them, or move it away")
-            file.unlink()
+            surplus += [] if file in wanted else [file]
+    (target / "dataset.json").unlink(missing_ok=True)
+    for file in surplus:
+        file.unlink()

@@ -4,35 +4,39 @@ In: a corpus, its cases and a plan. Out: one folder per case, see `data/store.py
 
 A case appears under its name complete or not at all: it is written to a hidden sibling folder that is then renamed. Its key is a hash of
 the source bytes, of the decisions of the plan that concern it and of the declared label values; a case with another key is made again.
+What may be replaced, and what is refused, is decided in `data/targets.py`.
 """
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
 import os
 import random
 import shutil
-import socket
-import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import formats, geometry, normalise, store, tfds_source
-from medjax.data.cases import Progress, bytes_needed, each, load, voxel_counts
+from medjax import files
+from medjax.data import formats, geometry, normalise, store, targets, tfds_source
+from medjax.data.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
 from medjax.data.inputs import Case
+from medjax.data.nifti import DataWarning
 from medjax.data.plan import Plan, intensity_json
-from medjax.errors import DataError, UsageError
+from medjax.data.targets import check_targets as check_targets
+from medjax.data.targets import holding as holding
+from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
 
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
 LARGE_BOX = 1 << 24  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
-TEMPORARY = ".tmp-"
+DAMAGED = "files (damaged)"
 
 log = logging.getLogger("medjax.prepare")
 
@@ -45,12 +49,29 @@ class PrepareResult:
       ok: names prepared now, sorted. skipped: how many were up to date.
       failed: records with case, error, message, path, found, expected, fix.
       stale: name -> what had changed, for the cases that were made again.
+      hashed: names of cases from a version without hashes that have got theirs now.
+      cropped: name -> (labelled voxels outside the crop, which are lost, and labelled voxels in all), where there are any.
     """
 
     ok: list[str]
     failed: list[dict]
     skipped: int
     stale: dict[str, str]
+    hashed: tuple[str, ...] = ()
+    cropped: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def remarks(self) -> list[str]:
+        """What else a person should know of it, as lines."""
+        lines = []
+        if self.hashed:
+            lines.append(
+                f"  {len(self.hashed)} cases were prepared by a version without hashes and have them from now on; earlier damage to their "
+                "images would not have been noticed (--force makes them again)"
+            )
+        return lines + [
+            f"  {shown(name)}: {lost} of {total} labelled voxels ({lost / total:.1%}) lie outside the image's non-zero part and are cut off"
+            for name, (lost, total) in self.cropped.items()
+        ]
 
 
 def prepare(
@@ -64,6 +85,7 @@ def prepare(
     force: bool = False,
     packed: bool = False,
     locked: bool = True,
+    say: Callable[[str], None] = log.warning,
 ) -> PrepareResult:
     """Brings the store up to date; only missing and outdated cases are made, and one bad case never stops the others.
 
@@ -74,25 +96,51 @@ def prepare(
       progress: called after every case with (done, total, name, "prepared" | "up to date" | "failed").
       force: make all cases again.
       packed: write compressed chunks (see `data/store.py`); cases that are up to date keep the layout they have.
+      locked: wait while another preparation of this corpus is at work in the store. False: the caller is inside `holding`, or another
+        process of the same job is.
+      say: gets a line if there is something to wait for.
 
-    Several processes may prepare one store at once. Raises `UsageError` before any work for a plan that does not cover the corpus.
+    Raises `UsageError` before anything is written for a plan that does not cover the corpus, and for a store that would touch what medjax
+    did not write (see `check_targets`).
     """
-    intensities, spacing = tuple(plan.intensity_of(c) for c in corpus.channels), plan.spacing_of(corpus.store)
-    folder = Path(root) / corpus.store
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the store cannot be made: {error.strerror}", path=folder) from error
+    check_plan(corpus, plan)
     cases = list(cases)
-    for case in cases:
-        if os.sep in case.name or case.name.startswith("."):
-            raise UsageError("unusable case name", path=folder, found=case.name, expected="a name that can be a folder")
-    if _sweep(folder):  # another process is at work: start somewhere else, so that the two meet late
+    check_targets(corpus.store, cases, root)
+    with holding(root, corpus.store, say) if locked else contextlib.nullcontext():
+        return _prepare(corpus, cases, plan, Path(root) / corpus.store, workers, progress, force, packed)
+
+
+def check_plan(corpus: Corpus, plan: Plan) -> None:
+    """`UsageError` for a plan that does not cover the corpus and its channels."""
+    plan.spacing_of(corpus.store)
+    for channel in corpus.channels:
+        plan.intensity_of(channel)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """What became of one case."""
+
+    status: str
+    reason: str = ""
+    hashed: bool = False
+    cropped: tuple[int, int] = (0, 0)
+
+
+def _prepare(
+    corpus: Corpus, cases: list[Case], plan: Plan, folder: Path, workers: int | None, progress: Progress | None, force: bool, packed: bool
+) -> PrepareResult:
+    intensities, spacing = tuple(plan.intensity_of(c) for c in corpus.channels), plan.spacing_of(corpus.store)
+    folder.mkdir(parents=True, exist_ok=True)
+    if targets.sweep(folder):  # another process of this job is at work: start somewhere else, so that the two meet late
         random.Random(os.getpid()).shuffle(cases)
 
-    def one(case: Case) -> tuple[str, str]:
+    def one(case: Case) -> _Done:
         final = folder / case.name
-        old = None if force else _read_meta(final)
+        found = targets.look(final, case.name, corpus.store)
+        if found.state == "foreign":
+            raise DataError("is in the way of a prepared case", path=final, found=found.reason, fix=targets.ELSEWHERE)
+        old = None if force else found.meta
         sources, stat = _sources(case, old)
         inputs = {
             "version": store.VERSION,
@@ -110,44 +158,82 @@ def prepare(
             "labels": [[value, list(names)] for value, names in corpus.labels],
         }
         identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": store.VERSION}
+        reason = ""
         if old is not None and old["key"] == key:
-            fresh = old | described | identity
-            if fresh != old:
-                _rewrite_meta(final, fresh)
-            return "up to date", ""
-        reason = "" if old is None else ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
-        if reason:
+            try:
+                return _kept(final, old, json.loads(json.dumps(described | identity)), described)
+            except WriteError:
+                raise
+            except (MedjaxError, LookupError, TypeError, ValueError, AttributeError) as error:  # also a case.json with odd fields
+                log.warning("%s: made again: %s", final, error)
+                reason = DAMAGED
+        elif old is not None:
+            reason = ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
             log.info("%s: made again, changed: %s", final, reason)
         try:
-            _make(case, corpus, plan, final, described, identity, force, packed)
+            lost = _make(case, corpus, plan, final, described, identity, force or reason == DAMAGED, packed)
+        except Stopped:
+            raise
         except BaseException:
             if reason:  # what is there belongs to another plan or other sources: no one may train on it
-                _discard(final)
+                targets.discard(final, corpus.store)
             raise
-        return "prepared", reason
+        return _Done("prepared", reason, cropped=lost)
 
-    outcomes = each(one, cases, workers=workers, progress=progress, status=lambda v: v[0], needs=lambda case: bytes_needed(case, spacing))
-    good = [(o.case.name, *o.value) for o in outcomes if o.failure is None]
+    outcomes = each(
+        one, cases, workers=workers, progress=progress, status=lambda v: v.status, needs=lambda case: bytes_needed(case, spacing)
+    )
+    good = {o.case.name: o.value for o in outcomes if o.failure is None}
     return PrepareResult(
-        ok=sorted(name for name, status, _ in good if status == "prepared"),
+        ok=sorted(name for name, done in good.items() if done.status == "prepared"),
         failed=sorted((o.failure for o in outcomes if o.failure is not None), key=lambda f: f["case"]),
-        skipped=sum(status == "up to date" for _, status, _ in good),
-        stale={name: reason for name, _, reason in good if reason},
+        skipped=sum(done.status == "up to date" for done in good.values()),
+        stale={name: done.reason for name, done in good.items() if done.reason},
+        hashed=tuple(sorted(name for name, done in good.items() if done.hashed)),
+        cropped={name: done.cropped for name, done in good.items() if done.cropped[0]},
     )
 
 
-def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool, packed: bool) -> None:
-    """Reads, transforms and writes one case, and gives it its name."""
+def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
+    """Brings case.json of an up-to-date case up to date, and adds the hashes that earlier versions did not write.
+
+    Raises: `DataError` if the case is damaged as far as can be told from the sizes of its files (or, without hashes, from its label).
+    """
+    store.check_files(final)
+    fresh = old | fields
+    lost, total = fresh.get("cropped_labels", (0, 0))
+    hashed = "hashes" not in old
+    if hashed:
+        fresh["hashes"] = store.hashes_of(final)
+    fresh = store.sealed(fresh)
+    if fresh != old:
+        try:
+            store.write_meta(final, fresh)
+        except WriteError:
+            if any(old.get(k) != fresh[k] for k in described):
+                raise
+            hashed = False  # a store that can only be read is as good as it was
+    return _Done("up to date", hashed=hashed, cropped=(int(lost), int(total)))
+
+
+def _make(
+    case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool, packed: bool
+) -> tuple[int, int]:
+    """Reads, transforms and writes one case, and gives it its name; returns labelled voxels outside the crop, and in all."""
     volume, ids = load(case, corpus, native=True)
+    still_wanted()
     spacing, intensities = plan.spacing_of(corpus.store), [plan.intensity_of(c) for c in corpus.channels]
     transform = geometry.fit(volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose)
     masked = any(intensity.masked for intensity in intensities)
     image, numbers = normalise.stored_image(transform, volume.array, intensities, volume.path)
     outside = normalise.outside_mask(transform, volume.array) if masked else None
     del volume
-    labelled, outside_id = ids is not None, len(corpus.values)
+    has_label, outside_id, lost = ids is not None, len(corpus.values), (0, 0)
     if ids is None:
         ids = np.zeros(transform.stored_shape, np.uint8)
+    elif total := labelled(ids, corpus.ignore_id):
+        lost = total - labelled(transform.image(ids), corpus.ignore_id), total
+        _tell_lost(case, lost)
     if outside is not None:
         ids = ids.astype(np.uint8 if outside_id < 256 else np.uint16)
         view = transform.image(ids)
@@ -164,16 +250,31 @@ def _make(case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, 
         "spacing_mm": list(transform.target_spacing_mm),
         "transform": transform.to_json(),
         **numbers,
-        "labelled": labelled,
+        "labelled": has_label,
         "voxels": {str(i): int(n) for i, n in enumerate(counts) if n},
+        "cropped_labels": list(lost),
     }
-    temporary = final.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{case.name}"
-    temporary.mkdir()
+    locations = _locations(label, (corpus.ignore_id, outside_id))
+    still_wanted()
+    temporary = files.temporary(final)
     try:
-        store.write_case(temporary, image, label, _locations(label, (corpus.ignore_id, outside_id)), meta | identity, packed=packed)
-        _publish(temporary, final, None if force else identity["key"])
+        (temporary / case.name).mkdir(parents=True)
+        store.write_case(temporary / case.name, image, label, locations, meta | identity, packed=packed)
+        still_wanted()
+        targets.publish(temporary / case.name, final, corpus.store, None if force else identity["key"])
+    except OSError as error:
+        raise files.refused(final, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return lost
+
+
+def _tell_lost(case: Case, lost: tuple[int, int]) -> None:
+    if lost[0]:
+        warnings.warn(
+            f"{case.label_files[0]}: {lost[0]} of {lost[1]} labelled voxels ({lost[0] / lost[1]:.1%}) lie outside the non-zero part of the "
+            "image and are cut off with it; is this the label of another image?", DataWarning, stacklevel=2,
+        )  # fmt: skip
 
 
 def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarray]:
@@ -210,13 +311,13 @@ def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) 
 
 
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Path -> sha256, and path -> [size, modification time]; files whose size and time are those of the stored case are not read again."""
+    """Path -> sha256, and path -> stamp; files whose stamp (see `cases.stamp`) is that of the stored case are not read again."""
     hashes, stats = {}, {}
     for path in formats.files_of(case):
         try:
             record = formats.kind_of(path) == "record"
-            stats[path] = tfds_source.stamp(path) if record else [os.stat(path).st_size, os.stat(path).st_mtime_ns]
-            if old is not None and old.get("stat", {}).get(path) == stats[path]:
+            stats[path] = tfds_source.stamp(path) if record else stamp(path)
+            if old is not None and path in old["sources"] and old.get("stat", {}).get(path) == stats[path]:
                 hashes[path] = old["sources"][path]
             elif record:
                 hashes[path] = tfds_source.digest(path)
@@ -226,68 +327,3 @@ def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, li
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
     return hashes, stats
-
-
-def _read_meta(final: Path) -> dict | None:
-    """case.json of a prepared case, None if there is none; one that cannot be understood counts as outdated."""
-    try:
-        meta = json.loads((final / "case.json").read_text())
-        return meta if isinstance(meta, dict) and {"key", "sources"} <= set(meta) else {"key": "", "sources": {}}
-    except FileNotFoundError:
-        return {"key": "", "sources": {}} if final.exists() else None
-    except ValueError:
-        return {"key": "", "sources": {}}
-
-
-def _rewrite_meta(final: Path, meta: dict) -> None:
-    temporary = final / f"case.json.{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.write_text(json.dumps(meta, indent=1))
-    os.replace(temporary, final / "case.json")
-
-
-def _publish(temporary: Path, final: Path, key: str | None) -> None:
-    """Gives a finished folder its name; if another process was first with the same key, its folder stays."""
-    for _ in range(20):
-        try:
-            os.rename(temporary, final)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-        current = _read_meta(final)
-        if current is not None and current["key"] == key:
-            return
-        _discard(final)
-    raise DataError("another process keeps writing this case differently", path=final, fix="use one plan per store")
-
-
-def _discard(folder: Path) -> None:
-    """Takes a folder away in one step, then deletes it."""
-    trash = folder.parent / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-old"
-    try:
-        os.rename(folder, trash)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> bool:
-    """Deletes what killed processes of this machine left; True if another process is at work here."""
-    busy = False
-    for leftover in folder.glob(f"{TEMPORARY}{socket.gethostname()}-*"):
-        pid = leftover.name.removeprefix(f"{TEMPORARY}{socket.gethostname()}-").split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            busy = True
-    return busy
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -6,13 +6,14 @@ In: normalised images (z, y, x[, m]) or (y, x[, m]) and label ids of one shape. 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.data.resample import Spacing
-from medjax.errors import DataError
+from medjax.errors import DataError, UsageError
 
+MARK = "medjax preview"  # in every picture, by which it is known as ours
 PLANES = ("axial", "coronal", "sagittal")
 # Okabe and Ito's palette, told apart by colour-blind readers too
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -61,13 +62,16 @@ def middle(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str
 
 
 def sheet(rows: Sequence[Sequence[Panel]], path: str | os.PathLike, *, title: str = "", names: Mapping[int, str] | None = None) -> None:
-    """Draws rows of panels as one PNG, written under a temporary name first.
+    """Draws rows of panels as one PNG; a picture of an earlier call is replaced.
 
     Args:
       names: label id -> name for the legend.
 
-    Raises: `DataError` for nothing to draw, or a panel whose label has another shape than its image.
+    Raises: `DataError` for nothing to draw, or a panel whose label has another shape than its image; `UsageError` for a file in the way
+      that this function did not write.
     """
+    if os.path.lexists(path) and not _is_sheet(path):
+        raise UsageError("is in the way of a picture, and medjax did not write it", path=path, fix="move it away, or give another folder")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -91,9 +95,16 @@ def sheet(rows: Sequence[Sequence[Panel]], path: str | os.PathLike, *, title: st
     if title:
         figure.suptitle(title, color=INK, fontsize=9)
     FigureCanvasAgg(figure)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    with files.replacing_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": MARK})
+
+
+def _is_sheet(path: str | os.PathLike) -> bool:
+    """Whether a file is a picture that `sheet` has drawn."""
+    if os.path.islink(path) or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return f"tEXtSoftware\0{MARK}".encode() in file.read(1024)
 
 
 def colour(i: int) -> str:

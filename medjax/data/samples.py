@@ -5,6 +5,7 @@ In: pools of prepared cases (`data/store.py`) and a recipe. Out: a dictionary of
 """
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,8 +221,6 @@ class Samples:
             "image": read_patch(image, shape, start, self.patch, zero),
             "label": read_patch(label, shape, start, self.patch, np.int16(PADDING)),
         }
-        if "outside_id" in case.meta:  # outside a normalisation mask: as outside the image
-            sample["label"] = np.where(sample["label"] == case.meta["outside_id"], np.int16(PADDING), sample["label"])
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
         if missing := (self.recipe.channels or len(gain)) - len(gain):
@@ -250,12 +249,14 @@ class Samples:
         held = self._held.get(folder)
         if held is None and size <= min(SMALL_CASE_BYTES, self.cache_bytes - self._held_bytes):
             whole = tuple(slice(0, n) for n in shape)
-            held = np.asarray(case.image(whole)), np.asarray(case.label(whole), np.int16)
+            held = np.asarray(case.image(whole)), np.asarray(case.label(whole, outside=PADDING), np.int16)
             with self._lock:
                 if folder not in self._held:
                     self._held[folder] = held
                     self._held_bytes += size
-        return (case.image, case.label) if held is None else (held[0].__getitem__, held[1].__getitem__)
+        if held is not None:
+            return held[0].__getitem__, held[1].__getitem__
+        return case.image, functools.partial(case.label, outside=PADDING)  # outside a normalisation mask: as outside the image
 
 
 def _open(folder: Path) -> Any:

@@ -6,29 +6,40 @@ own bytes and all workers share the system's page cache; or *packed*, 64-voxel c
     <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16; normalised value = stored * gain + bias
                            label.zarr      (z, y, x) uint8 or uint16 dense ids of the full corpus
                            locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
-                           case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key
+                           case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key, hashes
 
-`data/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used.
+`data/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used. What is read
+is compared with the hashes in case.json, each part once per process (see `data/hashes.py`).
 """
 
+import contextlib
+import errno
 import functools
 import json
+import logging
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medjax import files
+from medjax.data import hashes, npy
 from medjax.errors import DataError, UsageError
 
 VERSION = 2  # of the stored contents: raised when the same sources would give other arrays
 CHUNK = 64
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
+FILES = ("image.zarr", "label.zarr", "locations.npz", "case.json")  # all that a case's folder holds
+HANDLES = 1 << 10  # memory-mapped arrays held open at most; fewer where a process may open few files
 Slices = tuple[slice, ...]
+
+log = logging.getLogger("medjax.store")
 
 
 class StoredCase:
@@ -47,9 +58,19 @@ class StoredCase:
         """int16 (*slices, m), all of it without slices; ranges must lie inside the volume."""
         return self._read("image.zarr", slices)
 
-    def label(self, slices: Slices = ()) -> np.ndarray:
-        """uint8 or uint16 (*slices) dense ids."""
-        return self._read("label.zarr", slices)
+    def label(self, slices: Slices = (), *, outside: int = 0) -> np.ndarray:
+        """uint8 or uint16 (*slices) dense ids of the corpus.
+
+        Args:
+          outside: the value of voxels outside a normalisation mask (skull-stripped MR), which nobody annotated; if it is negative and there
+            are such voxels the result is int16.
+        """
+        label, hidden = self._read("label.zarr", slices), self.meta.get("outside_id")
+        if hidden is None or not (where := label == hidden).any():
+            return label
+        label = label.astype(np.int16) if outside < 0 else label
+        label[where] = outside
+        return label
 
     @property
     def locations(self) -> Mapping[str, np.ndarray]:
@@ -57,10 +78,21 @@ class StoredCase:
         return Locations(self.folder, self._stamp)
 
     def _read(self, name: str, slices: Slices) -> np.ndarray:
+        slices = tuple(slices)
         try:
-            return _handle(self.folder, name, self._stamp)(tuple(slices))
-        except (ValueError, OSError) as error:
-            raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=REMEDY) from error
+            try:
+                return _handle(self.folder, name, self._stamp)(slices)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                _handle.cache_clear()  # of this process' open files most are ours: close them, and try once more
+                return _handle(self.folder, name, self._stamp)(slices)
+        except OSError as error:
+            many = error.errno in (errno.EMFILE, errno.ENFILE)
+            fix = "allow more open files: ulimit -n 4096" if many else again(self.folder)
+            raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=fix) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=again(self.folder)) from error
 
     def __reduce__(self):
         return StoredCase, (self.folder,)
@@ -112,17 +144,67 @@ def write_case(
     *,
     packed: bool = False,
 ) -> None:
-    """Fills an existing empty folder; case.json comes last, so a folder with it is complete.
+    """Fills an existing empty folder; case.json, with the hashes of the rest, comes last, so a folder with it is complete.
 
     Args:
       image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n, 3) int32. meta: JSON-ready.
       packed: compressed chunks in place of one flat, memory-mapped one.
     """
     folder = Path(folder)
-    write_array(folder / "image.zarr", image, packed)
-    write_array(folder / "label.zarr", label, packed)
+    found = {}
+    for name, array in (("image.zarr", image), ("label.zarr", label)):
+        write_array(folder / name, array, packed)
+        found[name] = hashes.of_packed(folder / name) if packed else hashes.of_flat(folder / name, array)
     np.savez_compressed(folder / "locations.npz", **locations)
-    (folder / "case.json").write_text(json.dumps(meta, indent=1))
+    found["locations.npz"] = hashes.of_file(folder / "locations.npz")
+    fields = {**meta, "hashes": found}
+    write_meta(folder, sealed(fields) if "key" in fields else fields)
+
+
+def write_meta(folder: str | os.PathLike, meta: Mapping[str, Any]) -> None:
+    """Writes case.json in one step; `WriteError` if the disk does not allow it."""
+    files.write_text(Path(folder) / "case.json", json.dumps(meta, indent=1))
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a case.json with a hash over all of them, which is compared when it is read."""
+    rest = {k: v for k, v in meta.items() if k != "checksum"}
+    return rest | {"checksum": files.checksum(json.dumps(rest, sort_keys=True).encode())}
+
+
+def hashes_of(folder: str | os.PathLike) -> dict:
+    """The hashes of a case as it lies on disk, for one that was prepared without.
+
+    Raises: `DataError` if the label does not hold the numbers of voxels that case.json tells of, or a file cannot be read.
+    """
+    case, root = StoredCase(folder), Path(folder)
+    expected, counts = case.meta["voxels"], {}
+    for z in range(case.meta["shape"][0]):
+        ids, numbers = np.unique(case.label((slice(z, z + 1),)), return_counts=True)
+        for i, n in zip(ids.tolist(), numbers.tolist(), strict=True):
+            counts[str(i)] = counts.get(str(i), 0) + n
+    if counts != {str(i): n for i, n in expected.items() if n}:
+        raise DataError("label.zarr holds other voxels than were prepared", path=root, found=counts, expected=expected, fix=again(root))
+    flat = _is_flat(json.loads((root / "image.zarr" / "zarr.json").read_bytes()))
+    return {
+        "image.zarr": hashes.of_flat(root / "image.zarr", case.image()) if flat else hashes.of_packed(root / "image.zarr"),
+        "label.zarr": hashes.of_flat(root / "label.zarr", case._read("label.zarr", ())) if flat else hashes.of_packed(root / "label.zarr"),
+        "locations.npz": hashes.of_file(root / "locations.npz"),
+    }
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """`DataError` if a file of a prepared case is missing or has another size than it should; contents are not read."""
+    case = StoredCase(folder)
+    for name in ("image.zarr", "label.zarr"):
+        case._read(name, (slice(0, 0),))
+    len(case.locations)
+
+
+def again(folder: str | os.PathLike) -> str:
+    """The command that makes one damaged case again."""
+    folder = Path(folder)
+    return f"make this case again: `medjax prepare <data set folder> -o {folder.parent.parent} --force --cases {folder.name}`"
 
 
 def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -145,7 +227,14 @@ def write_array(path: Path, array: np.ndarray, packed: bool = False) -> None:
         "codecs": [BYTES, {"name": "blosc", "configuration": blosc}],
     }
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}, "metadata": metadata}
-    ts.open(spec, create=True).result().write(array).result()
+    try:
+        ts.open(spec, create=True).result().write(array).result()
+    except (ValueError, RuntimeError) as error:  # tensorstore has no OSError
+        for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "EIO"):
+            if f"errno='{name}'" in str(error) or os.strerror(getattr(errno, name)) in str(error):
+                number = getattr(errno, name)
+                raise OSError(number, os.strerror(number), os.fspath(path)) from error
+        raise
 
 
 def _write_flat(path: Path, array: np.ndarray) -> None:
@@ -185,47 +274,120 @@ def _stamp(folder: str) -> tuple[int, int]:
 @functools.lru_cache(maxsize=1 << 14)
 def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
     try:
-        meta = json.loads(Path(folder, "case.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"case.json is damaged: {error}", path=folder, fix=REMEDY) from error
+        meta = files.read_json(Path(folder, "case.json"), error=DataError)
+    except DataError as error:
+        raise DataError(f"case.json is damaged: {error.message}", path=folder, fix=REMEDY) from error
+    if not isinstance(meta, dict):
+        raise DataError("case.json is damaged: no object", path=folder, fix=REMEDY)
     if meta.get("version", VERSION) != VERSION:
         raise DataError("prepared by another version of medjax", path=folder, found=meta["version"], expected=VERSION, fix=REMEDY)
+    if "checksum" in meta and (sum_ := sealed(meta)["checksum"]) != meta["checksum"]:
+        raise DataError(
+            "case.json is damaged: other content than was written", path=folder, found=sum_, expected=meta["checksum"], fix=again(folder)
+        )
+    shape = meta.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)) or not isinstance(
+        meta.get("voxels"), dict
+    ):
+        raise DataError("case.json is damaged: no shape or no numbers of voxels", path=folder, found=shape, fix=again(folder))
+    if "hashes" not in meta:
+        _tell_unhashed(os.path.dirname(folder))
     return meta
 
 
 @functools.lru_cache(maxsize=1 << 10)
+def _tell_unhashed(corpus_folder: str) -> None:
+    """Said once per corpus of a store (and process)."""
+    log.warning(
+        "%s: prepared without hashes by an earlier version of medjax, so damage to its arrays cannot be noticed; "
+        "`medjax prepare` or a training adds them", corpus_folder,
+    )  # fmt: skip
+
+
+def _most_handles() -> int:
+    """A quarter of the files that this process may open."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            return max(8, min(HANDLES, soft // 4))
+    return HANDLES
+
+
+@functools.lru_cache(maxsize=_most_handles())
 def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices], np.ndarray]:
-    """Slices -> array of their own, for either layout."""
-    path = Path(folder, name)
-    metadata = json.loads((path / "zarr.json").read_text())
+    """Slices -> array of their own, for either layout; a memory map holds a file descriptor, hence the bound."""
+    path, check = Path(folder, name), _check(folder, name, stamp)
+    text = (path / "zarr.json").read_bytes()
+    if expected := _meta(folder, stamp).get("hashes"):
+        hashes.compare(path / "zarr.json", files.checksum(text), expected[name]["zarr.json"], again(folder))
+    metadata = json.loads(text)
     shape = tuple(metadata["shape"])
-    if metadata["codecs"] == [BYTES] and tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]) == shape:
+    if _is_flat(metadata):
         dtype, file = np.dtype(metadata["data_type"]), flat_file(path, len(shape))
         found, expected = os.path.getsize(file), dtype.itemsize * math.prod(shape)
         if found != expected:
             raise ValueError(f"{found} bytes, expected {expected}")
         mapped = np.memmap(file, dtype.newbyteorder("<"), "r", shape=shape)
-        return lambda slices: np.array(mapped[slices], dtype)
+
+        def read(slices: Slices) -> np.ndarray:
+            if check is not None:
+                check(mapped, slices)
+            return np.array(mapped[slices], dtype)
+
+        return read
     import tensorstore as ts
 
     opened = ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}}, open=True, read=True).result()
-    return lambda slices: opened[slices].read().result()
+
+    def read_packed(slices: Slices) -> np.ndarray:
+        if check is not None:
+            check(shape, slices)
+        return opened[slices].read().result()
+
+    return read_packed
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _check(folder: str, name: str, stamp: tuple[int, int]) -> hashes.Check | None:
+    """What compares an array with its hashes and remembers which parts were; None for a case without hashes."""
+    expected = _meta(folder, stamp).get("hashes", {}).get(name)
+    if expected is None:
+        return None
+    path = Path(folder, name)
+    if "slabs" in expected:
+        return hashes.Slabs(flat_file(path, 4 if name == "image.zarr" else 3), expected, again(folder))
+    chunk = json.loads((path / "zarr.json").read_bytes())["chunk_grid"]["configuration"]["chunk_shape"]
+    return hashes.Chunks(path, tuple(chunk), expected, again(folder))
+
+
+def _is_flat(metadata: Mapping) -> bool:
+    return metadata["codecs"] == [BYTES] and list(metadata["chunk_grid"]["configuration"]["chunk_shape"]) == list(metadata["shape"])
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _location_keys(folder: str, stamp: tuple[int, int]) -> tuple[str, ...]:
-    with _npz(folder) as archive:
-        return tuple(archive.files)
+    file = os.path.join(folder, "locations.npz")
+    expected = _meta(folder, stamp).get("hashes", {}).get("locations.npz")
+    with _locations_of(folder):
+        if expected is not None:
+            hashes.compare(file, hashes.of_file(file), expected, again(folder))
+        with zipfile.ZipFile(file) as archive:
+            return npy.members(archive)
 
 
 @functools.lru_cache(maxsize=1 << 10)
 def _voxels(folder: str, key: str, stamp: tuple[int, int]) -> np.ndarray:
-    with _npz(folder) as archive:
-        return archive[key]
+    most = 12 * math.prod(_meta(folder, stamp)["shape"]) + 1024  # every voxel, three int32 each, and a header
+    with _locations_of(folder), zipfile.ZipFile(os.path.join(folder, "locations.npz")) as archive:
+        return npy.read_member(archive, key, most)
 
 
-def _npz(folder: str):
+@contextlib.contextmanager
+def _locations_of(folder: str) -> Iterator[None]:
+    """Errors of locations.npz as a sentence."""
     try:
-        return np.load(os.path.join(folder, "locations.npz"), allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"locations.npz cannot be read: {error}", path=folder, fix=REMEDY) from error
+        yield
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"locations.npz cannot be read: {error}", path=folder, fix=again(folder)) from error

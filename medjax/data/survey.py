@@ -1,7 +1,7 @@
 """What occurs in label files, where no description says it: the values of label maps and the combinations of overlapping masks.
 
 In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel; what was found is kept in a small JSON
-under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and time of the files, so that a second look costs nothing.
+under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and times of the files, so that a second look costs nothing.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 from medjax import files
 from medjax.data import classmasks, formats
 from medjax.data.annotation import value_counts
-from medjax.data.cases import Progress, each
+from medjax.data.cases import Progress, each, stamp
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError, WriteError
 
@@ -72,14 +72,14 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
     return [o.value for o in outcomes if o.failure is None], problems
 
 
-def _progress(kind: str, files: int, kept: Path) -> Progress | None:
+def _progress(kind: str, count: int, kept: Path) -> Progress | None:
     """Tells of a long look, and every tenth of the way; short ones are silent."""
-    if files < MANY:
+    if count < MANY:
         return None
 
     def show(done: int, total: int, name: str, status: str) -> None:
         if done == 1:
-            print(f"looking once for the {kind} in {files} label files (kept in {kept})", file=sys.stderr, flush=True)
+            print(f"looking once for the {kind} in {count} label files (kept in {kept})", file=sys.stderr, flush=True)
         if done % max(1, total // 10) == 0:
             print(f"  {done}/{total} cases", file=sys.stderr, flush=True)
 
@@ -90,8 +90,7 @@ def _key(case: Case) -> str:
     stats = []
     for path in case.label_files:
         try:
-            found = os.stat(path)
-            stats.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
+            stats.append([os.path.abspath(path), *stamp(path)])
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
     return hashlib.sha256(json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()).hexdigest()

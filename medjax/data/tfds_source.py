@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import threading
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -113,14 +112,17 @@ def _local(location: str) -> Path:
     if not final.is_dir():
         if not (remote / "dataset_info.json").exists():
             raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
-        temporary = home / f".{final.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir(parents=True)
+        temporary = files.temporary(final)
         try:
+            temporary.mkdir(parents=True)
+            files.sweep(home)
             for file in remote.iterdir():
                 if not file.is_dir():
-                    file.copy(temporary / file.name)
+                    file.copy(temporary / files.check_name(file.name, "file name", path=location))
             if not final.is_dir():
                 os.replace(temporary, final)
+        except OSError as error:
+            raise files.refused(final, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return final

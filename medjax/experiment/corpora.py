@@ -15,6 +15,7 @@ from medjax.data.inputs import Case
 from medjax.data.overlap import Pair, by_name, read_rules, rules_of, straddling
 from medjax.data.sources import read_labels, scan_corpus
 from medjax.data.splits import Split, make_splits, part_of, read_splits, subset
+from medjax.data.targets import check_targets
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 
@@ -71,7 +72,8 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
       workdir: where phantoms are written.
       files: False for a dry run: declared corpora need no folder and phantoms are only described.
 
-    Raises: `UsageError` when no corpus is named, a view or fold does not exist, or a folder is missing.
+    Raises: `UsageError` when no corpus is named, a view or fold does not exist, a folder is missing, or the store would touch what medjax
+      did not write (see `data.targets`).
     """
     stores, cases, counts, problems, rules = [], {}, {}, [], {}
     for folder in _folders(data, workdir, files):
@@ -99,6 +101,8 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
         )
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
         raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one "medjax": {"name": ...} in its dataset.json')
+    for corpus in stores if files else ():
+        check_targets(corpus.store, cases[corpus.name], data.get("store") or workdir / "store")
     for name, rule in data.get("subset", {}).items():
         if name not in cases:
             raise UsageError(f"config.data.subset names an unknown corpus {name!r}", fix=did_you_mean(name, cases))
@@ -173,8 +177,8 @@ def _subset(name: str, rule: Mapping, members: tuple[Case, ...], count: int) -> 
     known = [case.name for case in members]
     if path := rule.get("file"):
         try:
-            chosen = Path(path).read_text().split()
-        except OSError as error:
+            chosen = Path(path).read_text(encoding="utf-8-sig").split()
+        except (OSError, UnicodeDecodeError) as error:
             fix = "give a file with one case name per line"
             raise UsageError(f"cannot read the cases of {name}: {error}", path=path, fix=fix) from error
         if missing := [case for case in chosen if members and case not in known]:

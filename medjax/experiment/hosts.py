@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax import files
+from medjax import files, locks
 from medjax.errors import MedjaxError, TrainError, UsageError, WriteError
 
 NAMES = ("MEDJAX_COORDINATOR", "MEDJAX_PROCESSES", "MEDJAX_PROCESS")
@@ -77,10 +77,10 @@ def holding(
     """Locks a folder for the length of the block, for all processes of this run: the first one holds the lock.
 
     Args:
-      folder: is made if missing, and removed again if nothing was written into it. what, wait, say: see `files.lock`.
+      folder: is made if missing, and removed again if nothing was written into it. what, wait, say: see `locks.lock`.
       needed: whether a folder that cannot be written to is an error; else it is used without a lock.
 
-    Raises: what `files.lock` raises, and `WriteError` if the folder cannot be made.
+    Raises: what `locks.lock` raises, and `WriteError` if the folder cannot be made.
     """
     made = []
 
@@ -92,7 +92,7 @@ def holding(
         except OSError as error:
             raise files.refused(folder, error, error=WriteError) from error
         try:
-            stack.enter_context(files.lock(folder, what, wait=wait, say=say))
+            stack.enter_context(locks.lock(folder, what, wait=wait, say=say))
         except WriteError as error:
             if needed:
                 raise

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import nifti
+from medjax.data import formats
+from medjax.data.cases import failure
 from medjax.data.inputs import Case
-from medjax.data.store import open_case
-from medjax.errors import UsageError
+from medjax.data.store import again, open_case
+from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus, LabelSpace
 
 RULES = ("standard", "released")
@@ -59,29 +60,48 @@ def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], sto
       held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the reference.
 
     Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ..., "IoU": ..., "n": volumes}}},
-      "not prepared": ["corpus/case", ...]}; the latter, which the store does not hold, count for nothing.
+      "not prepared": ["corpus/case", ...], "failed": [record, ...]}; cases that the store does not hold, and those that cannot be read or
+      predicted (see `data.cases.failure`), count for nothing.
     """
     check(rule)
-    space, out, missing = predictor.model.space, {"rule": rule, "grid": "network"}, []
+    out, missing, failed = {"rule": rule, "grid": "network"}, [], []
     for name, (corpus, cases) in held.items():
         values: dict[str, list[tuple[float, float]]] = {}
         for case in cases:
             if not (Path(store) / corpus.store / case.name / "case.json").is_file():
                 missing.append(f"{name}/{case.name}")
                 continue
-            probabilities, _ = predictor.scores(nifti.read_case(case.images), name)
-            mask = decide(probabilities, predictor.activation)
-            ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
-            truth = class_masks(open_case(Path(store) / corpus.store / case.name).label(), space, name)
-            for label, found in class_masks(ids, space, name).items():
-                result = class_scores(truth[label], found, rule)
-                if result is not None:
-                    values.setdefault(label, []).append(result)
+            try:
+                results = _case_scores(predictor, case, name, Path(store) / corpus.store / case.name, rule)
+            except Exception as error:
+                failed.append({"corpus": name} | failure(case, error))
+                continue
+            for label, result in results.items():
+                values.setdefault(label, []).append(result)
         classes = {c: dict(zip(("Dice", "IoU"), np.mean(v, 0).tolist(), strict=True)) | {"n": len(v)} for c, v in values.items()}
         if classes:
             mean = {m: float(np.mean([entry[m] for entry in classes.values()])) for m in ("Dice", "IoU")}
             out[name] = mean | {"classes": classes}
-    return out | {"not prepared": missing}
+    return out | {"not prepared": missing, "failed": failed}
+
+
+def _case_scores(predictor: Any, case: Case, name: str, prepared: Path, rule: str) -> dict[str, tuple[float, float]]:
+    """Class -> (Dice, IoU) of one case, for the classes that count."""
+    space = predictor.model.space
+    probabilities, _ = predictor.scores(formats.read_case(case.images), name)
+    mask = decide(probabilities, predictor.activation)
+    ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
+    label = open_case(prepared).label()
+    if label.shape != ids.shape:
+        raise DataError(
+            "the store holds this case on another grid than the network's", path=prepared, found=label.shape, expected=ids.shape,
+            fix="prepare it by the plan of this run",
+        )  # fmt: skip
+    if int(label.max(initial=0)) >= len(space.corpora[space.corpus_index(name)].values):
+        raise DataError("undeclared ids in a prepared label", path=prepared, found=int(label.max()), fix=again(prepared))
+    truth = class_masks(label, space, name)
+    scores = {c: class_scores(truth[c], found, rule) for c, found in class_masks(ids, space, name).items()}
+    return {c: found for c, found in scores.items() if found is not None}
 
 
 def decide(probabilities: np.ndarray, activation: str) -> np.ndarray:

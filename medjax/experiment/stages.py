@@ -160,6 +160,8 @@ def prepare_stage(run: Run) -> None:
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
             say(f"  {again} of them were there already, but made from other {reason}: made again")
+        for text in result.remarks():
+            say(text)
         for entry in result.failed:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
@@ -323,6 +325,8 @@ def evaluate(run: Run) -> int:
     run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
     if rule := run.fields["evaluate"].get("resampled", ""):
         found = resampled.score(predictor, held, run.store, rule)
+        known = {(entry["case"], entry["message"]) for entry in run.failed}
+        run.failed += [entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known]
         runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
         say(f"on the network's grid, empty classes by the {rule} rule: see {run.workdir / 'evaluation' / 'resampled.json'}")
         if left := found["not prepared"]:

@@ -1,0 +1,119 @@
+"""What hashes cost: preparing and reading with them and without, in turns.
+
+    python -m benchmarks.hashing [store] [--shape 200 320 320] [--rounds 7]
+
+`store` prepares one synthetic CT scan with and without hashes, then reads patches of it as a new process would (first use) and again.
+Prints one JSON object per subject; ratios are medians over the rounds of (with / without) of neighbouring runs, by wall and CPU time.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of a call, and CPU time of the whole process, which other jobs disturb less."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - begin, time.process_time() - cpu
+
+
+def ratio(with_hashes: Callable[[], object], without: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Runs both in turns, in changing order; medians of their seconds and of the ratios of neighbours, by wall and by CPU time."""
+    with_hashes(), without()
+    pairs = []
+    for k in range(rounds):
+        if k % 2:
+            second = seconds(without)
+            pairs.append((seconds(with_hashes), second))
+        else:
+            pairs.append((seconds(with_hashes), seconds(without)))
+    times = np.array(pairs)  # (rounds, with and without, wall and cpu)
+    middle, ratios = np.median(times, 0), np.median(times[:, 0] / times[:, 1], 0)
+    return {
+        "with_s": round(float(middle[0, 0]), 4), "without_s": round(float(middle[1, 0]), 4), "ratio_wall": round(float(ratios[0]), 4),
+        "ratio_cpu": round(float(ratios[1]), 4),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _unhashed() -> Iterator[None]:
+    """Preparation as it was before there were hashes."""
+    from medjax.data import hashes
+
+    nothing = {"of_flat": lambda path, array: {}, "of_packed": lambda path: {}, "of_file": lambda path: ""}
+    with contextlib.ExitStack() as stack:
+        for name, function in nothing.items():
+            stack.enter_context(mock.patch.object(hashes, name, function))
+        yield
+
+
+def store(args: argparse.Namespace) -> dict:
+    """Preparation of one scan; all of its patches read for the first time, and read again."""
+    from benchmarks.prepare import write_scans
+    from medjax.data import store as stored
+    from medjax.data.plan import Intensity, Plan
+    from medjax.data.prepare import prepare
+    from medjax.data.sources import read_corpus
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_scans(root / "Dataset001_Bench", tuple(args.shape), (1.0, 1.0, 1.0), 1)
+        corpus, cases = read_corpus(root / "Dataset001_Bench")
+        plan = Plan({corpus.store: (1.0, 1.0, 1.0)}, {c: Intensity("ct", (-500.0, 500.0), 0.0, 200.0) for c in corpus.channels})
+
+        def made(place: Path) -> None:
+            if failed := prepare(corpus, cases, plan, place, workers=1, force=True).failed:
+                raise SystemExit(str(failed))
+
+        def unhashed() -> None:
+            with _unhashed():
+                made(root / "without")
+
+        preparation = ratio(lambda: made(root / "with"), unhashed, args.rounds)
+        names = {place: root / place / corpus.store / cases[0].name for place in ("with", "without")}
+        described = names["without"] / "case.json"
+        described.write_text(json.dumps({k: v for k, v in json.loads(described.read_text()).items() if k not in ("hashes", "checksum")}))
+
+        def read(place: str, new: bool) -> None:
+            if new:
+                for function in (stored._meta, stored._handle, stored._check):
+                    function.cache_clear()
+            rng, case = np.random.default_rng(0), stored.open_case(names[place])
+            shape = case.meta["shape"]
+            for _ in range(40):
+                low = [int(rng.integers(0, max(1, n - 96))) for n in shape]
+                part = tuple(slice(a, min(a + 96, n)) for a, n in zip(low, shape, strict=True))
+                case.image(part), case.label(part)
+
+        first = ratio(lambda: read("with", True), lambda: read("without", True), args.rounds)
+        later = ratio(lambda: read("with", False), lambda: read("without", False), args.rounds)
+        size = sum(p.stat().st_size for p in names["with"].rglob("*") if p.is_file())
+    return {"mib": round(size / 2**20, 1), "prepare": preparation, "40 patches, first use": first, "40 patches, again": later}
+
+
+SUBJECTS: dict[str, Callable[[argparse.Namespace], dict]] = {"store": store}
+
+
+def main() -> None:
+    """Prints one JSON object per subject."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subjects", nargs="*", default=list(SUBJECTS), help=f"of {', '.join(SUBJECTS)}; default: all")
+    parser.add_argument("--shape", type=int, nargs=3, default=(200, 320, 320), help="voxels of the scan")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    for name in args.subjects:
+        report = {"subject": name, "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "shape": args.shape}
+        print(json.dumps(report | SUBJECTS[name](args)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
