@@ -77,30 +77,39 @@ def killed_predict(site: Site) -> Iterator[Seen]:
 @row("P8", "SIGINT and SIGTERM in prepare, predict and evaluate", "weak", limit=200)
 def interrupted(site: Site) -> Iterator[Seen]:
     data = _long_prepare(site)
-    predicting, out = _predicting(site)
+    predicting, out = _predicting(site, 8)
     labels = site.path("ref", "dataset.json")
     labels.write_text('{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}')
-    for i in range(40):
-        m.make_raw.save(site.path("ref", "l", f"c{i}.nii.gz"), m.image(i % 4, (60, 70, 60))[1])
+    m.make_raw.save(site.path("ref", "l", "c0.nii.gz"), m.image(0, (80, 90, 80))[1])
+    for i in range(1, 250):
+        m.copied(site.root / "ref" / "l" / "c0.nii.gz", site.path("ref", "l", f"c{i}.nii.gz"))
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         store, scored = site.root / f"store{code}", site.root / f"scored{code}"
         words = ("prepare", data, "-o", store, "--workers", 1)
         said, _ = _stopped(site, number, lambda store=store: any(store.glob("*/*/case.json")), *words)
         yield _ended(f"prepare, {number.name}", said, code, store)
-        masks = site.root / f"out{code}"
-        words = tuple(masks if w == out else w for w in predicting)
-        said, _ = _stopped(site, number, lambda masks=masks: any(masks.glob("c*.json")), *words)
-        done = sorted(p.stem for p in masks.glob("c*.json"))
-        manifest = (masks / "run.json").read_text() if (masks / "run.json").exists() else ""
-        yield _ended(f"predict, {number.name}", said, code, masks, also=bool(done) and all(f'"{c}"' in manifest for c in done))
+        for moment in ("the first sidecar", "the second case"):  # the first: while the next case is compiled, loaded and computed
+            masks = site.root / f"out{code}-{moment}"
+            words = tuple(masks if w == out else w for w in predicting)
+            said, _ = _stopped(site, number, lambda f=masks, m=moment: _reached(f, m), *words)
+            whole = sorted(masks.glob("c*_prob.npz"), key=lambda p: p.stat().st_mtime)[:-1]  # the last one may have been under way
+            manifest = (masks / "run.json").read_text() if (masks / "run.json").exists() else ""
+            told_of = all(f'"{p.name.removesuffix("_prob.npz")}"' in manifest for p in whole)
+            yield _ended(f"predict, {number.name} at {moment}", said, code, masks, also=bool(manifest) and told_of)
         words = ("evaluate", "--reference", labels.parent / "l", "--prediction", labels.parent / "l", "-o", scored, "--workers", 1)
         said, _ = _stopped(site, number, _after(4), *words, "--labels", labels)
         yield _ended(f"evaluate, {number.name}", said, code, scored)
 
 
+def _reached(folder: Path, moment: str) -> bool:
+    return any(folder.glob("c*.json")) if moment == "the first sidecar" else len(list(folder.glob("c*_prob.npz"))) > 1
+
+
 def _ended(variant: str, said: Said, code: int, folder: Path, also: bool = True) -> Seen:
     """A sentence, the documented code, no temporary files; a command that was faster than the signal cannot be judged."""
     left = [name for name in (_temporary(folder) if folder.exists() else []) if ".fingerprints" not in name]
+    if said.code == 0 and said.seconds > 3:
+        return Seen(variant, False, f"the signal was lost: it went on for {said.seconds:.0f} s, {said.text[-160:]!r}")
     if said.code == 0:
         return Seen(variant, None, "it was done before the signal came")
     word = "interrupted" if code == 130 else "SIGTERM"

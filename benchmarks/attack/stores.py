@@ -215,12 +215,12 @@ def two_trainings(site: Site) -> Iterator[Seen]:
 
 def _waiting(site: Site, data: Path) -> Iterator[Seen]:
     """A preparation of a store that this process holds."""
-    from medjax import files
+    from medjax import locks
 
-    (store := site.root / "store").mkdir()
+    (held_folder := (store := site.root / "store") / "Toy").mkdir(parents=True)  # the lock is that of the corpus' folder
     log = site.path("prepare.txt")
     with contextlib.ExitStack() as held:
-        held.enter_context(files.lock(store, "an attack"))
+        held.enter_context(locks.lock(held_folder, "an attack"))
         process = start("prepare", data, "-o", store, "--workers", 1, log=log)
         ends = time.monotonic() + LIMIT_OF_LOCK
         while b"waiting" not in log.read_bytes() and process.poll() is None and time.monotonic() < ends:
@@ -232,10 +232,10 @@ def _waiting(site: Site, data: Path) -> Iterator[Seen]:
 
 def _stale(site: Site, data: Path) -> Iterator[Seen]:
     """Locks of processes that have ended."""
-    from medjax import files
+    from medjax import locks
 
-    path = site.root / "store" / files.LOCK
-    with files.lock(site.root / "store", "an attack"):
+    path = site.root / "store" / "Toy" / locks.LOCK
+    with locks.lock(site.root / "store" / "Toy", "an attack"):
         mine = path.read_text()
     holder = json.loads(mine)
     for variant, change in (("an ended process", {"pid": 2**22 - 7}), ("another boot", {"boot": "x"})):
