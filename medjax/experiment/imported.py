@@ -26,7 +26,7 @@ from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
 
 ACCOUNT = "import.json"
-TOOLS = ("core", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
+TOOLS = ("core", "opcodes", "values", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
 
 
 def families() -> list[str]:
