@@ -146,16 +146,21 @@ def read_npz(path: str | os.PathLike, *, error: type[MedjaxError] = DataError, s
 
 def array(data: bytes, *, strings: bool = False) -> np.ndarray:
     """The array in the bytes of an `.npy` file, read-only; `ValueError` for anything but plain numbers in their full length."""
-    if data[:6] != b"\x93NUMPY" or len(data) < 12 or data[6] not in (1, 2, 3):
+    begin, kind, shape, order = layout(data, len(data), strings=strings)
+    return np.frombuffer(data, kind, offset=begin).reshape(shape, order=order)
+
+
+def layout(start: bytes, size: int, *, strings: bool = False) -> tuple[int, np.dtype, tuple[int, ...], str]:
+    """(first byte of the numbers, dtype, shape, "C" or "F") of an `.npy` file of `size` bytes beginning with `start`; raises as `array`."""
+    if start[:6] != b"\x93NUMPY" or len(start) < 12 or start[6] not in (1, 2, 3):
         raise ValueError("no array in numpy's format")
-    begin, length = (10, int.from_bytes(data[8:10], "little")) if data[6] == 1 else (12, int.from_bytes(data[8:12], "little"))
-    if length > HEADER or begin + length > len(data):
+    begin, length = (10, int.from_bytes(start[8:10], "little")) if start[6] == 1 else (12, int.from_bytes(start[8:12], "little"))
+    if length > HEADER or begin + length > len(start):
         raise ValueError("a header beyond its file")
-    kind, shape, order = header(data[begin : begin + length], strings=strings)
-    size = math.prod(shape) * kind.itemsize
-    if size != len(data) - begin - length:
-        raise ValueError(f"the header promises {shape}, {size:,} bytes, but {len(data) - begin - length:,} are there")
-    return np.frombuffer(data, kind, offset=begin + length).reshape(shape, order=order)
+    kind, shape, order = header(start[begin : begin + length], strings=strings)
+    if math.prod(shape) * kind.itemsize != size - begin - length:
+        raise ValueError(f"the header promises {shape} of {kind}, but {size - begin - length:,} bytes are there")
+    return begin + length, kind, shape, order
 
 
 def header(text: bytes, *, strings: bool = False) -> tuple[np.dtype, tuple[int, ...], str]:
