@@ -112,15 +112,17 @@ def test_a_manifest_that_does_not_describe_the_call_is_refused(function, tmp_pat
 
 
 def test_a_function_that_cannot_run_here_is_a_sentence(function, tmp_path):
-    """Verified, but exported for another platform: found when it is called."""
+    """Exported for another platform; and called with other shapes than it was verified for."""
     import jax
     import jax.numpy as jnp
 
     export(function.parent / "run", tmp_path / "gpu.medjax", "function", platforms=("cuda",))
-    apply, window = portable.function(archive.read(tmp_path / "gpu.medjax"))
+    with pytest.raises(ModelError, match=r"gpu\.medjax: .*exported for other platforms; found cuda; expected cpu"):
+        load_predictor(tmp_path / "gpu.medjax")
+    apply, window = portable.function(archive.read(function))
     context = {"corpus": jnp.zeros(1, jnp.int32), "modality": jnp.zeros(1, jnp.int32), "spacing_mm": jnp.ones((1, 3))}
-    with pytest.raises(ModelError, match=r"gpu\.medjax: .*cannot run here"):
-        jax.jit(lambda image: apply({}, image, context)["logits"])(jnp.zeros((1, *window, 1)))
+    with pytest.raises(ModelError, match=r"f\.medjax: .*cannot run here"):
+        jax.jit(lambda image: apply({}, image, context)["logits"])(jnp.zeros((1, *window, 3)))
 
 
 def test_the_process_imports_nothing_from_where_it_is_started(function, tmp_path, monkeypatch):

@@ -165,13 +165,13 @@ def load_predictor(
         raise UsageError("no model given")
     if fast:
         trained = [_companion(one) for one in trained]
-    given = trained[0].fields["infer"]
+    given, devices = trained[0].fields["infer"], named_devices(device)
     groups: dict[str, list[Trained]] = {}
     for one in trained:
         groups.setdefault(_architecture(one), []).append(one)
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
-        model = _model(members[0], checkpoint, tuple(window))
+        model = _model(members[0], checkpoint, tuple(window), devices)
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
             configured = configured.checked(model.space) if configured else None
@@ -185,7 +185,7 @@ def load_predictor(
             average=given["average"],
             activation=given.get("activation", "sigmoid"),
             batch_windows=batch_windows or given["batch_windows"] or None,
-            devices=named_devices(device),
+            devices=devices,
             memory_gib=memory_gib,
             uncertainty=uncertainty,
             postprocess=rules(trained[0], postprocess) if postprocess else configured,
@@ -231,14 +231,14 @@ def named_devices(name: str) -> list | None:
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
 
 
-def _model(one: Trained, checkpoint: str, window: tuple[int, ...]) -> Any:
+def _model(one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None) -> Any:
     from medjax.infer.model import Model
 
     space, conditions = one.space.unveiled(), one.space.conditions()
     if one.archive and one.archive.kind == "function":
         from medjax.experiment import portable
 
-        apply, own = portable.function(one.archive)
+        apply, own = portable.function(one.archive, devices[0].platform if devices else "")
         if window and window != own:
             raise UsageError("an exported function has one window", path=one.path, found=window, expected=own)
         return Model(apply, {}, one.plan, space, own, len(own), conditions)

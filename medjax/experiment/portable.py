@@ -51,16 +51,16 @@ def pack(trained: Trained, params: Any, platforms: Sequence[str]) -> tuple[bytes
     return bytes(found.serialize()), calling
 
 
-def function(archive: Archive, verifier: Verifier | None = None) -> tuple[Callable, tuple[int, ...]]:
+def function(archive: Archive, platform: str = "", verifier: Verifier | None = None) -> tuple[Callable, tuple[int, ...]]:
     """The function of an archive as (params, image, context) -> {"logits"}, and its window.
 
     It is verified in a process of its own first (see `experiment/verification.py`), which takes some seconds beside its compilation there.
 
     Args:
-      verifier: a process to use for several functions.
+      platform: that it will run on, as jax calls it; default this process' own. verifier: a process to use for several functions.
 
-    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, or one whose shapes are not those declared;
-      the function itself raises it where the network cannot be built into a program.
+    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, one whose shapes are not those declared,
+      or one made for other platforms; the function itself raises it where it cannot be built into a program.
     """
     import jax
     import jax.numpy as jnp
@@ -74,10 +74,14 @@ def function(archive: Archive, verifier: Verifier | None = None) -> tuple[Callab
     except Exception as error:  # whatever the deserialiser raises for bytes it cannot read
         raise refused(f"{type(error).__name__}", path) from error
 
+    platform = platform or jax.default_backend()
+    if not {"gpu": {"cuda", "rocm"}}.get(platform, {platform}) & set(found.platforms):
+        raise refused("it was exported for other platforms", path, found=", ".join(found.platforms), expected=platform)
+
     def called(*arguments: Any) -> Any:
         try:
             return found.call(*arguments)
-        except Exception as error:  # a platform it was not exported for, or a program that cannot be lowered
+        except Exception as error:  # shapes it was not made for, or a program that cannot be lowered
             raise refused(f"it cannot run here ({type(error).__name__}: {str(error)[:200]})", path) from error
 
     def apply(params: Any, image: Any, context: Mapping, **unused: Any) -> dict[str, Any]:
