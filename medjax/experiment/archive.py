@@ -171,7 +171,7 @@ def _manifest(path: Path, archive: zipfile.ZipFile) -> dict:
         )
     if manifest.get("version") != VERSION:
         raise _refused(path, "another version of the format", found=manifest.get("version"), expected=VERSION, fix="update medjax")
-    if manifest.get("kind") not in KINDS:
+    if manifest.get("kind") not in list(KINDS):
         raise _refused(path, "an unknown kind of model", found=str(manifest.get("kind"))[:80], expected=" or ".join(KINDS))
     listed = manifest.get("members")
     wanted = {*REQUIRED, KINDS[manifest["kind"]]}
