@@ -4,7 +4,7 @@
 
 Long-lived processes read the mutants one after the other, so that a crash is a counted outcome. A mutant may be refused with a
 `MedjaxError` or read; a raw traceback, a signal, more than `SECONDS` or more than `MEMORY` is a failure: the bytes that did it are kept in
-the folder, and the exit code is 1. The same seed gives the same mutants. `--replay FILE` reads one kept file in this process.
+the folder, and the exit code is 1. "Crashes caught" are refusals too: damaged code ended the process that verifies functions. The same seed gives the same mutants. `--replay FILE` reads one kept file in this process.
 """
 
 import argparse
@@ -114,9 +114,10 @@ def fuzz(total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, s
                 readers.append(Reader(folder))
                 jobs.append(pool.submit(several, work[w::workers], readers[-1]))
             for job in jobs:
-                for kind, _, outcome, _, seconds in job.result():
+                for kind, _, outcome, detail, seconds in job.result():
                     found[kind][outcome] += 1
                     found[kind]["seconds"] += seconds
+                    found[kind]["crashes caught"] += outcome == "refused" and "ended with signal" in detail
         for reader in readers:
             reader.close()
     if show:
@@ -126,7 +127,7 @@ def fuzz(total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, s
 
 def table(found: dict[str, collections.Counter]) -> str:
     """The counts as lines."""
-    names = ("refused", "read", *FAILURES)
+    names = ("refused", "read", "crashes caught", *FAILURES)
     rows = [("kind", *names, "seconds")]
     rows += [(kind, *(str(count[name]) for name in names), f"{count['seconds']:.0f}") for kind, count in found.items()]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
@@ -144,7 +145,7 @@ def read(kind: str, path: Path) -> tuple[str, str]:
         text = str(error)
         if path.name not in text or "\n" in text or len(text) > 4000 or not text.isprintable():
             return "unreadable message", text[:1000]
-        return "refused", text[:200]
+        return "refused", text[:600]
     except MemoryError as error:
         return "memory", repr(error)
     except Exception:
@@ -188,7 +189,7 @@ def main() -> int:
     begin = time.monotonic()
     found = fuzz(given.count, given.seed, [kind for kind in given.kinds.split(",") if kind], given.out, given.workers, show=True)
     failures = sum(count[name] for count in found.values() for name in FAILURES)
-    total = sum(n for count in found.values() for name, n in count.items() if name != "seconds")
+    total = sum(count[name] for count in found.values() for name in ("refused", "read", *FAILURES))
     print(f"{total} mutants in {time.monotonic() - begin:.0f} s, {failures} failures" + (f", kept in {given.out}" if failures else ""))
     return 1 if failures else 0
 
