@@ -4,7 +4,8 @@
 
 Long-lived processes read the mutants one after the other, so that a crash is a counted outcome. A mutant may be refused with a
 `MedjaxError` or read; a raw traceback, a signal, more than `SECONDS` or more than `MEMORY` is a failure: the bytes that did it are kept in
-the folder, and the exit code is 1. "Crashes caught" are refusals too: damaged code ended the process that verifies functions. The same seed gives the same mutants. `--replay FILE` reads one kept file in this process.
+the folder, and the exit code is 1. "Crashes caught" are refusals as well: damaged code ended the process that verifies functions. The same
+seed gives the same mutants. `--replay FILE` reads one kept file in this process.
 """
 
 import argparse

@@ -60,8 +60,9 @@ def _read_torch(path: Path) -> None:
 
 def _read_npz(path: Path) -> None:
     """As weights, and as a mask of a corpus (whose name holds the shape)."""
-    from medjax.data import formats
+    from medjax.data import arrays
     from medjax.errors import MedjaxError
+    from medjax.experiment import imported
     from medjax.port import core
 
     as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
@@ -69,11 +70,12 @@ def _read_npz(path: Path) -> None:
     as_mask.write_bytes(path.read_bytes())
     try:
         with contextlib.suppress(MedjaxError):
-            np.asarray(formats.read(as_mask, "label").array)
+            np.asarray(arrays.read(str(as_mask)).array)
     finally:
         as_mask.unlink()
         as_mask.parent.rmdir()
-    core.tensors_of(core.read(path))
+    with imported._understood(path, "nnunet"):
+        core.tensors_of(core.read(path))
 
 
 def _read_archive(path: Path) -> None:

@@ -13,7 +13,7 @@ KINDS = ["torch", "npz", "archive", "stablehlo"]
 def test_120_mutants_are_read_or_refused_with_a_sentence(tmp_path):
     found = fuzz.fuzz(120, 7, KINDS, tmp_path / "failures", workers=1)
     assert sum(found[kind][outcome] for kind in KINDS for outcome in ("read", "refused")) == 120
-    assert {kind: [n for n in fuzz.FAILURES if found[kind][n]] for kind in KINDS} == dict.fromkeys(KINDS, [])
+    assert not [(kind, name) for kind in KINDS for name in fuzz.FAILURES if found[kind][name]]
     assert all(found[kind]["refused"] for kind in KINDS) and not (tmp_path / "failures").exists()
 
 

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from medjax import cli
-from medjax.data import zipped
-from medjax.errors import ModelError, UsageError
-from medjax.port import core, torch_file
+from medjax.data import arrays, zipped
+from medjax.errors import DataError, ModelError, UsageError
+from medjax.experiment import imported
+from medjax.experiment.imported import import_weights
+from medjax.port import core, nnunet_plan, torch_file
 
 EVIL = b"A" * 8
 
@@ -285,6 +288,78 @@ def test_weights_that_are_not_finite_or_no_real_numbers_are_refused():
         with pytest.raises(ModelError, match=message):
             core.convert({"w": bad}, rows, target)
     assert core.convert({"w": np.ones(3)}, rows, target)[0]["w"].dtype == np.float32
+
+
+STAGE = {"patch_size": [8, 8, 8], "spacing": [1, 1, 1], "normalization_schemes": ["ZScoreNormalization"], "batch_size": 2}
+PLANS = {
+    "dataset_name": "D", "configurations": {"3d_fullres": STAGE}, "foreground_intensity_properties_per_channel": {"0": {}},
+    "transpose_forward": [0, 1, 2],
+}  # fmt: skip
+LABELS = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}}
+SAID = {
+    "no plan": ({}, LABELS), "plan is a number": (3, LABELS), "no labels": (PLANS, {}),
+    "labels are a list": (PLANS, LABELS | {"labels": [1]}),
+    "label of text": (PLANS, LABELS | {"labels": {"a": "x"}}), "channels are numbers": (PLANS, LABELS | {"channel_names": {"x": 1}}),
+    "a name that is a path": (PLANS | {"dataset_name": "../../pwn"}, LABELS), "NUL in the name": (PLANS | {"dataset_name": "a\0b"}, LABELS),
+    "spacing NaN": (PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": [float("nan"), 1, 1]}}}, LABELS),
+    "spacing of text": (PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": "abc"}}}, LABELS),
+    "configuration inherits from itself": (PLANS | {"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}}, LABELS),
+    "axes": (PLANS | {"transpose_forward": [0, 0, 7]}, LABELS), "unknown normalisation": (
+        PLANS | {"configurations": {"3d_fullres": STAGE | {"normalization_schemes": ["zzz"]}}}, LABELS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_a_checkpoint_says_of_itself_wrongly_is_a_sentence(tmp_path, case):
+    plans, dataset = SAID[case]
+    value = {"network_weights": {"w": np.ones(3)}, "init_args": {"plans": plans, "dataset_json": dataset, "configuration": "3d_fullres"}}
+    with zipfile.ZipFile(tmp_path / "evil.pth", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(value, 2))
+    with pytest.raises((ModelError, UsageError), match=r"evil\.pth: "):
+        import_weights(tmp_path / "evil.pth", "nnunet", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_in_a_checkpoint_never_become_paths(tmp_path, monkeypatch):
+    """Everything else fits: the name alone is the reason."""
+    whole = nnunet_plan.from_v2(PLANS | {"dataset_name": "../../pwn"}, "3d_fullres", LABELS)
+    monkeypatch.setattr(imported, "_describe", lambda *_: whole)
+    from tests.test_port_families import _vit_tensors
+
+    np.savez(tmp_path / "vit.npz", **_vit_tensors())
+    with pytest.raises(ModelError, match=r"vit\.npz: unusable corpus name: it holds a path separator"):
+        import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+ROWS = {"data": np.ones(2, np.uint8), "indices": np.array([0, 59]), "indptr": np.array([0, 1, 2]), "shape": np.array([2, 60])}
+MASKS = {
+    "index beyond": {"indices": np.array([0, 60])}, "index far beyond": {"indices": np.array([0, 1 << 40])},
+    "negative index": {"indices": np.array([0, -1])}, "rows beyond": {"indptr": np.array([0, 1, 1 << 40])},
+    "rows that go back": {"indptr": np.array([0, 5, 2])}, "rows from another start": {"indptr": np.array([1, 1, 2])},
+    "too few rows": {"indptr": np.array([0, 2])}, "another shape": {"shape": np.array([2, 61])},
+    "other format": {"format": np.bytes_("bsr")},
+    "real indices": {"indices": np.array([0.0, 1.0])}, "more data": {"data": np.ones(3)}, "no data": {"data": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", MASKS)
+def test_sparse_masks_write_nowhere_else(tmp_path, attack):
+    """SciPy trusts the indices of a file and would write beyond the array."""
+    path = tmp_path / "mask_(2, 3, 4, 5).npz"
+    sparse.save_npz(path, sparse.csr_matrix(np.eye(2, 60, dtype=np.uint8)))
+    assert arrays.read(str(path)).array.sum() == 2
+    fields = {"format": np.bytes_("csr")} | ROWS | MASKS[attack]
+    np.savez(path, **{name: value for name, value in fields.items() if value is not None})
+    with pytest.raises(DataError, match=r"mask_.*npz: not a readable array"):
+        arrays.read(str(path))
+
+
+def test_a_mask_whose_name_promises_more_than_memory_is_refused(tmp_path):
+    path = tmp_path / "mask_(1, 99999, 99999, 99999).npz"
+    np.savez(path, format=np.bytes_("csr"), **ROWS)
+    with pytest.raises(DataError, match="the name promises 999970000299999 voxels".replace("999970000299999", "999,970,000,299,999")):
+        arrays.read(str(path))
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])

@@ -123,7 +123,7 @@ def _understood(path: Path, family: str) -> Iterator[None]:
     try:
         yield
     except MedjaxError as error:
-        if error.path is not None:
+        if error.path:
             raise
         raise type(error)(error.message, path=path, found=error.found, expected=error.expected, fix=error.fix) from error
     except Exception as error:  # fields that are missing or of another kind, shapes that no network has
