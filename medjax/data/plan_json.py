@@ -39,8 +39,8 @@ def check(fields: Any, path: object = None) -> None:
         if name not in fields:
             raise refuse(f"the field {name!r} is missing", sorted(map(str, fields))[:8], name)
     for name in ("spacing_mm", "intensity"):
-        if not isinstance(fields[name], Mapping) or not fields[name]:
-            raise refuse(f"{name!r} must be an object with entries", fields[name], f'"{name}": {{"NAME": ...}}')
+        if not isinstance(fields[name], Mapping):
+            raise refuse(f"{name!r} must be an object", fields[name], f'"{name}": {{"NAME": ...}}')
     for corpus, spacing in fields["spacing_mm"].items():
         if (
             not isinstance(spacing, list | tuple)
