@@ -18,7 +18,7 @@ from medjax.data import plan_json
 from medjax.data.plan import Intensity, Plan
 from medjax.data.plans_import import intensity_of
 from medjax.errors import LabelError, MedjaxError, ModelError, UsageError
-from medjax.experiment import archive, fitted
+from medjax.experiment import archive, fitted, postprocessing
 from medjax.experiment.export import export
 from medjax.experiment.info import about_run, as_text
 from medjax.experiment.models import load_predictor, read_model
@@ -393,3 +393,15 @@ def test_control_characters_of_names_are_printed_as_escapes():
     text = as_text({"name": "a\x1b[2Jb", "c\x07": ["d\x1b"], "e": {"f": "g\rh"}})
     assert "\x1b" not in text
     assert "\\x1b" in text and "\r" not in text and "\x07" not in text
+
+
+def test_a_decision_replaces_decisions_only(tmp_path):
+    """Refused before a mask is read."""
+    (tmp_path / "thesis.json").write_text('{"chapter": 1}')
+    given = {"--reference": tmp_path, "--prediction": tmp_path, "--output": tmp_path / "thesis.json"}
+    assert cli.main(["postprocess", *[str(part) for pair in given.items() for part in pair]]) == UsageError.exit_code
+    with pytest.raises(UsageError, match=r"thesis\.json: exists and is no decision"):
+        postprocessing._check_target(tmp_path / "thesis.json")
+    (tmp_path / "ours.json").write_text('{"rules": {}, "evidence": {}, "basis": {}}')
+    postprocessing._check_target(tmp_path / "ours.json")
+    assert (tmp_path / "thesis.json").read_text() == '{"chapter": 1}'

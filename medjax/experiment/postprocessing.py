@@ -4,6 +4,7 @@ In: folders of reference and predicted masks. Out: a JSON file with the rules (s
 before and after on which the choice rests. A class is chosen if its mean Dice grows; cases without it in both masks do not count.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from medjax.errors import UsageError
 from medjax.experiment import runfolder
 from medjax.experiment.describe import table
 from medjax.experiment.models import POSTPROCESS
+from medjax.files import read_json
 from medjax.infer.postprocess import largest
 from medjax.infer.write import sha256
 from medjax.labels import Corpus
@@ -34,6 +36,7 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
 
     Raises: `UsageError` without a pair of masks.
     """
+    _check_target(out)
     corpus = read_labels(labels)
     pairs = [pair for pair in find_pairs(reference, prediction)[0] if pair.prediction]
     if not pairs:
@@ -61,6 +64,15 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
         numbers = ("-", "-") if not seen["cases"] else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
         rows.append((name, str(seen["cases"]), *numbers, "yes" if name in chosen else ""))
     return f"{table(rows)}\n{out}"
+
+
+def _check_target(out: Path) -> None:
+    """`UsageError` for a file that is there and holds no decision of ours: only those are replaced."""
+    if not os.path.lexists(out):
+        return
+    old = read_json(out, fix="choose another name with -o") if out.is_file() else None
+    if not isinstance(old, dict) or not {"rules", "evidence"} <= set(old):
+        raise UsageError("exists and is no decision of medjax, so it is not replaced", path=out, fix="choose another name with -o")
 
 
 def global_names(corpus: Corpus, run: Path | None) -> dict[str, str]:
