@@ -192,7 +192,10 @@ class Plan:
         intensity = {n: Intensity(**{**i, "clip": tuple(i["clip"]) if i.get("clip") else None}) for n, i in fields["intensity"].items()}
         planned = {name: plan_json.configuration(name, found, path) for name, found in fields.get("configurations", {}).items()}
         transpose = tuple(int(a) for a in fields.get("transpose", (0, 1, 2)))
-        guard = Guard.from_json(fields["guard"]) if fields.get("guard") else None
+        try:
+            guard = Guard.from_json(fields["guard"]) if fields.get("guard") else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError("unusable plan: guard holds no ranges", path=path, found=str(error)[:80], fix="leave guard out") from error
         return cls(spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard)
 
 
