@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.errors import UsageError, did_you_mean
+from medjax.errors import UsageError, did_you_mean, shown
 
 ROOMS = ("models", "losses", "train.tasks")
 
@@ -26,6 +26,8 @@ def build(room: str, name: str, **arguments: Any) -> Any:
     if room not in ROOMS:
         raise UsageError(f"unknown room {room!r}", fix=did_you_mean(room, ROOMS))
     path = f"medjax.{room}.{name}"
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UsageError(f"no {room.split('.')[-1]} called {shown(name)[:80]!r}", fix=did_you_mean(shown(name)[:80], known(room)))
     try:
         make = importlib.import_module(path).make
     except (ModuleNotFoundError, AttributeError) as error:

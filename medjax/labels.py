@@ -11,8 +11,9 @@ A *view* pretends that only some classes of a corpus were annotated: the hidden 
 and so a scorer that uses the full corpus, stay as they are.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -126,10 +127,17 @@ class Corpus:
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Corpus":
-        """Inverse of `to_json`."""
-        tuples = {"labels": tuple((v, tuple(n)) for v, n in fields["labels"])}
-        tuples |= {"meanings": tuple((name, text) for name, text in fields.get("meanings", ()))}
-        return cls(**{**fields, **tuples, "annotated": tuple(fields["annotated"]), "channels": tuple(fields["channels"])})
+        """Inverse of `to_json`; `LabelError` for fields that are missing, unknown or of another kind."""
+        with _understood("corpus"):
+            name, rows, pairs = fields["name"], fields["labels"], fields.get("meanings", ())
+            words = {key: _words(fields[key], key) for key in ("annotated", "channels")}
+            if not all(isinstance(fields.get(key, ""), str) for key in ("name", "modality", "store")) or not name or not words["channels"]:
+                raise TypeError("name, modality and store are text, and there is a channel")
+            numbers = [value for value, _ in rows] + [n for n in (fields.get("ignore"),) if n is not None]
+            if not all(type(value) is int and abs(value) < 1 << 32 for value in numbers):
+                raise TypeError("label values are whole numbers")
+            tuples = {"labels": tuple((v, _words(n, "labels")) for v, n in rows), "meanings": tuple((a, b) for a, b in pairs)}
+            return cls(**{**fields, **tuples, **words})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,14 +263,43 @@ class LabelSpace:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping) -> "LabelSpace":
-        """Inverse of `to_json`."""
-        return cls(
-            tuple(fields["classes"]),
-            tuple(Corpus.from_json(c) for c in fields["corpora"]),
-            tuple(tuple(n.items()) for n in fields["names"]),
-            tuple(fields["precedence"]),
-        )
+    def from_json(cls, fields: Mapping, path: object = None) -> "LabelSpace":
+        """Inverse of `to_json`; `LabelError` naming `path` and the field for anything that is no label space."""
+        with _understood("label space", path):
+            classes, order = (_words(fields[key], key) for key in ("classes", "precedence"))
+            corpora = tuple(Corpus.from_json(c) for c in fields["corpora"])
+            names = tuple(tuple(n.items()) for n in fields["names"])
+            if not classes or not corpora or len(names) != len(corpora):
+                raise ValueError("classes, corpora and a table of names for each corpus are needed")
+            if len({c.name for c in corpora}) != len(corpora) or len(set(classes)) != len(classes) or sorted(order) != sorted(classes):
+                raise ValueError("names occur once, and precedence lists every class")
+            for corpus, table in zip(corpora, names, strict=True):
+                if unknown := [pair for pair in table if pair[0] not in corpus.classes or pair[1] not in classes]:
+                    raise ValueError(f"corpus {corpus.name!r} maps the unknown classes {unknown[:4]}")
+            return cls(classes, corpora, names, order)
+
+
+def _words(values: object, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) and v for v in values):
+        raise TypeError(f"{what!r} is a list of names")
+    return tuple(values)
+
+
+@contextlib.contextmanager
+def _understood(what: str, path: object = None) -> Iterator[None]:
+    """Whatever goes wrong with a value from a file as a `LabelError` naming the file."""
+    try:
+        yield
+    except LabelError as error:
+        if path is None or (error.path is not None and error.path == path):
+            raise
+        where = f"{error.path}: " if error.path is not None else ""
+        raise LabelError(f"{where}{error.message}", path=path, found=error.found, expected=error.expected, fix=error.fix) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)[:200]
+        raise LabelError(
+            f"no usable {what}: {reason}", path=path, fix="give a labels.json that medjax wrote, or correct the field"
+        ) from error
 
 
 def merge(

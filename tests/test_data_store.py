@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
-from medjax.data import hashes, npy, store
+from medjax.data import hashes, store, zipped
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
 from medjax.data.samples import Pool, Recipe, Samples
@@ -351,11 +351,11 @@ def npy_bytes(array, **how):
 
 
 def parsed(content):
-    return npy.read_array(io.BytesIO(content), len(content))
+    return zipped.array(content)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from("<i4 >i2 |u1 <f8 <f4 |b1 <c8".split()), st.lists(st.integers(0, 4), max_size=4), st.booleans(), st.integers(1, 3))
+@given(st.sampled_from("<i4 >i2 |u1 <f8 <f4 |b1".split()), st.lists(st.integers(0, 4), max_size=4), st.booleans(), st.integers(1, 3))
 def test_arrays_are_numpys(kind, shape, fortran, version):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
     array = np.asfortranarray(array) if fortran else array

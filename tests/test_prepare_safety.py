@@ -253,9 +253,8 @@ def test_hostile_names_are_refused(raw, tmp_path, name):
     before = state(tmp_path)
     with pytest.raises(UsageError, match="unusable case name"):
         prepare(corpus, [*cases[1:], dataclasses.replace(cases[0], name=name)], plan_of(corpus), root)
-    named = dataclasses.replace(corpus, name=name, store=name)
     with pytest.raises(UsageError, match="unusable corpus name"):
-        prepare(named, cases, plan_of(named), root)
+        dataclasses.replace(corpus, name=name, store=name)
     assert state(tmp_path) == before and not root.exists()
 
 
@@ -456,7 +455,7 @@ def test_a_disk_that_is_full_from_the_beginning(raw, monkeypatch, number):
     def full(path):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "_create", full)
+    monkeypatch.setattr(files, "create", full)
     said, make = [], type(root).mkdir
     monkeypatch.setattr(type(root), "mkdir", lambda self, *a, **k: full(self) if ".medjax-tmp" in str(self) else make(self, *a, **k))
     result = prepare(corpus, cases, plan_of(corpus), root, say=said.append)

@@ -246,7 +246,8 @@ def test_a_run_of_an_earlier_version_resumes_evaluates_and_predicts_as_before(co
     record = (copy / "run" / "metrics.jsonl").read_bytes()
     scores = json.loads((copy / "run" / "evaluation" / "summary.json").read_text())["foreground_mean"]
     assert main_in(copy, monkeypatch=monkeypatch) == 0
-    assert [json.loads((copy / "run" / name).read_text()) for name in names] == documents
+    now = [json.loads((copy / "run" / name).read_text()) for name in names]
+    assert [{k: v for k, v in found.items() if k != "guard"} if isinstance(found, dict) else found for found in now] == documents
     assert (copy / "run" / "metrics.jsonl").read_bytes() == record
     assert json.loads((copy / "run" / "evaluation" / "summary.json").read_text())["foreground_mean"] == scores
     assert checkpoint.steps(copy / "run" / "checkpoints") == [3, 6]

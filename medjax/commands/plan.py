@@ -1,10 +1,12 @@
 """`medjax plan`: spacing, normalisation, patch, batch and network for data sets, with the reasons; or another engine's plan as ours."""
 
 import json
+import os
 from pathlib import Path
 
 from medjax.commands import progress
 from medjax.errors import EXIT_OK, UsageError
+from medjax.files import read_json, refused, write_json
 
 PRESETS = ("default", "resenc_m", "resenc_l", "resenc_xl")
 
@@ -33,8 +35,7 @@ def _plan(args) -> int:
     if bool(args.imported) == bool(args.folders):
         raise UsageError("nothing to plan for", fix="give data set folders, or --import nnUNetPlans.json")
     plan, lines = _imported(args) if args.imported else _made(args)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+    _write(Path(args.output), plan.to_json())
     if args.json:
         print(json.dumps(plan.to_json(), indent=1))
         return EXIT_OK
@@ -43,6 +44,18 @@ def _plan(args) -> int:
     print(f"\nWritten to {args.output}. Prepare with: medjax prepare ... --plan {args.output}")
     print(f"Train with: --config.data.plan={args.output} --config.data.configuration={first} --config.model.name=plan")
     return EXIT_OK
+
+
+def _write(path: Path, fields: dict) -> None:
+    """Replaces plans only: whatever else has the name stays."""
+    if os.path.lexists(path):
+        old = read_json(path, fix="choose another name with -o") if path.is_file() else None
+        if not isinstance(old, dict) or not {"spacing_mm", "intensity"} <= set(old):
+            raise UsageError("exists and is no plan of medjax, so it is not replaced", path=path, fix="choose another name with -o")
+    try:
+        write_json(path, fields)
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 def _made(args):

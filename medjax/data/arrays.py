@@ -8,20 +8,22 @@
 Without a sidecar the array takes the grid of the image it belongs to, or 1 mm voxels with a warning.
 """
 
+import math
 import os
 import re
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from medjax.data import header as headers
+from medjax.data import zipped
 from medjax.data.content import check_file
 from medjax.data.inputs import read_json
 from medjax.data.nifti import DataWarning, Volume
 from medjax.errors import DataError
 
+MASK_VOXELS = 1 << 33
 M3D_MASK = re.compile(r"^mask_\((\d+), ?(\d+), ?(\d+), ?(\d+)\)\.npz$")
 
 
@@ -35,7 +37,7 @@ def read(path: str, *, pixels: bool = True, like: Volume | None = None) -> Volum
         stored = _sparse(path) if M3D_MASK.match(os.path.basename(path)) else _dense(path)
     except MemoryError as error:
         raise DataError("larger than the memory", path=path, found=str(error)[:200], fix="obtain the file again") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except zipped.DAMAGES as error:
         raise DataError(f"not a readable array ({error})", path=path, fix="obtain the file again; object arrays are refused") from error
     if stored.dtype.kind not in "iufb":
         raise DataError("unusable voxels", path=path, found=str(stored.dtype), expected="integers or real numbers")
@@ -48,23 +50,61 @@ def read(path: str, *, pixels: bool = True, like: Volume | None = None) -> Volum
 
 
 def _dense(path: str) -> np.ndarray:
-    found = np.load(path, mmap_mode="r" if path.endswith(".npy") else None, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-        return found
-    with found:
-        if len(found.files) != 1:
-            raise ValueError(f"holds the arrays {', '.join(found.files)}, expected one")
-        return found[found.files[0]]
+    if path.endswith(".npy"):
+        return _mapped(path)
+    found = zipped.read_npz(path)
+    if len(found) != 1:
+        raise ValueError(f"holds the arrays {', '.join(found)[:200]}, expected one")
+    return next(iter(found.values()))
+
+
+def _mapped(path: str) -> np.ndarray:
+    """The array of an `.npy` file, mapped; the header is checked against the size of the file first."""
+    size = os.stat(path).st_size
+    with open(path, "rb") as file:
+        begin, kind, shape, order = zipped.layout(file.read(zipped.HEADER + 12), size)
+    if 0 in shape:
+        return np.zeros(shape, kind)
+    return np.memmap(path, kind, "r", begin, shape, order)
 
 
 def _sparse(path: str) -> np.ndarray:
-    from scipy import sparse
-
+    """SciPy's compressed rows as a dense array; every index is checked, which SciPy does not do."""
     shape = tuple(int(n) for n in M3D_MASK.match(os.path.basename(path)).groups())
-    rows = sparse.load_npz(path)
-    if rows.shape != (shape[0], int(np.prod(shape[1:]))):
-        raise ValueError(f"holds {rows.shape}, the name says {shape}")
-    return np.asarray(rows.astype(np.uint8).todense()).reshape(shape)
+    rows, columns = shape[0], math.prod(shape[1:])
+    if rows * columns > MASK_VOXELS:
+        raise ValueError(f"the name promises {rows * columns:,} voxels, more than {MASK_VOXELS:,}")
+    found = zipped.read_npz(path, strings=True)
+    kind = str(np.asarray(found["format"]).astype(str).item())
+    if tuple(found["shape"].ravel().tolist()) != (rows, columns):
+        raise ValueError(f"holds {tuple(found['shape'].ravel().tolist())}, the name says {shape}")
+    if kind == "coo":
+        where = found["row"], found["col"]
+    elif kind == "csr":
+        where = _unrolled(found["indptr"], rows), found["indices"]
+    elif kind == "csc":
+        where = found["indices"], _unrolled(found["indptr"], columns)
+    else:
+        raise ValueError(f"a sparse array of format {kind!r}, expected csr, csc or coo")
+    data = found["data"]
+    for index, most in zip(where, (rows, columns), strict=True):
+        if data.ndim != 1 or index.shape != data.shape or index.dtype.kind not in "iu" or data.dtype.kind not in "iufb":
+            raise ValueError("data and indices do not fit together")
+        if data.size and not 0 <= int(index.min()) <= int(index.max()) < most:
+            raise ValueError("an index outside of the array")
+    dense = np.zeros((rows, columns), np.uint8)
+    dense[where] = data.astype(np.uint8)
+    return dense.reshape(shape)
+
+
+def _unrolled(pointers: np.ndarray, count: int) -> np.ndarray:
+    """The row (or column) of every value, from where each one begins."""
+    if pointers.shape != (count + 1,) or pointers.dtype.kind not in "iu":
+        raise ValueError("rows that do not follow each other")
+    steps = np.diff(pointers.astype(np.int64))
+    if pointers[0] != 0 or (steps < 0).any() or int(pointers[-1]) > MASK_VOXELS:
+        raise ValueError("rows that do not follow each other")
+    return np.repeat(np.arange(count), steps)
 
 
 def _sidecar(path: str) -> dict:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medjax.data import plan_json
 from medjax.data.guard import Guard, from_cases
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError, did_you_mean
@@ -115,6 +116,9 @@ class Intensity:
     std: float | None = None
     masked: bool = False
 
+    def __post_init__(self):
+        object.__setattr__(self, "scheme", plan_json.scheme(self.scheme))
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -181,13 +185,17 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping) -> "Plan":
-        """Inverse of `to_json`."""
+    def from_json(cls, fields: Mapping, path: object = None) -> "Plan":
+        """Inverse of `to_json`; `UsageError` naming `path` and the field for anything that is no plan."""
+        plan_json.check(fields, path)
         spacing = {name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()}
-        intensity = {n: Intensity(**{**i, "clip": i["clip"] and tuple(i["clip"])}) for n, i in fields["intensity"].items()}
-        planned = {name: Configuration.from_json(found) for name, found in fields.get("configurations", {}).items()}
+        intensity = {n: Intensity(**{**i, "clip": tuple(i["clip"]) if i.get("clip") else None}) for n, i in fields["intensity"].items()}
+        planned = {name: plan_json.configuration(name, found, path) for name, found in fields.get("configurations", {}).items()}
         transpose = tuple(int(a) for a in fields.get("transpose", (0, 1, 2)))
-        guard = Guard.from_json(fields["guard"]) if fields.get("guard") else None
+        try:
+            guard = Guard.from_json(fields["guard"]) if fields.get("guard") else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError("unusable plan: guard holds no ranges", path=path, found=str(error)[:80], fix="leave guard out") from error
         return cls(spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard)
 
 

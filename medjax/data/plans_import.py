@@ -4,14 +4,15 @@ In: the plan's fields and the channel names (of the dataset.json beside it). Out
 transposition, and its configurations. nnU-Net's spacings and patches are in transposed axes, as ours are in the network's.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medjax.data.plan import ANY, Intensity, Plan
 from medjax.data.presets import Configuration
 from medjax.errors import UsageError
+from medjax.files import read_json
 
 SCHEMES = {  # v2's classes and v1's words -> ours
     "CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "nonorm", "RescaleTo01Normalization": "rescale_to_0_1",
@@ -30,15 +31,21 @@ def read_plans(path: str | Path, channels: Sequence[str] | None = None) -> Plan:
     Raises: `UsageError` for a file that is neither, a normalisation that is unknown, or channel names that cannot be found.
     """
     path = Path(path)
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot be read as a plan: {error}", path=path, fix="give plan.json or nnUNetPlans.json") from error
-    if isinstance(fields, dict) and {"spacing_mm", "intensity"} <= set(fields):
-        return Plan.from_json(fields)
+    fields = read_json(path, fix="give plan.json or nnUNetPlans.json")
+    if isinstance(fields, dict) and {"spacing_mm", "intensity"} & set(fields):
+        return Plan.from_json(fields, path)
     if not isinstance(fields, dict) or not {"configurations", "transpose_forward"} <= set(fields):
         raise UsageError("neither our plan nor nnU-Net's", path=path, expected="spacing_mm and intensity, or configurations")
-    return from_v2(fields, channels or channel_names(path), str(path))
+    return understood(lambda: from_v2(fields, channels or channel_names(path), str(path)), path)
+
+
+def understood(convert: Callable[[], Any], path: object) -> Any:
+    """What `convert` makes of a plan; `UsageError` naming the file where the plan's fields are missing or of another kind."""
+    try:
+        return convert()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        what = f"the field {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {str(error)[:200]}"
+        raise UsageError(f"a plan that cannot be understood ({what})", path=path, fix="give the plan as nnU-Net wrote it") from error
 
 
 def channel_names(path: Path) -> tuple[str, ...]:
@@ -46,8 +53,10 @@ def channel_names(path: Path) -> tuple[str, ...]:
     described = path.parent / "dataset.json"
     if not described.is_file():
         raise UsageError("the plan does not name its channels", path=path, fix="put dataset.json beside it, or give --channels CT")
-    fields = json.loads(described.read_text())
-    names = fields.get("channel_names") or fields.get("modality") or {}
+    fields = read_json(described)
+    names = (fields.get("channel_names") or fields.get("modality")) if isinstance(fields, dict) else None
+    if not isinstance(names, dict) or not names or not all(k.isdecimal() and isinstance(v, str) for k, v in names.items()):
+        raise UsageError("no channel names", path=described, found=str(names)[:80], expected='"channel_names": {"0": "CT"}')
     return tuple(names[key] for key in sorted(names, key=int))
 
 
@@ -151,6 +160,7 @@ def intensity_of(scheme: str, properties: Mapping, masked: bool, path: str = "")
 
     Raises: `UsageError` for a scheme that is unknown, and for CT without statistics.
     """
+    scheme = next((known for known in SCHEMES if known.lower() == str(scheme).lower()), scheme)
     if scheme not in SCHEMES:
         raise UsageError("the plan has a normalisation that is not known", path=path, found=scheme, expected=", ".join(SCHEMES))
     ours = SCHEMES[scheme]

@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from medjax import files
-from medjax.data import hashes, npy
+from medjax.data import hashes, zipped
 from medjax.errors import DataError, UsageError
 
 VERSION = 2  # of the stored contents: raised when the same sources would give other arrays
@@ -374,14 +373,14 @@ def _location_keys(folder: str, stamp: tuple[int, int]) -> tuple[str, ...]:
         if expected is not None:
             hashes.compare(file, hashes.of_file(file), expected, again(folder))
         with zipfile.ZipFile(file) as archive:
-            return npy.members(archive)
+            return zipped.arrays(archive)
 
 
 @functools.lru_cache(maxsize=1 << 10)
 def _voxels(folder: str, key: str, stamp: tuple[int, int]) -> np.ndarray:
     most = 12 * math.prod(_meta(folder, stamp)["shape"]) + 1024  # every voxel, three int32 each, and a header
     with _locations_of(folder), zipfile.ZipFile(os.path.join(folder, "locations.npz")) as archive:
-        return npy.read_member(archive, key, most)
+        return zipped.array(zipped.content(archive, f"{key}.npy", most))
 
 
 @contextlib.contextmanager
@@ -389,5 +388,5 @@ def _locations_of(folder: str) -> Iterator[None]:
     """Errors of locations.npz as a sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except zipped.DAMAGES as error:
         raise DataError(f"locations.npz cannot be read: {error}", path=folder, fix=again(folder)) from error

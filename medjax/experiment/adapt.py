@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import runfolder
+from medjax.experiment import fitted, runfolder
 from medjax.labels import LabelSpace
 from medjax.models.parts import heads
 from medjax.train import checkpoint, experts
@@ -55,7 +55,7 @@ def rearranged(source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours
 
 
 def _other(folder: Path, name: str) -> tuple[Any, int]:
-    params = checkpoint.read_params(folder)
+    params = fitted.check_finite(checkpoint.read_params(folder), folder)
     known = expert_names(runfolder.read_config(folder), runfolder.read_space(folder), experts.count(params))
     if known and name not in known:
         raise UsageError(f"this run has no expert for {name!r}", path=folder, found=", ".join(known))

@@ -5,6 +5,7 @@ data stand. Paths of the machine that trained it do not travel along.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ def export(
       path: run folder or weights archive. out: file, or folder for kind "orbax".
       kind: "weights", "function" or "orbax". licences: corpus -> licence, where the data set states none.
     """
-    if out.exists() and (not overwrite or out.is_dir()):
+    if os.path.lexists(out) and (not overwrite or out.is_dir()):
         raise UsageError("exists already", path=out, fix="choose another name" + ("" if out.is_dir() else ", or add --overwrite"))
     if kind != "orbax" and out.suffix != ".medjax":
         raise UsageError("unusable name", path=out, expected="a name that ends in .medjax")
+    if os.path.lexists(out) and not archive.is_ours(out):
+        raise UsageError("exists and is no model archive, so it is not replaced", path=out, fix="choose another name")
     trained = models.read_model(path)
     params = trained.params(checkpoint)
     documents, facts = describe(trained, licences or {}), {"provenance": provenance(trained, checkpoint)}
@@ -46,7 +49,7 @@ def export(
         facts["function"] = calling
     else:
         payload = archive.pack_arrays(named_arrays(params))
-    digest = archive.write(out, kind, documents, payload, facts)
+    digest = archive.write(out, kind, documents, payload, facts, overwrite=overwrite)
     missing = [name for name, text in facts["licences"].items() if text == UNKNOWN]
     note = f"\nno licence is stated for {', '.join(missing)}: add --licence CORPUS=TEXT" if missing else ""
     return f"{out}  {out.stat().st_size / 2**20:.1f} MiB\nsha256 {digest}{note}"
@@ -99,7 +102,7 @@ def provenance(trained: models.Trained, checkpoint: str) -> dict:
         return dict(trained.archive.manifest.get("provenance", {})) | {"from_archive": trained.archive.sha256}
     from medjax.train import checkpoint as checkpoints
 
-    which = checkpoint or trained.fields["infer"]["checkpoint"]
+    which = checkpoint or trained.fields["infer"].get("checkpoint", "last")
     return {
         "experiment": trained.fields["name"],
         "step": int(checkpoints.find(trained.path, which).name),

@@ -15,7 +15,7 @@ import numpy as np
 from medjax import files
 from medjax.data import sampler
 from medjax.errors import UsageError
-from medjax.experiment import adapt, corpora, network, runfolder, stages
+from medjax.experiment import adapt, corpora, fitted, network, runfolder, stages
 from medjax.infer import outputs, owned
 from medjax.train import checkpoint, experts
 
@@ -90,7 +90,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
     """
     fields, space, plan = runfolder.read_config(folder), runfolder.read_space(folder), runfolder.read_plan(folder)
     net = network.make_network(fields, space, tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0)))
-    params = checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which)
+    params = fitted.check_finite(checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which), folder)
     run = stages.Run(fields, folder, corpora.open_data(fields["data"], folder), plan)
     drawn = stages.pools(run, side)
     if not drawn:

@@ -17,7 +17,7 @@ import numpy as np
 from medjax.build import plain
 from medjax.data.splits import make_splits
 from medjax.errors import TrainError, UsageError
-from medjax.experiment import adapt, initial, network, runfolder
+from medjax.experiment import adapt, fitted, initial, network, runfolder
 from medjax.experiment.corpora import open_data
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint, experts
@@ -116,7 +116,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     old_fields, old_space = runfolder.read_config(run), runfolder.read_space(run)
     spacing = tuple(float(v) for v in np.mean(list(runfolder.read_plan(run).spacing_mm.values()), 0))
     before, after = (network.make_network(_exact(f), s, spacing) for f, s in ((old_fields, old_space), (fields, space)))
-    old = checkpoint.load_params(run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"])
+    old = fitted.check_finite(checkpoint.load_params(run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"]), run)
     new = initial.borrower(fields, space, after, Path("."), report=False)(jax.jit(after.init)(jax.random.key(fields["seed"])))
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
     apply_old, apply_new = jax.jit(before.apply), jax.jit(after.apply)

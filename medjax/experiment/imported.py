@@ -5,28 +5,31 @@ plan.json, a checkpoint and import.json, the account of every tensor. Files that
 `config.init.source` takes all the same.
 """
 
+import contextlib
 import dataclasses
 import importlib
-import json
+import os
 import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medjax.build import plain
+from medjax.data import plan_json
 from medjax.data.description import describe
 from medjax.data.plan import Plan
-from medjax.errors import ModelError, UsageError, did_you_mean
+from medjax.errors import MedjaxError, ModelError, UsageError, did_you_mean
 from medjax.experiment import adapt, runfolder
+from medjax.files import check_name, read_json
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
 
 ACCOUNT = "import.json"
-TOOLS = ("core", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
+TOOLS = ("core", "opcodes", "values", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
 
 
 def families() -> list[str]:
@@ -56,23 +59,28 @@ def import_weights(
 
     if family not in families():
         raise UsageError(f"unknown family {family!r}", fix=did_you_mean(family, families()))
-    if out.exists() and any(out.iterdir()):
-        raise UsageError("the folder is not empty", path=out, fix="give another -o")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError("exists already" if not out.is_dir() else "the folder is not empty", path=out, fix="give another -o")
     module = importlib.import_module(f"medjax.port.{family}")
     structure = core.read(path)
     datasets = (dataset,) if isinstance(dataset, Path) else tuple(dataset or ())
-    described = _describe(structure, path, plan, datasets, configuration, name)
-    tensors = nnunet_plan.in_image_order(core.tensors_of(structure), described.backward)
-    found = module.architecture(tensors)
-    ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
-    tensors = getattr(module, "gathered", dict)(tensors)
-    found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
-    params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=ignored, absent=absent)
-    heads = found.arguments.get("corpus_channels")  # softmax heads by corpus, which our network keeps as they are
-    meaning = _by_corpus if heads else _meaning
-    space, activation = meaning(described.space, found, name or path.stem)
-    if activation == "softmax" and not heads:
-        params = core.relative_to_background(params, module.HEADS)
+    with _understood(path, family):
+        described = _describe(structure, path, plan, datasets, configuration, name)
+        tensors = nnunet_plan.in_image_order(core.tensors_of(structure), described.backward)
+        found = module.architecture(tensors)
+        ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
+        tensors = getattr(module, "gathered", dict)(tensors)
+        found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
+        params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=ignored, absent=absent)
+        heads = found.arguments.get("corpus_channels")  # softmax heads by corpus, which our network keeps as they are
+        meaning = _by_corpus if heads else _meaning
+        space, activation = meaning(described.space, found, name or path.stem)
+        if activation == "softmax" and not heads:
+            params = core.relative_to_background(params, module.HEADS)
+        for corpus in space.corpora:
+            check_name(corpus.name, "corpus name", path=path, error=ModelError)
+        if described.plan is not None:
+            plan_json.check(described.plan.to_json(), plan or path)
     whole = described.plan is not None and described.space is not None and not account.absent
     patch = tuple(patch) or described.patch or core.sides_of(found)
     fields = {
@@ -107,6 +115,23 @@ def import_weights(
         if account.absent:
             lines.append(f"  with --config.init.fresh='{_fresh(params)}'")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _understood(path: Path, family: str) -> Iterator[None]:
+    """Whatever goes wrong with what a file says, as a sentence that names the file."""
+    try:
+        yield
+    except MedjaxError as error:
+        if error.path:
+            raise
+        raise type(error)(error.message, path=path, found=error.found, expected=error.expected, fix=error.fix) from error
+    except Exception as error:  # fields that are missing or of another kind, shapes that no network has
+        reason = f"the field {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(
+            f"the file cannot be understood as one of the family {family} ({reason})", path=path,
+            fix="check --family, --plan and --dataset",
+        ) from error  # fmt: skip
 
 
 def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
@@ -150,7 +175,7 @@ def _one_corpus(dataset: Path, name: str) -> LabelSpace:
 
 def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
     """A run's plan for the corpora of the space: where it has one spacing only, that is theirs whatever it was called."""
-    plan = Plan.from_json(_json(path))
+    plan = Plan.from_json(_json(path), path)
     if space is None:
         return plan
     common = set(plan.spacing_mm.values())
@@ -213,10 +238,10 @@ def _count(tree: Any) -> int:
 
 
 def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"not a readable JSON file: {error}", path=path) from error
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UsageError("a JSON file that is no object", path=path, found=type(found).__name__, expected="{...}")
+    return found
 
 
 def _needed(labels: dict, what: str) -> dict:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medjax import __version__, files
-from medjax.errors import UsageError
+from medjax import __version__
+from medjax.errors import UsageError, shown
 from medjax.experiment import runfolder
+from medjax.files import read_json
+from medjax.labels import LabelSpace
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "nibabel", "ml_collections", "numpy", "scipy")
 
@@ -66,37 +68,43 @@ def about_run(folder: Path) -> dict:
     for name in (runfolder.CONFIG, runfolder.LABELS):
         if not (folder / name).is_file():
             raise UsageError("not a run folder", path=folder, fix="name the --workdir of a training")
-    config, labels = (files.read_json(folder / name) for name in (runfolder.CONFIG, runfolder.LABELS))
-    try:
-        facts = {
-            "name": config["name"],
-            "model": config["model"],
-            "classes": labels["classes"],
-            "corpora": [{k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in labels["corpora"]],
-            "steps": config["train"]["steps"],
-        }
-    except (KeyError, TypeError) as error:
-        files_read = f"{runfolder.CONFIG} and {runfolder.LABELS}"
-        raise UsageError(f"{files_read} do not describe a run", path=folder, found=f"no {error}", fix="restore the files") from error
+    config = read_json(folder / runfolder.CONFIG)  # as they are: an edited document is listed, not refused
+    space = LabelSpace.from_json(read_json(folder / runfolder.LABELS), folder / runfolder.LABELS)
+    if not isinstance(config, dict):
+        raise UsageError("unusable config: it is no object", path=folder / runfolder.CONFIG)
+    for name in ("name", "model", "train"):
+        if name not in config:
+            raise UsageError(f"unusable config: the field {name!r} is missing", path=folder / runfolder.CONFIG, found=sorted(config)[:8])
+    corpora = [corpus.to_json() for corpus in space.corpora]
+    steps = config["train"].get("steps") if isinstance(config["train"], dict) else None
+    facts = {
+        "name": config["name"],
+        "model": config["model"],
+        "classes": list(space.classes),
+        "corpora": [{k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in corpora],
+        "steps": steps,
+    }
     if changed := runfolder.edited(folder):
         facts["edited"] = changed
     for name, key in (("environment.json", "environment"), ("plan.json", "plan")):
         if (folder / name).is_file():
-            facts[key] = files.read_json(folder / name)
+            facts[key] = read_json(folder / name)
     summary = folder / "evaluation" / "summary.json"
     if summary.is_file():
-        facts["foreground_mean"] = dict(files.read_json(summary)).get("foreground_mean")
+        found = read_json(summary)
+        facts["foreground_mean"] = found.get("foreground_mean") if isinstance(found, dict) else None
     return facts
 
 
 def as_text(facts: dict, indent: int = 0) -> str:
-    """Nested facts as indented lines."""
+    """Nested facts as indented lines; control characters of names become escapes."""
     lines = []
-    for key, value in facts.items():
+    for name, value in facts.items():
+        key = shown(name)
         if isinstance(value, dict):
             lines += [" " * indent + f"{key}:", as_text(value, indent + 2)]
         elif isinstance(value, list | tuple):
-            lines.append(" " * indent + f"{key}: " + ", ".join(json.dumps(v) if isinstance(v, dict) else str(v) for v in value))
+            lines.append(" " * indent + f"{key}: " + ", ".join(json.dumps(v) if isinstance(v, dict) else shown(v) for v in value))
         else:
-            lines.append(" " * indent + f"{key}: {value}")
+            lines.append(" " * indent + f"{key}: {shown(value)}")
     return "\n".join(line for line in lines if line)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import adapt, models, runfolder
+from medjax.experiment import adapt, fitted, models, runfolder
 from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint
@@ -56,7 +56,7 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
     here, there = adapt.channel_names((fields, space), (trained.fields, source))
 
     def borrow(fresh: Any) -> Any:
-        begun = trained.params() if trained.archive else checkpoint.read_params(folder, given["checkpoint"])
+        begun = trained.params() if trained.archive else fitted.check_finite(checkpoint.read_params(folder, given["checkpoint"]), folder)
         begun = adapt.rearranged(begun, (trained.fields, source), fresh, (fields, space))
         params, account = transfer(
             fresh, begun, rename=given["rename"], heads=given["heads"],

@@ -4,9 +4,10 @@ In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: wh
 that loads "a model" comes through `read_model` and `load_predictor`; several models make an ensemble.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from medjax.build import plain
 from medjax.data.plan import Plan
-from medjax.errors import ModelError, UsageError
+from medjax.errors import MedjaxError, ModelError, UsageError
 from medjax.experiment import archive as archives
-from medjax.experiment import network, runfolder
+from medjax.experiment import fitted, network, runfolder
+from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
 
 POSTPROCESS = "postprocess.json"
@@ -46,26 +48,31 @@ class Trained:
 
     @functools.cached_property
     def network(self) -> network.Network:
-        """The network of its config; `UsageError` for an exported function, which has none."""
+        """The network of its config; `UsageError` for an exported function, which has none, `ModelError` where none can be made."""
         if self.archive and self.archive.kind != "weights":
             raise UsageError("an exported function holds no network", path=self.path, fix="use the run folder or a weights archive")
-        return network.make_network(self.fields, self.space, self.spacing_mm)
+        with _refusing(self):
+            made = network.make_network(self.fields, self.space, self.spacing_mm)
+            if self.archive:
+                made.abstract()
+            return made
 
     def params(self, checkpoint: str = "") -> Any:
         """Its parameters, strictly: every array of the network, in its shape, and no other.
 
         Args:
           checkpoint: "last", "best" or a step of a run folder; by default what the config says.
+
+        Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are not finite.
         """
         from medjax.train import checkpoint as checkpoints
 
         if self.archive is None:
-            return checkpoints.load_params(
-                self.path / "checkpoints", self.network.abstract(), which=checkpoint or self.fields["infer"]["checkpoint"]
-            )
+            which = checkpoint or self.fields["infer"].get("checkpoint", "last")
+            return fitted.check_finite(checkpoints.load_params(self.path / "checkpoints", self.network.abstract(), which=which), self.path)
         if checkpoint:
             raise UsageError("an archive holds one set of parameters", path=self.path, fix="leave out --checkpoint")
-        return _fitted(archives.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
+        return fitted.fitted(archives.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
 
 
 def read_model(path: Path | str) -> Trained:
@@ -78,19 +85,53 @@ def read_model(path: Path | str) -> Trained:
     """
     path = Path(path)
     if archives.is_archive(path):
-        found = archives.read(path)
-        try:
-            documents = {name: plain(value) for name, value in found.documents.items()}
-            config = documents["config"]
-            _ = config["model"]["name"], tuple(config["train"]["patch"]), float(config["infer"]["overlap"])  # what everything else rests on
-            space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
-            return Trained(path, documents["config"], space, plan, found.documents.get("postprocess"), found)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"model archive refused: unusable description ({error})", path=path, fix="export it again") from error
-    fields, space, plan = runfolder.read_config(path), runfolder.read_space(path), runfolder.read_plan(path)
+        return _of_archive(path, archives.read(path))
+    fields = runfolder.read_config(path)
+    fitted.check_config(fields, path / runfolder.CONFIG, UsageError)
+    space, plan = runfolder.read_space(path), runfolder.read_plan(path)
     runfolder.require_checkpoint(path)
     chosen = runfolder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
     return Trained(path, fields, space, plan, chosen)
+
+
+def _of_archive(path: Path, found: archives.Archive) -> Trained:
+    try:
+        config = plain(found.documents["config"])
+        fitted.check_config(config, path, ModelError)
+        space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
+        for corpus in space.corpora:
+            plan.spacing_of(corpus.store)
+            for channel in corpus.channels:
+                plan.intensity_of(channel)
+        chosen = found.documents.get("postprocess")
+        if chosen is not None and not (isinstance(chosen, Mapping) and isinstance(chosen.get("rules"), Mapping)):
+            raise ModelError("unusable postprocess.json", found=type(chosen).__name__, expected='{"rules": {...}}')
+    except MedjaxError as error:
+        raise _refused(path, error) from error
+    return Trained(path, config, space, plan, chosen, found)
+
+
+def _refused(path: Path, error: MedjaxError) -> ModelError:
+    return ModelError(
+        f"model archive refused: {error.message}", path=path, found=error.found, expected=error.expected, fix=error.fix or "do not use it"
+    )
+
+
+@contextlib.contextmanager
+def _refusing(one: Trained) -> Iterator[None]:
+    """What goes wrong with an archive's network, as a sentence that names the archive."""
+    try:
+        yield
+    except MedjaxError as error:
+        if one.archive is None:
+            raise
+        raise _refused(one.path, error) from error
+    except Exception as error:  # whatever a network raises for arguments it was not made for
+        what = "model archive refused" if one.archive else "unusable config"
+        raise ModelError(
+            f"{what}: no network can be made of its config ({type(error).__name__}: {str(error)[:200]})", path=one.path,
+            fix="export it again" if one.archive else "correct config.json",
+        ) from error  # fmt: skip
 
 
 def load_predictor(
@@ -121,13 +162,16 @@ def load_predictor(
         raise UsageError("no model given")
     if fast:
         trained = [_companion(one) for one in trained]
-    given = trained[0].fields["infer"]
+    given, devices = trained[0].fields["infer"], named_devices(device)
     groups: dict[str, list[Trained]] = {}
     for one in trained:
         groups.setdefault(_architecture(one), []).append(one)
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
-        model = _model(members[0], checkpoint, tuple(window))
+        model = _model(members[0], checkpoint, tuple(window), devices)
+        with _refusing(trained[0]):
+            configured = rules(trained[0], postprocess) if not postprocess else None
+            configured = configured.checked(model.space) if configured else None
         axes = {"none": (), "mirror": tuple(range(model.dims))}[tta] if tta else tuple(given["mirror_axes"])
         return Predictor(
             model,
@@ -138,10 +182,10 @@ def load_predictor(
             average=given["average"],
             activation=given.get("activation", "sigmoid"),
             batch_windows=batch_windows or given["batch_windows"] or None,
-            devices=named_devices(device),
+            devices=devices,
             memory_gib=memory_gib,
             uncertainty=uncertainty,
-            postprocess=rules(trained[0], postprocess),
+            postprocess=rules(trained[0], postprocess) if postprocess else configured,
         )
 
     first, *rest = groups.values()
@@ -184,14 +228,14 @@ def named_devices(name: str) -> list | None:
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
 
 
-def _model(one: Trained, checkpoint: str, window: tuple[int, ...]) -> Any:
+def _model(one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None) -> Any:
     from medjax.infer.model import Model
 
     space, conditions = one.space.unveiled(), one.space.conditions()
     if one.archive and one.archive.kind == "function":
         from medjax.experiment import portable
 
-        apply, own = portable.function(one.archive)
+        apply, own = portable.function(one.archive, devices[0].platform if devices else "")
         if window and window != own:
             raise UsageError("an exported function has one window", path=one.path, found=window, expected=own)
         return Model(apply, {}, one.plan, space, own, len(own), conditions)
@@ -225,12 +269,16 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
 
 
 def _companion(one: Trained) -> Trained:
-    """The coarser model that a config names in `infer.fast`, relative to the model."""
+    """The coarser model that a config names in `infer.fast`: relative to a run, and beside an archive, which may not name other folders."""
     name = one.fields["infer"].get("fast", "")
     if not name:
         raise UsageError("the model offers no fast version", path=one.path, fix="name a run with a coarser spacing in config.infer.fast")
-    base = one.path if one.archive is None else one.path.parent
-    return read_model(base / name)
+    if one.archive is None:
+        return read_model(one.path / name)
+    check_name(name, "fast version", path=one.path, error=ModelError)
+    if not is_within(one.path.parent / name, one.path.parent):
+        raise ModelError("the fast version is a link to another folder", path=one.path, found=name, fix="give it with -m")
+    return read_model(one.path.parent / name)
 
 
 def _architecture(one: Trained) -> str:
@@ -239,24 +287,3 @@ def _architecture(one: Trained) -> str:
         return one.archive.sha256
     kept = {"model": one.fields["model"], "patch": one.fields["train"]["patch"], "plan": one.plan.key(), "space": one.space.to_json()}
     return repr(sorted(kept.items()))
-
-
-def _fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: Path) -> Any:
-    """Named arrays as the parameter tree of a network; `ModelError` listing every difference."""
-    import jax
-
-    from medjax.train import rules as rule_lists
-
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract)
-    wanted = {rule_lists.path_name(keys): leaf for keys, leaf in flat}
-    problems = [f"{name} is missing" for name in wanted if name not in arrays] + [
-        f"{name} is unknown" for name in arrays if name not in wanted
-    ]
-    problems += [
-        f"{name}: {arrays[name].shape} stored, {leaf.shape} wanted"
-        for name, leaf in wanted.items()
-        if name in arrays and tuple(arrays[name].shape) != tuple(leaf.shape)
-    ]
-    if problems:
-        raise ModelError(f"the weights do not fit their config ({len(problems)} differences)", path=path, found="; ".join(problems[:12]))
-    return jax.tree.unflatten(structure, [jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()])

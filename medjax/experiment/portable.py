@@ -6,16 +6,17 @@ In: a trained model. Out: bytes and how to call them. In: an archive of kind "fu
 What comes before and after a window (spacing, normalisation, labels, protocol) is in the archive's JSON.
 """
 
-import re
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medjax.errors import ModelError, UsageError
+from medjax.errors import UsageError
 from medjax.experiment.archive import Archive
+from medjax.experiment.fitted import SIDE
 from medjax.experiment.models import Trained
+from medjax.experiment.verification import Verifier, refused
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-HARMLESS = re.compile(r"(mhlo\..*|Sharding|SPMDFullToShardShape|SPMDShardToFullShape|shape_assertion|annotate_device_placement)")
 
 
 def pack(trained: Trained, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
@@ -50,45 +51,57 @@ def pack(trained: Trained, params: Any, platforms: Sequence[str]) -> tuple[bytes
     return bytes(found.serialize()), calling
 
 
-def function(archive: Archive) -> tuple[Callable, tuple[int, ...]]:
+def function(archive: Archive, platform: str = "", verifier: Verifier | None = None) -> tuple[Callable, tuple[int, ...]]:
     """The function of an archive as (params, image, context) -> {"logits"}, and its window.
 
-    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, or one whose shapes are not those declared.
+    It is verified in a process of its own first (see `experiment/verification.py`), which takes some seconds beside its compilation there.
+
+    Args:
+      platform: that it will run on, as jax calls it; default this process' own. verifier: a process to use for several functions.
+
+    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, one whose shapes are not those declared,
+      or one made for other platforms; the function itself raises it where it cannot be built into a program.
     """
     import jax
     import jax.numpy as jnp
     from jax import export
 
-    declared = archive.manifest.get("function")
+    declared, path = _declared(archive), archive.path
+    with contextlib.ExitStack() as ends:
+        (verifier or ends.enter_context(Verifier())).verify(archive.payload, declared, path)
     try:
         found = export.deserialize(bytearray(archive.payload))
-        window, batch = tuple(int(n) for n in declared["window"]), declared["batch"]
-        image, logits = found.in_avals[0].shape, found.out_avals[0].shape
-        fits = image[1:] == (*window, declared["channels"]) and logits[1:] == (*window, declared["classes"]) and len(found.in_avals) == 4
     except Exception as error:  # whatever the deserialiser raises for bytes it cannot read
-        raise ModelError(
-            f"model archive refused: no function ({type(error).__name__})", path=archive.path, fix="export it again"
-        ) from error
-    if not fits:
-        raise ModelError(
-            "model archive refused: a function of other shapes", path=archive.path, found=f"{image} -> {logits}", expected=declared
-        )
-    if calls := foreign_calls(found):
-        raise ModelError("model archive refused: a function that calls out", path=archive.path, found=", ".join(sorted(calls))[:200])
+        raise refused(f"{type(error).__name__}", path) from error
+
+    platform = platform or jax.default_backend()
+    if not {"gpu": {"cuda", "rocm"}}.get(platform, {platform}) & set(found.platforms):
+        raise refused("it was exported for other platforms", path, found=", ".join(found.platforms), expected=platform)
+
+    def called(*arguments: Any) -> Any:
+        try:
+            return found.call(*arguments)
+        except Exception as error:  # shapes it was not made for, or a program that cannot be lowered
+            raise refused(f"it cannot run here ({type(error).__name__}: {str(error)[:200]})", path) from error
 
     def apply(params: Any, image: Any, context: Mapping, **unused: Any) -> dict[str, Any]:
         arguments = (image, context["corpus"], context["modality"], context["spacing_mm"])
-        if batch == "any":
-            return {"logits": found.call(*arguments)}
-        one = [jax.lax.map(lambda a: found.call(*[x[None] for x in a])[0], arguments)]
+        if declared["batch"] == "any":
+            return {"logits": called(*arguments)}
+        one = [jax.lax.map(lambda a: called(*[x[None] for x in a])[0], arguments)]
         return {"logits": jnp.asarray(one[0])}
 
-    return apply, window
+    return apply, tuple(declared["window"])
 
 
-def foreign_calls(exported: Any) -> set[str]:
-    """Targets of custom calls that are more than arithmetic: the only way out of a StableHLO module."""
-    if b"custom_call" not in exported.mlir_module_serialized:
-        return set()
-    targets = re.findall(r'custom_call\s*@"?([\w.$-]+)|call_target_name\s*=\s*"([^"]+)"', exported.mlir_module())
-    return {name for pair in targets for name in pair if name and not HARMLESS.fullmatch(name)}
+def _declared(archive: Archive) -> dict:
+    """What the manifest says of the call, in its types."""
+    said = archive.manifest.get("function")
+    numbers = ("channels", "classes")
+    if not isinstance(said, Mapping) or not isinstance(said.get("window"), list) or len(said["window"]) not in (2, 3):
+        raise refused("the manifest does not describe it", archive.path, found=str(said)[:80], expected="window, channels, classes, batch")
+    if not all(type(n) is int and 0 < n <= SIDE for n in (*said["window"], *(said.get(name) for name in numbers))):
+        raise refused("the manifest gives no usable sizes", archive.path, found=str(said)[:80], expected=f"sizes from 1 to {SIDE}")
+    if said.get("batch") not in ("any", 1):
+        raise refused("the manifest gives no usable batch", archive.path, found=str(said.get("batch"))[:80], expected='"any" or 1')
+    return {name: said[name] for name in ("window", *numbers, "batch")}

@@ -13,7 +13,7 @@ from typing import Any
 from medjax import files
 from medjax.build import plain
 from medjax.data.plan import Plan
-from medjax.errors import MedjaxError, UsageError
+from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.train import hashes, stepfolder
 
@@ -74,12 +74,12 @@ def read_config(folder: Path) -> dict:
 
 def read_space(folder: Path) -> LabelSpace:
     """The label space the run was trained in."""
-    return _described(folder, LABELS, LabelSpace.from_json, "corpora and classes")
+    return LabelSpace.from_json(read_json(folder, LABELS), Path(folder) / LABELS)
 
 
 def read_plan(folder: Path) -> Plan:
     """Spacing and normalisation the run was trained with."""
-    return _described(folder, PLAN, Plan.from_json, "spacing and intensities")
+    return Plan.from_json(read_json(folder, PLAN), Path(folder) / PLAN)
 
 
 def check(folder: Path) -> None:
@@ -123,21 +123,6 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         elif was != now:
             found.append(f"{prefix}{key}: was {was}, is {now}")
     return found
-
-
-def _described(folder: Path, name: str, parse: Any, expected: str) -> Any:
-    value = read_json(folder, name)
-    try:
-        return parse(value)
-    except MedjaxError as error:
-        if error.path is not None:
-            raise
-        raise type(error)(error.message, path=Path(folder) / name, found=error.found, expected=error.expected, fix=error.fix) from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        found = f"no field {error}" if isinstance(error, KeyError) else str(error)[:200]
-        raise UsageError(
-            "unusable document of a run", path=Path(folder) / name, found=found, expected=expected, fix="restore the file"
-        ) from error
 
 
 def _compare(folder: Path, name: str, value: Any) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from medjax.data import zipped
 from medjax.errors import ModelError
 from medjax.port import torch_file
 
@@ -113,16 +115,15 @@ def read(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz" or _is_npz(path):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ModelError(f"not a readable npz file: {error}", path=path) from error
+        return zipped.read_npz(path, error=ModelError)
     return torch_file.read(path)
 
 
 def _is_npz(path: Path) -> bool:
-    return zipfile.is_zipfile(path) and all(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist())
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipped.opened(path, error=ModelError) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -177,7 +178,8 @@ def convert(
       absent: (pattern over paths, reason): parameters that the file may lack; they are left out of the tree.
 
     Returns: nested dictionaries of float32 arrays, and the account.
-    Raises: `ModelError` listing source tensors no row knows, paths without a source, shapes that differ, and paths given twice.
+    Raises: `ModelError` listing source tensors no row knows, paths without a source, shapes that differ, paths given twice, integers, and
+      numbers that are not finite.
     """
     wanted = shapes_of(target)
     found: dict[str, np.ndarray] = {}
@@ -192,13 +194,19 @@ def convert(
             problems.append(f"{name} {tuple(value.shape)} is not known to the family")
             continue
         path = row.path(match) if callable(row.path) else match.expand(row.path)
-        array = (row.layout if callable(row.layout) else LAYOUTS[row.layout])(value)
+        try:
+            array = (row.layout if callable(row.layout) else LAYOUTS[row.layout])(value)
+        except (ValueError, IndexError) as error:  # a tensor of fewer axes than its row expects
+            problems.append(f"{name} -> {path}: {value.shape} in the file ({error})")
+            continue
         if path not in wanted:
             problems.append(f"{name} belongs to {path}, which the network does not have")
         elif path in found:
             problems.append(f"{name} and another tensor both belong to {path}")
         elif array.shape != wanted[path]:
             problems.append(f"{name} -> {path}: {array.shape} in the file, {wanted[path]} in the network")
+        elif problem := _unusable(name, array):
+            problems.append(problem)
         else:
             found[path], matched[name] = np.ascontiguousarray(array, np.float32), path
     missing: dict[str, list[str]] = {}
@@ -219,6 +227,15 @@ def convert(
         raise ModelError("nothing in the file belongs to the network", found=some(list(tensors)))
     counted = ({r: tuple(n) for r, n in given.items()} for given in (left, missing))
     return nest(found), Account(matched, *counted)
+
+
+def _unusable(name: str, array: np.ndarray) -> str:
+    """What is wrong with the numbers of a parameter: not real numbers, or not finite as float32."""
+    if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+        return f"{name} holds {array.dtype}, no real numbers"
+    with np.errstate(over="ignore"):
+        bad = int(np.count_nonzero(~np.isfinite(np.asarray(array, np.float32))))
+    return f"{name} holds {bad:,} values that are not finite" if bad else ""
 
 
 def sides_of(found: Architecture) -> tuple[int, ...]:

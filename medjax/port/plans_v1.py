@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medjax.data.plan import Plan
-from medjax.data.plans_import import from_v1, read_plans
+from medjax.data.plans_import import from_v1, read_plans, understood
 from medjax.errors import ModelError, UsageError
 from medjax.port.torch_file import read_plain
 
@@ -26,9 +26,10 @@ def read_plans_v1(path: str | Path) -> Plan:
         fields = read_plain(path)
     except (ModelError, OSError) as error:
         raise UsageError(
-            f"cannot be read as an nnU-Net v1 plan: {getattr(error, 'message', error)}", path=path, fix="obtain it from a source you trust"
-        ) from error
+            f"cannot be read as an nnU-Net v1 plan: {getattr(error, 'message', error)}", path=path, found=getattr(error, "found", None),
+            fix="obtain it from a source you trust",
+        ) from error  # fmt: skip
     if not isinstance(fields, dict) or not NEEDED <= set(fields):
         missing = sorted(NEEDED - set(fields)) if isinstance(fields, dict) else type(fields).__name__
         raise UsageError("not an nnU-Net v1 plan", path=path, found=f"without {missing}", expected=", ".join(sorted(NEEDED)))
-    return from_v1(fields, str(path))
+    return understood(lambda: from_v1(fields, str(path)), path)
