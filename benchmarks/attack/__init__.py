@@ -1,0 +1,1 @@
+"""The attack of docs and SECURITY.md as a command: see `__main__`."""
