@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from medjax.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, MedjaxError, Terminated
 from medjax.train import waiting
 
+AGAIN_AFTER_S = 0.05
 AGAIN = "files under their final names are complete; run the same command again to go on"
 
 
@@ -55,17 +56,36 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the main thread; a second one ends the process at once."""
+    """SIGTERM raises `Terminated`, SIGINT `KeyboardInterrupt`, in the main thread; a second SIGTERM ends the process at once.
+
+    Python drops an exception that is raised within a finaliser or a callback of the garbage collector (jax has one). Such a signal is sent
+    again a moment later, until its exception arrives.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    report = sys.unraisablehook
 
     def heard(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+    def dropped(lost: object) -> None:
+        kind = lost.exc_type
+        if not issubclass(kind, KeyboardInterrupt):
+            report(lost)
+            return
+        number = signal.SIGTERM if issubclass(kind, Terminated) else signal.SIGINT
+        if number == signal.SIGTERM:
+            signal.signal(number, heard)
+        again = threading.Timer(AGAIN_AFTER_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
     signal.signal(signal.SIGTERM, heard)
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -170,3 +170,17 @@ def test_signals_are_a_sentence_and_an_exit_code(tmp_path, number, code, word):
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code and word in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_within_the_garbage_collector_is_not_lost(number, code):
+    """Python drops what a callback of the collector raises; jax has such a callback."""
+    program = (
+        "import gc, os, sys, time\nfrom medjax.border import guarded\n"
+        "def callback(phase, info):\n    if phase == 'start':\n"
+        f"        gc.callbacks.clear(); os.kill(os.getpid(), {int(number)}); time.sleep(0.01)\n"
+        "def work():\n    gc.callbacks.append(callback)\n    gc.collect()\n    time.sleep(20)\n    return 0\n"
+        "sys.exit(guarded(work))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=15)
+    assert done.returncode == code and done.stderr.startswith("medjax: ") and done.stderr.count("\n") == 1

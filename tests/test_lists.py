@@ -52,6 +52,21 @@ def test_what_spreadsheets_write_is_read(scans, kind):
     assert case.name == "a" and os.path.isfile(case.images[0])
 
 
+@pytest.mark.parametrize("content", [b"image\nscan.nii.gz\n", b"\xef\xbb\xbfimage\r\n\r\nscan.nii.gz\r\n", b"sep=;\nimage\nscan.nii.gz"])
+def test_a_table_of_one_column_is_read(scans, content):
+    path = scans / "one.csv"
+    path.write_bytes(content)
+    (case,) = find_inputs(path)
+    assert case.name == "scan" and os.path.isfile(case.images[0])
+
+
+def test_a_header_that_could_mean_two_things_is_refused(scans):
+    path = scans / "two.csv"
+    path.write_bytes(b"image,image;name\nscan.nii.gz,a;b\n")
+    with pytest.raises(UsageError, match="no column of images|two columns|more cells"):
+        find_inputs(path)
+
+
 NEST = b"[" * 200_000
 BAD = {
     "latin-1.csv": ("image,name\ngröße.nii.gz,a\n".encode("latin-1"), "another encoding than UTF-8; found Latin-1.*CSV UTF-8"),

@@ -51,9 +51,10 @@ def _of_table(path: Path) -> Rows:
     text = text[said.end() :] if said else text
     header = re.split(r"[\r\n]", text, maxsplit=1)[0]
     marks = [mark for mark in (said[1] if said else ",;\t") if any(map(IMAGE_COLUMN.fullmatch, _cells(header, mark)))]
-    if len(marks) != 1:
+    several = [mark for mark in marks if len(_cells(header, mark)) > 1]  # a header of one column fits every mark
+    if not marks or len(several) > 1:
         raise UsageError("no column of images", path=path, found=header[:80], expected='a column "image", or image_0, image_1, ...')
-    reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=marks[0], strict=True), []
+    reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=(several or marks)[0], strict=True), []
     try:
         names = [name.strip() for name in next(reader)]
         if twice := next((n for n in names if n and names.count(n) > 1), None):
