@@ -62,8 +62,8 @@ def test_a_table_of_one_column_is_read(scans, content):
 
 def test_a_header_that_could_mean_two_things_is_refused(scans):
     path = scans / "two.csv"
-    path.write_bytes(b"image,image;name\nscan.nii.gz,a;b\n")
-    with pytest.raises(UsageError, match="no column of images|two columns|more cells"):
+    path.write_bytes(b"image,a;image\nscan.nii.gz,a;b\n")
+    with pytest.raises(UsageError, match="no column of images"):
         find_inputs(path)
 
 
