@@ -16,7 +16,7 @@ from tests.support.mutants import mutated
 # Parameters without a gradient: biases that an instance norm takes away, keys' biases in a softmax. In
 # TSFM a norm stands before every head, so that constants of the residual stream vanish as well.
 SILENT = re.compile(r"(^|/)(conv\d?|skip_conv|k)/bias$")
-SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|k)/bias$")
+SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|ln_f|k)/bias$")
 QUICK = ("unet_2d_multitalent", "resenc_2d", "tsfm_2d", "swin_unet_gate", "masked_swin_3d")
 
 
@@ -86,7 +86,7 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)\n        if False",
     ),
     ("heads of other corpora", "unet_corpus_heads", "parts.heads", "first[head] + 1 + np", "first[head] + np"),
-    ("no background logit", "resenc_corpus_heads", "parts.heads", "y[..., 1:] - y[..., :1]", "y[..., 1:]"),
+    ("no background logit", "resenc_multitalent", "parts.heads", "y[..., 1:] - y[..., :1]", "y[..., 1:]"),
     ("block without shortcut", "resenc_2d", "parts.blocks", "return leaky_relu(x + y)", "return leaky_relu(y)"),
     ("shortcut by maximum", "resenc_2d", "parts.blocks", "x.shape[-1]).mean(-2)", "x.shape[-1]).max(-2)"),
     ("stem without norm", "resenc_2d", "resenc", '"stem")(x)', '"stem")(x) * 1.01'),
@@ -216,6 +216,27 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
     ("shift not kept", "masked_swin_experts", "parts.window", "if keep_shift:", "if False:"),
     ("no norm after the decoder", "masked_swin", "masked_swin", 'name="dec_norm")(x)', 'name="dec_norm")(x) + x'),
 ]
+SLOW = {  # of the mutants: noticed as well, but the quick run has enough of each kind
+    "bias of the upsampling",
+    "corner bias index",
+    "gate of its own biases",
+    "image not repeated",
+    "layers in reverse",
+    "leak",
+    "no last norm of the transformer",
+    "no norm after the decoder",
+    "no norm before the heads",
+    "no norm of the patches",
+    "norm without bias",
+    "not whitened",
+    "queries and keys swapped",
+    "shortcut by maximum",
+    "skips of the wrong level",
+    "stem without norm",
+    "tanh GELU of experts",
+    "third skip",
+    "windows reversed",
+}
 BACKWARD = [  # visible in the gradient only
     (
         "leak left out",
@@ -241,6 +262,11 @@ BACKWARD = [  # visible in the gradient only
 ]
 
 
+def _named(mutant):
+    marks = pytest.mark.slow if mutant[0] in SLOW else ()
+    return pytest.param(mutant, id=f"{mutant[1]}-{mutant[0]}".replace(" ", "_"), marks=marks)
+
+
 def _shows(mutant, gradients):
     _, name, module, old, new = mutant
     with mutated(f"medjax.models.{module}", old, new):
@@ -250,14 +276,19 @@ def _shows(mutant, gradients):
     return wrong
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m[1]}-{m[0]}".replace(" ", "_"))
+@pytest.mark.parametrize("mutant", [_named(mutant) for mutant in MUTANTS])
 def test_a_wrong_wiring_is_noticed(mutant):
     assert _shows(mutant, gradients=False)
 
 
-@pytest.mark.parametrize("mutant", BACKWARD, ids=lambda m: f"{m[1]}-{m[0]}".replace(" ", "_"))
+@pytest.mark.parametrize("mutant", [_named(mutant) for mutant in BACKWARD])
 def test_a_wrong_gradient_is_noticed(mutant):
     assert all(name.startswith("gradient of") for name in _shows(mutant, gradients=True))
+
+
+def test_every_network_has_a_mutant():
+    quick = {golden.CASES[name].model for what, name, *_ in MUTANTS if what not in SLOW}
+    assert quick == set(known("models")) and SLOW < {what for what, *_ in MUTANTS}
 
 
 def test_the_right_networks_are_back_after_a_mutant():

@@ -87,8 +87,12 @@ CASES = {
     "unet_corpus_heads": Case("unet", {"classes": 3, **SIDES, **TWO_CORPORA}, (*BLOCK, 1), corpus=(1, 0)),
     "resenc": Case("resenc", {"classes": 3, **SIDES, "blocks": (1, 2)}, (*BLOCK, 2)),
     "resenc_2d": Case("resenc", {"classes": 3, **PLANE, "blocks": (1, 2)}, (*FLAT, 1)),
-    "resenc_multitalent": Case("resenc", {"classes": 3, "preset": "multitalent", **SIDES, "blocks": (1, 2)}, (*BLOCK, 1)),
-    "resenc_corpus_heads": Case("resenc", {"classes": 3, **SIDES, **TWO_CORPORA}, (*BLOCK, 1), corpus=(1, 0)),
+    "resenc_multitalent": Case(
+        "resenc",
+        {"classes": 3, "preset": "multitalent", **SIDES, "blocks": (1, 2), **TWO_CORPORA},
+        (*BLOCK, 1),
+        corpus=(1, 0),
+    ),
     "tsfm": Case("tsfm", {"classes": 3, **TRANSFORMER, "proj_kernel": (3, 3)}, (*BLOCK, 1)),
     "tsfm_bare": Case(
         "tsfm",
@@ -101,12 +105,13 @@ CASES = {
             "position": "sincos",
             "bottleneck_residual": True,
             "scan": "none",
+            **TWO_CORPORA,
         },
         (*BLOCK, 2),
+        corpus=(1, 0),
     ),
     "tsfm_2d": Case("tsfm", {"classes": 3, **TRANSFORMER, "strides": ((2, 2), (2, 1))}, (*FLAT, 1)),
     "tsfm_without_transformer": Case("tsfm", {"classes": 3, **TRANSFORMER, "vit": False}, (*BLOCK, 1)),
-    "tsfm_corpus_heads": Case("tsfm", {"classes": 3, **TRANSFORMER, **TWO_CORPORA, "blocks": 1}, (*BLOCK, 1), corpus=(1, 0)),
     "stunet": Case("tsfm", {"classes": 3, **TRUNK, "blocks": 2}, (*BLOCK, 1)),
     "swin_unetr": Case("swin_unetr", {"classes": 3, **UNETR}, (1, 32, 64, 64, 1)),
     "swin_unetr_legacy_xyz": Case(
@@ -125,10 +130,11 @@ CASES = {
             "norm": "instance_affine",
             "normalise": False,
             "bias_index": "geometric",
+            **TWO_CORPORA,
         },
-        (1, 64, 96, 1),
+        (2, 64, 128, 1),
+        corpus=(1, 0),
     ),
-    "swin_unetr_corpus_heads": Case("swin_unetr", {"classes": 3, **UNETR, "dims": 2, **TWO_CORPORA}, (2, 64, 96, 1), corpus=(1, 0)),
     "swin_unet": Case("swin_unet", {"classes": 3, **DEEP, "head": "sigmoid"}, (*SLICES, 1)),
     "swin_unet_heads": Case("swin_unet", {"classes": 4, **DEEP, **SHARED, "in_channels": 2}, (*SLICES, 2), corpus=(2, 0, 1)),
     "swin_unet_heads_by_channels": Case(
@@ -259,9 +265,17 @@ def run(case: Case, *, gradients: bool = True) -> tuple[dict[str, np.ndarray], d
     return jax.tree.map(np.asarray, (outputs, {path_of(keys): g for keys, g in leaves}))
 
 
+@functools.cache
 def _quick() -> dict[str, bool]:
-    """XLA:CPU compiles these programs in half the time without its newer fusions."""
-    return {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else {}
+    """XLA:CPU compiles these programs in half the time without its newer fusions, where it can."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(jnp.negative, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:  # a version that no longer knows the option
+        return {}
+    return options
 
 
 def fingerprint(outputs: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray]) -> dict:
