@@ -146,8 +146,8 @@ def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
     import jax
 
-    from medjax.build import plain
     from medjax.experiment import crossval, describe, hosts, stages
+    from medjax.registry import plain
 
     if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
         jax.config.update("jax_compilation_cache_dir", cache)

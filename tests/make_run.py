@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from configs.base import base_config
-from medjax.build import plain
 from medjax.data.plan import Intensity, Plan
 from medjax.experiment import network, runfolder
 from medjax.labels import Corpus, merge
+from medjax.registry import plain
 from medjax.train.checkpoint import Checkpoints
 
 

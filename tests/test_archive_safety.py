@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.build import build
 from medjax.data import plan_json
 from medjax.data.plan import Intensity, Plan
 from medjax.data.plans_import import intensity_of
@@ -23,6 +22,7 @@ from medjax.experiment.export import export
 from medjax.experiment.info import about_run, as_text
 from medjax.experiment.models import load_predictor, read_model
 from medjax.labels import LabelSpace
+from medjax.registry import build
 from medjax.train.checkpoint import Checkpoints
 from tests.make_run import make_run
 from tests.test_archive import rewritten

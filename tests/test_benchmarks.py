@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import m4oe
 from medjax import main
-from medjax.build import plain
 from medjax.experiment import network
+from medjax.registry import plain
 
 
 @pytest.mark.parametrize("steps", [2, 30, 41, 400, 1500])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from medjax import main
-from medjax.build import build, plain
 from medjax.errors import UsageError
 from medjax.experiment import corpora, describe, network
+from medjax.registry import build, plain
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem not in ("__init__", "base"))
 VARIANTS = [(name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS]

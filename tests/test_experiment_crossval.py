@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from configs.base import base_config
-from medjax.build import plain
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from medjax.experiment import corpora, crossval, runfolder, scores, stages
+from medjax.registry import plain
 from tests.make_raw import write_corpus
 
 

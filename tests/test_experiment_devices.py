@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from configs.multitalent import get_config
-from medjax.build import plain
 from medjax.errors import UsageError
 from medjax.experiment import corpora, devices, network
+from medjax.registry import plain
 
 SPACING = (5.0, 4.0, 4.0)
 

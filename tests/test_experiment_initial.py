@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs.base import base_config
-from medjax.build import plain
 from medjax.data.plan import Plan
 from medjax.errors import UsageError
 from medjax.experiment import initial, network, runfolder
 from medjax.labels import Corpus, merge
+from medjax.registry import plain
 from medjax.train import checkpoint
 
 SPACING = (1.0, 1.0, 1.0)

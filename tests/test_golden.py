@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from medjax.build import known
+from medjax.registry import known
 from tests.support import golden
 from tests.support.mutants import mutated
 

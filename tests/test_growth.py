@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs.m4oe import get_config
-from medjax.build import plain
 from medjax.errors import TrainError, UsageError
 from medjax.experiment import corpora, growth, initial, network, runfolder, stages
+from medjax.registry import plain
 from medjax.train import experts
 from medjax.train.checkpoint import Checkpoints
 from tests.make_raw import write_corpus

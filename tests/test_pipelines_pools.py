@@ -9,10 +9,10 @@ from data_pipelines import pools
 from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
-from medjax.build import plain
 from medjax.data.samples import corpus_probabilities
 from medjax.errors import LabelError
 from medjax.labels import Corpus, LabelSpace, merge
+from medjax.registry import plain
 
 
 def _space(pool) -> LabelSpace:

@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from medjax.build import plain
 from medjax.experiment import network
+from medjax.registry import plain
 from tests import published_recipes as published
 from tests.support.mutants import mutated
 from tests.support.recipes import differences, resolved

@@ -92,7 +92,7 @@ def answer(request: Mapping) -> dict:
     Returns: by platform, lines of the program and seconds of lowering; seconds of tracing; if compiled, its seconds and the compiler's
     own bytes per device (arguments, outputs that are not the arguments' buffers, temporaries).
     """
-    from medjax.build import plain
+    from medjax.registry import plain
 
     fields, devices = plain(request["fields"]), request["devices"]
     space = LabelSpace.from_json(request["space"])

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.build import plain
 from medjax.data.splits import make_splits
 from medjax.errors import TrainError, UsageError
 from medjax.experiment import adapt, fitted, initial, network, runfolder
 from medjax.experiment.corpora import open_data
 from medjax.labels import LabelSpace
+from medjax.registry import plain
 from medjax.train import checkpoint, experts
 
 UNCHANGED = 1e-4  # largest change of an old logit that counts as none (float32 sums in another order)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from medjax.build import plain
 from medjax.data import plan_json
 from medjax.data.description import describe
 from medjax.data.plan import Plan
@@ -27,6 +26,7 @@ from medjax.files import check_name, read_json
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
+from medjax.registry import plain
 
 ACCOUNT = "import.json"
 TOOLS = ("core", "opcodes", "values", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family

@@ -58,7 +58,7 @@ def environment() -> dict:
 
 def about() -> dict:
     """What this installation offers."""
-    from medjax.build import ROOMS, known
+    from medjax.registry import ROOMS, known
 
     return environment() | {"available": {room: known(room) for room in ROOMS}}
 

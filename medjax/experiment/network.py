@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.build import build, fill
 from medjax.data import lateral, turns
 from medjax.data.augment import Augmentation, augment
 from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
+from medjax.registry import build, fill
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 

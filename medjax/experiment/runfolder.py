@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.build import plain
 from medjax.data.plan import Plan
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
+from medjax.registry import plain
 from medjax.train import hashes, stepfolder
 
 SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits

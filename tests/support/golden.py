@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.build import build
+from medjax.registry import build
 
 STORED = Path(__file__).parent.parent / "golden" / "networks.json"
 VOXELS = 6  # stored numbers per output

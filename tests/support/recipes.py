@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medjax.build import plain
+from medjax.registry import plain
 
 FROM_DATA = {"classes", "in_channels", "patch", "spacing_mm", "modalities", "corpus_channels"}
 MASKED = ("ratio", "block", "patch_size")  # the arguments of the task "masked_image" that a config gives
