@@ -21,12 +21,12 @@ import nibabel as nib
 import numpy as np
 
 from configs import multitalent
-from medjax.data import nifti
 from medjax.data.plan import Intensity, Plan
 from medjax.experiment import corpora, network
 from medjax.infer.predictor import Model, Predictor
 from medjax.labels import LabelSpace, merge
 from medjax.registry import plain
+from medjax.scans import nifti
 from tests.make_run import random_params
 
 CT = Intensity("ct", (-927.0, 275.0), 63.4, 175.5)

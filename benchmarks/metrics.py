@@ -18,10 +18,10 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from medjax.data.nifti import Volume
 from medjax.labels import Corpus
 from medjax.metrics import masks, overlap
 from medjax.metrics.aggregate import score_masks
+from medjax.scans.nifti import Volume
 
 SPACING = (1.5, 0.8, 0.8)
 TOLERANCE_MM = 1.0

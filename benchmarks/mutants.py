@@ -60,10 +60,10 @@ def _read_torch(path: Path) -> None:
 
 def _read_npz(path: Path) -> None:
     """As weights, and as a mask of a corpus (whose name holds the shape)."""
-    from medjax.data import arrays
     from medjax.errors import MedjaxError
     from medjax.experiment import imported
     from medjax.port import core
+    from medjax.scans import arrays
 
     as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
     as_mask.parent.mkdir(exist_ok=True)

@@ -16,10 +16,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from medjax.data import header as headers
-from medjax.data import nifti
 from medjax.errors import DataError, UsageError
 from medjax.infer.model import Segmentation
+from medjax.scans import header as headers
+from medjax.scans import nifti
 
 Models = str | Path | Sequence[str | Path]
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import medjax
-from medjax.data import header as headers
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
+from medjax.scans import header as headers
 from tests.make_raw import make_case
 from tests.make_run import ORGANS, make_run
 

@@ -11,7 +11,7 @@ WITH_JAX = {"augment", "spatial", "intensity", "turns"}  # the part of the data 
 
 
 def _room(module: str) -> str:
-    """medjax.data.nifti -> data; medjax.labels -> base; medjax.main -> border."""
+    """medjax.scans.nifti -> data; medjax.labels -> base; medjax.main -> border."""
     parts = module.split(".")
     top = parts[1] if len(parts) > 1 else "__init__"
     return "base" if top in BASE or top.startswith("__") else "border" if top in BORDER else top

@@ -236,7 +236,7 @@ def test_functions_with_other_shapes_or_calls_are_refused(root, tmp_path):
 
 def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     """Two seeds of one architecture; and a 2D network at another spacing with them."""
-    from medjax.data import nifti
+    from medjax.scans import nifti
 
     make_run(tmp_path / "seed1", seed=1)
     make_run(tmp_path / "flat", seed=2, patch=(8, 8), spacing_mm=(1.5, 1.2, 1.0))

@@ -44,9 +44,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import faults
-from medjax.data import formats, geometry, nifti
-from medjax.data import header as headers
+from medjax.data import geometry
 from medjax.data.verify import verify
+from medjax.scans import formats, nifti
+from medjax.scans import header as headers
 
 CLOSED_TO_ALL = os.geteuid() != 0  # to root every file is open
 

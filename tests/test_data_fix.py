@@ -9,12 +9,13 @@ import pytest
 
 from benchmarks import faults
 from medjax.cli import main
-from medjax.data import geometry, nifti
+from medjax.data import geometry
 from medjax.data.annotation import read_label
 from medjax.data.fix import fix
 from medjax.data.sources import read_corpus
 from medjax.data.verify import verify
 from medjax.errors import UsageError
+from medjax.scans import nifti
 from tests.make_raw import save, write_corpus
 
 SHAPE = (8, 12, 10)

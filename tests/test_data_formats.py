@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from medjax.data import formats, nifti
 from medjax.data.annotation import read_label, read_label_volume
 from medjax.data.classmasks import combine, corpus_of
 from medjax.data.inputs import Case, Mask
 from medjax.errors import DataError, LabelError, UsageError
 from medjax.labels import Corpus
+from medjax.scans import formats, nifti
 from tests import make_dicom
 from tests.make_raw import save
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medjax.data import geometry, nifti, resample
+from medjax.data import geometry, resample
 from medjax.errors import DataError, UsageError
+from medjax.scans import nifti
 
 ORIENTATIONS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from medjax.data import formats, layouts, survey
+from medjax.data import layouts, survey
 from medjax.data.annotation import read_label
 from medjax.data.cases import load
 from medjax.data.layouts import bids, datalist
 from medjax.data.sources import read_corpus, read_labels, scan_corpus
 from medjax.errors import LabelError, UsageError
+from medjax.scans import formats
 from tests import make_dicom
 from tests.make_raw import save, write_corpus
 

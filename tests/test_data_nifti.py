@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax.data import nifti
-from medjax.data.header import shear_of
 from medjax.errors import DataError, UsageError
+from medjax.scans import nifti
+from medjax.scans.header import shear_of
 
 SHAPE = (7, 6, 5)  # (x, y, z)
 AFFINE = np.array([[0.8, 0, 0, -11], [0, 0.9, 0, 5.5], [0, 0, 2.5, 7], [0, 0, 0, 1]])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medjax.data import nifti
 from medjax.data.phantom import PROTOCOLS, make_case, write_corpora
 from medjax.data.phantom_anatomy import T, draw_patient
 from medjax.data.phantom_scan import TISSUES, annotate
@@ -16,6 +15,7 @@ from medjax.data.phantom_shapes import Canvas, Path, branching, capsule, curve, 
 from medjax.data.sources import read_corpus
 from medjax.errors import UsageError
 from medjax.labels import merge
+from medjax.scans import nifti
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,14 @@ import types
 import numpy as np
 import pytest
 
-from medjax.data import formats, store
+from medjax.data import store
 from medjax.data.inputs import Case
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
 from medjax.errors import UsageError
 from medjax.experiment import resampled
 from medjax.labels import Corpus, merge
+from medjax.scans import formats
 from tests.make_raw import make_case, save, write_corpus
 
 EMPTY, HALF, FULL = np.zeros(4, bool), np.array([1, 1, 0, 0], bool), np.ones(4, bool)

@@ -297,7 +297,7 @@ def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path)
 
 
 def nib_geometry(path):
-    from medjax.data import nifti
+    from medjax.scans import nifti
 
     return nifti.read_geometry(path)
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import special
 
-from medjax.data import nifti
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import DataError, LabelError, PredictError, UsageError
 from medjax.infer import memory, segment
@@ -17,6 +16,7 @@ from medjax.infer.predictor import Model, Predictor
 from medjax.infer.regrid import on_scan_grid, row_blocks
 from medjax.infer.windows import WindowScores
 from medjax.labels import Corpus, merge
+from medjax.scans import nifti
 
 LIVER = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",))
 ORGANS = Corpus("Organs", ((5, ("spleen",)), (9, ("liver",))), modality="MR", channels=("T1", "T2"))

@@ -16,7 +16,7 @@ from medjax.data.sources import scan_corpus
 from medjax.errors import DataError, UsageError
 from tests.published import SHAPE, SPACING_MM, tree_of, write
 
-pytestmark = pytest.mark.filterwarnings("ignore::medjax.data.nifti.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::medjax.scans.nifti.DataWarning")
 
 
 @pytest.fixture(autouse=True)

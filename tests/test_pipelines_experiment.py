@@ -20,7 +20,7 @@ from medjax.registry import plain
 from tests.make_raw import write_corpus
 from tests.published import tree_of, write
 
-pytestmark = pytest.mark.filterwarnings("ignore::medjax.data.nifti.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::medjax.scans.nifti.DataWarning")
 CATALOGUE = "data_pipelines.catalogue:catalogue"
 
 

@@ -11,12 +11,13 @@ from data_pipelines import ingest
 from data_pipelines.catalogue import corpora
 from medjax import cli
 from medjax.data import fingerprint as fingerprints
-from medjax.data import formats, store
+from medjax.data import store
 from medjax.data.fingerprint import make_plan
 from medjax.data.overlap import rules_of
 from medjax.data.prepare import prepare
 from medjax.data.sources import scan_corpus
 from medjax.errors import DataError, UsageError
+from medjax.scans import formats
 from tests.published import tree_of, write
 
 pytest.importorskip("tensorflow_datasets")

@@ -12,7 +12,6 @@ import pytest
 import medjax
 from medjax import cli
 from medjax.data import guard as ranges
-from medjax.data import nifti
 from medjax.data.fingerprint import fingerprint
 from medjax.data.guard import Guard
 from medjax.data.inputs import Case
@@ -21,6 +20,7 @@ from medjax.errors import PredictError
 from medjax.infer import guard
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.scans import nifti
 from tests import make_run as make_run_module
 from tests.make_run import make_run
 from tests.test_infer_faults import AFFINE, CORPUS, PLAN, make_predictor, phantom, put, threshold

@@ -265,7 +265,8 @@ def test_files_of_calls_with_other_options_stay_ours(predictor, scans, tmp_path)
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "PIR", "IPL"])
 @pytest.mark.parametrize("cropped", [False, True])
 def test_probabilities_come_back_in_stored_order(tmp_path, axes, cropped):
-    from medjax.data import geometry, nifti
+    from medjax.data import geometry
+    from medjax.scans import nifti
 
     rng, affine = np.random.default_rng(0), np.diag([1.0, 1.0, 2.0, 1.0])
     array = rng.integers(1, 9, (7, 6, 5)).astype(np.float32)
@@ -333,7 +334,7 @@ def test_leftovers_of_a_killed_call_go_with_the_next(predictor, scans, tmp_path)
 SLOW = """
 import sys, time
 from medjax import border
-from medjax.data import nifti
+from medjax.scans import nifti
 from medjax.data.inputs import find_inputs
 from medjax.infer import predict
 from tests.test_infer_faults import make_predictor

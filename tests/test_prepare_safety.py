@@ -19,11 +19,11 @@ from medjax import cli, files, locks
 from medjax.data import store, targets
 from medjax.data.cases import each, still_wanted
 from medjax.data.inputs import Case
-from medjax.data.nifti import DataWarning
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
 from medjax.data.sources import read_corpus
 from medjax.errors import DataError, UsageError
+from medjax.scans.nifti import DataWarning
 from tests.make_raw import make_case, save, write_corpus
 
 SHAPE = (8, 9, 10)

@@ -25,13 +25,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
-from medjax.data import content, formats, header, nifti
 from medjax.data.inputs import find_inputs
 from medjax.data.plan import Intensity, Plan
 from medjax.data.verify import verify
 from medjax.errors import DataError, MedjaxError, UsageError
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.scans import content, formats, header, nifti
 from tests.make_raw import write_corpus
 from tests.make_run import make_run
 
@@ -525,7 +525,7 @@ def test_a_metaimage_header_fits_the_memory_it_gets(tmp_path, field):
 )
 @pytest.mark.parametrize("value", ["abc", "nan", "1\\\\2\\\\3\\\\4\\\\5\\\\6\\\\7", "inf"])
 def test_dicom_values_that_are_no_numbers(tag, value):
-    from medjax.data import dicom
+    from medjax.scans import dicom
 
     with pytest.raises(DataError, match=rf"unusable {tag}.*file\.dcm|file\.dcm: unusable {tag}"):
         dicom.numbers({tag: value}, tag, 1, "file.dcm")
@@ -763,7 +763,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_label_tables_of_hostile_headers_take_no_time():
-    from medjax.data.header import parse_label_table
+    from medjax.scans.header import parse_label_table
 
     for text in ('<Label Key="1"><![CDATA[' * 40_000, "<Label " * 100_000, '<Label Key="' + "9" * 100_000 + '"><![CDATA[a]]>'):
         started = time.perf_counter()

@@ -16,11 +16,11 @@ import pytest
 from scipy import sparse
 
 from medjax import cli
-from medjax.data import arrays, zipped
 from medjax.errors import DataError, ModelError, UsageError
 from medjax.experiment import imported
 from medjax.experiment.imported import import_weights
 from medjax.port import core, nnunet_plan, torch_file
+from medjax.scans import arrays, zipped
 
 EVIL = b"A" * 8
 

@@ -17,13 +17,14 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.catalogue import corpora
 from data_pipelines.find import Found, find_cases
-from medjax.data import described, formats
+from medjax.data import described
 from medjax.data.annotation import read_label
 from medjax.data.cases import check_channels
 from medjax.data.inputs import Case
 from medjax.data.survey import mask_sets
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus
+from medjax.scans import formats
 
 VERSION = "1.0.0"
 

@@ -7,11 +7,12 @@ verification and evaluation all read labels here.
 
 import numpy as np
 
-from medjax.data import classmasks, formats, nifti
+from medjax.data import classmasks
 from medjax.data.inputs import Case
-from medjax.data.nifti import Volume
 from medjax.errors import LabelError
 from medjax.labels import Corpus
+from medjax.scans import formats, nifti
+from medjax.scans.nifti import Volume
 
 _PIECE = 1 << 22  # voxels
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import formats, nifti
 from medjax.data.annotation import read_label, to_ids, undeclared, value_counts, voxel_counts
-from medjax.data.content import free_memory
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError
 from medjax.labels import Corpus
+from medjax.scans import formats, nifti
+from medjax.scans.content import free_memory
 
 __all__ = ["Outcome", "each", "failure", "free_memory", "load", "to_ids", "undeclared", "value_counts", "voxel_counts"]
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import annotation, classmasks, formats, geometry, nifti
+from medjax.data import annotation, classmasks, geometry
 from medjax.data.inputs import NIFTI_ENDINGS, Case, Mask, read_json
 from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
+from medjax.scans import formats, nifti
 
 ERROR, WARNING = "error", "warning"
 MANY_VALUES = 8  # undeclared label values from which on a file is no label map of this corpus

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt16
 
-from medjax.data import formats
 from medjax.data.inputs import Case, Mask
-from medjax.data.nifti import Volume
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import Corpus
+from medjax.scans import formats
+from medjax.scans.nifti import Volume
 
 Sets = tuple[frozenset[str], ...]  # position -> classes; position 0 is the empty set
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data import formats, geometry, guard
+from medjax.data import geometry, guard
 from medjax.data.cases import Progress, each, load, stamp, still_wanted, voxel_counts
 from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus
+from medjax.scans import formats
 
 __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]
 

@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data import annotation, formats, geometry, nifti, tfds_source
-from medjax.data import header as headers
+from medjax.data import annotation, geometry, tfds_source
 from medjax.data.cases import Progress, each
 from medjax.data.check import routed_warnings
 from medjax.data.inputs import NIFTI_ENDINGS, Case
@@ -32,6 +31,8 @@ from medjax.data.sources import scan_corpus
 from medjax.data.verify import Report, verify
 from medjax.errors import DataError, UsageError, sentence, shown
 from medjax.labels import BACKGROUND, Corpus
+from medjax.scans import formats, nifti
+from medjax.scans import header as headers
 
 TINY_SHEAR = 0.02
 ROUNDING = 1e-3

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 
 from medjax.data import resample
-from medjax.data.nifti import DataWarning, Volume
 from medjax.errors import DataError, UsageError, did_you_mean
+from medjax.scans.nifti import DataWarning, Volume
 
 ORIENTATIONS = ("RAS", "stored")
 CROPS = ("nonzero", "none")

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import described, formats, geometry, tfds_source
+from medjax.data import described, geometry, tfds_source
 from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case, read_json
 from medjax.data.patterns import Pattern
 from medjax.errors import UsageError
+from medjax.scans import formats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,15 +23,16 @@ import numpy as np
 from scipy import ndimage
 
 from medjax import files
-from medjax.data import formats, geometry, normalise, store, targets, tfds_source
+from medjax.data import geometry, normalise, store, targets, tfds_source
 from medjax.data.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
 from medjax.data.inputs import Case
-from medjax.data.nifti import DataWarning
 from medjax.data.plan import Plan, intensity_json
 from medjax.data.targets import check_targets as check_targets
 from medjax.data.targets import holding as holding
 from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
+from medjax.scans import formats
+from medjax.scans.nifti import DataWarning
 
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from medjax import files
-from medjax.data import hashes, zipped
+from medjax.data import hashes
 from medjax.errors import DataError, UsageError
+from medjax.scans import zipped
 
 VERSION = 2  # of the stored contents: raised when the same sources would give other arrays
 CHUNK = 64

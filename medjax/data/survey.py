@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.data import classmasks, formats
+from medjax.data import classmasks
 from medjax.data.annotation import value_counts
 from medjax.data.cases import Progress, each, stamp
 from medjax.data.inputs import Case
 from medjax.errors import DataError, MedjaxError, WriteError
+from medjax.scans import formats
 
 VERSION = 1
 MANY = 500  # label files from which on the user is told what takes so long

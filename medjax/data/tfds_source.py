@@ -61,8 +61,8 @@ def facts(path: str | os.PathLike) -> dict:
 
 def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
     """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine; `pixels` False leaves the array out."""
-    from medjax.data import header as headers
-    from medjax.data.nifti import Volume  # here, so that reading descriptions stays light
+    from medjax.scans import header as headers
+    from medjax.scans.nifti import Volume  # here, so that reading descriptions stays light
 
     location, _, number = _location(path).rpartition("#")
     wanted = ("label" if want == "label" else "image", "affine")

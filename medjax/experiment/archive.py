@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.data import zipped
 from medjax.errors import ModelError
+from medjax.scans import zipped
 
 FORMAT, VERSION = "medjax-archive", 1
 KINDS = {"weights": "weights.safetensors", "function": "function.stablehlo"}

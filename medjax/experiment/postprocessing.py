@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import formats, nifti
 from medjax.data.sources import read_labels
 from medjax.errors import UsageError, shown
 from medjax.experiment import runfolder
@@ -19,6 +18,7 @@ from medjax.infer.postprocess import largest
 from medjax.infer.write import sha256
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import find_pairs
+from medjax.scans import formats, nifti
 
 
 def place(run: Path) -> Path:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax.data.formats import Reading
 from medjax.data.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.experiment.models import Trained, load_predictor, read_model
 from medjax.labels import Corpus, LabelSpace
+from medjax.scans.formats import Reading
 
 GIB = 2**30
 

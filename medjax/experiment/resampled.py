@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import formats
 from medjax.data.cases import failure
 from medjax.data.inputs import Case
 from medjax.data.store import again, open_case
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus, LabelSpace
+from medjax.scans import formats
 
 RULES = ("standard", "released")
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medjax.data import guard
-from medjax.data.nifti import Volume
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import shown
 from medjax.infer.model import Prepared
+from medjax.scans.nifti import Volume
 
 ABSOLUTE = ("ct", "nonorm", "rgb_to_0_1")  # schemes whose units are those of the training
 FLAT = {"rescale_to_0_1": 0.02, "rgb_to_0_1": 0.002, "nonorm": 0.0}  # contrast (percentiles 1 to 99) below which a scan is flat

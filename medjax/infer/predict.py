@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medjax.data import formats, nifti
 from medjax.data.cases import failure, free_memory
 from medjax.data.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, segment, write
 from medjax.infer.memory import GIB, Forecast
 from medjax.infer.predictor import Model, Predictor, Prepared, Segmentation
+from medjax.scans import formats, nifti
 
 __all__ = ["Files", "Model", "Predictor", "Result", "Segmentation", "forecasts", "predict_cases"]
 

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 
 from medjax import files as disk
-from medjax.data import nifti
 from medjax.errors import PredictError
 from medjax.infer import outputs, owned
 from medjax.infer.masks import Masks
@@ -39,6 +38,7 @@ from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
 from medjax.infer.probabilities import Probabilities
 from medjax.infer.segment import UNCERTAINTIES
 from medjax.labels import Corpus
+from medjax.scans import nifti
 
 PACKAGES = ("medjax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel")
 STATISTICS = ("case", "class", "voxels", "volume_ml", "mean_intensity")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import nifti
 from medjax.data.cases import Progress, each
 from medjax.data.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, UsageError, did_you_mean
@@ -20,6 +19,7 @@ from medjax.metrics import masks, overlap
 from medjax.metrics.aggregate import ABSENT, Row, score_masks
 from medjax.metrics.report import Pair, Result, build_result, join
 from medjax.metrics.surface import DEFINITION
+from medjax.scans import nifti
 
 __all__ = ["Pair", "Result", "evaluate", "find_pairs", "join"]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import formats, geometry, nifti
+from medjax.data import geometry
 from medjax.data.cases import failure
 from medjax.data.inputs import Case
 from medjax.labels import Corpus
 from medjax.metrics import masks, montage, scans, written
 from medjax.metrics.report import Pair, Result
+from medjax.scans import formats, nifti
 
 Scored = tuple[str, Pair, float | None]  # corpus, pair, mean Dice over the classes that were scored
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data import embed, formats, geometry, nifti
+from medjax.data import embed, geometry
 from medjax.data.inputs import Case
 from medjax.labels import Corpus
 from medjax.metrics import masks
 from medjax.metrics.montage import colour
+from medjax.scans import formats, nifti
 
 AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
 DIFFERENCES = (("missed by the prediction", "#D55E00"), ("only in the prediction", "#56B4E9"), ("another class", "#F0E442"))

@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from medjax.data import zipped
 from medjax.errors import ModelError
 from medjax.port import torch_file
+from medjax.scans import zipped
 
 WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training and torch.compile, before every name
 SHOWN = 3

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.zipped import NUMBERS
 from medjax.errors import ModelError
+from medjax.scans.zipped import NUMBERS
 
 WRITTEN_OUT = 10_000_000  # values, if everything shared was repeated
 DEPTH = 64

@@ -99,7 +99,7 @@ def _of_maps(name: str, said: Mapping, found: Found, cases: list[Case], path: Pa
 
 def _names_inside(label: str) -> dict[int, str]:
     """Class names from a label table in the header of a NIfTI file, if it has one."""
-    from medjax.data import formats, nifti
+    from medjax.scans import formats, nifti
 
     try:
         return nifti.label_names(label) if formats.kind_of(label) == "nifti" else {}

@@ -15,7 +15,7 @@ from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
 
 if TYPE_CHECKING:
-    from medjax.data.dicom import Series
+    from medjax.scans.dicom import Series
 
 
 def detect(path: Path) -> bool:
@@ -32,8 +32,8 @@ def detect(path: Path) -> bool:
 
 def scan(path: Path) -> Scan:
     """Corpus, usable cases, and the problems of the others."""
-    from medjax.data.dicom import OBJECTS
-    from medjax.data.dicom import scan as scan_series
+    from medjax.scans.dicom import OBJECTS
+    from medjax.scans.dicom import scan as scan_series
 
     images: list[tuple[Path, Series]] = []
     objects: list[tuple[str, Series]] = []

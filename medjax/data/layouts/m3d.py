@@ -5,7 +5,7 @@
     CODE/1/image.npy, CODE/1/mask_(k, x, y, z).npz
 
 Row k of a mask file is the class with value k + 1. Where the archive's lost spacing is known, `image.json` beside image.npy carries it
-(see `data/arrays.py`).
+(see `scans/arrays.py`).
 """
 
 import os

@@ -11,11 +11,11 @@ import zlib
 
 import numpy as np
 
-from medjax.data import content, text_header
-from medjax.data import header as headers
-from medjax.data.formats import needs
-from medjax.data.nifti import Volume
 from medjax.errors import DataError
+from medjax.scans import content, text_header
+from medjax.scans import header as headers
+from medjax.scans.formats import needs
+from medjax.scans.nifti import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import header as headers
-from medjax.data.formats import needs
 from medjax.data.inputs import is_dicom
-from medjax.data.itk import LPS_TO_RAS
-from medjax.data.nifti import Volume
 from medjax.errors import DataError
+from medjax.scans import header as headers
+from medjax.scans.formats import needs
+from medjax.scans.itk import LPS_TO_RAS
+from medjax.scans.nifti import Volume
 
 OBJECTS = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")  # modalities that are no images
 GAP = 0.05  # of the slice distance by which a position may be off
@@ -188,7 +188,7 @@ def _pixels(files: list[str], whole: bool, path: str) -> np.ndarray:
 
 def _multiframe(file: str, path: str, pixels: bool) -> Volume:
     """An enhanced multi-frame object, geometry by ITK."""
-    from medjax.data.itk import affine_of
+    from medjax.scans.itk import affine_of
 
     sitk = needs("SimpleITK")
     try:

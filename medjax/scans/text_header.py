@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from medjax import files
-from medjax.data import content
 from medjax.errors import DataError
+from medjax.scans import content
 
 META_ENDINGS = (".mha", ".mhd")
 DIMENSIONS = range(2, 5)

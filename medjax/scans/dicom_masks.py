@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from medjax.data import geometry
-from medjax.data import header as headers
-from medjax.data.dicom import OBJECTS, read_header, scan
-from medjax.data.formats import needs
 from medjax.data.inputs import Mask
-from medjax.data.itk import LPS_TO_RAS
-from medjax.data.nifti import Volume
 from medjax.errors import DataError, did_you_mean
+from medjax.scans import header as headers
+from medjax.scans.dicom import OBJECTS, read_header, scan
+from medjax.scans.formats import needs
+from medjax.scans.itk import LPS_TO_RAS
+from medjax.scans.nifti import Volume
 
 OFF_PLANE = 0.5  # voxels a contour may lie off the centre of its slice
 

@@ -17,12 +17,12 @@ import nibabel as nib
 import numpy as np
 
 from medjax import files
-from medjax.data import content, voxels
-from medjax.data import header as headers
-from medjax.data.content import GZIP_MAGIC
-from medjax.data.header import DataWarning
-from medjax.data.voxels import finished
 from medjax.errors import DataError, UsageError, did_you_mean
+from medjax.scans import content, voxels
+from medjax.scans import header as headers
+from medjax.scans.content import GZIP_MAGIC
+from medjax.scans.header import DataWarning
+from medjax.scans.voxels import finished
 
 __all__ = [
     "GZIP_MAGIC", "DataWarning", "Volume", "check_same_geometry", "finished", "label_names", "read", "read_case", "read_geometry", "write",

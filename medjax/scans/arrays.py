@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import header as headers
-from medjax.data import zipped
-from medjax.data.content import check_file
 from medjax.data.inputs import read_json
-from medjax.data.nifti import DataWarning, Volume
 from medjax.errors import DataError
+from medjax.scans import header as headers
+from medjax.scans import zipped
+from medjax.scans.content import check_file
+from medjax.scans.nifti import DataWarning, Volume
 
 MASK_VOXELS = 1 << 33
 M3D_MASK = re.compile(r"^mask_\((\d+), ?(\d+), ?(\d+), ?(\d+)\)\.npz$")

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import polar
 
-from medjax.data.content import looks_like
 from medjax.errors import DataError
+from medjax.scans.content import looks_like
 
 UNITS = {1: ("metres", 1000.0), 2: ("mm", 1.0), 3: ("microns", 0.001)}  # code in the lowest three bits of xyzt_units: name, mm
 SPACING_MM = (0.01, 100.0)  # voxel sizes of scans, from small-animal CT to localisers

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt16
 
-from medjax.data.dicom import OBJECTS, scan
-from medjax.data.nifti import Volume
 from medjax.errors import DataError
+from medjax.scans.dicom import OBJECTS, scan
+from medjax.scans.nifti import Volume
 
 ENDINGS = (".png",)
 

@@ -8,8 +8,8 @@ import warnings
 
 import numpy as np
 
-from medjax.data.header import DataWarning
 from medjax.errors import DataError
+from medjax.scans.header import DataWarning
 
 MINIMUM = "min"  # replaces non-finite voxels by the smallest finite one
 FAR = 30.0  # spreads, times the square root of the number of voxels, by which an extreme flattens the rest (see `check_extremes`)

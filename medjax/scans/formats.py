@@ -1,12 +1,12 @@
 """Any scan or label map in, one `nifti.Volume` out, whatever the file is: (z, y, x[, m]) array and RAS+ affine.
 
     ending or content                       read by
-    .nii, .nii.gz                           data/nifti.py (nibabel)
-    .nrrd, .nhdr, .mha, .mhd                data/itk.py (SimpleITK, extra `formats`)
-    a folder with a DICOM series            data/dicom.py (pydicom and SimpleITK, extra `formats`)
-    a DICOM-SEG or RTSTRUCT file            data/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
-    a folder of mask slices                 DICOM as above, or pictures by data/slices.py, with the DICOM series they follow
-    .npy, .npz                              data/arrays.py, geometry from a sidecar
+    .nii, .nii.gz                           scans/nifti.py (nibabel)
+    .nrrd, .nhdr, .mha, .mhd                scans/itk.py (SimpleITK, extra `formats`)
+    a folder with a DICOM series            scans/dicom.py (pydicom and SimpleITK, extra `formats`)
+    a DICOM-SEG or RTSTRUCT file            scans/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
+    a folder of mask slices                 DICOM as above, or pictures by scans/slices.py, with the DICOM series they follow
+    .npy, .npz                              scans/arrays.py, geometry from a sidecar
     tfds:FOLDER#N                           data/tfds_source.py (tensorflow-datasets), a case in ArrayRecord form
 
 Libraries of the extra are imported when a file needs them.
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import content, nifti, voxels
 from medjax.data.inputs import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
-from medjax.data.nifti import Volume
 from medjax.errors import DataError, UsageError, did_you_mean
+from medjax.scans import content, nifti, voxels
+from medjax.scans.nifti import Volume
 
 WANTED = ("image", "label")
 
@@ -165,9 +165,9 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
     """
     path, kind = os.fspath(path), kind_of(path)
     if kind == "dicom":
-        from medjax.data import dicom_labels
+        from medjax.scans import dicom_masks
 
-        return dicom_labels.open_masks(path, like)
+        return dicom_masks.open_masks(path, like)
     whole = functools.cache(lambda: _label_slices(path, like) if kind == "series" else read(path, "image", like=like))
 
     def mask_of(mask: Mask) -> np.ndarray:
@@ -201,7 +201,7 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
 
 def _label_slices(path: str, like: Volume) -> Volume:
     """A folder of mask slices: DICOM slices with their own positions, or pictures that follow the image's slices."""
-    from medjax.data import slices
+    from medjax.scans import slices
 
     return nifti.replaced(like, slices.read(path, like)) if slices.is_pictures(path) else read(path, "image")
 
@@ -217,13 +217,13 @@ def _holds_dicom(folder: Path) -> bool:
 
 def _reader(kind: str) -> Callable[..., Volume]:
     if kind == "itk":
-        from medjax.data.itk import read as reader
+        from medjax.scans.itk import read as reader
     elif kind == "array":
-        from medjax.data.arrays import read as reader
+        from medjax.scans.arrays import read as reader
     elif kind == "record":
         from medjax.data.tfds_source import read as reader
     else:
-        from medjax.data.dicom import read as reader
+        from medjax.scans.dicom import read as reader
     return reader
 
 
