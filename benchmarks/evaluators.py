@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import peer_nnunet
-from medjax.data.sources import scan_corpus
-from medjax.data.splits import make_splits
+from medjax.corpora.sources import scan_corpus
+from medjax.corpora.splits import make_splits
 from medjax.metrics import evaluate
 
 PATCH = (40, 56, 40)

@@ -50,7 +50,7 @@ def monai(folder: Path) -> None:
 
 def medjax(folder: Path) -> None:
     """Our check; raises if the report holds an error."""
-    from medjax.data.verify import verify
+    from medjax.corpora.verify import verify
 
     if not verify(folder, workers=1).ok:
         raise ValueError("not usable")

@@ -59,10 +59,10 @@ def _unhashed() -> Iterator[None]:
 def store(args: argparse.Namespace) -> dict:
     """Preparation of one scan; all of its patches read for the first time, and read again."""
     from benchmarks.prepare import write_scans
+    from medjax.corpora.sources import read_corpus
     from medjax.data import store as stored
     from medjax.data.plan import Intensity, Plan
     from medjax.data.prepare import prepare
-    from medjax.data.sources import read_corpus
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

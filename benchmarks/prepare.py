@@ -103,8 +103,8 @@ def run_medjax(raw: Path, out: Path, target_mm: tuple[float, ...], workers: int)
     """Prepares all scans of a raw folder."""
     import tensorstore  # noqa: F401  loaded before the clock starts
 
+    from medjax.corpora.sources import read_corpus
     from medjax.data.prepare import prepare
-    from medjax.data.sources import read_corpus
 
     corpus, cases = read_corpus(raw)
     plan = Plan({corpus.store: target_mm}, {"CT": CT}, orientation="stored")

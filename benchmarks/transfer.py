@@ -24,8 +24,8 @@ def splits(data: Path, out: Path, cases: int) -> Path:
     """A split file: fold 0 as usual, with only the first `cases` hippocampus cases (in a seeded order) left to train on."""
     import numpy as np
 
-    from medjax.data.sources import scan_corpus
-    from medjax.data.splits import make_splits
+    from medjax.corpora.sources import scan_corpus
+    from medjax.corpora.splits import make_splits
 
     found = {corpus.name: members for corpus, members, _ in (scan_corpus(data / task) for task in TASKS)}
     fold = make_splits(found)[0]

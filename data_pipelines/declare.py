@@ -25,7 +25,7 @@ class Layout:
       images: one template per channel; a series of DICOM slices is named as its folder.
       label: template of a label map with the values of `PublicCorpus.labels`.
       masks: instead of a label map, class -> template(s) of its binary masks, "|" and what to pick of the file ("value:1,2", "frame:0"; see
-        `medjax.data.inputs.Mask`); all files that fit are united.
+        `medjax.corpora.inputs.Mask`); all files that fit are united.
       index: template of a JSON file whose "labels" (value -> name) say which frame of a mask is which class (value - 1): M3D-Seg's way.
       aliases: names in that file -> classes, where spelling alone does not tell.
       optional: classes whose missing mask means that there is none of it in the case; for others a missing mask is a problem.
@@ -65,7 +65,7 @@ class Twin:
     note: str = ""
 
     def to_json(self) -> dict:
-        """Plain fields, as configs and dataset.json carry them (`medjax.data.overlap.Twin` reads them)."""
+        """Plain fields, as configs and dataset.json carry them (`medjax.corpora.twins.Twin` reads them)."""
         return dataclasses.asdict(self)
 
 

@@ -21,7 +21,7 @@ from data_pipelines.find import Found, find_cases
 from medjax import files
 from medjax.border import guarded
 from medjax.commands import progress, report_failures
-from medjax.data import described
+from medjax.corpora.layouts import corpus_json
 from medjax.data.targets import check_plan_file, check_targets
 from medjax.errors import EXIT_OK, LabelError, UsageError, VerificationError, did_you_mean
 
@@ -55,7 +55,7 @@ def _run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None) -> int:
 def _check_free(folder: Path) -> None:
     """`UsageError` if a file that this command writes has the name of one that it did not write."""
     check_plan_file(folder / "plan.json")
-    for name in (described.FILE, f"refused.{described.FILE}"):
+    for name in (corpus_json.FILE, f"refused.{corpus_json.FILE}"):
         if not os.path.lexists(path := folder / name):
             continue
         found = files.read_json(path)
@@ -116,10 +116,10 @@ def _rule(text: str) -> tuple[str, str]:
 
 def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
     from medjax.commands.prepare import remarks
+    from medjax.corpora.survey import mask_sets
+    from medjax.corpora.verify import verify
     from medjax.data.fingerprint import check_classes, fingerprint, make_plan
     from medjax.data.prepare import prepare
-    from medjax.data.survey import mask_sets
-    from medjax.data.verify import verify
 
     print(f"{corpus.name}: {len(found.cases)} cases in {args.raw}" + "".join(f"; {note}" for note in found.notes))
     for name, reason in found.left_out.items():
@@ -135,9 +135,9 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     described_as = corpus.corpus()
     if len(corpus.corpus().classes) > 1:
         sets, _ = mask_sets([case for case in found.cases if case.masks], workers=args.workers or None)
-        described_as = described.replaced_labels(described_as, sets)
+        described_as = corpus_json.replaced_labels(described_as, sets)
     twins = [twin.to_json() for twin in corpus.twins if twin.cases]
-    described.write(folder, described_as, found.cases, {"twins": twins, "licence": corpus.licence, "citation": corpus.citation})
+    corpus_json.write(folder, described_as, found.cases, {"twins": twins, "licence": corpus.licence, "citation": corpus.citation})
     if not args.no_verify:
         report = verify(folder, workers=args.workers or None)
         print(report.text())
@@ -148,7 +148,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         try:
             check_classes(dataclasses.replace(described_as, annotated=allowed), prints)
         except LabelError as error:
-            os.replace(folder / described.FILE, folder / f"refused.{described.FILE}")
+            os.replace(folder / corpus_json.FILE, folder / f"refused.{corpus_json.FILE}")
             reason = {"path": error.path, "found": error.found, "expected": error.expected}
             raise VerificationError(error.message, **reason, fix=f"{error.fix} (here: --allow-absent CLASS)") from None
     spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"

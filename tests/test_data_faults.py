@@ -44,8 +44,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import faults
+from medjax.corpora.verify import verify
 from medjax.data import geometry
-from medjax.data.verify import verify
 from medjax.scans import formats, nifti
 from medjax.scans import header as headers
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.data.cases import load
+from medjax.corpora.cases import load
+from medjax.corpora.sources import read_corpus
 from medjax.data.fingerprint import Fingerprint, Statistics, _statistics, check_classes, fingerprint
 from medjax.data.plan import Intensity, Plan, make_plan, pooled_quantile, target_spacing
-from medjax.data.sources import read_corpus
 from medjax.errors import LabelError, UsageError
 from tests.make_raw import save, write_corpus
 

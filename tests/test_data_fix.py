@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks import faults
 from medjax.cli import main
+from medjax.corpora.fix import fix
+from medjax.corpora.labels_of_case import read_label
+from medjax.corpora.sources import read_corpus
+from medjax.corpora.verify import verify
 from medjax.data import geometry
-from medjax.data.annotation import read_label
-from medjax.data.fix import fix
-from medjax.data.sources import read_corpus
-from medjax.data.verify import verify
 from medjax.errors import UsageError
 from medjax.scans import nifti
 from tests.make_raw import save, write_corpus

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from medjax.data.annotation import read_label, read_label_volume
-from medjax.data.classmasks import combine, corpus_of
-from medjax.data.inputs import Case, Mask
+from medjax.corpora.inputs import Case, Mask
+from medjax.corpora.label_sets import combine, corpus_of
+from medjax.corpora.labels_of_case import read_label, read_label_volume
 from medjax.errors import DataError, LabelError, UsageError
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti

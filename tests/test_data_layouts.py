@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from medjax.data import layouts, survey
-from medjax.data.annotation import read_label
-from medjax.data.cases import load
-from medjax.data.layouts import bids, datalist
-from medjax.data.sources import read_corpus, read_labels, scan_corpus
+from medjax.corpora import layouts, survey
+from medjax.corpora.cases import load
+from medjax.corpora.labels_of_case import read_label
+from medjax.corpora.layouts import bids, datalist
+from medjax.corpora.sources import read_corpus, read_labels, scan_corpus
 from medjax.errors import LabelError, UsageError
 from medjax.scans import formats
 from tests import make_dicom

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from data_pipelines import pools
 from data_pipelines.catalogue import corpora
 from medjax import cli
-from medjax.data.inputs import Case
-from medjax.data.overlap import Twin, between, by_content, by_name, read_rules, straddling
-from medjax.data.splits import digest, make_splits, provenance, read_splits
+from medjax.corpora.inputs import Case
+from medjax.corpora.splits import digest, make_splits, provenance, read_splits
+from medjax.corpora.twins import Twin, between, by_content, by_name, read_rules, straddling
 from medjax.errors import UsageError
 from tests.make_raw import save, write_corpus
 
@@ -59,7 +59,7 @@ def test_splits_keep_twins_together_where_name_blind_splits_leak():
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=25), st.integers(0, 9))
 def test_no_chain_of_twins_is_ever_cut(links, seed):
-    from medjax.data.overlap import Pair
+    from medjax.corpora.twins import Pair
 
     cases = {"a": _cases("a", [f"a{i}" for i in range(20)]), "b": _cases("b", [f"b{i}" for i in range(20)])}
     pairs = [Pair(f"a/a{i}", f"b/b{j}", "drawn") for i, j in links]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from medjax.corpora.sources import read_corpus
 from medjax.data.phantom import PROTOCOLS, make_case, write_corpora
 from medjax.data.phantom_anatomy import T, draw_patient
 from medjax.data.phantom_scan import TISSUES, annotate
 from medjax.data.phantom_shapes import Canvas, Path, branching, capsule, curve, ellipsoid, noise, smooth_max, smooth_min, turned
-from medjax.data.sources import read_corpus
 from medjax.errors import UsageError
 from medjax.labels import merge
 from medjax.scans import nifti

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medjax.data import cases as case_tools
+from medjax.corpora import cases as case_tools
+from medjax.corpora.cases import MemoryGate, bytes_needed, each, load
+from medjax.corpora.sources import read_corpus
 from medjax.data import store
-from medjax.data.cases import MemoryGate, bytes_needed, each, load
 from medjax.data.fingerprint import fingerprint
 from medjax.data.geometry import Transform, fit
 from medjax.data.normalise import network_image, quantisation, quantise
 from medjax.data.plan import Intensity, Plan, make_plan
 from medjax.data.prepare import prepare
-from medjax.data.sources import read_corpus
 from medjax.errors import DataError, UsageError
 from tests.make_raw import save, write_corpus
 
@@ -407,7 +407,7 @@ import os, signal, sys
 from medjax.data import store
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
-from medjax.data.sources import read_corpus
+from medjax.corpora.sources import read_corpus
 folder, root, when = sys.argv[1], sys.argv[2], sys.argv[3]
 corpus, cases = read_corpus(folder)
 written, write = [], store.write_array
@@ -473,7 +473,9 @@ def test_rival_with_the_same_result_and_with_another(raw, tmp_path, monkeypatch)
 
 
 def test_store_opens_without_jax(repository):
-    script = "import sys, medjax.data.prepare, medjax.data.verify; print([m for m in ('jax', 'tensorstore', 'grain') if m in sys.modules])"
+    script = (
+        "import sys, medjax.data.prepare, medjax.corpora.verify; print([m for m in ('jax', 'tensorstore', 'grain') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 

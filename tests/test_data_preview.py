@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from medjax import cli
+from medjax.corpora.sources import read_corpus
 from medjax.data import preview
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
-from medjax.data.sources import read_corpus
 from medjax.errors import DataError
 from tests.make_raw import write_corpus
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.data.sources import Case, find_inputs, read_corpus, read_labels, scan_corpus
+from medjax.corpora.sources import Case, find_inputs, read_corpus, read_labels, scan_corpus
 from medjax.errors import LabelError, UsageError
 from tests.make_raw import write_corpus
 
@@ -304,6 +304,8 @@ def test_nothing_found_says_what_was_searched_for(scans, msd):
 
 
 def test_reading_descriptions_is_light(repository):
-    script = "import sys, medjax.data.sources; print([m for m in ('jax', 'nibabel', 'scipy', 'tensorstore', 'grain') if m in sys.modules])"
+    script = (
+        "import sys, medjax.corpora.sources; print([m for m in ('jax', 'nibabel', 'scipy', 'tensorstore', 'grain') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medjax.data.inputs import Case
-from medjax.data.splits import digest, make_splits, part_of, read_splits, subset
+from medjax.corpora.inputs import Case
+from medjax.corpora.splits import digest, make_splits, part_of, read_splits, subset
 from medjax.errors import UsageError
 
 

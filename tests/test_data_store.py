@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
+from medjax.corpora.sources import read_corpus
 from medjax.data import hashes, store
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
 from medjax.data.samples import Pool, Recipe, Samples
-from medjax.data.sources import read_corpus
 from medjax.errors import DataError
 from medjax.scans import zipped
 from tests.make_raw import write_corpus

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax.data.verify import verify
+from medjax.corpora.verify import verify
 from medjax.errors import UsageError
 from tests.make_raw import save, write_corpus
 

@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
+from medjax.corpora.inputs import Case
 from medjax.data import store
-from medjax.data.inputs import Case
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
 from medjax.errors import UsageError
@@ -72,7 +72,7 @@ def skull_stripped(folder, n=3):
 
 
 def held_out(tmp_path, n=3):
-    from medjax.data.sources import read_corpus
+    from medjax.corpora.sources import read_corpus
 
     skull_stripped(tmp_path / "Task01_A", n)
     corpus, cases = read_corpus(tmp_path / "Task01_A")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data import fix as fixing
-from medjax.data import survey
-from medjax.data.fix import fix
-from medjax.data.verify import verify
+from medjax.corpora import fix as fixing
+from medjax.corpora import survey
+from medjax.corpora.fix import fix
+from medjax.corpora.verify import verify
 from medjax.errors import UsageError, WriteError
 from tests.make_raw import save, write_corpus
 

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax.data.inputs import Case, find_inputs
+from medjax.corpora.inputs import Case, find_inputs
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import PredictError, UsageError
 from medjax.infer import segment
@@ -347,7 +347,7 @@ def test_a_half_written_mask_never_counts(predictor, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from medjax.data.inputs import find_inputs
+from medjax.corpora.inputs import find_inputs
 from medjax.infer import predict
 from tests.test_infer_faults import make_predictor
 folder = Path(sys.argv[1])

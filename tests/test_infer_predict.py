@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import LabelError, UsageError
 from medjax.infer import write
@@ -170,7 +170,7 @@ def test_masks_are_written_by_gzip_that_reads_back(predictor, cases, tmp_path):
 @pytest.mark.data
 def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
     """A threshold as network on two hippocampus crops at another spacing; evaluation accepts the pairs."""
-    from medjax.data.sources import read_corpus
+    from medjax.corpora.sources import read_corpus
     from medjax.metrics.evaluate import evaluate, find_pairs
 
     corpus, cases = read_corpus(real_data / "Task04_Hippocampus")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data.protocol import read_protocol
+from medjax.corpora.scoring import read_protocol
 from medjax.errors import UsageError
 from medjax.metrics.report import Result
 from tests.test_metrics_html import parsed

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, MetricError, UsageError
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import Pair, evaluate, find_pairs, join

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.data.inputs import Case, Mask
+from medjax.corpora.inputs import Case, Mask
 from medjax.errors import DataError, MetricError
 from medjax.labels import Corpus
 from medjax.metrics import masks, overlap

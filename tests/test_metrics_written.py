@@ -56,7 +56,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_an_evaluation_refuses_files_of_somebody_else_before_it_scores(folders, tmp_path, capsys, monkeypatch, name):
-    from medjax.data.protocol import read_protocol
+    from medjax.corpora.scoring import read_protocol
 
     corpus = read_protocol(folders / "dataset.json", "").corpus.name
     name = name.replace("dataset_", f"{corpus}_")

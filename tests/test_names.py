@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
-from medjax.data import described, layouts
-from medjax.data.fix import fix
-from medjax.data.inputs import Case, find_inputs, usable
-from medjax.data.patterns import Pattern
-from medjax.data.protocol import read_protocol
-from medjax.data.sources import read_labels, scan_corpus
-from medjax.data.verify import verify
+from medjax.corpora import layouts
+from medjax.corpora.fix import fix
+from medjax.corpora.inputs import Case, find_inputs, usable
+from medjax.corpora.layouts import corpus_json
+from medjax.corpora.patterns import Pattern
+from medjax.corpora.scoring import read_protocol
+from medjax.corpora.sources import read_labels, scan_corpus
+from medjax.corpora.verify import verify
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 from tests.make_raw import save
@@ -184,12 +185,12 @@ def test_a_description_is_not_written_over_a_foreign_file(tmp_path):
     corpus, case = Corpus("C", ((1, ("organ",)),)), Case("a", ("i",), patient="p")
     (tmp_path / "corpus.json").write_text('{"corpus": "my own notes"}')
     with pytest.raises(UsageError, match="did not write"):
-        described.write(tmp_path, corpus, [case])
+        corpus_json.write(tmp_path, corpus, [case])
     assert (tmp_path / "corpus.json").read_text() == '{"corpus": "my own notes"}'
-    described.write(tmp_path / "new", corpus, [case])
-    described.write(tmp_path / "new", corpus, [case])  # its own it replaces
+    corpus_json.write(tmp_path / "new", corpus, [case])
+    corpus_json.write(tmp_path / "new", corpus, [case])  # its own it replaces
     with pytest.raises(UsageError, match="unusable case name"):
-        described.write(tmp_path / "other", corpus, [Case("../a", ("i",), patient="p")])
+        corpus_json.write(tmp_path / "other", corpus, [Case("../a", ("i",), patient="p")])
     assert not (tmp_path / "other").exists()
 
 
@@ -226,7 +227,7 @@ def test_an_expression_of_patients_ends(make, tmp_path, pattern):
     (folder / "dataset.json").write_text(json.dumps(said))
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-        "from medjax.data.sources import scan_corpus\nfrom medjax.errors import MedjaxError\n"
+        "from medjax.corpora.sources import scan_corpus\nfrom medjax.errors import MedjaxError\n"
         "try: print([c.patient for c in scan_corpus(sys.argv[1])[1]])\n"
         "except MedjaxError as error: print('refused:', error)"
     )
@@ -237,7 +238,7 @@ def test_an_expression_of_patients_ends(make, tmp_path, pattern):
 
 
 def test_the_budget_is_for_all_names_together(monkeypatch):
-    monkeypatch.setattr("medjax.data.patterns.PER_NAME_S", 0.05)
+    monkeypatch.setattr("medjax.corpora.patterns.PER_NAME_S", 0.05)
     with pytest.raises(UsageError, match=r"list\.json: the \"patients\" expression takes too long for 'aaa.*found \^\(a\|a\)\*\$"):
         Pattern(r"^(a|a)*$", '"patients"', "list.json", UsageError).search("a" * 200 + "!")
     pattern = Pattern(r"^case_(\d+)_[a-z]{1,9}$", '"patients"')
@@ -296,7 +297,7 @@ def _descriptions(images):
 @settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
-    from medjax.data.overlap import by_name, rules_of
+    from medjax.corpora.twins import by_name, rules_of
 
     folder, images = pairs
     for old in folder.glob("*.json"):
@@ -337,19 +338,19 @@ def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
     ],
 )
 def test_twin_rules_that_make_no_sense(rule, words):
-    from medjax.data.overlap import read_rules
+    from medjax.corpora.twins import read_rules
 
     with pytest.raises(UsageError, match=words):
         read_rules([rule])
 
 
 def test_a_twin_rule_that_adds_to_a_word_or_takes_too_long(monkeypatch):
-    from medjax.data.overlap import Twin
+    from medjax.corpora.twins import Twin
 
     assert Twin("B", r"a(\d*)(x)?", r"b\1\2", 3).other_name("a4") == "b7"
     with pytest.raises(UsageError, match="adds to what is no number"):
         Twin("B", "(a)", r"\1", 3).other_name("a")
-    monkeypatch.setattr("medjax.data.patterns.PER_NAME_S", 0.05)
+    monkeypatch.setattr("medjax.corpora.patterns.PER_NAME_S", 0.05)
     with pytest.raises(UsageError, match="twin rule for B expression takes too long"):
         Twin("B", "(a|a)*", "x").other_name("a" * 200 + "!")
 
@@ -358,7 +359,7 @@ def test_a_twin_rule_that_adds_to_a_word_or_takes_too_long(monkeypatch):
     "content", ["5", "[5]", '[{"train": ["a"]}]', '[{"train": "a", "val": []}]', '[{"train": [5], "val": []}]', "[" * 99_999, "{"]
 )
 def test_splits_that_are_none(tmp_path, content):
-    from medjax.data.splits import read_splits
+    from medjax.corpora.splits import read_splits
 
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(UsageError, match=r"s\.json: (not splits|JSON that is nested too deeply|damaged JSON)"):
@@ -366,7 +367,7 @@ def test_splits_that_are_none(tmp_path, content):
 
 
 def test_a_bare_name_of_two_corpora_is_not_guessed(tmp_path):
-    from medjax.data.splits import read_splits
+    from medjax.corpora.splits import read_splits
 
     cases = {"A": (Case("a", ("i",)), Case("b", ("i",))), "B": (Case("a", ("i",)),)}
     (tmp_path / "s.json").write_text('[{"train": ["A/a", "b"], "val": ["B/a"]}]')

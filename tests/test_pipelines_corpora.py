@@ -10,9 +10,10 @@ import pytest
 from data_pipelines import ingest
 from data_pipelines.catalogue import catalogue, corpora, module_of
 from data_pipelines.find import find_cases
-from medjax.data import described, store
+from medjax.corpora.layouts import corpus_json
+from medjax.corpora.sources import scan_corpus
 from medjax.data import fingerprint as fingerprints
-from medjax.data.sources import scan_corpus
+from medjax.data import store
 from medjax.errors import DataError, UsageError
 from tests.published import SHAPE, SPACING_MM, tree_of, write
 
@@ -122,9 +123,9 @@ def test_a_class_that_never_occurs_is_refused_with_the_reason(tmp_path, capsys):
         )
     assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify") == 4
     assert "trachea (label 3)" in (message := capsys.readouterr().err) and "taught as background" in message and "--allow-absent" in message
-    assert not described.detect(tmp_path / "store" / "SegTHOR")
+    assert not corpus_json.detect(tmp_path / "store" / "SegTHOR")
     assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify", "--allow-absent", "trachea") == 0
-    assert described.detect(tmp_path / "store" / "SegTHOR")
+    assert corpus_json.detect(tmp_path / "store" / "SegTHOR")
 
 
 def test_known_bad_cases_are_left_out_unless_asked_for(tmp_path, capsys):

@@ -10,12 +10,12 @@ import pytest
 from data_pipelines import ingest
 from data_pipelines.catalogue import corpora
 from medjax import cli
+from medjax.corpora.sources import scan_corpus
+from medjax.corpora.twins import rules_of
 from medjax.data import fingerprint as fingerprints
 from medjax.data import store
 from medjax.data.fingerprint import make_plan
-from medjax.data.overlap import rules_of
 from medjax.data.prepare import prepare
-from medjax.data.sources import scan_corpus
 from medjax.errors import DataError, UsageError
 from medjax.scans import formats
 from tests.published import tree_of, write
@@ -96,7 +96,7 @@ def test_verify_and_prepare_take_a_tfds_corpus_by_name(built, tmp_path, capsys):
 def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
     from etils import epath
 
-    from medjax.data import tfds_source
+    from medjax.corpora.layouts import records
 
     _, location, _ = built
     real, asked = epath.Path, []
@@ -107,7 +107,7 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
 
     monkeypatch.setattr(epath, "Path", bucket)
     monkeypatch.setenv("MEDJAX_HOME", str(tmp_path))
-    tfds_source._local.cache_clear()
+    records._local.cache_clear()
     corpus, cases, _ = scan_corpus("tfds:gs://bucket/1.0.0")
     assert [path for path in asked if path.startswith("gs:")] == ["gs://bucket/1.0.0"] and corpus.name == NAME and len(cases) == 2
     copies = [p for p in (tmp_path / "tfds").iterdir()]
@@ -116,6 +116,6 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
 
 
 def test_nothing_of_tensorflow_datasets_is_imported_before_it_is_used(repository):
-    code = "import sys, medjax.data.sources, medjax.data.prepare, data_pipelines.catalogue as c; c.corpora()\n"
+    code = "import sys, medjax.corpora.sources, medjax.data.prepare, data_pipelines.catalogue as c; c.corpora()\n"
     code += "sys.exit('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, timeout=120).returncode == 0

@@ -11,10 +11,10 @@ import pytest
 
 import medjax
 from medjax import cli
+from medjax.corpora.inputs import Case
 from medjax.data import guard as ranges
 from medjax.data.fingerprint import fingerprint
 from medjax.data.guard import Guard
-from medjax.data.inputs import Case
 from medjax.data.plan import Fingerprint, Intensity, Plan, make_plan
 from medjax.errors import PredictError
 from medjax.infer import guard
@@ -262,7 +262,7 @@ def test_the_page_lists_warnings_escaped(tmp_path):
 @pytest.mark.parametrize("task", ["Task04_Hippocampus", "Task02_Heart"])
 def test_real_scans_raise_no_doubts_against_a_plan_of_their_own_set(real_data, task):
     """Also when each is left out of the plan it is compared with."""
-    from medjax.data.sources import read_corpus
+    from medjax.corpora.sources import read_corpus
 
     corpus, cases = read_corpus(real_data / task)
     cases = [case for case in cases if case.labelled][:8]

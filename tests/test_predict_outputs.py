@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from medjax import cli, files
-from medjax.data.inputs import Case, find_inputs
+from medjax.corpora.inputs import Case, find_inputs
 from medjax.data.plan import Intensity, Plan
 from medjax.errors import UsageError
 from medjax.infer import outputs, owned, write
@@ -335,7 +335,7 @@ SLOW = """
 import sys, time
 from medjax import border
 from medjax.scans import nifti
-from medjax.data.inputs import find_inputs
+from medjax.corpora.inputs import find_inputs
 from medjax.infer import predict
 from tests.test_infer_faults import make_predictor
 written = nifti.write

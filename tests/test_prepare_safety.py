@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from medjax import cli, files, locks
+from medjax.corpora.cases import each, still_wanted
+from medjax.corpora.inputs import Case
+from medjax.corpora.sources import read_corpus
 from medjax.data import store, targets
-from medjax.data.cases import each, still_wanted
-from medjax.data.inputs import Case
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
-from medjax.data.sources import read_corpus
 from medjax.errors import DataError, UsageError
 from medjax.scans.nifti import DataWarning
 from tests.make_raw import make_case, save, write_corpus
@@ -412,7 +412,7 @@ LIMITED = """
 import resource, signal, sys
 from medjax.data.plan import Intensity, Plan
 from medjax.data.prepare import prepare
-from medjax.data.sources import read_corpus
+from medjax.corpora.sources import read_corpus
 corpus, cases = read_corpus(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))
@@ -492,7 +492,7 @@ SLOW = """
 import sys, time
 from medjax import cli
 from medjax.data import store
-from medjax.data import cases as tools
+from medjax.corpora import cases as tools
 from medjax.data import prepare
 write = store.write_array
 def slow(path, array, packed=False):
@@ -522,7 +522,7 @@ def test_signals_end_a_preparation_quickly_and_leave_nothing(tmp_path, repositor
 
 def test_interrupted_cases_that_wait_for_memory_do_not_begin(monkeypatch):
     """A thread at the gate must not start a long case because the one before it was stopped."""
-    from medjax.data import cases as tools
+    from medjax.corpora import cases as tools
 
     monkeypatch.setattr(tools, "MEMORY_SHARE", 1e-12)  # one at a time
     begun = []
@@ -545,7 +545,7 @@ def test_interrupted_cases_that_wait_for_memory_do_not_begin(monkeypatch):
 
 
 def test_an_outdated_case_stays_if_making_it_again_is_interrupted(raw, monkeypatch):
-    from medjax.data.cases import Stopped
+    from medjax.corpora.cases import Stopped
 
     corpus, cases, root = raw
     prepare(corpus, cases[:1], plan_of(corpus), root)

@@ -25,9 +25,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
-from medjax.data.inputs import find_inputs
+from medjax.corpora.inputs import find_inputs
+from medjax.corpora.verify import verify
 from medjax.data.plan import Intensity, Plan
-from medjax.data.verify import verify
 from medjax.errors import DataError, MedjaxError, UsageError
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge

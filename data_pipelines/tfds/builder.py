@@ -5,7 +5,7 @@
 
 An example is a whole case as stored: image (z, y, x, m) float32, label (z, y, x) uint16 of the corpus' values, the affine of both
 (nibabel's, (x, y, z) voxels -> RAS+ mm), spacing (z, y, x) mm, and the names of case, patient and corpus. `corpus.json` beside the records
-says what the values mean. `medjax.data.tfds_source` reads all of it back.
+says what the values mean. `medjax.corpora.layouts.records` reads all of it back.
 """
 
 import json
@@ -17,11 +17,11 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.catalogue import corpora
 from data_pipelines.find import Found, find_cases
-from medjax.data import described
-from medjax.data.annotation import read_label
-from medjax.data.cases import check_channels
-from medjax.data.inputs import Case
-from medjax.data.survey import mask_sets
+from medjax.corpora.cases import check_channels
+from medjax.corpora.inputs import Case
+from medjax.corpora.labels_of_case import read_label
+from medjax.corpora.layouts import corpus_json
+from medjax.corpora.survey import mask_sets
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats
@@ -71,7 +71,7 @@ class Corpora(tfds.core.GeneratorBasedBuilder):
         self.failed += [{"case": str(e.path)} | e.record() for e in found.problems]
         if len(corpus.classes) > 1:
             sets, _ = mask_sets([case for case in found.cases if case.masks])
-            corpus = described.replaced_labels(corpus, sets)
+            corpus = corpus_json.replaced_labels(corpus, sets)
         self.described_as = corpus
         return {"train": self._generate_examples(found, corpus)}
 
@@ -109,11 +109,11 @@ def build(name: str, raw: str, out: str, **options: Any) -> Corpora:
     builder = Corpora(config=name, data_dir=out, file_format="array_record", how=options)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw, register_checksums=False))
     facts = {
-        "format": described.FORMAT,
+        "format": corpus_json.FORMAT,
         "corpus": (builder.described_as or public.corpus()).to_json(),
         "twins": [twin.to_json() for twin in public.twins if twin.cases],
         "licence": public.licence,
         "citation": public.citation,
     }
-    (builder.data_path / described.FILE).write_text(json.dumps(facts, indent=1))
+    (builder.data_path / corpus_json.FILE).write_text(json.dumps(facts, indent=1))
     return builder

@@ -36,7 +36,7 @@ def add(verbs) -> None:
 
 
 def _evaluate(args) -> int:
-    from medjax.data.protocol import read_protocol
+    from medjax.corpora.scoring import read_protocol
     from medjax.metrics import evaluate as metrics
     from medjax.metrics import present
     from medjax.metrics.compare import compare

@@ -23,8 +23,8 @@ def add(verbs) -> None:
 
 def _overlap(args) -> int:
     from medjax.commands import progress, report_failures
-    from medjax.data import overlap
-    from medjax.data.sources import scan_corpus
+    from medjax.corpora import twins
+    from medjax.corpora.sources import scan_corpus
 
     cases, rules, sides = {}, {}, {"train": [], "evaluation": []}
     for side, folders in (("train", args.folders), ("evaluation", args.against)):
@@ -32,15 +32,15 @@ def _overlap(args) -> int:
             corpus, members, _ = scan_corpus(folder)
             if corpus.name in cases and folder in args.folders:
                 raise UsageError(f"two data sets are called {corpus.name!r}", path=folder, fix='give one "medjax": {"name": ...}')
-            cases[corpus.name], rules[corpus.name] = members, overlap.rules_of(folder)
+            cases[corpus.name], rules[corpus.name] = members, twins.rules_of(folder)
             sides[side] += [f"{corpus.name}/{case.name}" for case in members]
-    pairs, failed = list(overlap.by_name(cases, rules)), []
+    pairs, failed = list(twins.by_name(cases, rules)), []
     if args.content:
-        found, failed = overlap.by_content(cases, workers=args.workers or None, progress=progress(args.quiet, "compare"))
+        found, failed = twins.by_content(cases, workers=args.workers or None, progress=progress(args.quiet, "compare"))
         known = {frozenset((p.first, p.second)) for p in pairs}
         pairs += [pair for pair in found if frozenset((pair.first, pair.second)) not in known]
     if args.against:
-        pairs = list(overlap.between(sides["train"], sides["evaluation"], pairs))
+        pairs = list(twins.between(sides["train"], sides["evaluation"], pairs))
     if args.json:
         print(json.dumps([{"first": p.first, "second": p.second, "why": p.why} for p in pairs], indent=1))
     else:

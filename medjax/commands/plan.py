@@ -59,9 +59,9 @@ def _write(path: Path, fields: dict) -> None:
 
 
 def _made(args):
+    from medjax.corpora.sources import scan_corpus
     from medjax.data.fingerprint import check_classes, fingerprint
     from medjax.data.planning import explain, plan_experiment
-    from medjax.data.sources import scan_corpus
     from medjax.labels import merge
 
     corpora = [scan_corpus(folder) for folder in args.folders]

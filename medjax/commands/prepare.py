@@ -28,8 +28,8 @@ def add(verbs) -> None:
 
 def _prepare(args) -> int:
     from medjax import files
+    from medjax.corpora.sources import scan_corpus
     from medjax.data.prepare import check_plan, prepare
-    from medjax.data.sources import scan_corpus
     from medjax.data.targets import check_plan_file, check_targets
 
     corpora, workers = [scan_corpus(folder) for folder in args.folders], args.workers or None

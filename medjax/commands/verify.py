@@ -24,8 +24,8 @@ def add(verbs) -> None:
 
 
 def _verify(args) -> int:
-    from medjax.data.fix import fix
-    from medjax.data.verify import verify
+    from medjax.corpora.fix import fix
+    from medjax.corpora.verify import verify
 
     options = {"layout": args.layout, "workers": args.workers or None}
     reports, copies = [], []
@@ -48,7 +48,7 @@ def _verify(args) -> int:
 
 def _outputs(folders: Sequence[str], out: Path) -> list[Path]:
     """Where the corrected copy of each data set goes; refused before any work if one of them cannot go there."""
-    from medjax.data.fix import check_target
+    from medjax.corpora.fix import check_target
 
     names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
+from medjax.corpora.cases import Progress, each, load, stamp, still_wanted, voxel_counts
+from medjax.corpora.inputs import Case
 from medjax.data import geometry, guard
-from medjax.data.cases import Progress, each, load, stamp, still_wanted, voxel_counts
-from medjax.data.inputs import Case
 from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus

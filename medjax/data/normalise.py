@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import ndimage
 
-from medjax.data.cases import still_wanted
+from medjax.corpora.cases import still_wanted
 from medjax.data.geometry import Transform
 from medjax.data.plan import Intensity
 from medjax.data.resample_rows import image_rows, pieces

@@ -23,9 +23,10 @@ import numpy as np
 from scipy import ndimage
 
 from medjax import files
-from medjax.data import geometry, normalise, store, targets, tfds_source
-from medjax.data.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
-from medjax.data.inputs import Case
+from medjax.corpora.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
+from medjax.corpora.inputs import Case
+from medjax.corpora.layouts import records
+from medjax.data import geometry, normalise, store, targets
 from medjax.data.plan import Plan, intensity_json
 from medjax.data.targets import check_targets as check_targets
 from medjax.data.targets import holding as holding
@@ -317,11 +318,11 @@ def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, li
     for path in formats.files_of(case):
         try:
             record = formats.kind_of(path) == "record"
-            stats[path] = tfds_source.stamp(path) if record else stamp(path)
+            stats[path] = records.stamp(path) if record else stamp(path)
             if old is not None and path in old["sources"] and old.get("stat", {}).get(path) == stats[path]:
                 hashes[path] = old["sources"][path]
             elif record:
-                hashes[path] = tfds_source.digest(path)
+                hashes[path] = records.digest(path)
             else:
                 with open(path, "rb") as file:
                     hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()

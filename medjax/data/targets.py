@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from medjax import files, locks
-from medjax.data import store, tfds_source
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
+from medjax.corpora.layouts import records
+from medjax.data import store
 from medjax.errors import DataError, UsageError, WriteError
 
 ELSEWHERE = "give another store folder (-o; in a training --config.data.store), or move this one away"
@@ -148,9 +149,9 @@ def _check_sources(cases: Sequence[Case], folder: Path) -> None:
 
 def _local(path: str) -> str | None:
     """The file or folder behind a path of a case; None for one in a bucket."""
-    if not tfds_source.is_record(path):
+    if not records.is_record(path):
         return os.path.abspath(path)
-    location = os.fspath(path).removeprefix(tfds_source.SCHEME).rpartition("#")[0]
+    location = os.fspath(path).removeprefix(records.SCHEME).rpartition("#")[0]
     return None if "://" in location else os.path.join(os.path.abspath(location), "dataset_info.json")
 
 

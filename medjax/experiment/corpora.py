@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data import described, tfds_source
-from medjax.data.inputs import Case
-from medjax.data.overlap import Pair, by_name, read_rules, rules_of, straddling
-from medjax.data.sources import read_labels, scan_corpus
-from medjax.data.splits import Split, make_splits, part_of, read_splits, subset
+from medjax.corpora.inputs import Case
+from medjax.corpora.layouts import corpus_json, records
+from medjax.corpora.sources import read_labels, scan_corpus
+from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
+from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
 from medjax.data.targets import check_targets
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
@@ -119,7 +119,7 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
 
 def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
     named = [f.strip() for f in data["folders"].split(",") if f.strip()]
-    folders: list[str | Path] = [f if tfds_source.is_record(f) else Path(f).expanduser() for f in named]
+    folders: list[str | Path] = [f if records.is_record(f) else Path(f).expanduser() for f in named]
     if data["phantom_cases"] and files:
         from medjax.data.phantom import write_corpora
 
@@ -132,9 +132,9 @@ def _described_phantoms(count: int) -> list[Corpus]:
     from medjax.data.phantom import descriptions
 
     with tempfile.TemporaryDirectory() as folder:
-        for name, described in descriptions(count).items():
+        for name, corpus_json in descriptions(count).items():
             (Path(folder) / name).mkdir()
-            (Path(folder) / name / "dataset.json").write_text(json.dumps(described))
+            (Path(folder) / name / "dataset.json").write_text(json.dumps(corpus_json))
         return [read_labels(path) for path in sorted(Path(folder).iterdir())]
 
 
@@ -143,7 +143,7 @@ def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpu
     kind = {"modality": fields["modality"], "channels": tuple(fields["channels"]), "meanings": tuple(fields.get("meanings", {}).items())}
     corpus = Corpus(name, labels, tuple(fields.get("annotated", ())), **kind)
     places = [Path(root or ".") / place for place in (name, fields.get("source")) if place]
-    folder = next((p for p in places if (p / "dataset.json").is_file() or described.detect(p)), None)
+    folder = next((p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None)
     if folder is None:
         if files:
             raise UsageError(

@@ -7,7 +7,7 @@ case scored once, by the network that did not see it, and RUN/crossval.json with
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
 from medjax.experiment import corpora, hosts, models, runfolder, scores, stages
 from medjax.labels import Corpus

@@ -135,7 +135,7 @@ def _stated(trained: models.Trained, store: str) -> str:
     """The licence in a corpus' dataset.json, if the data set can still be found; or in the archive."""
     if trained.archive:
         return trained.archive.manifest.get("licences", {}).get(store, "")
-    from medjax.data.sources import read_labels
+    from medjax.corpora.sources import read_labels
 
     data = trained.fields.get("data") or {"folders": ""}  # an imported run has none
     folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()] + sorted(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data.splits import make_splits
+from medjax.corpora.splits import make_splits
 from medjax.errors import TrainError, UsageError
 from medjax.experiment import adapt, fitted, initial, network, runfolder
 from medjax.experiment.corpora import open_data

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from medjax.corpora.dataset_json import describe
 from medjax.data import plan_json
-from medjax.data.description import describe
 from medjax.data.plan import Plan
 from medjax.errors import MedjaxError, ModelError, UsageError, did_you_mean
 from medjax.experiment import adapt, runfolder

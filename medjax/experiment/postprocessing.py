@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.sources import read_labels
+from medjax.corpora.sources import read_labels
 from medjax.errors import UsageError, shown
 from medjax.experiment import runfolder
 from medjax.experiment.describe import table

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax.data.inputs import Case, find_inputs
+from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.experiment.models import Trained, load_predictor, read_model
 from medjax.labels import Corpus, LabelSpace

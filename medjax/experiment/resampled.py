@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.cases import failure
-from medjax.data.inputs import Case
+from medjax.corpora.cases import failure
+from medjax.corpora.inputs import Case
 from medjax.data.store import again, open_case
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus, LabelSpace

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
 from medjax.experiment import runfolder
 from medjax.infer.predict import predict_cases
 from medjax.labels import Corpus

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
+from medjax.corpora.inputs import Case
+from medjax.corpora.splits import digest, provenance
 from medjax.data import sampler
 from medjax.data.fingerprint import check_classes, fingerprint, make_plan
-from medjax.data.inputs import Case
 from medjax.data.plan import Plan
 from medjax.data.prepare import prepare
-from medjax.data.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
 from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files as disk
-from medjax.data.cases import failure
-from medjax.data.inputs import Case
+from medjax.corpora.cases import failure
+from medjax.corpora.inputs import Case
 from medjax.errors import PredictError, UsageError, shown
 from medjax.infer import owned
 from medjax.infer.names import file_stems

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
 from medjax.errors import PredictError
 
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medjax.data.cases import failure, free_memory
-from medjax.data.inputs import Case
+from medjax.corpora.cases import failure, free_memory
+from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, segment, write
 from medjax.infer.memory import GIB, Forecast

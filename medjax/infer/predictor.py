@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from medjax.corpora.cases import check_channels
 from medjax.data import geometry, normalise
-from medjax.data.cases import check_channels
 from medjax.data.geometry import Transform
 from medjax.errors import PredictError, UsageError, did_you_mean
 from medjax.infer import memory, segment, tta

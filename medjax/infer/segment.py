@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from medjax.corpora.cases import free_memory
 from medjax.data import geometry
-from medjax.data.cases import free_memory
 from medjax.data.geometry import Transform
 from medjax.infer import memory, postprocess
 from medjax.infer.masks import Masks, Region

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.cases import Progress, each
-from medjax.data.inputs import Case, nifti_files, stem
+from medjax.corpora.cases import Progress, each
+from medjax.corpora.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.metrics import masks, overlap

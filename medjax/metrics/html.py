@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.data.cases import failure
-from medjax.data.inputs import Case, read_json
+from medjax.corpora.cases import failure
+from medjax.corpora.inputs import Case, read_json
 from medjax.errors import MedjaxError, UsageError
 from medjax.infer import owned
 from medjax.metrics import page, pictures, plots, scans, sections, tables

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medjax.data.annotation import read_label_volume, to_ids
+from medjax.corpora.inputs import Case, nifti_files, stem
+from medjax.corpora.labels_of_case import read_label_volume, to_ids
 from medjax.data.geometry import nonzero_box
-from medjax.data.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax.corpora.cases import failure
+from medjax.corpora.inputs import Case
 from medjax.data import geometry
-from medjax.data.cases import failure
-from medjax.data.inputs import Case
 from medjax.labels import Corpus
 from medjax.metrics import masks, montage, scans, written
 from medjax.metrics.report import Pair, Result

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data.inputs import Case, Mask, read_json
+from medjax.corpora.inputs import Case, Mask, read_json
 from medjax.errors import MetricError, UsageError
 from medjax.infer import outputs
 from medjax.infer.names import from_spreadsheet, spreadsheet

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medjax.corpora.inputs import Case
 from medjax.data import embed, geometry
-from medjax.data.inputs import Case
 from medjax.labels import Corpus
 from medjax.metrics import masks
 from medjax.metrics.montage import colour

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.inputs import read_json
+from medjax.corpora.inputs import read_json
 from medjax.errors import DataError
 from medjax.scans import header as headers
 from medjax.scans import zipped

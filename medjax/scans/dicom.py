@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.inputs import is_dicom
+from medjax.corpora.inputs import is_dicom
 from medjax.errors import DataError
 from medjax.scans import header as headers
 from medjax.scans.formats import needs

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool
 
+from medjax.corpora.inputs import Mask
 from medjax.data import geometry
-from medjax.data.inputs import Mask
 from medjax.errors import DataError, did_you_mean
 from medjax.scans import header as headers
 from medjax.scans.dicom import OBJECTS, read_header, scan

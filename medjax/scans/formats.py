@@ -7,7 +7,7 @@
     a DICOM-SEG or RTSTRUCT file            scans/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
     a folder of mask slices                 DICOM as above, or pictures by scans/slices.py, with the DICOM series they follow
     .npy, .npz                              scans/arrays.py, geometry from a sidecar
-    tfds:FOLDER#N                           data/tfds_source.py (tensorflow-datasets), a case in ArrayRecord form
+    tfds:FOLDER#N                           corpora/layouts/records.py (tensorflow-datasets), a case in ArrayRecord form
 
 Libraries of the extra are imported when a file needs them.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.inputs import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
+from medjax.corpora.inputs import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
 from medjax.errors import DataError, UsageError, did_you_mean
 from medjax.scans import content, nifti, voxels
 from medjax.scans.nifti import Volume
@@ -221,7 +221,7 @@ def _reader(kind: str) -> Callable[..., Volume]:
     elif kind == "array":
         from medjax.scans.arrays import read as reader
     elif kind == "record":
-        from medjax.data.tfds_source import read as reader
+        from medjax.corpora.layouts.records import read as reader
     else:
         from medjax.scans.dicom import read as reader
     return reader

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import described, geometry, tfds_source
-from medjax.data.cases import Progress, each
-from medjax.data.inputs import Case, read_json
-from medjax.data.patterns import Pattern
+from medjax.corpora.cases import Progress, each
+from medjax.corpora.inputs import Case, read_json
+from medjax.corpora.layouts import corpus_json, records
+from medjax.corpora.patterns import Pattern
+from medjax.data import geometry
 from medjax.errors import UsageError
 from medjax.scans import formats
 
@@ -95,11 +96,11 @@ def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
 
 def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
     """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; () without any."""
-    if tfds_source.is_record(folder):
-        return read_rules(tfds_source.facts(folder).get("twins", ()))
+    if records.is_record(folder):
+        return read_rules(records.facts(folder).get("twins", ()))
     folder = Path(folder)
-    if described.detect(folder):
-        return read_rules(described.facts(folder).get("twins", ()))
+    if corpus_json.detect(folder):
+        return read_rules(corpus_json.facts(folder).get("twins", ()))
     said = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
     block = said.get("medjax", {}) if isinstance(said, dict) else {}
     return read_rules(block.get("twins", ())) if isinstance(block, dict) else ()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import cases as case_tools
-from medjax.data.check import (
+from medjax.corpora import cases as case_tools
+from medjax.corpora.check import (
     ERROR,
     WARNING,
     Problem,
@@ -27,7 +27,7 @@ from medjax.data.check import (
     routed_warnings,
     shared,
 )
-from medjax.data.sources import scan_corpus
+from medjax.corpora.sources import scan_corpus
 from medjax.errors import LabelError, shown
 from medjax.labels import Corpus
 

@@ -7,8 +7,8 @@ verification and evaluation all read labels here.
 
 import numpy as np
 
-from medjax.data import classmasks
-from medjax.data.inputs import Case
+from medjax.corpora import label_sets
+from medjax.corpora.inputs import Case
 from medjax.errors import LabelError
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti
@@ -33,11 +33,11 @@ def read_label_volume(case: Case, corpus: Corpus, like: Volume | None = None) ->
     Raises: `DataError` for unreadable files or another grid than the image's; `LabelError` for values or overlaps that the corpus does not
       declare, with count and position.
     """
-    classmasks.check_classes(case)
+    label_sets.check_classes(case)
     if case.masks:
         like = like or formats.read_geometry(case.images[0])
-        ids, sets = classmasks.read_sets(case, like)
-        return nifti.replaced(like, classmasks.to_corpus_ids(ids, sets, corpus, case.masks[0].path))
+        ids, sets = label_sets.read_sets(case, like)
+        return nifti.replaced(like, label_sets.to_corpus_ids(ids, sets, corpus, case.masks[0].path))
     if case.label is None:
         return None
     raw = formats.read(case.label, "label", like=like)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt16
 
-from medjax.data.inputs import Case, Mask
+from medjax.corpora.inputs import Case, Mask
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats

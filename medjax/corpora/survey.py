@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.data import classmasks
-from medjax.data.annotation import value_counts
-from medjax.data.cases import Progress, each, stamp
-from medjax.data.inputs import Case
+from medjax.corpora import label_sets
+from medjax.corpora.cases import Progress, each, stamp
+from medjax.corpora.inputs import Case
+from medjax.corpora.labels_of_case import value_counts
 from medjax.errors import DataError, MedjaxError, WriteError
 from medjax.scans import formats
 
@@ -44,7 +44,7 @@ def _values(case: Case) -> list[int]:
 
 def _sets(case: Case) -> list[list[str]]:
     like = _grid(case)
-    return [sorted(members) for members in classmasks.read_sets(case, like)[1]]
+    return [sorted(members) for members in label_sets.read_sets(case, like)[1]]
 
 
 def _grid(case: Case):

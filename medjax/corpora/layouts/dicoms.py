@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medjax.data.inputs import Case, Mask, is_dicom
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.corpora.inputs import Case, Mask, is_dicom
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
 
 if TYPE_CHECKING:

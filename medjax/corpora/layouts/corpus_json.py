@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medjax import files
-from medjax.data.inputs import Case, Mask, listed_path, read_json, usable
+from medjax.corpora.inputs import Case, Mask, listed_path, read_json, usable
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from medjax.data.description import hints, patient_pattern
-from medjax.data.inputs import Case, find_inputs, nifti_files, read_json
-from medjax.data.sources import read_labels, scan_corpus
+from medjax.corpora.dataset_json import hints, patient_pattern
+from medjax.corpora.inputs import Case, find_inputs, nifti_files, read_json
+from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.annotation import read_label, to_ids, undeclared, value_counts, voxel_counts
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
+from medjax.corpora.labels_of_case import read_label, to_ids, undeclared, value_counts, voxel_counts
 from medjax.errors import DataError, MedjaxError
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti

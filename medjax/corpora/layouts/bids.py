@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from medjax.data.description import hints
-from medjax.data.inputs import ENDINGS, Case, Mask, read_json, stem
-from medjax.data.layouts.common import Found, Scan, finish
-from medjax.data.lists import decoded
+from medjax.corpora.dataset_json import hints
+from medjax.corpora.inputs import ENDINGS, Case, Mask, read_json, stem
+from medjax.corpora.layouts.common import Found, Scan, finish
+from medjax.corpora.lists import decoded
 from medjax.errors import MedjaxError, UsageError
 
 OWN = ("space", "desc", "label", "res", "den", "atlas", "seg", "hemi", "from", "method")  # entities of a segmentation, not of its image

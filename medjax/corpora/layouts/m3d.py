@@ -12,8 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from medjax.data.inputs import Case, Mask, read_json
-from medjax.data.layouts.common import Found, Scan, finish
+from medjax.corpora.inputs import Case, Mask, read_json
+from medjax.corpora.layouts.common import Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
 
 TRAINING = ("train", "training")

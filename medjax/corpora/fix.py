@@ -23,12 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data import annotation, geometry, tfds_source
-from medjax.data.cases import Progress, each
-from medjax.data.check import routed_warnings
-from medjax.data.inputs import NIFTI_ENDINGS, Case
-from medjax.data.sources import scan_corpus
-from medjax.data.verify import Report, verify
+from medjax.corpora import labels_of_case
+from medjax.corpora.cases import Progress, each
+from medjax.corpora.check import routed_warnings
+from medjax.corpora.inputs import NIFTI_ENDINGS, Case
+from medjax.corpora.layouts import records
+from medjax.corpora.sources import scan_corpus
+from medjax.corpora.verify import Report, verify
+from medjax.data import geometry
 from medjax.errors import DataError, UsageError, sentence, shown
 from medjax.labels import BACKGROUND, Corpus
 from medjax.scans import formats, nifti
@@ -102,7 +104,7 @@ def check_target(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     """`UsageError` unless a corrected copy of the data set `folder` may go to `out`."""
     if os.path.islink(out):
         raise UsageError("the folder for the corrected copy is a symbolic link", path=out, fix="name the folder itself")
-    if not str(folder).startswith(tfds_source.SCHEME) and files.is_within(out, folder):
+    if not str(folder).startswith(records.SCHEME) and files.is_within(out, folder):
         raise UsageError("the corrected copy must lie outside of the data set", path=out, fix="name another folder")
     if os.path.lexists(out) and not os.path.isdir(out):
         raise UsageError("the folder for the corrected copy is a file", path=out, fix="name a new folder")
@@ -245,7 +247,7 @@ def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:
 def _label(case: Case, corpus: Corpus, image: nifti.Volume, changed) -> tuple[np.ndarray, bool] | None:
     """Raw label values on the image's grid, and whether they are the file's own."""
     if case.masks:
-        volume = annotation.read_label_volume(case, corpus, image)
+        volume = labels_of_case.read_label_volume(case, corpus, image)
         changed(case.masks[0].path, f"{len(case.masks)} masks of this case became one label map of class sets")
         return corpus.to_raw(volume.array), False
     if case.label is None:
@@ -265,7 +267,7 @@ def _label(case: Case, corpus: Corpus, image: nifti.Volume, changed) -> tuple[np
         values, same = whole.astype(np.int32), False
     values = nifti.finished(values, "label", case.label)
     values = values.astype(np.uint16 if values.max(initial=0) > 255 else np.uint8)
-    annotation.to_ids(values, corpus, case.label)
+    labels_of_case.to_ids(values, corpus, case.label)
     raw = dataclasses.replace(raw, array=values)
     if _elsewhere(raw, image):
         moved = geometry.onto(raw, image)

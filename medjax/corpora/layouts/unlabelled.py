@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from medjax.data.inputs import ENDINGS, Case, find_inputs, image_files
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.corpora.inputs import ENDINGS, Case, find_inputs, image_files
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
 
 
 def detect(path: Path) -> bool:

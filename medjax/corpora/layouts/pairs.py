@@ -9,10 +9,10 @@ import itertools
 import re
 from pathlib import Path
 
-from medjax.data.description import hints
-from medjax.data.inputs import Case, image_files, stem
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish, is_label_name, key_of, usual
-from medjax.data.layouts.folders import channels_of, pair
+from medjax.corpora.dataset_json import hints
+from medjax.corpora.inputs import Case, image_files, stem
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, is_label_name, key_of, usual
+from medjax.corpora.layouts.folders import channels_of, pair
 from medjax.errors import UsageError
 
 

@@ -9,9 +9,9 @@ nnU-Net's explicit "dataset" lists and its v1 form (an MSD list with _0000 files
 import os
 from pathlib import Path
 
-from medjax.data.description import describe, patients_of
-from medjax.data.inputs import CHANNEL, ENDINGS, Case, image_files, listed_path, read_json, stem
-from medjax.data.layouts.common import Scan
+from medjax.corpora.dataset_json import describe, patients_of
+from medjax.corpora.inputs import CHANNEL, ENDINGS, Case, image_files, listed_path, read_json, stem
+from medjax.corpora.layouts.common import Scan
 from medjax.errors import MedjaxError, UsageError
 
 

@@ -4,14 +4,14 @@
     images/CASE.nii.gz,       masks/CASE/CLASS.nii.gz              (what `medjax predict --one-file-per-class` writes)
     images/CASE.nii.gz,       masks/CLASS/CASE.nii.gz
 
-Overlaps become sets of classes, see `data/classmasks.py`. Several images in a case folder are its channels.
+Overlaps become sets of classes, see `corpora/label_sets.py`. Several images in a case folder are its channels.
 """
 
 from pathlib import Path
 
-from medjax.data.inputs import Case, Mask, image_files, stem
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish, usual
-from medjax.data.layouts.folders import IMAGES, LABELS, channels_of
+from medjax.corpora.inputs import Case, Mask, image_files, stem
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, usual
+from medjax.corpora.layouts.folders import IMAGES, LABELS, channels_of
 from medjax.errors import MedjaxError, UsageError
 
 CHANNEL_WORDS = {"ct": "CT", "mr": "MR", "mri": "MR"}

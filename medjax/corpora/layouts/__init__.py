@@ -11,21 +11,20 @@
     pairs         image and label map side by side, in one folder or in one folder per case (KiTS, BraTS)     pairs.py
     scans         images without labels                                                                       scans.py
 
-What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see `data/description.py`.
+What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see `corpora/dataset_json.py`.
 """
 
 from pathlib import Path
 from types import ModuleType
 
-from medjax.data import described
-from medjax.data.description import HINT_FILE, hints
-from medjax.data.layouts import bids, datalist, dicoms, folders, listed, m3d, pairs, perclass, scans
-from medjax.data.layouts.common import Scan
+from medjax.corpora.dataset_json import HINT_FILE, hints
+from medjax.corpora.layouts import bids, corpus_json, datalist, dicoms, folders, listed, m3d, pairs, perclass, unlabelled
+from medjax.corpora.layouts.common import Scan
 from medjax.errors import UsageError, did_you_mean
 
 LAYOUTS: dict[str, ModuleType] = {
-    "described": described, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass,
-    "dicom": dicoms, "folders": folders, "pairs": pairs, "scans": scans,
+    "described": corpus_json, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass,
+    "dicom": dicoms, "folders": folders, "pairs": pairs, "scans": unlabelled,
 }  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from medjax.data.inputs import Case, listed_path, read_json, stem
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.corpora.inputs import Case, listed_path, read_json, stem
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
 
 LABEL_KEYS = ("labels", "label_dict", "original_label_dict", "class_names")

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data import described
-from medjax.data.inputs import Case
+from medjax.corpora.inputs import Case
+from medjax.corpora.layouts import corpus_json
 from medjax.errors import DataError, LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -37,12 +37,12 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
     location = _location(path)
     folder = _local(location)
     try:
-        corpus = Corpus.from_json(files.read_json(folder / described.FILE)["corpus"])
+        corpus = Corpus.from_json(files.read_json(folder / corpus_json.FILE)["corpus"])
     except LabelError:
         raise
     except (MedjaxError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"not a corpus in tensorflow-datasets' form ({error})", path=location, expected=f"{described.FILE} beside the records",
+            f"not a corpus in tensorflow-datasets' form ({error})", path=location, expected=f"{corpus_json.FILE} beside the records",
             fix="build it with python -m data_pipelines.tfds",
         ) from error  # fmt: skip
     cases = []
@@ -55,7 +55,7 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
 
 def facts(path: str | os.PathLike) -> dict:
     """The further fields of the description: twins, licence, citation."""
-    said = files.read_json(_local(_location(path)) / described.FILE)
+    said = files.read_json(_local(_location(path)) / corpus_json.FILE)
     return {k: v for k, v in said.items() if k not in ("format", "corpus")}
 
 
@@ -87,7 +87,7 @@ def digest(path: str | os.PathLike) -> str:
 def stamp(path: str | os.PathLike) -> list[int]:
     """What changes when the data set is built again: number of the record, and time of its description."""
     location, _, number = _location(path).rpartition("#")
-    return [int(number), os.stat(_local(location) / described.FILE).st_mtime_ns]
+    return [int(number), os.stat(_local(location) / corpus_json.FILE).st_mtime_ns]
 
 
 def _location(path: str | os.PathLike) -> str:

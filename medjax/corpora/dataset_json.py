@@ -29,8 +29,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax import files
-from medjax.data.inputs import read_json
-from medjax.data.patterns import Pattern
+from medjax.corpora.inputs import read_json
+from medjax.corpora.patterns import Pattern
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import BACKGROUND, Corpus
 

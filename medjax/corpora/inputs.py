@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medjax import files
-from medjax.data import lists
+from medjax.corpora import lists
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 
 EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from medjax.data.description import annotated_classes, channel_names, corpus_name, hints, meanings_of, parse_labels, patients_of
-from medjax.data.inputs import Case
+from medjax.corpora.dataset_json import annotated_classes, channel_names, corpus_name, hints, meanings_of, parse_labels, patients_of
+from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -80,7 +80,7 @@ def finish(found: Found) -> Scan:
 
 
 def _of_maps(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
-    from medjax.data import survey  # reads voxels: needed only where no description names the values
+    from medjax.corpora import survey  # reads voxels: needed only where no description names the values
 
     declared = said.get("labels", found.labels)
     problems: list[MedjaxError] = []
@@ -108,7 +108,7 @@ def _names_inside(label: str) -> dict[int, str]:
 
 
 def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
-    from medjax.data import classmasks, survey
+    from medjax.corpora import label_sets, survey
 
     spoken = said.get("classes") or list(found.classes)
     if isinstance(spoken, Mapping):
@@ -137,7 +137,7 @@ def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: P
         else:
             whole.append(dataclasses.replace(case, masks=masks))
     sets, _ = survey.mask_sets(whole)  # a mask that cannot be read is reported when the case is
-    corpus = classmasks.corpus_of(name, classes, sets, **fields)
+    corpus = label_sets.corpus_of(name, classes, sets, **fields)
     annotated = annotated_classes(list(said.get("annotated", [])), corpus.labels, path)
     return dataclasses.replace(corpus, annotated=annotated or corpus.classes), whole, problems
 

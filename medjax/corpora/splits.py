@@ -1,7 +1,7 @@
 """Cross-validation splits grouped by patient and by twins, over all corpora at once.
 
 In: the cases of every corpus. Out: per fold the "corpus/case" names to train on and to validate on, in nnU-Net's `splits_final.json` form.
-A patient seen in two corpora (same disease, two modalities), or a scan that two corpora share (data/overlap.py), is never on both sides.
+A patient seen in two corpora (same disease, two modalities), or a scan that two corpora share (corpora/twins.py), is never on both sides.
 """
 
 import collections
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data.inputs import Case
-from medjax.data.overlap import Pair
+from medjax.corpora.inputs import Case
+from medjax.corpora.twins import Pair
 from medjax.errors import UsageError
 
 Split = dict[str, list[str]]

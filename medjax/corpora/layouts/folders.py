@@ -8,8 +8,8 @@ not be equal: the words for image and label in them are passed over (img0001 and
 import re
 from pathlib import Path
 
-from medjax.data.inputs import CHANNEL, Case, image_files, stem
-from medjax.data.layouts.common import UNNAMED, Found, Scan, finish, key_of
+from medjax.corpora.inputs import CHANNEL, Case, image_files, stem
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, key_of
 from medjax.errors import MedjaxError, UsageError
 
 IMAGES = re.compile(r"^(images?|imgs?|images?tr|volumes?|scans?|ct|cts|mr|mri|raw|data|input)$", re.IGNORECASE)

@@ -1,16 +1,17 @@
 """Raw data sets -> what to train on: the one entry for every layout.
 
 In: a folder or list in any layout of `data/layouts`. Out: a `Corpus` (the meaning of its label values) and one `Case` per scan. Names and
-descriptions are read; label files only where their values are described nowhere else (see `data/survey.py`).
+descriptions are read; label files only where their values are described nowhere else (see `corpora/survey.py`).
 """
 
 import os
 from pathlib import Path
 
 from medjax import files
-from medjax.data import layouts, tfds_source
-from medjax.data.description import describe
-from medjax.data.inputs import ENDINGS, Case, find_inputs, usable
+from medjax.corpora import layouts
+from medjax.corpora.dataset_json import describe
+from medjax.corpora.inputs import ENDINGS, Case, find_inputs, usable
+from medjax.corpora.layouts import records
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
 
@@ -23,7 +24,7 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     """Reads the description of a raw data set.
 
     Args:
-      folder: in any layout (see `data/layouts`), or tfds:FOLDER (see `data/tfds_source.py`); a bare nnU-Net name or id is looked up
+      folder: in any layout (see `data/layouts`), or tfds:FOLDER (see `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up
         in $nnUNet_raw.
       layout: the layout's word; by default it is told from what is there.
 
@@ -53,7 +54,7 @@ def scan_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     folder name is refused (see `inputs.usable`), so that no name from a file ever becomes a path.
     """
     try:
-        found = tfds_source.scan(folder) if tfds_source.is_record(folder) else layouts.scan(_resolve(folder), layout)
+        found = records.scan(folder) if records.is_record(folder) else layouts.scan(_resolve(folder), layout)
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", path=error.filename or folder, fix="check its permissions") from error
     except NONSENSE as error:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import annotation, classmasks, geometry
-from medjax.data.inputs import NIFTI_ENDINGS, Case, Mask, read_json
+from medjax.corpora import label_sets, labels_of_case
+from medjax.corpora.inputs import NIFTI_ENDINGS, Case, Mask, read_json
+from medjax.data import geometry
 from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti
@@ -126,7 +127,7 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: ge
     except MedjaxError as error:
         return [problem_of(error, case.label)], {}
     problems = (_pair(grid, label) if grid else []) + _container(case.label)
-    counts = annotation.value_counts(label.array)
+    counts = labels_of_case.value_counts(label.array)
     strange = sorted(set(counts) - set(corpus.values))
     if len(strange) > MANY_VALUES:
         found = f"{', '.join(map(str, strange[:MANY_VALUES]))} and {len(strange) - MANY_VALUES} more"
@@ -134,7 +135,7 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: ge
         return [*problems, entry(ERROR, case.label, what, found, f"one of {list(corpus.values)[:20]}", fix)], counts
     if not problems and grid is not None:
         problems += _cut_off(case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,))
-    for value, count, place in annotation.undeclared(label.array, counts, corpus):
+    for value, count, place in labels_of_case.undeclared(label.array, counts, corpus):
         found = f"{count} voxels, first at {place} (z, y, x)"
         fix = f'declare it in dataset.json, e.g. "labels": {{"name": {value}}}, or correct the file'
         problems.append(entry(ERROR, case.label, f"undeclared label value {value}", found, f"one of {list(corpus.values)}", fix))
@@ -164,14 +165,14 @@ def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: geomet
                     problems.append(problem_of(error, path))
             problems.extend(_container(path))
 
-    ids, sets = classmasks.combine(good(), grid.shape)
+    ids, sets = label_sets.combine(good(), grid.shape)
     if problems:
         return problems, {}
     try:
-        dense = classmasks.to_corpus_ids(ids, sets, corpus, case.masks[0].path)
+        dense = label_sets.to_corpus_ids(ids, sets, corpus, case.masks[0].path)
     except MedjaxError as error:
         return [problem_of(error, case.masks[0].path)], {}
-    return _cut_off(case.masks[0].path, dense, extent), {corpus.values[i]: n for i, n in annotation.value_counts(dense).items()}
+    return _cut_off(case.masks[0].path, dense, extent), {corpus.values[i]: n for i, n in labels_of_case.value_counts(dense).items()}
 
 
 def _pair(a: nifti.Volume, b: nifti.Volume) -> list[Problem]:
