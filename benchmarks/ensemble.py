@@ -21,10 +21,10 @@ import nibabel as nib
 import numpy as np
 
 from configs import multitalent
-from medjax.data.plan import Intensity, Plan
 from medjax.experiment import corpora, network
 from medjax.infer.predictor import Model, Predictor
 from medjax.labels import LabelSpace, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import plain
 from medjax.scans import nifti
 from tests.make_run import random_params

@@ -47,7 +47,7 @@ def ratio(with_hashes: Callable[[], object], without: Callable[[], object], roun
 @contextlib.contextmanager
 def _unhashed() -> Iterator[None]:
     """Preparation as it was before there were hashes."""
-    from medjax.data import hashes
+    from medjax.prepare import hashes
 
     nothing = {"of_flat": lambda path, array: {}, "of_packed": lambda path: {}, "of_file": lambda path: ""}
     with contextlib.ExitStack() as stack:
@@ -60,9 +60,9 @@ def store(args: argparse.Namespace) -> dict:
     """Preparation of one scan; all of its patches read for the first time, and read again."""
     from benchmarks.prepare import write_scans
     from medjax.corpora.sources import read_corpus
-    from medjax.data import store as stored
-    from medjax.data.plan import Intensity, Plan
-    from medjax.data.prepare import prepare
+    from medjax.prepare import store as stored
+    from medjax.prepare.plan import Intensity, Plan
+    from medjax.prepare.prepare import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.plan import Intensity, Plan
+from medjax.prepare.plan import Intensity, Plan
 
 CT = Intensity("ct", (-900.0, 300.0), 60.0, 175.0)
 ENGINES = ("nnunetv2", "medjax")
@@ -104,7 +104,7 @@ def run_medjax(raw: Path, out: Path, target_mm: tuple[float, ...], workers: int)
     import tensorstore  # noqa: F401  loaded before the clock starts
 
     from medjax.corpora.sources import read_corpus
-    from medjax.data.prepare import prepare
+    from medjax.prepare.prepare import prepare
 
     corpus, cases = read_corpus(raw)
     plan = Plan({corpus.store: target_mm}, {"CT": CT}, orientation="stored")
@@ -177,7 +177,7 @@ def differences(ours: Path, theirs: Path) -> dict:
     """Largest image difference as a share of the range, and the share of label voxels that differ, over all cases."""
     import blosc2
 
-    from medjax.data import store
+    from medjax.prepare import store
 
     worst, wrong, voxels = 0.0, 0, 0
     for name in store.list_cases(ours, "Bench"):

@@ -16,7 +16,7 @@ import numpy as np
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from scipy import ndimage
 
-from medjax.data import resample
+from medjax.prepare import resample
 
 CASES = {
     "isotropic": {"shape": (160, 256, 256), "spacing_mm": (1.25, 0.75, 0.75), "new_spacing_mm": (1.0, 1.0, 1.0)},

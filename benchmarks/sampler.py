@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import store
 from medjax.data.augment import Augmentation, augment
 from medjax.data.patches import is_anisotropic, rotation_limit
 from medjax.data.sampler import Pool, Recipe, enlarged_patch, stream
+from medjax.prepare import store
 
 
 def milliseconds(step: Callable[[int], object], steps: int) -> dict[str, float]:

@@ -4,7 +4,7 @@
 
     <out>/<corpus>/corpus.json       what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
     <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
-    <out>/<corpus>/<case>/           prepared arrays, see medjax/data/store.py
+    <out>/<corpus>/<case>/           prepared arrays, see medjax/prepare/store.py
 
 A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases failed, 4 refused by the checks.
 """
@@ -22,8 +22,8 @@ from medjax import files
 from medjax.border import guarded
 from medjax.commands import progress, report_failures
 from medjax.corpora.layouts import corpus_json
-from medjax.data.targets import check_plan_file, check_targets
 from medjax.errors import EXIT_OK, LabelError, UsageError, VerificationError, did_you_mean
+from medjax.prepare.targets import check_plan_file, check_targets
 
 
 def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> None:
@@ -118,8 +118,8 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     from medjax.commands.prepare import remarks
     from medjax.corpora.survey import mask_sets
     from medjax.corpora.verify import verify
-    from medjax.data.fingerprint import check_classes, fingerprint, make_plan
-    from medjax.data.prepare import prepare
+    from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
+    from medjax.prepare.prepare import prepare
 
     print(f"{corpus.name}: {len(found.cases)} cases in {args.raw}" + "".join(f"; {note}" for note in found.notes))
     for name, reason in found.left_out.items():
@@ -163,7 +163,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
 
 
 def _read_plan(path: Path):
-    from medjax.data.plan import Plan
+    from medjax.prepare.plan import Plan
 
     try:
         return Plan.from_json(files.read_json(path))

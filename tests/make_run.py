@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from configs.base import base_config
-from medjax.data.plan import Intensity, Plan
 from medjax.experiment import network, runfolder
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import plain
 from medjax.train.checkpoint import Checkpoints
 

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data import plan_json
-from medjax.data.plan import Intensity, Plan
 from medjax.data.plans_import import intensity_of
 from medjax.errors import LabelError, MedjaxError, ModelError, UsageError
 from medjax.experiment import archive, fitted, postprocessing
@@ -22,6 +20,8 @@ from medjax.experiment.export import export
 from medjax.experiment.info import about_run, as_text
 from medjax.experiment.models import load_predictor, read_model
 from medjax.labels import LabelSpace
+from medjax.prepare import plan_json
+from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import build
 from medjax.train.checkpoint import Checkpoints
 from tests.make_run import make_run

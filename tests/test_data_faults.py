@@ -45,7 +45,7 @@ from hypothesis import strategies as st
 
 from benchmarks import faults
 from medjax.corpora.verify import verify
-from medjax.data import geometry
+from medjax.prepare import geometry
 from medjax.scans import formats, nifti
 from medjax.scans import header as headers
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from medjax.corpora.cases import load
 from medjax.corpora.sources import read_corpus
-from medjax.data.fingerprint import Fingerprint, Statistics, _statistics, check_classes, fingerprint
-from medjax.data.plan import Intensity, Plan, make_plan, pooled_quantile, target_spacing
 from medjax.errors import LabelError, UsageError
+from medjax.prepare.fingerprint import Fingerprint, Statistics, _statistics, check_classes, fingerprint
+from medjax.prepare.plan import Intensity, Plan, make_plan, pooled_quantile, target_spacing
 from tests.make_raw import save, write_corpus
 
 
@@ -223,7 +223,7 @@ def test_samples_and_spacing_equal_nnunet(tmp_path):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    from medjax.data.fingerprint import _measure
+    from medjax.prepare.fingerprint import _measure
 
     folder = write_corpus(tmp_path / "A", 3, (9, 44, 46), channels=("CT",), spacing_mm=(7, 1, 1.2), axcodes="LPS", margin=1)
     corpus, cases = read_corpus(folder)

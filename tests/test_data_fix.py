@@ -13,8 +13,8 @@ from medjax.corpora.fix import fix
 from medjax.corpora.labels_of_case import read_label
 from medjax.corpora.sources import read_corpus
 from medjax.corpora.verify import verify
-from medjax.data import geometry
 from medjax.errors import UsageError
+from medjax.prepare import geometry
 from medjax.scans import nifti
 from tests.make_raw import save, write_corpus
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medjax.data import geometry, resample
 from medjax.errors import DataError, UsageError
+from medjax.prepare import geometry, resample
 from medjax.scans import nifti
 
 ORIENTATIONS = [

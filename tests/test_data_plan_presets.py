@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from medjax.data.presets import PRESETS, Configuration, configurations, configure, conv_values
 from medjax.errors import UsageError
+from medjax.prepare.presets import PRESETS, Configuration, configurations, configure, conv_values
 from medjax.topology import topology
 
 

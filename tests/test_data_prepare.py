@@ -18,13 +18,13 @@ from hypothesis.extra import numpy as hnp
 from medjax.corpora import cases as case_tools
 from medjax.corpora.cases import MemoryGate, bytes_needed, each, load
 from medjax.corpora.sources import read_corpus
-from medjax.data import store
-from medjax.data.fingerprint import fingerprint
-from medjax.data.geometry import Transform, fit
-from medjax.data.normalise import network_image, quantisation, quantise
-from medjax.data.plan import Intensity, Plan, make_plan
-from medjax.data.prepare import prepare
 from medjax.errors import DataError, UsageError
+from medjax.prepare import store
+from medjax.prepare.fingerprint import fingerprint
+from medjax.prepare.geometry import Transform, fit
+from medjax.prepare.normalise import network_image, quantisation, quantise
+from medjax.prepare.plan import Intensity, Plan, make_plan
+from medjax.prepare.prepare import prepare
 from tests.make_raw import save, write_corpus
 
 SHAPE = (12, 14, 13)
@@ -200,13 +200,13 @@ def test_locations(tmp_path):
 
 
 def test_one_per_cent_of_large_structures(monkeypatch):
-    from medjax.data.prepare import _locations
+    from medjax.prepare.prepare import _locations
 
     label = np.zeros((101, 101, 102), np.uint8)
     label[:, :, :100] = 1
     found = _locations(label, (-2,))["1"]
     assert len(found) == -(-101 * 101 * 100 // 100)
-    monkeypatch.setattr("medjax.data.prepare.LARGE_BOX", 1000)
+    monkeypatch.setattr("medjax.prepare.prepare.LARGE_BOX", 1000)
     np.testing.assert_array_equal(_locations(label, (-2,))["1"], found)  # slice by slice: the same voxels
 
 
@@ -404,9 +404,9 @@ def test_bytes_needed(raw):
 
 SCRIPT = """
 import os, signal, sys
-from medjax.data import store
-from medjax.data.plan import Intensity, Plan
-from medjax.data.prepare import prepare
+from medjax.prepare import store
+from medjax.prepare.plan import Intensity, Plan
+from medjax.prepare.prepare import prepare
 from medjax.corpora.sources import read_corpus
 folder, root, when = sys.argv[1], sys.argv[2], sys.argv[3]
 corpus, cases = read_corpus(folder)
@@ -474,7 +474,7 @@ def test_rival_with_the_same_result_and_with_another(raw, tmp_path, monkeypatch)
 
 def test_store_opens_without_jax(repository):
     script = (
-        "import sys, medjax.data.prepare, medjax.corpora.verify; print([m for m in ('jax', 'tensorstore', 'grain') if m in sys.modules])"
+        "import sys, medjax.prepare.prepare, medjax.corpora.verify; print([m for m in ('jax', 'tensorstore', 'grain') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

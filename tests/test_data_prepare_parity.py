@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from medjax.corpora.sources import read_corpus
-from medjax.data import store
-from medjax.data.fingerprint import fingerprint
-from medjax.data.plan import Intensity, Plan, make_plan
-from medjax.data.planning import plan_experiment
-from medjax.data.prepare import prepare
+from medjax.prepare import store
+from medjax.prepare.fingerprint import fingerprint
+from medjax.prepare.plan import Intensity, Plan, make_plan
+from medjax.prepare.planner import plan_experiment
+from medjax.prepare.prepare import prepare
 from tests.make_raw import save, write_corpus
 
 pytestmark = pytest.mark.parity

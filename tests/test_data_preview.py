@@ -6,9 +6,9 @@ import pytest
 from medjax import cli
 from medjax.corpora.sources import read_corpus
 from medjax.data import preview
-from medjax.data.plan import Intensity, Plan
-from medjax.data.prepare import prepare
 from medjax.errors import DataError
+from medjax.prepare.plan import Intensity, Plan
+from medjax.prepare.prepare import prepare
 from tests.make_raw import write_corpus
 
 

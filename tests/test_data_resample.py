@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medjax.data import resample
 from medjax.errors import UsageError
+from medjax.prepare import resample
 from medjax.scans import nifti
 
 ISO = (1.0, 1.0, 1.0)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from medjax import cli
 from medjax.corpora.sources import read_corpus
-from medjax.data import hashes, store
-from medjax.data.plan import Intensity, Plan
-from medjax.data.prepare import prepare
 from medjax.data.samples import Pool, Recipe, Samples
 from medjax.errors import DataError
+from medjax.prepare import hashes, store
+from medjax.prepare.plan import Intensity, Plan
+from medjax.prepare.prepare import prepare
 from medjax.scans import zipped
 from tests.make_raw import write_corpus
 
@@ -271,7 +271,7 @@ from pathlib import Path
 if sys.argv[2] == "before":
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 import numpy as np
-from medjax.data import store
+from medjax.prepare import store
 if sys.argv[2] == "after":
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 total = 0

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from configs.base import base_config
-from medjax.data.plan import Plan
 from medjax.errors import UsageError
 from medjax.experiment import initial, network, runfolder
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.train import checkpoint
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from medjax.corpora.inputs import Case, find_inputs
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import PredictError, UsageError
 from medjax.infer import segment
 from medjax.infer.pipeline import run as _pipeline
 from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 
 CORPUS = Corpus("Liver", ((0, ()), (5, ("liver",)), (200, ("liver", "tumour"))), channels=("CT",))
 PLAN = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": Intensity("nonorm")})

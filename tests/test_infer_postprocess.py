@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import LabelError, UsageError
 from medjax.infer import postprocess
 from medjax.infer.postprocess import Rules
 from medjax.infer.predictor import Model, Predictor
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
 
 CORPUS = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), channels=("CT",))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from medjax.corpora.inputs import Case
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import LabelError, UsageError
 from medjax.infer import write
 from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
 
 CORPUS = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), channels=("CT",))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from scipy import special
 
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import DataError, LabelError, PredictError, UsageError
 from medjax.infer import memory, segment
 from medjax.infer.predictor import Model, Predictor
 from medjax.infer.regrid import on_scan_grid, row_blocks
 from medjax.infer.windows import WindowScores
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
 
 LIVER = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",))

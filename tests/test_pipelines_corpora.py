@@ -12,9 +12,9 @@ from data_pipelines.catalogue import catalogue, corpora, module_of
 from data_pipelines.find import find_cases
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.sources import scan_corpus
-from medjax.data import fingerprint as fingerprints
-from medjax.data import store
 from medjax.errors import DataError, UsageError
+from medjax.prepare import fingerprint as fingerprints
+from medjax.prepare import store
 from tests.published import SHAPE, SPACING_MM, tree_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::medjax.scans.nifti.DataWarning")

@@ -12,11 +12,11 @@ from data_pipelines.catalogue import corpora
 from medjax import cli
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.twins import rules_of
-from medjax.data import fingerprint as fingerprints
-from medjax.data import store
-from medjax.data.fingerprint import make_plan
-from medjax.data.prepare import prepare
 from medjax.errors import DataError, UsageError
+from medjax.prepare import fingerprint as fingerprints
+from medjax.prepare import store
+from medjax.prepare.fingerprint import make_plan
+from medjax.prepare.prepare import prepare
 from medjax.scans import formats
 from tests.published import tree_of, write
 
@@ -116,6 +116,6 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
 
 
 def test_nothing_of_tensorflow_datasets_is_imported_before_it_is_used(repository):
-    code = "import sys, medjax.corpora.sources, medjax.data.prepare, data_pipelines.catalogue as c; c.corpora()\n"
+    code = "import sys, medjax.corpora.sources, medjax.prepare.prepare, data_pipelines.catalogue as c; c.corpora()\n"
     code += "sys.exit('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, timeout=120).returncode == 0

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data.plan import Intensity
 from medjax.errors import ModelError, UsageError
 from medjax.experiment import imported, models, network, runfolder
 from medjax.labels import Corpus, merge
 from medjax.port import nnunet_plan
+from medjax.prepare.plan import Intensity
 from medjax.registry import plain
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from medjax import cli, main
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import ModelError, UsageError
 from medjax.experiment import imported, runfolder
+from medjax.prepare.plan import Intensity, Plan
 from medjax.train import checkpoint
 from tests.make_raw import write_corpus
 

@@ -12,14 +12,14 @@ import pytest
 import medjax
 from medjax import cli
 from medjax.corpora.inputs import Case
-from medjax.data import guard as ranges
-from medjax.data.fingerprint import fingerprint
-from medjax.data.guard import Guard
-from medjax.data.plan import Fingerprint, Intensity, Plan, make_plan
 from medjax.errors import PredictError
 from medjax.infer import guard
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.prepare import guard as ranges
+from medjax.prepare.fingerprint import fingerprint
+from medjax.prepare.guard import Guard
+from medjax.prepare.plan import Fingerprint, Intensity, Plan, make_plan
 from medjax.scans import nifti
 from tests import make_run as make_run_module
 from tests.make_run import make_run
@@ -277,7 +277,7 @@ def test_real_scans_raise_no_doubts_against_a_plan_of_their_own_set(real_data, t
 
 
 def _like(volume, prepared):
-    from medjax.data import geometry
+    from medjax.prepare import geometry
 
     small = geometry.fit(volume, None)
     return prepared._replace(transform=small)

@@ -18,12 +18,12 @@ import pytest
 
 from medjax import cli, files
 from medjax.corpora.inputs import Case, find_inputs
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import UsageError
 from medjax.infer import outputs, owned, write
 from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.infer.probabilities import Probabilities
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from tests.make_run import make_run
 from tests.test_infer_faults import expected, make_predictor, phantom, put
 
@@ -265,7 +265,7 @@ def test_files_of_calls_with_other_options_stay_ours(predictor, scans, tmp_path)
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "PIR", "IPL"])
 @pytest.mark.parametrize("cropped", [False, True])
 def test_probabilities_come_back_in_stored_order(tmp_path, axes, cropped):
-    from medjax.data import geometry
+    from medjax.prepare import geometry
     from medjax.scans import nifti
 
     rng, affine = np.random.default_rng(0), np.diag([1.0, 1.0, 2.0, 1.0])

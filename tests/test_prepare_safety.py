@@ -19,10 +19,10 @@ from medjax import cli, files, locks
 from medjax.corpora.cases import each, still_wanted
 from medjax.corpora.inputs import Case
 from medjax.corpora.sources import read_corpus
-from medjax.data import store, targets
-from medjax.data.plan import Intensity, Plan
-from medjax.data.prepare import prepare
 from medjax.errors import DataError, UsageError
+from medjax.prepare import store, targets
+from medjax.prepare.plan import Intensity, Plan
+from medjax.prepare.prepare import prepare
 from medjax.scans.nifti import DataWarning
 from tests.make_raw import make_case, save, write_corpus
 
@@ -410,8 +410,8 @@ def test_some_cases_can_be_made_again_alone(tmp_path, capsys):
 
 LIMITED = """
 import resource, signal, sys
-from medjax.data.plan import Intensity, Plan
-from medjax.data.prepare import prepare
+from medjax.prepare.plan import Intensity, Plan
+from medjax.prepare.prepare import prepare
 from medjax.corpora.sources import read_corpus
 corpus, cases = read_corpus(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -491,9 +491,9 @@ def test_a_store_that_can_only_be_read_is_up_to_date(tmp_path, repository):
 SLOW = """
 import sys, time
 from medjax import cli
-from medjax.data import store
+from medjax.prepare import store
 from medjax.corpora import cases as tools
-from medjax.data import prepare
+from medjax.prepare import prepare
 write = store.write_array
 def slow(path, array, packed=False):
     write(path, array, packed)
@@ -612,7 +612,7 @@ def test_an_ingestion_into_the_download_is_refused_before_anything_is_written(tm
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"mine": 1}', '{"key": "x", "fingerprint": {"corpus": 1}}', "\xff"])
 def test_a_file_under_the_name_of_a_fingerprint_stays(raw, tmp_path, content):
-    from medjax.data.fingerprint import fingerprint
+    from medjax.prepare.fingerprint import fingerprint
 
     corpus, cases, _ = raw
     cache = tmp_path / "fingerprint.json"
@@ -625,7 +625,7 @@ def test_a_file_under_the_name_of_a_fingerprint_stays(raw, tmp_path, content):
 
 
 def test_a_fingerprint_notices_a_scan_whose_times_were_set_back(raw, tmp_path):
-    from medjax.data.fingerprint import fingerprint
+    from medjax.prepare.fingerprint import fingerprint
 
     corpus, cases, _ = raw
     cache, path = tmp_path / "fingerprint.json", type(tmp_path)(cases[0].images[0])

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from medjax import cli
 from medjax.corpora.inputs import find_inputs
 from medjax.corpora.verify import verify
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import DataError, MedjaxError, UsageError
 from medjax.infer.predict import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import content, formats, header, nifti
 from tests.make_raw import write_corpus
 from tests.make_run import make_run

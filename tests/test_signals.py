@@ -23,7 +23,7 @@ def slow():
 STAGES = {
     "fingerprint": "from medjax.experiment import stages\nstages.fingerprint = lambda *a, **k: slow()",
     "preparation": (
-        "from medjax.data import prepare\nwhole = prepare.load\n"
+        "from medjax.prepare import prepare\nwhole = prepare.load\n"
         "def load(*a, **k):\n    import time\n    print('BEGUN', flush=True)\n    time.sleep(1)\n    return whole(*a, **k)\n"
         "prepare.load = load"
     ),

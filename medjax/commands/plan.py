@@ -60,9 +60,9 @@ def _write(path: Path, fields: dict) -> None:
 
 def _made(args):
     from medjax.corpora.sources import scan_corpus
-    from medjax.data.fingerprint import check_classes, fingerprint
-    from medjax.data.planning import explain, plan_experiment
     from medjax.labels import merge
+    from medjax.prepare.fingerprint import check_classes, fingerprint
+    from medjax.prepare.planner import explain, plan_experiment
 
     corpora = [scan_corpus(folder) for folder in args.folders]
     prints = {}
@@ -81,8 +81,8 @@ def _made(args):
 
 
 def _imported(args):
-    from medjax.data.planning import explain
     from medjax.port.plans_v1 import read_any_plan
+    from medjax.prepare.planner import explain
 
     plan = read_any_plan(args.imported, args.channels)
     return plan, explain({}, plan)

@@ -29,8 +29,8 @@ def add(verbs) -> None:
 def _prepare(args) -> int:
     from medjax import files
     from medjax.corpora.sources import scan_corpus
-    from medjax.data.prepare import check_plan, prepare
-    from medjax.data.targets import check_plan_file, check_targets
+    from medjax.prepare.prepare import check_plan, prepare
+    from medjax.prepare.targets import check_plan_file, check_targets
 
     corpora, workers = [scan_corpus(folder) for folder in args.folders], args.workers or None
     chosen = _chosen(args.cases, [case.name for _, cases, _ in corpora for case in cases])
@@ -70,9 +70,9 @@ def _chosen(names: list[str] | None, known: list[str]) -> set[str] | None:
 
 
 def _plan(args, corpora, workers):
-    from medjax.data.fingerprint import check_classes, fingerprint, make_plan
-    from medjax.data.planning import explain
     from medjax.port.plans_v1 import read_any_plan
+    from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
+    from medjax.prepare.planner import explain
 
     if args.plan:
         plan = read_any_plan(args.plan, corpora[0][0].channels)

@@ -40,7 +40,7 @@ def _preview(args) -> int:
 
 
 def _chosen(root: Path, name: str, count: int) -> list:
-    from medjax.data import store
+    from medjax.prepare import store
 
     names = store.list_cases(root, name)
     step = max(1, len(names) // max(1, count))
@@ -77,10 +77,11 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
     import jax
     import numpy as np
 
-    from medjax.data import preview, store
+    from medjax.data import preview
     from medjax.data.augment import Augmentation, augment
     from medjax.data.patches import enlarged_patch
     from medjax.data.samples import Pool, Recipe, Samples
+    from medjax.prepare import store
 
     final = tuple(args.patch or (64, 64, 64))
     names = store.list_cases(root, name)

@@ -16,9 +16,9 @@ import numpy as np
 
 from medjax.corpora import label_sets, labels_of_case
 from medjax.corpora.inputs import NIFTI_ENDINGS, Case, Mask, read_json
-from medjax.data import geometry
 from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
+from medjax.prepare import geometry
 from medjax.scans import formats, nifti
 
 ERROR, WARNING = "error", "warning"

@@ -30,9 +30,9 @@ from medjax.corpora.inputs import NIFTI_ENDINGS, Case
 from medjax.corpora.layouts import records
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.verify import Report, verify
-from medjax.data import geometry
 from medjax.errors import DataError, UsageError, sentence, shown
 from medjax.labels import BACKGROUND, Corpus
+from medjax.prepare import geometry
 from medjax.scans import formats, nifti
 from medjax.scans import header as headers
 

@@ -17,8 +17,8 @@ from medjax.corpora.cases import Progress, each
 from medjax.corpora.inputs import Case, read_json
 from medjax.corpora.layouts import corpus_json, records
 from medjax.corpora.patterns import Pattern
-from medjax.data import geometry
 from medjax.errors import UsageError
+from medjax.prepare import geometry
 from medjax.scans import formats
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax.data.plan import ANY, Intensity, Plan
-from medjax.data.presets import Configuration
 from medjax.errors import UsageError
 from medjax.files import read_json
+from medjax.prepare.plan import ANY, Intensity, Plan
+from medjax.prepare.presets import Configuration
 
 SCHEMES = {  # v2's classes and v1's words -> ours
     "CTNormalization": "ct", "ZScoreNormalization": "zscore", "NoNormalization": "nonorm", "RescaleTo01Normalization": "rescale_to_0_1",

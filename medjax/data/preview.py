@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medjax import files
-from medjax.data.resample import Spacing
 from medjax.errors import DataError, UsageError
+from medjax.prepare.resample import Spacing
 
 MARK = "medjax preview"  # in every picture, by which it is known as ours
 PLANES = ("axial", "coronal", "sagittal")

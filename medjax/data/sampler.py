@@ -1,6 +1,6 @@
 """The training stream: which case, which patch, in which batch. Random access from (seed, sample number) alone.
 
-In: pools of prepared cases (`data/store.py`) and a recipe. Out: numpy batches
+In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batches
 
   image (b, *vol, m) int16, gain (b, m) f32, bias (b, m) f32     normalised value = image * gain + bias, done on the device
   label (b, *vol) int16                                          dense ids, -1 outside the image

@@ -1,6 +1,6 @@
 """One training sample: which case, which patch. A pure function of (pools, recipe, sample number).
 
-In: pools of prepared cases (`data/store.py`) and a recipe. Out: a dictionary of numpy arrays, one row of the batch that
+In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: a dictionary of numpy arrays, one row of the batch that
 `data/sampler.py` stacks.
 """
 
@@ -260,6 +260,6 @@ class Samples:
 
 
 def _open(folder: Path) -> Any:
-    from medjax.data import store
+    from medjax.prepare import store
 
     return store.open_case(folder)

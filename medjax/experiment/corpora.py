@@ -15,9 +15,9 @@ from medjax.corpora.layouts import corpus_json, records
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
 from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
-from medjax.data.targets import check_targets
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
+from medjax.prepare.targets import check_targets
 
 EVERYTHING = -1  # the fold that trains on all cases and holds none out
 

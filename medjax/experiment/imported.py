@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from medjax.corpora.dataset_json import describe
-from medjax.data import plan_json
-from medjax.data.plan import Plan
 from medjax.errors import MedjaxError, ModelError, UsageError, did_you_mean
 from medjax.experiment import adapt, runfolder
 from medjax.files import check_name, read_json
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.port import core, nnunet_plan, torch_file
 from medjax.port.nnunet_plan import Description
+from medjax.prepare import plan_json
+from medjax.prepare.plan import Plan
 from medjax.registry import plain
 
 ACCOUNT = "import.json"

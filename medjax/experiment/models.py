@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.plan import Plan
 from medjax.errors import MedjaxError, ModelError, UsageError
 from medjax.experiment import archive as archives
 from medjax.experiment import fitted, network, runfolder
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
+from medjax.prepare.plan import Plan
 from medjax.registry import plain
 
 POSTPROCESS = "postprocess.json"

@@ -8,11 +8,11 @@ normalisation are taken from the plan); `config.model.name = "plan"` takes the n
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data.plan import Plan
-from medjax.data.presets import Configuration
 from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.port.plans_v1 import read_any_plan
+from medjax.prepare.plan import Plan
+from medjax.prepare.presets import Configuration
 
 FROM_PLAN = "plan"
 

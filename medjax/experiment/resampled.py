@@ -13,9 +13,9 @@ import numpy as np
 
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
-from medjax.data.store import again, open_case
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus, LabelSpace
+from medjax.prepare.store import again, open_case
 from medjax.scans import formats
 
 RULES = ("standard", "released")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from medjax import files
-from medjax.data.plan import Plan
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
+from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.train import hashes, stepfolder
 

@@ -16,14 +16,14 @@ from medjax import files
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
 from medjax.data import sampler
-from medjax.data.fingerprint import check_classes, fingerprint, make_plan
-from medjax.data.plan import Plan
-from medjax.data.prepare import prepare
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
 from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
 from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
+from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
+from medjax.prepare.plan import Plan
+from medjax.prepare.prepare import prepare
 
 
 @dataclasses.dataclass

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data import guard
-from medjax.data.plan import Intensity, Plan
 from medjax.errors import shown
 from medjax.infer.model import Prepared
+from medjax.prepare import guard
+from medjax.prepare.plan import Intensity, Plan
 from medjax.scans.nifti import Volume
 
 ABSOLUTE = ("ct", "nonorm", "rgb_to_0_1")  # schemes whose units are those of the training

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from medjax.data.geometry import Transform
+from medjax.prepare.geometry import Transform
 
 Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid, both with start and stop
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.data.geometry import Transform
-from medjax.data.plan import Plan
 from medjax.infer.masks import Masks
 from medjax.labels import LabelSpace
+from medjax.prepare.geometry import Transform
+from medjax.prepare.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)

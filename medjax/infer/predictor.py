@@ -20,14 +20,14 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from medjax.corpora.cases import check_channels
-from medjax.data import geometry, normalise
-from medjax.data.geometry import Transform
 from medjax.errors import PredictError, UsageError, did_you_mean
 from medjax.infer import memory, segment, tta
 from medjax.infer.model import Model, Prepared, Segmentation
 from medjax.infer.postprocess import Rules
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
+from medjax.prepare import geometry, normalise
+from medjax.prepare.geometry import Transform
 from medjax.scans.nifti import DataWarning, Volume
 
 __all__ = ["Model", "Predictor", "Prepared", "Segmentation"]

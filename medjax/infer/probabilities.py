@@ -14,10 +14,10 @@ from typing import BinaryIO
 import numpy as np
 
 from medjax import files
-from medjax.data.geometry import Transform
 from medjax.errors import PredictError
 from medjax.infer.masks import Region
 from medjax.infer.names import file_stems
+from medjax.prepare.geometry import Transform
 
 PIECE = 1 << 24  # bytes
 

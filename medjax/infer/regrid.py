@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from medjax.data import resample
-from medjax.data.geometry import Transform
 from medjax.infer.windows import WindowScores
+from medjax.prepare import resample
+from medjax.prepare.geometry import Transform
 
 BLOCK = 1 << 23  # values per block; a few arrays of that size exist at a time
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from medjax.corpora.cases import free_memory
-from medjax.data import geometry
-from medjax.data.geometry import Transform
 from medjax.infer import memory, postprocess
 from medjax.infer.masks import Masks, Region
 from medjax.infer.model import Prepared, Segmentation
 from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
 from medjax.labels import LabelSpace
+from medjax.prepare import geometry
+from medjax.prepare.geometry import Transform
 from medjax.scans.nifti import Volume
 
 OnScores = Callable[[Transform, Region, tuple[str, ...], np.ndarray], None]

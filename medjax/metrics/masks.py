@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from medjax.corpora.inputs import Case, nifti_files, stem
 from medjax.corpora.labels_of_case import read_label_volume, to_ids
-from medjax.data.geometry import nonzero_box
 from medjax.errors import MetricError, did_you_mean
 from medjax.labels import Corpus
+from medjax.prepare.geometry import nonzero_box
 from medjax.scans import formats, nifti
 
 Box = tuple[slice, slice, slice]

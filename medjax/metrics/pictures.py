@@ -10,10 +10,10 @@ import numpy as np
 
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
-from medjax.data import geometry
 from medjax.labels import Corpus
 from medjax.metrics import masks, montage, scans, written
 from medjax.metrics.report import Pair, Result
+from medjax.prepare import geometry
 from medjax.scans import formats, nifti
 
 Scored = tuple[str, Pair, float | None]  # corpus, pair, mean Dice over the classes that were scored

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medjax.data.plan import Plan
 from medjax.data.plans_import import from_v1, read_plans, understood
 from medjax.errors import ModelError, UsageError
 from medjax.port.torch_file import read_plain
+from medjax.prepare.plan import Plan
 
 NEEDED = {"plans_per_stage", "modalities", "normalization_schemes", "use_mask_for_norm", "base_num_features"}
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from medjax.corpora.inputs import Mask
-from medjax.data import geometry
 from medjax.errors import DataError, did_you_mean
+from medjax.prepare import geometry
 from medjax.scans import header as headers
 from medjax.scans.dicom import OBJECTS, read_header, scan
 from medjax.scans.formats import needs

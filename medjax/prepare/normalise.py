@@ -17,9 +17,9 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.corpora.cases import still_wanted
-from medjax.data.geometry import Transform
-from medjax.data.plan import Intensity
-from medjax.data.resample_rows import image_rows, pieces
+from medjax.prepare.geometry import Transform
+from medjax.prepare.plan import Intensity
+from medjax.prepare.resample_rows import image_rows, pieces
 from medjax.scans.nifti import DataWarning
 
 STEPS = 65_534  # int16 values used, symmetric about 0: half a step is 7.6e-6 of the range

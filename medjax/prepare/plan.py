@@ -1,6 +1,6 @@
 """How to prepare the volumes of an experiment: target spacing per corpus, normalisation per channel name. Numbers only, JSON.
 
-In: fingerprints of all corpora, as `data/fingerprint.py` measures them. Out: a `Plan`, shared by preparation, prediction, the run folder.
+In: fingerprints of all corpora, as `prepare/fingerprint.py` measures them. Out: a `Plan`, shared by preparation, prediction, the run folder.
 Rules: nnU-Net v2. Spacing: the median per axis; if the coarsest axis is over 3 times coarser and under a third as long as the others,
 its 10th percentile. The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`, `rgb_to_0_1`; all
 others z-score, inside the non-zero voxels if cropping to them removes over a quarter of the median volume.
@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data import plan_json
-from medjax.data.guard import Guard, from_cases
-from medjax.data.presets import Configuration
 from medjax.errors import UsageError, did_you_mean
+from medjax.prepare import plan_json
+from medjax.prepare.guard import Guard, from_cases
+from medjax.prepare.presets import Configuration
 
 ANISOTROPY = 3.0
 QUANTILES = 2001  # so that percentiles 0.5 and 99.5 are nodes

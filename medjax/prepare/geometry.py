@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import nibabel as nib
 import numpy as np
 
-from medjax.data import resample
 from medjax.errors import DataError, UsageError, did_you_mean
+from medjax.prepare import resample
 from medjax.scans.nifti import DataWarning, Volume
 
 ORIENTATIONS = ("RAS", "stored")

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data.plan import ANY, MASK_BELOW, Fingerprint, Intensity, Plan, make_plan, target_spacing
-from medjax.data.presets import PRESETS, Configuration, configurations
-from medjax.data.resample import ANISOTROPY, new_shape
+from medjax.prepare.plan import ANY, MASK_BELOW, Fingerprint, Intensity, Plan, make_plan, target_spacing
+from medjax.prepare.presets import PRESETS, Configuration, configurations
+from medjax.prepare.resample import ANISOTROPY, new_shape
 
 AXES = ("z", "y", "x")
 

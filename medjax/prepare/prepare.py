@@ -1,10 +1,10 @@
 """Raw cases -> prepared cases in the store: canonical axes, crop, clip (CT), target spacing, int16.
 
-In: a corpus, its cases and a plan. Out: one folder per case, see `data/store.py`.
+In: a corpus, its cases and a plan. Out: one folder per case, see `prepare/store.py`.
 
 A case appears under its name complete or not at all: it is written to a hidden sibling folder that is then renamed. Its key is a hash of
 the source bytes, of the decisions of the plan that concern it and of the declared label values; a case with another key is made again.
-What may be replaced, and what is refused, is decided in `data/targets.py`.
+What may be replaced, and what is refused, is decided in `prepare/targets.py`.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from medjax import files
 from medjax.corpora.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import records
-from medjax.data import geometry, normalise, store, targets
-from medjax.data.plan import Plan, intensity_json
-from medjax.data.targets import check_targets as check_targets
-from medjax.data.targets import holding as holding
 from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
+from medjax.prepare import geometry, normalise, store, targets
+from medjax.prepare.plan import Plan, intensity_json
+from medjax.prepare.targets import check_targets as check_targets
+from medjax.prepare.targets import holding as holding
 from medjax.scans import formats
 from medjax.scans.nifti import DataWarning
 
@@ -97,7 +97,7 @@ def prepare(
       workers: threads; default one per core, fewer while the estimated memory does not suffice.
       progress: called after every case with (done, total, name, "prepared" | "up to date" | "failed").
       force: make all cases again.
-      packed: write compressed chunks (see `data/store.py`); cases that are up to date keep the layout they have.
+      packed: write compressed chunks (see `prepare/store.py`); cases that are up to date keep the layout they have.
       locked: wait while another preparation of this corpus is at work in the store. False: the caller is inside `holding`, or another
         process of the same job is.
       say: gets a line if there is something to wait for.

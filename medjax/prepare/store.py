@@ -8,8 +8,8 @@ own bytes and all workers share the system's page cache; or *packed*, 64-voxel c
                            locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
                            case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key, hashes
 
-`data/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used. What is read
-is compared with the hashes in case.json, each part once per process (see `data/hashes.py`).
+`prepare/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used. What is read
+is compared with the hashes in case.json, each part once per process (see `prepare/hashes.py`).
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from medjax import files
-from medjax.data import hashes
 from medjax.errors import DataError, UsageError
+from medjax.prepare import hashes
 from medjax.scans import zipped
 
 VERSION = 2  # of the stored contents: raised when the same sources would give other arrays

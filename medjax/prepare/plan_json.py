@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from medjax.data.presets import Configuration
 from medjax.errors import UsageError, shown
+from medjax.prepare.presets import Configuration
 
 SCHEMES = ("ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm")
 _WORDS = {

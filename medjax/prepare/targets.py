@@ -18,8 +18,8 @@ from pathlib import Path
 from medjax import files, locks
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import records
-from medjax.data import store
 from medjax.errors import DataError, UsageError, WriteError
+from medjax.prepare import store
 
 ELSEWHERE = "give another store folder (-o; in a training --config.data.store), or move this one away"
 _PART = re.compile(r"(case\.json(\.\d+-[0-9a-f]{8})?|locations\.npz|(image|label)\.zarr(/zarr\.json|/c(/\d+)*)?)|(.*/)?\.medjax-tmp\..+")
@@ -240,7 +240,7 @@ def sweep(folder: Path) -> bool:
 
 def check_plan_file(path: str | os.PathLike) -> None:
     """`UsageError` if a file exists under the name of a plan and is none that medjax wrote."""
-    from medjax.data.plan import Plan
+    from medjax.prepare.plan import Plan
 
     if not os.path.lexists(path):
         return

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.data.resample import Spacing
 from medjax.errors import UsageError, did_you_mean
+from medjax.prepare.resample import Spacing
 from medjax.topology import Topology, features_per_stage, topology
 
 LOWRES_BELOW = 0.25  # a patch that covers less of the median volume asks for a low-resolution configuration as well

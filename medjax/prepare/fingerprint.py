@@ -17,10 +17,10 @@ import numpy as np
 from medjax import files
 from medjax.corpora.cases import Progress, each, load, stamp, still_wanted, voxel_counts
 from medjax.corpora.inputs import Case
-from medjax.data import geometry, guard
-from medjax.data.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus
+from medjax.prepare import geometry, guard
+from medjax.prepare.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.scans import formats
 
 __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from medjax.data import resample
-from medjax.data.resample import Sizes, Spacing
+from medjax.prepare import resample
+from medjax.prepare.resample import Sizes, Spacing
 
 Read = Callable[[slice], np.ndarray]
 _ROWS = 32  # rows per product along the first axis

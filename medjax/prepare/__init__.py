@@ -1,0 +1,1 @@
+"""Preparation: raw cases -> plan and store. NumPy only."""
