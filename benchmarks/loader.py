@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.prepare import nnunet_plans, run_medjax, run_nnunet, write_scans
-from medjax.data.sampler import Pool, Recipe, stream
 from medjax.prepare import store
+from medjax.sample.stream import Pool, Recipe, stream
 
 
 def peers_batches(folder: Path, patch: tuple[int, ...], batch: int):

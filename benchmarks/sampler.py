@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from medjax.data.augment import Augmentation, augment
-from medjax.data.patches import is_anisotropic, rotation_limit
-from medjax.data.sampler import Pool, Recipe, enlarged_patch, stream
 from medjax.prepare import store
+from medjax.sample.patches import is_anisotropic, rotation_limit
+from medjax.sample.stream import Pool, Recipe, enlarged_patch, stream
 
 
 def milliseconds(step: Callable[[int], object], steps: int) -> dict[str, float]:

@@ -8,10 +8,11 @@ import threading
 import numpy as np
 import pytest
 
-from medjax.data import patches, samples
-from medjax.data.sampler import Pool, Recipe, Samples, case_probabilities, corpus_probabilities, dataset, enlarged_patch, stream
 from medjax.errors import DataError, UsageError
 from medjax.prepare import store
+from medjax.sample import draw as samples
+from medjax.sample import patches
+from medjax.sample.stream import Pool, Recipe, Samples, case_probabilities, corpus_probabilities, dataset, enlarged_patch, stream
 
 SHAPE = (12, 14, 10)
 N_TRAIN = (104, 50, 224, 242, 32, 100, 24, 24, 58, 40, 32, 65, 168)  # MultiTalent, fold 0

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from medjax import cli
 from medjax.corpora.sources import read_corpus
-from medjax.data.samples import Pool, Recipe, Samples
 from medjax.errors import DataError
 from medjax.prepare import hashes, store
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
+from medjax.sample.draw import Pool, Recipe, Samples
 from medjax.scans import zipped
 from tests.make_raw import write_corpus
 

@@ -9,10 +9,10 @@ from data_pipelines import pools
 from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
-from medjax.data.samples import corpus_probabilities
 from medjax.errors import LabelError
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.registry import plain
+from medjax.sample.draw import corpus_probabilities
 
 
 def _space(pool) -> LabelSpace:

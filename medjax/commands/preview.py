@@ -79,9 +79,9 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
 
     from medjax.data import preview
     from medjax.data.augment import Augmentation, augment
-    from medjax.data.patches import enlarged_patch
-    from medjax.data.samples import Pool, Recipe, Samples
     from medjax.prepare import store
+    from medjax.sample.draw import Pool, Recipe, Samples
+    from medjax.sample.patches import enlarged_patch
 
     final = tuple(args.patch or (64, 64, 64))
     names = store.list_cases(root, name)

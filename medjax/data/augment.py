@@ -19,9 +19,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from medjax.data import intensity, spatial
-from medjax.data.patches import is_anisotropic, rotation_limit
 from medjax.data.spatial import centre_crop
 from medjax.errors import UsageError
+from medjax.sample.patches import is_anisotropic, rotation_limit
 
 __all__ = ["Augmentation", "Draw", "apply", "augment", "centre_crop", "draw"]
 

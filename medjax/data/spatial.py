@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from medjax.data.patches import PADDING
+from medjax.sample.patches import PADDING
 
 TIE = 1e-4  # label scores (weights that sum to one) closer than this count as equal
 

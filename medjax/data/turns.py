@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
-from medjax.data.patches import PADDING
 from medjax.data.spatial import centre_crop
 from medjax.errors import UsageError
+from medjax.sample.patches import PADDING
 
 DEGREES = (-20, 20)  # the upper one excluded
 

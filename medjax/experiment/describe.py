@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data.samples import corpus_probabilities
 from medjax.experiment import corpora, network, planned
 from medjax.labels import LabelSpace
+from medjax.sample.draw import corpus_probabilities
 
 MIB, GIB = 2**20, 2**30
 

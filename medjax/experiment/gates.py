@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax import files
-from medjax.data import sampler
 from medjax.errors import UsageError
 from medjax.experiment import adapt, corpora, fitted, network, runfolder, stages
 from medjax.infer import outputs, owned
+from medjax.sample import stream
 from medjax.train import checkpoint, experts
 
 
@@ -96,7 +96,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
     if not drawn:
         raise UsageError("no case to look at", path=folder, found=f"side {side!r}", fix='take side "train"')
     common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
-    recipe = sampler.Recipe(patch=net.patch, seed=fields["seed"] + 2, foreground=0.5, **common)
+    recipe = stream.Recipe(patch=net.patch, seed=fields["seed"] + 2, foreground=0.5, **common)
 
     @jax.jit
     def gates(batch: dict) -> dict:
@@ -108,7 +108,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
     rows, names = [], {}
     for pool in drawn:
         total: dict[str, np.ndarray] = {}
-        for _, batch in zip(range(batches), sampler.stream([pool], recipe), strict=False):
+        for _, batch in zip(range(batches), stream.stream([pool], recipe), strict=False):
             for name, value in gates(batch).items():
                 total[name] = total.get(name, 0) + np.asarray(value) / batches
         if not total:

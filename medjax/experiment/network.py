@@ -16,10 +16,10 @@ import numpy as np
 
 from medjax.data import lateral, turns
 from medjax.data.augment import Augmentation, augment
-from medjax.data.patches import enlarged_patch
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.registry import build, fill
+from medjax.sample.patches import enlarged_patch
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 

@@ -15,7 +15,6 @@ import numpy as np
 from medjax import files
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
-from medjax.data import sampler
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
 from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
 from medjax.experiment.info import environment
@@ -24,6 +23,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
+from medjax.sample import stream
 
 
 @dataclasses.dataclass
@@ -198,7 +198,7 @@ def _note_sources(run: Run) -> None:
     runfolder.write_json(path, found)
 
 
-def pools(run: Run, side: str) -> list[sampler.Pool]:
+def pools(run: Run, side: str) -> list[stream.Pool]:
     """The corpora of the label space as the sampler draws them; views validate on all cases of their store."""
     bad = {(entry.get("corpus", ""), entry["case"]) for entry in run.failed}
     found = []
@@ -209,7 +209,7 @@ def pools(run: Run, side: str) -> list[sampler.Pool]:
             modality = run.data.space.modalities.index(corpus.modality)
             folder, classes = str(run.store / corpus.store), corpus_classes(corpus)
             group = run.data.groups.get(corpus.store, "")
-            found.append(sampler.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes, group))
+            found.append(stream.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes, group))
         elif side == "train":
             raise UsageError(f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases")
     return found
@@ -238,7 +238,7 @@ def train(run: Run) -> None:
     given, patch = fields["sampler"], network.sampled_patch(fields)
     ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample", "balance", "by") if k in given}
     common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
-    recipe = sampler.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
+    recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
@@ -251,8 +251,8 @@ def train(run: Run) -> None:
         task=task,
         init=net.init,
         optimizer=network.make_optimizer(fields),
-        stream=lambda start: sampler.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
-        validation_stream=(lambda: sampler.stream(held, checked, **hosts)) if held else None,
+        stream=lambda start: stream.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
+        validation_stream=(lambda: stream.stream(held, checked, **hosts)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
@@ -263,7 +263,7 @@ def train(run: Run) -> None:
     )
 
 
-def _recipe(run: Run, drawn: Sequence[sampler.Pool]) -> dict:
+def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
     """Everything that decides the weights, for the loop's own check on resume."""
     return recipe_fields(run.fields) | {
         "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),

@@ -1,7 +1,7 @@
 """One training sample: which case, which patch. A pure function of (pools, recipe, sample number).
 
 In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: a dictionary of numpy arrays, one row of the batch that
-`data/sampler.py` stacks.
+`sample/stream.py` stacks.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.patches import PADDING, centred_start, random_start, read_patch
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
+from medjax.sample.patches import PADDING, centred_start, random_start, read_patch
 
 DRAWS = ("iid", "mix")
 OVERSAMPLES = ("last", "probabilistic")

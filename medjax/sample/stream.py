@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.patches import enlarged_patch
-from medjax.data.samples import CACHE_BYTES, Pool, Recipe, Samples, case_probabilities, corpus_probabilities, forced_positions
 from medjax.errors import UsageError
+from medjax.sample.draw import CACHE_BYTES, Pool, Recipe, Samples, case_probabilities, corpus_probabilities, forced_positions
+from medjax.sample.patches import enlarged_patch
 
 __all__ = [
     "Pool",
