@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data.augment import Augmentation, augment
+from medjax.augment.nnunet import Augmentation, augment
 from medjax.prepare import store
 from medjax.sample.patches import is_anisotropic, rotation_limit
 from medjax.sample.stream import Pool, Recipe, enlarged_patch, stream

@@ -50,7 +50,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.sampler.threads = 2
     c.sampler.workers = 0
 
-    # plus any field of medjax.data.augment.Augmentation; kind="turns", "flips": see medjax/data/turns.py; lateral="auto" or pairs of class
+    # plus any field of medjax.augment.nnunet.Augmentation; kind="turns", "flips": see medjax/augment/turns.py; lateral="auto" or pairs of class
     # names: left and right classes trade places when the left-right axis is mirrored
     c.augment = ordered(dict(on=True))
 

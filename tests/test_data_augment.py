@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage
 
-from medjax.data import intensity, spatial
-from medjax.data.augment import Augmentation, apply, augment, centre_crop, draw
+from medjax.augment import intensity, spatial
+from medjax.augment.nnunet import Augmentation, apply, augment, centre_crop, draw
 from medjax.errors import UsageError
 
 NONE = Augmentation.none()
@@ -318,7 +318,7 @@ def test_order_of_the_steps():
 
 
 def test_lateral_classes_trade_places_when_left_and_right_are_mirrored():
-    from medjax.data.lateral import find_pairs, swaps
+    from medjax.augment.lateral import find_pairs, swaps
     from medjax.errors import LabelError
     from medjax.labels import Corpus
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.data import turns
+from medjax.augment import turns
 from medjax.errors import UsageError
 
 SIDE = 9

@@ -142,7 +142,7 @@ def test_a_wrong_edit_is_noticed(module, old, new, where):
 
 @pytest.mark.parametrize(("old", "new"), [("mirror: float = 0.5", "mirror: float = 0.0"), ("gamma: float = 0.3", "gamma: float = 0.0")])
 def test_a_changed_augmentation_is_noticed(old, new):
-    with mutated("medjax.data.augment", old, new):
+    with mutated("medjax.augment.nnunet", old, new):
         wrong = _wrong("multitalent:unet")
     assert [line.split(":")[0] for line in wrong] == [f"augment.{old.split(':')[0]}"]
 

@@ -77,8 +77,8 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
     import jax
     import numpy as np
 
+    from medjax.augment.nnunet import Augmentation, augment
     from medjax.data import preview
-    from medjax.data.augment import Augmentation, augment
     from medjax.prepare import store
     from medjax.sample.draw import Pool, Recipe, Samples
     from medjax.sample.patches import enlarged_patch

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.data import lateral, turns
-from medjax.data.augment import Augmentation, augment
+from medjax.augment import lateral, turns
+from medjax.augment.nnunet import Augmentation, augment
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.registry import build, fill

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from medjax.data.spatial import centre_crop
+from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.losses import deep, exclusive, targets
 

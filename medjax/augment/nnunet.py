@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from medjax.data import intensity, spatial
-from medjax.data.spatial import centre_crop
+from medjax.augment import intensity, spatial
+from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.sample.patches import is_anisotropic, rotation_limit
 

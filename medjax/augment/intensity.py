@@ -1,6 +1,6 @@
 """Intensity augmentation of one channel of one sample, nnU-Net v2's semantics. Pure, jittable, static shapes; axes (z, y, x) or (y, x).
 
-Every function takes the values it is to use; what is drawn, and when, is `data/augment.py`'s business.
+Every function takes the values it is to use; what is drawn, and when, is `augment/nnunet.py`'s business.
 """
 
 import math

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
-from medjax.data.spatial import centre_crop
+from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.sample.patches import PADDING
 

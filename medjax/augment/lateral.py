@@ -1,6 +1,6 @@
 """Left and right under mirroring: which label ids trade places when a scan is mirrored across the body's midline.
 
-In: the corpora's labels and pairs of class names. Out: per corpus pairs of dense ids, for `data/augment.py`. The class sets of a pair of
+In: the corpora's labels and pairs of class names. Out: per corpus pairs of dense ids, for `augment/nnunet.py`. The class sets of a pair of
 ids become each other when every class is replaced by its partner; ids without a lateral class stay.
 """
 

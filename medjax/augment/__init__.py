@@ -1,0 +1,1 @@
+"""Augmentation on the device: enlarged patches -> network patches."""
