@@ -9,12 +9,12 @@ import pytest
 from scipy import ndimage
 
 from medjax.corpora.sources import read_corpus
-from medjax.data.phantom import PROTOCOLS, make_case, write_corpora
-from medjax.data.phantom_anatomy import T, draw_patient
-from medjax.data.phantom_scan import TISSUES, annotate
-from medjax.data.phantom_shapes import Canvas, Path, branching, capsule, curve, ellipsoid, noise, smooth_max, smooth_min, turned
 from medjax.errors import UsageError
 from medjax.labels import merge
+from medjax.phantom.anatomy import T, draw_patient
+from medjax.phantom.corpora import PROTOCOLS, make_case, write_corpora
+from medjax.phantom.scan import TISSUES, annotate
+from medjax.phantom.shapes import Canvas, Path, branching, capsule, curve, ellipsoid, noise, smooth_max, smooth_min, turned
 from medjax.scans import nifti
 
 

@@ -664,7 +664,7 @@ def linked_set(folder):
 @pytest.mark.parametrize("plant", [foreign_scan, foreign_surplus, foreign_bytes, linked_images, linked_set])
 def test_phantoms_replace_phantoms_only(tmp_path, plant):
     """Their folder and file names alone do not make files medjax' own."""
-    from medjax.data.phantom import PROTOCOLS, write_corpora
+    from medjax.phantom.corpora import PROTOCOLS, write_corpora
 
     folder = tmp_path / PROTOCOLS["ct"].folder
     plant(folder)

@@ -15,7 +15,7 @@ def add(verbs) -> None:
 
 
 def _phantom(args) -> int:
-    from medjax.data.phantom import write_corpora
+    from medjax.phantom.corpora import write_corpora
 
     for folder in write_corpora(Path(args.output), seed=args.seed, cases=args.cases):
         print(folder)

@@ -121,7 +121,7 @@ def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
     named = [f.strip() for f in data["folders"].split(",") if f.strip()]
     folders: list[str | Path] = [f if records.is_record(f) else Path(f).expanduser() for f in named]
     if data["phantom_cases"] and files:
-        from medjax.data.phantom import write_corpora
+        from medjax.phantom.corpora import write_corpora
 
         print(f"synthetic corpora, {data['phantom_cases']} cases each, in {workdir / 'phantoms'} (drawn once)", flush=True)
         folders += [Path(f) for f in write_corpora(workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"])]
@@ -129,7 +129,7 @@ def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
 
 
 def _described_phantoms(count: int) -> list[Corpus]:
-    from medjax.data.phantom import descriptions
+    from medjax.phantom.corpora import descriptions
 
     with tempfile.TemporaryDirectory() as folder:
         for name, corpus_json in descriptions(count).items():

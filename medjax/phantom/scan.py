@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medjax.data.phantom_anatomy import Patient, T
-from medjax.data.phantom_shapes import Canvas, Numbers, noise
+from medjax.phantom.anatomy import Patient, T
+from medjax.phantom.shapes import Canvas, Numbers, noise
 
 OVERSAMPLING = 2  # fine voxels per voxel and in-plane axis, averaged for partial volume
 

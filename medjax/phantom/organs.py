@@ -7,20 +7,8 @@ impressions. Millimetres; x to the right, y to anterior, z to superior.
 
 import numpy as np
 
-from medjax.data.phantom_anatomy import FATTY, KIDNEY_TISSUES, Patient, T, spine_at
-from medjax.data.phantom_shapes import (
-    Box,
-    Canvas,
-    Path,
-    branching,
-    capsule,
-    curve,
-    ellipsoid,
-    jitter,
-    smooth_max,
-    smooth_min,
-    turned,
-)
+from medjax.phantom.anatomy import FATTY, KIDNEY_TISSUES, Patient, T, spine_at
+from medjax.phantom.shapes import Box, Canvas, Path, branching, capsule, curve, ellipsoid, jitter, smooth_max, smooth_min, turned
 
 S = True  # marks rows of (x, y, z, radius) whose x and y count from the centre of the spine at that height
 _CRUS = [(12, 22, 95, 3, S), (13, 22, 55, 5, S), (13, 18, 10, 4, S), (13, 16, -25, 1, S)]

@@ -6,8 +6,8 @@ Small bowel comes last and takes the room that is left. Millimetres; x to the ri
 
 import numpy as np
 
-from medjax.data.phantom_anatomy import FATTY, Patient, T, spine_at
-from medjax.data.phantom_shapes import FAR, Canvas, Path, curve, jitter, smooth_max
+from medjax.phantom.anatomy import FATTY, Patient, T, spine_at
+from medjax.phantom.shapes import FAR, Canvas, Path, curve, jitter, smooth_max
 
 # rows of (x, y, z, radius)
 _DUODENUM = [

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.data.phantom_anatomy import T, bones, chest, draw_patient, trunk
-from medjax.data.phantom_bowel import colon, duodenum, small_bowel, stomach
-from medjax.data.phantom_organs import great_vessels, kidneys, liver, pancreas, spleen
-from medjax.data.phantom_scan import CT, T1, T1_ENHANCED, Protocol, acquire, annotate, make_canvas, place
 from medjax.errors import UsageError, did_you_mean
+from medjax.phantom.anatomy import T, bones, chest, draw_patient, trunk
+from medjax.phantom.bowel import colon, duodenum, small_bowel, stomach
+from medjax.phantom.organs import great_vessels, kidneys, liver, pancreas, spleen
+from medjax.phantom.scan import CT, T1, T1_ENHANCED, Protocol, acquire, annotate, make_canvas, place
 
 VERSION = 1  # raise it when the same seed gives other voxels
 STAGES = (trunk, bones, chest, great_vessels, kidneys, pancreas, duodenum, spleen, stomach, colon, liver, small_bowel)  # from stiff to soft

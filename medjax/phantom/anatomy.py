@@ -11,19 +11,7 @@ import enum
 
 import numpy as np
 
-from medjax.data.phantom_shapes import (
-    FAR,
-    Canvas,
-    Number,
-    branching,
-    bump,
-    capsule,
-    ellipsoid,
-    smooth_max,
-    smooth_min,
-    step,
-    turned,
-)
+from medjax.phantom.shapes import FAR, Canvas, Number, branching, bump, capsule, ellipsoid, smooth_max, smooth_min, step, turned
 
 
 class T(enum.IntEnum):

@@ -1,0 +1,1 @@
+"""Phantoms: the embedded synthetic corpora, for demonstrations and tests."""
