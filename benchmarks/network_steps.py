@@ -101,7 +101,8 @@ class Ours:
         import jax.numpy as jnp
         import numpy as np
 
-        from medjax.losses import cross_entropy, deep, dice
+        from medjax.losses import cross_entropy, dice
+        from medjax.losses.parts import deep
         from medjax.train import optim
 
         self.jax, classes, batch, patch = jax, entry["classes"], entry["batch"], entry["patch"]
@@ -168,7 +169,7 @@ class Theirs:
     def __init__(self, entry, dtype):
         import torch
 
-        from medjax.losses import deep
+        from medjax.losses.parts import deep
 
         self.torch, self.device = torch, "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cudnn.benchmark = True

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.losses import cross_entropy, deep, dice
+from medjax.losses import cross_entropy, dice
+from medjax.losses.parts import deep
 from medjax.models import unet
 from medjax.train import optim
 

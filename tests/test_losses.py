@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from medjax.errors import UsageError
-from medjax.losses import cross_entropy, deep, dice, targets
+from medjax.losses import cross_entropy, dice
+from medjax.losses.parts import deep, targets
 
 BATCH, CLASSES, VOXELS = 4, 5, 60
 CE_PER_CLASS = (2.835701826, 2.707880987, 0.935050029, 1.000074448, 0.0)

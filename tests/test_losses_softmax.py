@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import UsageError
-from medjax.losses import exclusive, softmax_cross_entropy, softmax_dice
+from medjax.losses import softmax_cross_entropy, softmax_dice
+from medjax.losses.parts import exclusive
 
 CLASSES, VOL = 4, (5, 6)
 # corpus 0: id 1 liver, 2 liver + tumour, 3 spleen; corpus 1: only the kidney (class 3)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses import targets
+from medjax.losses.parts import targets
 
 NORMALISATIONS = ("batch", "per_annotating", "sum")
 REDUCTIONS = ("sum", "mean")

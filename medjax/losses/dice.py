@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses import targets
+from medjax.losses.parts import targets
 
 POOLS = ("global", "sample", "rank_index")
 REDUCTIONS = ("sum", "mean")

@@ -3,7 +3,7 @@
     CE[voxel] = log(1 + sum over annotated c of exp(x_c)) - x_target        x: logits relative to the background's
 
 Voxels are averaged within a sample, then samples (M4oE, Swin-Unet: every slice weighs the same), or all voxels of the batch at once.
-Exclusive classes: see `medjax.losses.exclusive`. Sources: M4oE (Jiang and Shen, MICCAI 2024); MultiTalent's successor (samples summed).
+Exclusive classes: see `medjax.losses.parts.exclusive`. Sources: M4oE (Jiang and Shen, MICCAI 2024); MultiTalent's successor (samples summed).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses import exclusive
+from medjax.losses.parts import exclusive
 
 POOLS = ("sample", "batch")
 REDUCTIONS = ("mean", "sum")

@@ -2,7 +2,7 @@
 
     D = (2 sum p g + s) / (sum p^k + sum g^k + s)        k = 2 (V-Net, Swin-Unet, M4oE) or 1 (nnU-Net);  loss = 1 - mean of D
 
-p the softmax's probability, g the exclusive one-hot target (`medjax.losses.exclusive`), sums over the voxels of a sample, or of all samples
+p the softmax's probability, g the exclusive one-hot target (`medjax.losses.parts.exclusive`), sums over the voxels of a sample, or of all samples
 of its corpus together. With s > 0 and per-sample sums, an absent class costs almost 1 as soon as sum p^2 >> s. Source: M4oE's released
 code (per sample, squared, background included, mean over the sample's own classes).
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses import exclusive
+from medjax.losses.parts import exclusive
 
 POOLS = ("sample", "corpus")
 REDUCTIONS = ("mean", "sum")

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
-from medjax.losses import deep, exclusive, targets
+from medjax.losses.parts import deep, exclusive, targets
 
 CONSUMED = ("image", "gain", "bias", "label", "case")  # what the task turns into network input and target; the rest is context
 
@@ -117,8 +117,8 @@ def make(
       augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken); one with a
         true attribute `by_corpus` is also given `corpus` (b,).
       mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
-      deep_weights: see `medjax.losses.deep.weights`; empty is "halving".
-      activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.exclusive`).
+      deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
+      activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
       classes: names of the channels, which become the task's `names`: of what `validate` counts.
 
     Raises: `UsageError` for no losses or repeated names.

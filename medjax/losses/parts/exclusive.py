@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medjax.errors import UsageError
-from medjax.losses import targets
+from medjax.losses.parts import targets
 
 
 def own_class(table: Bool[Array, "b ids c"]) -> Int[Array, "b ids"]:

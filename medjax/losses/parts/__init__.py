@@ -1,0 +1,1 @@
+"""What the losses share: targets, exclusive classes, deep supervision."""
