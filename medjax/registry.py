@@ -11,7 +11,7 @@ from typing import Any
 
 from medjax.errors import UsageError, did_you_mean, shown
 
-ROOMS = ("models", "losses", "train.tasks")
+ROOMS = ("models", "losses", "tasks")
 
 
 def known(room: str) -> list[str]:

@@ -10,7 +10,7 @@ from medjax.losses import masked_pixels
 from medjax.models import macs, masked_swin, swin_unet
 from medjax.models.parts import moe
 from medjax.models.parts.attention import Mlp
-from medjax.train.tasks import masked_image
+from medjax.tasks import masked_image
 
 WIDTH, HIDDEN = 6, 10
 PLAIN = jax.jit(Mlp(HIDDEN).apply)

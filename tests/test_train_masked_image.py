@@ -9,8 +9,8 @@ import pytest
 
 from medjax.errors import UsageError
 from medjax.losses import masked_pixels
+from medjax.tasks import masked_image
 from medjax.train import checkpoint, log, loop, optim, sharding
-from medjax.train.tasks import masked_image
 
 
 def _task(seen=None, apply=None, **more):

@@ -20,8 +20,8 @@ from jax.experimental import multihost_utils
 from medjax.errors import Preempted, UsageError
 from medjax.losses import cross_entropy, dice
 from medjax.models import tsfm
+from medjax.tasks import supervised
 from medjax.train import loop, optim, sharding
-from medjax.train.tasks import supervised
 
 PATCH, CUT, BATCH = (4, 6, 6), (6, 8, 8), 8
 CLASSES = ("liver", "tumour", "kidney")

@@ -84,9 +84,9 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         given = dict(given)
         weight = given.pop("weight", 1.0)
         losses.append((name, weight, build("losses", name, **given)))
-    named = {"modalities": space.modalities} if "modalities" in _signature(fields["task"], "train.tasks") else {}
+    named = {"modalities": space.modalities} if "modalities" in _signature(fields["task"], "tasks") else {}
     return build(
-        "train.tasks",
+        "tasks",
         fields["task"],
         **named | dict(fields.get("task_options", {})),
         apply=network.apply,

@@ -40,7 +40,7 @@ def resolved(fields: Mapping) -> dict[str, Any]:
     found |= {f"optim.{k}": v for k, v in _defaults("medjax.train.optim").items()}
     found |= {f"augment.{k}": v for k, v in _augment(fields["augment"]).items()}
     if fields["task"] == "masked_image":
-        task = _defaults("medjax.train.tasks.masked_image")
+        task = _defaults("medjax.tasks.masked_image")
         found |= {f"task_options.{name}": task[name] for name in MASKED}
     found |= dict(flat(fields))
     declared = {name: entry["cases"] for name, entry in fields["data"]["declared"].items()}

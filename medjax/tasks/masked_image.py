@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from medjax.errors import UsageError
-from medjax.train.tasks import supervised
+from medjax.tasks import supervised
 
 HELD_OUT = 0  # seed of the masks in validation: always the same ones, so that its numbers are comparable
 
