@@ -19,8 +19,8 @@ import pytest
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import PredictError, UsageError
 from medjax.infer import segment
+from medjax.infer.cases import Files, Model, Predictor, predict_cases
 from medjax.infer.pipeline import run as _pipeline
-from medjax.infer.predict import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 
@@ -348,7 +348,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from medjax.corpora.inputs import find_inputs
-from medjax.infer import predict
+from medjax.infer import cases as predict
 from tests.test_infer_faults import make_predictor
 folder = Path(sys.argv[1])
 if sys.argv[2] == "slow":

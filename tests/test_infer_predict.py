@@ -12,7 +12,7 @@ import pytest
 from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, UsageError
 from medjax.infer import write
-from medjax.infer.predict import Files, Model, Predictor, predict_cases
+from medjax.infer.cases import Files, Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti

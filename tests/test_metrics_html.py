@@ -15,7 +15,7 @@ import pytest
 from medjax import cli
 from medjax.errors import UsageError
 from medjax.experiment import prediction
-from medjax.infer.predict import Result as prediction_result
+from medjax.infer.cases import Result as prediction_result
 from medjax.metrics import html, page, scans
 from tests import browser
 

@@ -14,7 +14,7 @@ from medjax import cli
 from medjax.corpora.inputs import Case
 from medjax.errors import PredictError
 from medjax.infer import guard
-from medjax.infer.predict import Model, Predictor, predict_cases
+from medjax.infer.cases import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 from medjax.prepare import guard as ranges
 from medjax.prepare.fingerprint import fingerprint

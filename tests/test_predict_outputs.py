@@ -20,7 +20,7 @@ from medjax import cli, files
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError
 from medjax.infer import outputs, owned, write
-from medjax.infer.predict import Files, Model, Predictor, predict_cases
+from medjax.infer.cases import Files, Model, Predictor, predict_cases
 from medjax.infer.probabilities import Probabilities
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
@@ -336,7 +336,7 @@ import sys, time
 from medjax import border
 from medjax.scans import nifti
 from medjax.corpora.inputs import find_inputs
-from medjax.infer import predict
+from medjax.infer import cases as predict
 from tests.test_infer_faults import make_predictor
 written = nifti.write
 def slow(path, *given, **more):

@@ -28,7 +28,7 @@ from medjax import cli
 from medjax.corpora.inputs import find_inputs
 from medjax.corpora.verify import verify
 from medjax.errors import DataError, MedjaxError, UsageError
-from medjax.infer.predict import Model, Predictor, predict_cases
+from medjax.infer.cases import Model, Predictor, predict_cases
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import content, formats, header, nifti

@@ -154,7 +154,7 @@ def load_predictor(
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the network cannot take, rules or a
       companion that do not exist; `TrainError` or `ModelError` for weights that do not fit their config.
     """
-    from medjax.infer.predict import Predictor
+    from medjax.infer.cases import Predictor
 
     single = isinstance(models, Path | str | Trained)
     trained = [m if isinstance(m, Trained) else read_model(m) for m in ([models] if single else models)]

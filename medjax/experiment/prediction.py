@@ -44,7 +44,7 @@ def predict(
     """
     from medjax.experiment import options as known
     from medjax.infer import guard, outputs, segment, write
-    from medjax.infer.predict import Files, forecasts, predict_cases
+    from medjax.infer.cases import Files, forecasts, predict_cases
 
     reading = Reading(frame, replace_nan)
     known.check(options)

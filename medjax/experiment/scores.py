@@ -11,7 +11,7 @@ from typing import Any
 
 from medjax.corpora.inputs import Case
 from medjax.experiment import runfolder
-from medjax.infer.predict import predict_cases
+from medjax.infer.cases import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
 from medjax.metrics import present, written

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.infer.masks import Masks
+from medjax.infer.packed import Masks
 from medjax.labels import LabelSpace
 from medjax.prepare.geometry import Transform
 from medjax.prepare.plan import Plan

@@ -15,8 +15,8 @@ import numpy as np
 
 from medjax import files
 from medjax.errors import PredictError
-from medjax.infer.masks import Region
 from medjax.infer.names import file_stems
+from medjax.infer.packed import Region
 from medjax.prepare.geometry import Transform
 
 PIECE = 1 << 24  # bytes

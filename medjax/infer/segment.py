@@ -10,8 +10,8 @@ import numpy as np
 
 from medjax.corpora.cases import free_memory
 from medjax.infer import memory, postprocess
-from medjax.infer.masks import Masks, Region
 from medjax.infer.model import Prepared, Segmentation
+from medjax.infer.packed import Masks, Region
 from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
 from medjax.labels import LabelSpace
 from medjax.prepare import geometry

@@ -32,9 +32,9 @@ import numpy as np
 from medjax import files as disk
 from medjax.errors import PredictError
 from medjax.infer import outputs, owned
-from medjax.infer.masks import Masks
 from medjax.infer.model import Segmentation
 from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
+from medjax.infer.packed import Masks
 from medjax.infer.probabilities import Probabilities
 from medjax.infer.segment import UNCERTAINTIES
 from medjax.labels import Corpus
