@@ -19,7 +19,8 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.labels import Corpus
-from medjax.metrics import masks, overlap
+from medjax.metrics import counts
+from medjax.metrics import side as masks
 from medjax.metrics.aggregate import score_masks
 from medjax.scans.nifti import Volume
 
@@ -52,7 +53,7 @@ def ours(reference, prediction, classes):
         for name in corpus.classes:
             box = masks.join(*(side.box(name) for side in sides))
             a, b = (side.mask(name, box) for side in sides)
-            found[name] = score_masks(a, b, overlap.count(a, b), SPACING, TOLERANCE_MM, reference.shape)[1]
+            found[name] = score_masks(a, b, counts.count(a, b), SPACING, TOLERANCE_MM, reference.shape)[1]
         return found
 
     return run

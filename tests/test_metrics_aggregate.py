@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.metrics import aggregate as agg
-from medjax.metrics import overlap
+from medjax.metrics import counts
 
 SHAPE, SPACING = (4, 6, 6), (5.0, 2.0, 1.0)
 DIAGONAL = math.sqrt(20**2 + 12**2 + 6**2)
@@ -32,9 +32,9 @@ def masks(kind):
 )
 def test_empty_case_table(kind, expected):
     reference, prediction = masks(kind)
-    status, scores = agg.score_masks(reference, prediction, overlap.count(reference, prediction), SPACING, 1.0)
+    status, scores = agg.score_masks(reference, prediction, counts.count(reference, prediction), SPACING, 1.0)
     assert status == kind and scores == pytest.approx(expected)
-    assert set(agg.score_masks(reference, prediction, overlap.count(reference, prediction), SPACING, None)[1]) <= {"Dice", "IoU"}
+    assert set(agg.score_masks(reference, prediction, counts.count(reference, prediction), SPACING, None)[1]) <= {"Dice", "IoU"}
 
 
 def row(case, dice, corpus="A", name="liver", patient=None, status=None):

@@ -9,8 +9,8 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.metrics import combine
 from medjax.metrics.aggregate import Row
-from medjax.metrics.overlap import Counts
-from medjax.metrics.report import Pair, build_result
+from medjax.metrics.counts import Counts
+from medjax.metrics.result import Pair, build_result
 
 ORGANS = ("liver", "left kidney", "right kidney", "gallbladder", "pancreas", "spleen", "stomach")
 PUBLISHED = {  # M4oE's Tables 2 and 3, Dice in percent

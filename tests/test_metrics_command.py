@@ -10,7 +10,7 @@ import pytest
 from medjax import cli
 from medjax.corpora.scoring import read_protocol
 from medjax.errors import UsageError
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 from tests.test_metrics_html import parsed
 
 SPEC = {

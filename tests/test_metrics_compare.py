@@ -8,7 +8,7 @@ import pytest
 from medjax.errors import MetricError, UsageError
 from medjax.labels import Corpus
 from medjax.metrics.compare import Comparison, compare, holm, p_value
-from medjax.metrics.report import Pair, build_result
+from medjax.metrics.result import Pair, build_result
 from tests.test_metrics_aggregate import row
 
 CORPUS = Corpus("A", ((1, ("liver",)), (2, ("tumour",))))

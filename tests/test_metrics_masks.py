@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from medjax.corpora.inputs import Case, Mask
 from medjax.errors import DataError, MetricError
 from medjax.labels import Corpus
-from medjax.metrics import masks, overlap
+from medjax.metrics import counts, side
 from medjax.metrics.evaluate import Pair, evaluate, find_pairs
 
 NESTED = Corpus("Liver", ((2, ("liver",)), (5, ("liver", "tumour")), (9, ("vessel",))), ignore=7)
@@ -32,7 +32,7 @@ def test_counts_of_nested_classes_are_those_of_brute_force(tmp_path_factory, see
     pair = Pair("a", save(folder / "r.nii.gz", reference), save(folder / "p.nii.gz", prediction))
     for row in evaluate([pair], NESTED, resamples=2).rows:
         ids = {"liver": [2, 5], "tumour": [5], "vessel": [9]}[row.name]
-        assert row.counts == overlap.count(np.isin(reference, ids), np.isin(prediction, ids), valid=reference != 7)
+        assert row.counts == counts.count(np.isin(reference, ids), np.isin(prediction, ids), valid=reference != 7)
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_a_missing_or_shifted_class_file_fails_its_case_by_name(overlapping):
     array = np.asarray(nib.load(victim).dataobj).transpose(2, 1, 0)
     save(victim, array, np.diag([1.0, 1, 3, 1]))
     with pytest.raises(DataError, match="different geometry"):
-        masks.open_masks(victim.parent, NESTED).box("vessel")
+        side.open_masks(victim.parent, NESTED).box("vessel")
     victim.unlink()
     result = evaluate(find_pairs(overlapping / "truth", overlapping / "out")[0], NESTED, resamples=2)
     assert "no mask of class 'vessel'" in result.failed[0]["message"]
     (overlapping / "empty").mkdir()
     with pytest.raises(MetricError, match="no masks in this folder"):
-        masks.ClassFiles(overlapping / "empty", NESTED)
+        side.ClassFiles(overlapping / "empty", NESTED)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import MetricError
-from medjax.metrics import overlap
+from medjax.metrics import counts as overlap
 
 
 def test_counts_by_hand():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.metrics import aggregate, overlap, surface
+from medjax.metrics import aggregate, surface
+from medjax.metrics import counts as overlap
 from tests.test_metrics_surface import ball
 
 pytestmark = pytest.mark.parity

@@ -16,7 +16,7 @@ from medjax.metrics import html, tables, written
 from medjax.metrics.evaluate import Pair, evaluate
 from medjax.metrics.montage import montage
 from medjax.metrics.present import present
-from medjax.metrics.report import Result, read_cases
+from medjax.metrics.result import Result, read_cases
 from tests.test_metrics_html import save
 
 EVIL = "<script>alert(1)</script>|x\x1b[2J\n[a](http://b) `c`"

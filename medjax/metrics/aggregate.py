@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from medjax.metrics import overlap, surface
+from medjax.metrics import counts as overlap
+from medjax.metrics import surface
 
 PERFECT = {"Dice": 1.0, "IoU": 1.0, "NSD": 1.0, "HD95": 0.0, "ASSD": 0.0, "volume_error_ml": 0.0}
 FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_positive"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 from medjax.metrics.tables import escaped, table
 
 Column = Mapping[str, float]

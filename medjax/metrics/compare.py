@@ -22,7 +22,7 @@ from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.infer.owned import MARK, mark
 from medjax.metrics import written
 from medjax.metrics.aggregate import ABSENT, FOUND, PERFECT, Row, aggregate
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 from medjax.metrics.tables import DECIMALS, TITLES, chance, escaped, mean
 
 TESTS = ("wilcoxon", "permutation")

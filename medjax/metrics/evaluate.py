@@ -15,9 +15,10 @@ from medjax.corpora.cases import Progress, each
 from medjax.corpora.inputs import Case, nifti_files, stem
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
-from medjax.metrics import masks, overlap
+from medjax.metrics import counts as overlap
+from medjax.metrics import side
 from medjax.metrics.aggregate import ABSENT, Row, score_masks
-from medjax.metrics.report import Pair, Result, build_result, join
+from medjax.metrics.result import Pair, Result, build_result, join
 from medjax.metrics.surface import DEFINITION
 from medjax.scans import nifti
 
@@ -111,8 +112,8 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
     """All rows of one case; every class is looked at within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
-    reference = masks.open_masks(pair.reference, corpus, pair.source)
-    prediction = masks.open_masks(pair.prediction, corpus, like=reference.volume)
+    reference = side.open_masks(pair.reference, corpus, pair.source)
+    prediction = side.open_masks(pair.prediction, corpus, like=reference.volume)
     nifti.check_same_geometry(reference.volume, prediction.volume)
     shape, spacing = reference.volume.shape, reference.volume.spacing_mm
     whole = tuple(slice(0, n) for n in shape)
@@ -120,7 +121,7 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
     voxels = int(np.prod(shape)) if valid is None else int(np.count_nonzero(valid))
     rows = []
     for name in names:
-        box = masks.join(reference.box(name), prediction.box(name)) or (slice(0, 0),) * 3
+        box = side.join(reference.box(name), prediction.box(name)) or (slice(0, 0),) * 3
         a, b = reference.mask(name, box), prediction.mask(name, box)
         if valid is not None:
             a, b = a & valid[box], b & valid[box]

@@ -18,7 +18,7 @@ from medjax.infer import owned
 from medjax.metrics import page, pictures, plots, scans, sections, tables
 from medjax.metrics.compare import Comparison
 from medjax.metrics.page import Cell, number, text
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 
 REPORT = "report.html"
 VOXELS = 3_000_000  # of one embedded volume

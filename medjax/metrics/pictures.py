@@ -11,8 +11,8 @@ import numpy as np
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.labels import Corpus
-from medjax.metrics import masks, montage, scans, written
-from medjax.metrics.report import Pair, Result
+from medjax.metrics import montage, scans, side, written
+from medjax.metrics.result import Pair, Result
 from medjax.prepare import geometry
 from medjax.scans import formats, nifti
 
@@ -72,7 +72,7 @@ def shown(result: Result, count: int) -> list[scans.Shown]:
         title = name + ("" if dice is None else f"  (mean Dice {dice:.3f})")
         paths = pair.source.images[:1] if pair.source else ()
         described = result.corpora[corpus]
-        names = masks.value_names(described)
+        names = side.value_names(described)
         found.append(
             scans.Shown(f"{corpus}/{pair.case}", title, tuple(paths), pair.reference, pair.prediction, names, described, pair.source)
         )
@@ -81,7 +81,7 @@ def shown(result: Result, count: int) -> list[scans.Shown]:
 
 def _draw(pair: Pair, corpus: Corpus, path: Path, title: str) -> None:
     maps: Sequence[nifti.Volume] = [
-        masks.label_map(pair.reference, corpus, pair.source), masks.label_map(pair.prediction, corpus),
+        side.label_map(pair.reference, corpus, pair.source), side.label_map(pair.prediction, corpus),
     ]  # fmt: skip
     images = pair.source.images if pair.source else ()
     scan = formats.read(images[0], frame=0, allow_nonfinite=True) if images else None
@@ -90,5 +90,5 @@ def _draw(pair: Pair, corpus: Corpus, path: Path, title: str) -> None:
         nifti.check_same_geometry(scan, maps[0])
     reference, prediction = (canonical.image(m.array) for m in maps)
     grey = np.zeros(reference.shape, np.float32) if scan is None else canonical.image(scan.array)
-    names = masks.value_names(corpus)
+    names = side.value_names(corpus)
     montage.montage(grey, reference, prediction, path, spacing_mm=canonical.spacing_mm, names=names, title=title)

@@ -9,7 +9,7 @@ from pathlib import Path
 from medjax import __version__
 from medjax.metrics import html, pictures, sections, written
 from medjax.metrics.compare import Comparison
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 
 
 def present(

@@ -12,7 +12,7 @@ import numpy as np
 from medjax.corpora.inputs import Case
 from medjax.data import embed
 from medjax.labels import Corpus
-from medjax.metrics import masks
+from medjax.metrics import side
 from medjax.metrics.montage import colour
 from medjax.prepare import geometry
 from medjax.scans import formats, nifti
@@ -97,7 +97,7 @@ def _window(grey: np.ndarray) -> list[float]:
 
 
 def _map(path: str, corpus: Corpus | None, source: Case | None) -> nifti.Volume:
-    return formats.read(path, "label") if corpus is None else masks.label_map(path, corpus, source)
+    return formats.read(path, "label") if corpus is None else side.label_map(path, corpus, source)
 
 
 def _scaled(grey: np.ndarray, low: float, high: float, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:

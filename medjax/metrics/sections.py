@@ -11,7 +11,7 @@ import numpy as np
 from medjax.metrics import page, plots, tables, written
 from medjax.metrics.compare import LEVEL, Comparison
 from medjax.metrics.page import Cell, number, text
-from medjax.metrics.report import Result
+from medjax.metrics.result import Result
 
 AGREEMENT_PLOTS = 12  # volume plots in a page; the tables hold the bias of all classes
 CASE_ROWS = 2000

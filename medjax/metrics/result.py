@@ -20,7 +20,8 @@ from medjax.infer import outputs
 from medjax.infer.names import from_spreadsheet, spreadsheet
 from medjax.infer.owned import mark
 from medjax.labels import Corpus
-from medjax.metrics import overlap, tables, written
+from medjax.metrics import counts as overlap
+from medjax.metrics import tables, written
 from medjax.metrics.aggregate import Row, aggregate
 
 COLUMNS = ("case", "dataset", "class", "metric", "value")  # of cases.csv
