@@ -5,10 +5,10 @@ import pytest
 
 from medjax import cli
 from medjax.corpora.sources import read_corpus
-from medjax.data import preview
 from medjax.errors import DataError
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
+from medjax.report import preview
 from tests.make_raw import write_corpus
 
 

@@ -16,7 +16,8 @@ from medjax import cli
 from medjax.errors import UsageError
 from medjax.experiment import prediction
 from medjax.infer.cases import Result as prediction_result
-from medjax.metrics import html, page, scans
+from medjax.report import page, viewer
+from medjax.report import prediction as html
 from tests import browser
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.0, 0, -20], [0, 0, 1.5, 5], [0, 0, 0, 1]])
@@ -97,8 +98,8 @@ def test_a_prediction_report_is_complete_and_cannot_be_broken(predicted):
 
 
 def test_what_the_viewer_gets_is_the_scan(predicted, tmp_path):
-    shown = scans.Shown("a", "a", (str(tmp_path / "scans" / "one.nii.gz"),), None, str(predicted / "one.nii.gz"), {1: "liver", 6: "cyst"})
-    made = scans.payload(shown, 10**9)
+    shown = viewer.Shown("a", "a", (str(tmp_path / "scans" / "one.nii.gz"),), None, str(predicted / "one.nii.gz"), {1: "liver", 6: "cyst"})
+    made = viewer.payload(shown, 10**9)
     decoded = {}
     for name, text in {"image": made["image"], "mask": made["layers"]["prediction"]["data"]}.items():
         (tmp_path / f"{name}.nii.gz").write_bytes(base64.b64decode(text))
@@ -122,7 +123,7 @@ def test_the_first_window_suits_the_modality(tmp_path):
         ("flat", values * 0, [0.0, 1.0]),
     ):
         image, mask = save(tmp_path / f"{name}.nii.gz", scan), save(tmp_path / "mask.nii.gz", np.ones(scan.shape, np.uint8))
-        assert scans.payload(scans.Shown("a", "a", (image,), None, mask, {1: "a"}), 10**9)["window"] == pytest.approx(expected, abs=0.1)
+        assert viewer.payload(viewer.Shown("a", "a", (image,), None, mask, {1: "a"}), 10**9)["window"] == pytest.approx(expected, abs=0.1)
 
 
 def test_large_scans_are_cropped_and_coarsened_and_the_page_says_so(tmp_path):
@@ -130,7 +131,7 @@ def test_large_scans_are_cropped_and_coarsened_and_the_page_says_so(tmp_path):
     mask[20:22, 30:50, 30:50] = 1
     scan[mask > 0] = 7
     image, label = save(tmp_path / "s.nii.gz", scan, np.diag([1.0, 1, 3, 1])), save(tmp_path / "m.nii.gz", mask, np.diag([1.0, 1, 3, 1]))
-    made = scans.payload(scans.Shown("a", "a", (image,), label, label, {1: "liver"}), 4000)
+    made = viewer.payload(viewer.Shown("a", "a", (image,), label, label, {1: "liver"}), 4000)
     assert "cropped" in made["note"] and "mm" in made["note"] and set(made["layers"]) == {"reference", "prediction", "differences"}
     (tmp_path / "small.nii.gz").write_bytes(base64.b64decode(made["layers"]["reference"]["data"]))
     small = nib.load(tmp_path / "small.nii.gz")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import MetricError
-from medjax.metrics.montage import best_slices, colour, montage
+from medjax.report.montage import best_slices, colour, montage
 
 
 def volumes(shape=(8, 20, 16)):

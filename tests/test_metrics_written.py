@@ -12,11 +12,12 @@ from medjax import cli
 from medjax.errors import UsageError
 from medjax.experiment import gates, scores
 from medjax.labels import Corpus
-from medjax.metrics import html, tables, written
+from medjax.metrics import tables, written
 from medjax.metrics.evaluate import Pair, evaluate
-from medjax.metrics.montage import montage
-from medjax.metrics.present import present
 from medjax.metrics.result import Result, read_cases
+from medjax.report import prediction
+from medjax.report.montage import montage
+from medjax.report.present import present
 from tests.test_metrics_html import save
 
 EVIL = "<script>alert(1)</script>|x\x1b[2J\n[a](http://b) `c`"
@@ -126,7 +127,7 @@ def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_pat
     gates.write(found, tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("write", [html.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))])
+@pytest.mark.parametrize("write", [prediction.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))])
 def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path, write):
     import os
 

@@ -250,11 +250,11 @@ def test_nibabel_images_of_unlike_scans_warn(blank_run):
 
 
 def test_the_page_lists_warnings_escaped(tmp_path):
-    from medjax.metrics import html
+    from medjax.report import prediction
 
     (tmp_path / "a.json").write_text(json.dumps({"labels": {}, "classes": {}, "images": [], "warnings": ["no voxel of <b>liver</b>"]}))
     (tmp_path / "run.json").write_text(json.dumps({"cases": {"a": {}, "../../secret": {}}, "failed": []}))
-    page = html.prediction_report(tmp_path).read_text()
+    page = prediction.prediction_report(tmp_path).read_text()
     assert 'id="warnings"' in page and "&lt;b&gt;liver" in page and "unusable case name" in page
 
 

@@ -38,8 +38,8 @@ def add(verbs) -> None:
 def _evaluate(args) -> int:
     from medjax.corpora.scoring import read_protocol
     from medjax.metrics import evaluate as metrics
-    from medjax.metrics import present
     from medjax.metrics.compare import compare
+    from medjax.report import present
 
     reference = Path(args.reference)
     beside = reference.parent / "dataset.json"

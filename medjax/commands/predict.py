@@ -83,7 +83,7 @@ def _predict(args) -> int:
 
 def _page(folder: Path, overwrite: bool, say) -> None:
     """The page is for looking: nothing that goes wrong with it undoes a prediction."""
-    from medjax.metrics.html import prediction_report
+    from medjax.report.prediction import prediction_report
 
     try:
         say(f"to look at: {shown(prediction_report(folder, overwrite=overwrite))}")

@@ -61,7 +61,7 @@ def _names(meta) -> dict[int, str]:
 def _cases(root: Path, name: str, out: Path, args) -> Path:
     import numpy as np
 
-    from medjax.data import preview
+    from medjax.report import preview
 
     rows, cases = [], _chosen(root, name, args.samples)
     for case in cases:
@@ -78,8 +78,8 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
     import numpy as np
 
     from medjax.augment.nnunet import Augmentation, augment
-    from medjax.data import preview
     from medjax.prepare import store
+    from medjax.report import preview
     from medjax.sample.draw import Pool, Recipe, Samples
     from medjax.sample.patches import enlarged_patch
 

@@ -15,7 +15,7 @@ def add(verbs) -> None:
 
 
 def _report(args) -> int:
-    from medjax.metrics.html import report
+    from medjax.report.prediction import report
 
     options = {"cases": args.viewer_cases, "voxels": args.viewer_voxels, "budget_mb": args.budget_mb, "overwrite": args.overwrite}
     for path in report(args.folder, **options):

@@ -157,8 +157,8 @@ def origin(model: Trained) -> dict:
 
 def draw_preview(names: Mapping[int, str], case: Case, volume: Any, segmentation: Any, folder: Path) -> list[str]:
     """`<case>_preview.png`: the scan with the contours of the label map in three planes."""
-    from medjax.metrics.montage import montage
     from medjax.prepare import geometry
+    from medjax.report.montage import montage
 
     name = f"{case.name}_preview.png"
     canonical = geometry.fit(volume, None, crop="none")

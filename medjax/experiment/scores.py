@@ -14,7 +14,8 @@ from medjax.experiment import runfolder
 from medjax.infer.cases import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
-from medjax.metrics import present, written
+from medjax.metrics import written
+from medjax.report import present
 
 
 def say(text: str) -> None:

@@ -24,7 +24,7 @@ text = html.escape
 
 def asset(name: str) -> bytes:
     """A file that came with the package."""
-    return (resources.files("medjax.metrics") / "assets" / name).read_bytes()
+    return (resources.files("medjax.report") / "assets" / name).read_bytes()
 
 
 @lru_cache(maxsize=1)

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medjax.corpora.inputs import Case
-from medjax.data import embed
 from medjax.labels import Corpus
 from medjax.metrics import side
-from medjax.metrics.montage import colour
 from medjax.prepare import geometry
+from medjax.report import embed
+from medjax.report.montage import colour
 from medjax.scans import formats, nifti
 
 AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)

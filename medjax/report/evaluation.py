@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.metrics import page, plots, tables, written
+from medjax.metrics import tables, written
 from medjax.metrics.compare import LEVEL, Comparison
-from medjax.metrics.page import Cell, number, text
 from medjax.metrics.result import Result
+from medjax.report import charts, page
+from medjax.report.page import Cell, number, text
 
 AGREEMENT_PLOTS = 12  # volume plots in a page; the tables hold the bias of all classes
 CASE_ROWS = 2000
@@ -45,13 +46,13 @@ def figures(result: Result) -> dict[str, str]:
             rows = [row for row in result.rows if row.corpus == corpus and metric in row.scores]
             values = {name: [(row.case, row.scores[metric]) for row in rows if row.name == name] for name in names}
             high = 1.0 if metric != "HD95" else None
-            drawn[f"{corpus}_{metric}"] = plots.box_plot(f"{corpus}: {tables.TITLES.get(metric, metric)}", values, 0.0, high)
+            drawn[f"{corpus}_{metric}"] = charts.box_plot(f"{corpus}: {tables.TITLES.get(metric, metric)}", values, 0.0, high)
         for name in names:
             points = _volumes(result, corpus, name)
             cell = result.tables["cells"][corpus][name].get("volume_error_ml", {})
             if len(points) > 1 and cell.get("mean") is not None and sum("volume" in key for key in drawn) < AGREEMENT_PLOTS:
                 title = f"{name}: predicted - reference volume (ml)"
-                drawn[f"{corpus}_{name}_volume"] = plots.bland_altman(title, points, cell["mean"], cell.get("limits"))
+                drawn[f"{corpus}_{name}_volume"] = charts.bland_altman(title, points, cell["mean"], cell.get("limits"))
     return drawn
 
 

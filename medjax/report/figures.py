@@ -11,9 +11,10 @@ import numpy as np
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.labels import Corpus
-from medjax.metrics import montage, scans, side, written
+from medjax.metrics import side, written
 from medjax.metrics.result import Pair, Result
 from medjax.prepare import geometry
+from medjax.report import montage, viewer
 from medjax.scans import formats, nifti
 
 Scored = tuple[str, Pair, float | None]  # corpus, pair, mean Dice over the classes that were scored
@@ -63,7 +64,7 @@ def montages(result: Result, folder: Path, count: int) -> tuple[list[tuple[str, 
     return drawn, failed
 
 
-def shown(result: Result, count: int) -> list[scans.Shown]:
+def shown(result: Result, count: int) -> list[viewer.Shown]:
     """The cases for the viewer of a report."""
     several = len(result.corpora) > 1
     found = []
@@ -74,7 +75,7 @@ def shown(result: Result, count: int) -> list[scans.Shown]:
         described = result.corpora[corpus]
         names = side.value_names(described)
         found.append(
-            scans.Shown(f"{corpus}/{pair.case}", title, tuple(paths), pair.reference, pair.prediction, names, described, pair.source)
+            viewer.Shown(f"{corpus}/{pair.case}", title, tuple(paths), pair.reference, pair.prediction, names, described, pair.source)
         )
     return found
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 from medjax import __version__
-from medjax.metrics import html, pictures, sections, written
+from medjax.metrics import written
 from medjax.metrics.compare import Comparison
 from medjax.metrics.result import Result
+from medjax.report import evaluation, figures, prediction
 
 
 def present(
@@ -18,7 +19,7 @@ def present(
     *,
     comparison: Comparison | None = None,
     montages: int = 6,
-    viewer_cases: int = html.CASES,
+    viewer_cases: int = prediction.CASES,
     overwrite: bool = False,
 ) -> Path:
     """Draws into `folder`; a case that cannot be drawn is named in the page and costs nothing else.
@@ -32,7 +33,7 @@ def present(
     folder, places = Path(folder), written.plots(result.classes)
     names = written.planned(result.classes, [(corpus, pair.case) for corpus, pair in result.pairs] if montages else [])
     written.check(folder, [name for name in names if name not in written.NUMBERS], overwrite=overwrite)
-    for name, svg in sections.figures(result).items():
-        html.write(folder / places[name], f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"))
-    drawn, _ = pictures.montages(result, folder, montages)
-    return html.evaluation_report(result, folder, comparison=comparison, pictures_of=drawn, cases=viewer_cases, overwrite=overwrite)
+    for name, svg in evaluation.figures(result).items():
+        prediction.write(folder / places[name], f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"))
+    drawn, _ = figures.montages(result, folder, montages)
+    return prediction.evaluation_report(result, folder, comparison=comparison, pictures_of=drawn, cases=viewer_cases, overwrite=overwrite)

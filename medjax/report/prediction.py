@@ -15,10 +15,11 @@ from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case, read_json
 from medjax.errors import MedjaxError, UsageError
 from medjax.infer import owned
-from medjax.metrics import page, pictures, plots, scans, sections, tables
+from medjax.metrics import tables
 from medjax.metrics.compare import Comparison
-from medjax.metrics.page import Cell, number, text
 from medjax.metrics.result import Result
+from medjax.report import charts, evaluation, figures, page, viewer
+from medjax.report.page import Cell, number, text
 
 REPORT = "report.html"
 VOXELS = 3_000_000  # of one embedded volume
@@ -55,7 +56,7 @@ def prediction_report(
             broken.append({"case": name} | error.record())
     failed = [*manifest.get("failed", []), *broken]
     shown = [
-        scans.Shown(
+        viewer.Shown(
             name, name, tuple(p for p in side.get("images", ()) if Path(p).is_file())[:1], None, str(folder / f"{name}.nii.gz"),
             {int(v): label for v, label in side.get("labels", {}).items()}, frame=side.get("settings", {}).get("frame", 0),
         )
@@ -107,21 +108,21 @@ def evaluation_report(
     """
     folder = Path(folder)
     path = _page(folder / REPORT, overwrite)
-    payloads, left = embed(pictures.shown(result, cases), voxels, budget_mb)
+    payloads, left = embed(figures.shown(result, cases), voxels, budget_mb)
     found = result.tables
     facts = [("cases scored", len(result.pairs)), ("failed", len(result.failed)), ("classes", len(found["classes"]))]
     measured = [m for m in ("Dice", "NSD", "HD95") if m in found["metrics"]]
     facts += [(f"mean {tables.TITLES.get(m, m)}", tables.mean(found["overall"][m], m)) for m in measured]
-    content = [("scores", "Scores", sections.scores(result))]
+    content = [("scores", "Scores", evaluation.scores(result))]
     if comparison is not None:
-        content.append(("comparison", "Comparison", sections.comparison(comparison)))
+        content.append(("comparison", "Comparison", evaluation.comparison(comparison)))
     if payloads or left:
         said = _left_out(left, len(result.pairs) - len(payloads))
         content.append(("viewer", "Scans and masks", said + (page.VIEWER if payloads else "")))
-    content.append(("plots", "Plots", "".join(f"<figure>{svg}</figure>" for svg in sections.figures(result).values())))
-    content.append(("cases", "Cases", sections.cases(result)))
+    content.append(("plots", "Plots", "".join(f"<figure>{svg}</figure>" for svg in evaluation.figures(result).values())))
+    content.append(("cases", "Cases", evaluation.cases(result)))
     if pictures_of:
-        content.append(("worst", "Worst cases", sections.pictures(pictures_of)))
+        content.append(("worst", "Worst cases", evaluation.pictures(pictures_of)))
     if result.failed:
         content.append(("failed", "Not scored", page.failures(result.failed)))
     subtitle = f"{', '.join(result.corpora)}; {os.path.realpath(folder)}"
@@ -155,12 +156,12 @@ def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
     return [path for part in inside for path in report(part, **options)]
 
 
-def embed(shown: Sequence[scans.Shown], voxels: int, budget_mb: float) -> tuple[list[dict], list[dict]]:
+def embed(shown: Sequence[viewer.Shown], voxels: int, budget_mb: float) -> tuple[list[dict], list[dict]]:
     """Payloads of the cases that can be read and fit into the budget, in order; and records of those that cannot be shown."""
     payloads, left, used = [], [], 0
     for one in shown:
         try:
-            made = scans.payload(one, voxels) | {"title": one.title}
+            made = viewer.payload(one, voxels) | {"title": one.title}
         except Exception as error:
             left.append(failure(Case(one.key, one.images), error))
             continue
@@ -257,7 +258,7 @@ def _statistics(sidecars: Mapping[str, Mapping]) -> str:
         )
     heads = ["class", "found in", "not found in", "volume ml (median)", "volume ml (range)", "mean intensity"]
     drawn = {name: [(case, e["volume_ml"]) for case, e in entries if e.get("voxels", 1)] for name, entries in by_class.items()}
-    figure = f"<figure>{plots.box_plot('volume (ml)', drawn)}</figure>" if any(len(v) > 1 for v in drawn.values()) else ""
+    figure = f"<figure>{charts.box_plot('volume (ml)', drawn)}</figure>" if any(len(v) > 1 for v in drawn.values()) else ""
     return page.table(heads, rows) + figure if rows else '<p class="faint">no class volumes were recorded</p>'
 
 

@@ -1,0 +1,1 @@
+"""Reports: numbers and masks -> pages, figures and a viewer."""
