@@ -47,22 +47,21 @@ def read(kind: str, path: Path) -> None:
 
 def _read_torch(path: Path) -> None:
     from medjax.experiment import imported
-    from medjax.port import core, plans_v1
+    from medjax.weights import accounts, plans_v1
 
     if b"plans_per_stage" in path.read_bytes():
         plans_v1.read_plans_v1(path)
         return
-    structure = core.read(path)
+    structure = accounts.read(path)
     with imported._understood(path, "nnunet"):
         imported._describe(structure, path, None, (), "3d_fullres", "")
-        core.tensors_of(structure)
+        accounts.tensors_of(structure)
 
 
 def _read_npz(path: Path) -> None:
     """As weights, and as a mask of a corpus (whose name holds the shape)."""
     from medjax.errors import MedjaxError
     from medjax.experiment import imported
-    from medjax.port import core
     from medjax.scans import arrays
 
     as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
@@ -75,7 +74,7 @@ def _read_npz(path: Path) -> None:
         as_mask.unlink()
         as_mask.parent.rmdir()
     with imported._understood(path, "nnunet"):
-        core.tensors_of(core.read(path))
+        accounts.tensors_of(accounts.read(path))
 
 
 def _read_archive(path: Path) -> None:
@@ -92,13 +91,14 @@ def _read_function(path: Path) -> None:
     import jax
     import jax.numpy as jnp
 
-    from medjax.experiment import models, portable
-    from medjax.experiment.verification import Verifier
+    from medjax.experiment import models
+    from medjax.weights.formats import stablehlo
+    from medjax.weights.formats.verification import Verifier
 
     if not _VERIFIER:
         _VERIFIER.append(Verifier(patience=100.0))
     one = models.read_model(path)
-    apply, window = portable.function(one.archive, verifier=_VERIFIER[0])
+    apply, window = stablehlo.function(one.archive, verifier=_VERIFIER[0])
     channels = max(len(corpus.channels) for corpus in one.space.corpora)
     context = {"corpus": jnp.zeros(1, jnp.int32), "modality": jnp.zeros(1, jnp.int32), "spacing_mm": jnp.ones((1, 3))}
     np.asarray(jax.jit(lambda image: apply({}, image, context)["logits"])(jnp.zeros((1, *window, channels))))
@@ -247,7 +247,7 @@ def damaged(data: bytes, rng: random.Random, other: bytes | None = None) -> byte
 
 def _instruction(rng: random.Random) -> bytes:
     """One piece of byte code: instructions that exist, names that are allowed, values at the edges."""
-    from medjax.port.torch_file import ALLOWED
+    from medjax.weights.formats.torch_file import ALLOWED
 
     what = rng.randrange(12)
     if what < 3:

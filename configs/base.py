@@ -93,7 +93,9 @@ def base_config() -> ml_collections.ConfigDict:
     c.init.upcycle = False  # the source's plain MLPs become every expert here
     c.init.experts = ordered()  # expert here (a modality) -> expert of the source, where the names differ ("" keeps it fresh)
     c.init.experts_from = ordered()  # expert -> another run folder to take it from
-    c.init.gate = "fresh"  # gate columns of added experts; or "apart", "split", "closed": the old function stays (medjax/train/experts.py)
+    c.init.gate = (
+        "fresh"  # gate columns of added experts; or "apart", "split", "closed": the old function stays (medjax/weights/experts.py)
+    )
 
     c.train = ordered()
     c.train.steps = 250_000

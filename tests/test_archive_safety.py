@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from medjax import cli
-from medjax.data.plans_import import intensity_of
 from medjax.errors import LabelError, MedjaxError, ModelError, UsageError
-from medjax.experiment import archive, fitted, postprocessing
+from medjax.experiment import fitted, postprocessing
 from medjax.experiment.export import export
 from medjax.experiment.info import about_run, as_text
 from medjax.experiment.models import load_predictor, read_model
@@ -24,6 +23,8 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import build
 from medjax.train.checkpoint import Checkpoints
+from medjax.weights.formats import archive
+from medjax.weights.plans_import import intensity_of
 from tests.make_run import make_run
 from tests.test_archive import rewritten
 

@@ -8,12 +8,12 @@ import pickle
 import numpy as np
 import pytest
 
-from medjax.data.plans_import import from_v1, read_plans
 from medjax.errors import UsageError
 from medjax.experiment import planned
 from medjax.labels import Corpus
-from medjax.port.plans_v1 import read_plans_v1
 from medjax.prepare.plan import Intensity, Plan
+from medjax.weights.plans_import import from_v1, read_plans
+from medjax.weights.plans_v1 import read_plans_v1
 
 STATISTICS = {"mean": 100.0, "std": 50.0, "percentile_00_5": -60.0, "percentile_99_5": 240.0, "median": 98.0, "min": -200.0, "max": 900.0}
 NETWORK = {

@@ -11,8 +11,8 @@ from configs.m4oe import get_config
 from medjax.errors import TrainError, UsageError
 from medjax.experiment import corpora, growth, initial, network, runfolder, stages
 from medjax.registry import plain
-from medjax.train import experts
 from medjax.train.checkpoint import Checkpoints
+from medjax.weights import experts
 from tests.make_raw import write_corpus
 
 TINY = dict(width=8, depths=(1, 1), heads=(1, 2), window=4, patch_size=2)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.port import core, torch_file
-from medjax.port.core import Row
+from medjax.weights import accounts
+from medjax.weights.accounts import Row
+from medjax.weights.formats import torch_file
 
 
 class _Call:
@@ -33,7 +34,7 @@ def _archive(path, value):
 def test_a_file_that_wants_to_run_something_is_refused_before_it_does(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"no weights need.*(system|eval|getattr)"):
-        core.read(_archive(tmp_path / "bad.pth", {"state_dict": call}))
+        accounts.read(_archive(tmp_path / "bad.pth", {"state_dict": call}))
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(call))
     with pytest.raises(ModelError, match="no weights need"):
         torch_file.read_plain(tmp_path / "bad.pkl")
@@ -43,13 +44,13 @@ def test_a_file_that_wants_to_run_something_is_refused_before_it_does(tmp_path, 
 def test_damaged_and_missing_files_are_named(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"\x80\x02}q\x00(X\x05")
     with pytest.raises(ModelError, match=r"cut\.pth"):
-        core.read(tmp_path / "cut.pth")
+        accounts.read(tmp_path / "cut.pth")
     with pytest.raises(ModelError, match="no such weight file"):
-        core.read(tmp_path / "none.pth")
+        accounts.read(tmp_path / "none.pth")
     with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
         archive.writestr("a.txt", "")
     with pytest.raises(ModelError, match=r"without PyTorch's data\.pkl"):
-        core.read(tmp_path / "other.pth")
+        accounts.read(tmp_path / "other.pth")
 
 
 def test_plain_pickles_of_numbers_are_read(tmp_path):
@@ -63,12 +64,12 @@ def test_plain_pickles_of_numbers_are_read(tmp_path):
 def test_npz_and_safetensors(tmp_path):
     weights = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
     np.savez(tmp_path / "w.npz", **weights)
-    np.testing.assert_array_equal(core.tensors_of(core.read(tmp_path / "w.npz"))["a"], weights["a"])
+    np.testing.assert_array_equal(accounts.tensors_of(accounts.read(tmp_path / "w.npz"))["a"], weights["a"])
     pytest.importorskip("safetensors")
     from safetensors.numpy import save_file
 
     save_file(weights, tmp_path / "w.safetensors")
-    np.testing.assert_array_equal(core.read(tmp_path / "w.safetensors")["a"], weights["a"])
+    np.testing.assert_array_equal(accounts.read(tmp_path / "w.safetensors")["a"], weights["a"])
 
 
 @pytest.mark.parity
@@ -82,9 +83,9 @@ def test_pytorchs_files_are_read_without_pytorch(tmp_path, zipped):
     }  # fmt: skip
     whole = {"state_dict": state, "epoch": 3, "best": np.float64(0.5), "plot": [np.float32(1.0)], "opt": {"device": torch.device("cpu")}}
     torch.save(whole, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    found = core.read(tmp_path / "w.pth")
+    found = accounts.read(tmp_path / "w.pth")
     assert found["epoch"] == 3 and found["best"] == 0.5 and found["plot"] == [1.0]
-    tensors = core.tensors_of(found)
+    tensors = accounts.tensors_of(found)
     assert sorted(tensors) == ["a", "b", "h", "n", "p"]  # data-parallel prefix gone
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, state[f"module.{name}"].detach().float().numpy())
@@ -97,21 +98,21 @@ TABLE = (Row(r"c(\d)\.weight", "conv/kernel", "conv"), Row(r"out\.bias", "head/b
 
 def test_layouts_are_pytorchs():
     w = np.random.default_rng(0).normal(size=(4, 5, 3, 1, 2))
-    np.testing.assert_array_equal(core.LAYOUTS["conv"](w)[2, 0, 1], w[:, :, 2, 0, 1].T)
-    np.testing.assert_array_equal(core.LAYOUTS["up"](w)[2, 0, 1], w[:, :, 2, 0, 1])
-    np.testing.assert_array_equal(core.LAYOUTS["point"](w[:, :, :1, :, :1]), w[:, :, 0, 0, 0].T)
-    assert core.LAYOUTS["split"](np.ones((6, 2, 3))).shape == (6, 6) and core.LAYOUTS["joined"](np.ones((2, 3, 6))).shape == (6, 6)
+    np.testing.assert_array_equal(accounts.LAYOUTS["conv"](w)[2, 0, 1], w[:, :, 2, 0, 1].T)
+    np.testing.assert_array_equal(accounts.LAYOUTS["up"](w)[2, 0, 1], w[:, :, 2, 0, 1])
+    np.testing.assert_array_equal(accounts.LAYOUTS["point"](w[:, :, :1, :, :1]), w[:, :, 0, 0, 0].T)
+    assert accounts.LAYOUTS["split"](np.ones((6, 2, 3))).shape == (6, 6) and accounts.LAYOUTS["joined"](np.ones((2, 3, 6))).shape == (6, 6)
 
 
 def test_every_tensor_is_accounted_for():
     weights = {"c1.weight": np.ones((4, 5, 3, 1, 2)), "out.bias": np.arange(4.0), "buffer": np.zeros(1)}
-    tree, account = core.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")])
+    tree, account = accounts.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")])
     assert tree["conv"]["kernel"].shape == (3, 1, 2, 5, 4) and tree["head"]["bias"].dtype == np.float32
     assert account.matched == {"c1.weight": "conv/kernel", "out.bias": "head/bias"}
     assert account.ignored == {"made again": ("buffer",)} and account.absent == {}
     assert "ignored 1 (buffer): made again" in account.text()
     del weights["out.bias"]
-    tree, account = core.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")], absent=[(r"head/.*", "starts fresh")])
+    tree, account = accounts.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")], absent=[(r"head/.*", "starts fresh")])
     assert "head" not in tree and account.absent == {"starts fresh": ("head/bias",)}
 
 
@@ -127,7 +128,7 @@ def test_every_tensor_is_accounted_for():
 def test_whatever_is_left_over_is_an_error(change, message):
     weights = {"c1.weight": np.ones((4, 5, 3, 1, 2)), "out.bias": np.arange(4.0)} | change
     with pytest.raises(ModelError, match=message):
-        core.convert({k: v for k, v in weights.items() if v is not None}, TABLE, TARGET)
+        accounts.convert({k: v for k, v in weights.items() if v is not None}, TABLE, TARGET)
 
 
 def test_softmax_heads_relative_to_the_background_give_the_same_probabilities():
@@ -136,7 +137,7 @@ def test_softmax_heads_relative_to_the_background_give_the_same_probabilities():
         rng.normal(size=(7, 6)),
         {"head_0": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)}, "other": {"bias": np.ones(4)}},
     )
-    new = core.relative_to_background(tree, r"head_\d+/(kernel|bias)")
+    new = accounts.relative_to_background(tree, r"head_\d+/(kernel|bias)")
     assert new["head_0"]["kernel"].shape == (6, 3) and new["other"]["bias"].shape == (4,)
     old = np.exp(x @ tree["head_0"]["kernel"] + tree["head_0"]["bias"])
     relative = np.exp(x @ new["head_0"]["kernel"] + new["head_0"]["bias"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.port import core, nnunet, stunet, swin_unetr, vit
+from medjax.weights import accounts
+from medjax.weights.families import nnunet, stunet, swin_unetr, vit
 from tests import test_models_swin_unetr as monai
 
 RNG = np.random.default_rng(0)
@@ -18,8 +19,8 @@ FAST = {"xla_backend_optimization_level": 0}
 
 def _converted(family, tensors, model=None):
     found = family.architecture(tensors)
-    found = core.Architecture(found.model, found.channels_out, found.channels_in, {**found.arguments, **(model or {})}, found.sides)
-    tree, account = core.convert(tensors, family.table(tensors), core.abstract(found), ignored=family.IGNORED, absent=family.ABSENT)
+    found = accounts.Architecture(found.model, found.channels_out, found.channels_in, {**found.arguments, **(model or {})}, found.sides)
+    tree, account = accounts.convert(tensors, family.table(tensors), accounts.abstract(found), ignored=family.IGNORED, absent=family.ABSENT)
     return found, tree, account
 
 
@@ -87,7 +88,7 @@ def test_the_plain_network_of_version_1():
     found, tree, _ = _converted(nnunet, tensors)
     assert found.model == "unet" and found.arguments["strides"] == strides and found.arguments["features"] == features
     assert not found.arguments["up_bias"] and not found.arguments["head_bias"] and found.channels_out == 47
-    assert sum(int(np.prod(s)) for s in core.shapes_of(tree).values()) == 29_319_560  # MultiTalent's U-Net
+    assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 29_319_560  # MultiTalent's U-Net
 
 
 def test_the_residual_network_of_version_1():
@@ -115,7 +116,7 @@ def test_the_residual_network_of_version_1():
         shapes |= {f"{head}.weight": (47, f, 1, 1, 1), f"{head}.bias": (47,)}
     tensors = {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()}
     found, tree, account = _converted(nnunet, tensors)
-    assert sum(int(np.prod(s)) for s in core.shapes_of(tree).values()) == 69_335_475
+    assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 69_335_475
     assert len(account.matched) == 156 and found.arguments["blocks"] == blocks and found.arguments["skip"] == "strided_conv"
 
 
@@ -156,7 +157,7 @@ def test_stunet_s_gives_the_same_five_outputs(strides):
     tensors = _random(theirs)
     assert len(tensors) == 130
     found, tree, account = _converted(stunet, tensors, {"strides": strides})
-    assert sum(int(np.prod(s)) for s in core.shapes_of(tree).values()) == 14_596_941 and len(account.matched) == 130
+    assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 14_596_941 and len(account.matched) == 130
     image = RNG.normal(size=(1, 32, 32, 64, 1)).astype(np.float32)
     outputs = _logits(found, tree, image)
     assert len(outputs) == 5
@@ -168,7 +169,7 @@ def test_stunet_s_gives_the_same_five_outputs(strides):
 
 def _swin_tensors(feature_size=12, classes=14):
     network = monai.swin_unetr.make(classes, feature_size=feature_size)
-    leaves = core.shapes_of(monai._shapes(network, (32, 32, 64)))
+    leaves = accounts.shapes_of(monai._shapes(network, (32, 32, 64)))
     tensors = {}
     for key in monai._monai_keys():
         path, layout = monai.place(key)
@@ -191,7 +192,7 @@ def test_the_self_supervised_encoder_alone():
     encoder = {name: value for name, value in _swin_tensors().items() if "swinViT" in name}
     tensors = {re.sub(r"linear(\d)", r"fc\1", name.replace("swinViT.", "module.")): value for name, value in encoder.items()}
     tensors |= {"module.rotation_head.weight": np.ones((4, 192)), "module.contrastive_head.bias": np.ones(512)}
-    found, tree, account = _converted(swin_unetr, core.tensors_of({"state_dict": tensors}))
+    found, tree, account = _converted(swin_unetr, accounts.tensors_of({"state_dict": tensors}))
     assert list(tree) == ["swin"] and found.channels_out == 1
     assert len(account.ignored["heads of the self-supervised task"]) == 2
     assert all(not path.startswith("swin/") for path in account.absent["not in a file of the encoder alone; starts fresh"])

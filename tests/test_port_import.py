@@ -12,12 +12,12 @@ from medjax import cli
 from medjax.errors import ModelError, UsageError
 from medjax.experiment import imported, models, network, runfolder
 from medjax.labels import Corpus, merge
-from medjax.port import nnunet_plan
 from medjax.prepare.plan import Intensity
 from medjax.registry import plain
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint
-from medjax.train.transfer import transfer
+from medjax.weights import nnunet_plan
+from medjax.weights.transfer import transfer
 
 STATISTICS = {"mean": 40.0, "std": 120.0, "percentile_00_5": -500.0, "percentile_99_5": 400.0, "median": 30.0, "min": -1e3, "max": 2e3}
 DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}, "numTraining": 1, "file_ending": ".nii.gz"}

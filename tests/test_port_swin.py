@@ -7,8 +7,8 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import masked_swin, swin_unet
-from medjax.port import core
-from medjax.port import swin_unet as port
+from medjax.weights import accounts
+from medjax.weights.families import swin_unet as port
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -36,7 +36,7 @@ def _arrays(state):
 def _imported(tensors):
     found = port.architecture(tensors)
     rules = {"ignored": port.ignored(tensors), "absent": port.absent(tensors)}
-    return found, *core.convert(port.gathered(tensors), port.table(tensors), core.abstract(found), **rules)
+    return found, *accounts.convert(port.gathered(tensors), port.table(tensors), accounts.abstract(found), **rules)
 
 
 KINDS = [
@@ -64,7 +64,7 @@ def test_key_counts_are_those_of_the_published_files():
     for experts, entries in ((1, 266), (2, 323), (3, 380)):
         state = SwinUnet((2,) * experts, **SMALL, encoder="gate", decoder="gate", experts=experts).state_dict()
         assert len(state) == entries
-        leaves = jax.tree.leaves(core.abstract(port.architecture(_arrays(state))))
+        leaves = jax.tree.leaves(accounts.abstract(port.architecture(_arrays(state))))
         assert len(leaves) == 246
     assert len(SwinUnet((2,), **SMALL).state_dict()) == 238
 
@@ -106,7 +106,7 @@ def test_the_masked_image_network_computes_swin_maes_function():
     peer, state = _masked_autoencoder()
     net = masked_swin.make(experts_in="none", keep_shift=True, epsilon=1e-6, **OURS)
     target = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
-    params, _ = core.convert(port.gathered(_arrays(state)), port.masked_table(), target, ignored=port.IGNORED)
+    params, _ = accounts.convert(port.gathered(_arrays(state)), port.masked_table(), target, ignored=port.IGNORED)
     rng = np.random.default_rng(0)
     image, masked = rng.normal(size=(2, 64, 64, 1)).astype(np.float32), rng.random((2, 16, 16)) < 0.75
     found = jax.jit(lambda p: net.apply({"params": p}, jnp.asarray(image), {"masked": jnp.asarray(masked)})["pixels"])(params)
@@ -154,4 +154,4 @@ def test_what_does_not_fit_is_an_error():
     net = swin_unet.make(2, corpus_channels=((0, 1),), experts=2, experts_in="both", routing="gate", **OURS)
     target = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
     with pytest.raises(ModelError, match="gate/kernel"):  # a channel gate never becomes a gate over experts
-        core.convert(port.gathered(tensors), port.table(tensors), target, ignored=port.IGNORED)
+        accounts.convert(port.gathered(tensors), port.table(tensors), target, ignored=port.IGNORED)

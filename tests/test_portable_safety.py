@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.experiment import archive, portable, verification
 from medjax.experiment.export import export
 from medjax.experiment.models import load_predictor
-from medjax.experiment.verification import Verifier
+from medjax.weights.formats import archive, stablehlo, verification
+from medjax.weights.formats.verification import Verifier
 from tests.make_run import make_run
 from tests.test_archive import rewritten
 
@@ -119,7 +119,7 @@ def test_a_function_that_cannot_run_here_is_a_sentence(function, tmp_path):
     export(function.parent / "run", tmp_path / "gpu.medjax", "function", platforms=("cuda",))
     with pytest.raises(ModelError, match=r"gpu\.medjax: .*exported for other platforms; found cuda; expected cpu"):
         load_predictor(tmp_path / "gpu.medjax")
-    apply, window = portable.function(archive.read(function))
+    apply, window = stablehlo.function(archive.read(function))
     context = {"corpus": jnp.zeros(1, jnp.int32), "modality": jnp.zeros(1, jnp.int32), "spacing_mm": jnp.ones((1, 3))}
     with pytest.raises(ModelError, match=r"f\.medjax: .*cannot run here"):
         jax.jit(lambda image: apply({}, image, context)["logits"])(jnp.zeros((1, *window, 3)))

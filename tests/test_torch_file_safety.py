@@ -19,8 +19,9 @@ from medjax import cli
 from medjax.errors import DataError, ModelError, UsageError
 from medjax.experiment import imported
 from medjax.experiment.imported import import_weights
-from medjax.port import core, nnunet_plan, torch_file
 from medjax.scans import arrays, zipped
+from medjax.weights import accounts, nnunet_plan
+from medjax.weights.formats import torch_file
 
 EVIL = b"A" * 8
 
@@ -121,7 +122,7 @@ def test_what_is_more_than_numbers_is_refused_with_file_and_reason(tmp_path, att
     else:
         path.write_bytes(program(ATTACKS[attack]))
     with pytest.raises(ModelError, match=path.name) as refusal:
-        torch_file.read_plain(path) if form == "plan" else core.read(path)
+        torch_file.read_plain(path) if form == "plan" else accounts.read(path)
     assert len(str(refusal.value)) < 700 and "\n" not in str(refusal.value)
 
 
@@ -170,9 +171,9 @@ def torch_archive(path, body: bytes, data: bytes = b"\x00" * 16, compress=zipfil
 
 def test_a_right_one_is_read(tmp_path):
     data = np.arange(4, dtype="<f4").tobytes()
-    found = core.tensors_of(core.read(torch_archive(tmp_path / "w.pth", tensor(), data)))
+    found = accounts.tensors_of(accounts.read(torch_archive(tmp_path / "w.pth", tensor(), data)))
     np.testing.assert_array_equal(found["w"], [0, 1, 2, 3])
-    strided = core.tensors_of(core.read(torch_archive(tmp_path / "s.pth", tensor(shape=(2, 3), strides=(1, 0), offset=1), data)))
+    strided = accounts.tensors_of(accounts.read(torch_archive(tmp_path / "s.pth", tensor(shape=(2, 3), strides=(1, 0), offset=1), data)))
     np.testing.assert_array_equal(strided["w"], [[1, 1, 1], [2, 2, 2]])
 
 
@@ -194,7 +195,7 @@ TENSORS = {
 def test_tensors_that_their_file_does_not_hold_are_refused(tmp_path, attack):
     body, message = TENSORS[attack]
     with pytest.raises(ModelError, match=message) as refusal:
-        core.tensors_of(core.read(torch_archive(tmp_path / "evil.pth", body)))
+        accounts.tensors_of(accounts.read(torch_archive(tmp_path / "evil.pth", body)))
     assert "evil.pth" in str(refusal.value)
 
 
@@ -202,7 +203,7 @@ def test_many_tensors_of_one_storage_do_not_add_up(tmp_path):
     one = tensor(count=1 << 22, shape=(1 << 22,))[1 + len(text("w")) : -1]
     body = b"}" + b"".join(text(f"w{k}") + one + b"s" for k in range(30))
     with pytest.raises(ModelError, match=r"evil\.pth: the tensors are much larger than the file"):
-        core.read(torch_archive(tmp_path / "evil.pth", body, bytes(1 << 24)))
+        accounts.read(torch_archive(tmp_path / "evil.pth", body, bytes(1 << 24)))
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_files_that_inflate_are_refused_before_they_do(tmp_path, little_memory):
         assert path.stat().st_size < 1 << 20
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ModelError, match=rf"{path.name}: a zip file that inflates"):
-            core.read(path)
+            accounts.read(path)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
@@ -235,7 +236,7 @@ def test_a_member_that_is_longer_than_promised_is_refused(tmp_path):
     raw[at + 24 : at + 28] = (16).to_bytes(4, "little")
     (tmp_path / "liar.pth").write_bytes(raw)
     with pytest.raises(ModelError, match=r"liar\.pth"):
-        core.tensors_of(core.read(tmp_path / "liar.pth"))
+        accounts.tensors_of(accounts.read(tmp_path / "liar.pth"))
 
 
 def npy(head: str, data: bytes = b"\x00" * 16, version: int = 1) -> bytes:
@@ -264,7 +265,7 @@ def test_headers_of_arrays_promise_no_more_than_is_there(tmp_path, attack):
     with zipfile.ZipFile(tmp_path / "evil.npz", "w") as archive:
         archive.writestr("a.npy", HEADERS[attack])
     with pytest.raises(ModelError, match=r"evil\.npz: an array that cannot be read"):
-        core.read(tmp_path / "evil.npz")
+        accounts.read(tmp_path / "evil.npz")
 
 
 @pytest.mark.parametrize(
@@ -279,15 +280,15 @@ def test_every_numeric_array_of_numpy_is_read(tmp_path, value):
 
 def test_weights_that_are_not_finite_or_no_real_numbers_are_refused():
     target = {"w": np.zeros(3, np.float32)}
-    rows = [core.Row("w", "w")]
+    rows = [accounts.Row("w", "w")]
     for bad, message in (
         (np.array([1, np.nan, 2]), "1 values that are not finite"),
         (np.array([1e300] * 3), "3 values"),
         (np.arange(3), "int64"),
     ):
         with pytest.raises(ModelError, match=message):
-            core.convert({"w": bad}, rows, target)
-    assert core.convert({"w": np.ones(3)}, rows, target)[0]["w"].dtype == np.float32
+            accounts.convert({"w": bad}, rows, target)
+    assert accounts.convert({"w": np.ones(3)}, rows, target)[0]["w"].dtype == np.float32
 
 
 STAGE = {"patch_size": [8, 8, 8], "spacing": [1, 1, 1], "normalization_schemes": ["ZScoreNormalization"], "batch_size": 2}
@@ -384,7 +385,7 @@ def test_every_plain_value_is_read_in_every_version_of_the_format(tmp_path, prot
 
 def test_the_instructions_are_those_of_the_format():
     """Every instruction the format has is either built or refused by name; none was forgotten by a typing error."""
-    from medjax.port.opcodes import _STEPS_OF
+    from medjax.weights.formats.opcodes import _STEPS_OF
 
     known = {op.code.encode("latin1"): op.name for op in pickletools.opcodes}
     assert set(_STEPS_OF) <= set(known)

@@ -7,7 +7,7 @@ import pytest
 
 from medjax.errors import TrainError, UsageError
 from medjax.models.parts import moe
-from medjax.train import experts
+from medjax.weights import experts
 
 WIDTH, HIDDEN = 4, 6
 

@@ -8,7 +8,7 @@ import pytest
 from medjax.errors import TrainError, UsageError
 from medjax.experiment.initial import RESIZERS, trilinear
 from medjax.train import checkpoint, optim
-from medjax.train.transfer import transfer
+from medjax.weights.transfer import transfer
 from tests import test_train_toy as toy
 from tests.test_train_loop import compile_once as compile_once
 

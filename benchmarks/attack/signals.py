@@ -125,7 +125,7 @@ def stopped_writers(site: Site) -> Iterator[Seen]:
     files = [p.name for p in folder.iterdir()]
     whole = files in ([], ["x.medjax"])
     if "x.medjax" in files:
-        from medjax.experiment import archive
+        from medjax.weights.formats import archive
 
         archive.read(folder / "x.medjax")
     yield Seen("export, SIGTERM", whole and not (said.raw and said.code != -15), f"{said}; {files}")

@@ -81,8 +81,8 @@ def _made(args):
 
 
 def _imported(args):
-    from medjax.port.plans_v1 import read_any_plan
     from medjax.prepare.planner import explain
+    from medjax.weights.plans_v1 import read_any_plan
 
     plan = read_any_plan(args.imported, args.channels)
     return plan, explain({}, plan)

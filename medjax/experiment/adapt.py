@@ -13,7 +13,8 @@ from medjax.errors import UsageError
 from medjax.experiment import fitted, runfolder
 from medjax.labels import LabelSpace
 from medjax.models.parts import heads
-from medjax.train import checkpoint, experts
+from medjax.train import checkpoint
+from medjax.weights import experts
 
 
 def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from medjax import __version__
 from medjax.errors import MedjaxError, UsageError, did_you_mean
-from medjax.experiment import archive, models, runfolder
+from medjax.experiment import models, runfolder
+from medjax.weights.formats import archive
 
 LOCAL = (("data", "folders"), ("data", "root"), ("data", "store"), ("data", "split", "file"))
 UNKNOWN = "not stated"
@@ -43,9 +44,9 @@ def export(
     if kind == "orbax":
         return _slim_run(out, trained, params, documents, facts)
     if kind == "function":
-        from medjax.experiment import portable
+        from medjax.weights.formats import stablehlo
 
-        payload, calling = portable.pack(trained, params, platforms)
+        payload, calling = stablehlo.pack(trained, params, platforms)
         facts["function"] = calling
     else:
         payload = archive.pack_arrays(named_arrays(params))

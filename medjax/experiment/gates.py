@@ -17,7 +17,8 @@ from medjax.errors import UsageError
 from medjax.experiment import adapt, corpora, fitted, network, runfolder, stages
 from medjax.infer import outputs, owned
 from medjax.sample import stream
-from medjax.train import checkpoint, experts
+from medjax.train import checkpoint
+from medjax.weights import experts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from medjax.experiment import adapt, fitted, initial, network, runfolder
 from medjax.experiment.corpora import open_data
 from medjax.labels import LabelSpace
 from medjax.registry import plain
-from medjax.train import checkpoint, experts
+from medjax.train import checkpoint
+from medjax.weights import experts
 
 UNCHANGED = 1e-4  # largest change of an old logit that counts as none (float32 sums in another order)
 PARTS = {"experts": r"/mlp/(w1|b1|w2|b2)$", "gate": r"/mlp/gate/", "heads": r"^head"}

@@ -22,19 +22,20 @@ from medjax.errors import MedjaxError, ModelError, UsageError, did_you_mean
 from medjax.experiment import adapt, runfolder
 from medjax.files import check_name, read_json
 from medjax.labels import Corpus, LabelSpace, merge
-from medjax.port import core, nnunet_plan, torch_file
-from medjax.port.nnunet_plan import Description
 from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.weights import accounts, nnunet_plan
+from medjax.weights.formats import torch_file
+from medjax.weights.nnunet_plan import Description
 
 ACCOUNT = "import.json"
 TOOLS = ("core", "opcodes", "values", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
 
 
 def families() -> list[str]:
-    """The modules of `medjax.port` that describe a family."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("medjax.port").__path__) if m.name not in TOOLS)
+    """The modules of `medjax.weights.families` that describe a family."""
+    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("medjax.weights.families").__path__) if m.name not in TOOLS)
 
 
 def import_weights(
@@ -61,28 +62,28 @@ def import_weights(
         raise UsageError(f"unknown family {family!r}", fix=did_you_mean(family, families()))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError("exists already" if not out.is_dir() else "the folder is not empty", path=out, fix="give another -o")
-    module = importlib.import_module(f"medjax.port.{family}")
-    structure = core.read(path)
+    module = importlib.import_module(f"medjax.weights.families.{family}")
+    structure = accounts.read(path)
     datasets = (dataset,) if isinstance(dataset, Path) else tuple(dataset or ())
     with _understood(path, family):
         described = _describe(structure, path, plan, datasets, configuration, name)
-        tensors = nnunet_plan.in_image_order(core.tensors_of(structure), described.backward)
+        tensors = nnunet_plan.in_image_order(accounts.tensors_of(structure), described.backward)
         found = module.architecture(tensors)
         ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
         tensors = getattr(module, "gathered", dict)(tensors)
         found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
-        params, account = core.convert(tensors, module.table(tensors), core.abstract(found), ignored=ignored, absent=absent)
+        params, account = accounts.convert(tensors, module.table(tensors), accounts.abstract(found), ignored=ignored, absent=absent)
         heads = found.arguments.get("corpus_channels")  # softmax heads by corpus, which our network keeps as they are
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
         if activation == "softmax" and not heads:
-            params = core.relative_to_background(params, module.HEADS)
+            params = accounts.relative_to_background(params, module.HEADS)
         for corpus in space.corpora:
             check_name(corpus.name, "corpus name", path=path, error=ModelError)
         if described.plan is not None:
             plan_json.check(described.plan.to_json(), plan or path)
     whole = described.plan is not None and described.space is not None and not account.absent
-    patch = tuple(patch) or described.patch or core.sides_of(found)
+    patch = tuple(patch) or described.patch or accounts.sides_of(found)
     fields = {
         "name": f"imported_{family}",
         "model": {"name": found.model, **_without_data(found.arguments)},
@@ -187,7 +188,7 @@ def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
     )
 
 
-def _meaning(space: LabelSpace | None, found: core.Architecture, name: str) -> tuple[LabelSpace, str]:
+def _meaning(space: LabelSpace | None, found: accounts.Architecture, name: str) -> tuple[LabelSpace, str]:
     """The label space, and whether the channels are exclusive; without one, classes are numbered."""
     if space is None:
         rows = tuple((i, (f"class_{i}",)) for i in range(1, found.channels_out + 1))
@@ -203,7 +204,7 @@ def _meaning(space: LabelSpace | None, found: core.Architecture, name: str) -> t
     return space, "sigmoid" if found.channels_out == len(space.classes) else "softmax"
 
 
-def _by_corpus(space: LabelSpace | None, found: core.Architecture, name: str) -> tuple[LabelSpace, str]:
+def _by_corpus(space: LabelSpace | None, found: accounts.Architecture, name: str) -> tuple[LabelSpace, str]:
     """The label space of softmax heads by corpus, in the order of the heads; without one, a corpus of numbered classes for each."""
     wanted = tuple(tuple(channels) for channels in found.arguments["corpus_channels"])
     if space is None:
@@ -229,12 +230,12 @@ def _without_data(arguments: Mapping[str, Any]) -> dict:
 
 def _fresh(params: Any) -> str:
     """A pattern over the parameters that the tree does not hold."""
-    held = sorted({re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2])) for path in core.shapes_of(params)})
+    held = sorted({re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2])) for path in accounts.shapes_of(params)})
     return f"^(?!({'|'.join(held)})/)"
 
 
 def _count(tree: Any) -> int:
-    return sum(int(np.prod(shape)) for shape in core.shapes_of(tree).values())
+    return sum(int(np.prod(shape)) for shape in accounts.shapes_of(tree).values())
 
 
 def _json(path: Path) -> dict:

@@ -17,7 +17,7 @@ from medjax.experiment import adapt, fitted, models, runfolder
 from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
 from medjax.train import checkpoint
-from medjax.train.transfer import transfer
+from medjax.weights.transfer import transfer
 
 TRANSFER = "transfer.json"
 
@@ -37,7 +37,7 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
       report: print and write the account of what was taken.
 
     Raises: `UsageError` now for a source that is no run or names its classes otherwise than the config expects; the function raises what
-    `medjax.train.transfer` raises.
+    `medjax.weights.transfer` raises.
     """
     given = fields["init"]
     if not given["source"]:

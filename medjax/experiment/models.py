@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import MedjaxError, ModelError, UsageError
-from medjax.experiment import archive as archives
 from medjax.experiment import fitted, network, runfolder
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.weights.formats import archive as archives
 
 POSTPROCESS = "postprocess.json"
 
@@ -233,9 +233,9 @@ def _model(one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequ
 
     space, conditions = one.space.unveiled(), one.space.conditions()
     if one.archive and one.archive.kind == "function":
-        from medjax.experiment import portable
+        from medjax.weights.formats import stablehlo
 
-        apply, own = portable.function(one.archive, devices[0].platform if devices else "")
+        apply, own = stablehlo.function(one.archive, devices[0].platform if devices else "")
         if window and window != own:
             raise UsageError("an exported function has one window", path=one.path, found=window, expected=own)
         return Model(apply, {}, one.plan, space, own, len(own), conditions)

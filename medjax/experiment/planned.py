@@ -10,9 +10,9 @@ from pathlib import Path
 
 from medjax.errors import UsageError
 from medjax.labels import Corpus
-from medjax.port.plans_v1 import read_any_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
+from medjax.weights.plans_v1 import read_any_plan
 
 FROM_PLAN = "plan"
 

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from medjax.errors import ModelError
-from medjax.port.core import Architecture, Row, Tensors
+from medjax.weights.accounts import Architecture, Row, Tensors
 
 _SWIN = r"(?:swinViT\.)?"
 _BLOCK = rf"{_SWIN}layers(\d)\.0\.blocks\.(\d+)\."

@@ -1,12 +1,12 @@
-"""nnU-Net v1's `plans.pkl` -> a `Plan`. The file is read by `port/torch_file.py`, under whose allow-list nothing in it can run."""
+"""nnU-Net v1's `plans.pkl` -> a `Plan`. The file is read by `weights/formats/torch_file.py`, under whose allow-list nothing in it can run."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from medjax.data.plans_import import from_v1, read_plans, understood
 from medjax.errors import ModelError, UsageError
-from medjax.port.torch_file import read_plain
 from medjax.prepare.plan import Plan
+from medjax.weights.formats.torch_file import read_plain
+from medjax.weights.plans_import import from_v1, read_plans, understood
 
 NEEDED = {"plans_per_stage", "modalities", "normalization_schemes", "use_mask_for_norm", "base_num_features"}
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from medjax.errors import ModelError
-from medjax.port.values import Kind, Name, Unfilled, check, described, key
+from medjax.weights.formats.values import Kind, Name, Unfilled, check, described, key
 
 STEPS = 1 << 24
 CONTAINERS = 1 << 21

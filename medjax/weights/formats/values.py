@@ -1,6 +1,6 @@
 """The values that the byte code of a weight file may build: numbers, arrays of numbers, text and their containers.
 
-Every function here stands for a name that such files mention (see the table of `port/torch_file.py`). It takes whatever the file gives and
+Every function here stands for a name that such files mention (see the table of `weights/formats/torch_file.py`). It takes whatever the file gives and
 returns a plain value or raises `ModelError`; it calls no method of what it was given and hashes nothing but text and numbers.
 """
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medjax.errors import UsageError
-from medjax.experiment.archive import Archive
 from medjax.experiment.fitted import SIDE
 from medjax.experiment.models import Trained
-from medjax.experiment.verification import Verifier, refused
+from medjax.weights.formats.archive import Archive
+from medjax.weights.formats.verification import Verifier, refused
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -54,7 +54,7 @@ def pack(trained: Trained, params: Any, platforms: Sequence[str]) -> tuple[bytes
 def function(archive: Archive, platform: str = "", verifier: Verifier | None = None) -> tuple[Callable, tuple[int, ...]]:
     """The function of an archive as (params, image, context) -> {"logits"}, and its window.
 
-    It is verified in a process of its own first (see `experiment/verification.py`), which takes some seconds beside its compilation there.
+    It is verified in a process of its own first (see `weights/formats/verification.py`), which takes some seconds beside its compilation there.
 
     Args:
       platform: that it will run on, as jax calls it; default this process' own. verifier: a process to use for several functions.

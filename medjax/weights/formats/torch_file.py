@@ -3,7 +3,7 @@
 In: a file written by `torch.save` (zip archive, or the older stream of PyTorch before 1.6), or a plan of nnU-Net v1 (`plans.pkl`). Out:
 the plain Python structure with a `Tensor` for every tensor, whose numbers are read when asked for (optimizer states never are).
 
-These files are programs. `port/opcodes.py` runs the part of their language that builds values; a name in them may stand for nothing but
+These files are programs. `weights/formats/opcodes.py` runs the part of their language that builds values; a name in them may stand for nothing but
 what the table below lists, in functions of ours: tensors and their storages, ordered dictionaries, and numpy's numbers and arrays of
 numbers. Any other name is an error, whatever the file's author meant. Sizes are checked before anything is inflated or allocated.
 """
@@ -20,8 +20,8 @@ import ml_dtypes
 import numpy as np
 
 from medjax.errors import ModelError
-from medjax.port import opcodes, values
 from medjax.scans import zipped
+from medjax.weights.formats import opcodes, values
 
 STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,

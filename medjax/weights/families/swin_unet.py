@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import ModelError
-from medjax.port.core import Architecture, Row, Tensors
+from medjax.weights.accounts import Architecture, Row, Tensors
 
 EXPERT = re.compile(r"(.*\.mlp)\.experts\.(\d+)\.([02])\.(weight|bias)")
 HEAD = re.compile(r"(?:outputs\.(\d+)|output)\.weight")

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from medjax.errors import ModelError
-from medjax.port.core import Architecture, Row, Tensors
+from medjax.weights.accounts import Architecture, Row, Tensors
 
 PARTS = (  # of a block: name, our name, leaf of its weight, layout
     ("conv([12])", "conv{2}", "/kernel", "conv"),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medjax.errors import ModelError
-from medjax.port.core import Architecture, Row, Tensors
+from medjax.weights.accounts import Architecture, Row, Tensors
 
 S, K, B, U = (rf"(?P<{letter}>\d+)" for letter in "skbu")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data.plans_import import inherited, intensity_of
 from medjax.errors import ModelError
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.plan import Plan
+from medjax.weights.plans_import import inherited, intensity_of
 
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 

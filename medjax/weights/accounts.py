@@ -19,8 +19,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from medjax.errors import ModelError
-from medjax.port import torch_file
 from medjax.scans import zipped
+from medjax.weights.formats import torch_file
 
 WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training and torch.compile, before every name
 SHOWN = 3

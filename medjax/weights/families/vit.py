@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from medjax.errors import ModelError
-from medjax.port.core import Architecture, Row, Tensors
+from medjax.weights.accounts import Architecture, Row, Tensors
 
 _LAYER = r"Transformer/encoderblock_(\d+)/"
 _ATTENTION = _LAYER + r"MultiHeadDotProductAttention_1/"

@@ -4,7 +4,7 @@
     config.json            the resolved config, without the paths of the machine that trained it
     labels.json plan.json  label space; spacing and normalisation
     weights.safetensors    parameters, name -> array                              (kind "weights")
-    function.stablehlo     the network with its parameters as one function        (kind "function", see `experiment/portable.py`)
+    function.stablehlo     the network with its parameters as one function        (kind "function", see `weights/formats/stablehlo.py`)
     environment.json splits_final.json summary.json postprocess.json              where the run has them
 
 In: a run folder; out: the file. In: a file from anywhere; out: its members, after every check, or a `ModelError`. Members are read into

@@ -1,4 +1,4 @@
-"""nnU-Net's plans as ours: v2 JSON files, and the fields of a v1 plan (unpickled by `port/plans_v1.py`).
+"""nnU-Net's plans as ours: v2 JSON files, and the fields of a v1 plan (unpickled by `weights/plans_v1.py`).
 
 In: the plan's fields and the channel names (of the dataset.json beside it). Out: a `Plan` in stored orientation with the plan's own
 transposition, and its configurations. nnU-Net's spacings and patches are in transposed axes, as ours are in the network's.

@@ -1,6 +1,6 @@
 """Verifies an exported function in a process of its own before it comes near this one: damaged code can crash the compiler that reads it.
 
-    python -P -m medjax.experiment.verification      requests on stdin, answers on stdout
+    python -P -m medjax.weights.formats.verification      requests on stdin, answers on stdout
 
 A request is a line of JSON (what the archive declares, size of the function) and the function's bytes; an answer is one line of JSON:
 `{}`, or the reason why the function is refused. The process reads the function, compares its shapes with those declared, looks for calls
@@ -110,7 +110,7 @@ class Verifier:
         }  # fmt: skip
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "medjax.experiment.verification"], env=environment,
+                [sys.executable, "-P", "-m", "medjax.weights.formats.verification"], env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         except (OSError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""Weights: parameters in, out, transferred and grown."""

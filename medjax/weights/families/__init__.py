@@ -1,0 +1,1 @@
+"""Key tables of published networks, one module per family."""

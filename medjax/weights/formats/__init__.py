@@ -1,0 +1,1 @@
+"""File formats of weights: PyTorch files, archives, StableHLO functions."""
