@@ -21,11 +21,12 @@ import nibabel as nib
 import numpy as np
 
 from configs import multitalent
-from medjax.experiment import corpora, network
 from medjax.infer.predictor import Model, Predictor
 from medjax.labels import LabelSpace, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import plain
+from medjax.runs import build
+from medjax.runs import open as corpora
 from medjax.scans import nifti
 from tests.make_run import random_params
 
@@ -34,7 +35,7 @@ CT = Intensity("ct", (-927.0, 275.0), 63.4, 175.5)
 
 def predictor(fields: dict, space: LabelSpace, spacing_mm: tuple, members: int, settings: dict) -> Predictor:
     """An ensemble of `members` networks of the config with random parameters; one is a network alone."""
-    net = network.make_network(fields, space, spacing_mm)
+    net = build.make_network(fields, space, spacing_mm)
     first, *others = (random_params(net.abstract(), seed) for seed in range(members))
     plan = Plan({corpus.store: spacing_mm for corpus in space.corpora}, {c: CT for corpus in space.corpora for c in corpus.channels})
     return Predictor(Model(net.apply, first, plan, space, net.patch), ensemble=others, **settings)

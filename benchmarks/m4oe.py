@@ -82,8 +82,9 @@ def commands(given, more):
 def prepare(given):
     """Splits by patient over all corpora, and the store that all jobs share."""
     from configs.m4oe import get_config
-    from medjax.experiment import runfolder, stages
     from medjax.registry import plain
+    from medjax.runs import folder as runfolder
+    from medjax.runs import stages
 
     fields = plain(get_config("small"))
     fields["data"] |= {

@@ -46,7 +46,7 @@ def read(kind: str, path: Path) -> None:
 
 
 def _read_torch(path: Path) -> None:
-    from medjax.experiment import imported
+    from medjax.runs import imported
     from medjax.weights import accounts, plans_v1
 
     if b"plans_per_stage" in path.read_bytes():
@@ -61,7 +61,7 @@ def _read_torch(path: Path) -> None:
 def _read_npz(path: Path) -> None:
     """As weights, and as a mask of a corpus (whose name holds the shape)."""
     from medjax.errors import MedjaxError
-    from medjax.experiment import imported
+    from medjax.runs import imported
     from medjax.scans import arrays
 
     as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
@@ -78,7 +78,7 @@ def _read_npz(path: Path) -> None:
 
 
 def _read_archive(path: Path) -> None:
-    from medjax.experiment.models import load_predictor
+    from medjax.runs.trained import load_predictor
 
     load_predictor(path)
 
@@ -91,13 +91,13 @@ def _read_function(path: Path) -> None:
     import jax
     import jax.numpy as jnp
 
-    from medjax.experiment import models
+    from medjax.runs import trained
     from medjax.weights.formats import stablehlo
     from medjax.weights.formats.verification import Verifier
 
     if not _VERIFIER:
         _VERIFIER.append(Verifier(patience=100.0))
-    one = models.read_model(path)
+    one = trained.read_model(path)
     apply, window = stablehlo.function(one.archive, verifier=_VERIFIER[0])
     channels = max(len(corpus.channels) for corpus in one.space.corpora)
     context = {"corpus": jnp.zeros(1, jnp.int32), "modality": jnp.zeros(1, jnp.int32), "spacing_mm": jnp.ones((1, 3))}
@@ -115,7 +115,7 @@ def seeds(folder: Path, kinds: list[str]) -> dict[str, list[bytes]]:
     if "npz" in kinds:
         found["npz"] = _npz_files()
     if "archive" in kinds or "stablehlo" in kinds:
-        from medjax.experiment.export import export
+        from medjax.runs.export import export
         from tests.make_run import make_run
 
         run = make_run(folder / "run")

@@ -91,7 +91,7 @@ class Medjax:
         import pickle
         import zipfile
 
-        from medjax.experiment.export import export
+        from medjax.runs.export import export
 
         folder.mkdir()
         export(self.model, folder / "model.medjax")

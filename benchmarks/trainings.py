@@ -45,8 +45,8 @@ def folders(data: Path, names: Sequence[str]) -> str:
 def prepare(config: str, flags: Sequence[str], out: Path) -> None:
     """Fills the store that all trainings share, once and before them: a training of no corpus is not needed for that."""
     from medjax import main
-    from medjax.experiment import stages
     from medjax.registry import plain
+    from medjax.runs import stages
 
     command = main.parse(["medjax.main", f"--config={config}", f"--workdir={out / 'prepare'}", *flags])
     stages.prepare_stage(stages.open_run(plain(command.config), command.workdir))

@@ -39,11 +39,11 @@ class Predictor:
     """
 
     def __init__(self, models: Models, *, corpus: str = "", classes: Sequence[str] | None = None, **options: Any):
-        from medjax.experiment import options as known
-        from medjax.experiment.models import load_predictor, read_model
-        from medjax.experiment.prediction import protocol
         from medjax.infer.segment import wanted_classes
         from medjax.infer.write import label_names
+        from medjax.runs import options as known
+        from medjax.runs.predict import protocol
+        from medjax.runs.trained import load_predictor, read_model
 
         _check_arguments(models, classes)
         known.check(options)

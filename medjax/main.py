@@ -146,14 +146,14 @@ def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
     import jax
 
-    from medjax.experiment import crossval, describe, hosts, stages
     from medjax.registry import plain
+    from medjax.runs import crossval, dry, hosts, stages
 
     if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
         jax.config.update("jax_compilation_cache_dir", cache)
     fields = plain(command.config)
     if command.mode == "dry":
-        print(describe.dry(fields, command.workdir, command.devices, compiled=command.compile))
+        print(dry.dry(fields, command.workdir, command.devices, compiled=command.compile))
         return EXIT_OK
     hosts.connect()
     if command.mode == "crossval":

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from configs.base import base_config
-from medjax.experiment import network, runfolder
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import plain
+from medjax.runs import build
+from medjax.runs import folder as runfolder
 from medjax.train.checkpoint import Checkpoints
 
 
@@ -58,7 +59,7 @@ def make_run(
     runfolder.write_json(folder / runfolder.CONFIG, fields)
     runfolder.write_json(folder / runfolder.LABELS, space.to_json())
     runfolder.write_json(folder / runfolder.PLAN, plan.to_json())
-    params = random_params(network.make_network(fields, space, spacing_mm).abstract(), seed)
+    params = random_params(build.make_network(fields, space, spacing_mm).abstract(), seed)
     with Checkpoints(folder / "checkpoints") as target:
         target.save(7, {"params": params}, {"recipe": {}})
     return folder

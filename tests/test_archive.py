@@ -16,9 +16,9 @@ import pytest
 
 from medjax import cli
 from medjax.errors import ModelError, TrainError, UsageError
-from medjax.experiment.export import export
-from medjax.experiment.models import load_predictor, read_model
 from medjax.labels import Corpus
+from medjax.runs.export import export
+from medjax.runs.trained import load_predictor, read_model
 from medjax.weights.formats import archive
 from tests.make_raw import make_case, save
 from tests.make_run import ORGANS, make_run

@@ -14,14 +14,14 @@ import pytest
 
 from medjax import cli
 from medjax.errors import LabelError, MedjaxError, ModelError, UsageError
-from medjax.experiment import fitted, postprocessing
-from medjax.experiment.export import export
-from medjax.experiment.info import about_run, as_text
-from medjax.experiment.models import load_predictor, read_model
 from medjax.labels import LabelSpace
 from medjax.prepare import plan_json
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import build
+from medjax.runs import fitted, postprocess
+from medjax.runs.export import export
+from medjax.runs.info import about_run, as_text
+from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights.formats import archive
 from medjax.weights.plans_import import intensity_of
@@ -152,7 +152,7 @@ def test_json_that_grows_is_refused_at_once(root, tmp_path, form):
     target = rewritten(root / "model.medjax", tmp_path / "bomb.medjax", bombs[form])
     assert target.stat().st_size < 2 << 20
     code = (
-        "import resource, sys, time\nfrom medjax.errors import ModelError\nfrom medjax.experiment.models import read_model\n"
+        "import resource, sys, time\nfrom medjax.errors import ModelError\nfrom medjax.runs.trained import read_model\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; begin = time.monotonic()\n"
         "try:\n    read_model(sys.argv[1])\nexcept ModelError as error:\n    print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - begin)"
@@ -402,7 +402,7 @@ def test_a_decision_replaces_decisions_only(tmp_path):
     given = {"--reference": tmp_path, "--prediction": tmp_path, "--output": tmp_path / "thesis.json"}
     assert cli.main(["postprocess", *[str(part) for pair in given.items() for part in pair]]) == UsageError.exit_code
     with pytest.raises(UsageError, match=r"thesis\.json: exists and is no decision"):
-        postprocessing._check_target(tmp_path / "thesis.json")
+        postprocess._check_target(tmp_path / "thesis.json")
     (tmp_path / "ours.json").write_text('{"rules": {}, "evidence": {}, "basis": {}}')
-    postprocessing._check_target(tmp_path / "ours.json")
+    postprocess._check_target(tmp_path / "ours.json")
     assert (tmp_path / "thesis.json").read_text() == '{"chapter": 1}'

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import m4oe
 from medjax import main
-from medjax.experiment import network
 from medjax.registry import plain
+from medjax.runs import build
 
 
 @pytest.mark.parametrize("steps", [2, 30, 41, 400, 1500])
@@ -21,7 +21,7 @@ def test_m4oes_jobs_have_a_schedule_at_any_length(steps, tmp_path, repository, m
             continue
         fields = plain(main.parse(line[2:]).config)
         assert fields["train"]["steps"] == steps and fields["train"]["batch"] == 3 and fields["train"]["validation_batches"] == 2
-        rate = network.make_optimizer(fields).schedule
+        rate = build.make_optimizer(fields).schedule
         assert 0 < float(rate(steps - 1)) < float(rate(steps // 10)) <= fields["optim"]["lr"] * 1.001, name
         assert fields["model"]["patch_size"] == 4
         if name.startswith("pretrain"):

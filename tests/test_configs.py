@@ -7,8 +7,10 @@ import pytest
 
 from medjax import main
 from medjax.errors import UsageError
-from medjax.experiment import corpora, describe, network
 from medjax.registry import build, plain
+from medjax.runs import build as network
+from medjax.runs import dry
+from medjax.runs import open as corpora
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py") if p.stem not in ("__init__", "base"))
 VARIANTS = [(name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS]
@@ -39,7 +41,7 @@ def test_every_config_is_read(name, variant, tmp_path):
 
 @pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v)
 def test_configs_build_abstractly(name, variant, tmp_path):
-    text = describe.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
+    text = dry.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
     assert "parameters" in text and "annotated by" in text and "kept for backward" in text
 
 

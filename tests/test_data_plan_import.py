@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from medjax.errors import UsageError
-from medjax.experiment import planned
 from medjax.labels import Corpus
 from medjax.prepare.plan import Intensity, Plan
+from medjax.runs import config
 from medjax.weights.plans_import import from_v1, read_plans
 from medjax.weights.plans_v1 import read_plans_v1
 
@@ -161,17 +161,17 @@ def test_a_config_takes_what_its_plan_says(tmp_path):
         "data": {"plan": str(path), "configuration": "3d_fullres"}, "model": {"name": "plan", "dtype": "bfloat16"},
         "train": {"patch": (1, 1, 1), "batch": 1, "steps": 5}, "augment": {"on": True},
     }  # fmt: skip
-    found = planned.resolve(fields)
+    found = config.resolve(fields)
     assert found["train"] == {"patch": (28, 256, 224), "batch": 2, "steps": 5} and fields["train"]["batch"] == 1
     assert found["model"]["name"] == "unet" and found["model"]["strides"][1] == (1, 2, 2) and found["model"]["dtype"] == "bfloat16"
     corpora = [Corpus("A", ((1, ("x",)),), channels=("CT", "PET")), Corpus("B", ((1, ("x",)),), channels=("PET",))]
-    masked = planned.with_masks(found, planned.load(fields), corpora)["augment"]
-    assert masked == {"on": True, "mask_channels": (0, 1)} and planned.with_masks(found, planned.load(fields), corpora[:1]) == found | {
+    masked = config.with_masks(found, config.load(fields), corpora)["augment"]
+    assert masked == {"on": True, "mask_channels": (0, 1)} and config.with_masks(found, config.load(fields), corpora[:1]) == found | {
         "augment": {"on": True, "mask_channels": (1,)}
     }
-    assert planned.with_masks(found | {"augment": {"on": False}}, planned.load(fields), corpora)["augment"] == {"on": False}
-    assert planned.resolve(fields | {"model": {"name": "swin_unetr"}})["model"] == {"name": "swin_unetr"}
+    assert config.with_masks(found | {"augment": {"on": False}}, config.load(fields), corpora)["augment"] == {"on": False}
+    assert config.resolve(fields | {"model": {"name": "swin_unetr"}})["model"] == {"name": "swin_unetr"}
     with pytest.raises(UsageError, match="has no configuration '3d_ful'"):
-        planned.resolve(fields | {"data": {"plan": str(path), "configuration": "3d_ful"}})
+        config.resolve(fields | {"data": {"plan": str(path), "configuration": "3d_ful"}})
     with pytest.raises(UsageError, match="names no plan"):
-        planned.resolve(fields | {"data": {"plan": "", "configuration": ""}})
+        config.resolve(fields | {"data": {"plan": "", "configuration": ""}})

@@ -7,8 +7,9 @@ import pytest
 
 from configs.base import base_config
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from medjax.experiment import corpora, crossval, runfolder, scores, stages
 from medjax.registry import plain
+from medjax.runs import crossval, folder, stages, test
+from medjax.runs import open as corpora
 from tests.make_raw import write_corpus
 
 
@@ -40,7 +41,7 @@ def without_training(monkeypatch):
                     out = run.workdir / "predictions" / corpus.name / f"{case.name}.nii.gz"
                     out.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(case.label, out)
-        runfolder.write_json(run.workdir / "evaluation" / "summary.json", {"foreground_mean": {"Dice": 1.0}})
+        folder.write_json(run.workdir / "evaluation" / "summary.json", {"foreground_mean": {"Dice": 1.0}})
         return EXIT_OK
 
     monkeypatch.setattr(stages, "train", lambda run: None)
@@ -59,7 +60,7 @@ def test_every_case_is_scored_once_by_the_fold_that_held_it_out(raw, tmp_path, w
     assert summary["foreground_mean"]["Dice"] == 1.0
     found = json.loads((tmp_path / "crossval.json").read_text())
     assert found["folds"] == {f"fold_{k}": {"Dice": 1.0} for k in range(2)} and found["together"]["Dice"] == 1.0
-    one = runfolder.read_config(tmp_path / "fold_1")
+    one = folder.read_config(tmp_path / "fold_1")
     assert one["data"]["split"]["fold"] == 1 and one["data"]["store"] == str(tmp_path / "store")
 
 
@@ -90,13 +91,13 @@ def test_the_fold_of_everything_holds_nothing_out(raw, tmp_path):
 
 def test_groups_come_from_the_config_and_a_baseline(tmp_path):
     settings = plain(base_config().evaluate) | {"groups": {"cancer": ("Liver/liver tumour",)}}
-    assert scores.groups(settings) == {"cancer": ("Liver/liver tumour",)}
+    assert test.groups(settings) == {"cancer": ("Liver/liver tumour",)}
     cells = {
         "Liver": {"liver": {"Dice": {"mean": 0.95}}, "liver tumour": {"Dice": {"mean": 0.6}}},
         "Lung": {"node": {"Dice": {"mean": None}}},
     }
-    runfolder.write_json(tmp_path / "evaluation" / "summary.json", {"cells": cells})
-    found = scores.groups(settings | {"baseline": str(tmp_path)})
+    folder.write_json(tmp_path / "evaluation" / "summary.json", {"cells": cells})
+    found = test.groups(settings | {"baseline": str(tmp_path)})
     assert found["difficult"] == ("Liver/liver tumour",)
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from configs.base import base_config
 from medjax.errors import UsageError
-from medjax.experiment import initial, network, runfolder
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.runs import build, initial
+from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
 
 SPACING = (1.0, 1.0, 1.0)
@@ -38,7 +39,7 @@ def _some(net, seed):
 def source(tmp_path_factory):
     """A run folder of a small network that knows liver and spleen on one channel; and its parameters."""
     folder, space, fields = tmp_path_factory.mktemp("source"), _space("Old", ("CT",), "liver", "spleen"), _fields()
-    net = network.make_network(fields, space, SPACING)
+    net = build.make_network(fields, space, SPACING)
     params = _some(net, 1)
     plan = Plan({"Old": SPACING}, {}, "RAS", "nonzero")
     for name, value in ((runfolder.CONFIG, fields), (runfolder.LABELS, space.to_json()), (runfolder.PLAN, plan.to_json())):
@@ -51,7 +52,7 @@ def source(tmp_path_factory):
 def test_a_network_with_other_classes_and_channels_begins_from_a_run(source, tmp_path, capsys):
     folder, old = source
     fields, space = _fields(source=str(folder)), _space("New", ("T1", "T2"), "kidney", "liver")
-    net = network.make_network(fields, space, SPACING)
+    net = build.make_network(fields, space, SPACING)
     fresh = _some(net, 2)
     params = initial.borrower(fields, space, net, tmp_path)(fresh)
     first = old["encoder_0"]["conv_0"]["conv"]["kernel"]
@@ -75,8 +76,8 @@ def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
     ):
         fields = _fields(**changes)
         with pytest.raises(UsageError, match=message):
-            initial.borrower(fields, space, network.make_network(fields, space, SPACING), tmp_path)
+            initial.borrower(fields, space, build.make_network(fields, space, SPACING), tmp_path)
     fields = _fields(source=str(folder))
     with pytest.raises(UsageError, match="begin from itself"):
-        initial.borrower(fields, space, network.make_network(fields, space, SPACING), folder)
-    assert initial.borrower(_fields(), space, network.make_network(_fields(), space, SPACING), tmp_path) is None
+        initial.borrower(fields, space, build.make_network(fields, space, SPACING), folder)
+    assert initial.borrower(_fields(), space, build.make_network(_fields(), space, SPACING), tmp_path) is None

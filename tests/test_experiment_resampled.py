@@ -7,11 +7,11 @@ import pytest
 
 from medjax.corpora.inputs import Case
 from medjax.errors import UsageError
-from medjax.experiment import resampled
 from medjax.labels import Corpus, merge
 from medjax.prepare import store
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
+from medjax.runs import resampled
 from medjax.scans import formats
 from tests.make_raw import make_case, save, write_corpus
 

@@ -9,8 +9,10 @@ import pytest
 
 from configs.m4oe import get_config
 from medjax.errors import TrainError, UsageError
-from medjax.experiment import corpora, growth, initial, network, runfolder, stages
 from medjax.registry import plain
+from medjax.runs import build, grow, initial, stages
+from medjax.runs import folder as runfolder
+from medjax.runs import open as corpora
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights import experts
 from tests.make_raw import write_corpus
@@ -40,7 +42,7 @@ def run(raw, tmp_path_factory):
     fields["model"] |= {"experts": 2}
     made = stages.open_run(fields, folder)
     stages.prepare_stage(made)
-    net = network.make_network(fields, made.data.space, (1.0, 1.0, 1.0))
+    net = build.make_network(fields, made.data.space, (1.0, 1.0, 1.0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32), net.abstract())
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -49,7 +51,7 @@ def run(raw, tmp_path_factory):
 
 
 def _grown(run, raw, workdir, **more):
-    fields = growth.grown_fields(run, [str(raw[2])], workdir, **more)
+    fields = grow.grown_fields(run, [str(raw[2])], workdir, **more)
     return fields, corpora.open_data(fields["data"], workdir)
 
 
@@ -57,7 +59,7 @@ def _grown(run, raw, workdir, **more):
 def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path, begin, gate):
     fields, data = _grown(run, raw, tmp_path, begin=begin, gate=gate, source="MR")
     assert data.space.modalities == ("MR", "CT") and fields["model"]["experts"] == 3
-    report = growth.check(run, fields, data.space)
+    report = grow.check(run, fields, data.space)
     assert report.change < 1e-4 and report.modalities == ("CT",) and report.corpora == ("SarcomaCT",)
     widths = (8, 16, 8)  # encoder stages 0 and 1, decoder stage 1; one block each
     assert report.added == {"experts": sum(8 * c * c + 5 * c for c in widths), "gate": sum(c + 1 for c in widths), "heads": 8 * 3}
@@ -68,13 +70,13 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
 @pytest.mark.slow
 def test_a_fresh_gate_column_changes_old_answers_and_only_that_is_allowed(run, raw, tmp_path):
     fields, data = _grown(run, raw, tmp_path, begin="copy", gate="fresh", source="MR")
-    assert growth.check(run, fields, data.space).change > 1e-3
+    assert grow.check(run, fields, data.space).change > 1e-3
     fields["init"]["gate"], fields["init"]["experts"] = "closed", {"CT": "expert1", "expert2": "expert1"}
-    growth.check(run, fields, data.space)  # closed keeps them
+    grow.check(run, fields, data.space)  # closed keeps them
     fields["init"]["classes"] = {"SarcomaMR/tumour": ""}
     fields["init"]["heads"] = ((r"^head", None),)  # heads begin anew: old answers change, and that is an error
     with pytest.raises(TrainError, match="answers otherwise"):
-        growth.check(run, fields, data.space)
+        grow.check(run, fields, data.space)
 
 
 def test_patients_stay_on_their_side(run, raw, tmp_path):
@@ -90,8 +92,8 @@ def test_patients_stay_on_their_side(run, raw, tmp_path):
 
 def test_frozen_training_moves_the_new_slices_only(run, raw, tmp_path):
     fields, data = _grown(run, raw, tmp_path, source="MR", freeze=True)
-    net = network.make_network(fields, data.space, (1.0, 1.0, 1.0))
-    optimizer = network.make_optimizer(fields)
+    net = build.make_network(fields, data.space, (1.0, 1.0, 1.0))
+    optimizer = build.make_optimizer(fields)
     start = initial.borrower(fields, data.space, net, tmp_path, report=False)(jax.jit(net.init)(jax.random.key(0)))
     start = jax.tree.map(jnp.asarray, start)
 
@@ -117,15 +119,15 @@ def test_frozen_training_moves_the_new_slices_only(run, raw, tmp_path):
 @pytest.mark.slow
 def test_a_known_modality_adds_a_head_alone(run, raw, tmp_path):
     more = write_corpus(tmp_path / "Task05_More", n=3, shape=(6, 16, 16), labels={"atrium": 1}, seed=9)
-    fields = growth.grown_fields(run, [str(more)], tmp_path)
-    report = growth.check(run, fields, corpora.open_data(fields["data"], tmp_path).space)
+    fields = grow.grown_fields(run, [str(more)], tmp_path)
+    report = grow.check(run, fields, corpora.open_data(fields["data"], tmp_path).space)
     assert report.added == {"experts": 0, "gate": 0, "heads": 8 * 2} and report.change < 1e-5
 
 
 def test_what_cannot_grow_is_refused(run, raw, tmp_path):
     for more, message in (({"source": "PET"}, "no expert"), ({}, "which expert"), ({"begin": "fresh", "gate": "split"}, "copy can share")):
         with pytest.raises(UsageError, match=message):
-            growth.grown_fields(run, [str(raw[2])], tmp_path, **more)
+            grow.grown_fields(run, [str(raw[2])], tmp_path, **more)
     with pytest.raises(UsageError, match=r"two corpora|already knows"):
-        growth.grown_fields(run, [str(raw[0])], tmp_path)
+        grow.grown_fields(run, [str(raw[0])], tmp_path)
     assert json.loads((run / "config.json").read_text())["model"]["experts"] == 2

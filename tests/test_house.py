@@ -15,7 +15,7 @@ import pytest
 
 from configs.multitalent import get_config
 from medjax import cli, main
-from medjax.experiment import runfolder
+from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
 from tests.make_raw import write_corpus
 
@@ -132,10 +132,10 @@ def test_a_run_killed_twice_equals_the_one_that_was_not(trained, corpora, tmp_pa
 def _weights(workdir):
     import jax
 
-    from medjax.experiment import network
+    from medjax.runs import build
 
     fields, space = runfolder.read_config(workdir), runfolder.read_space(workdir)
-    net = network.make_network(fields, space, (2.0, 2.0, 2.0))
+    net = build.make_network(fields, space, (2.0, 2.0, 2.0))
     params = checkpoint.load_params(workdir / "checkpoints", net.abstract())
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
 

@@ -8,7 +8,7 @@ import pytest
 
 from medjax import main
 from medjax.errors import UsageError
-from medjax.experiment import hosts
+from medjax.runs import hosts
 
 STANDIN = """#!/usr/bin/env bash
 case "$*" in *socket*) echo 4711; exit ;; esac

@@ -14,10 +14,10 @@ import pytest
 
 from medjax import cli
 from medjax.errors import UsageError
-from medjax.experiment import prediction
 from medjax.infer.cases import Result as prediction_result
 from medjax.report import page, viewer
 from medjax.report import prediction as html
+from medjax.runs import predict
 from tests import browser
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 1.0, 0, -20], [0, 0, 1.5, 5], [0, 0, 0, 1]])
@@ -168,7 +168,7 @@ def test_predict_leaves_a_page_and_statistics_of_all_its_calls(predicted, monkey
     (predicted / "run_part1of2.json").write_text(json.dumps(second | {"failed": [{"case": "three", "message": "not NIfTI"}]}))
     (predicted / "run.json").unlink()
     done = prediction_result(ok=["one"], failed=[], skipped=["two"])
-    monkeypatch.setattr(prediction, "predict", lambda *arguments, **options: done)
+    monkeypatch.setattr(predict, "predict", lambda *arguments, **options: done)
     assert cli.main(["predict", "-m", "run", "-i", "scans", "-o", str(predicted), "--quiet", "--no-html"]) == 0
     assert not (predicted / "report.html").exists()
     assert cli.main(["predict", "-m", "run", "-i", "scans", "-o", str(predicted), "--quiet"]) == 0

@@ -10,7 +10,6 @@ import pytest
 
 from medjax import cli
 from medjax.errors import UsageError
-from medjax.experiment import gates, scores
 from medjax.labels import Corpus
 from medjax.metrics import tables, written
 from medjax.metrics.evaluate import Pair, evaluate
@@ -18,6 +17,7 @@ from medjax.metrics.result import Result, read_cases
 from medjax.report import prediction
 from medjax.report.montage import montage
 from medjax.report.present import present
+from medjax.runs import gates, test
 from tests.test_metrics_html import save
 
 EVIL = "<script>alert(1)</script>|x\x1b[2J\n[a](http://b) `c`"
@@ -104,7 +104,7 @@ def test_a_run_refuses_before_it_predicts(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "table.md").write_text("mine")
     with pytest.raises(UsageError, match="did not write"):
-        scores.predict_and_score(None, {}, tmp_path, {}, lambda what: None)
+        test.predict_and_score(None, {}, tmp_path, {}, lambda what: None)
 
 
 def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_path, capsys):

@@ -13,10 +13,10 @@ from data_pipelines import ingest, pools
 from data_pipelines.catalogue import corpora
 from medjax import cli
 from medjax.errors import UsageError
-from medjax.experiment import catalogues, stages
-from medjax.experiment.corpora import open_data
 from medjax.prepare import fingerprint as fingerprints
 from medjax.registry import plain
+from medjax.runs import catalogues, stages
+from medjax.runs.open import open_data
 from tests.make_raw import write_corpus
 from tests.published import tree_of, write
 

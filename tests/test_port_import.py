@@ -10,10 +10,10 @@ import pytest
 
 from medjax import cli
 from medjax.errors import ModelError, UsageError
-from medjax.experiment import imported, models, network, runfolder
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity
 from medjax.registry import plain
+from medjax.runs import build, folder, imported, trained
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint
 from medjax.weights import nnunet_plan
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     assert "predicts: medjax predict" in capsys.readouterr().out
     account = json.loads((run / "import.json").read_text())
     assert account["family"] == "nnunet" and not account["absent"] and len(account["matched"]) == 16
-    predictor = models.load_predictor(run, tta="none")
+    predictor = trained.load_predictor(run, tta="none")
     side = [9, 16, 16] if forward == (0, 1, 2) else [16, 9, 16]
     rng = np.random.default_rng(0)
     array = rng.normal(40, 300, side).astype(np.float32)
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     image = predictor.prepare(volume, "Dataset001_Liver").image
     np.testing.assert_allclose(image[..., 0], (np.clip(array, -500, 400) - 40) / 120, atol=1e-4)
 
-    net, params = models.read_model(run).network, checkpoint.read_params(run)
+    net, params = trained.read_model(run).network, checkpoint.read_params(run)
     patch = image[tuple(slice(0, n) for n in net.patch)]
     ours = np.asarray(net.apply(jax.tree.map(jnp.asarray, params), jnp.asarray(patch)[None])["logits"])[0]
     with torch.no_grad():
@@ -157,8 +157,8 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     assert len(np.unique(found)) > 1
 
     space = merge([Corpus("new", ((1, ("tumour",)), (2, ("spleen",))))])
-    fields = plain(runfolder.read_config(run))
-    target = network.make_network(fields, space, (3.0, 1.0, 1.5)).abstract()
+    fields = plain(folder.read_config(run))
+    target = build.make_network(fields, space, (3.0, 1.0, 1.5)).abstract()
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), target)
     _, report = transfer(
         fresh, params, heads=((r"^(head|out)_?\d*/", -1),), source_classes=("liver", "tumour"), target_classes=space.classes
@@ -187,8 +187,8 @@ def test_a_file_of_layers_makes_a_beginning_only(tmp_path):
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
     text = imported.import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run", patch=(8, 8, 16))
-    assert runfolder.read_config(tmp_path / "run")["train"]["patch"] == (8, 8, 16)
+    assert folder.read_config(tmp_path / "run")["train"]["patch"] == (8, 8, 16)
     assert "cannot predict" in text and r"--config.init.fresh='^(?!(vit/layer\d+|vit/ln_f)/)'" in text
     tree = checkpoint.read_params(tmp_path / "run")
     assert sorted(tree["vit"]) == ["layer0", "layer1", "ln_f"]
-    assert runfolder.read_space(tmp_path / "run").classes == ("class_1",)
+    assert folder.read_space(tmp_path / "run").classes == ("class_1",)

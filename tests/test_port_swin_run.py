@@ -8,8 +8,9 @@ import pytest
 
 from medjax import cli, main
 from medjax.errors import ModelError, UsageError
-from medjax.experiment import imported, runfolder
 from medjax.prepare.plan import Intensity, Plan
+from medjax.runs import folder as runfolder
+from medjax.runs import imported
 from medjax.train import checkpoint
 from tests.make_raw import write_corpus
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.experiment.export import export
-from medjax.experiment.models import load_predictor
+from medjax.runs.export import export
+from medjax.runs.trained import load_predictor
 from medjax.weights.formats import archive, stablehlo, verification
 from medjax.weights.formats.verification import Verifier
 from tests.make_run import make_run

@@ -12,7 +12,8 @@ import pytest
 
 from medjax import cli, files, locks, main
 from medjax.errors import TrainError, UsageError
-from medjax.experiment import models, runfolder
+from medjax.runs import folder as runfolder
+from medjax.runs import trained
 from medjax.train import checkpoint, log
 from tests.make_run import make_run
 from tests.old_run import start, unpack
@@ -139,7 +140,7 @@ def test_an_edited_document_is_refused_until_it_is_restored_or_accepted(tmp_path
     run = make_run(tmp_path / "run")
     before = (run / name).read_text()
     (run / name).write_text(json.dumps(json.loads(before), separators=(",", ":")))
-    models.read_model(run)  # another layout of the same content is no edit
+    trained.read_model(run)  # another layout of the same content is no edit
     (run / name).write_text(json.dumps(EDITS[name](json.loads(before))))
     assert json.loads((run / name).read_text()) != json.loads(before)
     for command in (
@@ -150,10 +151,10 @@ def test_an_edited_document_is_refused_until_it_is_restored_or_accepted(tmp_path
         text = capsys.readouterr().err
         assert f"{run / name}: edited since medjax wrote it" in text and f"medjax info {run} --accept" in text
     assert cli.main(["info", str(run), "--accept"]) == 0 and capsys.readouterr().out == f"accepted: {name}\n"
-    models.read_model(run)
+    trained.read_model(run)
     (run / name).write_text(before)
     with pytest.raises(UsageError, match="edited since"):
-        models.read_model(run)
+        trained.read_model(run)
     assert runfolder.accept(run) == [name] and runfolder.accept(run) == []
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_list_of_hashes_is_a_sentence(tmp_path, text):
     run = make_run(tmp_path / "run")
     (run / "hashes.json").write_text(text)
     with pytest.raises(UsageError, match=r"hashes\.json"):
-        models.read_model(run)
+        trained.read_model(run)
 
 
 def test_missing_fields_are_named(tmp_path):
@@ -208,7 +209,7 @@ def test_missing_fields_are_named(tmp_path):
     (run / "config.json").write_text(json.dumps(fields))
     (run / "hashes.json").unlink()
     with pytest.raises(UsageError, match=r"config\.json: no config of a run; found no infer\.overlap"):
-        models.read_model(run)
+        trained.read_model(run)
 
 
 def test_a_kill_between_document_and_hash_leaves_a_run_that_opens(tmp_path, monkeypatch):
@@ -228,7 +229,7 @@ def test_a_kill_between_document_and_hash_leaves_a_run_that_opens(tmp_path, monk
             patch.setattr(files, "write_json", lambda path, value, **_: path.write_text(json.dumps(value)))
             patch.setattr(files, "write_text", killed)
             runfolder.write_json(run / "config.json", fields)
-        models.read_model(run)
+        trained.read_model(run)
     assert runfolder.read_config(run)["seed"] == 5
 
 

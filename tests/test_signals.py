@@ -21,7 +21,7 @@ def slow():
     time.sleep(60)
 """
 STAGES = {
-    "fingerprint": "from medjax.experiment import stages\nstages.fingerprint = lambda *a, **k: slow()",
+    "fingerprint": "from medjax.runs import stages\nstages.fingerprint = lambda *a, **k: slow()",
     "preparation": (
         "from medjax.prepare import prepare\nwhole = prepare.load\n"
         "def load(*a, **k):\n    import time\n    print('BEGUN', flush=True)\n    time.sleep(1)\n    return whole(*a, **k)\n"
@@ -33,7 +33,7 @@ STAGES = {
         "def made(*a):\n    step, validate = make(*a)\n    return (lambda *b: busy() or step(*b)), validate\n"
         "update.make = made"
     ),
-    "evaluation": "from medjax.experiment import scores\nscores.predict_and_score = lambda *a, **k: slow()",
+    "evaluation": "from medjax.runs import test as scores\nscores.predict_and_score = lambda *a, **k: slow()",
     "loop": "",
     "validation": (
         "from medjax.train import update\nmake = update.make\n"

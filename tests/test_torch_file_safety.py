@@ -17,8 +17,8 @@ from scipy import sparse
 
 from medjax import cli
 from medjax.errors import DataError, ModelError, UsageError
-from medjax.experiment import imported
-from medjax.experiment.imported import import_weights
+from medjax.runs import imported
+from medjax.runs.imported import import_weights
 from medjax.scans import arrays, zipped
 from medjax.weights import accounts, nnunet_plan
 from medjax.weights.formats import torch_file

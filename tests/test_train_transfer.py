@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import TrainError, UsageError
-from medjax.experiment.initial import RESIZERS, trilinear
+from medjax.runs.initial import RESIZERS, trilinear
 from medjax.train import checkpoint, optim
 from medjax.weights.transfer import transfer
 from tests import test_train_toy as toy

@@ -19,22 +19,20 @@ def add(verbs) -> None:
 def _add(args) -> int:
     from pathlib import Path
 
-    from medjax.experiment import growth, runfolder, stages
+    from medjax.runs import folder, grow, stages
 
     changes = {"train.steps": args.steps} if args.steps else {}
     changes |= {"optim.lr": args.lr} if args.lr else {}
     old, workdir = Path(args.old), Path(args.workdir)
-    fields = growth.grown_fields(
-        old, args.data, workdir, begin=args.begin, source=args.expert, gate=args.gate, freeze=args.freeze, **changes
-    )
+    fields = grow.grown_fields(old, args.data, workdir, begin=args.begin, source=args.expert, gate=args.gate, freeze=args.freeze, **changes)
     if args.steps == 0:
-        from medjax.experiment.corpora import open_data
+        from medjax.runs.open import open_data
 
-        stages.say(growth.check(old, fields, open_data(fields["data"], workdir).space).text())
+        stages.say(grow.check(old, fields, open_data(fields["data"], workdir).space).text())
         return 0
     run = stages.open_run(fields, workdir)
-    report = growth.check(old, fields, run.data.space)
+    report = grow.check(old, fields, run.data.space)
     stages.say(report.text())
-    runfolder.write_json(workdir / "growth.json", report.to_json())
+    folder.write_json(workdir / "growth.json", report.to_json())
     stages.train(run)
     return stages.evaluate(run)

@@ -23,7 +23,7 @@ def add(verbs) -> None:
 
 
 def _export(args) -> int:
-    from medjax.experiment import export
+    from medjax.runs import export
 
     kind = "function" if args.stablehlo else "orbax" if args.orbax else "weights"
     print(export.export(

@@ -15,7 +15,7 @@ def add(verbs) -> None:
 def _gates(args) -> int:
     from pathlib import Path
 
-    from medjax.experiment import gates
+    from medjax.runs import gates
 
     run = Path(args.model)
     out = Path(args.out) if args.out else run / "gates"

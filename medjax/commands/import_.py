@@ -22,7 +22,7 @@ def add(verbs) -> None:
 
 
 def _import(args) -> int:
-    from medjax.experiment.imported import import_weights
+    from medjax.runs.imported import import_weights
 
     optional = {"plan": Path(args.plan) if args.plan else None, "dataset": tuple(map(Path, args.dataset))}
     print(

@@ -18,7 +18,7 @@ def add(verbs) -> None:
 
 
 def _info(args) -> int:
-    from medjax.experiment.info import about, about_run, as_text
+    from medjax.runs.info import about, about_run, as_text
 
     if args.corpora or args.catalogue:
         return _corpora(args)
@@ -30,18 +30,18 @@ def _info(args) -> int:
 
 
 def _accept(args) -> int:
-    from medjax.experiment import runfolder
+    from medjax.runs import folder
 
     if not args.run_folder:
         raise UsageError("no run folder to accept", fix="medjax info RUN --accept")
-    changed = runfolder.accept(Path(args.run_folder))
+    changed = folder.accept(Path(args.run_folder))
     print(f"accepted: {', '.join(changed) or 'nothing was edited'}")
     return EXIT_OK
 
 
 def _corpora(args) -> int:
-    from medjax.experiment.catalogues import as_table, registered
-    from medjax.experiment.info import as_text
+    from medjax.runs.catalogues import as_table, registered
+    from medjax.runs.info import as_text
 
     facts, name = registered(args.catalogue), args.run_folder
     if name and name not in facts["corpora"]:

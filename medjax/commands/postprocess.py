@@ -17,14 +17,14 @@ def add(verbs) -> None:
 
 def _postprocess(args) -> int:
     from medjax.errors import UsageError
-    from medjax.experiment import postprocessing
     from medjax.infer import outputs, owned
+    from medjax.runs import postprocess
 
     if bool(args.model) == bool(args.output):
         raise UsageError("where shall the choice go?", expected="either --model RUN or --output FILE.json")
     labels = Path(args.labels) if args.labels else Path(args.reference).parent / "dataset.json"
-    out = postprocessing.place(Path(args.model)) if args.model else Path(args.output)
+    out = postprocess.place(Path(args.model)) if args.model else Path(args.output)
     outputs.make_folder(out.parent)
     owned.refuse_document(out, "postprocessing", overwrite=args.overwrite, what="the choice")
-    print(postprocessing.choose(args.reference, args.prediction, labels, out, Path(args.model) if args.model else None))
+    print(postprocess.choose(args.reference, args.prediction, labels, out, Path(args.model) if args.model else None))
     return 0

@@ -59,14 +59,14 @@ def add(verbs) -> None:
 
 
 def _predict(args) -> int:
-    from medjax.experiment import prediction
+    from medjax.runs import predict
 
     def say(line: str) -> None:
         if not args.quiet:
             print(line, file=sys.stderr, flush=True)
 
     page = not args.no_html and args.num_parts == 1
-    result = prediction.predict(
+    result = predict.predict(
         args.model, args.input, Path(args.output), corpus=args.corpus, classes=args.classes, part=(args.part_id, args.num_parts),
         continue_=args.continue_, one_file_per_class=args.one_file_per_class, probabilities=args.probabilities,
         statistics=args.statistics, preview=args.preview, report=Path(args.report) if args.report else None,

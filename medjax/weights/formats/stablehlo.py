@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medjax.errors import UsageError
-from medjax.experiment.fitted import SIDE
-from medjax.experiment.models import Trained
+from medjax.runs.fitted import SIDE
+from medjax.runs.trained import Trained
 from medjax.weights.formats.archive import Archive
 from medjax.weights.formats.verification import Verifier, refused
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from medjax import __version__
 from medjax.errors import MedjaxError, UsageError, did_you_mean
-from medjax.experiment import models, runfolder
+from medjax.runs import folder as runfolder
+from medjax.runs import trained as models
 from medjax.weights.formats import archive
 
 LOCAL = (("data", "folders"), ("data", "root"), ("data", "store"), ("data", "split", "file"))

@@ -14,8 +14,10 @@ import numpy as np
 
 from medjax import files
 from medjax.errors import UsageError
-from medjax.experiment import adapt, corpora, fitted, network, runfolder, stages
 from medjax.infer import outputs, owned
+from medjax.runs import adapt, build, fitted, stages
+from medjax.runs import folder as runfolder
+from medjax.runs import open as corpora
 from medjax.sample import stream
 from medjax.train import checkpoint
 from medjax.weights import experts
@@ -90,7 +92,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
     Raises: `UsageError` for a network without gated experts, or a run without cases on that side.
     """
     fields, space, plan = runfolder.read_config(folder), runfolder.read_space(folder), runfolder.read_plan(folder)
-    net = network.make_network(fields, space, tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0)))
+    net = build.make_network(fields, space, tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0)))
     params = fitted.check_finite(checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which), folder)
     run = stages.Run(fields, folder, corpora.open_data(fields["data"], folder), plan)
     drawn = stages.pools(run, side)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import adapt, fitted, models, runfolder
-from medjax.experiment.network import Network
 from medjax.labels import LabelSpace
+from medjax.runs import adapt, fitted
+from medjax.runs import folder as runfolder
+from medjax.runs import trained as models
+from medjax.runs.build import Network
 from medjax.train import checkpoint
 from medjax.weights.transfer import transfer
 

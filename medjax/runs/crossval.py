@@ -9,8 +9,10 @@ from pathlib import Path
 
 from medjax.corpora.inputs import Case
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, UsageError
-from medjax.experiment import corpora, hosts, models, runfolder, scores, stages
 from medjax.labels import Corpus
+from medjax.runs import folder as runfolder
+from medjax.runs import hosts, stages, test, trained
+from medjax.runs import open as corpora
 
 
 def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
@@ -62,10 +64,10 @@ def _together(fields: Mapping, workdir: Path, count: int) -> int:
             wanted = {name.split("/", 1)[1] for name in data.splits[fold]["val"] if name.startswith(f"{corpus.name}/")}
             found += [(c, masks / f"{c.name}.nii.gz") for c in data.cases[corpus.name] if c.name in wanted and c.label]
         held[corpus.name] = (corpus, [(case, mask) for case, mask in found if mask.is_file()])
-    failed, result = scores.score(held, fields["evaluate"])
+    failed, result = test.score(held, fields["evaluate"])
     if result is None:
         return EXIT_SOME_FAILED
-    scores.publish(result, workdir, fields["evaluate"])
+    test.publish(result, workdir, fields["evaluate"])
     means = {}
     for fold in range(count):
         means[f"fold_{fold}"] = _foreground(folder_of(workdir, fold) / "evaluation")
@@ -87,4 +89,4 @@ def ensemble(workdir: Path, **options) -> object:
     folders = sorted(p for p in workdir.glob("fold_*") if (p / runfolder.CONFIG).is_file())
     if not folders:
         raise UsageError("no folds here", path=workdir, fix="run --mode=crossval first")
-    return models.load_predictor(folders, **options)
+    return trained.load_predictor(folders, **options)

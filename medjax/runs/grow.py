@@ -16,10 +16,10 @@ import numpy as np
 
 from medjax.corpora.splits import make_splits
 from medjax.errors import TrainError, UsageError
-from medjax.experiment import adapt, fitted, initial, network, runfolder
-from medjax.experiment.corpora import open_data
 from medjax.labels import LabelSpace
 from medjax.registry import plain
+from medjax.runs import adapt, build, fitted, folder, initial
+from medjax.runs.open import open_data
 from medjax.train import checkpoint
 from medjax.weights import experts
 
@@ -83,7 +83,7 @@ def grown_fields(
 
     Raises: `UsageError` for a run that has no experts to add to, unknown names and words.
     """
-    old, space = runfolder.read_config(run), runfolder.read_space(run)
+    old, space = folder.read_config(run), folder.read_space(run)
     fields = copy.deepcopy(old)
     known = old["data"]["folders"]
     fields["data"]["folders"] = ",".join([*([known] if known else []), *(str(Path(f).expanduser().resolve()) for f in folders)])
@@ -114,9 +114,9 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
 
     Raises: `TrainError` if an old logit changed although the gate columns were to keep it (`UNCHANGED`).
     """
-    old_fields, old_space = runfolder.read_config(run), runfolder.read_space(run)
-    spacing = tuple(float(v) for v in np.mean(list(runfolder.read_plan(run).spacing_mm.values()), 0))
-    before, after = (network.make_network(_exact(f), s, spacing) for f, s in ((old_fields, old_space), (fields, space)))
+    old_fields, old_space = folder.read_config(run), folder.read_space(run)
+    spacing = tuple(float(v) for v in np.mean(list(folder.read_plan(run).spacing_mm.values()), 0))
+    before, after = (build.make_network(_exact(f), s, spacing) for f, s in ((old_fields, old_space), (fields, space)))
     old = fitted.check_finite(checkpoint.load_params(run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"]), run)
     new = initial.borrower(fields, space, after, Path("."), report=False)(jax.jit(after.init)(jax.random.key(fields["seed"])))
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
@@ -137,7 +137,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     return Growth(
         tuple(m for m in space.modalities if m not in old_space.modalities),
         tuple(c.name for c in space.corpora if c.name not in [o.name for o in old_space.corpora]),
-        *(network.count(net.abstract()) for net in (before, after)), added, change,
+        *(build.count(net.abstract()) for net in (before, after)), added, change,
     )  # fmt: skip
 
 
@@ -184,8 +184,8 @@ def _new_parts(fields: dict, run: Path, space: LabelSpace, workdir: Path) -> tup
         )
     if len(new.corpora) == len(space.corpora):
         raise UsageError("the run already knows these corpora", found=[c.name for c in new.corpora], fix="name the folder of a new one")
-    splits = extended_splits(runfolder.read_json(run, runfolder.SPLITS), data.cases, given["folds"], given["seed"])
-    runfolder.write_json(workdir / "grown_splits.json", splits)
+    splits = extended_splits(folder.read_json(run, folder.SPLITS), data.cases, given["folds"], given["seed"])
+    folder.write_json(workdir / "grown_splits.json", splits)
     fields["data"]["split"]["file"] = str((workdir / "grown_splits.json").resolve())
     return new, tuple(m for m in new.modalities if m not in space.modalities)
 
@@ -229,7 +229,7 @@ def _frozen(fields: Mapping, new: LabelSpace, old: Mapping, space: LabelSpace, a
 
 
 def _abstract(fields: Mapping, space: LabelSpace) -> Any:
-    return network.make_network(fields, space, (1.0, 1.0, 1.0)).abstract()
+    return build.make_network(fields, space, (1.0, 1.0, 1.0)).abstract()
 
 
 def _sizes(abstract: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.experiment.models import load_predictor
+from medjax.runs.trained import load_predictor
 
 
 def check(options: Mapping[str, Any]) -> None:

@@ -19,12 +19,12 @@ import numpy as np
 
 from medjax.corpora.dataset_json import describe
 from medjax.errors import MedjaxError, ModelError, UsageError, did_you_mean
-from medjax.experiment import adapt, runfolder
 from medjax.files import check_name, read_json
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.runs import adapt, folder
 from medjax.weights import accounts, nnunet_plan
 from medjax.weights.formats import torch_file
 from medjax.weights.nnunet_plan import Description
@@ -94,12 +94,12 @@ def import_weights(
         },
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    runfolder.write_json(out / runfolder.CONFIG, plain(fields))
-    runfolder.write_json(out / runfolder.LABELS, space.to_json())
+    folder.write_json(out / folder.CONFIG, plain(fields))
+    folder.write_json(out / folder.LABELS, space.to_json())
     if described.plan is not None:
-        runfolder.write_json(out / runfolder.PLAN, described.plan.to_json())
+        folder.write_json(out / folder.PLAN, described.plan.to_json())
     facts = {"source": str(path), "family": family}
-    runfolder.write_json(out / ACCOUNT, facts | account.to_json())
+    folder.write_json(out / ACCOUNT, facts | account.to_json())
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params, "step": jnp.zeros((), jnp.int32)}, facts)
         checkpoints.wait()

@@ -1,7 +1,7 @@
 """What a training needs on every one of N devices, without having them: shapes for the table, simulated devices for the compiler.
 
 In: a config as plain values. Out: bytes per device for each way of sharing the model, and what the compiler says of one of them. Nothing is
-allocated: states and batches are shapes with shardings. As a program (`python -m medjax.experiment.devices`) it reads a JSON request and
+allocated: states and batches are shapes with shardings. As a program (`python -m medjax.runs.dry_devices`) it reads a JSON request and
 answers with JSON; each request needs a process of its own, because the number of devices is fixed when jax starts.
 """
 
@@ -18,8 +18,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from medjax.errors import TrainError, UsageError
-from medjax.experiment import describe, network
 from medjax.labels import LabelSpace
+from medjax.runs import build, dry
 from medjax.train import sharding
 from medjax.train import state as states
 from medjax.train import update as updates
@@ -38,7 +38,7 @@ def batch_of(fields: Mapping, devices: int) -> int:
     return math.ceil(fields["train"]["batch"] / devices) * devices
 
 
-def per_device(fields: Mapping, net: network.Network, space: LabelSpace, devices: int, fsdp: int, alone: Mapping | None = None) -> dict:
+def per_device(fields: Mapping, net: build.Network, space: LabelSpace, devices: int, fsdp: int, alone: Mapping | None = None) -> dict:
     """Bytes on each device of a mesh (devices / fsdp, fsdp): parameters, optimizer, gradients, batch, kept for the backward pass, together.
 
     Args:
@@ -47,27 +47,27 @@ def per_device(fields: Mapping, net: network.Network, space: LabelSpace, devices
     if devices % fsdp:
         raise UsageError("fsdp does not divide the devices", found=f"{devices} devices, fsdp={fsdp}")
     mesh = AbstractMesh((devices // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
-    target = states.abstract(net.init, network.make_optimizer(fields), mesh, _rules(fields, fsdp))
+    target = states.abstract(net.init, build.make_optimizer(fields), mesh, _rules(fields, fsdp))
     share = batch_of(fields, devices) // devices
-    local = alone or describe.memory(_with_batch(fields, share), net, space)
+    local = alone or dry.memory(_with_batch(fields, share), net, space)
     params, opt = _shard_bytes(target["params"]), _shard_bytes(target["opt"])
     found = {"parameters": params, "optimizer": opt, "gradients": params, "batch": local["batch"], "kept": local["kept for backward"]}
     return found | {"together": sum(found.values())}
 
 
-def report(fields: Mapping, net: network.Network, space: LabelSpace, devices: Sequence[int], *, compiled: bool = True) -> str:
+def report(fields: Mapping, net: build.Network, space: LabelSpace, devices: Sequence[int], *, compiled: bool = True) -> str:
     """The table of `per_device` for every number of devices, and what lowering (and, unless told otherwise, compiling) said of one way."""
     rows = [("devices", "mesh (data x fsdp)", "batch", "parameters", "optimizer", "gradients", "kept for backward", "together, each")]
     notes, memories = [], {}
     for count in devices:
         share = batch_of(fields, count) // count
-        memories[share] = memories.get(share) or describe.memory(_with_batch(fields, share), net, space)
+        memories[share] = memories.get(share) or dry.memory(_with_batch(fields, share), net, space)
         for fsdp in ways(count):
             found = per_device(fields, net, space, count, fsdp, memories[share])
-            sizes = [describe.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
+            sizes = [dry.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
             rows.append((str(count), f"{count // fsdp} x {fsdp}", str(batch_of(fields, count)), *sizes))
         notes.append(_sentence(count, ask(fields, space, count, ways(count)[min(1, len(ways(count)) - 1)], compiled=compiled)))
-    return "\n".join([describe.table(rows), *notes])
+    return "\n".join([dry.table(rows), *notes])
 
 
 def ask(
@@ -77,7 +77,7 @@ def ask(
     request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp}
     request |= {"platforms": list(platforms), "compiled": compiled}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-m", "medjax.experiment.devices"]
+    command = [sys.executable, "-m", "medjax.runs.dry_devices"]
     done = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TrainError(f"the step does not compile for {devices} devices", found=done.stderr.strip().splitlines()[-1:])
@@ -98,11 +98,11 @@ def answer(request: Mapping) -> dict:
     space = LabelSpace.from_json(request["space"])
     fields = _with_batch(fields, batch_of(fields, devices))
     mesh = sharding.make_mesh(request["fsdp"], jax.devices()[:devices])
-    net = network.make_network(fields, space, tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0))
-    optimizer = network.make_optimizer(fields)
+    net = build.make_network(fields, space, tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0))
+    optimizer = build.make_optimizer(fields)
     target = states.abstract(net.init, optimizer, mesh, _rules(fields, request["fsdp"]))
-    update, _ = updates.make(network.make_task(fields, space, net, mesh), optimizer, fields["seed"], mesh, target)
-    batch = describe.abstract_batch(fields, net) | {"request": jax.ShapeDtypeStruct((devices,), "int32")}
+    update, _ = updates.make(build.make_task(fields, space, net, mesh), optimizer, fields["seed"], mesh, target)
+    batch = dry.abstract_batch(fields, net) | {"request": jax.ShapeDtypeStruct((devices,), "int32")}
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh)) for k, v in batch.items()}
     asked = batch.pop("request")
     began = time.monotonic()
@@ -128,7 +128,7 @@ def _sentence(count: int, found: Mapping) -> str:
     text = f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: traced in {found['trace_s']:.1f} s, lowered for {lowered}"
     if "compile_s" not in found:
         return text
-    held = describe.size(found["arguments"])
+    held = dry.size(found["arguments"])
     return f"{text}; compiled for {count} simulated CPU devices in {found['compile_s']:.0f} s; each holds {held} of state and batch"
 
 

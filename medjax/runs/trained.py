@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import MedjaxError, ModelError, UsageError
-from medjax.experiment import fitted, network, runfolder
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.runs import build as network
+from medjax.runs import fitted, folder
 from medjax.weights.formats import archive as archives
 
 POSTPROCESS = "postprocess.json"
@@ -86,11 +87,11 @@ def read_model(path: Path | str) -> Trained:
     path = Path(path)
     if archives.is_archive(path):
         return _of_archive(path, archives.read(path))
-    fields = runfolder.read_config(path)
-    fitted.check_config(fields, path / runfolder.CONFIG, UsageError)
-    space, plan = runfolder.read_space(path), runfolder.read_plan(path)
-    runfolder.require_checkpoint(path)
-    chosen = runfolder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
+    fields = folder.read_config(path)
+    fitted.check_config(fields, path / folder.CONFIG, UsageError)
+    space, plan = folder.read_space(path), folder.read_plan(path)
+    folder.require_checkpoint(path)
+    chosen = folder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
     return Trained(path, fields, space, plan, chosen)
 
 
@@ -205,7 +206,7 @@ def rules(model: Trained, wanted: str = "") -> Any:
         return Rules.from_json(model.postprocess["rules"]) or None
     if wanted:
         path = Path(wanted)
-        found = runfolder.read_json(path.parent, path.name) if path.is_file() else None
+        found = folder.read_json(path.parent, path.name) if path.is_file() else None
         if not isinstance(found, dict):
             raise UsageError(f"no postprocessing {wanted!r}", expected="none, chosen, or a JSON file of rules")
         return Rules.from_json(found.get("rules", found)) or None

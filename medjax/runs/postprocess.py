@@ -10,20 +10,20 @@ import numpy as np
 
 from medjax.corpora.sources import read_labels
 from medjax.errors import UsageError, shown
-from medjax.experiment import runfolder
-from medjax.experiment.describe import table
-from medjax.experiment.models import POSTPROCESS
 from medjax.infer.owned import mark
 from medjax.infer.postprocess import largest
 from medjax.infer.write import sha256
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import find_pairs
+from medjax.runs import folder
+from medjax.runs.dry import table
+from medjax.runs.trained import POSTPROCESS
 from medjax.scans import formats, nifti
 
 
 def place(run: Path) -> Path:
     """Where a run keeps the choice; `UsageError` if the folder is no run."""
-    runfolder.read_config(run)
+    folder.read_config(run)
     return run / POSTPROCESS
 
 
@@ -56,7 +56,7 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
     }  # fmt: skip
     chosen = [name for name, seen in evidence.items() if seen["cases"] and seen["dice_after"] > seen["dice_before"]]
     basis = {"reference": reference, "prediction": prediction, "masks": {p.case: sha256(p.prediction) for p in pairs}}
-    runfolder.write_json(out, mark("postprocessing") | {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
+    folder.write_json(out, mark("postprocessing") | {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
     rows = [("class", "cases", "Dice", "largest only", "chosen")]
     for name, seen in evidence.items():
         numbers = ("-", "-") if not seen["cases"] else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
@@ -68,7 +68,7 @@ def global_names(corpus: Corpus, run: Path | None) -> dict[str, str]:
     """Class of the corpus -> class of the run's label space, where there is a run."""
     if run is None:
         return {name: name for name in corpus.annotated}
-    space = runfolder.read_space(run).unveiled()
+    space = folder.read_space(run).unveiled()
     found = dict(space.names[space.corpus_index(corpus.name)])
     return {name: found.get(name, name) for name in corpus.annotated}
 

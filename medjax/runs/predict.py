@@ -12,8 +12,8 @@ from typing import Any
 
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
-from medjax.experiment.models import Trained, load_predictor, read_model
 from medjax.labels import Corpus, LabelSpace
+from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
 GIB = 2**30
@@ -42,9 +42,9 @@ def predict(
     Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, an output that must not
       or cannot be written, or a memory limit that the model alone exceeds.
     """
-    from medjax.experiment import options as known
     from medjax.infer import guard, outputs, segment, write
     from medjax.infer.cases import Files, forecasts, predict_cases
+    from medjax.runs import options as known
 
     reading = Reading(frame, replace_nan)
     known.check(options)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.experiment import fitted, runfolder
 from medjax.labels import LabelSpace
 from medjax.models.parts import heads
+from medjax.runs import fitted
+from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
 from medjax.weights import experts
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from medjax.corpora.inputs import Case
-from medjax.experiment import runfolder
 from medjax.infer.cases import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
 from medjax.metrics import written
 from medjax.report import present
+from medjax.runs import folder as runfolder
 
 
 def say(text: str) -> None:

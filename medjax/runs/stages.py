@@ -16,13 +16,15 @@ from medjax import files
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
-from medjax.experiment import corpora, hosts, initial, network, planned, resampled, runfolder
-from medjax.experiment.info import environment
-from medjax.experiment.models import load_predictor as load_predictor
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
+from medjax.runs import build, config, hosts, initial, resampled
+from medjax.runs import folder as runfolder
+from medjax.runs import open as corpora
+from medjax.runs.info import environment
+from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 
 
@@ -60,7 +62,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents, `TrainError` if its checkpoints are
     damaged; it is left as it was.
     """
-    fields = planned.resolve(fields)
+    fields = config.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
     data = corpora.open_data(fields["data"], workdir)
@@ -127,7 +129,7 @@ def prepare_stage(run: Run) -> None:
 
     given = run.fields["data"]
     workers = given["workers"] or None
-    run.plan = planned.load(run.fields)
+    run.plan = config.load(run.fields)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
@@ -233,9 +235,9 @@ def train(run: Run) -> None:
 
     prepare_stage(run)
     space = run.data.space
-    fields = planned.with_masks(run.fields, run.plan, space.corpora)
-    net = network.make_network(fields, space, mean_spacing(run))
-    given, patch = fields["sampler"], network.sampled_patch(fields)
+    fields = config.with_masks(run.fields, run.plan, space.corpora)
+    net = build.make_network(fields, space, mean_spacing(run))
+    given, patch = fields["sampler"], build.sampled_patch(fields)
     ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample", "balance", "by") if k in given}
     common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
     recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
@@ -245,12 +247,12 @@ def train(run: Run) -> None:
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
-    say(f"{network.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
-    task = network.make_task(fields, space, net, mesh)
+    say(f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
+    task = build.make_task(fields, space, net, mesh)
     loop.fit(
         task=task,
         init=net.init,
-        optimizer=network.make_optimizer(fields),
+        optimizer=build.make_optimizer(fields),
         stream=lambda start: stream.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
         validation_stream=(lambda: stream.stream(held, checked, **hosts)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
@@ -308,7 +310,7 @@ def _devices(batch: int) -> list | None:
 
 def evaluate(run: Run) -> int:
     """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
-    from medjax.experiment import scores
+    from medjax.runs import test
 
     if not run.fields["evaluate"].get("on", True):
         say("nothing to evaluate: this config only prepares weights for another one (config.evaluate.on)")
@@ -322,7 +324,7 @@ def evaluate(run: Run) -> int:
     for corpus in space.corpora:
         wanted = set(run.data.side(corpus.name, "val"))
         held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled])
-    run.failed += scores.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
+    run.failed += test.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
     if rule := run.fields["evaluate"].get("resampled", ""):
         found = resampled.score(predictor, held, run.store, rule)
         known = {(entry["case"], entry["message"]) for entry in run.failed}

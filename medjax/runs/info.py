@@ -9,9 +9,9 @@ from pathlib import Path
 
 from medjax import __version__
 from medjax.errors import UsageError, shown
-from medjax.experiment import runfolder
 from medjax.files import read_json
 from medjax.labels import LabelSpace
+from medjax.runs import folder as runfolder
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "nibabel", "ml_collections", "numpy", "scipy")
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.experiment import corpora, network, planned
 from medjax.labels import LabelSpace
+from medjax.runs import build, config
+from medjax.runs import open as corpora
 from medjax.sample.draw import corpus_probabilities
 
 MIB, GIB = 2**20, 2**30
@@ -21,10 +22,10 @@ def dry(fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled
     Args:
       devices: numbers of devices to show the memory per device, and to lower the training step, for. compiled: also compile it (minutes).
     """
-    fields = planned.resolve(fields)
+    fields = config.resolve(fields)
     data = corpora.open_data(fields["data"], workdir, files=False)
     spacing = tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0)
-    net = network.make_network(fields, data.space, spacing)
+    net = build.make_network(fields, data.space, spacing)
     parts = [
         f"experiment {fields['name']}: {fields['model']['name']}, {len(data.space.corpora)} corpora, {len(data.space.classes)} classes",
         _network(fields, net, data.space),
@@ -32,17 +33,17 @@ def dry(fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled
         _classes(data.space),
     ]
     if devices:
-        from medjax.experiment import devices as many
+        from medjax.runs import dry_devices as many
 
         parts.insert(2, many.report(fields, net, data.space, devices, compiled=compiled))
     return "\n\n".join(parts)
 
 
-def memory(fields: Mapping, net: network.Network, space: LabelSpace) -> dict[str, int]:
+def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
     """Bytes of one training step on one device: parameters, optimizer state, gradients, batch, and what is kept for the backward pass."""
     params = net.abstract()
-    task = network.make_task(fields, space, net)
-    state = jax.eval_shape(network.make_optimizer(fields).tx.init, params)
+    task = build.make_task(fields, space, net)
+    state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
     batch = abstract_batch(fields, net)
 
     def residuals(params, batch, key):
@@ -50,17 +51,17 @@ def memory(fields: Mapping, net: network.Network, space: LabelSpace) -> dict[str
 
     kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
     return {
-        "parameters": network.bytes_of(params),
-        "optimizer": network.bytes_of(state),
-        "gradients": network.bytes_of(params),
-        "batch": network.bytes_of(batch),
-        "kept for backward": max(network.bytes_of(kept) - network.bytes_of(params), 0),
+        "parameters": build.bytes_of(params),
+        "optimizer": build.bytes_of(state),
+        "gradients": build.bytes_of(params),
+        "batch": build.bytes_of(batch),
+        "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
     }
 
 
-def abstract_batch(fields: Mapping, net: network.Network) -> dict:
+def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    b, m, patch = fields["train"]["batch"], net.channels, network.sampled_patch(fields)
+    b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
     shapes = {
         "image": ((b, *patch, m), jnp.int16), "gain": ((b, m), jnp.float32), "bias": ((b, m), jnp.float32),
         "label": ((b, *patch), jnp.int16), "corpus": ((b,), jnp.int32), "modality": ((b,), jnp.int32),
@@ -69,10 +70,10 @@ def abstract_batch(fields: Mapping, net: network.Network) -> dict:
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
-def _network(fields: Mapping, net: network.Network, space: LabelSpace) -> str:
+def _network(fields: Mapping, net: build.Network, space: LabelSpace) -> str:
     sizes = memory(fields, net, space)
     lines = [
-        f"parameters           {network.count(net.abstract()):,}",
+        f"parameters           {build.count(net.abstract()):,}",
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {fields['train']['batch']}, {fields['train']['steps']:,}",
         "memory of one step   " + ", ".join(f"{name} {size(n)}" for name, n in sizes.items()) + f"; together {size(sum(sizes.values()))}",
     ]

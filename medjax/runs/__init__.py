@@ -1,0 +1,1 @@
+"""Runs: a resolved config -> objects, a run folder, masks and numbers. Config objects stop here."""
