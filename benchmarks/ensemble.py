@@ -28,7 +28,7 @@ from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
 from medjax.scans import nifti
-from tests.make_run import random_params
+from tests.support.run import random_params
 
 CT = Intensity("ct", (-927.0, 275.0), 63.4, 175.5)
 

@@ -116,7 +116,7 @@ def seeds(folder: Path, kinds: list[str]) -> dict[str, list[bytes]]:
         found["npz"] = _npz_files()
     if "archive" in kinds or "stablehlo" in kinds:
         from medjax.runs.export import export
-        from tests.make_run import make_run
+        from tests.support.run import make_run
 
         run = make_run(folder / "run")
         forms = [("archive", "weights")] * ("archive" in kinds) + [("stablehlo", "function")] * ("stablehlo" in kinds)

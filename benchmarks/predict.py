@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import peer_nnunet
 from medjax import topology
 from medjax.labels import Corpus
-from tests.make_run import make_run
+from tests.support.run import make_run
 
 GIB = 2**30
 

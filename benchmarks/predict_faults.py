@@ -73,7 +73,7 @@ class Medjax:
 
     def __init__(self, root: Path):
         from medjax.labels import Corpus
-        from tests.make_run import make_run
+        from tests.support.run import make_run
 
         corpus = Corpus("Random", ((1, ("class001",)), (2, ("class002",))), channels=("CT",))
         self.model = make_run(root / "run", (corpus,), patch=(16, 32, 32), spacing_mm=(2.0, 1.5, 1.5))

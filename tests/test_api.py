@@ -8,8 +8,8 @@ import medjax
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
 from medjax.scans import header as headers
-from tests.make_raw import make_case
-from tests.make_run import ORGANS, make_run
+from tests.support.raw import make_case
+from tests.support.run import ORGANS, make_run
 
 SPLEEN = Corpus("Spleen", ((7, ("spleen",)),), channels=("CT",))
 

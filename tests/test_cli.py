@@ -8,8 +8,8 @@ import time
 import pytest
 
 from medjax import cli, commands
-from tests.make_raw import make_case, save, write_corpus
-from tests.make_run import make_run
+from tests.support.raw import make_case, save, write_corpus
+from tests.support.run import make_run
 
 
 def _run(*arguments, cwd):

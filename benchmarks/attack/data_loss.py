@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.attack import material as m
 from benchmarks.attack.harness import USAGE, Seen, Site, fine, medjax, refused, row, train
-from tests.make_raw import save
+from tests.support.raw import save
 
 
 def _kept(site: Site, before: dict[str, str], *allowed: Path) -> dict:

@@ -15,9 +15,9 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.attack.harness import Said, Site, medjax, shared, train
-from tests import make_raw
-from tests.make_run import ORGANS as ORGANS
-from tests.make_run import make_run
+from tests.support import raw as make_raw
+from tests.support.run import ORGANS as ORGANS
+from tests.support.run import make_run
 
 SHAPE = (12, 16, 14)
 CONFIG = '''"""A training of a few steps."""

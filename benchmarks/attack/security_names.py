@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.attack import material as m
 from benchmarks.attack.harness import Seen, Site, fine, medjax, refused, row
 from medjax.labels import Corpus
-from tests.make_raw import save
-from tests.make_run import make_run
+from tests.support.raw import save
+from tests.support.run import make_run
 
 FOLDER = "a/b/c"  # of the data, so deep that an escape stays inside of what is watched
 

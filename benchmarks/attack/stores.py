@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.attack import material as m
 from benchmarks.attack.harness import USAGE, Seen, Site, alone, fine, medjax, mounted, refused, row, start, train, wait
-from tests.make_raw import save
+from tests.support.raw import save
 
 LIMIT_OF_LOCK = 20
 
