@@ -9,8 +9,9 @@ from pathlib import Path
 
 from data_pipelines.anatomy import canonical
 from data_pipelines.declare import Layout, PublicCorpus, filled, first_template, pattern
-from medjax.corpora.inputs import Case, Mask, read_json, usable
+from medjax.corpora.inputs import Case, read_json, usable
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
+from medjax.scans.paths import Mask
 
 
 @dataclasses.dataclass(frozen=True)

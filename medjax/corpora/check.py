@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from medjax.corpora import label_sets, labels_of_case
-from medjax.corpora.inputs import NIFTI_ENDINGS, Case, Mask, read_json
+from medjax.corpora.inputs import Case, read_json
 from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
-from medjax.prepare import geometry
 from medjax.scans import formats, nifti
+from medjax.scans.grid import Box, nonzero_box
+from medjax.scans.paths import NIFTI_ENDINGS, Mask
 
 ERROR, WARNING = "error", "warning"
 MANY_VALUES = 8  # undeclared label values from which on a file is no label map of this corpus
@@ -68,15 +69,15 @@ def _same_file(case: Case) -> str:
     return next((path for path in case.label_files if os.path.realpath(path) in images), "")
 
 
-def _joined(extent: geometry.Box | None, array: np.ndarray) -> geometry.Box | None:
+def _joined(extent: Box | None, array: np.ndarray) -> Box | None:
     """The box around `extent` and the voxels of another image that are not 0."""
-    box = geometry.nonzero_box(array)
+    box = nonzero_box(array)
     if extent is None or box is None:
         return extent or box
     return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(extent, box, strict=True))
 
 
-def _cut_off(path: str, label: np.ndarray, extent: geometry.Box | None, skip: Sequence[int] = ()) -> list[Problem]:
+def _cut_off(path: str, label: np.ndarray, extent: Box | None, skip: Sequence[int] = ()) -> list[Problem]:
     """A warning if label voxels lie outside the box of non-zero image voxels: preparation crops to it, and they are lost."""
     if extent is None or any(stop > n for (_, stop), n in zip(extent, label.shape, strict=True)):
         return []
@@ -119,7 +120,7 @@ def _wrong_channels(case: Case, corpus: Corpus, channels: int) -> Problem:
     return entry(ERROR, case.images[0], "wrong number of channels", channels, expected, fix)
 
 
-def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: geometry.Box | None) -> tuple[list[Problem], dict[int, int]]:
+def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None) -> tuple[list[Problem], dict[int, int]]:
     if case.label is None:
         return [], {}
     try:
@@ -142,7 +143,7 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: ge
     return problems, counts
 
 
-def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: geometry.Box | None) -> tuple[list[Problem], dict[int, int]]:
+def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None) -> tuple[list[Problem], dict[int, int]]:
     """Checks every mask by itself; voxels are counted by the raw value of their set of classes."""
     if grid is None:
         return [], {}

@@ -26,15 +26,14 @@ from medjax import files
 from medjax.corpora import labels_of_case
 from medjax.corpora.cases import Progress, each
 from medjax.corpora.check import routed_warnings
-from medjax.corpora.inputs import NIFTI_ENDINGS, Case
-from medjax.corpora.layouts import records
+from medjax.corpora.inputs import Case
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.verify import Report, verify
 from medjax.errors import DataError, UsageError, sentence, shown
 from medjax.labels import BACKGROUND, Corpus
-from medjax.prepare import geometry
-from medjax.scans import formats, nifti
+from medjax.scans import formats, grid, nifti, records
 from medjax.scans import header as headers
+from medjax.scans.paths import NIFTI_ENDINGS
 
 TINY_SHEAR = 0.02
 ROUNDING = 1e-3
@@ -270,7 +269,7 @@ def _label(case: Case, corpus: Corpus, image: nifti.Volume, changed) -> tuple[np
     labels_of_case.to_ids(values, corpus, case.label)
     raw = dataclasses.replace(raw, array=values)
     if _elsewhere(raw, image):
-        moved = geometry.onto(raw, image)
+        moved = grid.onto(raw, image)
         changed(case.label, _kept(raw, moved, image, case.label))
         return moved, False
     return values, same

@@ -14,27 +14,9 @@ from pathlib import Path
 from medjax import files
 from medjax.corpora import lists
 from medjax.errors import MedjaxError, UsageError, did_you_mean
+from medjax.scans.paths import CHANNEL, ENDINGS, Mask, image_files, is_dicom, stem
 
 EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
-NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (".nii.gz", ".nii"), (".nrrd", ".nhdr", ".mha", ".mhd"), (".npy", ".npz")
-ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
-CHANNEL = re.compile(r"^(.+)_(\d{4})$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mask:
-    """The voxels of one class in one case, as a binary mask that may overlap others.
-
-    Attributes:
-      name: the class.
-      path: the file.
-      pick: what of the file is meant. "" every voxel that is not 0 (0 and one other value), "frame:N" one frame or channel,
-        "value:V" or "value:V,W" the voxels of these values, "segment:NAME" of a DICOM-SEG, "roi:NAME" of an RTSTRUCT.
-    """
-
-    name: str
-    path: str
-    pick: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +43,14 @@ class Case:
     def label_files(self) -> tuple[str, ...]:
         """Every file the label is read from, once."""
         return tuple(dict.fromkeys(([self.label] if self.label else []) + [mask.path for mask in self.masks]))
+
+    def files(self, *, labels: bool = True) -> list[str]:
+        """Every file the case is read from, images first, its label's only if asked for; a DICOM folder counts as the files in it."""
+        found = []
+        for path in (*self.images, *(self.label_files if labels else ())):
+            inside = Path(path).iterdir() if os.path.isdir(path) else ()
+            found += sorted(str(p) for p in inside if p.is_file() and not p.name.startswith(".")) if os.path.isdir(path) else [path]
+        return list(dict.fromkeys(found))
 
 
 def read_json(path: Path):
@@ -96,33 +86,6 @@ def listed_path(base: Path, value: object, what: str, file: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise UsageError(f"{what} is no path", path=file, found=repr(value)[:80], expected='text like "imagesTr/a.nii.gz"')
     return str(base / value)
-
-
-def stem(path: str | os.PathLike, endings: Iterable[str] = ENDINGS) -> str:
-    """File name without folder and ending."""
-    name = os.path.basename(path)
-    return next((name[: -len(e)] for e in endings if name.endswith(e)), name)
-
-
-def image_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
-    """The scans and label files of a folder, sorted; hidden and AppleDouble files are passed over."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(tuple(endings)) and not p.name.startswith("."))
-
-
-nifti_files = image_files
-
-
-def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened: they would block."""
-    try:
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except (OSError, ValueError):
-        return False
 
 
 def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None) -> list[Case]:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt16
 
-from medjax.corpora.inputs import Case, Mask
+from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats
 from medjax.scans.nifti import Volume
+from medjax.scans.paths import Mask
 
 Sets = tuple[frozenset[str], ...]  # position -> classes; position 0 is the empty set
 

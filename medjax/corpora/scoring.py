@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from medjax.corpora.dataset_json import hints, patient_pattern
-from medjax.corpora.inputs import Case, find_inputs, nifti_files, read_json
+from medjax.corpora.inputs import Case, find_inputs, read_json
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus
+from medjax.scans.paths import image_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Pr
         sources = {case.name: case for case in scan_corpus(folder)[1]}
     except MedjaxError:
         sources = {}  # a description without its data set: names and values are enough to score
-    others = images or (folder / "imagesTs" if nifti_files(folder / "imagesTs") else "")
+    others = images or (folder / "imagesTs" if image_files(folder / "imagesTs") else "")
     if others:
         patient_of = _patients(block.get("patients", {}), stated)
         for case in find_inputs(others, channels=len(corpus.channels)):

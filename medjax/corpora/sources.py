@@ -10,10 +10,12 @@ from pathlib import Path
 from medjax import files
 from medjax.corpora import layouts
 from medjax.corpora.dataset_json import describe
-from medjax.corpora.inputs import ENDINGS, Case, find_inputs, usable
-from medjax.corpora.layouts import records
+from medjax.corpora.inputs import Case, find_inputs, usable
+from medjax.corpora.layouts.records import scan as scan_records
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
+from medjax.scans import records
+from medjax.scans.paths import ENDINGS
 
 NONSENSE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # of values with other types than described
 
@@ -24,7 +26,7 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     """Reads the description of a raw data set.
 
     Args:
-      folder: in any layout (see `data/layouts`), or tfds:FOLDER (see `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up
+      folder: in any layout (see `corpora/layouts`), or tfds:FOLDER (see `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up
         in $nnUNet_raw.
       layout: the layout's word; by default it is told from what is there.
 
@@ -54,7 +56,7 @@ def scan_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     folder name is refused (see `inputs.usable`), so that no name from a file ever becomes a path.
     """
     try:
-        found = records.scan(folder) if records.is_record(folder) else layouts.scan(_resolve(folder), layout)
+        found = scan_records(folder) if records.is_record(folder) else layouts.scan(_resolve(folder), layout)
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", path=error.filename or folder, fix="check its permissions") from error
     except NONSENSE as error:

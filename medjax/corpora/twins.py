@@ -15,11 +15,11 @@ import numpy as np
 
 from medjax.corpora.cases import Progress, each
 from medjax.corpora.inputs import Case, read_json
-from medjax.corpora.layouts import corpus_json, records
+from medjax.corpora.layouts import corpus_json
+from medjax.corpora.layouts.records import facts
 from medjax.corpora.patterns import Pattern
 from medjax.errors import UsageError
-from medjax.prepare import geometry
-from medjax.scans import formats
+from medjax.scans import formats, grid, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
 def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
     """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; () without any."""
     if records.is_record(folder):
-        return read_rules(records.facts(folder).get("twins", ()))
+        return read_rules(facts(folder).get("twins", ()))
     folder = Path(folder)
     if corpus_json.detect(folder):
         return read_rules(corpus_json.facts(folder).get("twins", ()))
@@ -156,7 +156,9 @@ def by_content(
 def digests(case: Case) -> tuple[str, ...]:
     """sha256 of each channel's voxels in canonical axes, cut to what is not zero, to three decimals; constant channels have none."""
     volume = formats.read_case(case.images)
-    image = geometry.fit(volume, None).image(volume.array)
+    image = grid.canonical(volume.array, *grid.canonical_axes(volume.affine))
+    if (box := grid.nonzero_box(image)) is not None:
+        image = image[tuple(slice(*ends) for ends in box)]
     found = []
     for c in range(image.shape[-1]):
         channel = np.round(image[..., c].astype(np.float32), 3) + 0.0  # + 0 turns -0 into 0

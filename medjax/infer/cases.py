@@ -147,7 +147,7 @@ def predict_cases(
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(volume, array=None)  # only its geometry is needed from here on
         stop.check()
-        inputs = {path: write.sha256(path) for path in formats.files_of(case, labels=False)}
+        inputs = {path: write.sha256(path) for path in case.files(labels=False)}
         return {"volume": volume, "prepared": prepared, "inputs": inputs, "doubts": doubts, "seconds": {"load": _since(started)}}
 
     def windows(case: Case, given: dict) -> dict:
@@ -231,7 +231,7 @@ def _complete(folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, w
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [write.sha256(path) for path in formats.files_of(case, labels=False)]
+            return [write.sha256(path) for path in case.files(labels=False)]
 
         state = write.is_complete(folder, case.name, wanted, inputs, listed.get(case.name))
         kept += [case.name] if state else []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.corpora.cases import Progress, each
-from medjax.corpora.inputs import Case, nifti_files, stem
+from medjax.corpora.inputs import Case
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.metrics import counts as overlap
@@ -21,6 +21,7 @@ from medjax.metrics.aggregate import ABSENT, Row, score_masks
 from medjax.metrics.result import Pair, Result, build_result, join
 from medjax.metrics.surface import DEFINITION
 from medjax.scans import nifti
+from medjax.scans.paths import image_files, stem
 
 __all__ = ["Pair", "Result", "evaluate", "find_pairs", "join"]
 
@@ -141,14 +142,14 @@ def _label_files(source: str | os.PathLike | Mapping[str, str], per_class: bool 
     folder = Path(source)
     if not folder.is_dir():
         raise UsageError("no such folder", path=folder, fix="give the folder that holds the <case>.nii.gz label files")
-    folders = {p.name: str(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and nifti_files(p)}
-    files = {stem(p): str(p) for p in nifti_files(folder)}
+    folders = {p.name: str(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and image_files(p)}
+    files = {stem(p): str(p) for p in image_files(folder)}
     return files | folders if per_class else folders | files
 
 
 def _sample_file(path: str) -> str:
     """A file whose header tells how large the case is."""
-    return str(next(iter(nifti_files(Path(path))), path)) if os.path.isdir(path) else path
+    return str(next(iter(image_files(Path(path))), path)) if os.path.isdir(path) else path
 
 
 def _shortest(tolerances: Mapping[str, float]) -> float | dict | None:

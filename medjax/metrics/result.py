@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax import files
-from medjax.corpora.inputs import Case, Mask, read_json
+from medjax.corpora.inputs import Case, read_json
 from medjax.errors import MetricError, UsageError
 from medjax.infer import outputs
 from medjax.infer.names import from_spreadsheet, spreadsheet
@@ -23,6 +23,7 @@ from medjax.labels import Corpus
 from medjax.metrics import counts as overlap
 from medjax.metrics import tables, written
 from medjax.metrics.aggregate import Row, aggregate
+from medjax.scans.paths import Mask
 
 COLUMNS = ("case", "dataset", "class", "metric", "value")  # of cases.csv
 COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")

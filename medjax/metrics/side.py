@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medjax.corpora.inputs import Case, nifti_files, stem
+from medjax.corpora.inputs import Case
 from medjax.corpora.labels_of_case import read_label_volume, to_ids
 from medjax.errors import MetricError, did_you_mean
 from medjax.labels import Corpus
-from medjax.prepare.geometry import nonzero_box
 from medjax.scans import formats, nifti
+from medjax.scans.grid import nonzero_box
+from medjax.scans.paths import image_files, stem
 
 Box = tuple[slice, slice, slice]
 
@@ -50,7 +51,7 @@ class ClassFiles:
         from medjax.infer.write import file_names  # brings jax along, which label maps do without
 
         self._folder, self._held = Path(folder), ("", None)
-        self._files = {stem(path): path for path in nifti_files(self._folder)}
+        self._files = {stem(path): path for path in image_files(self._folder)}
         if not self._files:
             raise MetricError("no masks in this folder", path=folder, expected="one <class>.nii.gz per class")
         self._names = dict(zip(corpus.classes, (stem(name) for name in file_names(corpus.classes)), strict=True))
@@ -93,7 +94,7 @@ def open_masks(
     """
     if source is not None and os.fspath(path) in {mask.path for mask in source.masks}:
         return LabelMap(read_label_volume(source, corpus), corpus)
-    if os.path.isdir(path) and nifti_files(Path(path)):
+    if os.path.isdir(path) and image_files(Path(path)):
         return ClassFiles(path, corpus)
     volume = formats.read(path, "label", like=like)
     return LabelMap(nifti.replaced(volume, to_ids(volume.array, corpus, volume.path)), corpus)

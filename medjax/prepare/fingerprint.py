@@ -21,7 +21,7 @@ from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus
 from medjax.prepare import geometry, guard
 from medjax.prepare.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
-from medjax.scans import formats
+from medjax.scans import grid
 
 __all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]
 
@@ -114,7 +114,7 @@ def check_classes(corpus: Corpus, found: Fingerprint) -> None:
 
 
 def _identity(case: Case) -> list:
-    stats = [stamp(p) if os.path.exists(p) else None for p in formats.files_of(case)]
+    stats = [stamp(p) if os.path.exists(p) else None for p in case.files()]
     return [dataclasses.asdict(case), stats]
 
 
@@ -124,7 +124,7 @@ def _measure(case: Case, corpus: Corpus, n: int) -> dict:
     still_wanted()
     canonical = geometry.fit(volume, None)
     present = None if ids is None else voxel_counts(ids, len(corpus.values))
-    box = geometry.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn
+    box = grid.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn
     inside = tuple(slice(*ends) for ends in box) if box else ...
     image, ids = volume.array[inside], None if ids is None else ids[inside]
     random, drawn = np.random.RandomState(SEED), []

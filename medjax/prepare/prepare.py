@@ -25,14 +25,13 @@ from scipy import ndimage
 from medjax import files
 from medjax.corpora.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts import records
 from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
 from medjax.prepare import geometry, normalise, store, targets
 from medjax.prepare.plan import Plan, intensity_json
 from medjax.prepare.targets import check_targets as check_targets
 from medjax.prepare.targets import holding as holding
-from medjax.scans import formats
+from medjax.scans import formats, records
 from medjax.scans.nifti import DataWarning
 
 SEED = 1234
@@ -315,7 +314,7 @@ def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) 
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Path -> sha256, and path -> stamp; files whose stamp (see `cases.stamp`) is that of the stored case are not read again."""
     hashes, stats = {}, {}
-    for path in formats.files_of(case):
+    for path in case.files():
         try:
             record = formats.kind_of(path) == "record"
             stats[path] = records.stamp(path) if record else stamp(path)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from medjax import files, locks
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts import records
 from medjax.errors import DataError, UsageError, WriteError
 from medjax.prepare import store
+from medjax.scans import records
 
 ELSEWHERE = "give another store folder (-o; in a training --config.data.store), or move this one away"
 _PART = re.compile(r"(case\.json(\.\d+-[0-9a-f]{8})?|locations\.npz|(image|label)\.zarr(/zarr\.json|/c(/\d+)*)?)|(.*/)?\.medjax-tmp\..+")

@@ -15,7 +15,7 @@ from medjax.metrics import side
 from medjax.prepare import geometry
 from medjax.report import embed
 from medjax.report.montage import colour
-from medjax.scans import formats, nifti
+from medjax.scans import formats, grid, nifti
 
 AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
 DIFFERENCES = (("missed by the prediction", "#D55E00"), ("only in the prediction", "#56B4E9"), ("another class", "#F0E442"))
@@ -64,7 +64,7 @@ def payload(shown: Shown, voxels: int) -> dict:
     found = {int(v) for m in maps.values() for v in np.unique(m.array)}
     values = sorted((found | set(shown.names)) - {0})[:255]  # a label layer is uint8
     layers = {name: _dense(canonical.image(m.array), values) for name, m in maps.items()}
-    focus = geometry.nonzero_box(np.stack(list(layers.values()), -1)) if layers else None
+    focus = grid.nonzero_box(np.stack(list(layers.values()), -1)) if layers else None
     small = embed.reduce_to(voxels, canonical.shape, canonical.spacing_mm, focus)
     affine = small.affine(canonical.affine(like.affine))
     layers = {name: small.label(ids) for name, ids in layers.items()}

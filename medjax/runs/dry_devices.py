@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from medjax.errors import TrainError, UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry
+from medjax.runs import build, footprint
 from medjax.train import sharding
 from medjax.train import state as states
 from medjax.train import update as updates
@@ -49,7 +49,7 @@ def per_device(fields: Mapping, net: build.Network, space: LabelSpace, devices: 
     mesh = AbstractMesh((devices // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
     target = states.abstract(net.init, build.make_optimizer(fields), mesh, _rules(fields, fsdp))
     share = batch_of(fields, devices) // devices
-    local = alone or dry.memory(_with_batch(fields, share), net, space)
+    local = alone or footprint.memory(_with_batch(fields, share), net, space)
     params, opt = _shard_bytes(target["params"]), _shard_bytes(target["opt"])
     found = {"parameters": params, "optimizer": opt, "gradients": params, "batch": local["batch"], "kept": local["kept for backward"]}
     return found | {"together": sum(found.values())}
@@ -61,13 +61,13 @@ def report(fields: Mapping, net: build.Network, space: LabelSpace, devices: Sequ
     notes, memories = [], {}
     for count in devices:
         share = batch_of(fields, count) // count
-        memories[share] = memories.get(share) or dry.memory(_with_batch(fields, share), net, space)
+        memories[share] = memories.get(share) or footprint.memory(_with_batch(fields, share), net, space)
         for fsdp in ways(count):
             found = per_device(fields, net, space, count, fsdp, memories[share])
-            sizes = [dry.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
+            sizes = [footprint.size(found[k]) for k in ("parameters", "optimizer", "gradients", "kept", "together")]
             rows.append((str(count), f"{count // fsdp} x {fsdp}", str(batch_of(fields, count)), *sizes))
         notes.append(_sentence(count, ask(fields, space, count, ways(count)[min(1, len(ways(count)) - 1)], compiled=compiled)))
-    return "\n".join([dry.table(rows), *notes])
+    return "\n".join([footprint.table(rows), *notes])
 
 
 def ask(
@@ -102,7 +102,7 @@ def answer(request: Mapping) -> dict:
     optimizer = build.make_optimizer(fields)
     target = states.abstract(net.init, optimizer, mesh, _rules(fields, request["fsdp"]))
     update, _ = updates.make(build.make_task(fields, space, net, mesh), optimizer, fields["seed"], mesh, target)
-    batch = dry.abstract_batch(fields, net) | {"request": jax.ShapeDtypeStruct((devices,), "int32")}
+    batch = footprint.abstract_batch(fields, net) | {"request": jax.ShapeDtypeStruct((devices,), "int32")}
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh)) for k, v in batch.items()}
     asked = batch.pop("request")
     began = time.monotonic()
@@ -128,7 +128,7 @@ def _sentence(count: int, found: Mapping) -> str:
     text = f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: traced in {found['trace_s']:.1f} s, lowered for {lowered}"
     if "compile_s" not in found:
         return text
-    held = dry.size(found["arguments"])
+    held = footprint.size(found["arguments"])
     return f"{text}; compiled for {count} simulated CPU devices in {found['compile_s']:.0f} s; each holds {held} of state and batch"
 
 

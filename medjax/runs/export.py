@@ -47,7 +47,7 @@ def export(
     if kind == "function":
         from medjax.weights.formats import stablehlo
 
-        payload, calling = stablehlo.pack(trained, params, platforms)
+        payload, calling = stablehlo.pack(trained.network, params, platforms)
         facts["function"] = calling
     else:
         payload = archive.pack_arrays(named_arrays(params))

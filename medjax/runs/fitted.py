@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import MedjaxError, ModelError, shown
+from medjax.weights.formats.stablehlo import SIDE
 
 AVERAGES, ACTIVATIONS = ("prob", "logit"), ("sigmoid", "softmax")
-SIDE, VOXELS, BATCH = 1 << 12, 1 << 31, 1 << 12
+VOXELS, BATCH = 1 << 31, 1 << 12
 SHOWN = 6
 
 

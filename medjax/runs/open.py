@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts import corpus_json, records
+from medjax.corpora.layouts import corpus_json
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
 from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare.targets import check_targets
+from medjax.scans import records
 
 EVERYTHING = -1  # the fold that trains on all cases and holds none out
 

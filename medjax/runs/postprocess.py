@@ -16,7 +16,7 @@ from medjax.infer.write import sha256
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import find_pairs
 from medjax.runs import folder
-from medjax.runs.dry import table
+from medjax.runs.footprint import table
 from medjax.runs.trained import POSTPROCESS
 from medjax.scans import formats, nifti
 

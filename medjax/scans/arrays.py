@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.corpora.inputs import read_json
 from medjax.errors import DataError
+from medjax.files import read_json
 from medjax.scans import header as headers
 from medjax.scans import zipped
 from medjax.scans.content import check_file

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.corpora.inputs import is_dicom
 from medjax.errors import DataError
 from medjax.scans import header as headers
-from medjax.scans.formats import needs
+from medjax.scans.extras import needs
 from medjax.scans.itk import LPS_TO_RAS
 from medjax.scans.nifti import Volume
+from medjax.scans.paths import is_dicom
 
 OBJECTS = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")  # modalities that are no images
 GAP = 0.05  # of the slice distance by which a position may be off

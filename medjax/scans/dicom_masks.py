@@ -11,14 +11,14 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool
 
-from medjax.corpora.inputs import Mask
 from medjax.errors import DataError, did_you_mean
-from medjax.prepare import geometry
+from medjax.scans import grid
 from medjax.scans import header as headers
 from medjax.scans.dicom import OBJECTS, read_header, scan
-from medjax.scans.formats import needs
+from medjax.scans.extras import needs
 from medjax.scans.itk import LPS_TO_RAS
 from medjax.scans.nifti import Volume
+from medjax.scans.paths import Mask
 
 OFF_PLANE = 0.5  # voxels a contour may lie off the centre of its slice
 
@@ -78,7 +78,7 @@ def _segments(path: str, like: Volume) -> Callable[[int], np.ndarray]:
         array = np.asarray(volume.array).reshape(volume.spatial_shape)  # indexed slice, row, column: (z, y, x) of its own axes
         affine = LPS_TO_RAS @ np.asarray(volume.affine, np.float64)[:, [2, 1, 0, 3]]  # its columns belong to those indices
         found = Volume(array >= 0.5 if array.dtype.kind == "f" else array > 0, affine, headers.new(array.shape, affine, np.uint8), path)
-        return geometry.place(found, like)
+        return grid.place(found, like)
 
     return mask_of
 

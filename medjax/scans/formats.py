@@ -7,7 +7,7 @@
     a DICOM-SEG or RTSTRUCT file            scans/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
     a folder of mask slices                 DICOM as above, or pictures by scans/slices.py, with the DICOM series they follow
     .npy, .npz                              scans/arrays.py, geometry from a sidecar
-    tfds:FOLDER#N                           corpora/layouts/records.py (tensorflow-datasets), a case in ArrayRecord form
+    tfds:FOLDER#N                           scans/records.py (tensorflow-datasets), a case in ArrayRecord form
 
 Libraries of the extra are imported when a file needs them.
 """
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.corpora.inputs import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Case, Mask, is_dicom
 from medjax.errors import DataError, UsageError, did_you_mean
 from medjax.scans import content, nifti, voxels
 from medjax.scans.nifti import Volume
+from medjax.scans.paths import ARRAY_ENDINGS, ENDINGS, ITK_ENDINGS, Mask, is_dicom
 
 WANTED = ("image", "label")
 
@@ -131,17 +131,6 @@ def read_case(image_paths: Sequence[str | os.PathLike], reading: Reading = AS_ST
     return nifti.read_case(image_paths, reader=read, native=native, frame=reading.frame, replace_nan=reading.replace_nan)
 
 
-def files_of(case: Case, *, labels: bool = True) -> list[str]:
-    """Every file a case is read from, images first, its label's only if asked for; a DICOM folder counts as the files in it."""
-    paths = []
-    for path in (*case.images, *(case.label_files if labels else ())):
-        members = (
-            sorted(str(p) for p in Path(path).iterdir() if p.is_file() and not p.name.startswith(".")) if os.path.isdir(path) else [path]
-        )
-        paths += members
-    return list(dict.fromkeys(paths))
-
-
 def read_geometry(path: str | os.PathLike) -> Volume:
     """Grid and header without voxels (`array` is None); only headers are read."""
     kind = kind_of(path)
@@ -221,19 +210,7 @@ def _reader(kind: str) -> Callable[..., Volume]:
     elif kind == "array":
         from medjax.scans.arrays import read as reader
     elif kind == "record":
-        from medjax.corpora.layouts.records import read as reader
+        from medjax.scans.records import read as reader
     else:
         from medjax.scans.dicom import read as reader
     return reader
-
-
-def needs(library: str, path: object = None):
-    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that needs it."""
-    import importlib
-
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise UsageError(
-            f"this format needs {library.split('.')[0]}, which is not installed", path=path, fix='pip install "medjax[formats]"'
-        ) from error

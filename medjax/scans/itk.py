@@ -14,7 +14,7 @@ import numpy as np
 from medjax.errors import DataError
 from medjax.scans import content, text_header
 from medjax.scans import header as headers
-from medjax.scans.formats import needs
+from medjax.scans.extras import needs
 from medjax.scans.nifti import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

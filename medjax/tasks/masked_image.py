@@ -1,6 +1,6 @@
 """The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels are not looked at.
 
-Flows in: the sampler's batch on the device, as for `train.tasks.supervised`. Flows out: the loss over the hidden patches, in validation of
+Flows in: the sampler's batch on the device, as for `tasks.supervised`. Flows out: the loss over the hidden patches, in validation of
 each modality. The network gets context["masked"] (b, *grid), true where a token is hidden, beside corpus and modality. Source: Swin-MAE
 (Xu et al. 2022): whole blocks of tokens are hidden, the same share in every sample, every sample with its own choice.
 """

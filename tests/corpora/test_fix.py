@@ -14,8 +14,7 @@ from medjax.corpora.labels_of_case import read_label
 from medjax.corpora.sources import read_corpus
 from medjax.corpora.verify import verify
 from medjax.errors import UsageError
-from medjax.prepare import geometry
-from medjax.scans import nifti
+from medjax.scans import grid, nifti
 from tests.support.raw import save, write_corpus
 
 SHAPE = (8, 12, 10)
@@ -209,7 +208,7 @@ def test_onto_follows_world_space():
     header.set_data_shape((9, 8, 7))
     target = nib.Nifti1Header()
     target.set_data_shape((6, 7, 8))
-    moved = geometry.onto(nifti.Volume(source, one, header, "a"), nifti.Volume(None, other, target, "b"))
+    moved = grid.onto(nifti.Volume(source, one, header, "a"), nifti.Volume(None, other, target, "b"))
     for z, y, x in np.ndindex(8, 7, 6):
         at = np.linalg.inv(one) @ other @ (x, y, z, 1)
         i, j, k = np.floor(at[:3] + 0.5).astype(int)

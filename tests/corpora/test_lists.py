@@ -168,7 +168,7 @@ def test_a_link_in_a_circle_costs_only_its_case(tmp_path):
 
 
 def test_a_pipe_is_never_waited_for(tmp_path):
-    from medjax.corpora.inputs import is_dicom
+    from medjax.scans.paths import is_dicom
 
     os.mkfifo(tmp_path / "pipe")
     assert not is_dicom(tmp_path / "pipe")

@@ -96,7 +96,7 @@ def test_verify_and_prepare_take_a_tfds_corpus_by_name(built, tmp_path, capsys):
 def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
     from etils import epath
 
-    from medjax.corpora.layouts import records
+    from medjax.scans import records
 
     _, location, _ = built
     real, asked = epath.Path, []
@@ -107,7 +107,7 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
 
     monkeypatch.setattr(epath, "Path", bucket)
     monkeypatch.setenv("MEDJAX_HOME", str(tmp_path))
-    records._local.cache_clear()
+    records.local_folder.cache_clear()
     corpus, cases, _ = scan_corpus("tfds:gs://bucket/1.0.0")
     assert [path for path in asked if path.startswith("gs:")] == ["gs://bucket/1.0.0"] and corpus.name == NAME and len(cases) == 2
     copies = [p for p in (tmp_path / "tfds").iterdir()]

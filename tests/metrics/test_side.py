@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.corpora.inputs import Case, Mask
+from medjax.corpora.inputs import Case
 from medjax.errors import DataError, MetricError
 from medjax.labels import Corpus
 from medjax.metrics import counts, side
 from medjax.metrics.evaluate import Pair, evaluate, find_pairs
+from medjax.scans.paths import Mask
 
 NESTED = Corpus("Liver", ((2, ("liver",)), (5, ("liver", "tumour")), (9, ("vessel",))), ignore=7)
 

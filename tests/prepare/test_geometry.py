@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medjax.errors import DataError, UsageError
 from medjax.prepare import geometry, resample
-from medjax.scans import nifti
+from medjax.scans import grid, nifti
 
 ORIENTATIONS = [
     (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)
@@ -120,9 +120,9 @@ def test_crop_is_the_box_of_nonzero_voxels_in_any_channel():
     image = np.zeros((10, 11, 12, 2), np.float32)
     image[2:7, 3:9, 4, 0] = 5
     image[4, 5, 2:11, 1] = -1
-    assert geometry.nonzero_box(image) == ((2, 7), (3, 9), (2, 11))
+    assert grid.nonzero_box(image) == ((2, 7), (3, 9), (2, 11))
     image[3:6, 4:8, 4] = 0  # a hole; the box of the filled mask is the same
-    assert geometry.nonzero_box(image) == ((2, 7), (3, 9), (4, 5)) or image[4, 5, 2, 1] != 0
+    assert grid.nonzero_box(image) == ((2, 7), (3, 9), (4, 5)) or image[4, 5, 2, 1] != 0
     volume = volume_of(image[..., 0], np.eye(4))
     transform = geometry.fit(nifti.Volume(image, volume.affine, volume.header, "a"), None)
     assert transform.box == ((2, 7), (3, 9), (2, 11))

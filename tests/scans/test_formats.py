@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from medjax.corpora.inputs import Case, Mask
+from medjax.corpora.inputs import Case
 from medjax.corpora.label_sets import combine, corpus_of
 from medjax.corpora.labels_of_case import read_label, read_label_volume
 from medjax.errors import DataError, LabelError, UsageError
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti
+from medjax.scans.paths import Mask
 from tests.support import dicom as make_dicom
 from tests.support.raw import save
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from medjax.registry import build
 
-STORED = Path(__file__).parents[2] / "golden" / "networks.json"
+STORED = Path(__file__).parents[1] / "golden" / "networks.json"
 VOXELS = 6  # stored numbers per output
 OUTPUT = 1e-4  # tolerance, in standard deviations of the output
 GRADIENT = 1e-3  # tolerance, in norms of the gradient of the module

@@ -69,11 +69,11 @@ def _model(given: Mapping) -> dict[str, Any]:
 def _augment(given: Mapping) -> dict[str, Any]:
     """Every setting of the kind of augmentation, "nnunet" unless the config has another."""
     kind = given.get("kind", "nnunet")
-    place = {"nnunet": ("augment", "Augmentation"), "turns": ("turns", "Turns")}
+    place = {"nnunet": ("nnunet", "Augmentation"), "turns": ("turns", "Turns")}
     if kind not in place:
         return {}
     module, name = place[kind]
-    settings = getattr(importlib.import_module(f"medjax.data.{module}"), name)
+    settings = getattr(importlib.import_module(f"medjax.augment.{module}"), name)
     return {f.name: plain(f.default) for f in dataclasses.fields(settings)}
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medjax.corpora.dataset_json import hints
-from medjax.corpora.inputs import ENDINGS, Case, Mask, read_json, stem
+from medjax.corpora.inputs import Case, read_json
 from medjax.corpora.layouts.common import Found, Scan, finish
 from medjax.corpora.lists import decoded
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import ENDINGS, Mask, stem
 
 OWN = ("space", "desc", "label", "res", "den", "atlas", "seg", "hemi", "from", "method")  # entities of a segmentation, not of its image
 ENTITY = re.compile(r"^([a-zA-Z]+)-([a-zA-Z0-9+]+)$")

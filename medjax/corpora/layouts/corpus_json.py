@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medjax import files
-from medjax.corpora.inputs import Case, Mask, listed_path, read_json, usable
+from medjax.corpora.inputs import Case, listed_path, read_json, usable
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
+from medjax.scans.paths import Mask
 
 FILE, FORMAT = "corpus.json", 1
 

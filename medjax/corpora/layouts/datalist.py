@@ -11,9 +11,10 @@ import os
 import re
 from pathlib import Path
 
-from medjax.corpora.inputs import Case, listed_path, read_json, stem
+from medjax.corpora.inputs import Case, listed_path, read_json
 from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import stem
 
 LABEL_KEYS = ("labels", "label_dict", "original_label_dict", "class_names")
 

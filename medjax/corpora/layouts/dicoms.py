@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medjax.corpora.inputs import Case, Mask, is_dicom
+from medjax.corpora.inputs import Case
 from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import Mask, is_dicom
 
 if TYPE_CHECKING:
     from medjax.scans.dicom import Series

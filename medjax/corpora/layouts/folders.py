@@ -8,9 +8,10 @@ not be equal: the words for image and label in them are passed over (img0001 and
 import re
 from pathlib import Path
 
-from medjax.corpora.inputs import CHANNEL, Case, image_files, stem
+from medjax.corpora.inputs import Case
 from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, key_of
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import CHANNEL, image_files, stem
 
 IMAGES = re.compile(r"^(images?|imgs?|images?tr|volumes?|scans?|ct|cts|mr|mri|raw|data|input)$", re.IGNORECASE)
 LABELS = re.compile(r"^(labels?|labels?tr|lbls?|masks?|segs?|segmentations?|annotations?|gt|ground[-_ ]?truth|targets?)$", re.IGNORECASE)

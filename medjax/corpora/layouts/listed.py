@@ -10,9 +10,10 @@ import os
 from pathlib import Path
 
 from medjax.corpora.dataset_json import describe, patients_of
-from medjax.corpora.inputs import CHANNEL, ENDINGS, Case, image_files, listed_path, read_json, stem
+from medjax.corpora.inputs import Case, listed_path, read_json
 from medjax.corpora.layouts.common import Scan
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import CHANNEL, ENDINGS, image_files, stem
 
 
 def detect(folder: Path) -> bool:

@@ -12,9 +12,10 @@ import os
 import re
 from pathlib import Path
 
-from medjax.corpora.inputs import Case, Mask, read_json
+from medjax.corpora.inputs import Case, read_json
 from medjax.corpora.layouts.common import Found, Scan, finish
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import Mask
 
 TRAINING = ("train", "training")
 

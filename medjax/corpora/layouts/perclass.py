@@ -9,10 +9,11 @@ Overlaps become sets of classes, see `corpora/label_sets.py`. Several images in 
 
 from pathlib import Path
 
-from medjax.corpora.inputs import Case, Mask, image_files, stem
+from medjax.corpora.inputs import Case
 from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, usual
 from medjax.corpora.layouts.folders import IMAGES, LABELS, channels_of
 from medjax.errors import MedjaxError, UsageError
+from medjax.scans.paths import Mask, image_files, stem
 
 CHANNEL_WORDS = {"ct": "CT", "mr": "MR", "mri": "MR"}
 

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from medjax.corpora.inputs import ENDINGS, Case, find_inputs, image_files
+from medjax.corpora.inputs import Case, find_inputs
 from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.scans.paths import ENDINGS, image_files
 
 
 def detect(path: Path) -> bool:

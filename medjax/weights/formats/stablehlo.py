@@ -11,23 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medjax.errors import UsageError
-from medjax.runs.fitted import SIDE
-from medjax.runs.trained import Trained
 from medjax.weights.formats.archive import Archive
 from medjax.weights.formats.verification import Verifier, refused
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+SIDE = 1 << 12  # voxels of a window along an axis
 
 
-def pack(trained: Trained, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
-    """Serialises the network; returns the bytes and the JSON-ready description of the call."""
+def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
+    """Serialises a network (`runs.build.Network`); returns the bytes and the JSON-ready description of the call."""
     import jax
     import jax.numpy as jnp
     from jax import export
 
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise UsageError(f"unknown platform {unknown[0]!r}", expected=", ".join(PLATFORMS))
-    net = trained.network
 
     def logits(image: Any, corpus: Any, modality: Any, spacing_mm: Any) -> Any:
         return net.apply(params, image, {"corpus": corpus, "modality": modality, "spacing_mm": spacing_mm})["logits"].astype(jnp.float32)

@@ -1,0 +1,122 @@
+"""ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them), read like any scan.
+
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0          a data set: dataset_info.json, features.json, corpus.json, records
+    tfds:gs://bucket/corpora/AMOS22_CT/1.0.0         in a bucket: its files are fetched once, to $MEDJAX_HOME/tfds
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0#17       one case in it: image and label of `Case`, for `formats.read`
+
+tensorflow-datasets is imported when a record is read, TensorFlow never.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from medjax import files
+from medjax.errors import DataError, UsageError
+
+SCHEME = "tfds:"
+DESCRIPTION = "corpus.json"
+SPLIT = "train"
+VOXELS = ("image", "label", "affine")
+
+
+def is_record(path: str | os.PathLike) -> bool:
+    """Whether a path names a data set of tensorflow-datasets, or a case in one."""
+    return os.fspath(path).startswith(SCHEME)
+
+
+def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
+    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine; `pixels` False leaves the array out."""
+    from medjax.scans import header as headers
+    from medjax.scans.nifti import Volume  # here, so that reading descriptions stays light
+
+    location, _, number = location_of(path).rpartition("#")
+    wanted = ("label" if want == "label" else "image", "affine")
+    if not number.isdigit() or int(number) >= (count := len(source(location, wanted))):
+        raise DataError("no such record", path=path, expected=f"#0 to #{count - 1}")
+    found = example(location, int(number), wanted)
+    array, affine = np.asarray(found[wanted[0]]), np.asarray(found["affine"], np.float64)
+    array = array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
+    header = headers.new(array.shape, affine, array.dtype)
+    return Volume(array if pixels else None, affine, header, os.fspath(path))
+
+
+def digest(path: str | os.PathLike) -> str:
+    """sha256 of a record's image, label and affine."""
+    location, _, number = location_of(path).rpartition("#")
+    found, state = example(location, int(number), VOXELS), hashlib.sha256()
+    for key in VOXELS:
+        state.update(np.ascontiguousarray(found[key]).tobytes())
+    return state.hexdigest()
+
+
+def stamp(path: str | os.PathLike) -> list[int]:
+    """What changes when the data set is built again: number of the record, and time of its description."""
+    location, _, number = location_of(path).rpartition("#")
+    return [int(number), os.stat(local_folder(location) / DESCRIPTION).st_mtime_ns]
+
+
+def location_of(path: str | os.PathLike) -> str:
+    """Folder or address of a data set, without the scheme."""
+    return os.fspath(path).removeprefix(SCHEME).rstrip("/")
+
+
+@functools.cache
+def local_folder(location: str) -> Path:
+    """The folder itself, or a copy of what a bucket holds, complete under its name or not there."""
+    if "://" not in location:
+        if not (Path(location) / "dataset_info.json").is_file():
+            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+        return Path(location)
+    from etils import epath
+
+    home = Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax") / "tfds"
+    final, remote = home / hashlib.sha256(location.encode()).hexdigest()[:24], epath.Path(location)
+    if not final.is_dir():
+        if not (remote / "dataset_info.json").exists():
+            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+        temporary = files.temporary(final)
+        try:
+            temporary.mkdir(parents=True)
+            files.sweep(home)
+            for file in remote.iterdir():
+                if not file.is_dir():
+                    file.copy(temporary / files.check_name(file.name, "file name", path=location))
+            if not final.is_dir():
+                os.replace(temporary, final)
+        except OSError as error:
+            raise files.refused(final, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def source(location: str, features: tuple[str, ...]):
+    """Random access to the examples of a data set, of which only some features are decoded."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UsageError("this corpus needs tensorflow-datasets", fix="pip install tensorflow-datasets array-record") from error
+    with _lock:
+        builder = tfds.builder_from_directory(str(local_folder(location)))
+        skipped = dict.fromkeys(set(builder.info.features) - set(features), tfds.decode.SkipDecoding())
+        return builder.as_data_source(split=SPLIT, decoders=skipped)
+
+
+def example(location: str, index: int, features: tuple[str, ...]) -> dict:
+    """Some features of one example; `DataError` for a record that cannot be read."""
+    try:
+        return source(location, features)[index]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the record cannot be read: {error}", path=f"{SCHEME}{location}#{index}", fix="build the data set again"
+        ) from error
