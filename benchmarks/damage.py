@@ -1,6 +1,8 @@
-"""Ways to damage a NIfTI case: header bytes, gzip streams, geometry, values, names. `benchmarks/faults.py` says which must be found.
+"""Ways to damage a NIfTI case: header bytes, gzip streams, geometry, values, names.
+`benchmarks/faults.py` says which must be found.
 
-Flows in: the files of one case (`Site`), which are changed in place. The arrays seen here are in nibabel's order (x, y, z).
+Flows in: the files of one case (`Site`), which are changed in place. The arrays seen here are in
+nibabel's order (x, y, z).
 """
 
 import dataclasses
@@ -27,7 +29,13 @@ class Site:
         return self.images[0]
 
 
-def rewrite(path: Path, array: Callable | None = None, affine: Callable | None = None, header: Callable | None = None, dtype=None) -> None:
+def rewrite(
+    path: Path,
+    array: Callable | None = None,
+    affine: Callable | None = None,
+    header: Callable | None = None,
+    dtype=None,
+) -> None:
     """Writes a NIfTI file again with its (x, y, z) array, affine, type or header bytes changed."""
     old = nib.load(path)
     data = np.asanyarray(old.dataobj).copy()
@@ -64,7 +72,9 @@ def cut(keep: float | int) -> Callable[[Path], None]:
 
     def damage(path: Path) -> None:
         content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep])
+        path.write_bytes(
+            content[: int(len(content) * keep)] if isinstance(keep, float) else content[:keep]
+        )
 
     return damage
 
@@ -96,7 +106,9 @@ def moved(mm: float) -> Callable:
     return function
 
 
-def turned(degrees: float = 0.0, shear: float = 0.0, spacing: Sequence[float] | None = None) -> Callable:
+def turned(
+    degrees: float = 0.0, shear: float = 0.0, spacing: Sequence[float] | None = None
+) -> Callable:
     """An affine with its axes turned about z, sheared, or with other voxel sizes (x, y, z)."""
 
     def function(affine: np.ndarray) -> np.ndarray:
@@ -153,7 +165,12 @@ def reoriented(codes: str) -> Callable[[Site], None]:
             image = nib.load(path)
             image = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
             wanted = nib.orientations.axcodes2ornt(codes)
-            nib.save(image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)), path)
+            nib.save(
+                image.as_reoriented(
+                    nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
+                ),
+                path,
+            )
 
     return plant
 

@@ -1,9 +1,11 @@
-"""nnU-Net's masks of the held-out cases of a data set through nnU-Net's evaluator and ours: the largest difference. Prints JSON.
+"""nnU-Net's masks of the held-out cases of a data set through nnU-Net's evaluator and ours: the
+largest difference. Prints JSON.
 
     python -m benchmarks.evaluators --data DIR/Task04_Hippocampus [--masks FOLDER]
 
-Without `--masks` (a folder of `<case>.nii.gz`), nnU-Net v2 predicts the cases of fold 0 with random weights: what the masks look like does
-not matter to the comparison, that another program wrote them does. Needs the `parity` extra.
+Without `--masks` (a folder of `<case>.nii.gz`), nnU-Net v2 predicts the cases of fold 0 with random
+weights: what the masks look like does not matter to the comparison, that another program wrote them
+does. Needs the `parity` extra.
 """
 
 import argparse
@@ -20,15 +22,28 @@ from medjax.corpora.splits import make_splits
 from medjax.metrics import evaluate
 
 PATCH = (40, 56, 40)
-COUNTS = {"Dice": "Dice", "IoU": "IoU", "TP": "TP", "FP": "FP", "FN": "FN", "n_ref": "n_ref", "n_pred": "n_pred"}
+COUNTS = {
+    "Dice": "Dice",
+    "IoU": "IoU",
+    "TP": "TP",
+    "FP": "FP",
+    "FN": "FN",
+    "n_ref": "n_ref",
+    "n_pred": "n_pred",
+}
 
 
 def predict(cases, classes: int, folder: Path) -> Path:
     """nnU-Net's masks of the cases, random weights."""
     model = peer_nnunet.write_model(
-        folder / "model", classes=classes, patch=PATCH, spacing_mm=(1.0, 1.0, 1.0), features=(8, 16, 32),
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)), kernels=((3, 3, 3),) * 3,
-    )  # fmt: skip
+        folder / "model",
+        classes=classes,
+        patch=PATCH,
+        spacing_mm=(1.0, 1.0, 1.0),
+        features=(8, 16, 32),
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        kernels=((3, 3, 3),) * 3,
+    )
     scans, masks = folder / "scans", folder / "masks"
     scans.mkdir()
     for case in cases:
@@ -62,7 +77,13 @@ def main() -> None:
             shutil.copyfile(masks / f"{case.name}.nii.gz", compared / f"{case.name}.nii.gz")
         values = [value for value in corpus.values if value]
         theirs = compute_metrics_on_folder(
-            str(references), str(compared), None, SimpleITKIO(), ".nii.gz", regions_or_labels=values, num_processes=1
+            str(references),
+            str(compared),
+            None,
+            SimpleITKIO(),
+            ".nii.gz",
+            regions_or_labels=values,
+            num_processes=1,
         )
         pairs, _ = evaluate.find_pairs(references, compared)
         result = evaluate.evaluate(pairs, corpus, surface=False)
@@ -73,7 +94,9 @@ def main() -> None:
         for value in values:
             a, b = mine["metrics"][str(value)], other["metrics"][value]
             for key in COUNTS:
-                both_nan = math.isnan(float(b[key])) and (a[key] is None or math.isnan(float(a[key])))
+                both_nan = math.isnan(float(b[key])) and (
+                    a[key] is None or math.isnan(float(a[key]))
+                )
                 differences.append(0.0 if both_nan else abs(float(a[key]) - float(b[key])))
                 numbers += 1
     found = {"cases": len(pairs), "numbers": numbers, "largest_difference": max(differences)}

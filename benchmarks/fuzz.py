@@ -2,10 +2,11 @@
 
     python -m benchmarks.fuzz [--count 2400] [--seed 0] [--kinds torch,npz,archive,stablehlo] [--out FOLDER] [--workers 2]
 
-Long-lived processes read the mutants one after the other, so that a crash is a counted outcome. A mutant may be refused with a
-`MedjaxError` or read; a raw traceback, a signal, more than `SECONDS` or more than `MEMORY` is a failure: the bytes that did it are kept in
-the folder, and the exit code is 1. "Crashes caught" are refusals as well: damaged code ended the process that verifies functions. The same
-seed gives the same mutants. `--replay FILE` reads one kept file in this process.
+Long-lived processes read the mutants one after the other, so that a crash is a counted outcome. A
+mutant may be refused with a `MedjaxError` or read; a raw traceback, a signal, more than `SECONDS`
+or more than `MEMORY` is a failure: the bytes that did it are kept in the folder, and the exit code
+is 1. "Crashes caught" are refusals as well: damaged code ended the process that verifies functions.
+The same seed gives the same mutants. `--replay FILE` reads one kept file in this process.
 """
 
 import argparse
@@ -28,7 +29,12 @@ from benchmarks import mutants
 SECONDS = 120.0  # for one mutant
 MEMORY = 6 << 30  # of the process that reads it
 FAILURES = ("traceback", "signal", "timeout", "memory", "unreadable message")
-SHARES = {"torch": 0.45, "npz": 0.25, "archive": 0.2, "stablehlo": 0.1}  # of the count, by what one costs
+SHARES = {
+    "torch": 0.45,
+    "npz": 0.25,
+    "archive": 0.2,
+    "stablehlo": 0.1,
+}  # of the count, by what one costs
 
 
 class Reader:
@@ -62,9 +68,13 @@ class Reader:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parent.parent, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
+            [sys.executable, "-m", "benchmarks.fuzz", "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parent.parent,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
 
     def close(self) -> None:
         """Ends the process."""
@@ -83,7 +93,9 @@ def counts(total: int, kinds: list[str]) -> dict[str, int]:
     return {kind: max(1, round(total * SHARES[kind] / weight)) for kind in kinds}
 
 
-def fuzz(total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, show: bool = False) -> dict[str, collections.Counter]:
+def fuzz(
+    total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, show: bool = False
+) -> dict[str, collections.Counter]:
     """Reads `total` mutants; returns kind -> outcome -> count and keeps the failures in `out`."""
     import concurrent.futures
 
@@ -103,7 +115,9 @@ def fuzz(total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, s
                 results.append((kind, k, outcome, detail, time.monotonic() - begin))
                 if outcome in FAILURES:
                     out.mkdir(parents=True, exist_ok=True)
-                    (out / f"{outcome.replace(' ', '-')}-{seed}-{mutants.name_of(kind, k)}").write_bytes(data)
+                    (
+                        out / f"{outcome.replace(' ', '-')}-{seed}-{mutants.name_of(kind, k)}"
+                    ).write_bytes(data)
                     print(f"{outcome}: {kind} {k}: {detail}", flush=True)
             return results
 
@@ -118,7 +132,9 @@ def fuzz(total: int, seed: int, kinds: list[str], out: Path, workers: int = 2, s
                 for kind, _, outcome, detail, seconds in job.result():
                     found[kind][outcome] += 1
                     found[kind]["seconds"] += seconds
-                    found[kind]["crashes caught"] += outcome == "refused" and "ended with signal" in detail
+                    found[kind]["crashes caught"] += (
+                        outcome == "refused" and "ended with signal" in detail
+                    )
         for reader in readers:
             reader.close()
     if show:
@@ -130,9 +146,15 @@ def table(found: dict[str, collections.Counter]) -> str:
     """The counts as lines."""
     names = ("refused", "read", "crashes caught", *FAILURES)
     rows = [("kind", *names, "seconds")]
-    rows += [(kind, *(str(count[name]) for name in names), f"{count['seconds']:.0f}") for kind, count in found.items()]
+    rows += [
+        (kind, *(str(count[name]) for name in names), f"{count['seconds']:.0f}")
+        for kind, count in found.items()
+    ]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
 
 
 def read(kind: str, path: Path) -> tuple[str, str]:
@@ -164,7 +186,10 @@ def serve() -> None:
         kind, path = line.decode().strip().split(" ", 1)
         outcome = read(kind, Path(path))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answers.write(json.dumps(("memory", f"{peak / 2**30:.1f} GiB") if peak > MEMORY else outcome).encode() + b"\n")
+        answers.write(
+            json.dumps(("memory", f"{peak / 2**30:.1f} GiB") if peak > MEMORY else outcome).encode()
+            + b"\n"
+        )
         answers.flush()
         if peak > MEMORY:
             return
@@ -188,10 +213,20 @@ def main() -> int:
         print(*read(mutants.kind_of(given.replay), given.replay), sep=": ")
         return 0
     begin = time.monotonic()
-    found = fuzz(given.count, given.seed, [kind for kind in given.kinds.split(",") if kind], given.out, given.workers, show=True)
+    found = fuzz(
+        given.count,
+        given.seed,
+        [kind for kind in given.kinds.split(",") if kind],
+        given.out,
+        given.workers,
+        show=True,
+    )
     failures = sum(count[name] for count in found.values() for name in FAILURES)
     total = sum(count[name] for count in found.values() for name in ("refused", "read", *FAILURES))
-    print(f"{total} mutants in {time.monotonic() - begin:.0f} s, {failures} failures" + (f", kept in {given.out}" if failures else ""))
+    print(
+        f"{total} mutants in {time.monotonic() - begin:.0f} s, {failures} failures"
+        + (f", kept in {given.out}" if failures else "")
+    )
     return 1 if failures else 0
 
 

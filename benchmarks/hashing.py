@@ -2,8 +2,9 @@
 
     python -m benchmarks.hashing [store] [--shape 200 320 320] [--rounds 7]
 
-`store` prepares one synthetic CT scan with and without hashes, then reads patches of it as a new process would (first use) and again.
-Prints one JSON object per subject; ratios are medians over the rounds of (with / without) of neighbouring runs, by wall and CPU time.
+`store` prepares one synthetic CT scan with and without hashes, then reads patches of it as a new
+process would (first use) and again. Prints one JSON object per subject; ratios are medians over the
+rounds of (with / without) of neighbouring runs, by wall and CPU time.
 """
 
 import argparse
@@ -26,8 +27,12 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
-def ratio(with_hashes: Callable[[], object], without: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Runs both in turns, in changing order; medians of their seconds and of the ratios of neighbours, by wall and by CPU time."""
+def ratio(
+    with_hashes: Callable[[], object], without: Callable[[], object], rounds: int
+) -> dict[str, float]:
+    """Runs both in turns, in changing order; medians of their seconds and of the ratios of
+    neighbours, by wall and by CPU time.
+    """
     with_hashes(), without()
     pairs = []
     for k in range(rounds):
@@ -39,9 +44,11 @@ def ratio(with_hashes: Callable[[], object], without: Callable[[], object], roun
     times = np.array(pairs)  # (rounds, with and without, wall and cpu)
     middle, ratios = np.median(times, 0), np.median(times[:, 0] / times[:, 1], 0)
     return {
-        "with_s": round(float(middle[0, 0]), 4), "without_s": round(float(middle[1, 0]), 4), "ratio_wall": round(float(ratios[0]), 4),
+        "with_s": round(float(middle[0, 0]), 4),
+        "without_s": round(float(middle[1, 0]), 4),
+        "ratio_wall": round(float(ratios[0]), 4),
         "ratio_cpu": round(float(ratios[1]), 4),
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
@@ -49,7 +56,11 @@ def _unhashed() -> Iterator[None]:
     """Preparation as it was before there were hashes."""
     from medjax.prepare import hashes
 
-    nothing = {"of_flat": lambda path, array: {}, "of_packed": lambda path: {}, "of_file": lambda path: ""}
+    nothing = {
+        "of_flat": lambda path, array: {},
+        "of_packed": lambda path: {},
+        "of_file": lambda path: "",
+    }
     with contextlib.ExitStack() as stack:
         for name, function in nothing.items():
             stack.enter_context(mock.patch.object(hashes, name, function))
@@ -68,7 +79,10 @@ def store(args: argparse.Namespace) -> dict:
         root = Path(folder)
         write_scans(root / "Dataset001_Bench", tuple(args.shape), (1.0, 1.0, 1.0), 1)
         corpus, cases = read_corpus(root / "Dataset001_Bench")
-        plan = Plan({corpus.store: (1.0, 1.0, 1.0)}, {c: Intensity("ct", (-500.0, 500.0), 0.0, 200.0) for c in corpus.channels})
+        plan = Plan(
+            {corpus.store: (1.0, 1.0, 1.0)},
+            {c: Intensity("ct", (-500.0, 500.0), 0.0, 200.0) for c in corpus.channels},
+        )
 
         def made(place: Path) -> None:
             if failed := prepare(corpus, cases, plan, place, workers=1, force=True).failed:
@@ -79,9 +93,19 @@ def store(args: argparse.Namespace) -> dict:
                 made(root / "without")
 
         preparation = ratio(lambda: made(root / "with"), unhashed, args.rounds)
-        names = {place: root / place / corpus.store / cases[0].name for place in ("with", "without")}
+        names = {
+            place: root / place / corpus.store / cases[0].name for place in ("with", "without")
+        }
         described = names["without"] / "case.json"
-        described.write_text(json.dumps({k: v for k, v in json.loads(described.read_text()).items() if k not in ("hashes", "checksum")}))
+        described.write_text(
+            json.dumps(
+                {
+                    k: v
+                    for k, v in json.loads(described.read_text()).items()
+                    if k not in ("hashes", "checksum")
+                }
+            )
+        )
 
         def read(place: str, new: bool) -> None:
             if new:
@@ -97,7 +121,12 @@ def store(args: argparse.Namespace) -> dict:
         first = ratio(lambda: read("with", True), lambda: read("without", True), args.rounds)
         later = ratio(lambda: read("with", False), lambda: read("without", False), args.rounds)
         size = sum(p.stat().st_size for p in names["with"].rglob("*") if p.is_file())
-    return {"mib": round(size / 2**20, 1), "prepare": preparation, "40 patches, first use": first, "40 patches, again": later}
+    return {
+        "mib": round(size / 2**20, 1),
+        "prepare": preparation,
+        "40 patches, first use": first,
+        "40 patches, again": later,
+    }
 
 
 SUBJECTS: dict[str, Callable[[argparse.Namespace], dict]] = {"store": store}
@@ -106,12 +135,24 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace], dict]] = {"store": store}
 def main() -> None:
     """Prints one JSON object per subject."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("subjects", nargs="*", default=list(SUBJECTS), help=f"of {', '.join(SUBJECTS)}; default: all")
-    parser.add_argument("--shape", type=int, nargs=3, default=(200, 320, 320), help="voxels of the scan")
+    parser.add_argument(
+        "subjects",
+        nargs="*",
+        default=list(SUBJECTS),
+        help=f"of {', '.join(SUBJECTS)}; default: all",
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(200, 320, 320), help="voxels of the scan"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     for name in args.subjects:
-        report = {"subject": name, "cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "shape": args.shape}
+        report = {
+            "subject": name,
+            "cpus": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 2),
+            "shape": args.shape,
+        }
         print(json.dumps(report | SUBJECTS[name](args)), flush=True)
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.hashing_checkpoint --megabytes 400 --repeats 7
 
-State: parameters in float32 and two moments of the same size, as AdamW keeps them, of `megabytes` in all. The variants take turns, so that
-whatever else the machine does hits all of them; medians of the repeats. The files are in the page cache, which is hard on the hash: from a
-disk the restore is slower, and the hash, which reads first, pays for what the restore then finds in memory.
+State: parameters in float32 and two moments of the same size, as AdamW keeps them, of `megabytes`
+in all. The variants take turns, so that whatever else the machine does hits all of them; medians of
+the repeats. The files are in the page cache, which is hard on the hash: from a disk the restore is
+slower, and the hash, which reads first, pays for what the restore then finds in memory.
 """
 
 import argparse
@@ -25,8 +26,17 @@ from medjax.train import checkpoint, hashes
 def state_of(megabytes: int) -> dict:
     """Parameters of random numbers in leaves of 8 MB, and moments."""
     rng, leaves = np.random.default_rng(0), max(1, megabytes // 3 // 8)
-    part = {f"layer_{i}": {"kernel": jax.numpy.asarray(rng.standard_normal((1024, 2048), np.float32))} for i in range(leaves)}
-    return {"params": part, "opt": {"mu": jax.tree.map(lambda v: v * 0.5, part), "nu": jax.tree.map(lambda v: v * v, part)}}
+    part = {
+        f"layer_{i}": {"kernel": jax.numpy.asarray(rng.standard_normal((1024, 2048), np.float32))}
+        for i in range(leaves)
+    }
+    return {
+        "params": part,
+        "opt": {
+            "mu": jax.tree.map(lambda v: v * 0.5, part),
+            "nu": jax.tree.map(lambda v: v * v, part),
+        },
+    }
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -67,16 +77,30 @@ def measure(megabytes: int, repeats: int) -> dict:
                     found[f"{name}, plain"] = seconds(work)
             folder = folders["hashed"] / str(step)
             facts = checkpoint.read_facts(folders["hashed"], step)
-            found["hashes alone"] = seconds(lambda folder=folder, facts=facts: hashes.check(folder, facts))
-            found["hashes of the parameters alone"] = seconds(lambda folder=folder, facts=facts: hashes.check(folder, facts, "params"))
+            found["hashes alone"] = seconds(
+                lambda folder=folder, facts=facts: hashes.check(folder, facts)
+            )
+            found["hashes of the parameters alone"] = seconds(
+                lambda folder=folder, facts=facts: hashes.check(folder, facts, "params")
+            )
             for name, value in found.items() if step > 1 else ():
                 times.setdefault(name, []).append(value)
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratios = {name: medians[f"{name}, hashed"] / medians[f"{name}, plain"] for name in ("save", "restore", "parameters")}
+    ratios = {
+        name: medians[f"{name}, hashed"] / medians[f"{name}, plain"]
+        for name in ("save", "restore", "parameters")
+    }
     ratios["hashes alone / restore"] = medians["hashes alone"] / medians["restore, plain"]
-    ratios["hashes of the parameters alone / parameters"] = medians["hashes of the parameters alone"] / medians["parameters, plain"]
-    return {"megabytes on disk": size / 1e6, "repeats": repeats, "seconds": medians, "ratios": ratios}
+    ratios["hashes of the parameters alone / parameters"] = (
+        medians["hashes of the parameters alone"] / medians["parameters, plain"]
+    )
+    return {
+        "megabytes on disk": size / 1e6,
+        "repeats": repeats,
+        "seconds": medians,
+        "ratios": ratios,
+    }
 
 
 def main() -> None:

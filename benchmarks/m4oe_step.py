@@ -1,12 +1,14 @@
-"""One training step of M4oE at paper size, here and in PyTorch, interleaved in one run. Prints JSON and, with --out, writes it.
+"""One training step of M4oE at paper size, here and in PyTorch, interleaved in one run. Prints JSON
+and, with --out, writes it.
 
     python -m benchmarks.m4oe_step                                    # CPU: batch 2, float32
     python -m benchmarks.m4oe_step --batch 36 --dtype bfloat16        # GPU: images per second
     python -m benchmarks.m4oe_step --side 64 --window 2 --width 24    # small
 
-Both sides: forward, backward, AdamW; 0.4 cross-entropy + 0.6 squared Dice per slice, heads of 14, 3 and 16 classes, three modalities
-mixed in the batch, drop path 0.2; with bfloat16 ours computes in it and PyTorch autocasts to it. Routings: the soft mixture on both
-sides, hard routing, and plain MLPs. Without torch only our side runs. Quote ratios, machines differ. Needs the `parity` extra.
+Both sides: forward, backward, AdamW; 0.4 cross-entropy + 0.6 squared Dice per slice, heads of 14, 3
+and 16 classes, three modalities mixed in the batch, drop path 0.2; with bfloat16 ours computes in
+it and PyTorch autocasts to it. Routings: the soft mixture on both sides, hard routing, and plain
+MLPs. Without torch only our side runs. Quote ratios, machines differ. Needs the `parity` extra.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def batch_of(given):
     rng = np.random.default_rng(0)
     which = np.arange(given.batch) % 3
     image = rng.normal(size=(given.batch, given.side, given.side, 1)).astype(np.float32)
-    label = np.stack([rng.integers(0, 1 + len(CHANNELS[h]), (given.side, given.side)) for h in which]).astype(np.int32)
+    label = np.stack(
+        [rng.integers(0, 1 + len(CHANNELS[h]), (given.side, given.side)) for h in which]
+    ).astype(np.int32)
     return image, label, which
 
 
@@ -42,14 +46,26 @@ def ours(given, routing):
     """() -> None, one step; blocks until it is done."""
     place, kind = ROUTINGS[routing]
     net = swin_unet.make(
-        30, corpus_channels=CHANNELS, modalities=3, experts_in=place, routing=kind, dtype=given.dtype, width=given.width,
-        window=given.window, heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
-    )  # fmt: skip
+        30,
+        corpus_channels=CHANNELS,
+        modalities=3,
+        experts_in=place,
+        routing=kind,
+        dtype=given.dtype,
+        width=given.width,
+        window=given.window,
+        heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
+    )
     image, label, which = (jnp.asarray(a) for a in batch_of(given))
     table = np.zeros((3, 16, 30), bool)
     for corpus, channels in enumerate(CHANNELS):
         table[corpus, 1 + np.arange(len(channels)), list(channels)] = True
-    batch = {"label": label, "table": jnp.asarray(table)[which], "known": jnp.asarray(table.any(1))[which], "corpus": which}
+    batch = {
+        "label": label,
+        "table": jnp.asarray(table)[which],
+        "known": jnp.asarray(table.any(1))[which],
+        "corpus": which,
+    }
     context = {"corpus": which, "modality": which}
     losses = ((0.4, softmax_cross_entropy.make()), (0.6, softmax_dice.make()))
     tx = optax.adamw(5e-4, weight_decay=1e-4)
@@ -95,14 +111,25 @@ def theirs(given, routing):
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = SwinUnet(
-        [1 + len(c) for c in CHANNELS], given.side, given.width, heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
-        window=given.window, encoder=mlp, decoder=mlp,
-    ).to(device).train()  # fmt: skip
+    net = (
+        SwinUnet(
+            [1 + len(c) for c in CHANNELS],
+            given.side,
+            given.width,
+            heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
+            window=given.window,
+            encoder=mlp,
+            decoder=mlp,
+        )
+        .to(device)
+        .train()
+    )
     image, label, which = batch_of(given)
     image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().to(device)
     label, modality = torch.from_numpy(label).long().to(device), torch.from_numpy(which).to(device)
-    optimizer = torch.optim.AdamW(net.parameters(), 5e-4, weight_decay=1e-4, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        net.parameters(), 5e-4, weight_decay=1e-4, fused=device.type == "cuda"
+    )
     forward = torch.compile(net) if given.compile else net
 
     def run(steps=1):
@@ -115,7 +142,11 @@ def theirs(given, routing):
                 x = x.float()
                 p, hot = x.softmax(0), F.one_hot(y, len(x)).permute(2, 0, 1).float()
                 overlap, volume = (p * hot).sum((1, 2)), (p * p).sum((1, 2)) + hot.sum((1, 2))
-                total = total + 0.4 * F.cross_entropy(x[None], y[None]) + 0.6 * (1 - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean())
+                total = (
+                    total
+                    + 0.4 * F.cross_entropy(x[None], y[None])
+                    + 0.6 * (1 - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean())
+                )
             total = total / len(logits)
             total.backward()
             optimizer.step()
@@ -140,12 +171,20 @@ def measure(given, routing):
             if i:
                 wall[name].append((time.perf_counter() - began[0]) / given.steps)
                 cpu[name].append((time.process_time() - began[1]) / given.steps)
-    found = {"seconds": {n: round(statistics.median(v), 4) for n, v in wall.items()}, "loss": losses}
+    found = {
+        "seconds": {n: round(statistics.median(v), 4) for n, v in wall.items()},
+        "loss": losses,
+    }
     found["cpu seconds"] = {n: round(statistics.median(v), 4) for n, v in cpu.items()}
     found["images/s"] = {n: round(given.batch / v, 1) for n, v in found["seconds"].items()}
     if len(sides) > 1:
         for key, times in (("torch over medjax, wall", wall), ("torch over medjax, cpu", cpu)):
-            found[key] = round(statistics.median(b / a for a, b in zip(times["medjax"], times["torch"], strict=True)), 2)
+            found[key] = round(
+                statistics.median(
+                    b / a for a, b in zip(times["medjax"], times["torch"], strict=True)
+                ),
+                2,
+            )
     return found
 
 
@@ -164,7 +203,12 @@ def main():
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     device = jax.devices()[0]
-    found = {"given": vars(given), "device": f"{device.platform} {device.device_kind}", "jax": jax.__version__, "steps": {}}
+    found = {
+        "given": vars(given),
+        "device": f"{device.platform} {device.device_kind}",
+        "jax": jax.__version__,
+        "steps": {},
+    }
     for routing in given.routings.split(","):
         try:
             found["steps"][routing] = measure(given, routing)

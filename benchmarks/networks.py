@@ -1,17 +1,21 @@
-"""Compile time, step time, memory and MFU of the networks: medjax and PyTorch (torch.compile on a GPU), side by side. Prints JSON.
+"""Compile time, step time, memory and MFU of the networks: medjax and PyTorch (torch.compile on a
+GPU), side by side. Prints JSON.
 
     python -m benchmarks.networks [unet resenc swin tsfm_l tsfm_h] [--out FILE] [--budget-s 540]      # a GPU, the papers' patches, bfloat16
     python -m benchmarks.networks unet_small resenc_small swin_small tsfm_t --dtype float32            # a CPU
 
-One step: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight decay; sigmoid cross-entropy and soft Dice
-at every resolution with nnU-Net's weights. Every network runs in a process of its own, so that one that fails (out of memory, out of
-time) says so and the next one goes on. Within it the steps of both sides alternate; where both do not fit together they run one after the
-other.
+One step: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight
+decay; sigmoid cross-entropy and soft Dice at every resolution with nnU-Net's weights. Every network
+runs in a process of its own, so that one that fails (out of memory, out of time) says so and the
+next one goes on. Within it the steps of both sides alternate; where both do not fit together they
+run one after the other.
 
-With `--streams 2` two networks are built and compiled at the same time, but a step is timed only while nothing else runs on the card.
+With `--streams 2` two networks are built and compiled at the same time, but a step is timed only
+while nothing else runs on the card.
 
-Work is counted, not measured: 2 x multiply-adds of convolutions and products in the forward pass of the finest and deep logits, times 3
-for forward and backward, for both sides alike; recomputation counts nothing. MFU = work / (step time x peak of the card).
+Work is counted, not measured: 2 x multiply-adds of convolutions and products in the forward pass of
+the finest and deep logits, times 3 for forward and backward, for both sides alike; recomputation
+counts nothing. MFU = work / (step time x peak of the card).
 """
 
 import argparse
@@ -33,7 +37,9 @@ TURNS = "MEDJAX_BENCHMARK_TURNS"  # a file to lock: shared to compile, alone to 
 
 @contextlib.contextmanager
 def turn(alone):
-    """Waits until nobody times (and, `alone`, until nobody compiles); without other streams at once."""
+    """Waits until nobody times (and, `alone`, until nobody compiles); without other streams at
+    once.
+    """
     if not os.environ.get(TURNS):
         yield
         return
@@ -79,7 +85,11 @@ def measure(name, sides, dtype, runs, peak):
     macs = running["medjax"].forward_macs if "medjax" in running else None
     for side, one in running.items():
         step = sorted(seconds[side])[len(seconds[side]) // 2]
-        result[side] |= {"step_s": round(step, 4), "cpu_s": round(sorted(cpu[side])[len(cpu[side]) // 2], 4), "loss": round(one.loss, 4)}
+        result[side] |= {
+            "step_s": round(step, 4),
+            "cpu_s": round(sorted(cpu[side])[len(cpu[side]) // 2], 4),
+            "loss": round(one.loss, 4),
+        }
         result[side]["memory_gib"] = one.memory()
     result["forward_macs"] = macs
     result["peak_tflops"] = peak
@@ -91,9 +101,14 @@ def rate(result, macs, peak):
     for side in SIDES:
         if macs and result.get(side, {}).get("step_s"):
             done = 6 * macs / result[side]["step_s"] / 1e12
-            result[side] |= {"tflops": round(done, 3), "mfu": round(done / peak, 4) if peak else None}
+            result[side] |= {
+                "tflops": round(done, 3),
+                "mfu": round(done / peak, 4) if peak else None,
+            }
     if all(result.get(side, {}).get("step_s") for side in SIDES):
-        result["medjax over torch"] = round(result["medjax"]["step_s"] / result["torch"]["step_s"], 3)
+        result["medjax over torch"] = round(
+            result["medjax"]["step_s"] / result["torch"]["step_s"], 3
+        )
 
 
 def child(name, sides, given, limit):
@@ -111,10 +126,20 @@ def child(name, sides, given, limit):
         "--runs",
         str(given.runs),
     ]
-    alone = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95" if len(sides) == 1 else ".60"}
+    alone = {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95" if len(sides) == 1 else ".60",
+    }
     environment = {**os.environ, **{k: v for k, v in alone.items() if k not in os.environ}}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(limit, 1), env=environment, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=max(limit, 1),
+            env=environment,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done within {limit:.0f} s"}
     for line in reversed(done.stdout.splitlines()):
@@ -124,7 +149,9 @@ def child(name, sides, given, limit):
 
 
 def one_network(network, given, end):
-    """Both sides in one process, or, where that fails, one after the other; never past `end` on the monotonic clock."""
+    """Both sides in one process, or, where that fails, one after the other; never past `end` on the
+    monotonic clock.
+    """
     left = min(end - time.monotonic(), given.each_s)
     if left < 10:
         return {"network": network, "failed": "no time left"}
@@ -134,18 +161,28 @@ def one_network(network, given, end):
     parts = {}
     for side in given.sides:
         left = min(end - time.monotonic(), given.each_s)
-        parts[side] = child(network, [side], given, left) if left >= 10 else {"failed": "no time left"}
+        parts[side] = (
+            child(network, [side], given, left) if left >= 10 else {"failed": "no time left"}
+        )
     whole = next((p for p in parts.values() if "failed" not in p), {"network": network})
     macs = next((p["forward_macs"] for p in parts.values() if p.get("forward_macs")), None)
     sides = {side: part.get(side) or {"failed": part["failed"]} for side, part in parts.items()}
-    return {**whole, **sides, "together": False, "together_failed": found["failed"], "forward_macs": macs}
+    return {
+        **whole,
+        **sides,
+        "together": False,
+        "together_failed": found["failed"],
+        "forward_macs": macs,
+    }
 
 
 def card():
     """Name of the accelerator, without starting a framework here."""
     try:
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        return subprocess.run(
+            query, capture_output=True, text=True, check=True
+        ).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return "cpu"
 
@@ -153,15 +190,24 @@ def card():
 def main():
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NETWORKS)}; default: the five large ones")
+    parser.add_argument(
+        "names", nargs="*", help=f"of {', '.join(NETWORKS)}; default: the five large ones"
+    )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--each-s", type=float, default=240.0, help="limit of one network")
-    parser.add_argument("--streams", type=int, default=1, help="networks that are compiled at the same time")
+    parser.add_argument(
+        "--streams", type=int, default=1, help="networks that are compiled at the same time"
+    )
     parser.add_argument("--apart", action="store_true", help="never both sides in one process")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the card; known for H100, H200, A100 in bfloat16")
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        default=0.0,
+        help="of the card; known for H100, H200, A100 in bfloat16",
+    )
     parser.add_argument("--out", default="")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -169,7 +215,11 @@ def main():
     if unknown := [n for n in names if n not in NETWORKS]:
         parser.error(f"unknown networks {unknown}; known: {', '.join(NETWORKS)}")
     name = card()
-    peak = given.peak_tflops or (next((v for k, v in PEAK_TFLOPS.items() if k in name), 0.0) if given.dtype == "bfloat16" else 0.0)
+    peak = given.peak_tflops or (
+        next((v for k, v in PEAK_TFLOPS.items() if k in name), 0.0)
+        if given.dtype == "bfloat16"
+        else 0.0
+    )
     if given.child:
         print(json.dumps(measure(names[0], given.sides, given.dtype, given.runs, peak)), flush=True)
         return
@@ -182,7 +232,9 @@ def main():
         print(json.dumps(found), flush=True)
         if given.out:
             with open(given.out, "w") as file:
-                json.dump({"device": name, "given": vars(given), "results": results}, file, indent=1)
+                json.dump(
+                    {"device": name, "given": vars(given), "results": results}, file, indent=1
+                )
 
     with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.streams) as streams:
         if given.streams > 1:

@@ -1,9 +1,10 @@
-"""The same twelve faults given to nnU-Net v2 and to medjax: what each did, and its exit code. Prints a Markdown table.
+"""The same twelve faults given to nnU-Net v2 and to medjax: what each did, and its exit code.
+Prints a Markdown table.
 
     python -m benchmarks.predict_faults [--only medjax] > table.md
 
-Models have random weights; scans are 40 x 36 x 24 voxels. Where a fault concerns a file, two sound scans go along with the broken one.
-Needs the `parity` extra.
+Models have random weights; scans are 40 x 36 x 24 voxels. Where a fault concerns a file, two sound
+scans go along with the broken one. Needs the `parity` extra.
 """
 
 import argparse
@@ -35,15 +36,22 @@ class Nnunet:
 
     def __init__(self, root: Path):
         self.model = peer_nnunet.write_model(
-            root / "nnunet", classes=2, patch=(16, 32, 32), spacing_mm=(2.0, 1.5, 1.5), features=(4, 8), strides=((1,) * 3, (2,) * 3),
+            root / "nnunet",
+            classes=2,
+            patch=(16, 32, 32),
+            spacing_mm=(2.0, 1.5, 1.5),
+            features=(4, 8),
+            strides=((1,) * 3, (2,) * 3),
             kernels=((3,) * 3,) * 2,
-        )  # fmt: skip
+        )
 
     def file(self, case: str) -> str:
         return f"{case}_0000.nii.gz"
 
     def command(self, model: Path, source: Path, out: Path, continue_: bool = False) -> list[str]:
-        return peer_nnunet.command(model, source, out, *(["--continue_prediction"] if continue_ else []))
+        return peer_nnunet.command(
+            model, source, out, *(["--continue_prediction"] if continue_ else [])
+        )
 
     def poison(self, folder: Path, proof: Path) -> Path:
         """A model whose checkpoint creates `proof` when it is loaded."""
@@ -76,17 +84,33 @@ class Medjax:
         from tests.support.run import make_run
 
         corpus = Corpus("Random", ((1, ("class001",)), (2, ("class002",))), channels=("CT",))
-        self.model = make_run(root / "run", (corpus,), patch=(16, 32, 32), spacing_mm=(2.0, 1.5, 1.5))
+        self.model = make_run(
+            root / "run", (corpus,), patch=(16, 32, 32), spacing_mm=(2.0, 1.5, 1.5)
+        )
 
     def file(self, case: str) -> str:
         return f"{case}_0000.nii.gz"
 
     def command(self, model: Path, source: Path, out: Path, continue_: bool = False) -> list[str]:
         more = ["--continue"] if continue_ else []
-        return [sys.executable, "-m", "medjax.cli", "predict", "-m", str(model), "-i", str(source), "-o", str(out), *more]
+        return [
+            sys.executable,
+            "-m",
+            "medjax.cli",
+            "predict",
+            "-m",
+            str(model),
+            "-i",
+            str(source),
+            "-o",
+            str(out),
+            *more,
+        ]
 
     def poison(self, folder: Path, proof: Path) -> Path:
-        """An archive with a pickle in place of its weights, of the same name and with a matching digest."""
+        """An archive with a pickle in place of its weights, of the same name and with a matching
+        digest.
+        """
         import hashlib
         import pickle
         import zipfile
@@ -96,18 +120,26 @@ class Medjax:
         folder.mkdir()
         export(self.model, folder / "model.medjax")
         content = pickle.dumps(Payload(str(proof)))
-        with zipfile.ZipFile(folder / "model.medjax") as old, zipfile.ZipFile(folder / "evil.medjax", "w") as new:
+        with (
+            zipfile.ZipFile(folder / "model.medjax") as old,
+            zipfile.ZipFile(folder / "evil.medjax", "w") as new,
+        ):
             for name in old.namelist():
                 data = old.read(name)
                 if name == "manifest.json":
                     manifest = json.loads(data)
-                    manifest["members"]["weights.safetensors"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                    manifest["members"]["weights.safetensors"] = {
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                        "bytes": len(content),
+                    }
                     data = json.dumps(manifest).encode()
                 new.writestr(name, content if name == "weights.safetensors" else data)
         return folder / "evil.medjax"
 
 
-def scan(path: Path, seed: int = 0, shape=(24, 36, 40), affine=AFFINE, codes=(1, 1), dtype=np.int16) -> Path:
+def scan(
+    path: Path, seed: int = 0, shape=(24, 36, 40), affine=AFFINE, codes=(1, 1), dtype=np.int16
+) -> Path:
     """A (z, y, x) noise scan in HU."""
     array = np.random.default_rng(seed).normal(50, 100, shape).astype(dtype)
     image = nib.Nifti1Image(array.T, affine)
@@ -159,10 +191,20 @@ FILE_FAULTS = {
 
 def run(tool, model: Path, source: Path, out: Path, continue_: bool = False) -> tuple[int, str]:
     """Exit code and everything it printed; -1 where it had to be stopped."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "nnUNet_raw": "/tmp", "nnUNet_preprocessed": "/tmp", "nnUNet_results": "/tmp"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "nnUNet_raw": "/tmp",
+        "nnUNet_preprocessed": "/tmp",
+        "nnUNet_results": "/tmp",
+    }
     command = tool.command(model, source, out, continue_)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     try:
         text, _ = process.communicate(timeout=LIMIT)
@@ -173,13 +215,19 @@ def run(tool, model: Path, source: Path, out: Path, continue_: bool = False) -> 
 
 
 def masks(out: Path) -> list[str]:
-    return sorted(p.name.removesuffix(".nii.gz") for p in out.glob("*.nii.gz")) if out.is_dir() else []
+    return (
+        sorted(p.name.removesuffix(".nii.gz") for p in out.glob("*.nii.gz")) if out.is_dir() else []
+    )
 
 
 def said(text: str) -> str:
     """The line that tells the user most: the last one that looks like a reason."""
     lines = [re.sub(r"/\S*/", "", line.strip()) for line in text.splitlines() if line.strip()]
-    reasons = [line for line in lines if re.search(r"error|failed|no scans|refused|warn|killed|sheared|missing", line, re.I)]
+    reasons = [
+        line
+        for line in lines
+        if re.search(r"error|failed|no scans|refused|warn|killed|sheared|missing", line, re.I)
+    ]
     return ((reasons or lines or ["nothing"])[-1])[:150].replace("|", "/")
 
 
@@ -192,13 +240,23 @@ def faults(tool, root: Path):
         spoil(source / tool.file("b"))
         code, text = run(tool, tool.model, source, out)
         found = masks(out)
-        yield name, code, f"{len(found)} masks" + (", one of the broken scan" if "b" in found else "") + f"; says: {said(text)}"
+        yield (
+            name,
+            code,
+            f"{len(found)} masks"
+            + (", one of the broken scan" if "b" in found else "")
+            + f"; says: {said(text)}",
+        )
     (root / "in" / "empty").mkdir(parents=True)
     code, text = run(tool, tool.model, root / "in" / "empty", root / "out" / "empty")
     yield "empty input folder", code, f"says: {said(text)}"
     scan(root / "in" / "plain" / "patient.nii.gz")
     code, text = run(tool, tool.model, root / "in" / "plain", root / "out" / "plain")
-    yield "one scan without _0000 in its name", code, f"{len(masks(root / 'out' / 'plain'))} masks; says: {said(text)}"
+    yield (
+        "one scan without _0000 in its name",
+        code,
+        f"{len(masks(root / 'out' / 'plain'))} masks; says: {said(text)}",
+    )
     scan(root / "in" / "codes" / tool.file("a"), codes=(0, 2))
     code, text = run(tool, tool.model, root / "in" / "codes", root / "out" / "codes")
     written = root / "out" / "codes" / "a.nii.gz"
@@ -208,7 +266,11 @@ def faults(tool, root: Path):
     proof = root / "executed"
     model = tool.poison(root / "poisoned", proof)
     code, text = run(tool, model, root / "in" / "codes", root / "out" / "poisoned")
-    yield "model file with a payload", code, f"payload {'EXECUTED' if proof.exists() else 'not executed'}; says: {said(text)}"
+    yield (
+        "model file with a payload",
+        code,
+        f"payload {'EXECUTED' if proof.exists() else 'not executed'}; says: {said(text)}",
+    )
     yield "half a mask from a killed call, then continue", *interrupted(tool, root)
 
 
@@ -218,7 +280,9 @@ def interrupted(tool, root: Path) -> tuple[int, str]:
         scan(source / tool.file(case), seed=i)
     run(tool, tool.model, source, out)
     whole = {name: (out / f"{name}.nii.gz").read_bytes() for name in masks(out)}
-    (out / "b.nii.gz").write_bytes(whole["b"][: len(whole["b"]) // 2])  # what a kill while writing leaves
+    (out / "b.nii.gz").write_bytes(
+        whole["b"][: len(whole["b"]) // 2]
+    )  # what a kill while writing leaves
     code, _ = run(tool, tool.model, source, out, continue_=True)
     mended = (out / "b.nii.gz").read_bytes() == whole["b"]
     return code, "the half mask was " + ("made anew" if mended else "taken for finished")
@@ -230,13 +294,21 @@ def main() -> None:
     parser.add_argument("--only", choices=("medjax", "nnunet"), default="")
     wanted = parser.parse_args().only
     rows: dict[str, dict[str, str]] = {}
-    tools = [tool for tool in (Nnunet, Medjax) if wanted in ("", {Nnunet: "nnunet", Medjax: "medjax"}[tool])]
+    tools = [
+        tool
+        for tool in (Nnunet, Medjax)
+        if wanted in ("", {Nnunet: "nnunet", Medjax: "medjax"}[tool])
+    ]
     for kind in tools:
         with tempfile.TemporaryDirectory() as folder:
             tool = kind(Path(folder))
             for name, code, text in faults(tool, Path(folder)):
                 rows.setdefault(name, {})[kind.name] = f"exit {code}: {text}"
-                print(f"{time.strftime('%H:%M:%S')} {kind.name}: {name}: exit {code}: {text}", file=sys.stderr, flush=True)
+                print(
+                    f"{time.strftime('%H:%M:%S')} {kind.name}: {name}: exit {code}: {text}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     names = [kind.name for kind in tools]
     print(f"| fault | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for name, found in rows.items():

@@ -1,9 +1,11 @@
-"""Milliseconds per batch of the training stream and of the augmentation on this machine, beside nnU-Net's where it is installed.
+"""Milliseconds per batch of the training stream and of the augmentation on this machine, beside
+nnU-Net's where it is installed.
 
     python -m benchmarks.sampler [--final 40 56 40] [--batch 2] [--case 48 64 48] [--cases 8] [--steps 40]
 
-Writes random cases to a temporary store, reads batches of enlarged patches from it with and without the memory for small cases, augments
-them, and prints one JSON object. nnU-Net's side is its own transform chain (the `parity` extra) on the same patches, one after another.
+Writes random cases to a temporary store, reads batches of enlarged patches from it with and without
+the memory for small cases, augments them, and prints one JSON object. nnU-Net's side is its own
+transform chain (the `parity` extra) on the same patches, one after another.
 """
 
 import argparse
@@ -42,9 +44,17 @@ def write_cases(root: Path, shape: tuple[int, ...], cases: int) -> Pool:
         folder.mkdir(parents=True)
         smooth = gaussian_filter(rng.normal(size=shape), 2)
         label = np.digitize(smooth, np.quantile(smooth, (0.8, 0.95))).astype(np.uint8)
-        image = (1000 * smooth / smooth.std() + rng.normal(0, 100, shape)).astype(np.int16)[..., None]
+        image = (1000 * smooth / smooth.std() + rng.normal(0, 100, shape)).astype(np.int16)[
+            ..., None
+        ]
         locations = {str(i): np.argwhere(label == i)[::20].astype(np.int32) for i in (1, 2)}
-        meta = {"shape": shape, "spacing_mm": (1, 1, 1), "gain": [1e-3], "bias": [0.0], "voxels": {str(i): 1 for i in range(3)}}
+        meta = {
+            "shape": shape,
+            "spacing_mm": (1, 1, 1),
+            "gain": [1e-3],
+            "bias": [0.0],
+            "voxels": {str(i): 1 for i in range(3)},
+        }
         store.write_case(folder, image, label, locations, meta)
     return Pool(0, str(root / "corpus"), tuple(store.list_cases(root, "corpus")), (1, 2), 0)
 
@@ -59,7 +69,9 @@ def time_stream(pool: Pool, recipe: Recipe, steps: int, **how) -> dict[str, floa
     return result
 
 
-def time_augmentation(image: np.ndarray, label: np.ndarray, final: tuple[int, ...], settings: Augmentation, steps: int) -> dict[str, float]:
+def time_augmentation(
+    image: np.ndarray, label: np.ndarray, final: tuple[int, ...], settings: Augmentation, steps: int
+) -> dict[str, float]:
     """Wall time of one jitted batch, and the seconds of its compilation."""
     import jax
 
@@ -69,11 +81,15 @@ def time_augmentation(image: np.ndarray, label: np.ndarray, final: tuple[int, ..
     jax.block_until_ready(run(jax.random.key(0), image, label, final, settings))
     compile_s = time.perf_counter() - begin
     keys = jax.random.split(jax.random.key(1), steps)
-    result = milliseconds(lambda k: jax.block_until_ready(run(keys[k], image, label, final, settings)), steps)
+    result = milliseconds(
+        lambda k: jax.block_until_ready(run(keys[k], image, label, final, settings)), steps
+    )
     return result | {"compile_s": round(compile_s, 2)}
 
 
-def time_peer(image: np.ndarray, label: np.ndarray, final: tuple[int, ...], steps: int) -> dict[str, float] | None:
+def time_peer(
+    image: np.ndarray, label: np.ndarray, final: tuple[int, ...], steps: int
+) -> dict[str, float] | None:
     """nnU-Net's training transforms on the same batch; None where it is not installed."""
     try:
         import torch
@@ -82,12 +98,20 @@ def time_peer(image: np.ndarray, label: np.ndarray, final: tuple[int, ...], step
         return None
     limit = rotation_limit(final)
     chain = nnUNetTrainer.get_training_transforms(
-        np.array(final), (-limit, limit), None, tuple(range(len(final))), is_anisotropic(final), [False] * image.shape[-1]
+        np.array(final),
+        (-limit, limit),
+        None,
+        tuple(range(len(final))),
+        is_anisotropic(final),
+        [False] * image.shape[-1],
     )
 
     def step(_):
         for x, y in zip(image, label, strict=True):
-            chain(image=torch.from_numpy(np.moveaxis(x, -1, 0).copy()), segmentation=torch.from_numpy(y[None].copy()))
+            chain(
+                image=torch.from_numpy(np.moveaxis(x, -1, 0).copy()),
+                segmentation=torch.from_numpy(y[None].copy()),
+            )
 
     step(0)
     return milliseconds(step, steps)
@@ -96,7 +120,13 @@ def time_peer(image: np.ndarray, label: np.ndarray, final: tuple[int, ...], step
 def main():
     """Prints the JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--final", type=int, nargs="+", default=(40, 56, 40), help="the network's patch, (z, y, x) or (y, x)")
+    parser.add_argument(
+        "--final",
+        type=int,
+        nargs="+",
+        default=(40, 56, 40),
+        help="the network's patch, (z, y, x) or (y, x)",
+    )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--case", type=int, nargs=3, default=(48, 64, 48), help="voxels of a case")
     parser.add_argument("--cases", type=int, default=8)
@@ -110,18 +140,30 @@ def main():
         streams = {
             "held in memory": time_stream(pool, recipe, args.steps),
             "read every time": time_stream(pool, recipe, args.steps, cache_bytes=0),
-            "read every time, one thread": time_stream(pool, recipe, args.steps, cache_bytes=0, threads=0),
+            "read every time, one thread": time_stream(
+                pool, recipe, args.steps, cache_bytes=0, threads=0
+            ),
         }
         batches = stream([pool], recipe)
         batch = next(batches)
         batches.close()
     image = batch["image"].astype(np.float32) * 1e-3
     settings = {"nnU-Net's chain": Augmentation(), "centre crop": Augmentation.none()}
-    ours = {name: time_augmentation(image, batch["label"], final, chosen, args.steps) for name, chosen in settings.items()}
+    ours = {
+        name: time_augmentation(image, batch["label"], final, chosen, args.steps)
+        for name, chosen in settings.items()
+    }
     report = {
-        "unit": "ms per batch", "cpus": os.cpu_count(), "batch": args.batch, "cut": cut, "final": final, "case": tuple(args.case),
-        "stream": streams, "augmentation": ours, "nnunetv2": time_peer(image, batch["label"], final, args.steps),
-    }  # fmt: skip
+        "unit": "ms per batch",
+        "cpus": os.cpu_count(),
+        "batch": args.batch,
+        "cut": cut,
+        "final": final,
+        "case": tuple(args.case),
+        "stream": streams,
+        "augmentation": ours,
+        "nnunetv2": time_peer(image, batch["label"], final, args.steps),
+    }
     print(json.dumps(report, indent=1))
 
 

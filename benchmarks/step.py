@@ -1,10 +1,11 @@
-"""One training step of nnU-Net's plain U-Net: here and in PyTorch, interleaved in one run. Prints JSON.
+"""One training step of nnU-Net's plain U-Net: here and in PyTorch, interleaved in one run. Prints
+JSON.
 
     python -m benchmarks.step [--patch 40 56 40] [--batch 2] [--base 32] [--runs 5]
 
-Both sides: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight decay; sigmoid cross-entropy and soft
-Dice at every resolution with nnU-Net's weights. Times are wall and process CPU seconds; quote the ratio, machines differ. Needs the
-`parity` extra.
+Both sides: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight
+decay; sigmoid cross-entropy and soft Dice at every resolution with nnU-Net's weights. Times are
+wall and process CPU seconds; quote the ratio, machines differ. Needs the `parity` extra.
 """
 
 import argparse
@@ -62,11 +63,25 @@ def theirs(patch, batch, base, classes=3):
     found = topology((1.0,) * len(patch), patch)
     torch.manual_seed(0)
     net = PlainConvUNet(
-        1, len(found.strides), features_per_stage(len(found.strides), base), torch.nn.Conv3d, found.kernels, found.strides, 2, classes, 2,
-        conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
-    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+        1,
+        len(found.strides),
+        features_per_stage(len(found.strides), base),
+        torch.nn.Conv3d,
+        found.kernels,
+        found.strides,
+        2,
+        classes,
+        2,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5
+    )
     image, label = torch.randn(batch, 1, *patch), torch.randint(0, classes + 1, (batch, *patch))
     weights = deep.weights(len(found.strides) - 1)
 
@@ -76,11 +91,25 @@ def theirs(patch, batch, base, classes=3):
         for weight, logits in zip(weights, net(image), strict=True):
             if weight:
                 stride = [n // k for n, k in zip(patch, logits.shape[2:], strict=True)]
-                small = label[:, stride[0] // 2 :: stride[0], stride[1] // 2 :: stride[1], stride[2] // 2 :: stride[2]]
-                target = torch.nn.functional.one_hot(small, classes + 1)[..., 1:].permute(0, 4, 1, 2, 3).float()
+                small = label[
+                    :,
+                    stride[0] // 2 :: stride[0],
+                    stride[1] // 2 :: stride[1],
+                    stride[2] // 2 :: stride[2],
+                ]
+                target = (
+                    torch.nn.functional.one_hot(small, classes + 1)[..., 1:]
+                    .permute(0, 4, 1, 2, 3)
+                    .float()
+                )
                 p = torch.sigmoid(logits)
-                overlap, volume = (p * target).sum((0, 2, 3, 4)), p.sum((0, 2, 3, 4)) + target.sum((0, 2, 3, 4))
-                entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * classes
+                overlap, volume = (
+                    (p * target).sum((0, 2, 3, 4)),
+                    p.sum((0, 2, 3, 4)) + target.sum((0, 2, 3, 4)),
+                )
+                entropy = (
+                    torch.nn.functional.binary_cross_entropy_with_logits(logits, target) * classes
+                )
                 total = total + weight * (entropy - (2 * overlap / volume).sum())
         total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 12)
@@ -97,7 +126,10 @@ def main():
     parser.add_argument("--base", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
-    sides = {"medjax": ours(tuple(given.patch), given.batch, given.base), "torch": theirs(tuple(given.patch), given.batch, given.base)}
+    sides = {
+        "medjax": ours(tuple(given.patch), given.batch, given.base),
+        "torch": theirs(tuple(given.patch), given.batch, given.base),
+    }
     seconds = {name: {"wall": [], "cpu": []} for name in sides}
     for i in range(given.runs + 1):  # the first round compiles and warms up
         for name, run in sides.items():
@@ -106,8 +138,14 @@ def main():
             if i:
                 seconds[name]["wall"].append(time.perf_counter() - wall)
                 seconds[name]["cpu"].append(time.process_time() - cpu)
-    medians = {name: {k: round(statistics.median(v), 3) for k, v in kinds.items()} for name, kinds in seconds.items()}
-    pairs = {k: [a / b for a, b in zip(seconds["medjax"][k], seconds["torch"][k], strict=True)] for k in ("wall", "cpu")}
+    medians = {
+        name: {k: round(statistics.median(v), 3) for k, v in kinds.items()}
+        for name, kinds in seconds.items()
+    }
+    pairs = {
+        k: [a / b for a, b in zip(seconds["medjax"][k], seconds["torch"][k], strict=True)]
+        for k in ("wall", "cpu")
+    }
     ratio = {k: round(statistics.median(v), 2) for k, v in pairs.items()}
     print(json.dumps({"given": vars(given), "seconds": medians, "medjax over torch": ratio}))
 

@@ -1,5 +1,6 @@
-"""The peers of benchmarks/networks.py in plain PyTorch, written from the published descriptions: U-Net, residual-encoder U-Net (nnU-Net),
-STU-Net / TSFM, SwinUNETR. Each takes (b, m, z, y, x) and gives a list of logits, finest first. No package beyond torch.
+"""The peers of benchmarks/networks.py in plain PyTorch, written from the published descriptions:
+U-Net, residual-encoder U-Net (nnU-Net), STU-Net / TSFM, SwinUNETR. Each takes (b, m, z, y, x) and
+gives a list of logits, finest first. No package beyond torch.
 """
 
 import math
@@ -33,7 +34,9 @@ class ConvNormAct(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """nnU-Net's, with the shortcut of its v1 fork: a strided 1x1x1 convolution with norm where grid or width change."""
+    """nnU-Net's, with the shortcut of its v1 fork: a strided 1x1x1 convolution with norm where grid
+    or width change.
+    """
 
     def __init__(self, i, o, kernel, stride, bias):
         super().__init__()
@@ -48,9 +51,22 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Plain (`blocks` None) or with a residual encoder; transposed convolutions with kernel = stride, a head at every level."""
+    """Plain (`blocks` None) or with a residual encoder; transposed convolutions with kernel =
+    stride, a head at every level.
+    """
 
-    def __init__(self, classes, features, strides, kernels, blocks=None, stem_kernel=None, conv_bias=True, up_bias=False, head_bias=True):
+    def __init__(
+        self,
+        classes,
+        features,
+        strides,
+        kernels,
+        blocks=None,
+        stem_kernel=None,
+        conv_bias=True,
+        up_bias=False,
+        head_bias=True,
+    ):
         super().__init__()
         self.encoder, i = nn.ModuleList(), 1
         if blocks:
@@ -58,19 +74,32 @@ class UNet(nn.Module):
         for s, (width, stride, kernel) in enumerate(zip(features, strides, kernels, strict=True)):
             if blocks:
                 stage = [ResidualBlock(i, width, kernel, stride, conv_bias)]
-                stage += [ResidualBlock(width, width, kernel, (1, 1, 1), conv_bias) for _ in range(blocks[s] - 1)]
+                stage += [
+                    ResidualBlock(width, width, kernel, (1, 1, 1), conv_bias)
+                    for _ in range(blocks[s] - 1)
+                ]
             else:
-                stage = [ConvNormAct(i, width, kernel, stride, conv_bias), ConvNormAct(width, width, kernel, 1, conv_bias)]
+                stage = [
+                    ConvNormAct(i, width, kernel, stride, conv_bias),
+                    ConvNormAct(width, width, kernel, 1, conv_bias),
+                ]
             self.encoder.append(nn.Sequential(*stage))
             i = width
         levels = range(len(features) - 1)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(features[s + 1], features[s], strides[s + 1], strides[s + 1], bias=up_bias) for s in levels
+            nn.ConvTranspose3d(
+                features[s + 1], features[s], strides[s + 1], strides[s + 1], bias=up_bias
+            )
+            for s in levels
         )
         self.decoder = nn.ModuleList(
             nn.Sequential(
                 ConvNormAct(2 * features[s], features[s], kernels[s], 1, conv_bias),
-                *([] if blocks else [ConvNormAct(features[s], features[s], kernels[s], 1, conv_bias)]),
+                *(
+                    []
+                    if blocks
+                    else [ConvNormAct(features[s], features[s], kernels[s], 1, conv_bias)]
+                ),
             )
             for s in levels
         )
@@ -126,7 +155,9 @@ class VitLayer(nn.Module):
 
     def forward(self, x):
         y = self.ln1(x)
-        q, k, v = (f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.fc2(F.gelu(self.fc1(self.ln2(x))))
 
@@ -134,9 +165,15 @@ class VitLayer(nn.Module):
 class Bottleneck(nn.Module):
     def __init__(self, channels, width, layers, heads, kernels, grid):
         super().__init__()
-        self.in_proj, self.out_proj = conv(channels, width, kernels[0]), conv(width, channels, kernels[1])
+        self.in_proj, self.out_proj = (
+            conv(channels, width, kernels[0]),
+            conv(width, channels, kernels[1]),
+        )
         self.pos = nn.Parameter(torch.zeros(1, math.prod(grid), width))
-        self.layers, self.ln_f = nn.ModuleList(VitLayer(width, heads) for _ in range(layers)), nn.LayerNorm(width, 1e-6)
+        self.layers, self.ln_f = (
+            nn.ModuleList(VitLayer(width, heads) for _ in range(layers)),
+            nn.LayerNorm(width, 1e-6),
+        )
 
     def forward(self, x):
         y = self.in_proj(x)
@@ -147,23 +184,41 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """STU-Net (`order="post"`, no transformer) and TSFM (`order="pre"`, stem, final norms, transformer). `save`: blocks are recomputed."""
+    """STU-Net (`order="post"`, no transformer) and TSFM (`order="pre"`, stem, final norms,
+    transformer). `save`: blocks are recomputed.
+    """
 
-    def __init__(self, classes, channels, strides, blocks, order="post", vit=None, grid=None, save=False):
+    def __init__(
+        self, classes, channels, strides, blocks, order="post", vit=None, grid=None, save=False
+    ):
         super().__init__()
         pre, last = order == "pre", len(channels) - 1
         self.save = save
 
         def stage(i, o, stride, project):
             first = TrunkBlock(i, o, stride, project, order)
-            return nn.Sequential(first, *(TrunkBlock(o, o, 1, False, order) for _ in range(blocks - 1)))
+            return nn.Sequential(
+                first, *(TrunkBlock(o, o, 1, False, order) for _ in range(blocks - 1))
+            )
 
-        self.stem = nn.Sequential(conv(1, channels[0], 3), norm(channels[0]), nn.LeakyReLU(0.01)) if pre else nn.Identity()
-        self.conv_blocks_context = nn.ModuleList([stage(channels[0] if pre else 1, channels[0], 1, not pre)])
-        self.conv_blocks_context.extend(stage(channels[s], channels[s + 1], strides[s], True) for s in range(last))
+        self.stem = (
+            nn.Sequential(conv(1, channels[0], 3), norm(channels[0]), nn.LeakyReLU(0.01))
+            if pre
+            else nn.Identity()
+        )
+        self.conv_blocks_context = nn.ModuleList(
+            [stage(channels[0] if pre else 1, channels[0], 1, not pre)]
+        )
+        self.conv_blocks_context.extend(
+            stage(channels[s], channels[s + 1], strides[s], True) for s in range(last)
+        )
         order_up = list(reversed(range(last)))
-        self.upsample_layers = nn.ModuleList(UpLayer(channels[s + 1], channels[s], strides[s]) for s in order_up)
-        self.conv_blocks_localization = nn.ModuleList(stage(2 * channels[s], channels[s], 1, True) for s in order_up)
+        self.upsample_layers = nn.ModuleList(
+            UpLayer(channels[s + 1], channels[s], strides[s]) for s in order_up
+        )
+        self.conv_blocks_localization = nn.ModuleList(
+            stage(2 * channels[s], channels[s], 1, True) for s in order_up
+        )
         self.seg_outputs = nn.ModuleList(conv(channels[s], classes, 1) for s in order_up)
         self.head_norms = nn.ModuleList(norm(channels[s]) for s in order_up) if pre else None
         self.vit = Bottleneck(channels[-1], *vit, grid) if vit else None
@@ -171,7 +226,11 @@ class Trunk(nn.Module):
 
     def _blocks(self, stage, x):
         for block in stage:
-            x = checkpoint(block, x, use_reentrant=False) if self.save and self.training else block(x)
+            x = (
+                checkpoint(block, x, use_reentrant=False)
+                if self.save and self.training
+                else block(x)
+            )
         return x
 
     def forward(self, x):
@@ -183,7 +242,12 @@ class Trunk(nn.Module):
             x = self.vit(act(self.bott_norm(x)) if self.bott_norm is not None else x)
         for u, up in enumerate(self.upsample_layers):
             x = self._blocks(self.conv_blocks_localization[u], torch.cat([up(x), skips[-2 - u]], 1))
-            out.insert(0, self.seg_outputs[u](act(self.head_norms[u](x)) if self.head_norms is not None else x))
+            out.insert(
+                0,
+                self.seg_outputs[u](
+                    act(self.head_norms[u](x)) if self.head_norms is not None else x
+                ),
+            )
         return out
 
 
@@ -211,7 +275,9 @@ class SwinBlock(nn.Module):
                 line[p - w : p - s], line[p - s :] = 1, 2
             number = number * 3 + line.reshape([-1 if a == axis else 1 for a in range(3)])
         region = self._cut(number[None, ..., None])[..., 0]
-        mask = (region[:, :, None] != region[:, None, :]).float() * -100.0 if any(self.shift) else None
+        mask = (
+            (region[:, :, None] != region[:, None, :]).float() * -100.0 if any(self.shift) else None
+        )
         self.register_buffer("mask", mask, persistent=False)
 
     def _cut(self, x):
@@ -227,7 +293,18 @@ class SwinBlock(nn.Module):
     def forward(self, x):
         b, g = x.shape[0], self.grid
         y = self.norm1(x)
-        y = F.pad(y, (0, 0, *(v for p, n in zip(reversed(self.padded), reversed(g), strict=True) for v in (0, p - n))))
+        y = F.pad(
+            y,
+            (
+                0,
+                0,
+                *(
+                    v
+                    for p, n in zip(reversed(self.padded), reversed(g), strict=True)
+                    for v in (0, p - n)
+                ),
+            ),
+        )
         y = torch.roll(y, [-s for s in self.shift], (1, 2, 3)) if any(self.shift) else y
         tokens = self._cut(y)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -260,24 +337,41 @@ class SwinUNETR(nn.Module):
     def __init__(self, classes, patch, f=48, heads=(3, 6, 12, 24), save=False):
         super().__init__()
         self.save, self.embed = save, nn.Conv3d(1, f, 2, 2)
-        self.stages, self.merges, self.merge_norms = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.stages, self.merges, self.merge_norms = (
+            nn.ModuleList(),
+            nn.ModuleList(),
+            nn.ModuleList(),
+        )
         for s, h in enumerate(heads):
             grid, width = tuple(n // 2 ** (s + 1) for n in patch), f * 2**s
-            self.stages.append(nn.ModuleList(SwinBlock(width, h, grid, shifted) for shifted in (False, True)))
+            self.stages.append(
+                nn.ModuleList(SwinBlock(width, h, grid, shifted) for shifted in (False, True))
+            )
             self.merge_norms.append(nn.LayerNorm(8 * width))
             self.merges.append(nn.Linear(8 * width, 2 * width, bias=False))
-        self.skips = nn.ModuleList(UnetrBlock(i, o) for i, o in ((1, f), (f, f), (2 * f, 2 * f), (4 * f, 4 * f), (16 * f, 16 * f)))
+        self.skips = nn.ModuleList(
+            UnetrBlock(i, o)
+            for i, o in ((1, f), (f, f), (2 * f, 2 * f), (4 * f, 4 * f), (16 * f, 16 * f))
+        )
         widths = [f, f, 2 * f, 4 * f, 8 * f, 16 * f]
-        self.ups = nn.ModuleList(nn.ConvTranspose3d(widths[k + 1], widths[k], 2, 2, bias=False) for k in range(5))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose3d(widths[k + 1], widths[k], 2, 2, bias=False) for k in range(5)
+        )
         self.blocks = nn.ModuleList(UnetrBlock(2 * widths[k], widths[k]) for k in range(5))
         self.out = conv(f, classes, 1)
 
     def forward(self, image):
         x = self.embed(image).permute(0, 2, 3, 4, 1)
         maps = [x]
-        for blocks, merge, merge_norm in zip(self.stages, self.merges, self.merge_norms, strict=True):
+        for blocks, merge, merge_norm in zip(
+            self.stages, self.merges, self.merge_norms, strict=True
+        ):
             for block in blocks:
-                x = checkpoint(block, x, use_reentrant=False) if self.save and self.training else block(x)
+                x = (
+                    checkpoint(block, x, use_reentrant=False)
+                    if self.save and self.training
+                    else block(x)
+                )
             x = torch.cat([x[:, a::2, b::2, c::2] for a, b, c in self.ORDER], -1)
             x = merge(merge_norm(x))
             maps.append(x)

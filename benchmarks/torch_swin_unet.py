@@ -1,8 +1,9 @@
-"""Swin-Unet and M4oE in plain PyTorch, the peer of `medjax.models.swin_unet` in parity tests and timings.
+"""Swin-Unet and M4oE in plain PyTorch, the peer of `medjax.models.swin_unet` in parity tests and
+timings.
 
-Written from the papers' description (Swin, arXiv 2103.14030; Swin-Unet, arXiv 2105.05537; M4oE, MICCAI 2024) with the parameter names
-of the public checkpoints. `mlp` of a side: "dense", "gate" (a weight per expert), "channel_gate" (M4oE's released
-gate), "hard" (by modality).
+Written from the papers' description (Swin, arXiv 2103.14030; Swin-Unet, arXiv 2105.05537; M4oE,
+MICCAI 2024) with the parameter names of the public checkpoints. `mlp` of a side: "dense", "gate" (a
+weight per expert), "channel_gate" (M4oE's released gate), "hard" (by modality).
 """
 
 import torch
@@ -15,12 +16,18 @@ SHIFTED = -100.0
 def windows(x, w):
     """(b, h, w, c) -> (b * windows, w * w, c)."""
     b, height, width, c = x.shape
-    return x.view(b, height // w, w, width // w, w, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, w * w, c)
+    return (
+        x.view(b, height // w, w, width // w, w, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, w * w, c)
+    )
 
 
 def unwindows(x, w, height, width):
     """The inverse of `windows`."""
-    return x.view(-1, height // w, width // w, w, w, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, x.shape[-1])
+    return (
+        x.view(-1, height // w, width // w, w, w, x.shape[-1])
+        .permute(0, 1, 3, 2, 4, 5)
+        .reshape(-1, height, width, x.shape[-1])
+    )
 
 
 class Attention(nn.Module):
@@ -29,9 +36,13 @@ class Attention(nn.Module):
     def __init__(self, dim, window, heads, table_window):
         super().__init__()
         self.heads, self.scale = heads, (dim // heads) ** -0.5
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * table_window - 1) ** 2, heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * table_window - 1) ** 2, heads)
+        )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        grid = torch.stack(
+            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        ).flatten(1)
         d = (grid[:, :, None] - grid[:, None]).permute(1, 2, 0) + window - 1
         self.register_buffer("relative_position_index", d[..., 0] * (2 * window - 1) + d[..., 1])
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
@@ -40,10 +51,16 @@ class Attention(nn.Module):
         """(windows, n, c); mask (windows of one image, n, n) or None."""
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index.flatten()].view(n, n, -1).permute(2, 0, 1)
+        bias = (
+            self.relative_position_bias_table[self.relative_position_index.flatten()]
+            .view(n, n, -1)
+            .permute(2, 0, 1)
+        )
         scores = q * self.scale @ k.transpose(-2, -1) + bias
         if mask is not None:
-            scores = (scores.view(-1, len(mask), self.heads, n, n) + mask[None, :, None]).view(b, self.heads, n, n)
+            scores = (scores.view(-1, len(mask), self.heads, n, n) + mask[None, :, None]).view(
+                b, self.heads, n, n
+            )
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
 
 
@@ -63,7 +80,10 @@ class Experts(nn.Module):
 
     def __init__(self, dim, experts, gate=0):
         super().__init__()
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)) for _ in range(experts))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+            for _ in range(experts)
+        )
         if gate:
             self.gating_network = nn.Linear(dim, gate)
 
@@ -134,7 +154,9 @@ class Block(nn.Module):
     def forward(self, x, modality):
         y = self.norm1(x)
         y = torch.roll(y, (-self.shift, -self.shift), (1, 2)) if self.shift else y
-        y = unwindows(self.attn(windows(y, self.window), self.attn_mask), self.window, self.grid, self.grid)
+        y = unwindows(
+            self.attn(windows(y, self.window), self.attn_mask), self.window, self.grid, self.grid
+        )
         y = torch.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
         x = x + self.branch(y)
         return x + self.branch(self.mlp(self.norm2(x), modality))
@@ -145,10 +167,15 @@ class Merging(nn.Module):
 
     def __init__(self, dim, epsilon):
         super().__init__()
-        self.norm, self.reduction = nn.LayerNorm(4 * dim, epsilon), nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm, self.reduction = (
+            nn.LayerNorm(4 * dim, epsilon),
+            nn.Linear(4 * dim, 2 * dim, bias=False),
+        )
 
     def forward(self, x):
-        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)))
+        return self.reduction(
+            self.norm(torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1))
+        )
 
 
 class Expanding(nn.Module):
@@ -156,12 +183,21 @@ class Expanding(nn.Module):
 
     def __init__(self, dim, out, times, epsilon):
         super().__init__()
-        self.times, self.expand, self.norm = times, nn.Linear(dim, out * times**2, bias=False), nn.LayerNorm(out, epsilon)
+        self.times, self.expand, self.norm = (
+            times,
+            nn.Linear(dim, out * times**2, bias=False),
+            nn.LayerNorm(out, epsilon),
+        )
 
     def forward(self, x):
         b, height, width, _ = x.shape
         p = self.times
-        y = self.expand(x).view(b, height, width, p, p, -1).permute(0, 1, 3, 2, 4, 5).reshape(b, height * p, width * p, -1)
+        y = (
+            self.expand(x)
+            .view(b, height, width, p, p, -1)
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(b, height * p, width * p, -1)
+        )
         return self.norm(y)
 
 
@@ -194,12 +230,27 @@ class PatchEmbed(nn.Module):
 
 
 class SwinUnet(nn.Module):
-    """The network; `heads_out`: class counts with background, one bias-free 1x1 head each. Images (b, 1 or 3, side, side)."""
+    """The network; `heads_out`: class counts with background, one bias-free 1x1 head each.
+
+    Images (b, 1 or 3, side, side).
+    """
 
     def __init__(
-        self, heads_out, side=224, width=96, depths=(2, 2, 2, 2), heads=(3, 6, 12, 24), window=7, patch=4, encoder="dense",
-        decoder="dense", experts=3, drop_path=0.2, epsilon=1e-5, keep_shift=False,
-    ):  # fmt: skip
+        self,
+        heads_out,
+        side=224,
+        width=96,
+        depths=(2, 2, 2, 2),
+        heads=(3, 6, 12, 24),
+        window=7,
+        patch=4,
+        encoder="dense",
+        decoder="dense",
+        experts=3,
+        drop_path=0.2,
+        epsilon=1e-5,
+        keep_shift=False,
+    ):
         super().__init__()
         grid, stages = side // patch, len(depths)
         rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
@@ -207,20 +258,35 @@ class SwinUnet(nn.Module):
         def blocks(s, mlp):
             options = {"mlp": mlp, "experts": experts, "epsilon": epsilon, "keep_shift": keep_shift}
             return [
-                Block(width * 2**s, grid // 2**s, heads[s], window, i % 2 * (window // 2), drop=float(r), **options)
+                Block(
+                    width * 2**s,
+                    grid // 2**s,
+                    heads[s],
+                    window,
+                    i % 2 * (window // 2),
+                    drop=float(r),
+                    **options,
+                )
                 for i, r in enumerate(rates[s])
             ]
 
         self.patch_embed = PatchEmbed(width, patch, epsilon)
         self.layers = nn.ModuleList(
-            Stage(blocks(s, encoder), Merging(width * 2**s, epsilon) if s + 1 < stages else None) for s in range(stages)
+            Stage(blocks(s, encoder), Merging(width * 2**s, epsilon) if s + 1 < stages else None)
+            for s in range(stages)
         )
         self.norm = nn.LayerNorm(width * 2 ** (stages - 1), epsilon)
-        self.layers_up = nn.ModuleList([Expanding(width * 2 ** (stages - 1), width * 2 ** (stages - 2), 2, epsilon)])
+        self.layers_up = nn.ModuleList(
+            [Expanding(width * 2 ** (stages - 1), width * 2 ** (stages - 2), 2, epsilon)]
+        )
         self.concat_back_dim = nn.ModuleList([nn.Identity()])
         for s in reversed(range(stages - 1)):
             dim = width * 2**s
-            self.layers_up.append(Stage(blocks(s, decoder), upsample=Expanding(dim, dim // 2, 2, epsilon) if s else None))
+            self.layers_up.append(
+                Stage(
+                    blocks(s, decoder), upsample=Expanding(dim, dim // 2, 2, epsilon) if s else None
+                )
+            )
             self.concat_back_dim.append(nn.Linear(2 * dim, dim))
         self.norm_up = nn.LayerNorm(width, epsilon)
         self.up = Expanding(width, width, patch, epsilon)

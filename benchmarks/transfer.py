@@ -1,10 +1,12 @@
-"""Pre-training on other corpora against training from scratch: Dice after few steps on few cases, and the learning curves.
+"""Pre-training on other corpora against training from scratch: Dice after few steps on few cases,
+and the learning curves.
 
     python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3] [--size full|cpu|try]
 
-DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both sarcoma sets for N steps; then 20
-hippocampus cases are learned from there in N/10 steps (or the `--percents` given), and from scratch in as many and in N steps: the same
-network, patch, batch, optimizer and cases. All are scored on the same held-out cases. Writes transfer.json, .md and .png.
+DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both
+sarcoma sets for N steps; then 20 hippocampus cases are learned from there in N/10 steps (or the
+`--percents` given), and from scratch in as many and in N steps: the same network, patch, batch,
+optimizer and cases. All are scored on the same held-out cases. Writes transfer.json, .md and .png.
 """
 
 import argparse
@@ -21,13 +23,17 @@ KINDS = {"finetuned": "pre-trained", "scratch": "scratch"}
 
 
 def splits(data: Path, out: Path, cases: int) -> Path:
-    """A split file: fold 0 as usual, with only the first `cases` hippocampus cases (in a seeded order) left to train on."""
+    """A split file: fold 0 as usual, with only the first `cases` hippocampus cases (in a seeded
+    order) left to train on.
+    """
     import numpy as np
 
     from medjax.corpora.sources import scan_corpus
     from medjax.corpora.splits import make_splits
 
-    found = {corpus.name: members for corpus, members, _ in (scan_corpus(data / task) for task in TASKS)}
+    found = {
+        corpus.name: members for corpus, members, _ in (scan_corpus(data / task) for task in TASKS)
+    }
     fold = make_splits(found)[0]
     ours = sorted(name for name in fold["train"] if name.startswith("Hippocampus/"))
     kept = {ours[i] for i in np.random.default_rng(0).permutation(len(ours))[:cases]}
@@ -47,26 +53,37 @@ SIZES = {  # full is the config's
 def flags(data: Path, out: Path, split: Path, size: str) -> tuple[str, ...]:
     """What all runs share."""
     return (
-        f"--config.data.folders={trainings.folders(data, TASKS)}", f"--config.data.store={out / 'store'}",
-        f"--config.data.split.file={split}", "--config.evaluate.montages=2", "--config.infer.batch_windows=4",
+        f"--config.data.folders={trainings.folders(data, TASKS)}",
+        f"--config.data.store={out / 'store'}",
+        f"--config.data.split.file={split}",
+        "--config.evaluate.montages=2",
+        "--config.infer.batch_windows=4",
         *(f"--config.{field}" for field in SIZES[size]),
-    )  # fmt: skip
+    )
 
 
 def of_length(steps: int) -> tuple[str, ...]:
     """The flags that depend on a run's length."""
     every = max(steps // 15, 1)
     return (
-        f"--config.train.steps={steps}", f"--config.train.validate_every={every}", f"--config.train.checkpoint_every={steps}",
+        f"--config.train.steps={steps}",
+        f"--config.train.validate_every={every}",
+        f"--config.train.checkpoint_every={steps}",
         f"--config.train.log_every={every}",
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
     """Runs and writes."""
     parser = trainings.parser(__doc__, SIZES, "cpu: a smaller patch and batch; try: tiny")
     parser.add_argument("--cases", type=int, default=20)
-    parser.add_argument("--percents", type=int, nargs="+", default=(10,), help="lengths of the short runs, of --steps")
+    parser.add_argument(
+        "--percents",
+        type=int,
+        nargs="+",
+        default=(10,),
+        help="lengths of the short runs, of --steps",
+    )
     given = parser.parse_args()
     out, data = given.out.resolve(), given.data.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -75,14 +92,26 @@ def main() -> None:
     ours = (*shared, "--config.data.only=Hippocampus")
     jobs = [
         Training(
-            "pretrained", (*shared, "--config.data.only=Heart,SarcomaCT,SarcomaMR", *of_length(given.steps), "--config.evaluate.on=False")
+            "pretrained",
+            (
+                *shared,
+                "--config.data.only=Heart,SarcomaCT,SarcomaMR",
+                *of_length(given.steps),
+                "--config.evaluate.on=False",
+            ),
         ),
         Training("scratch_100", (*ours, *of_length(given.steps))),
     ]
     for percent in given.percents:
         short = (*ours, *of_length(part(given.steps, percent)))
         jobs.append(Training(f"scratch_{percent}", short))
-        jobs.append(Training(f"finetuned_{percent}", (*short, f"--config.init.source={out / 'pretrained'}"), after="pretrained"))
+        jobs.append(
+            Training(
+                f"finetuned_{percent}",
+                (*short, f"--config.init.source={out / 'pretrained'}"),
+                after="pretrained",
+            )
+        )
     status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
     report(out, given, status)
 
@@ -95,7 +124,11 @@ def part(steps: int, percent: int) -> int:
 def report(out: Path, given: argparse.Namespace, status: dict) -> None:
     """The comparison from the run folders."""
     rows, found, curves = [], {}, {}
-    runs = [(f"{kind}_{p}", title, part(given.steps, p)) for p in given.percents for kind, title in KINDS.items()]
+    runs = [
+        (f"{kind}_{p}", title, part(given.steps, p))
+        for p in given.percents
+        for kind, title in KINDS.items()
+    ]
     for name, kind, steps in (*runs, ("scratch_100", KINDS["scratch"], given.steps)):
         title = f"{kind}, {steps} steps"
         table = trainings.cells(out / name)
@@ -109,15 +142,35 @@ def report(out: Path, given: argparse.Namespace, status: dict) -> None:
         curves[title] = trainings.curve(out / name, CLASSES)
     n = next((cell["n"] for run in found.values() for cell in run["dice"].values() if cell), "-")
     text = [
-        f"{given.cases} training cases, {n} held out; pre-training {given.steps} steps. Mean Dice [95 % interval over patients].", "",
-        "| run | steps | Anterior | Posterior | mean | training s |", "|---|---|---|---|---|---|", *rows,
-        *(f"Failed: {name} (rc {entry['rc']})" for name, entry in status.items() if entry["rc"] != 0),
-    ]  # fmt: skip
+        f"{given.cases} training cases, {n} held out; pre-training {given.steps} steps. Mean Dice "
+        "[95 % interval over patients].",
+        "",
+        "| run | steps | Anterior | Posterior | mean | training s |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        *(
+            f"Failed: {name} (rc {entry['rc']})"
+            for name, entry in status.items()
+            if entry["rc"] != 0
+        ),
+    ]
     account = out / f"finetuned_{given.percents[0]}" / "transfer.json"
     moved = json.loads(account.read_text()) if account.is_file() else None
-    facts = {"given": {k: str(v) for k, v in vars(given).items()}, "runs": found, "curves": curves, "transfer": moved, "status": status}
+    facts = {
+        "given": {k: str(v) for k, v in vars(given).items()},
+        "runs": found,
+        "curves": curves,
+        "transfer": moved,
+        "status": status,
+    }
     trainings.write(out, "transfer", facts, "\n".join(text))
-    trainings.plot(out / "transfer.png", curves, f"Hippocampus, {given.cases} training cases", "step", "Dice on held-out patches")
+    trainings.plot(
+        out / "transfer.png",
+        curves,
+        f"Hippocampus, {given.cases} training cases",
+        "step",
+        "Dice on held-out patches",
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""Experiments: one per file, `get_config(variant)`; the docstring holds the command and what to expect."""
+"""Experiments: one per file, `get_config(variant)`; the docstring holds the command and what to
+expect.
+"""

@@ -1,13 +1,16 @@
-"""M4oE (Jiang and Shen, MICCAI 2024): a 2D Swin-Unet with an expert per modality in every block and a softmax head per data set.
+"""M4oE (Jiang and Shen, MICCAI 2024): a 2D Swin-Unet with an expert per modality in every block and
+a softmax head per data set.
 
-Two phases. Masked-image pre-training sends every sample through the experts of its modality; fine-tuning adds the gate and trains all:
+Two phases. Masked-image pre-training sends every sample through the experts of its modality;
+fine-tuning adds the gate and trains all:
 
     python -m medjax.main --config=configs/m4oe.py:pretrain --workdir=runs/pretrain --config.data.root=/folder/with/the/corpora
     python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe --config.data.root=/folder/with/the/corpora \
       --config.init.source=runs/pretrain
     python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe --mode=dry     # 58,486,830 parameters
 
-On the embedded phantoms (CT, MR, contrast-enhanced MR; minutes on a CPU), and on real scans given as folders:
+On the embedded phantoms (CT, MR, contrast-enhanced MR; minutes on a CPU), and on real scans given
+as folders:
 
     python -m medjax.main --config=configs/m4oe.py:demo --workdir=runs/m4oe_demo
     python -m medjax.main --config=configs/m4oe.py:small_pretrain --workdir=runs/sp --config.data.folders=A,B,C
@@ -21,26 +24,56 @@ Variants:
   pretrain_single, single     plain Swin-MAE, and fine-tuning that copies its MLP to every expert
   demo_pretrain, demo_from, demo   the same two phases on the phantoms (`demo_from` needs `init.source`), and from scratch
   small_pretrain, small, small_hard, small_none     narrower, for a few real corpora
-Slices are axial at a fixed 1.6 mm in the plane, so that a body fits into 224 pixels and keeps its proportions.
+Slices are axial at a fixed 1.6 mm in the plane, so that a body fits into 224 pixels and keeps its
+proportions.
 """
 
 from configs.base import base_config, ordered
 from data_pipelines import pools
 
 ROWS = {  # where experts sit, how they are chosen
-    "finetune": ("both", "gate"), "encoder_gate": ("encoder", "gate"), "encoder_hard": ("encoder", "hard"),
-    "decoder_gate": ("decoder", "gate"), "decoder_hard": ("decoder", "hard"), "both_hard": ("both", "hard"), "none": ("none", "gate"),
-    "without_mr": ("both", "gate"), "release": ("both", "channel_gate"), "single": ("both", "gate"), "demo": ("both", "gate"),
-    "demo_from": ("both", "gate"), "small": ("both", "gate"), "small_hard": ("both", "hard"), "small_none": ("none", "gate"),
-}  # fmt: skip
-PRETRAIN = {"pretrain": "encoder", "pretrain_single": "none", "demo_pretrain": "encoder", "small_pretrain": "encoder"}
+    "finetune": ("both", "gate"),
+    "encoder_gate": ("encoder", "gate"),
+    "encoder_hard": ("encoder", "hard"),
+    "decoder_gate": ("decoder", "gate"),
+    "decoder_hard": ("decoder", "hard"),
+    "both_hard": ("both", "hard"),
+    "none": ("none", "gate"),
+    "without_mr": ("both", "gate"),
+    "release": ("both", "channel_gate"),
+    "single": ("both", "gate"),
+    "demo": ("both", "gate"),
+    "demo_from": ("both", "gate"),
+    "small": ("both", "gate"),
+    "small_hard": ("both", "hard"),
+    "small_none": ("none", "gate"),
+}
+PRETRAIN = {
+    "pretrain": "encoder",
+    "pretrain_single": "none",
+    "demo_pretrain": "encoder",
+    "small_pretrain": "encoder",
+}
 KNOWN = (*ROWS, *PRETRAIN)
-VARIANTS = ("finetune", "pretrain", "release", "demo", "small_pretrain")  # what the tests build; the others differ in a word
+VARIANTS = (
+    "finetune",
+    "pretrain",
+    "release",
+    "demo",
+    "small_pretrain",
+)  # what the tests build; the others differ in a word
 
-SLICES = 50_920  # M4oE's count of pre-training images; its fine-tuning slices are not published, an epoch of them is taken as 36 x 890
+# M4oE's count of pre-training images; its fine-tuning slices are not published, an epoch of them is
+# taken as 36 x 890
+SLICES = 50_920
 EPOCH_PRETRAIN, EPOCH_FINETUNE = SLICES // 96, 890
-NOT_PRETRAINED = r"^(enc_norm|expand|up|skip|dec_norm|final|head)|/gate/"  # the masked-image decoder is thrown away, the gate is new
-FROM_ENCODER = ((r"^encoder/stage2/block", "up1/block"), (r"^encoder/stage1/block", "up2/block"), (r"^encoder/stage0/block", "up3/block"))
+# the masked-image decoder is thrown away, the gate is new
+NOT_PRETRAINED = r"^(enc_norm|expand|up|skip|dec_norm|final|head)|/gate/"
+FROM_ENCODER = (
+    (r"^encoder/stage2/block", "up1/block"),
+    (r"^encoder/stage1/block", "up2/block"),
+    (r"^encoder/stage0/block", "up3/block"),
+)
 TURNS = dict(on=True, kind="turns")
 
 
@@ -92,18 +125,30 @@ def _small_data(c):
 
 
 def _small_network(c):
-    c.model = ordered(dict(width=24, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4, patch_size=2, share_heads="corpus"))
+    c.model = ordered(
+        dict(
+            width=24,
+            depths=(2, 2, 2, 2),
+            heads=(1, 2, 4, 8),
+            window=4,
+            patch_size=2,
+            share_heads="corpus",
+        )
+    )
     c.infer.batch_windows = 16
 
 
 def _pretrain(c, variant):
-    """Swin-MAE's recipe: 400 epochs of 96 images, AdamW at an absolute 1e-3, 10 epochs of warm-up, cosine to 0."""
+    """Swin-MAE's recipe: 400 epochs of 96 images, AdamW at an absolute 1e-3, 10 epochs of warm-up,
+    cosine to 0.
+    """
     c.task = "masked_image"
     c.task_options = ordered(dict(ratio=0.75, block=4, patch_size=c.model.patch_size))
     c.losses = ordered(dict(masked_pixels=ordered(dict(weight=1.0))))
     del c.model["share_heads"]
     c.model.name, c.model.experts_in, c.model.drop_path = "masked_swin", PRETRAIN[variant], 0.1
-    c.evaluate.on = False  # no masks come out of it; the loss on held-out cases is told while it trains, for each modality
+    # no masks come out of it; the loss on held-out cases is told while it trains, for each modality
+    c.evaluate.on = False
     c.augment = ordered(dict(on=True, kind="flips", flip_axes=(1,)))
     c.optim.update(dict(name="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05, clip_norm=0.0))
     c.optim.b1, c.optim.b2 = 0.9, 0.95
@@ -121,26 +166,53 @@ def _pretrain(c, variant):
 
 
 def _finetune(c, variant):
-    """CE and Dice per slice, AdamW at 5e-4, weight decay 1e-4, poly 0.9, 150 epochs of 36 slices; `release` has its own numbers."""
+    """CE and Dice per slice, AdamW at 5e-4, weight decay 1e-4, poly 0.9, 150 epochs of 36 slices;
+    `release` has its own numbers.
+    """
     place, routing = ROWS[variant]
-    c.model.name, c.model.experts_in, c.model.routing, c.model.drop_path = "swin_unet", place, routing, 0.2
-    c.losses = ordered(dict(softmax_cross_entropy=ordered(dict(weight=0.4)), softmax_dice=ordered(dict(weight=0.6))))
+    c.model.name, c.model.experts_in, c.model.routing, c.model.drop_path = (
+        "swin_unet",
+        place,
+        routing,
+        0.2,
+    )
+    c.losses = ordered(
+        dict(
+            softmax_cross_entropy=ordered(dict(weight=0.4)), softmax_dice=ordered(dict(weight=0.6))
+        )
+    )
     c.infer.activation = "softmax"
-    c.optim.update(dict(name="adamw", lr=5e-4, schedule="poly", power=0.9, weight_decay=1e-4, clip_norm=0.0))
+    c.optim.update(
+        dict(name="adamw", lr=5e-4, schedule="poly", power=0.9, weight_decay=1e-4, clip_norm=0.0)
+    )
     c.init.heads = ((r"^head/", -1),)
     c.init.fresh = NOT_PRETRAINED
     if variant == "single":
         c.init.upcycle = True
     if variant.startswith(("demo", "small")):
-        c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = 16, 1000, 250, 20
+        c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = (
+            16,
+            1000,
+            250,
+            20,
+        )
         c.train.validate_every, c.train.validation_batches = 250, 20
         c.optim.clip_norm = 12.0
         return
     c.train.batch, c.train.steps = 36, 150 * EPOCH_FINETUNE
-    c.train.validate_every, c.train.validation_batches, c.train.checkpoint_every = 2 * EPOCH_FINETUNE, 100, 2 * EPOCH_FINETUNE
+    c.train.validate_every, c.train.validation_batches, c.train.checkpoint_every = (
+        2 * EPOCH_FINETUNE,
+        100,
+        2 * EPOCH_FINETUNE,
+    )
     if variant == "release":
         c.augment = ordered(TURNS | {"nearest": True})
-        c.losses = ordered(dict(softmax_cross_entropy=ordered(dict(weight=0.4)), softmax_dice=ordered(dict(weight=0.7, masked=False))))
+        c.losses = ordered(
+            dict(
+                softmax_cross_entropy=ordered(dict(weight=0.4)),
+                softmax_dice=ordered(dict(weight=0.7, masked=False)),
+            )
+        )
         c.model.experts = 3
         c.mask_padding = True
         c.optim.update(dict(name="sgd", lr=0.05 * 36 / 24, momentum=0.9, nesterov=False))

@@ -1,4 +1,5 @@
-"""MultiTalent (Ulrich et al., MICCAI 2023): one network, one sigmoid per class, a loss that counts only what a data set annotates.
+"""MultiTalent (Ulrich et al., MICCAI 2023): one network, one sigmoid per class, a loss that counts
+only what a data set annotates.
 
     python -m medjax.main --config=configs/multitalent.py:demo --workdir=runs/demo            # embedded corpora, minutes on a CPU
     python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --mode=dry # the paper's U-Net: 29,319,560 parameters
@@ -6,10 +7,9 @@
     python -m medjax.main --config=configs/multitalent.py:unet_finetune --workdir=runs/next --config.data.folders=/folder/Dataset012_Y \
       --config.init.source=runs/unet
 
-`unet`, `resenc` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing 1.5x1x1 mm, patch 96x192x192, batch 4,
-2000 x 250 steps, cases drawn with probability 1/sqrt(n). `demo` is the same code on three small synthetic corpora with conflicting label
-sets.
-Suffixes:
+`unet`, `resenc` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing
+1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250 steps, cases drawn with probability 1/sqrt(n).
+`demo` is the same code on three small synthetic corpora with conflicting label sets. Suffixes:
 
   _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor)
   _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
@@ -26,11 +26,19 @@ EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))
 FINETUNE = {  # the paper's 10 + 50 + 1000 epochs, each phase's rates as meant
-    "heads": {"steps": 10 * EPOCH, "name": "adamw", "amsgrad": True, "lr": 5e-4, "schedule": "linear", "trainable": HEADS},
+    "heads": {
+        "steps": 10 * EPOCH,
+        "name": "adamw",
+        "amsgrad": True,
+        "lr": 5e-4,
+        "schedule": "linear",
+        "trainable": HEADS,
+    },
     "whole": {"steps": 50 * EPOCH, "lr": 1e-2, "schedule": "linear"},
     "main": {"steps": 1000 * EPOCH, "lr": 1e-2, "schedule": "poly", "continues": True},
 }
-FINETUNE_RELEASE = {  # what the released code executes: it updates the rate with the number of the epoch before
+# what the released code executes: it updates the rate with the number of the epoch before
+FINETUNE_RELEASE = {
     "heads": FINETUNE["heads"] | {"steps": 11 * EPOCH, "span": 10 * EPOCH, "shift": -1},
     "whole": FINETUNE["whole"],
     "main": FINETUNE["main"] | {"steps": 999 * EPOCH, "span": 1000 * EPOCH, "shift": 1},
@@ -66,20 +74,37 @@ def get_config(variant: str = "unet"):
 
 
 def per_corpus_softmax(c, *, reduction: str) -> None:
-    """Every corpus has a softmax over its own classes and background, and nnU-Net's loss on it: cross-entropy and Dice per sample.
+    """Every corpus has a softmax over its own classes and background, and nnU-Net's loss on it:
+    cross-entropy and Dice per sample.
 
-    The losses of the samples are summed (the successor, whose Dice has no smoothing constant) or averaged (nnU-Net, smoothing 1e-5).
+    The losses of the samples are summed (the successor, whose Dice has no smoothing constant) or
+    averaged (nnU-Net, smoothing 1e-5).
     """
     smooth = 0.0 if reduction == "sum" else 1e-5
-    dice = {"weight": 1.0, "squared": False, "background": False, "smooth": smooth, "reduction": reduction}
+    dice = {
+        "weight": 1.0,
+        "squared": False,
+        "background": False,
+        "smooth": smooth,
+        "reduction": reduction,
+    }
     c.model.head = "corpus_softmax"
-    c.losses = ordered({"softmax_cross_entropy": ordered({"weight": 1.0, "reduction": reduction}), "softmax_dice": ordered(dice)})
+    c.losses = ordered(
+        {
+            "softmax_cross_entropy": ordered({"weight": 1.0, "reduction": reduction}),
+            "softmax_dice": ordered(dice),
+        }
+    )
     c.infer.activation = "softmax"
 
 
 def _architecture(c, name: str) -> None:
     if name == "unet":
-        c.model.update(dict(base_features=30, max_features=320, up_bias=False, head_bias=False, dtype="bfloat16"))
+        c.model.update(
+            dict(
+                base_features=30, max_features=320, up_bias=False, head_bias=False, dtype="bfloat16"
+            )
+        )
         return
     if name == "resenc":
         c.model = ordered(dict(name="resenc", preset="multitalent", dtype="bfloat16"))
@@ -104,7 +129,11 @@ def _finetune(c, architecture: str) -> None:
     c.train.steps = 1060 * EPOCH
     phases = {name: dict(fields) for name, fields in FINETUNE.items()}
     if architecture == "swin":
-        for fields, changes in zip(phases.values(), ({"lr": 1e-4, "amsgrad": False}, {"lr": 5e-4}, {"lr": 5e-4}), strict=True):
+        for fields, changes in zip(
+            phases.values(),
+            ({"lr": 1e-4, "amsgrad": False}, {"lr": 5e-4}, {"lr": 5e-4}),
+            strict=True,
+        ):
             fields.update(changes)
     c.optim.phases = ordered({name: ordered(fields) for name, fields in phases.items()})
 

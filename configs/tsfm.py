@@ -1,5 +1,6 @@
-"""TSFM (Xie et al., arXiv 2403.06396): a residual trunk with a transformer at its lowest level, 1.6 billion parameters, pre-trained on ten
-partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few epochs on others.
+"""TSFM (Xie et al., arXiv 2403.06396): a residual trunk with a transformer at its lowest level, 1.6
+billion parameters, pre-trained on ten partly annotated corpora (31 targets, one sigmoid each) and
+fine-tuned for few epochs on others.
 
     python -m medjax.main --config=configs/tsfm.py --workdir=runs/h --mode=dry --devices=1,8,64   # parameters, memory per device
     python -m medjax.main --config=configs/tsfm.py:h --workdir=runs/h --config.data.root=/folder/with/the/corpora --config.sharding.fsdp=8
@@ -7,11 +8,14 @@ partly annotated corpora (31 targets, one sigmoid each) and fine-tuned for few e
     python -m medjax.main --config=configs/tsfm.py:t_small --workdir=runs/t --config.data.folders=/folder/Task04_X,/folder/Task02_Y
 
   h (default), h2, l, b, s, t             pre-training on the pool: SGD, Nesterov 0.99, coupled decay 1e-3, lr 1e-3, poly, batch 2,
-                                          1000 x 250 steps, patch 112x160x192; the letters are sizes of the network
+                                          1000 x 250 steps, patch 112x160x192; the letters are sizes
+                                          of the network
   tumor7, separate, amos22, pancreas      h on another pool: the seven tumour sets; labels kept apart (57 outputs); one set alone
-  finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from `init.source` (empty: from scratch), on
-                                          `data.folders` or the named corpus; `--config.model.variant=stunet_h` for the STU-Net rows
-                                          (abdomen_E: 50 cases drawn by `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
+  finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from
+                                          `init.source` (empty: from scratch), on `data.folders` or
+                                          the named corpus; `--config.model.variant=stunet_h` for
+                                          the STU-Net rows (abdomen_E: 50 cases drawn by
+                                          `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
   t_small                                 the smallest network on `data.folders`, sized for a CPU
 """
 
@@ -28,7 +32,12 @@ POOLS = {
 }
 TARGETS = {"finetune": "", "brats": "BraTS2020", "kits19": "KiTS19", "abdomen": "AbdomenCT_1K"}
 EPOCHS = (10, 20, 50, 100)
-VARIANTS = (*SIZES, *POOLS, *(f"{target}_{epochs}" for target in TARGETS for epochs in EPOCHS), "t_small")
+VARIANTS = (
+    *SIZES,
+    *POOLS,
+    *(f"{target}_{epochs}" for target in TARGETS for epochs in EPOCHS),
+    "t_small",
+)
 EPOCH = 250  # steps
 STRIDES = ((2, 2, 2),) * 4 + ((1, 2, 2),)  # of patch 112x160x192: 210 tokens at 7x5x6
 
@@ -39,7 +48,9 @@ def get_config(variant: str = "h"):
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
     c = base_config().unlock()
     c.name = f"tsfm_{variant}"
-    c.model = ordered(dict(name="tsfm", variant=variant if variant in SIZES else "h", dtype="bfloat16"))
+    c.model = ordered(
+        dict(name="tsfm", variant=variant if variant in SIZES else "h", dtype="bfloat16")
+    )
     c.sharding.rules = (("(bias|scale)$", "replicate"), (".*", "fsdp"))
     c.optim.steps_per_epoch = EPOCH
     c.train.batch = 2
@@ -56,7 +67,11 @@ def get_config(variant: str = "h"):
 
 def _pretrain(c, pool) -> None:
     data = pool.data()
-    c.data.declared, c.data.share, c.data.rename = ordered(data["declared"]), data["share"], ordered(data["rename"])
+    c.data.declared, c.data.share, c.data.rename = (
+        ordered(data["declared"]),
+        data["share"],
+        ordered(data["rename"]),
+    )
     c.model.strides = STRIDES
     c.optim.lr = 1e-3
     c.optim.weight_decay = 1e-3
@@ -65,7 +80,9 @@ def _pretrain(c, pool) -> None:
 
 
 def _finetune(c, corpus: str, epochs: int) -> None:
-    """nnU-Net's defaults over the whole run; what the source does not have is initialised, tables move to the new grid."""
+    """nnU-Net's defaults over the whole run; what the source does not have is initialised, tables
+    move to the new grid.
+    """
     if corpus:
         c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
     if corpus == "AbdomenCT_1K":  # the paper has 50 cases and does not name them

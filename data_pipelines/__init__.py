@@ -3,6 +3,7 @@
     python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store     # find, check, fingerprint, prepare
     medjax info --corpora                                                         # the catalogue; docs/corpora.md is the same, generated
 
-A file states what a corpus is: licence, where to get it, its published file names, label values and classes, known defects, twins in other
-corpora (`declare.PublicCorpus`). `ingest` does the work for all of them, `pools` lists what each paper trains on.
+A file states what a corpus is: licence, where to get it, its published file names, label values and
+classes, known defects, twins in other corpora (`declare.PublicCorpus`). `ingest` does the work for
+all of them, `pools` lists what each paper trains on.
 """

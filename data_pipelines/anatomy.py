@@ -1,4 +1,6 @@
-"""One spelling per structure: corpora write "postcava", "gall bladder", "kidney_left"; label spaces should not."""
+"""One spelling per structure: corpora write "postcava", "gall bladder", "kidney_left"; label spaces
+should not.
+"""
 
 import re
 
@@ -27,6 +29,8 @@ def canonical(name: str) -> str:
     """
     words = name.replace("_", " ").replace("-", " ").split()
     sides = [w for w in words if w.lower() in ("left", "right")]
-    text = " ".join([s.lower() for s in sides] + [w for w in words if w.lower() not in ("left", "right")])
+    text = " ".join(
+        [s.lower() for s in sides] + [w for w in words if w.lower() not in ("left", "right")]
+    )
     text = re.sub(r"\btumor(s?)\b", r"tumour\1", text)
     return ALIASES.get(text.lower(), text)

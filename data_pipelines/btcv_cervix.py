@@ -10,7 +10,8 @@ CORPORA = (
     PublicCorpus(
         name="BTCV_Cervix",
         title="Multi-Atlas Labeling Beyond the Cranial Vault, cervix",
-        citation="Landman et al., MICCAI Multi-Atlas Labeling Beyond the Cranial Vault - Workshop and Challenge (2015)",
+        citation="Landman et al., MICCAI Multi-Atlas Labeling Beyond the Cranial Vault - Workshop "
+        "and Challenge (2015)",
         licence=UNKNOWN + " (Synapse registration)",
         url="https://www.synapse.org/#!Synapse:syn3193805/wiki/217790",
         obtain='register at Synapse, join the challenge, files "Cervix" / CervixRawData.zip',

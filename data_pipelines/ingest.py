@@ -1,4 +1,5 @@
-"""The one command behind every corpus file: raw download -> checked, described and prepared cases in a store.
+"""The one command behind every corpus file: raw download -> checked, described and prepared cases
+in a store.
 
     python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store [--only AMOS22_CT] [--where part=Tr]
 
@@ -6,7 +7,8 @@
     <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
     <out>/<corpus>/<case>/           prepared arrays, see medjax/prepare/store.py
 
-A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases failed, 4 refused by the checks.
+A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases
+failed, 4 refused by the checks.
 """
 
 import argparse
@@ -60,38 +62,95 @@ def _check_free(folder: Path) -> None:
             continue
         found = files.read_json(path)
         if not isinstance(found, dict) or "corpus" not in found or "format" not in found:
-            raise UsageError("is in the way, and medjax did not write it", path=path, fix="move it away, or give another --out")
+            raise UsageError(
+                "is in the way, and medjax did not write it",
+                path=path,
+                fix="move it away, or give another --out",
+            )
 
 
 def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
     names = ", ".join(c.name for c in corpora)
-    parser = argparse.ArgumentParser(description=f"Bring a download of {names} into a store. Nothing is downloaded.")
+    parser = argparse.ArgumentParser(
+        description=f"Bring a download of {names} into a store. Nothing is downloaded."
+    )
     parser.add_argument("--raw", help="folder that the download was unpacked into")
-    parser.add_argument("--out", help="store; training finds the corpus with --config.data.root=STORE --config.data.store=STORE")
+    parser.add_argument(
+        "--out",
+        help="store; training finds the corpus with --config.data.root=STORE "
+        "--config.data.store=STORE",
+    )
     parser.add_argument("--only", default="", help=f"comma-separated, of {names}")
-    parser.add_argument("--where", action="append", default=[], metavar="PLACEHOLDER=EXPRESSION", help="take only some cases, e.g. part=Tr")
-    parser.add_argument("--plan", default="", help="plan.json to follow, so that corpora of one pool are prepared alike")
-    parser.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="PLACEHOLDER=EXPRESSION",
+        help="take only some cases, e.g. part=Tr",
+    )
+    parser.add_argument(
+        "--plan",
+        default="",
+        help="plan.json to follow, so that corpora of one pool are prepared alike",
+    )
+    parser.add_argument(
+        "--spacing-mm",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="target spacing; default: nnU-Net's median rule",
+    )
     parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     parser.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
-    parser.add_argument("--keep-suspects", action="store_true", help="also take cases that are known to be bad")
-    parser.add_argument("--allow-missing-masks", action="store_true", help="a class without its mask file counts as absent from the case")
-    parser.add_argument("--allow-absent", action="append", default=[], metavar="CLASS", help="accept that this class occurs in no case")
-    parser.add_argument("--no-verify", action="store_true", help="skip the report over all files (preparation still checks each case)")
+    parser.add_argument(
+        "--keep-suspects", action="store_true", help="also take cases that are known to be bad"
+    )
+    parser.add_argument(
+        "--allow-missing-masks",
+        action="store_true",
+        help="a class without its mask file counts as absent from the case",
+    )
+    parser.add_argument(
+        "--allow-absent",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="accept that this class occurs in no case",
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="skip the report over all files (preparation still checks each case)",
+    )
     parser.add_argument("--dry", action="store_true", help="only list what would be ingested")
-    parser.add_argument("--describe", action="store_true", help="print what the corpus is, how to obtain it and how its files must lie")
+    parser.add_argument(
+        "--describe",
+        action="store_true",
+        help="print what the corpus is, how to obtain it and how its files must lie",
+    )
     parser.add_argument("--quiet", action="store_true")
     return parser
 
 
-def _selected(corpora: Sequence[PublicCorpus], args: argparse.Namespace) -> list[tuple[PublicCorpus, Found]]:
-    """The corpora of this call with their cases; those that are not in the folder are passed over unless they were asked for."""
+def _selected(
+    corpora: Sequence[PublicCorpus], args: argparse.Namespace
+) -> list[tuple[PublicCorpus, Found]]:
+    """The corpora of this call with their cases; those that are not in the folder are passed over
+    unless they were asked for.
+    """
     wanted = [name.strip() for name in args.only.split(",") if name.strip()]
     for name in wanted:
         if name not in [c.name for c in corpora]:
-            raise UsageError(f"no corpus {name!r} in this file", fix=did_you_mean(name, [c.name for c in corpora]))
+            raise UsageError(
+                f"no corpus {name!r} in this file",
+                fix=did_you_mean(name, [c.name for c in corpora]),
+            )
     where = dict(_rule(text) for text in args.where)
-    options = {"where": where, "keep_suspects": args.keep_suspects, "allow_missing_masks": args.allow_missing_masks}
+    options = {
+        "where": where,
+        "keep_suspects": args.keep_suspects,
+        "allow_missing_masks": args.allow_missing_masks,
+    }
     found, absent = [], []
     for corpus in corpora:
         if wanted and corpus.name not in wanted:
@@ -110,7 +169,9 @@ def _selected(corpora: Sequence[PublicCorpus], args: argparse.Namespace) -> list
 def _rule(text: str) -> tuple[str, str]:
     name, mark, expression = text.partition("=")
     if not mark:
-        raise UsageError(f"cannot read --where {text!r}", expected="PLACEHOLDER=EXPRESSION, e.g. part=Tr")
+        raise UsageError(
+            f"cannot read --where {text!r}", expected="PLACEHOLDER=EXPRESSION, e.g. part=Tr"
+        )
     return name, expression
 
 
@@ -121,7 +182,10 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
     from medjax.prepare.prepare import prepare
 
-    print(f"{corpus.name}: {len(found.cases)} cases in {args.raw}" + "".join(f"; {note}" for note in found.notes))
+    print(
+        f"{corpus.name}: {len(found.cases)} cases in {args.raw}"
+        + "".join(f"; {note}" for note in found.notes)
+    )
     for name, reason in found.left_out.items():
         print(f"  left out: {name}: {reason} (--keep-suspects takes it)")
     failed = [{"case": Path(str(e.path)).name} | e.record() for e in found.problems]
@@ -134,10 +198,17 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
     folder = Path(args.out) / corpus.name
     described_as = corpus.corpus()
     if len(corpus.corpus().classes) > 1:
-        sets, _ = mask_sets([case for case in found.cases if case.masks], workers=args.workers or None)
+        sets, _ = mask_sets(
+            [case for case in found.cases if case.masks], workers=args.workers or None
+        )
         described_as = corpus_json.replaced_labels(described_as, sets)
     twins = [twin.to_json() for twin in corpus.twins if twin.cases]
-    corpus_json.write(folder, described_as, found.cases, {"twins": twins, "licence": corpus.licence, "citation": corpus.citation})
+    corpus_json.write(
+        folder,
+        described_as,
+        found.cases,
+        {"twins": twins, "licence": corpus.licence, "citation": corpus.citation},
+    )
     if not args.no_verify:
         report = verify(folder, workers=args.workers or None)
         print(report.text())
@@ -150,13 +221,24 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         except LabelError as error:
             os.replace(folder / corpus_json.FILE, folder / f"refused.{corpus_json.FILE}")
             reason = {"path": error.path, "found": error.found, "expected": error.expected}
-            raise VerificationError(error.message, **reason, fix=f"{error.fix} (here: --allow-absent CLASS)") from None
+            raise VerificationError(
+                error.message, **reason, fix=f"{error.fix} (here: --allow-absent CLASS)"
+            ) from None
     spacing = tuple(args.spacing_mm) if args.spacing_mm else "median"
-    plan = _read_plan(Path(args.plan)) if args.plan else make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
+    plan = (
+        _read_plan(Path(args.plan))
+        if args.plan
+        else make_plan({corpus.name: prints}, spacing=spacing, orientation=args.orientation)
+    )
     files.write_json(folder / "plan.json", plan.to_json())
     show = None if args.quiet else progress(False, corpus.name)
-    result = prepare(described_as, found.cases, plan, args.out, workers=args.workers or None, progress=show)
-    print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
+    result = prepare(
+        described_as, found.cases, plan, args.out, workers=args.workers or None, progress=show
+    )
+    print(
+        f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, "
+        f"{len(result.failed)} failed"
+    )
     for line in remarks(result):
         print(line)
     return report_failures(failed + result.failed)
@@ -168,7 +250,9 @@ def _read_plan(path: Path):
     try:
         return Plan.from_json(files.read_json(path))
     except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"not a plan: {error}", path=path, fix="give the plan.json of a store or a run folder") from error
+        raise UsageError(
+            f"not a plan: {error}", path=path, fix="give the plan.json of a store or a run folder"
+        ) from error
 
 
 def describe(corpus: PublicCorpus) -> str:
@@ -180,7 +264,10 @@ def describe(corpus: PublicCorpus) -> str:
         f"  licence   {corpus.licence}",
         f"  obtain    {corpus.obtain} ({corpus.url})",
     ]
-    lines.append(f"  cases     {corpus.cases or 'not published'}, {corpus.modality}, channels {', '.join(corpus.channels)}")
+    lines.append(
+        f"  cases     {corpus.cases or 'not published'}, {corpus.modality}, channels "
+        f"{', '.join(corpus.channels)}"
+    )
     lines += [f"  value {value:<4}{', '.join(names)}" for value, names in corpus.sets.items()]
     if hidden := [name for name in classes.classes if name not in classes.annotated]:
         lines.append(f"  unknown   {', '.join(hidden)} (not annotated throughout)")
@@ -190,7 +277,10 @@ def describe(corpus: PublicCorpus) -> str:
         lines += (
             [f"  label     {layout.label}"]
             if layout.label
-            else [f"  mask      {name}: {first_template(entry)}" for name, entry in layout.masks.items()]
+            else [
+                f"  mask      {name}: {first_template(entry)}"
+                for name, entry in layout.masks.items()
+            ]
         )
         lines += [f"            {layout.note}"] if layout.note else []
     lines += [f"  defect    {text}" for text in corpus.defects]

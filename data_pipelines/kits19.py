@@ -12,7 +12,8 @@ CORPORA = (
     PublicCorpus(
         name="KiTS19",
         title="Kidney Tumor Segmentation Challenge 2019",
-        citation="Heller et al., The state of the art in kidney and kidney tumor segmentation in contrast-enhanced CT imaging, MedIA "
+        citation="Heller et al., The state of the art in kidney and kidney tumor segmentation in "
+        "contrast-enhanced CT imaging, MedIA "
         "67 (2021)",
         licence="CC BY-NC-SA 4.0",
         url="https://github.com/neheller/kits19",
@@ -29,12 +30,22 @@ CORPORA = (
         cases=210,
         defects=(
             "stored with the body axis first; the affine says so",
-            "early label releases had errors that were mended later (MultiTalent trained on mended labels)",
-            "case_00000 and case_00154 (and case_00146) are missing from MultiTalent's released plans",
+            "early label releases had errors that were mended later (MultiTalent trained on "
+            "mended labels)",
+            "case_00000 and case_00154 (and case_00146) are missing from MultiTalent's released "
+            "plans",
         ),
         twins=(
-            Twin("KiTS21", r"(case_\d{5})", r"\1", note="KiTS21 relabelled the same scans under the same names"),
-            Twin("AbdomenCT_1K", note="AbdomenCT-1K relabelled KiTS; case names were never matched up"),
+            Twin(
+                "KiTS21",
+                r"(case_\d{5})",
+                r"\1",
+                note="KiTS21 relabelled the same scans under the same names",
+            ),
+            Twin(
+                "AbdomenCT_1K",
+                note="AbdomenCT-1K relabelled KiTS; case names were never matched up",
+            ),
         ),
     ),
 )

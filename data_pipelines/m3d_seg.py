@@ -10,16 +10,27 @@ from data_pipelines.ingest import main
 MOTHER = "repackaged from it; case names were never matched up"
 
 
-def _subset(code: str, name: str, classes: tuple[str, ...], mother: tuple[str, ...], cases: int = 0, **fields) -> PublicCorpus:
+def _subset(
+    code: str,
+    name: str,
+    classes: tuple[str, ...],
+    mother: tuple[str, ...],
+    cases: int = 0,
+    **fields,
+) -> PublicCorpus:
     layout = Layout(
-        images=(f"{code}/{{case}}/image.npy",), masks={c: f"{code}/{{case}}/mask_*.npz" for c in classes}, index=f"{code}/{code}.json",
-        fields={"case": r"[^/.]+"}, aliases={stem: organ for stem, organ in HAN_ORGANS.items()} if code == "0001" else {},
+        images=(f"{code}/{{case}}/image.npy",),
+        masks={c: f"{code}/{{case}}/mask_*.npz" for c in classes},
+        index=f"{code}/{code}.json",
+        fields={"case": r"[^/.]+"},
+        aliases={stem: organ for stem, organ in HAN_ORGANS.items()} if code == "0001" else {},
         note="the order of the classes stands in the subset's JSON file and is read from there",
-    )  # fmt: skip
+    )
     return PublicCorpus(
         name=f"M3D_{code}_{name}",
         title=f"M3D-Seg subset {code} ({name.replace('_', ' ')})",
-        citation="Bai et al., M3D: Advancing 3D Medical Image Analysis with Multi-Modal Large Language Models, arXiv:2404.00578; and "
+        citation="Bai et al., M3D: Advancing 3D Medical Image Analysis with Multi-Modal Large "
+        "Language Models, arXiv:2404.00578; and "
         "the source's",
         licence=UNKNOWN + " (a mixture: every subset keeps its source's terms)",
         url="https://huggingface.co/datasets/GoodBaiBai88/M3D-Seg",
@@ -28,7 +39,8 @@ def _subset(code: str, name: str, classes: tuple[str, ...], mother: tuple[str, .
         labels=numbered(*classes),
         cases=cases,
         defects=(
-            "intensities are already normalised by foreground percentiles: Hounsfield units are lost, so the channel is not CT",
+            "intensities are already normalised by foreground percentiles: Hounsfield units are "
+            "lost, so the channel is not CT",
             "arrays have no voxel size: give --spacing-mm if you know it, else 1 mm is taken",
             "no validation split; published 80/20 train and test lists",
         ),
@@ -39,7 +51,12 @@ def _subset(code: str, name: str, classes: tuple[str, ...], mother: tuple[str, .
 
 
 CORPORA = (
-    _subset("0000", "CHAOS", ("liver", "right kidney", "left kidney", "spleen"), ("CHAOS_CT", "CHAOS_T1in", "CHAOS_T2")),
+    _subset(
+        "0000",
+        "CHAOS",
+        ("liver", "right kidney", "left kidney", "spleen"),
+        ("CHAOS_CT", "CHAOS_T1in", "CHAOS_T2"),
+    ),
     _subset("0001", "HaN_Seg", tuple(HAN_ORGANS.values()), ("HaN_Seg",)),
     _subset("0008", "Pancreas_CT", ("pancreas",), ("NIH_Pancreas",)),
     _subset("0018", "MSD_Colon", ("colon cancer",), ("MSD_Colon",)),

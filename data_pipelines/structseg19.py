@@ -10,7 +10,8 @@ CORPORA = (
     PublicCorpus(
         name="StructSeg19",
         title="StructSeg 2019, task 3: organs at risk in chest CT of lung cancer patients",
-        citation="Automatic Structure Segmentation for Radiotherapy Planning Challenge, MICCAI 2019 (no paper)",
+        citation="Automatic Structure Segmentation for Radiotherapy Planning Challenge, MICCAI "
+        "2019 (no paper)",
         licence=UNKNOWN,
         url="https://structseg2019.grand-challenge.org",
         obtain="register with the challenge; Task3_Thoracic_OAR",
@@ -22,8 +23,13 @@ CORPORA = (
                 name="structseg_{number}",
             ),
         ),
-        labels=numbered("left lung", "right lung", "heart", "oesophagus", "trachea and bronchi", "spinal cord"),
-        meanings={"trachea and bronchi": "value 5: trachea in the challenge's text, bronchi in MultiTalent's label map"},
+        labels=numbered(
+            "left lung", "right lung", "heart", "oesophagus", "trachea and bronchi", "spinal cord"
+        ),
+        meanings={
+            "trachea and bronchi": "value 5: trachea in the challenge's text, bronchi in "
+            "MultiTalent's label map"
+        },
         cases=50,
     ),
 )

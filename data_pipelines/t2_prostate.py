@@ -9,12 +9,15 @@ from data_pipelines.ingest import main
 CORPORA = (
     PublicCorpus(
         name="T2W_Prostate",
-        title="Prostate MRI T2-weighted images with peripheral and transition zone segmentations including PIRADS and PSA values",
-        citation="Gibala et al., Prostate MRI T2-weighted images with peripherial and trasition zone segmentations including corresponding "
+        title="Prostate MRI T2-weighted images with peripheral and transition zone segmentations "
+        "including PIRADS and PSA values",
+        citation="Gibala et al., Prostate MRI T2-weighted images with peripherial and trasition "
+        "zone segmentations including corresponding "
         "PIRADS and PSA values, Zenodo (2023), doi:10.5281/zenodo.7676958",
         licence=UNKNOWN,
         url="https://zenodo.org/record/7676958",
-        obtain="download from Zenodo; scans and masks are TIFF, whose voxel size is not in the file: convert to NIfTI as the layout says",
+        obtain="download from Zenodo; scans and masks are TIFF, whose voxel size is not in the "
+        "file: convert to NIfTI as the layout says",
         layouts=(
             Layout(
                 images=("{case}/t2.nii.gz",),
@@ -23,7 +26,8 @@ CORPORA = (
                     "prostate transition zone": "{case}/transition_zone.nii.gz",
                     "prostate": ("{case}/peripheral_zone.nii.gz", "{case}/transition_zone.nii.gz"),
                 },
-                note="this arrangement is ours: the file names inside the published archive are not known to this project",
+                note="this arrangement is ours: the file names inside the published archive are "
+                "not known to this project",
             ),
         ),
         labels=numbered("prostate peripheral zone", "prostate transition zone"),

@@ -1,6 +1,8 @@
-"""medjax: one JAX engine that turns partly annotated scans into one segmentation model, and that model into masks and numbers.
+"""medjax: one JAX engine that turns partly annotated scans into one segmentation model, and that
+model into masks and numbers.
 
-From Python: `medjax.predict(image, model)` and `medjax.Predictor(model)`, see `medjax/api.py`; loaded when first used.
+From Python: `medjax.predict(image, model)` and `medjax.Predictor(model)`, see `medjax/api.py`;
+loaded when first used.
 """
 
 import importlib

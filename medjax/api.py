@@ -1,6 +1,8 @@
-"""medjax from Python: `medjax.predict(image, model)` once, `medjax.Predictor(model)` to load and compile once and serve many.
+"""medjax from Python: `medjax.predict(image, model)` once, `medjax.Predictor(model)` to load and
+compile once and serve many.
 
-In: nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Out: the same kind, on the same grid.
+In: nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Out: the same
+kind, on the same grid.
 
     import medjax, nibabel
     mask = medjax.predict(nibabel.load("scan.nii.gz"), "runs/liver")
@@ -29,16 +31,26 @@ class Predictor:
 
     Args:
       models: run folder(s) or `.medjax` archive(s); several make an ensemble.
-      corpus: whose annotation protocol to follow; needed when the model knows several and `classes` does not settle it.
+      corpus: whose annotation protocol to follow; needed when the model knows several and `classes`
+        does not settle it.
       classes: which to predict; default all that the corpus annotates.
-      options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib, uncertainty, postprocess, fast, checkpoint: as
-        `medjax predict` has them (see `experiment.models.load_predictor`).
+      options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
+        uncertainty, postprocess, fast, checkpoint: as `medjax predict` has them (see
+        `experiment.models.load_predictor`).
 
     Attributes:
-      classes, corpus: what is predicted, by whose protocol. labels: label value -> class name of the masks that `predict` returns.
+      classes, corpus: what is predicted, by whose protocol. labels: label value -> class name of
+        the masks that `predict` returns.
     """
 
-    def __init__(self, models: Models, *, corpus: str = "", classes: Sequence[str] | None = None, **options: Any):
+    def __init__(
+        self,
+        models: Models,
+        *,
+        corpus: str = "",
+        classes: Sequence[str] | None = None,
+        **options: Any,
+    ):
         from medjax.infer.segment import wanted_classes
         from medjax.infer.write import label_names
         from medjax.runs import options as known
@@ -64,7 +76,8 @@ class Predictor:
           image: a nibabel image, or (z, y, x[, m]) values with `affine`.
           affine: (4, 4) as nibabel has it, (x, y, z) voxel -> RAS+ mm; only with an array.
 
-        Returns: a nibabel image with the input's geometry and header codes, or a (z, y, x) array of unsigned integers.
+        Returns: a nibabel image with the input's geometry and header codes, or a (z, y, x) array of
+          unsigned integers.
         Raises: `DataError` for values, channels or a geometry that cannot be used.
         """
         volume = _volume(image, affine)
@@ -72,16 +85,22 @@ class Predictor:
         if affine is not None:
             return label_map
         header = headers.for_array(label_map, volume.header, volume.path)
-        found = nib.Nifti1Image(label_map.T.astype(header.get_data_dtype()), image.affine, header)  # the codes stay: it fits the header
+        found = nib.Nifti1Image(
+            label_map.T.astype(header.get_data_dtype()), image.affine, header
+        )  # the codes stay: it fits the header
         found.header.extensions.append(headers.label_extension(self.labels))
         return found
 
     def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
-        """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x) bool), uncertainty maps, changes."""
+        """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x)
+        bool), uncertainty maps, changes.
+        """
         return self._segment(_volume(image, affine))
 
     def probabilities(self, image: Any, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax predict --probabilities` does not."""
+        """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax
+        predict --probabilities` does not.
+        """
         volume = _volume(image, affine)
         found = {name: np.zeros(volume.shape, np.float32) for name in self.classes}
 
@@ -97,9 +116,13 @@ class Predictor:
         from medjax.infer import guard
 
         made, space = self._predictor.prepare_all(volume, self.corpus), self._predictor.model.space
-        found = self._predictor.segment(volume, self.corpus, classes=self.classes, prepared=made, on_scores=on_scores)
+        found = self._predictor.segment(
+            volume, self.corpus, classes=self.classes, prepared=made, on_scores=on_scores
+        )
         channels = space.corpora[space.corpus_index(self.corpus)].channels
-        for text in guard.warnings(found.masks.voxels, guard.doubts(self._predictor.model.plan, channels, volume, made[0])):
+        for text in guard.warnings(
+            found.masks.voxels, guard.doubts(self._predictor.model.plan, channels, volume, made[0])
+        ):
             warnings.warn(f"{volume.path}: {text}", nifti.DataWarning, stacklevel=3)
         return found
 
@@ -107,25 +130,42 @@ class Predictor:
 
 
 def predict(image: Any, model: Models, *, affine: np.ndarray | None = None, **options: Any) -> Any:
-    """The label map of one scan; loads and compiles each time, so use `Predictor` for many. Arguments and result: see `Predictor`."""
+    """The label map of one scan; loads and compiles each time, so use `Predictor` for many.
+
+    Arguments and result: see `Predictor`.
+    """
     return Predictor(model, **options).predict(image, affine)
 
 
 def _check_arguments(models: Any, classes: Any) -> None:
     """`UsageError` for arguments of the wrong kind."""
     one = isinstance(models, str | Path)
-    if not one and not (isinstance(models, Sequence) and all(isinstance(m, str | Path) for m in models)):
-        raise UsageError("not a model", found=repr(models)[:80], expected="the path of a run folder or archive, or a list of them")
-    if classes is not None and (
-        isinstance(classes, str) or not isinstance(classes, Iterable) or not all(isinstance(name, str) for name in classes)
+    if not one and not (
+        isinstance(models, Sequence) and all(isinstance(m, str | Path) for m in models)
     ):
-        raise UsageError("not a list of classes", found=repr(classes)[:80], expected='e.g. ["liver"]')
+        raise UsageError(
+            "not a model",
+            found=repr(models)[:80],
+            expected="the path of a run folder or archive, or a list of them",
+        )
+    if classes is not None and (
+        isinstance(classes, str)
+        or not isinstance(classes, Iterable)
+        or not all(isinstance(name, str) for name in classes)
+    ):
+        raise UsageError(
+            "not a list of classes", found=repr(classes)[:80], expected='e.g. ["liver"]'
+        )
 
 
 def _volume(image: Any, affine: np.ndarray | None) -> nifti.Volume:
     """A nibabel image or an array with affine as the volume that reading its file would give."""
     if isinstance(image, np.ndarray) != (affine is not None):
-        raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array (z, y, x[, m]) and affine=")
+        raise UsageError(
+            "unusable image",
+            found=type(image).__name__,
+            expected="a nibabel image, or an array (z, y, x[, m]) and affine=",
+        )
     if affine is not None and image.ndim in (3, 4) and image.dtype.kind in "iufb":
         header = nib.Nifti1Header()
         header.set_data_shape((*image.shape[2::-1], *image.shape[3:]))
@@ -135,15 +175,29 @@ def _volume(image: Any, affine: np.ndarray | None) -> nifti.Volume:
         header.set_xyzt_units("mm")
         values, path = image, "array"
     elif affine is not None:
-        raise DataError("not a scan", path="array", found=f"{image.dtype} {image.shape}", expected="3D, or 4D with channels; real numbers")
+        raise DataError(
+            "not a scan",
+            path="array",
+            found=f"{image.dtype} {image.shape}",
+            expected="3D, or 4D with channels; real numbers",
+        )
     else:
         if not hasattr(image, "dataobj") or not hasattr(image, "affine"):
-            raise UsageError("unusable image", found=type(image).__name__, expected="a nibabel image, or an array and affine=")
+            raise UsageError(
+                "unusable image",
+                found=type(image).__name__,
+                expected="a nibabel image, or an array and affine=",
+            )
         like = image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image.from_image(image)
         header, path = like.header.copy(), str(image.get_filename() or "image")
         values = np.asarray(image.dataobj)
         values = values.transpose(2, 1, 0, *range(3, values.ndim)) if values.ndim >= 3 else values
     if values.ndim not in (3, 4) or values.dtype.kind not in "iufb":
-        raise DataError("not a scan", path=path, found=f"{values.dtype} {values.shape}", expected="3D, or 4D with channels; real numbers")
+        raise DataError(
+            "not a scan",
+            path=path,
+            found=f"{values.dtype} {values.shape}",
+            expected="3D, or 4D with channels; real numbers",
+        )
     values = nifti.finished(np.asarray(values, np.float32), "image", path)
     return nifti.Volume(values, headers.affine_of(header, path), header, path)

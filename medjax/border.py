@@ -1,7 +1,8 @@
-"""What both commands do around their work: errors, signals and surprises become one sentence and an exit code.
+"""What both commands do around their work: errors, signals and surprises become one sentence and an
+exit code.
 
-Exit codes: those of `medjax.errors`; 130 after SIGINT, 143 after SIGTERM. A training has handlers of its own (`train/loop.py`): it saves
-and exits with 75.
+Exit codes: those of `medjax.errors`; 130 after SIGINT, 143 after SIGTERM. A training has handlers
+of its own (`train/loop.py`): it saves and exits with 75.
 """
 
 import contextlib
@@ -42,7 +43,9 @@ def _guarded(work: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             say(f"interrupted; {AGAIN}")
             return EXIT_INTERRUPTED
-        except BrokenPipeError:  # whoever read the output has gone; nothing can be said, also not at exit
+        except (
+            BrokenPipeError
+        ):  # whoever read the output has gone; nothing can be said, also not at exit
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
@@ -56,12 +59,17 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, SIGINT `KeyboardInterrupt`, in the main thread; a second SIGTERM ends the process at once.
+    """SIGTERM raises `Terminated`, SIGINT `KeyboardInterrupt`, in the main thread; a second SIGTERM
+    ends the process at once.
 
-    Python drops an exception that is raised within a finaliser or a callback of the garbage collector (jax has one). Such a signal is sent
-    again a moment later, until its exception arrives.
+    Python drops an exception that is raised within a finaliser or a callback of the garbage
+    collector (jax has one). Such a signal is sent again a moment later, until its exception
+    arrives.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield
         return
     report = sys.unraisablehook

@@ -1,9 +1,10 @@
-"""The `medjax` command: parses arguments, calls a verb of `medjax.commands`, turns errors into messages and exit codes.
+"""The `medjax` command: parses arguments, calls a verb of `medjax.commands`, turns errors into
+messages and exit codes.
 
 Nothing heavy is imported before work starts, so `--help` answers at once.
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 finished but some cases failed, 4 verification failed, 75 preempted (run again to go on),
-130 interrupted, 143 terminated.
+Exit codes: 0 ok, 1 error, 2 usage, 3 finished but some cases failed, 4 verification failed, 75
+preempted (run again to go on), 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -20,12 +21,22 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         known = [option for action in self._actions for option in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--") and word.split("=")[0] not in known]
-        raise UsageError(f"{self.prog}: {message}", fix=did_you_mean(unknown[0], known) if unknown else f"see {self.prog} --help")
+        unknown = [
+            word
+            for word in message.split()
+            if word.startswith("--") and word.split("=")[0] not in known
+        ]
+        raise UsageError(
+            f"{self.prog}: {message}",
+            fix=did_you_mean(unknown[0], known) if unknown else f"see {self.prog} --help",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("medjax", description="Train one segmentation model on many partly annotated data sets, and use it.")
+    parser = _Parser(
+        "medjax",
+        description="Train one segmentation model on many partly annotated data sets, and use it.",
+    )
     parser.add_argument("--version", action="version", version=f"medjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
     for module in commands.modules():

@@ -1,14 +1,22 @@
 """The errors of the house: one family per room, each naming file, found, expected and fix.
 
-Leftmost room beside `labels`: imports nothing of ours. Rooms raise; only the border (`main`, `cli`, a per-case loop) catches.
-Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted.
+Leftmost room beside `labels`: imports nothing of ours. Rooms raise; only the border (`main`, `cli`,
+a per-case loop) catches. Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2
+usage, 3 some cases failed, 4 verification failed, 75 preempted.
 """
 
 import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_VERIFICATION, EXIT_PREEMPTED = 0, 1, 2, 3, 4, 75
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_SOME_FAILED, EXIT_VERIFICATION, EXIT_PREEMPTED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    75,
+)
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # SIGINT, SIGTERM
 
 
@@ -24,25 +32,58 @@ class MedjaxError(Exception):
 
     exit_code = EXIT_ERROR
 
-    def __init__(self, message: str, *, path: object = None, found: object = None, expected: object = None, fix: str = ""):
-        self.message, self.path, self.found, self.expected, self.fix = message, path, found, expected, fix
-        super().__init__(sentence({"message": message, "path": path, "found": found, "expected": expected, "fix": fix}))
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: object = None,
+        found: object = None,
+        expected: object = None,
+        fix: str = "",
+    ):
+        self.message, self.path, self.found, self.expected, self.fix = (
+            message,
+            path,
+            found,
+            expected,
+            fix,
+        )
+        super().__init__(
+            sentence(
+                {"message": message, "path": path, "found": found, "expected": expected, "fix": fix}
+            )
+        )
 
     def record(self) -> dict:
         """The error as JSON-ready fields (for reports, manifests and `--json`)."""
-        plain = {"message": self.message, "path": self.path, "found": self.found, "expected": self.expected, "fix": self.fix}
-        return {"error": type(self).__name__} | {k: str(v) for k, v in plain.items() if v not in (None, "")}
+        plain = {
+            "message": self.message,
+            "path": self.path,
+            "found": self.found,
+            "expected": self.expected,
+            "fix": self.fix,
+        }
+        return {"error": type(self).__name__} | {
+            k: str(v) for k, v in plain.items() if v not in (None, "")
+        }
 
 
 def sentence(record: Mapping) -> str:
     """A failure record (see `MedjaxError.record`) as one line: path, message, found, expected, fix."""
-    parts = [record["message"]] + [f"{word} {record[word]}" for word in ("found", "expected") if record.get(word) is not None]
+    parts = [record["message"]] + [
+        f"{word} {record[word]}" for word in ("found", "expected") if record.get(word) is not None
+    ]
     path, fix = record.get("path"), record.get("fix")
-    return shown((f"{path}: " if path is not None else "") + "; ".join(parts) + (f". Fix: {fix}" if fix else ""))
+    return shown(
+        (f"{path}: " if path is not None else "")
+        + "; ".join(parts)
+        + (f". Fix: {fix}" if fix else "")
+    )
 
 
 def shown(text: object) -> str:
-    r"""Text from a file as it may be printed: control characters, direction marks and undecodable bytes become escapes.
+    r"""Text from a file as it may be printed: control characters, direction marks and undecodable
+    bytes become escapes.
 
     >>> shown("a\x1b[2Jb")
     'a\\x1b[2Jb'
@@ -50,7 +91,10 @@ def shown(text: object) -> str:
     text = str(text)
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in text
+    )
 
 
 def _escaped(character: str) -> str:

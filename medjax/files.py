@@ -1,7 +1,9 @@
-"""Writing files that are complete or absent, and names that stay names: what every package that touches the disk shares.
+"""Writing files that are complete or absent, and names that stay names: what every package that
+touches the disk shares.
 
-In: paths and contents. Out: files that appear under their name only when they are whole. A temporary name holds host, process and random
-digits, so that neither another host with the same process id nor a link planted by somebody else is ever written through.
+In: paths and contents. Out: files that appear under their name only when they are whole. A
+temporary name holds host, process and random digits, so that neither another host with the same
+process id nor a link planted by somebody else is ever written through.
 """
 
 import collections
@@ -21,17 +23,21 @@ from medjax.errors import MedjaxError, UsageError, WriteError, shown
 
 NAME_BYTES = 255  # of one path component on every usual file system
 _TEMPORARY = re.compile(r"\.medjax-tmp\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{16}")
-_FIX = {errno.ENOSPC: "free some space and run the same command again", errno.EDQUOT: "raise the quota, then run the same command again"}
+_FIX = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "raise the quota, then run the same command again",
+}
 
 
-# -- names ---------------------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def unusable(name: object, *, suffix: str = "") -> str:
     """Why a name from a file cannot become one file or folder name; empty if it can.
 
-    Allowed is text without `/`, `\\` and NUL that does not begin with a dot and fits, with `suffix`, into 255 bytes. Control characters are
-    legal on disk and allowed; whoever prints them uses `errors.shown`.
+    Allowed is text without `/`, `\\` and NUL that does not begin with a dot and fits, with
+    `suffix`, into 255 bytes. Control characters are legal on disk and allowed; whoever prints them
+    uses `errors.shown`.
 
     >>> unusable("../../x")
     'it holds a path separator'
@@ -49,18 +55,29 @@ def unusable(name: object, *, suffix: str = "") -> str:
     return ""
 
 
-def check_name(name: object, what: str, *, path: object = None, suffix: str = "", error: type[MedjaxError] = UsageError) -> str:
+def check_name(
+    name: object,
+    what: str,
+    *,
+    path: object = None,
+    suffix: str = "",
+    error: type[MedjaxError] = UsageError,
+) -> str:
     """The name, if it can be one file or folder name (see `unusable`).
 
     Args:
-      what: what it names, e.g. "case name" or "corpus name". path: the file it was read from. suffix: what will be appended on disk.
+      what: what it names, e.g. "case name" or "corpus name". path: the file it was read from.
+        suffix: what will be appended on disk.
       error: the class to raise.
     """
     if reason := unusable(name, suffix=suffix):
         raise error(
-            f"unusable {what}: {reason}", path=path, found=repr(name)[:120], expected="a plain name, without folders",
+            f"unusable {what}: {reason}",
+            path=path,
+            found=repr(name)[:120],
+            expected="a plain name, without folders",
             fix=f"change the {what}" + (" in that file" if path is not None else ""),
-        )  # fmt: skip
+        )
     return str(name)
 
 
@@ -69,21 +86,27 @@ def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def temporary(path: str | os.PathLike) -> Path:
-    """A hidden sibling name of `path` that no other process has: `.medjax-tmp.HOST.PID.RANDOM`, at most 100 bytes."""
+    """A hidden sibling name of `path` that no other process has: `.medjax-tmp.HOST.PID.RANDOM`, at
+    most 100 bytes.
+    """
     host = re.sub(r"[^\w-]", "-", socket.gethostname())[:50] or "host"
     return Path(path).parent / f".medjax-tmp.{host}.{os.getpid()}.{secrets.token_hex(8)}"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError, exclusive: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` when the block ends without an exception; otherwise nothing is left.
+def replacing(
+    path: str | os.PathLike, *, error: type[MedjaxError] = WriteError, exclusive: bool = False
+) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends without an exception; otherwise
+    nothing is left.
 
     Args:
-      error: the class of the sentence that an `OSError` becomes. exclusive: never replace an existing file (`FileExistsError` as `error`).
+      error: the class of the sentence that an `OSError` becomes. exclusive: never replace an
+        existing file (`FileExistsError` as `error`).
 
     The folder must exist. A link at `path` is replaced, not followed.
     """
@@ -103,8 +126,11 @@ def replacing(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError,
 
 
 @contextlib.contextmanager
-def replacing_path(path: str | os.PathLike, *, error: type[MedjaxError] = WriteError) -> Iterator[Path]:
-    """As `replacing`, for libraries that want a path: yields an empty file's path, whose content takes the name `path` at the end.
+def replacing_path(
+    path: str | os.PathLike, *, error: type[MedjaxError] = WriteError
+) -> Iterator[Path]:
+    """As `replacing`, for libraries that want a path: yields an empty file's path, whose content
+    takes the name `path` at the end.
 
     The temporary path keeps the ending of `path`, from which some libraries guess the format.
     """
@@ -122,33 +148,50 @@ def replacing_path(path: str | os.PathLike, *, error: type[MedjaxError] = WriteE
             name.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike, content: bytes, *, error: type[MedjaxError] = WriteError) -> None:
+def write_bytes(
+    path: str | os.PathLike, content: bytes, *, error: type[MedjaxError] = WriteError
+) -> None:
     """Writes a file whole or not at all."""
     with replacing(path, error=error) as file:
         file.write(content)
 
 
-def write_text(path: str | os.PathLike, text: str, *, error: type[MedjaxError] = WriteError) -> None:
-    """Writes UTF-8 text whole or not at all; names that are not UTF-8 (file names may be) become escapes."""
+def write_text(
+    path: str | os.PathLike, text: str, *, error: type[MedjaxError] = WriteError
+) -> None:
+    """Writes UTF-8 text whole or not at all; names that are not UTF-8 (file names may be) become
+    escapes.
+    """
     write_bytes(path, text.encode("utf-8", "backslashreplace"), error=error)
 
 
-def write_json(path: str | os.PathLike, value: Any, *, error: type[MedjaxError] = WriteError) -> None:
-    """Writes JSON whole or not at all; makes the folder if it is missing. Non-finite numbers are a `ValueError`."""
+def write_json(
+    path: str | os.PathLike, value: Any, *, error: type[MedjaxError] = WriteError
+) -> None:
+    """Writes JSON whole or not at all; makes the folder if it is missing.
+
+    Non-finite numbers are a `ValueError`.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", error=error)
 
 
-def refused(path: str | os.PathLike, reason: OSError, *, error: type[MedjaxError] = WriteError) -> MedjaxError:
-    """The sentence for a file that cannot be written: what the system said, the path and what to do."""
+def refused(
+    path: str | os.PathLike, reason: OSError, *, error: type[MedjaxError] = WriteError
+) -> MedjaxError:
+    """The sentence for a file that cannot be written: what the system said, the path and what to
+    do.
+    """
     fix = _FIX.get(reason.errno or 0, "check folder, permissions and free space")
     return error(f"cannot write ({reason.strerror or reason})", path=path, fix=fix)
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Gives a file `size` bytes of real disk blocks, so that writing through a memory map never meets a full disk (a signal, not an error).
+    """Gives a file `size` bytes of real disk blocks, so that writing through a memory map never
+    meets a full disk (a signal, not an error).
 
-    File systems without reservation get zeros written. Raises `OSError` where the space does not suffice.
+    File systems without reservation get zeros written. Raises `OSError` where the space does not
+    suffice.
     """
     try:
         os.posix_fallocate(file.fileno(), 0, size)
@@ -166,7 +209,9 @@ def reserve(file: BinaryIO, size: int) -> None:
 
 
 def sweep(folder: str | os.PathLike) -> list[Path]:
-    """Removes temporary files and folders of `temporary` whose process, of this host, has ended; returns them."""
+    """Removes temporary files and folders of `temporary` whose process, of this host, has ended;
+    returns them.
+    """
     import shutil
 
     gone = []
@@ -179,7 +224,9 @@ def sweep(folder: str | os.PathLike) -> list[Path]:
         found = _TEMPORARY.match(entry.name)
         if found and found["host"] == here and not is_alive(int(found["pid"])):
             with contextlib.suppress(OSError):
-                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(
+                    entry.path
+                )
                 gone.append(Path(entry.path))
     return gone
 
@@ -196,22 +243,35 @@ def is_alive(pid: int) -> bool:
 
 
 def create(name: str | os.PathLike) -> BinaryIO:
-    """A new file, open for reading and writing: never an existing one, never through a link. Raises `OSError`."""
-    return os.fdopen(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666), "w+b")
+    """A new file, open for reading and writing: never an existing one, never through a link.
+
+    Raises `OSError`.
+    """
+    return os.fdopen(
+        os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666),
+        "w+b",
+    )
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def read_json(
-    path: str | os.PathLike, *, error: type[MedjaxError] = UsageError, limit: int = 1 << 28, fix: str = "", unique: bool = False
+    path: str | os.PathLike,
+    *,
+    error: type[MedjaxError] = UsageError,
+    limit: int = 1 << 28,
+    fix: str = "",
+    unique: bool = False,
 ) -> Any:
     """The value of a JSON file.
 
     Args:
-      error: the class to raise. limit: bytes that are read at most. fix: of the message. unique: see `parse_json`.
+      error: the class to raise. limit: bytes that are read at most. fix: of the message. unique:
+        see `parse_json`.
 
-    Raises: `error` for a file that is missing, not UTF-8 (a byte-order mark is fine), too large, too deeply nested or no JSON.
+    Raises: `error` for a file that is missing, not UTF-8 (a byte-order mark is fine), too large,
+      too deeply nested or no JSON.
     """
     path = Path(path)
     try:
@@ -220,14 +280,29 @@ def read_json(
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as reason:
-        raise error(f"cannot be read ({reason.strerror or reason})", path=path, fix=fix or "check the path and its permissions") from reason
+        raise error(
+            f"cannot be read ({reason.strerror or reason})",
+            path=path,
+            fix=fix or "check the path and its permissions",
+        ) from reason
     if len(content) > limit:
-        raise error("a JSON file that is too large", path=path, expected=f"at most {limit:,} bytes", fix=fix)
+        raise error(
+            "a JSON file that is too large", path=path, expected=f"at most {limit:,} bytes", fix=fix
+        )
     return parse_json(content, path, error=error, fix=fix, unique=unique)
 
 
-def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = UsageError, fix: str = "", unique: bool = False) -> Any:
-    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep, damage and, if `unique`, equal keys."""
+def parse_json(
+    content: bytes,
+    path: object,
+    *,
+    error: type[MedjaxError] = UsageError,
+    fix: str = "",
+    unique: bool = False,
+) -> Any:
+    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep,
+    damage and, if `unique`, equal keys.
+    """
 
     def distinct(pairs: list[tuple]) -> dict:
         if len(found := dict(pairs)) < len(pairs):
@@ -236,28 +311,46 @@ def parse_json(content: bytes, path: object, *, error: type[MedjaxError] = Usage
         return found
 
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=distinct if unique else None)
+        return json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=distinct if unique else None
+        )
     except UnicodeDecodeError as reason:
-        found = "UTF-16 or UTF-32" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1 or another"
-        raise error("text in another encoding than UTF-8", path=path, found=found, fix=fix or "save the file as UTF-8") from reason
+        found = (
+            "UTF-16 or UTF-32"
+            if content[:2] in (b"\xff\xfe", b"\xfe\xff")
+            else "Latin-1 or another"
+        )
+        raise error(
+            "text in another encoding than UTF-8",
+            path=path,
+            found=found,
+            fix=fix or "save the file as UTF-8",
+        ) from reason
     except RecursionError as reason:
         raise error("JSON that is nested too deeply", path=path, fix=fix) from reason
     except ValueError as reason:
-        raise error(f"damaged JSON ({shown(str(reason))})", path=path, fix=fix or "correct the file") from reason
+        raise error(
+            f"damaged JSON ({shown(str(reason))})", path=path, fix=fix or "correct the file"
+        ) from reason
 
 
-# -- hashes ------------------------------------------------------------------------------------------------------------------------
+# -- hashes ----------------------------------------------------------------------------------------
 
 
 def checksum(content: Any) -> str:
-    """`xxh3:` and 32 hexadecimal digits of bytes or a C-contiguous array: finds damage, is no protection against forgery."""
+    """`xxh3:` and 32 hexadecimal digits of bytes or a C-contiguous array: finds damage, is no
+    protection against forgery.
+    """
     import xxhash
 
     return f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
 
 
 def checksum_of(path: str | os.PathLike) -> str:
-    """`checksum` of a file's bytes, read in pieces. Raises `OSError` for a file that cannot be read."""
+    """`checksum` of a file's bytes, read in pieces.
+
+    Raises `OSError` for a file that cannot be read.
+    """
     import xxhash
 
     digest, piece = xxhash.xxh3_128(), bytearray(1 << 22)

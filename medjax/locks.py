@@ -1,6 +1,7 @@
 """Locks of folders: one process, or one job of several, works in a run folder or a store at a time.
 
-A lock is a file that names its holder. Stale ones are recognised by host, boot, process id and the start of the process.
+A lock is a file that names its holder. Stale ones are recognised by host, boot, process id and the
+start of the process.
 """
 
 import contextlib
@@ -21,7 +22,9 @@ LOCK = ".medjax-lock"
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: host, process id, boot of the machine, pid namespace, start of the process and what it does."""
+    """Who holds a lock: host, process id, boot of the machine, pid namespace, start of the process
+    and what it does.
+    """
 
     host: str
     pid: int
@@ -32,23 +35,34 @@ class Holder:
     since: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {shown(self.host)} ({shown(self.what)}, since {shown(self.since)})"
+        return (
+            f"process {self.pid} on {shown(self.host)} ({shown(self.what)}, since "
+            f"{shown(self.since)})"
+        )
 
 
 @contextlib.contextmanager
 def lock(
-    folder: str | os.PathLike, what: str, *, wait: bool = False, say: Callable[[str], None] = lambda line: None, every: float = 1.0
+    folder: str | os.PathLike,
+    what: str,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    every: float = 1.0,
 ) -> Iterator[None]:
     """Holds `folder`, which must exist, for the length of the block.
 
-    The lock is a file; one whose process has ended (another boot of this machine, or no such process) is taken over. A lock of another
-    host, or of another container on this one, cannot be judged and is respected.
+    The lock is a file; one whose process has ended (another boot of this machine, or no such
+    process) is taken over. A lock of another host, or of another container on this one, cannot be
+    judged and is respected.
 
     Args:
-      what: what the holder does, e.g. "training". wait: wait until the lock is free rather than refuse; `say` gets one line then.
+      what: what the holder does, e.g. "training". wait: wait until the lock is free rather than
+        refuse; `say` gets one line then.
       every: seconds between two looks.
 
-    Raises: `UsageError` naming the holder, unless `wait`; `WriteError` if the lock cannot be written.
+    Raises: `UsageError` naming the holder, unless `wait`; `WriteError` if the lock cannot be
+      written.
     """
     path, me, waiting = Path(folder) / LOCK, _me(what), False
     while not _take(path, me):
@@ -58,11 +72,16 @@ def lock(
             continue
         if not wait:
             raise UsageError(
-                "the folder is in use", path=folder, found=str(holder or "an unreadable lock"),
+                "the folder is in use",
+                path=folder,
+                found=str(holder or "an unreadable lock"),
                 fix=f"wait for it; if it no longer runs, delete {path}",
-            )  # fmt: skip
+            )
         if not waiting:
-            say(f"{folder}: waiting for {holder or 'another process'}; if it no longer runs, delete {path}")
+            say(
+                f"{folder}: waiting for {holder or 'another process'}; if it no longer runs, "
+                f"delete {path}"
+            )
             waiting = True
         time.sleep(every)
     try:
@@ -74,7 +93,9 @@ def lock(
 
 
 def _take(path: Path, me: Holder) -> bool:
-    """Whether the lock file could be made. Its content is complete from the first moment on: it is linked, not written, into place."""
+    """Whether the lock file could be made. Its content is complete from the first moment on: it is
+    linked, not written, into place.
+    """
     name = files.temporary(path)
     try:
         with files.create(name) as file:
@@ -106,7 +127,9 @@ def _steal(path: Path, holder: Holder) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if _holder(aside) != holder:  # a living process took it between the look and the move: it is put back
+    if (
+        _holder(aside) != holder
+    ):  # a living process took it between the look and the move: it is put back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -138,11 +161,21 @@ def _me(what: str) -> Holder:
     with contextlib.suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
     pid = os.getpid()
-    return Holder(socket.gethostname(), pid, boot, namespace, _started(pid), what, time.strftime("%Y-%m-%d %H:%M:%S%z"))
+    return Holder(
+        socket.gethostname(),
+        pid,
+        boot,
+        namespace,
+        _started(pid),
+        what,
+        time.strftime("%Y-%m-%d %H:%M:%S%z"),
+    )
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; tells a process from a later one with the same id."""
+    """When a process began, in clock ticks since boot; tells a process from a later one with the
+    same id.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):

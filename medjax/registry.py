@@ -1,6 +1,8 @@
-"""The one registry: a name in a config becomes `medjax.<room>.<name>.make(**arguments)`. The module path is the registry.
+"""The one registry: a name in a config becomes `medjax.<room>.<name>.make(**arguments)`. The module
+path is the registry.
 
-Config objects stop here: `plain` turns them into dictionaries, tuples and numbers; everything below takes plain arguments.
+Config objects stop here: `plain` turns them into dictionaries, tuples and numbers; everything below
+takes plain arguments.
 """
 
 import importlib
@@ -15,33 +17,53 @@ ROOMS = ("models", "losses", "tasks")
 
 
 def known(room: str) -> list[str]:
-    """Names of the modules of a room that offer `make` (found by importing them: only called for error messages and tests)."""
+    """Names of the modules of a room that offer `make` (found by importing them: only called for
+    error messages and tests).
+    """
     package = importlib.import_module(f"medjax.{room}")
     names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg]
-    return [name for name in names if hasattr(importlib.import_module(f"medjax.{room}.{name}"), "make")]
+    return [
+        name for name in names if hasattr(importlib.import_module(f"medjax.{room}.{name}"), "make")
+    ]
 
 
 def build(room: str, name: str, **arguments: Any) -> Any:
-    """`medjax.<room>.<name>.make(**arguments)`; unknown names and arguments raise `UsageError` with the known ones."""
+    """`medjax.<room>.<name>.make(**arguments)`; unknown names and arguments raise `UsageError` with
+    the known ones.
+    """
     if room not in ROOMS:
         raise UsageError(f"unknown room {room!r}", fix=did_you_mean(room, ROOMS))
     path = f"medjax.{room}.{name}"
     if not isinstance(name, str) or not name.isidentifier():
-        raise UsageError(f"no {room.split('.')[-1]} called {shown(name)[:80]!r}", fix=did_you_mean(shown(name)[:80], known(room)))
+        raise UsageError(
+            f"no {room.split('.')[-1]} called {shown(name)[:80]!r}",
+            fix=did_you_mean(shown(name)[:80], known(room)),
+        )
     try:
         make = importlib.import_module(path).make
     except (ModuleNotFoundError, AttributeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != path:
             raise  # the module exists, something it needs does not
-        raise UsageError(f"no {room.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(room))) from error
+        raise UsageError(
+            f"no {room.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(room))
+        ) from error
     signature = inspect.signature(make)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in arguments:
         if key not in signature.parameters and not takes_any:
-            raise UsageError(f"{path} takes no argument {key!r}", fix=did_you_mean(key, signature.parameters))
-    missing = [n for n, p in signature.parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and n not in arguments]
+            raise UsageError(
+                f"{path} takes no argument {key!r}", fix=did_you_mean(key, signature.parameters)
+            )
+    missing = [
+        n
+        for n, p in signature.parameters.items()
+        if p.default is p.empty and p.kind is p.KEYWORD_ONLY and n not in arguments
+    ]
     if missing:
-        raise UsageError(f"{path} needs {missing}", fix=f"give them; all arguments: {', '.join(signature.parameters)}")
+        raise UsageError(
+            f"{path} needs {missing}",
+            fix=f"give them; all arguments: {', '.join(signature.parameters)}",
+        )
     return make(**arguments)
 
 

@@ -1,8 +1,10 @@
-"""nnU-Net's topology rule: strides, kernels and widths of an encoder from spacing and patch. Pure numbers, shared by planning and models.
+"""nnU-Net's topology rule: strides, kernels and widths of an encoder from spacing and patch. Pure
+numbers, shared by planning and models.
 
-Source: nnU-Net v2 (experiment planning). Repeated until no axis qualifies: an axis may be halved while it has at least twice `min_edge`
-voxels and its spacing is below twice the finest spacing among those axes; a single remaining axis needs three times `min_edge`. The kernel
-of an axis becomes 3 once its spacing is below twice the finest of all axes, and stays 3.
+Source: nnU-Net v2 (experiment planning). Repeated until no axis qualifies: an axis may be halved
+while it has at least twice `min_edge` voxels and its spacing is below twice the finest spacing
+among those axes; a single remaining axis needs three times `min_edge`. The kernel of an axis
+becomes 3 once its spacing is below twice the finest of all axes, and stays 3.
 """
 
 import dataclasses
@@ -15,14 +17,21 @@ Sides = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Per stage, finest first: stride of its first convolution (the first is all 1) and kernel; the patch, padded to be divisible."""
+    """Per stage, finest first: stride of its first convolution (the first is all 1) and kernel; the
+    patch, padded to be divisible.
+    """
 
     strides: tuple[Sides, ...]
     kernels: tuple[Sides, ...]
     patch: Sides
 
 
-def topology(spacing_mm: Sequence[float | int], patch: Sequence[int], min_edge: int = 4, max_stages: int | None = None) -> Topology:
+def topology(
+    spacing_mm: Sequence[float | int],
+    patch: Sequence[int],
+    min_edge: int = 4,
+    max_stages: int | None = None,
+) -> Topology:
     """The rule above.
 
     Args:
@@ -32,9 +41,21 @@ def topology(spacing_mm: Sequence[float | int], patch: Sequence[int], min_edge: 
 
     Raises: `ModelError` for lengths that disagree or non-positive numbers.
     """
-    if len(spacing_mm) != len(patch) or len(patch) not in (2, 3) or min(patch) < 1 or min(spacing_mm) <= 0:
-        raise ModelError("spacing and patch do not describe a grid", found=f"spacing {tuple(spacing_mm)}, patch {tuple(patch)}")
-    size, spacing, kernel = [float(p) for p in patch], [float(s) for s in spacing_mm], [1] * len(patch)
+    if (
+        len(spacing_mm) != len(patch)
+        or len(patch) not in (2, 3)
+        or min(patch) < 1
+        or min(spacing_mm) <= 0
+    ):
+        raise ModelError(
+            "spacing and patch do not describe a grid",
+            found=f"spacing {tuple(spacing_mm)}, patch {tuple(patch)}",
+        )
+    size, spacing, kernel = (
+        [float(p) for p in patch],
+        [float(s) for s in spacing_mm],
+        [1] * len(patch),
+    )
     pools, strides, kernels = [0] * len(patch), [(1,) * len(patch)], []
     while True:
         valid = [a for a in range(len(patch)) if size[a] >= 2 * min_edge]
@@ -43,7 +64,9 @@ def topology(spacing_mm: Sequence[float | int], patch: Sequence[int], min_edge: 
         stop = not valid or (len(valid) == 1 and size[valid[0]] < 3 * min_edge)
         if stop or (max_stages and len(strides) >= max_stages):
             break
-        kernel = [3 if k == 3 or s < 2 * min(spacing) else 1 for k, s in zip(kernel, spacing, strict=True)]
+        kernel = [
+            3 if k == 3 or s < 2 * min(spacing) else 1 for k, s in zip(kernel, spacing, strict=True)
+        ]
         kernels.append(tuple(kernel))
         strides.append(tuple(2 if a in valid else 1 for a in range(len(patch))))
         for a in valid:

@@ -1,12 +1,18 @@
-"""Shared fixtures: eight simulated CPU devices, parsed absl flags (grain workers need them), and the real scans if there are any."""
+"""Shared fixtures: eight simulated CPU devices, parsed absl flags (grain workers need them), and
+the real scans if there are any.
+"""
 
 import os
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # the tests' time is compilation: a quarter of it remains
-os.environ.setdefault("MEDJAX_HOME", tempfile.mkdtemp(prefix="medjax-home-"))  # what commands remember stays out of the real home
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0"
+)  # the tests' time is compilation: a quarter of it remains
+os.environ.setdefault(
+    "MEDJAX_HOME", tempfile.mkdtemp(prefix="medjax-home-")
+)  # what commands remember stays out of the real home
 
 import jax
 import pytest
@@ -27,8 +33,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with the real scans (MSD layout); the test is skipped, with the reason, where there are none."""
+    """Folder with the real scans (MSD layout); the test is skipped, with the reason, where there
+    are none.
+    """
     folder = Path(os.environ.get("MEDJAX_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "Task04_Hippocampus" / "dataset.json").is_file():
-        pytest.skip(f"no real scans in {folder}; set MEDJAX_TEST_DATA to a folder with Task04_Hippocampus and Task02_Heart")
+        pytest.skip(
+            f"no real scans in {folder}; set MEDJAX_TEST_DATA to a folder with Task04_Hippocampus "
+            "and Task02_Heart"
+        )
     return folder

@@ -1,4 +1,6 @@
-"""From Python: nibabel in and out with the header kept, arrays with an affine, one compile for many, errors that say what is wanted."""
+"""From Python: nibabel in and out with the header kept, arrays with an affine, one compile for
+many, errors that say what is wanted.
+"""
 
 import nibabel as nib
 import numpy as np
@@ -28,7 +30,11 @@ def scan(shape=(14, 15, 13), axcodes="LPS"):
     array, _ = make_case(shape, [1, 2], kind="CT")
     affine = np.diag([1.0, 1.1, 1.2, 1.0])
     image = nib.Nifti1Image(array[..., 0].T, affine)
-    image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes)))
+    image = image.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(axcodes)
+        )
+    )
     image.set_qform(image.affine, 0)
     image.set_sform(image.affine, 2)
     return image
@@ -37,9 +43,17 @@ def scan(shape=(14, 15, 13), axcodes="LPS"):
 def test_an_image_keeps_its_geometry_and_codes_and_an_array_gives_the_same(predictor):
     image = scan()
     mask = predictor(image)
-    assert mask.shape == image.shape and mask.get_data_dtype() == np.uint8 and np.array_equal(mask.affine, image.affine)
+    assert (
+        mask.shape == image.shape
+        and mask.get_data_dtype() == np.uint8
+        and np.array_equal(mask.affine, image.affine)
+    )
     assert (int(mask.header["qform_code"]), int(mask.header["sform_code"])) == (0, 2)
-    assert headers.parse_label_table(mask.header.extensions[0].text) == predictor.labels == {1: "organ", 2: "tumour"}
+    assert (
+        headers.parse_label_table(mask.header.extensions[0].text)
+        == predictor.labels
+        == {1: "organ", 2: "tumour"}
+    )
     values = np.asarray(mask.dataobj)
     assert set(np.unique(values)) <= {0, 1, 2} and values.any()
     array = np.ascontiguousarray(np.asarray(image.dataobj).T)
@@ -49,7 +63,9 @@ def test_an_image_keeps_its_geometry_and_codes_and_an_array_gives_the_same(predi
 def test_many_scans_of_any_size_take_one_program(predictor):
     for shape in ((14, 15, 13), (9, 20, 8), (1, 12, 12)):
         found = predictor.segment(scan(shape, "RAS"))
-        assert found.label_map.shape == shape and set(found.masks) == {"organ", "tumour"} == set(predictor.classes)
+        assert found.label_map.shape == shape and set(found.masks) == {"organ", "tumour"} == set(
+            predictor.classes
+        )
         probabilities = predictor.probabilities(scan(shape, "RAS"))
         assert np.array_equal(probabilities["tumour"] > 0.5, found.masks["tumour"])
     assert predictor._predictor.compiled == 1
@@ -57,7 +73,11 @@ def test_many_scans_of_any_size_take_one_program(predictor):
 
 def test_classes_settle_the_protocol(run):
     chosen = medjax.Predictor(run, classes=["spleen"])
-    assert chosen.corpus == "Spleen" and chosen.labels == {7: "spleen"} and chosen.classes == ("spleen",)
+    assert (
+        chosen.corpus == "Spleen"
+        and chosen.labels == {7: "spleen"}
+        and chosen.classes == ("spleen",)
+    )
     assert set(np.unique(chosen.predict(scan()).dataobj)) <= {0, 7}
     with pytest.raises(UsageError, match="several annotation protocols"):
         medjax.Predictor(run)
@@ -68,13 +88,24 @@ def test_classes_settle_the_protocol(run):
 @pytest.mark.parametrize(
     "affine",
     [
-        np.eye(3), np.eye(4)[:3], np.eye(4) * np.nan, np.zeros((4, 4)), np.diag([1, 1, np.inf, 1.0]), "eye", [["a"] * 4] * 4,
-        np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 2, 3, 4.0]]), np.diag([1, 1, 0, 1.0]), 5, [[1, 2], [3]],
+        np.eye(3),
+        np.eye(4)[:3],
+        np.eye(4) * np.nan,
+        np.zeros((4, 4)),
+        np.diag([1, 1, np.inf, 1.0]),
+        "eye",
+        [["a"] * 4] * 4,
+        np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 2, 3, 4.0]]),
+        np.diag([1, 1, 0, 1.0]),
+        5,
+        [[1, 2], [3]],
     ],
-)  # fmt: skip
+)
 def test_an_affine_that_is_none_is_a_data_error(predictor, affine):
     with pytest.raises(
-        DataError, match=r"array: unusable affine( \(NaN or singular\))?; found .*(expected 4 x 4 finite numbers|Fix: correct the header)"
+        DataError,
+        match=r"array: unusable affine( \(NaN or singular\))?; found .*(expected 4 x 4 finite "
+        r"numbers|Fix: correct the header)",
     ):
         predictor(np.ones((4, 4, 4), np.float32), affine)
 
@@ -82,13 +113,21 @@ def test_an_affine_that_is_none_is_a_data_error(predictor, affine):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"tta": "x"}, "unusable option tta"), ({"batch_windows": -3}, "unusable option batch_windows"), ({"overlap": 1.0}, "overlap"),
-        ({"overlap": float("nan")}, "overlap"), ({"overlap": "half"}, "overlap"),
-        ({"window": "888"}, "window"), ({"window": (0, 8, 8)}, "window"),
-        ({"memory_gib": 0}, "memory_gib"), ({"device": 1}, "device"), ({"batchwindows": 2}, "did you mean batch_windows"),
-        ({"uncertainty": "yes"}, "uncertainty"), ({"classes": "organ"}, "not a list of classes"), ({"classes": 3}, "not a list of classes"),
+        ({"tta": "x"}, "unusable option tta"),
+        ({"batch_windows": -3}, "unusable option batch_windows"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"overlap": float("nan")}, "overlap"),
+        ({"overlap": "half"}, "overlap"),
+        ({"window": "888"}, "window"),
+        ({"window": (0, 8, 8)}, "window"),
+        ({"memory_gib": 0}, "memory_gib"),
+        ({"device": 1}, "device"),
+        ({"batchwindows": 2}, "did you mean batch_windows"),
+        ({"uncertainty": "yes"}, "uncertainty"),
+        ({"classes": "organ"}, "not a list of classes"),
+        ({"classes": 3}, "not a list of classes"),
     ],
-)  # fmt: skip
+)
 def test_options_that_do_not_exist_or_do_not_fit_are_usage_errors(run, options, words):
     with pytest.raises(UsageError, match=words):
         medjax.Predictor(run, corpus="Organs", **options)

@@ -1,4 +1,6 @@
-"""The rules of the code base, read from the sources: imports run one way, nothing is pickled, files stay readable, tests mirror packages."""
+"""The rules of the code base, read from the sources: imports run one way, nothing is pickled, files
+stay readable, tests mirror packages.
+"""
 
 import ast
 import graphlib
@@ -8,14 +10,38 @@ from pathlib import Path
 
 import pytest
 
-# A package may import what stands before it. Modules at the top level belong to "base" or to "border".
+# A package may import what stands before it. Modules at the top level belong to "base" or to
+# "border".
 ORDER = (
-    "base", "scans", "corpora", "prepare", "sample", "augment", "phantom", "models", "losses",
-    "tasks", "train", "infer", "metrics", "report", "weights", "runs", "border",
+    "base",
+    "scans",
+    "corpora",
+    "prepare",
+    "sample",
+    "augment",
+    "phantom",
+    "models",
+    "losses",
+    "tasks",
+    "train",
+    "infer",
+    "metrics",
+    "report",
+    "weights",
+    "runs",
+    "border",
 )
 BASE = {"__init__", "errors", "files", "labels", "locks", "registry", "topology"}
 BORDER = {"api", "border", "cli", "commands", "main"}
-HOST_ONLY = ("scans", "corpora", "prepare", "sample", "phantom", "metrics", "report")  # no accelerator library
+HOST_ONLY = (
+    "scans",
+    "corpora",
+    "prepare",
+    "sample",
+    "phantom",
+    "metrics",
+    "report",
+)  # no accelerator library
 MOST_LINES, MOST_LINES_OF_A_PACKAGE = 500, 4000
 
 
@@ -36,7 +62,7 @@ def _tree(path: Path) -> ast.AST:
 
 def _package(module: str) -> str:
     """medjax.scans.nifti -> scans; medjax.labels -> base; medjax.main -> border."""
-    top = (module.split(".") + ["__init__"])[1]
+    top = [*module.split("."), "__init__"][1]
     return "base" if top in BASE else "border" if top in BORDER else top
 
 
@@ -98,14 +124,25 @@ def test_models_and_losses_see_no_labels_corpora_or_files(repository):
                 foreign = name.startswith("medjax.") and _package(name) not in (package, "base")
                 if foreign or name.startswith(("medjax.labels", "medjax.files")):
                     wrong.append(f"{module}:{line} imports {name}")
-                if name.split(".")[0] in ("nibabel", "ml_collections", "tensorstore", "pathlib", "os"):
+                if name.split(".")[0] in (
+                    "nibabel",
+                    "ml_collections",
+                    "tensorstore",
+                    "pathlib",
+                    "os",
+                ):
                     wrong.append(f"{module}:{line} imports {name}")
     assert wrong == []
 
 
 def test_config_objects_stop_at_the_border(repository):
     modules = _modules(repository)
-    users = {m for m, p in modules.items() for n, _ in _imports(p, modules) if n.split(".")[0] == "ml_collections"}
+    users = {
+        m
+        for m, p in modules.items()
+        for n, _ in _imports(p, modules)
+        if n.split(".")[0] == "ml_collections"
+    }
     assert users <= {"medjax.main"}
 
 
@@ -121,7 +158,9 @@ def test_packages_for_the_host_need_no_accelerator_library(repository):
     assert wrong == []
 
 
-@pytest.mark.parametrize("word", ["pickle", "eval(", "exec(", "os.system", "shell=True", "extractall"])
+@pytest.mark.parametrize(
+    "word", ["pickle", "eval(", "exec(", "os.system", "shell=True", "extractall"]
+)
 def test_nothing_is_pickled_or_executed(repository, word):
     found = []
     for path in _modules(repository).values():
@@ -134,7 +173,9 @@ def test_nothing_is_pickled_or_executed(repository, word):
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+            node
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -156,7 +197,9 @@ def test_every_public_name_of_a_module_has_a_docstring(repository):
 
 
 def test_files_and_packages_stay_readable(repository):
-    lines = {module: len(path.read_text().splitlines()) for module, path in _modules(repository).items()}
+    lines = {
+        module: len(path.read_text().splitlines()) for module, path in _modules(repository).items()
+    }
     assert {module: n for module, n in lines.items() if n > MOST_LINES} == {}
     packages: dict[str, int] = {}
     for module, n in lines.items():
@@ -168,7 +211,9 @@ def test_tests_mirror_the_packages(repository):
     modules = _modules(repository)
     packages = {_package(m) for m in modules} - {"base", "border"} | {"commands"}
     others = {"support", "old", "golden", "configs", "data_pipelines", "benchmarks"}
-    folders = {p.name for p in (repository / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    folders = {
+        p.name for p in (repository / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"
+    }
     assert folders - others == packages
 
 

@@ -13,7 +13,13 @@ from tests.support.run import make_run
 
 
 def _run(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "medjax.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "medjax.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_help_is_quick_and_imports_nothing_heavy(repository):
@@ -21,13 +27,16 @@ def test_help_is_quick_and_imports_nothing_heavy(repository):
         "import sys, medjax.cli\n"
         "try: medjax.cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'jax', 'flax', 'numpy', 'scipy', 'nibabel', 'grain', 'matplotlib', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "heavy = {'jax', 'flax', 'numpy', 'scipy', 'nibabel', 'grain', 'matplotlib', "
+        "'tensorflow_datasets'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=60
+        )
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert "predict" in done.stdout and min(seconds) < 0.5
@@ -36,7 +45,20 @@ def test_help_is_quick_and_imports_nothing_heavy(repository):
 def test_usage_errors_exit_2_with_a_suggestion(tmp_path, capsys):
     assert cli.main(["predict", "-m", "x", "-i", "y", "-o", "z", "--overlp", "0.5"]) == 2
     assert "--overlap" in capsys.readouterr().err
-    assert cli.main(["predict", "-m", str(tmp_path), "-i", str(tmp_path / "none*.nii.gz"), "-o", str(tmp_path / "out")]) == 2
+    assert (
+        cli.main(
+            [
+                "predict",
+                "-m",
+                str(tmp_path),
+                "-i",
+                str(tmp_path / "none*.nii.gz"),
+                "-o",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert cli.main(["info", str(tmp_path)]) == 2
     assert "not a run folder" in capsys.readouterr().err
     assert cli.main(["verify", str(tmp_path)]) == 2
@@ -50,7 +72,10 @@ def test_verify_finds_a_planted_fault_and_exits_4(tmp_path, capsys):
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     assert cli.main(["verify", str(folder), "--json"]) == 4
     report = json.loads(capsys.readouterr().out)[0]
-    assert any(victim.name in problem["file"] and "truncated" in problem["what"] for problem in report["problems"])
+    assert any(
+        victim.name in problem["file"] and "truncated" in problem["what"]
+        for problem in report["problems"]
+    )
 
 
 def test_prepare_isolates_the_bad_case_and_finishes_the_rest(tmp_path, capsys):
@@ -70,7 +95,13 @@ def test_info_answers_programs(capsys):
     assert "unet" in facts["available"]["models"] and facts["versions"]["jax"] and facts["devices"]
 
 
-@pytest.mark.parametrize("verb", [module.__name__.rsplit(".", 1)[-1].strip("_").replace("_", "-") for module in commands.modules()])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        module.__name__.rsplit(".", 1)[-1].strip("_").replace("_", "-")
+        for module in commands.modules()
+    ],
+)
 def test_every_verb_is_there(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([verb, "--help"])
@@ -92,23 +123,64 @@ def run(tmp_path_factory):
 
 def test_predict_writes_what_was_asked_for_and_exits_3(run, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["-m", str(run / "run"), "-i", str(run / "in"), "-o", str(out), "--classes", "organ", "--max-memory", "6"]
-    more = ["--statistics", "--preview", "--uncertainty", "--report", str(tmp_path / "run.json"), "--disable-progress-bar"]
+    given = [
+        "-m",
+        str(run / "run"),
+        "-i",
+        str(run / "in"),
+        "-o",
+        str(out),
+        "--classes",
+        "organ",
+        "--max-memory",
+        "6",
+    ]
+    more = [
+        "--statistics",
+        "--preview",
+        "--uncertainty",
+        "--report",
+        str(tmp_path / "run.json"),
+        "--disable-progress-bar",
+    ]
     assert cli.main(["predict", *given, *more]) == 3
     said = capsys.readouterr().err
     assert "3 cases; 1 that will not do as they are" in said or "3 cases, at most" in said
-    assert "GiB of 6 GiB allowed" in said and "c1 failed" in said and "truncated gzip" in said and "2 predicted" in said
+    assert (
+        "GiB of 6 GiB allowed" in said
+        and "c1 failed" in said
+        and "truncated gzip" in said
+        and "2 predicted" in said
+    )
     names = {p.name for p in out.iterdir()} - {"report.html"}
     endings = (".nii.gz", ".json", "_entropy.nii.gz", "_disagreement.nii.gz", "_preview.png")
-    assert names == {f"c{i}{ending}" for i in (0, 2) for ending in endings} | {"run.json", "statistics.csv"}
+    assert names == {f"c{i}{ending}" for i in (0, 2) for ending in endings} | {
+        "run.json",
+        "statistics.csv",
+    }
     report = json.loads((tmp_path / "run.json").read_text())
-    assert report["failed"][0]["case"] == "c1" and report["peak_memory_gib"] > 0 and set(report["cases"]) == {"c0", "c2"}
+    assert (
+        report["failed"][0]["case"] == "c1"
+        and report["peak_memory_gib"] > 0
+        and set(report["cases"]) == {"c0", "c2"}
+    )
     assert report["models"][0]["name"] == "base" and report["settings"]["classes"] == ["organ"]
 
 
 def test_parts_share_the_cases(run, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["predict", "-m", str(run / "run"), "-i", str(run / "in"), "-o", str(out), "--num-parts", "2", "--quiet"]
+    given = [
+        "predict",
+        "-m",
+        str(run / "run"),
+        "-i",
+        str(run / "in"),
+        "-o",
+        str(out),
+        "--num-parts",
+        "2",
+        "--quiet",
+    ]
     assert cli.main([*given, "--part-id", "0"]) == 0 and cli.main([*given, "--part-id", "1"]) == 3
     assert {p.name for p in out.glob("*.nii.gz")} == {"c0.nii.gz", "c2.nii.gz"}
     assert {p.name for p in out.glob("run*")} == {"run_part0of2.json", "run_part1of2.json"}

@@ -1,4 +1,6 @@
-"""launch.sh: what each of its ways of starting several processes runs, seen by stand-ins for python, srun and gcloud."""
+"""launch.sh: what each of its ways of starting several processes runs, seen by stand-ins for
+python, srun and gcloud.
+"""
 
 import os
 import subprocess
@@ -20,22 +22,47 @@ echo "$(basename "$0") $* | $MEDJAX_COORDINATOR $MEDJAX_PROCESSES $MEDJAX_PROCES
 
 @pytest.fixture
 def launch(tmp_path, repository):
-    """(arguments, environment changes) -> (exit code, lines of what was called, error text); no package is installed."""
+    """(arguments, environment changes) -> (exit code, lines of what was called, error text); no
+    package is installed.
+    """
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("python", "srun", "gcloud"):
         (tools / name).write_text(STANDIN)
         (tools / name).chmod(0o755)
-    checksum = subprocess.run(["cksum"], stdin=(repository / "pyproject.toml").open(), capture_output=True, text=True, check=True)
-    (tmp_path / ".medjax").write_text("".join(f"{checksum.stdout.strip()} [{extra}]\n" for extra in ("", "tpu")))
+    checksum = subprocess.run(
+        ["cksum"],
+        stdin=(repository / "pyproject.toml").open(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / ".medjax").write_text(
+        "".join(f"{checksum.stdout.strip()} [{extra}]\n" for extra in ("", "tpu"))
+    )
 
     def call(*arguments, **changes):
         calls = tmp_path / "calls"
         calls.write_text("")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MEDJAX"))}
-        environment = clean | {"MEDJAX_VENV": str(tmp_path), "CALLS": str(calls), "PATH": f"{tools}:{os.environ['PATH']}"} | changes
+        environment = (
+            clean
+            | {
+                "MEDJAX_VENV": str(tmp_path),
+                "CALLS": str(calls),
+                "PATH": f"{tools}:{os.environ['PATH']}",
+            }
+            | changes
+        )
         script = Path(repository) / "launch.sh"
-        done = subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["bash", str(script), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         return done.returncode, sorted(calls.read_text().splitlines()), done.stderr
 
     return call
@@ -45,7 +72,9 @@ def test_local_processes_know_each_other(launch):
     code, calls, _ = launch("local", "2", "configs/x.py:t", "--workdir=runs/a b")
     assert code == 0
     command = "python -m medjax.main --config=configs/x.py:t --workdir=runs/a b"
-    assert [line.strip() for line in calls] == [f"{command} | 127.0.0.1:4711 2 {i}" for i in range(2)]
+    assert [line.strip() for line in calls] == [
+        f"{command} | 127.0.0.1:4711 2 {i}" for i in range(2)
+    ]
 
 
 def test_a_local_process_that_fails_ends_the_others(launch):
@@ -54,26 +83,45 @@ def test_a_local_process_that_fails_ends_the_others(launch):
 
 
 def test_slurm_starts_one_task_per_node_that_asks_slurm_who_it_is(launch):
-    code, calls, _ = launch("slurm", "configs/x.py", "--workdir=/s/r", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="4")
+    code, calls, _ = launch(
+        "slurm", "configs/x.py", "--workdir=/s/r", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="4"
+    )
     assert code == 0
     assert [line.strip() for line in calls] == [
-        "srun --ntasks=4 --kill-on-bad-exit=1 python -m medjax.main --config=configs/x.py --workdir=/s/r |    auto"
+        "srun --ntasks=4 --kill-on-bad-exit=1 python -m medjax.main --config=configs/x.py "
+        "--workdir=/s/r |    auto"
     ]
     code, calls, error = launch("slurm", "configs/x.py")
     assert code == 2 and not calls and "allocation" in error
 
 
 def test_tpu_runs_the_same_command_on_every_worker(launch, repository):
-    code, calls, _ = launch("tpu", "slice", "europe-west4-a", "configs/x.py:h", "--workdir=/mnt/run", "--config.name=two words")
+    code, calls, _ = launch(
+        "tpu",
+        "slice",
+        "europe-west4-a",
+        "configs/x.py:h",
+        "--workdir=/mnt/run",
+        "--config.name=two words",
+    )
     assert code == 0 and len(calls) == 1
-    assert calls[0].startswith("gcloud compute tpus tpu-vm ssh slice --zone=europe-west4-a --worker=all --command=cd ")
-    assert r"MEDJAX_DISTRIBUTED=auto ./launch.sh train configs/x.py:h --workdir=/mnt/run --config.name=two\ words" in calls[0]
+    assert calls[0].startswith(
+        "gcloud compute tpus tpu-vm ssh slice --zone=europe-west4-a --worker=all --command=cd "
+    )
+    assert (
+        r"MEDJAX_DISTRIBUTED=auto ./launch.sh train configs/x.py:h --workdir=/mnt/run "
+        r"--config.name=two\ words" in calls[0]
+    )
 
 
 def test_processes_are_described_completely_or_not_at_all():
     assert hosts.settings({}) is None and hosts.settings({"MEDJAX_DISTRIBUTED": "auto"}) == {}
     full = {"MEDJAX_COORDINATOR": "a:1", "MEDJAX_PROCESSES": "2", "MEDJAX_PROCESS": "1"}
-    assert hosts.settings(full) == {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}
+    assert hosts.settings(full) == {
+        "coordinator_address": "a:1",
+        "num_processes": 2,
+        "process_id": 1,
+    }
     with pytest.raises(UsageError, match="not fully described"):
         hosts.settings({"MEDJAX_COORDINATOR": "a:1"})
     with pytest.raises(UsageError, match="process 2 of 2"):
@@ -89,5 +137,11 @@ def test_the_first_process_goes_on_alone_after_training(monkeypatch):
     assert hosts.part(flags) and started == [], "a process that was alone evaluates as it is"
     hosts.restart([*flags, "--mode=evaluate"])
     ((_, command, environment),) = started
-    assert command[1:3] == ["-m", "medjax.main"] and main.parse(["medjax", *command[3:]]).mode == "evaluate"
-    assert not {"MEDJAX_COORDINATOR", "MEDJAX_DISTRIBUTED"} & set(environment) and environment["PATH"] == os.environ["PATH"]
+    assert (
+        command[1:3] == ["-m", "medjax.main"]
+        and main.parse(["medjax", *command[3:]]).mode == "evaluate"
+    )
+    assert (
+        not {"MEDJAX_COORDINATOR", "MEDJAX_DISTRIBUTED"} & set(environment)
+        and environment["PATH"] == os.environ["PATH"]
+    )

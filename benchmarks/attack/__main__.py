@@ -1,9 +1,11 @@
-"""The attack: 91 faults that once lost data, let something in, or went wrong without a word, each against medjax as it is now.
+"""The attack: 91 faults that once lost data, let something in, or went wrong without a word, each
+against medjax as it is now.
 
     python -m benchmarks.attack [--rows D1 S5 inputs ...] [--json OUT] [--keep FOLDER] [--workers 2]
 
-Rows: D data loss, S security, M models and stores, P process, I inputs, A API and evaluation. A row judges outcomes: exit code, files kept
-bit by bit, nothing written outside of the output folder, a sentence in place of a traceback, the right mask. Exit code 1 if a row fails.
+Rows: D data loss, S security, M models and stores, P process, I inputs, A API and evaluation. A row
+judges outcomes: exit code, files kept bit by bit, nothing written outside of the output folder, a
+sentence in place of a traceback, the right mask. Exit code 1 if a row fails.
 """
 
 import argparse
@@ -36,16 +38,38 @@ class Worker:
         self.pipe, end = os.pipe()
         home = self.folder / "home"
         (self.folder / "cache").mkdir(parents=True, exist_ok=True)
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        paths = {"MEDJAX_HOME": str(home), "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")}
-        words = [sys.executable, "-m", "benchmarks.attack.worker", str(end), str(self.folder), "keep" if self.keep else "clean"]
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        paths = {
+            "MEDJAX_HOME": str(home),
+            "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        }
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.attack.worker",
+            str(end),
+            str(self.folder),
+            "keep" if self.keep else "clean",
+        ]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(end,), cwd=REPOSITORY, text=True,
-            env=os.environ | ENVIRONMENT | cache | paths, errors="replace",
-        )  # fmt: skip
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(end,),
+            cwd=REPOSITORY,
+            text=True,
+            env=os.environ | ENVIRONMENT | cache | paths,
+            errors="replace",
+        )
         os.close(end)
         self.words: list[str] = []
-        threading.Thread(target=lambda p=self.process: self.words.extend(p.stderr), daemon=True).start()
+        threading.Thread(
+            target=lambda p=self.process: self.words.extend(p.stderr), daemon=True
+        ).start()
         self.rest = b""
 
     def run(self, row: Row) -> tuple[list[dict], float]:
@@ -62,7 +86,11 @@ class Worker:
                     content = os.read(self.pipe, 1 << 16)
                     if not content:
                         code = self.process.wait()
-                        said = signal_name(-code) if code < 0 else f"exit {code} {' '.join(self.words[-3:])}"
+                        said = (
+                            signal_name(-code)
+                            if code < 0
+                            else f"exit {code} {' '.join(self.words[-3:])}"
+                        )
                         return self._end(seen, f"the process ended by {said}", started)
                     *lines, self.rest = (self.rest + content).split(b"\n")
                     for found in map(json.loads, lines):
@@ -77,7 +105,10 @@ class Worker:
     def _end(self, seen: list[dict], why: str, started: float) -> tuple[list[dict], float]:
         self.close()
         after = f"after {seen[-1]['variant']!r}" if seen else "at the first variant"
-        return [*seen, {"variant": f"({after})", "ok": False, "seen": why}], time.perf_counter() - started
+        return [
+            *seen,
+            {"variant": f"({after})", "ok": False, "seen": why},
+        ], time.perf_counter() - started
 
     def close(self) -> None:
         """Ends the process."""
@@ -94,8 +125,12 @@ def verdict(seen: Sequence[dict]) -> str:
     return "FAIL" if not seen or not all(judged) else "pass" if judged else "skip"
 
 
-def attack(rows: Sequence[Row], folder: Path, workers: int = 2, keep: bool = False, say=lambda result: None) -> list[dict]:
-    """Runs rows, the longest limits first; returns id, surface, what, verdict, seen, seconds of each, in the order given."""
+def attack(
+    rows: Sequence[Row], folder: Path, workers: int = 2, keep: bool = False, say=lambda result: None
+) -> list[dict]:
+    """Runs rows, the longest limits first; returns id, surface, what, verdict, seen, seconds of
+    each, in the order given.
+    """
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     for row in rows:
         waiting.put(row)
@@ -109,7 +144,13 @@ def attack(rows: Sequence[Row], folder: Path, workers: int = 2, keep: bool = Fal
             except queue.Empty:
                 break
             seen, seconds = worker.run(row)
-            found = {"id": row.id, "surface": row.surface, "what": row.what, "before": row.before, "verdict": verdict(seen)}
+            found = {
+                "id": row.id,
+                "surface": row.surface,
+                "what": row.what,
+                "before": row.before,
+                "verdict": verdict(seen),
+            }
             results[row.id] = found | {"seen": seen, "seconds": round(seconds, 1)}
             say(results[row.id])
         worker.close()
@@ -127,30 +168,54 @@ def line(result: dict) -> str:
     bad = [f"{s['variant']}: {s['seen']}" for s in result["seen"] if s["ok"] is False]
     skipped = [f"{s['variant']}: {s['seen']}" for s in result["seen"] if s["ok"] is None]
     judged = sum(s["ok"] is not None for s in result["seen"])
-    head = f"{result['id']:4} {result['verdict']:5} {result['seconds']:6.1f} s  {judged - len(bad)}/{judged}  {result['what']}"
-    return "\n".join([head, *(f"       {text}" for text in bad), *(f"       skipped {text}" for text in skipped)])
+    head = (
+        f"{result['id']:4} {result['verdict']:5} {result['seconds']:6.1f} s  "
+        f"{judged - len(bad)}/{judged}  {result['what']}"
+    )
+    return "\n".join(
+        [head, *(f"       {text}" for text in bad), *(f"       skipped {text}" for text in skipped)]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the attack; 1 if a row fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", default=[], help="ids (D1) or surfaces (inputs); default all")
-    parser.add_argument("--keep", default="", metavar="FOLDER", help="keep the files of every row there")
-    parser.add_argument("--json", default="", metavar="OUT", help="write everything that was seen there")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], help="ids (D1) or surfaces (inputs); default all"
+    )
+    parser.add_argument(
+        "--keep", default="", metavar="FOLDER", help="keep the files of every row there"
+    )
+    parser.add_argument(
+        "--json", default="", metavar="OUT", help="write everything that was seen there"
+    )
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     args = parser.parse_args(argv)
     known = surfaces.load()
-    wanted = [r for r in known.values() if not args.rows or r.id in args.rows or r.surface in args.rows]
-    if unknown := [name for name in args.rows if name not in {w for r in known.values() for w in (r.id, r.surface)}]:
+    wanted = [
+        r for r in known.values() if not args.rows or r.id in args.rows or r.surface in args.rows
+    ]
+    if unknown := [
+        name
+        for name in args.rows
+        if name not in {w for r in known.values() for w in (r.id, r.surface)}
+    ]:
         parser.error(f"unknown rows {unknown}")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
         place = Path(args.keep or folder).resolve()
-        results = attack(wanted, place, args.workers, bool(args.keep), lambda result: print(line(result), flush=True))
+        results = attack(
+            wanted,
+            place,
+            args.workers,
+            bool(args.keep),
+            lambda result: print(line(result), flush=True),
+        )
     counts = {word: sum(r["verdict"] == word for r in results) for word in ("pass", "FAIL", "skip")}
     variants = sum(len(r["seen"]) for r in results)
     print(
-        f"\n{len(results)} rows ({variants} variants): {counts['pass']} pass, {counts['FAIL']} fail, {counts['skip']} skip; "
+        f"\n{len(results)} rows ({variants} variants): {counts['pass']} pass, {counts['FAIL']} "
+        f"fail, {counts['skip']} skip; "
         f"{time.perf_counter() - started:.0f} s"
     )
     if args.json:

@@ -1,4 +1,6 @@
-"""Data loss: commands that could delete or overwrite what medjax did not write, or forget what it did."""
+"""Data loss: commands that could delete or overwrite what medjax did not write, or forget what it
+did.
+"""
 
 import hashlib
 import json
@@ -39,7 +41,9 @@ def raw_data_as_store(site: Site) -> Iterator[Seen]:
     foreign.write_text("years of work")
     before = site.tree()
     said = medjax("prepare", data, "-o", site.root / "store", "--workers", 1)
-    yield refused("a foreign folder has the name of a case", said, codes=(USAGE,), **_kept(site, before))
+    yield refused(
+        "a foreign folder has the name of a case", said, codes=(USAGE,), **_kept(site, before)
+    )
     shutil.rmtree(site.root / "store")
     said = medjax("prepare", data, "-o", site.root / "store", "--workers", 1)
     yield fine("a proper store", said, also=not site.changed(before, site.root / "store"))
@@ -80,18 +84,27 @@ def ground_truth_as_output(site: Site) -> Iterator[Seen]:
 @row("D4", "output folder = input folder with files of others", "fail")
 def sidecars_of_others(site: Site) -> Iterator[Seen]:
     for name, foreign in (
-        ("BIDS sidecar", "sub-01_T1w.json"), ("run.json", "run.json"), ("report.html", "report.html"), ("statistics.csv", "statistics.csv"),
-        ("probabilities", "sub-01_T1w_prob.npz"), ("entropy", "sub-01_T1w_entropy.nii.gz"), ("picture", "sub-01_T1w_preview.png"),
-    ):  # fmt: skip
+        ("BIDS sidecar", "sub-01_T1w.json"),
+        ("run.json", "run.json"),
+        ("report.html", "report.html"),
+        ("statistics.csv", "statistics.csv"),
+        ("probabilities", "sub-01_T1w_prob.npz"),
+        ("entropy", "sub-01_T1w_entropy.nii.gz"),
+        ("picture", "sub-01_T1w_preview.png"),
+    ):
         folder = site.path(name, "bids")
         m.scan(folder / "sub-01_T1w.nii")
         (folder / foreign).write_text('{"EchoTime": 0.01}')
         before = site.tree()
         more = ("--statistics", "--probabilities", "--uncertainty", "--preview", "--tta", "none")
-        said = medjax("predict", "-m", m.run(site), "-i", folder / "sub-01_T1w.nii", "-o", folder, *more)
+        said = medjax(
+            "predict", "-m", m.run(site), "-i", folder / "sub-01_T1w.nii", "-o", folder, *more
+        )
         now = site.tree()
         gone = [n for n in before if before[n] != now.get(n)]
-        ok = not gone and not said.raw and (said.code == 0 or (said.code == USAGE and now == before))
+        ok = (
+            not gone and not said.raw and (said.code == 0 or (said.code == USAGE and now == before))
+        )
         yield Seen(name, ok, f"{said}; changed {gone}")
     folder = site.path("free", "scans")
     m.scan(folder / "a.nii")
@@ -112,9 +125,17 @@ def clash_of_names(site: Site) -> Iterator[Seen]:
             m.scan(site.path(name, "in", f"{case}.nii.gz"))
         out = site.path(name, "out")
         said = m.predict(m.run(site), site.root / name / "in", out, *more)
-        yield refused(name, said, codes=(USAGE,), also=not out.exists() or not any(out.iterdir()), seen=f"in the folder {_names(out)}")
+        yield refused(
+            name,
+            said,
+            codes=(USAGE,),
+            also=not out.exists() or not any(out.iterdir()),
+            seen=f"in the folder {_names(out)}",
+        )
         said = m.predict(m.run(site), site.root / name / "in", out, *more, "--continue")
-        yield refused(f"{name}, --continue", said, codes=(USAGE,), seen=f"in the folder {_names(out)}")
+        yield refused(
+            f"{name}, --continue", said, codes=(USAGE,), seen=f"in the folder {_names(out)}"
+        )
     m.scan(site.path("later", "1", "a_entropy.nii.gz"))
     m.scan(site.path("later", "2", "a.nii.gz"))
     out = site.root / "later" / "out"
@@ -123,7 +144,11 @@ def clash_of_names(site: Site) -> Iterator[Seen]:
     said = m.predict(m.run(site), site.root / "later" / "2", out, "--uncertainty")
     now = m.mask(out / "a_entropy.nii.gz")
     same = now.dtype == kept.dtype and np.array_equal(now, kept)
-    yield Seen("a after a_entropy, in two calls", same and not said.raw, f"{said}; mask of a_entropy {'kept' if same else 'LOST'}")
+    yield Seen(
+        "a after a_entropy, in two calls",
+        same and not said.raw,
+        f"{said}; mask of a_entropy {'kept' if same else 'LOST'}",
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -138,9 +163,15 @@ def earlier_masks(site: Site) -> Iterator[Seen]:
         said = m.predict(m.run(site), site.root / case, out, "--statistics")
     told = (out / "run.json").read_text()
     digest = hashlib.sha256((site.root / "a" / "a.nii.gz").read_bytes()).hexdigest()
-    yield fine("run.json names both, with the hash of the first scan", said, also='"a"' in told and '"b"' in told and digest in told)
+    yield fine(
+        "run.json names both, with the hash of the first scan",
+        said,
+        also='"a"' in told and '"b"' in told and digest in told,
+    )
     rows = (out / "statistics.csv").read_text()
-    yield fine("statistics.csv holds both", said, also="\na," in rows and "\nb," in rows, seen=rows[:80])
+    yield fine(
+        "statistics.csv holds both", said, also="\na," in rows and "\nb," in rows, seen=rows[:80]
+    )
 
 
 @row("D7", "step folders without _CHECKPOINT_METADATA, the same training again", "fail")
@@ -160,9 +191,15 @@ def silent_restart(site: Site) -> Iterator[Seen]:
         steps = sorted(p.name for p in (target / "checkpoints").iterdir())
         kept = steps == sorted(p.name for p in (run / "checkpoints").iterdir())
         lost = [n for n in before if "checkpoints" in n and before[n] != site.tree().get(n)]
-        ok = log == (target / "metrics.jsonl").read_bytes() and ((kept and not lost) or name == "arrays")
-        yield refused(f"{name} missing: train", said, also=ok, seen=f"steps {steps}, changed {lost[:3]}")
-        said = m.predict(target, m.scan(site.path(name, "s.nii.gz")), site.root / name / "out", "--corpus", "Toy")
+        ok = log == (target / "metrics.jsonl").read_bytes() and (
+            (kept and not lost) or name == "arrays"
+        )
+        yield refused(
+            f"{name} missing: train", said, also=ok, seen=f"steps {steps}, changed {lost[:3]}"
+        )
+        said = m.predict(
+            target, m.scan(site.path(name, "s.nii.gz")), site.root / name / "out", "--corpus", "Toy"
+        )
         yield refused(f"{name} missing: predict", said, also=not said.has("train it first"))
 
 
@@ -177,6 +214,18 @@ def labels_outside_the_crop(site: Site) -> Iterator[Seen]:
     checked = medjax("verify", data, "--json", "--quiet")
     prepared = medjax("prepare", data, "-o", site.root / "store", "--workers", 1)
     words = ("crop", "outside", "non-zero", "nonzero", "cut off", "lost")
-    found = [p["what"] for r in json.loads(checked.text[checked.text.index("[") :]) for p in r["problems"]]
-    said = [t for t in [*found, *prepared.text.splitlines()] if "label" in t.lower() and any(w in t.lower() for w in words)]
-    yield Seen("verify or prepare warns", bool(said) and not checked.raw and not prepared.raw, f"{said[:1] or found[:2]}")
+    found = [
+        p["what"]
+        for r in json.loads(checked.text[checked.text.index("[") :])
+        for p in r["problems"]
+    ]
+    said = [
+        t
+        for t in [*found, *prepared.text.splitlines()]
+        if "label" in t.lower() and any(w in t.lower() for w in words)
+    ]
+    yield Seen(
+        "verify or prepare warns",
+        bool(said) and not checked.raw and not prepared.raw,
+        f"{said[:1] or found[:2]}",
+    )

@@ -1,7 +1,9 @@
-"""What every attack is made of: rows, verdicts, commands in this process or another, trees of hashes, folders that many rows share.
+"""What every attack is made of: rows, verdicts, commands in this process or another, trees of
+hashes, folders that many rows share.
 
-A row is a generator that builds its fault in a folder of its own and yields one `Seen` per variant. It passes if every variant that
-was judged is as expected, and is skipped if a variant says why it cannot run here.
+A row is a generator that builds its fault in a folder of its own and yields one `Seen` per variant.
+It passes if every variant that was judged is as expected, and is skipped if a variant says why it
+cannot run here.
 """
 
 import contextlib
@@ -23,16 +25,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "PYTHONUNBUFFERED": "1",
+}
 DONE, SOME_FAILED, USAGE = 0, 3, 2
 TRACEBACK = "Traceback (most recent call last)"
 SENTENCE = re.compile(r"^medjax: ", re.MULTILINE)
-OF_A_CASE = re.compile(r"^medjax: .* failed: \w+(Error|Exception|Exit|Interrupt): ", re.MULTILINE)  # an error that is none of medjax'
+OF_A_CASE = re.compile(
+    r"^medjax: .* failed: \w+(Error|Exception|Exit|Interrupt): ", re.MULTILINE
+)  # an error that is none of medjax'
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """One variant of a row: whether its outcome is the expected one (None: cannot run here) and what was seen."""
+    """One variant of a row: whether its outcome is the expected one (None: cannot run here) and
+    what was seen.
+    """
 
     variant: str
     ok: bool | None
@@ -41,7 +51,9 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One fault. `limit`: seconds after which it counts as hanging; `before`: the verdict on the tree that was attacked first."""
+    """One fault. `limit`: seconds after which it counts as hanging; `before`: the verdict on the
+    tree that was attacked first.
+    """
 
     id: str
     surface: str
@@ -67,7 +79,9 @@ def row(id: str, what: str, before: str, limit: float = 90.0) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """How a command ended: exit code (negative: killed by that signal; None: it ran too long), everything it printed, seconds."""
+    """How a command ended: exit code (negative: killed by that signal; None: it ran too long),
+    everything it printed, seconds.
+    """
 
     code: int | None
     text: str
@@ -75,7 +89,9 @@ class Said:
 
     @property
     def raw(self) -> bool:
-        """Whether a killed process or a traceback is what the user sees: one that no sentence of ours follows, or one of a case."""
+        """Whether a killed process or a traceback is what the user sees: one that no sentence of
+        ours follows, or one of a case.
+        """
         killed = self.code is None or self.code < 0 or self.code in (134, 135, 136, 139)
         traced = TRACEBACK in self.text and not SENTENCE.search(self.text.rpartition(TRACEBACK)[2])
         return killed or traced or bool(OF_A_CASE.search(self.text))
@@ -86,12 +102,17 @@ class Said:
 
     def __str__(self) -> str:
         lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("medjax:")), lines[-1] if lines else "no word")
+        said = next(
+            (line for line in lines if line.startswith("medjax:")),
+            lines[-1] if lines else "no word",
+        )
         return f"exit {self.code}{' with a traceback' if self.raw else ''}: {said[:260]!r}"
 
 
 class Site:
-    """The folder of one row, several levels deep so that an escape stays inside of what is watched; and the things all rows share."""
+    """The folder of one row, several levels deep so that an escape stays inside of what is watched;
+    and the things all rows share.
+    """
 
     def __init__(self, top: Path, shared: Path):
         self.top, self.shared = top, shared
@@ -137,7 +158,11 @@ def medjax(*arguments: object, entry: str = "medjax.cli") -> Said:
     import importlib
 
     out, started = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("default")
         try:
             code = importlib.import_module(entry).main([str(a) for a in arguments])
@@ -154,13 +179,22 @@ def train(*arguments: object) -> Said:
     return medjax(*arguments, entry="medjax.main")
 
 
-def start(*arguments: object, entry: str = "medjax.cli", prefix: Sequence[str] = (), log: Path, **environment: str) -> subprocess.Popen:
+def start(
+    *arguments: object,
+    entry: str = "medjax.cli",
+    prefix: Sequence[str] = (),
+    log: Path,
+    **environment: str,
+) -> subprocess.Popen:
     """A command of medjax in a process of its own; what it prints goes to `log`."""
     with open(log, "wb") as out:
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", entry, *map(str, arguments)], stdout=out, stderr=subprocess.STDOUT, cwd=REPOSITORY,
+            [*prefix, sys.executable, "-m", entry, *map(str, arguments)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
             env=os.environ | environment,
-        )  # fmt: skip
+        )
 
 
 def wait(process: subprocess.Popen, log: Path, limit: float = 60.0) -> Said:
@@ -181,7 +215,9 @@ def alone(site: Site, *arguments: object, limit: float = 60.0, **options) -> Sai
     return wait(start(*arguments, log=log, **options), log, limit)
 
 
-def told(process: subprocess.Popen, log: Path, when: Callable[[], bool], number: int, limit: float = 45.0) -> Said:
+def told(
+    process: subprocess.Popen, log: Path, when: Callable[[], bool], number: int, limit: float = 45.0
+) -> Said:
     """Sends a signal as soon as `when` holds, then waits."""
     ends = time.perf_counter() + limit
     while not when() and process.poll() is None and time.perf_counter() < ends:
@@ -191,27 +227,47 @@ def told(process: subprocess.Popen, log: Path, when: Callable[[], bool], number:
     return wait(process, log, limit)
 
 
-def mounted(folder: Path, options: str, after: str = "", *, readonly: bool = False) -> list[str] | None:
-    """The words before a command that see a small file system of their own at `folder`; None where mounting is not possible.
+def mounted(
+    folder: Path, options: str, after: str = "", *, readonly: bool = False
+) -> list[str] | None:
+    """The words before a command that see a small file system of their own at `folder`; None where
+    mounting is not possible.
 
     Args:
-      options: of tmpfs. after: shell words run when the command has ended. readonly: nothing can be written.
+      options: of tmpfs. after: shell words run when the command has ended. readonly: nothing can be
+        written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script = f'mount -t tmpfs -o {options} none "{folder}" || exit 99; '
     script += f'mount -o remount,ro "{folder}" || exit 99; ' if readonly else ""
     script += f'"$@"; code=$?; {after or ":"}; exit $code'
     words = ["unshare", "-m", *([] if os.geteuid() == 0 else ["-r"]), "sh", "-c", script, "sh"]
-    if not shutil.which("unshare") or subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*words, "true"], capture_output=True, check=False).returncode
+    ):
         return None
     return words
 
 
-def refused(variant: str, said: Said, *words: str, codes: Sequence[int] = (1, 2, 3, 4), also: bool = True, seen: str = "") -> Seen:
-    """As expected if the command ended by itself with one of the codes and a sentence that holds the words, and `also` holds."""
+def refused(
+    variant: str,
+    said: Said,
+    *words: str,
+    codes: Sequence[int] = (1, 2, 3, 4),
+    also: bool = True,
+    seen: str = "",
+) -> Seen:
+    """As expected if the command ended by itself with one of the codes and a sentence that holds
+    the words, and `also` holds.
+    """
     missing = [word for word in words if not said.has(word)]
     ok = said.code in codes and not said.raw and not missing and also
-    return Seen(variant, ok, f"{said}{f'; without {missing}' if missing else ''}{f'; {seen}' if seen else ''}")
+    return Seen(
+        variant,
+        ok,
+        f"{said}{f'; without {missing}' if missing else ''}{f'; {seen}' if seen else ''}",
+    )
 
 
 def fine(variant: str, said: Said, *words: str, also: bool = True, seen: str = "") -> Seen:
@@ -243,7 +299,9 @@ def memory_of(pid: int) -> float:
 
 
 def shared(site: Site, name: str, build: Callable[[Path], object]) -> Path:
-    """A folder or file that rows of all workers share and none changes; the first that needs it builds it."""
+    """A folder or file that rows of all workers share and none changes; the first that needs it
+    builds it.
+    """
     path = site.shared / name
     with open(site.shared / f".{name}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

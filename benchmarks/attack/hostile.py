@@ -1,4 +1,6 @@
-"""Hostile bytes: pickles put together by hand (nothing of them is ever unpickled here), PyTorch files, zip bombs, safetensors."""
+"""Hostile bytes: pickles put together by hand (nothing of them is ever unpickled here), PyTorch
+files, zip bombs, safetensors.
+"""
 
 import json
 import struct
@@ -56,9 +58,21 @@ def pickled(words: bytes) -> bytes:
 
 def object_dtype(flags: int = 0) -> bytes:
     """A numpy dtype of one object field that claims, by its flags, to hold none."""
-    pointer = built(call(name("numpy", "dtype"), "O8", False, True), 3, "|", None, None, None, -1, -1, 63)
+    pointer = built(
+        call(name("numpy", "dtype"), "O8", False, True), 3, "|", None, None, None, -1, -1, 63
+    )
     fields = mapping(("a", b"(" + pointer + value(0) + b"t"))
-    return built(call(name("numpy", "dtype"), "V8", False, True), 3, "|", None, value(("a",)), fields, 8, 1, flags)
+    return built(
+        call(name("numpy", "dtype"), "V8", False, True),
+        3,
+        "|",
+        None,
+        value(("a",)),
+        fields,
+        8,
+        1,
+        flags,
+    )
 
 
 def storage(key: object = "0", count: int = 4, kind: str = "FloatStorage") -> bytes:
@@ -69,7 +83,15 @@ def storage(key: object = "0", count: int = 4, kind: str = "FloatStorage") -> by
 def tensor(where: bytes, offset: int = 0, shape=(2, 2), strides=(2, 1)) -> bytes:
     """A tensor of PyTorch."""
     hooks = call(name("collections", "OrderedDict"))
-    return call(name("torch._utils", "_rebuild_tensor_v2"), where, offset, value(shape), value(strides), False, hooks)
+    return call(
+        name("torch._utils", "_rebuild_tensor_v2"),
+        where,
+        offset,
+        value(shape),
+        value(strides),
+        False,
+        hooks,
+    )
 
 
 def torch_zip(path: Path, words: bytes, members: Mapping[str, bytes] | None = None) -> Path:
@@ -77,7 +99,9 @@ def torch_zip(path: Path, words: bytes, members: Mapping[str, bytes] | None = No
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickled(words))
         file.writestr("archive/byteorder", "little")
-        for key, content in ({"0": struct.pack("<4f", 1, 2, 3, 4)} if members is None else members).items():
+        for key, content in (
+            {"0": struct.pack("<4f", 1, 2, 3, 4)} if members is None else members
+        ).items():
             file.writestr(f"archive/data/{key}", content)
     return path
 
@@ -98,17 +122,43 @@ def bomb(path: Path, name: str, mebibytes: int, others: Mapping[str, bytes] | No
     content = path.read_bytes()
     end = content.rindex(b"PK\5\6")
     count, length, start = struct.unpack("<HII", content[end + 10 : end + 20])
-    local = struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 8, 0, 33, *sizes, len(encoded), 0) + encoded + data
+    local = (
+        struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 8, 0, 33, *sizes, len(encoded), 0)
+        + encoded
+        + data
+    )
     entry = (
-        struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 8, 0, 33, *sizes, len(encoded), 0, 0, 0, 0, 0o600 << 16, start) + encoded
+        struct.pack(
+            "<4sHHHHHHIIIHHHHHII",
+            b"PK\1\2",
+            20,
+            20,
+            0,
+            8,
+            0,
+            33,
+            *sizes,
+            len(encoded),
+            0,
+            0,
+            0,
+            0,
+            0o600 << 16,
+            start,
+        )
+        + encoded
     )
     table = content[start : start + length] + entry
-    tail = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count + 1, count + 1, len(table), start + len(local), 0)
+    tail = struct.pack(
+        "<4sHHHHIIH", b"PK\5\6", 0, 0, count + 1, count + 1, len(table), start + len(local), 0
+    )
     path.write_bytes(content[:start] + local + table + tail)
     return path
 
 
-def safetensors(path: Path, header: object, data: bytes = bytes(64), length: int | None = None) -> Path:
+def safetensors(
+    path: Path, header: object, data: bytes = bytes(64), length: int | None = None
+) -> Path:
     """A safetensors file with any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)

@@ -48,10 +48,20 @@ def units(site: Site) -> Iterator[Seen]:
         said = m.predict(m.run(site), path, site.root / f"{variant}-out", "--statistics")
         mask = site.root / f"{variant}-out" / "a.nii.gz"
         ok = mask.exists() and np.array_equal(m.mask(mask), right) and right.any()
-        yield Seen(f"predict, {variant}", not said.raw and (ok or said.code == SOME_FAILED), f"{said}; the control's mask: {ok}")
+        yield Seen(
+            f"predict, {variant}",
+            not said.raw and (ok or said.code == SOME_FAILED),
+            f"{said}; the control's mask: {ok}",
+        )
         if ok:
-            told = json.loads((site.root / f"{variant}-out" / "a.json").read_text())["classes"]["organ"]
-            yield Seen(f"volume, {variant}", abs(told["volume_ml"] - told["voxels"] / 1000) < 1e-3, str(told))
+            told = json.loads((site.root / f"{variant}-out" / "a.json").read_text())["classes"][
+                "organ"
+            ]
+            yield Seen(
+                f"volume, {variant}",
+                abs(told["volume_ml"] - told["voxels"] / 1000) < 1e-3,
+                str(told),
+            )
         data = m.corpus(site.path(f"{variant}-data", "Task01_Toy"))
         for file in data.rglob("*.nii.gz"):
             _units(file, code, factor)
@@ -86,12 +96,18 @@ def left_over(site: Site) -> Iterator[Seen]:
     short = bytearray(raw)
     short[42:48] = struct.pack("<3h", 20, 20, 18)
     for variant, content in (
-        ("header dims smaller", bytes(short)), ("two scans in one file", bytes(raw + raw)), ("1000 more", bytes(raw) + b"\7" * 1000),
-    ):  # fmt: skip
+        ("header dims smaller", bytes(short)),
+        ("two scans in one file", bytes(raw + raw)),
+        ("1000 more", bytes(raw) + b"\7" * 1000),
+    ):
         path = site.path(variant, "in", "a.nii.gz")
         path.write_bytes(gzip.compress(content, 1))
         said = m.predict(m.run(site), path, site.root / variant / "out")
-        warned = said.has("byte") or said.has("larger than its header") or said.has("longer than its header")
+        warned = (
+            said.has("byte")
+            or said.has("larger than its header")
+            or said.has("longer than its header")
+        )
         yield Seen(f"predict, {variant}", warned and not said.raw, str(said))
 
 
@@ -109,10 +125,14 @@ def outliers(site: Site) -> Iterator[Seen]:
         spoilt[3, 3, 3] = value
         path = _written(site.path(variant, "a.nii.gz"), spoilt)
         said = m.predict(run, path, site.root / f"{variant}-out")
-        yield Seen(variant, not said.raw and (said.has("warning") or said.code == SOME_FAILED), str(said))
+        yield Seen(
+            variant, not said.raw and (said.has("warning") or said.code == SOME_FAILED), str(said)
+        )
 
 
-def _spoilt(site: Site, variants: dict[str, Callable[[Path], object]], *words: str) -> Iterator[Seen]:
+def _spoilt(
+    site: Site, variants: dict[str, Callable[[Path], object]], *words: str
+) -> Iterator[Seen]:
     """Each variant in one call with a sound scan, which must be predicted."""
     for i, (variant, change) in enumerate(variants.items()):
         m.scan(site.path(str(i), "sound.nii.gz"), shape=SIDE)
@@ -125,13 +145,18 @@ def _spoilt(site: Site, variants: dict[str, Callable[[Path], object]], *words: s
 
 @row("I5", "vox_offset that is no number", "weak")
 def offsets(site: Site) -> Iterator[Seen]:
-    variants = {str(v): (lambda p, v=v: patch(p, 108, struct.pack("<f", v))) for v in (float("nan"), float("inf"), -1e30, 1e30)}
+    variants = {
+        str(v): (lambda p, v=v: patch(p, 108, struct.pack("<f", v)))
+        for v in (float("nan"), float("inf"), -1e30, 1e30)
+    }
     yield from _spoilt(site, variants)
 
 
 @row("I6", "float128 and binary voxels", "weak")
 def datatypes(site: Site) -> Iterator[Seen]:
-    yield from _spoilt(site, {"float128": lambda p: patch(p, 70, struct.pack("<2h", 1536, 128))}, "128")
+    yield from _spoilt(
+        site, {"float128": lambda p: patch(p, 70, struct.pack("<2h", 1536, 128))}, "128"
+    )
     for seen in _spoilt(site, {"1 bit": lambda p: patch(p, 70, struct.pack("<2h", 1, 1))}):
         yield Seen(seen.variant, seen.ok and "RGB" not in seen.seen, seen.seen)
 
@@ -146,7 +171,9 @@ def folder_as_scan(site: Site) -> Iterator[Seen]:
     for variant, hidden in (("alone", {}), ("alone, without pydicom", {"pydicom": None})):
         with unittest.mock.patch.dict(sys.modules, hidden):
             said = m.predict(m.run(site), site.root / "in" / "x.nii.gz", site.root / "out2")
-        yield refused(variant, said, "x.nii.gz", "folder", codes=(1, 2, 3), also=not said.has("pydicom"))
+        yield refused(
+            variant, said, "x.nii.gz", "folder", codes=(1, 2, 3), also=not said.has("pydicom")
+        )
 
 
 @row("I8", "fixes named in messages: --frame, --replace-nan", "fail")
@@ -161,13 +188,20 @@ def fixes(site: Site) -> Iterator[Seen]:
     m.make_raw.save(site.path("one", "a.nii.gz"), array)
     m.predict(m.run(site), site.root / "one", site.root / "o3")
     mask = site.root / "o2" / "a.nii.gz"
-    right = mask.exists() and np.array_equal(m.mask(mask).squeeze(), m.mask(site.root / "o3" / "a.nii.gz").squeeze())
+    right = mask.exists() and np.array_equal(
+        m.mask(mask).squeeze(), m.mask(site.root / "o3" / "a.nii.gz").squeeze()
+    )
     yield fine("--frame 1", said, also=right)
     yield refused("--frame 7", m.predict(m.run(site), path, site.root / "o4", "--frame", 7))
     spoilt = array.copy()
     spoilt[2, 2, 2] = np.nan
     m.make_raw.save(site.path("nan", "a.nii.gz"), spoilt)
-    yield refused("NaN", m.predict(m.run(site), site.root / "nan", site.root / "o5"), "--replace-nan", codes=(SOME_FAILED,))
+    yield refused(
+        "NaN",
+        m.predict(m.run(site), site.root / "nan", site.root / "o5"),
+        "--replace-nan",
+        codes=(SOME_FAILED,),
+    )
     said = m.predict(m.run(site), site.root / "nan", site.root / "o6", "--replace-nan", 0)
     yield fine("--replace-nan 0", said, also=(site.root / "o6" / "a.nii.gz").exists())
 
@@ -178,12 +212,19 @@ def long_name(site: Site) -> Iterator[Seen]:
         name = "n" * length
         path = m.scan(site.path(str(length), "in", f"{name}.nii"[:255]), shape=SIDE)
         said = m.predict(m.run(site), path, site.root / str(length) / "out")
-        yield Seen(f"predict, {length}", not said.raw and (said.code == 0 or length > 240), str(said))
+        yield Seen(
+            f"predict, {length}", not said.raw and (said.code == 0 or length > 240), str(said)
+        )
     data = m.corpus(site.path("Task01_Toy"))
     for folder in ("imagesTr", "labelsTr"):
         (data / folder / "case_000.nii.gz").rename(data / folder / f"{'n' * 240}.nii.gz")
     name = "n" * 240
-    m.edit(data / "dataset.json", lambda s: s["training"][0].update(image=f"./imagesTr/{name}.nii.gz", label=f"./labelsTr/{name}.nii.gz"))
+    m.edit(
+        data / "dataset.json",
+        lambda s: s["training"][0].update(
+            image=f"./imagesTr/{name}.nii.gz", label=f"./labelsTr/{name}.nii.gz"
+        ),
+    )
     yield fine("prepare, 240", medjax("prepare", data, "-o", site.root / "store", "--workers", 1))
 
 
@@ -191,10 +232,22 @@ def long_name(site: Site) -> Iterator[Seen]:
 def not_utf8(site: Site) -> Iterator[Seen]:
     m.scan(site.path("in", "a.nii.gz"))
     shutil.copy(site.root / "in" / "a.nii.gz", os.fsencode(site.root / "in") + b"/b\xff\xe9.nii.gz")
-    said = medjax("predict", "-m", m.run(site), "-i", site.root / "in", "-o", site.root / "out", "--statistics")
+    said = medjax(
+        "predict",
+        "-m",
+        m.run(site),
+        "-i",
+        site.root / "in",
+        "-o",
+        site.root / "out",
+        "--statistics",
+    )
     masks = list((site.root / "out").glob("*.nii.gz"))
     yield fine(
-        "masks and report.html", said, also=len(masks) == 2 and (site.root / "out" / "report.html").exists(), seen=f"{len(masks)} masks"
+        "masks and report.html",
+        said,
+        also=len(masks) == 2 and (site.root / "out" / "report.html").exists(),
+        seen=f"{len(masks)} masks",
     )
 
 
@@ -205,14 +258,26 @@ def odd_names(site: Site) -> Iterator[Seen]:
         m.scan(site.path("in", f"{name}.nii.gz"))
     said = m.predict(m.run(site), site.root / "in", site.root / "out")
     found = {p.name for p in (site.root / "out").glob("*.nii.gz")}
-    yield fine("8 names", said, also=found == {f"{n}.nii.gz" for n in names}, seen=str(sorted(found)))
+    yield fine(
+        "8 names", said, also=found == {f"{n}.nii.gz" for n in names}, seen=str(sorted(found))
+    )
 
 
 @row("I12", "equal names in two folders", "pass")
 def equal_names(site: Site) -> Iterator[Seen]:
     for folder in "ab":
         m.scan(site.path(folder, "x.nii.gz"))
-    words = ("predict", "-m", m.run(site), "-i", site.root / "a", site.root / "b", "-o", site.root / "out", "--no-html")
+    words = (
+        "predict",
+        "-m",
+        m.run(site),
+        "-i",
+        site.root / "a",
+        site.root / "b",
+        "-o",
+        site.root / "out",
+        "--no-html",
+    )
     said = medjax(*words)
     yield fine("told apart", said, also=len(list((site.root / "out").glob("*.nii.gz"))) == 2)
 
@@ -224,23 +289,33 @@ def sound_headers(site: Site) -> Iterator[Seen]:
     image = nib.load(good)
     array = np.asarray(image.dataobj)
     variants: dict[str, Callable[[Path], object]] = {
-        "4D, one frame": lambda p: nib.save(nib.Nifti1Image(array[..., None], image.affine, image.header), p),
-        "5D, one frame": lambda p: nib.save(nib.Nifti1Image(array[..., None, None], image.affine, image.header), p),
-        "int64": lambda p: nib.save(nib.Nifti1Image(array.astype(np.int64), image.affine, dtype=np.int64), p),
+        "4D, one frame": lambda p: nib.save(
+            nib.Nifti1Image(array[..., None], image.affine, image.header), p
+        ),
+        "5D, one frame": lambda p: nib.save(
+            nib.Nifti1Image(array[..., None, None], image.affine, image.header), p
+        ),
+        "int64": lambda p: nib.save(
+            nib.Nifti1Image(array.astype(np.int64), image.affine, dtype=np.int64), p
+        ),
         "NIfTI-2": lambda p: nib.save(nib.Nifti2Image(array, image.affine), p),
         "slope 0": lambda p: patch(p, 112, struct.pack("<2f", 0, 5)),
         "slope NaN": lambda p: patch(p, 112, struct.pack("<2f", *[np.nan] * 2)),
         "codes 99": lambda p: patch(p, 252, struct.pack("<2h", 99, 1)),
         "NaN quaternion": lambda p: patch(p, 256, struct.pack("<3f", *[np.nan] * 3)),
-        "zeros after the data": lambda p: p.write_bytes(gzip.compress(gzip.decompress(p.read_bytes()) + bytes(64))),
+        "zeros after the data": lambda p: p.write_bytes(
+            gzip.compress(gzip.decompress(p.read_bytes()) + bytes(64))
+        ),
         "two gzip members": lambda p: p.write_bytes(_two_members(p)),
-    }  # fmt: skip
+    }
     for i, (variant, change) in enumerate(variants.items()):
         path = m.copied(good, site.path(str(i), "a.nii.gz"))
         change(path)
         said = m.predict(m.run(site), path, site.root / f"o{i}")
         mask = site.root / f"o{i}" / "a.nii.gz"
-        yield fine(variant, said, also=mask.exists() and np.array_equal(m.mask(mask).squeeze(), right))
+        yield fine(
+            variant, said, also=mask.exists() and np.array_equal(m.mask(mask).squeeze(), right)
+        )
 
 
 def _two_members(path: Path) -> bytes:
@@ -253,19 +328,42 @@ def unusable_headers(site: Site) -> Iterator[Seen]:
     def dims(*values: int) -> Callable[[Path], None]:
         return lambda p: patch(p, 40, struct.pack("<8h", *values))
 
-    yield from _spoilt(site, {
-        "dims 0": dims(3, 0, 22, 20, 1, 1, 1, 1), "negative": dims(3, -24, 22, 20, 1, 1, 1, 1), "9 axes": dims(9, 24, 22, 20, 1, 1, 1, 1),
-        "RGBA": lambda p: patch(p, 70, struct.pack("<2h", 2304, 32)), "datatype 777": lambda p: patch(p, 70, struct.pack("<2h", 777, 16)),
-        "slope 3e38": lambda p: patch(p, 112, struct.pack("<2f", FLOAT_MAX, 0)),
-        "gzip in gzip": lambda p: p.write_bytes(gzip.compress(p.read_bytes())), "empty": lambda p: p.write_bytes(b""),
-        "bzip2": lambda p: p.write_bytes(b"BZh91AY&SY" + bytes(400)), "cut": lambda p: p.write_bytes(p.read_bytes()[:-300]),
-        "magic of .hdr": lambda p: patch(p, 344, b"ni1\0"), "zero sform": lambda p: patch(p, 252, struct.pack("<2h", 0, 1) + bytes(72)),
-    })  # fmt: skip
+    yield from _spoilt(
+        site,
+        {
+            "dims 0": dims(3, 0, 22, 20, 1, 1, 1, 1),
+            "negative": dims(3, -24, 22, 20, 1, 1, 1, 1),
+            "9 axes": dims(9, 24, 22, 20, 1, 1, 1, 1),
+            "RGBA": lambda p: patch(p, 70, struct.pack("<2h", 2304, 32)),
+            "datatype 777": lambda p: patch(p, 70, struct.pack("<2h", 777, 16)),
+            "slope 3e38": lambda p: patch(p, 112, struct.pack("<2f", FLOAT_MAX, 0)),
+            "gzip in gzip": lambda p: p.write_bytes(gzip.compress(p.read_bytes())),
+            "empty": lambda p: p.write_bytes(b""),
+            "bzip2": lambda p: p.write_bytes(b"BZh91AY&SY" + bytes(400)),
+            "cut": lambda p: p.write_bytes(p.read_bytes()[:-300]),
+            "magic of .hdr": lambda p: patch(p, 344, b"ni1\0"),
+            "zero sform": lambda p: patch(p, 252, struct.pack("<2h", 0, 1) + bytes(72)),
+        },
+    )
 
 
 @row("I15", "scans without contrast", "pass")
 def no_contrast(site: Site) -> Iterator[Seen]:
-    for variant, change in (("all zero", lambda a: a * 0), ("all air", lambda a: a * 0 - 1000), ("constant", lambda a: a * 0 + 7)):
-        path = _written(site.path(variant, "a.nii.gz"), change(m.image(0, SIDE, "CT")[0]).astype(np.float32))
-        said = m.predict(_mr_run(site) if not (site.root / "mr").exists() else site.root / "mr", path, site.root / f"{variant}-out")
-        yield Seen(variant, not said.raw and said.has("warning") and said.code in (0, SOME_FAILED), str(said))
+    for variant, change in (
+        ("all zero", lambda a: a * 0),
+        ("all air", lambda a: a * 0 - 1000),
+        ("constant", lambda a: a * 0 + 7),
+    ):
+        path = _written(
+            site.path(variant, "a.nii.gz"), change(m.image(0, SIDE, "CT")[0]).astype(np.float32)
+        )
+        said = m.predict(
+            _mr_run(site) if not (site.root / "mr").exists() else site.root / "mr",
+            path,
+            site.root / f"{variant}-out",
+        )
+        yield Seen(
+            variant,
+            not said.raw and said.has("warning") and said.code in (0, SOME_FAILED),
+            str(said),
+        )

@@ -1,6 +1,8 @@
-"""What rows are built from: small data sets in several layouts, scans, a run without training, archives, a trained run.
+"""What rows are built from: small data sets in several layouts, scans, a run without training,
+archives, a trained run.
 
-Everything is synthetic. Folders of `shared` must not be changed; a row that damages one takes `copied`.
+Everything is synthetic. Folders of `shared` must not be changed; a row that damages one takes
+`copied`.
 """
 
 import hashlib
@@ -78,7 +80,9 @@ def bids(folder: Path, n: int = 2) -> Path:
         place = folder / "derivatives" / "manual" / f"sub-{i:02d}" / "anat"
         make_raw.save(place / f"sub-{i:02d}_desc-manual_dseg.nii.gz", label)
     (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
-    (folder / "derivatives" / "manual" / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\torgan\n2\ttumour\n")
+    (folder / "derivatives" / "manual" / "dseg.tsv").write_text(
+        "index\tname\n0\tbackground\n1\torgan\n2\ttumour\n"
+    )
     return folder
 
 
@@ -88,7 +92,10 @@ def perclass(folder: Path, n: int = 2) -> Path:
         array, label = image(i, kind="CT")
         make_raw.save(folder / f"s{i}" / "ct.nii.gz", array)
         for value, name in ((1, "organ"), (2, "tumour")):
-            make_raw.save(folder / f"s{i}" / "segmentations" / f"{name}.nii.gz", (label == value).astype(np.uint8))
+            make_raw.save(
+                folder / f"s{i}" / "segmentations" / f"{name}.nii.gz",
+                (label == value).astype(np.uint8),
+            )
     return folder
 
 
@@ -98,9 +105,18 @@ def described(folder: Path, name: str = "Toy", case: str = "case_0", **fields) -
     make_raw.save(folder / "i.nii.gz", array)
     make_raw.save(folder / "l.nii.gz", label)
     labels = [[0, []], [1, ["organ"]], [2, ["tumour"]]]
-    about = {"name": name, "labels": labels, "annotated": ["organ", "tumour"], "modality": "MR", "channels": ["MRI"], "ignore": None}
+    about = {
+        "name": name,
+        "labels": labels,
+        "annotated": ["organ", "tumour"],
+        "modality": "MR",
+        "channels": ["MRI"],
+        "ignore": None,
+    }
     row = {"name": case, "images": ["i.nii.gz"], "label": "l.nii.gz", "patient": "p"}
-    (folder / "corpus.json").write_text(json.dumps({"format": 1, "corpus": about, "cases": [row]} | fields))
+    (folder / "corpus.json").write_text(
+        json.dumps({"format": 1, "corpus": about, "cases": [row]} | fields)
+    )
     return folder
 
 
@@ -133,7 +149,9 @@ def _export(source: Path, path: Path, kind: str) -> None:
 def copied(source: Path, target: Path) -> Path:
     """A copy that may be damaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copyfile(source, target)
+    shutil.copytree(source, target, symlinks=True) if source.is_dir() else shutil.copyfile(
+        source, target
+    )
     return target
 
 
@@ -155,11 +173,18 @@ def config(site: Site) -> Path:
 
 def training(site: Site, data: Path, workdir: Path, *more: object) -> tuple[str, ...]:
     """The arguments of a training."""
-    return (f"--config={config(site)}", f"--workdir={workdir}", f"--config.data.folders={data}", *map(str, more))
+    return (
+        f"--config={config(site)}",
+        f"--workdir={workdir}",
+        f"--config.data.folders={data}",
+        *map(str, more),
+    )
 
 
 def trained(site: Site) -> tuple[Path, Path]:
-    """(raw data, run folder) of a training of four steps that has checkpoints of steps 2 and 4 and its own store, both to be damaged."""
+    """(raw data, run folder) of a training of four steps that has checkpoints of steps 2 and 4 and
+    its own store, both to be damaged.
+    """
 
     def build(folder: Path) -> None:
         folder.mkdir()
@@ -176,11 +201,19 @@ def again(site: Site, raw: Path, folder: Path, *more: object) -> Said:
     return train(*training(site, raw, folder, *more))
 
 
-def rewritten(source: Path, target: Path, change: Mapping[str, object] = {}, *, manifest: Mapping = {}, raw: bool = False) -> Path:
+def rewritten(
+    source: Path,
+    target: Path,
+    change: Mapping[str, object] = {},
+    *,
+    manifest: Mapping = {},
+    raw: bool = False,
+) -> Path:
     """An archive with some members changed, digests made to match.
 
     Args:
-      change: member -> bytes, or a function of the old bytes or of the parsed JSON. manifest: fields set in it. raw: digests stay.
+      change: member -> bytes, or a function of the old bytes or of the parsed JSON. manifest:
+        fields set in it. raw: digests stay.
     """
     with zipfile.ZipFile(source) as old:
         members = {name: old.read(name) for name in old.namelist()}
@@ -188,11 +221,19 @@ def rewritten(source: Path, target: Path, change: Mapping[str, object] = {}, *, 
         members[name] = value if isinstance(value, bytes) else value(members[name])
     head = json.loads(members.pop("manifest.json"))
     if not raw:
-        head["members"] = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in sorted(members.items())}
+        head["members"] = {
+            name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)}
+            for name, c in sorted(members.items())
+        }
     with zipfile.ZipFile(target, "w") as new:
-        for name, content in {"manifest.json": json.dumps(head | dict(manifest)).encode(), **members}.items():
+        for name, content in {
+            "manifest.json": json.dumps(head | dict(manifest)).encode(),
+            **members,
+        }.items():
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
+            entry.compress_type = (
+                zipfile.ZIP_DEFLATED if name.endswith(".json") else zipfile.ZIP_STORED
+            )
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             new.writestr(entry, content)
     return target

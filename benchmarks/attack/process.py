@@ -1,4 +1,6 @@
-"""Process: full and read-only disks, planted links, replaced scans, damaged masks, loops and bombs among the inputs."""
+"""Process: full and read-only disks, planted links, replaced scans, damaged masks, loops and bombs
+among the inputs.
+"""
 
 import gzip
 import os
@@ -12,7 +14,19 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.attack import material as m
-from benchmarks.attack.harness import SOME_FAILED, USAGE, Seen, Site, alone, fine, medjax, mounted, peak, refused, row
+from benchmarks.attack.harness import (
+    SOME_FAILED,
+    USAGE,
+    Seen,
+    Site,
+    alone,
+    fine,
+    medjax,
+    mounted,
+    peak,
+    refused,
+    row,
+)
 
 NO_MOUNT = "mounting is not possible here"
 
@@ -35,10 +49,29 @@ def full_disk(site: Site) -> Iterator[Seen]:
             yield Seen(variant, None, NO_MOUNT)
             continue
         more = ("--probabilities", "--no-html", "--quiet")
-        said = alone(site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, *more, prefix=prefix)
+        said = alone(
+            site,
+            "predict",
+            "-m",
+            m.run(site),
+            "-i",
+            site.root / "in",
+            "-o",
+            out,
+            *more,
+            prefix=prefix,
+        )
         left = _left(said.text)
         clean = "./b.nii.gz" in left and not any(p.startswith("./.") for p in left)
-        yield refused(variant, said, "a failed", "space", codes=(SOME_FAILED,), also=clean, seen=f"left {left}")
+        yield refused(
+            variant,
+            said,
+            "a failed",
+            "space",
+            codes=(SOME_FAILED,),
+            also=clean,
+            seen=f"left {left}",
+        )
 
 
 @row("P2", "predict into an existing folder of a read-only file system", "fail")
@@ -48,27 +81,55 @@ def read_only(site: Site) -> Iterator[Seen]:
     if (prefix := mounted(out, "size=1m", readonly=True)) is None:
         yield Seen("read-only", None, NO_MOUNT)
         return
-    said = alone(site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, prefix=prefix)
+    said = alone(
+        site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, prefix=prefix
+    )
     yield refused("predict", said, str(out), codes=(USAGE,))
     data = m.corpus(site.path("Task01_Toy"))
     said = alone(site, "prepare", data, "-o", out, "--workers", 1, prefix=prefix)
     yield refused("prepare", said, str(out), codes=(1, 2))
 
 
-@row("P3", "no inodes, output is a file, /dev/null/x, a new folder on a read-only file system", "pass")
+@row(
+    "P3",
+    "no inodes, output is a file, /dev/null/x, a new folder on a read-only file system",
+    "pass",
+)
 def no_place(site: Site) -> Iterator[Seen]:
     m.scan(site.path("in", "a.nii.gz"))
     (file := site.path("file")).write_text("mine")
-    for variant, out in (("a file", file), ("below a file", file / "x"), ("/dev/null/x", Path("/dev/null/x"))):
-        yield refused(variant, m.predict(m.run(site), site.root / "in", out), str(out), codes=(1, 2), also=file.read_text() == "mine")
+    for variant, out in (
+        ("a file", file),
+        ("below a file", file / "x"),
+        ("/dev/null/x", Path("/dev/null/x")),
+    ):
+        yield refused(
+            variant,
+            m.predict(m.run(site), site.root / "in", out),
+            str(out),
+            codes=(1, 2),
+            also=file.read_text() == "mine",
+        )
     out = site.root / "out"
     for variant, options, place, readonly in (
-        ("no inodes", "size=1m,nr_inodes=2", out, False), ("a new folder, read-only", "size=1m", out / "new", True),
-    ):  # fmt: skip
+        ("no inodes", "size=1m,nr_inodes=2", out, False),
+        ("a new folder, read-only", "size=1m", out / "new", True),
+    ):
         if (prefix := mounted(out, options, readonly=readonly)) is None:
             yield Seen(variant, None, NO_MOUNT)
             continue
-        said = alone(site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", place, "--no-html", prefix=prefix)
+        said = alone(
+            site,
+            "predict",
+            "-m",
+            m.run(site),
+            "-i",
+            site.root / "in",
+            "-o",
+            place,
+            "--no-html",
+            prefix=prefix,
+        )
         yield refused(variant, said, str(out), codes=(1, 2, 3))
 
 
@@ -81,7 +142,14 @@ def full_store(site: Site) -> Iterator[Seen]:
     said = alone(site, "prepare", data, "-o", out, "--workers", 1, prefix=prefix)
     whole = [p for p in _left(said.text) if p.endswith("case.json")]
     words = (str(out), "space", "Fix:")
-    yield refused("90 kB", said, *words, codes=(SOME_FAILED,), also=len(whole) > 0, seen=f"{len(whole)} cases whole")
+    yield refused(
+        "90 kB",
+        said,
+        *words,
+        codes=(SOME_FAILED,),
+        also=len(whole) > 0,
+        seen=f"{len(whole)} cases whole",
+    )
 
 
 @row("P5", "a checkpoint on a full disk", "pass")
@@ -90,14 +158,26 @@ def full_checkpoint(site: Site) -> Iterator[Seen]:
     shutil.rmtree(run / "checkpoints" / "4")
     shutil.move(run / "store", site.root / "store")
     place = site.root / "disk"
-    fill = f'cp -r "{run}" "{place}/run" && head -c 100M /dev/zero > "{place}/fill" 2>/dev/null; truncate -s -24k "{place}/fill"; '
+    fill = (
+        f'cp -r "{run}" "{place}/run" && head -c 100M /dev/zero > "{place}/fill" 2>/dev/null; '
+        f'truncate -s -24k "{place}/fill"; '
+    )
     if (prefix := mounted(place, "size=2m", f'echo LEFT; ls "{place}/run/checkpoints"')) is None:
         yield Seen("24 kB left", None, NO_MOUNT)
         return
-    for variant, more in (("a checkpoint", ("--config.train.validate_every=0",)), ("a checkpoint and the picture of the progress", ())):
-        arguments = m.training(site, raw, place / "run", f"--config.data.store={site.root / 'store'}", *more)
-        said = alone(site, *arguments, entry="medjax.main", prefix=[*prefix, "sh", "-c", fill + '"$@"', "sh"])
-        kept = "2" in _left(said.text) and said.has("medjax: ", str(place), "Fix:")  # orbax prints a traceback of its own
+    for variant, more in (
+        ("a checkpoint", ("--config.train.validate_every=0",)),
+        ("a checkpoint and the picture of the progress", ()),
+    ):
+        arguments = m.training(
+            site, raw, place / "run", f"--config.data.store={site.root / 'store'}", *more
+        )
+        said = alone(
+            site, *arguments, entry="medjax.main", prefix=[*prefix, "sh", "-c", fill + '"$@"', "sh"]
+        )
+        kept = "2" in _left(said.text) and said.has(
+            "medjax: ", str(place), "Fix:"
+        )  # orbax prints a traceback of its own
         yield Seen(variant, said.code == 1 and kept, f"{said}; steps {_left(said.text)}")
 
 
@@ -138,12 +218,27 @@ def planted_links(site: Site) -> Iterator[Seen]:
     victim, out, pid = site.path("victim.txt"), site.path("out", "x").parent, os.getpid()
     out.mkdir(exist_ok=True)
     m.scan(site.path("in", "a.nii.gz"))
-    names = ("report.html", "run.json", "statistics.csv", "summary.json", "cases.csv", "table.md", "m.medjax", "a.json", "config.json")
+    names = (
+        "report.html",
+        "run.json",
+        "statistics.csv",
+        "summary.json",
+        "cases.csv",
+        "table.md",
+        "m.medjax",
+        "a.json",
+        "config.json",
+    )
 
     def plant(folder: Path) -> None:
         victim.write_text("mine")
         for name in names:
-            for text in (f".{name}.{pid}.tmp", f".{name}.{pid}", f"{name}.{pid}.tmp", f".{name}.{pid}.png"):
+            for text in (
+                f".{name}.{pid}.tmp",
+                f".{name}.{pid}",
+                f"{name}.{pid}.tmp",
+                f".{name}.{pid}.png",
+            ):
                 with_link = folder / text
                 with_link.unlink(missing_ok=True)
                 with_link.symlink_to(victim)
@@ -152,14 +247,26 @@ def planted_links(site: Site) -> Iterator[Seen]:
     said = medjax("predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, "--statistics")
     yield fine("predict", said, also=victim.read_bytes() == b"mine")
     plant(out)
-    yield fine("export", medjax("export", m.run(site), "-o", out / "m.medjax"), also=victim.read_bytes() == b"mine")
+    yield fine(
+        "export",
+        medjax("export", m.run(site), "-o", out / "m.medjax"),
+        also=victim.read_bytes() == b"mine",
+    )
     plant(scored := site.path("scored", "x").parent)
     masks = site.path("masks", "a.nii.gz")
     m.make_raw.save(masks, m.image(0)[1])
     (site.root / "masks" / "dataset.json").write_text(
         '{"labels": {"background": 0, "organ": 1, "tumour": 2}, "channel_names": {"0": "CT"}}'
     )
-    arguments = ("--labels", site.root / "masks" / "dataset.json", "-o", scored, "--resamples", 20, "--quiet")
+    arguments = (
+        "--labels",
+        site.root / "masks" / "dataset.json",
+        "-o",
+        scored,
+        "--resamples",
+        20,
+        "--quiet",
+    )
     said = medjax("evaluate", "--reference", masks.parent, "--prediction", masks.parent, *arguments)
     yield Seen("evaluate", victim.read_bytes() == b"mine" and not said.raw, str(said))
     plant(run := site.path("run", "x").parent)
@@ -174,7 +281,14 @@ def loops(site: Site) -> Iterator[Seen]:
     (site.root / "in" / "b.nii.gz").symlink_to("b.nii.gz")
     said = m.predict(m.run(site), site.root / "in", site.root / "out")
     masks = sorted(p.name for p in (site.root / "out").glob("*.nii.gz"))
-    yield refused("a link to itself", said, "b", codes=(SOME_FAILED,), also=masks == ["a.nii.gz", "c.nii.gz"], seen=str(masks))
+    yield refused(
+        "a link to itself",
+        said,
+        "b",
+        codes=(SOME_FAILED,),
+        also=masks == ["a.nii.gz", "c.nii.gz"],
+        seen=str(masks),
+    )
     (site.root / "in" / "b.nii.gz").unlink()
     (site.root / "in" / "d.nii.gz").symlink_to("e.nii.gz")
     (site.root / "in" / "e.nii.gz").symlink_to("d.nii.gz")
@@ -182,7 +296,11 @@ def loops(site: Site) -> Iterator[Seen]:
     said = m.predict(m.run(site), site.root / "in", site.root / "out2")
     masks = sorted(p.name for p in (site.root / "out2").glob("*.nii.gz"))
     yield refused(
-        "two links in a circle, a broken one", said, codes=(SOME_FAILED,), also=masks == ["a.nii.gz", "c.nii.gz"], seen=str(masks)
+        "two links in a circle, a broken one",
+        said,
+        codes=(SOME_FAILED,),
+        also=masks == ["a.nii.gz", "c.nii.gz"],
+        seen=str(masks),
     )
 
 
@@ -205,13 +323,29 @@ def gzip_bomb(site: Site) -> Iterator[Seen]:
         said = m.predict(m.run(site), site.root / "in", site.root / "out")
         gib = used()
     ok = gib < 1 and (site.root / "out" / "a.nii.gz").exists()
-    yield refused("3 GB behind a small header", said, str(bomb), codes=(SOME_FAILED,), also=ok, seen=f"{gib:.1f} GiB, {said.seconds:.0f} s")
-    whole = gzip.compress(head[:40] + struct.pack("<8h", 3, 20000, 20000, 20000, 1, 1, 1, 1) + head[56:], 1)
+    yield refused(
+        "3 GB behind a small header",
+        said,
+        str(bomb),
+        codes=(SOME_FAILED,),
+        also=ok,
+        seen=f"{gib:.1f} GiB, {said.seconds:.0f} s",
+    )
+    whole = gzip.compress(
+        head[:40] + struct.pack("<8h", 3, 20000, 20000, 20000, 1, 1, 1, 1) + head[56:], 1
+    )
     bomb.write_bytes(whole)
     with peak() as used:
         said = m.predict(m.run(site), site.root / "in", site.root / "out2")
         gib = used()
-    yield refused("a header of 15 TB", said, str(bomb), codes=(SOME_FAILED,), also=gib < 1, seen=f"{gib:.1f} GiB")
+    yield refused(
+        "a header of 15 TB",
+        said,
+        str(bomb),
+        codes=(SOME_FAILED,),
+        also=gib < 1,
+        seen=f"{gib:.1f} GiB",
+    )
 
 
 @row("P16", "few open files, small files", "pass")
@@ -220,5 +354,16 @@ def limits(site: Site) -> Iterator[Seen]:
     for i, limit in enumerate(("ulimit -n 24", "ulimit -f 2000")):
         prefix = ["sh", "-c", f'{limit}; exec "$@"', "sh"]
         out = site.root / f"out{i}"
-        said = alone(site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, "--no-html", prefix=prefix)
+        said = alone(
+            site,
+            "predict",
+            "-m",
+            m.run(site),
+            "-i",
+            site.root / "in",
+            "-o",
+            out,
+            "--no-html",
+            prefix=prefix,
+        )
         yield fine(limit, said, also=(out / "a.nii.gz").exists())

@@ -1,4 +1,6 @@
-"""Models and stores: damage, edits and races in run folders, checkpoints, prepared volumes and exports."""
+"""Models and stores: damage, edits and races in run folders, checkpoints, prepared volumes and
+exports.
+"""
 
 import contextlib
 import dataclasses
@@ -15,7 +17,20 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.attack import material as m
-from benchmarks.attack.harness import USAGE, Seen, Site, alone, fine, medjax, mounted, refused, row, start, train, wait
+from benchmarks.attack.harness import (
+    USAGE,
+    Seen,
+    Site,
+    alone,
+    fine,
+    medjax,
+    mounted,
+    refused,
+    row,
+    start,
+    train,
+    wait,
+)
 from tests.support.raw import save
 
 LIMIT_OF_LOCK = 20
@@ -31,7 +46,9 @@ def _flip(path: Path, place: int | None = None, count: int = 2) -> None:
 
 def _arrays(run: Path) -> list[Path]:
     """Files with the numbers of the parameters of the newest step."""
-    step = max((p for p in (run / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    step = max(
+        (p for p in (run / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
+    )
     found = [p for p in (step / "params").rglob("*") if p.is_file() and p.parent.name == "d"]
     return sorted(found, key=lambda p: -p.stat().st_size)
 
@@ -51,7 +68,9 @@ def flipped_checkpoint(site: Site) -> Iterator[Seen]:
         yield refused(f"two bytes, {i}", said, codes=(0, 1, 2), also=same or said.code != 0)
     source = m.copied(m.run(site), site.path("edited"))
     _rewrite_params(source)
-    yield refused("other arrays of the same shapes", m.predict(source, site.root / "in", site.root / "oe"))
+    yield refused(
+        "other arrays of the same shapes", m.predict(source, site.root / "in", site.root / "oe")
+    )
 
 
 def _rewrite_params(run: Path) -> None:
@@ -79,7 +98,11 @@ def damaged_store(site: Site) -> Iterator[Seen]:
     def byte(case: Path) -> None:
         _flip(next((case / "image.zarr" / "c").rglob("0/0/0/0")), count=1)
 
-    for variant, damage in (("every third label is 200", label), ("random image", image), ("one byte", byte)):
+    for variant, damage in (
+        ("every third label is 200", label),
+        ("random image", image),
+        ("one byte", byte),
+    ):
         store = m.copied(run / "store", site.path(variant, "store"))
         for case in (store / "Toy").iterdir():
             damage(case)
@@ -101,16 +124,22 @@ def damaged_facts(site: Site) -> Iterator[Seen]:
                 if kind == "remove":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 else:
-                    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+                    for file in (
+                        [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+                    ):
                         _flip(file)
             said = m.predict(run, site.root / "in", site.root / f"o{kind}{i}")
             mask = site.root / f"o{kind}{i}" / "a.nii.gz"
             same = said.code == 0 and np.array_equal(m.mask(mask), control)
-            found = refused(f"{kind} {name}", said, codes=(1, 2))  # or harmless, whatever orbax logs of it
+            found = refused(
+                f"{kind} {name}", said, codes=(1, 2)
+            )  # or harmless, whatever orbax logs of it
             yield dataclasses.replace(found, ok=same or found.ok)
 
 
-def _documents(site: Site, base: Path, variants: dict[str, Callable[[Path], object]]) -> Iterator[Seen]:
+def _documents(
+    site: Site, base: Path, variants: dict[str, Callable[[Path], object]]
+) -> Iterator[Seen]:
     m.scan(site.path("in", "a.nii.gz"))
     for i, (variant, change) in enumerate(variants.items()):
         change(run := m.copied(base, site.path(f"run{i}")))
@@ -131,11 +160,22 @@ def unfitting_documents(site: Site) -> Iterator[Seen]:
 
         m.edit(run / "labels.json", add)
 
-    yield from _documents(site, m.run(site), {
-        "another width": lambda r: m.edit(r / "config.json", lambda c: c["model"].update(features=[4, 6])),
-        "an unknown argument": lambda r: m.edit(r / "config.json", lambda c: c["model"].update(colour="red")),
-        "truncated": lambda r: (r / "config.json").write_bytes((r / "config.json").read_bytes()[:200]), "a class too many": class_too_many,
-    })  # fmt: skip
+    yield from _documents(
+        site,
+        m.run(site),
+        {
+            "another width": lambda r: m.edit(
+                r / "config.json", lambda c: c["model"].update(features=[4, 6])
+            ),
+            "an unknown argument": lambda r: m.edit(
+                r / "config.json", lambda c: c["model"].update(colour="red")
+            ),
+            "truncated": lambda r: (r / "config.json").write_bytes(
+                (r / "config.json").read_bytes()[:200]
+            ),
+            "a class too many": class_too_many,
+        },
+    )
 
 
 @row("M5", "documents of a run that are empty", "weak")
@@ -143,7 +183,9 @@ def empty_documents(site: Site) -> Iterator[Seen]:
     variants = {}
     for name in ("config.json", "labels.json", "plan.json"):
         for content in ("{}", "[]", "null", '{"train": 5}', "[" * 100_000, "\xff"):
-            variants[f"{name} = {content[:12]}"] = lambda r, name=name, content=content: (r / name).write_bytes(content.encode("latin-1"))
+            variants[f"{name} = {content[:12]}"] = lambda r, name=name, content=content: (
+                r / name
+            ).write_bytes(content.encode("latin-1"))
     yield from _documents(site, m.run(site), variants)
 
 
@@ -153,15 +195,24 @@ def edited_documents(site: Site) -> Iterator[Seen]:
 
     def swapped(path: Path) -> None:
         text = path.read_text()
-        path.write_text(text.replace("organ", "\0").replace("tumour", "organ").replace("\0", "tumour"))
+        path.write_text(
+            text.replace("organ", "\0").replace("tumour", "organ").replace("\0", "tumour")
+        )
 
     def coarser(plan: dict) -> None:
         plan["spacing_mm"] = {k: [3.0, 3.0, 3.0] for k in plan["spacing_mm"]}
 
-    yield from _documents(site, run, {
-        "names swapped": lambda r: swapped(r / "labels.json"), "spacing of 3 mm": lambda r: m.edit(r / "plan.json", coarser),
-        "softmax": lambda r: m.edit(r / "config.json", lambda c: c["infer"].update(activation="softmax")),
-    })  # fmt: skip
+    yield from _documents(
+        site,
+        run,
+        {
+            "names swapped": lambda r: swapped(r / "labels.json"),
+            "spacing of 3 mm": lambda r: m.edit(r / "plan.json", coarser),
+            "softmax": lambda r: m.edit(
+                r / "config.json", lambda c: c["infer"].update(activation="softmax")
+            ),
+        },
+    )
     yield fine("as trained", m.predict(run, site.root / "in", site.root / "whole"))
 
 
@@ -181,12 +232,18 @@ def unknown_scheme(site: Site) -> Iterator[Seen]:
         m.edit(plan, change)
         store, out = site.root / f"s{scheme!r}", site.root / f"o{scheme!r}"
         said = medjax("prepare", data, "-o", store, "--plan", plan, "--workers", 1, "--quiet")
-        path = m.rewritten(m.archive(site), site.path(f"x{scheme}.medjax"), {"plan.json": m.edited(change)})
+        path = m.rewritten(
+            m.archive(site), site.path(f"x{scheme}.medjax"), {"plan.json": m.edited(change)}
+        )
         used = m.predict(path, scan, out)
-        if str(scheme).lower() == "nonorm" and said.code == used.code == 0:  # in any case of letters it may be honoured
+        if (
+            str(scheme).lower() == "nonorm" and said.code == used.code == 0
+        ):  # in any case of letters it may be honoured
             case = json.loads((store / "Toy" / "case_000" / "case.json").read_text())
             scales[scheme], maps[scheme] = (case["scale"], case["offset"]), m.mask(out / "a.nii.gz")
-            same = scales[scheme] == scales["nonorm"] and np.array_equal(maps[scheme], maps["nonorm"])
+            same = scales[scheme] == scales["nonorm"] and np.array_equal(
+                maps[scheme], maps["nonorm"]
+            )
             yield Seen(f"{scheme!r} is honoured", same, f"scale and offset {scales[scheme]}")
             continue
         yield refused(f"prepare, {scheme!r}", said, str(scheme))
@@ -195,23 +252,45 @@ def unknown_scheme(site: Site) -> Iterator[Seen]:
 
 @row("M8", "a learning rate of a million", "pass")
 def exploding(site: Site) -> Iterator[Seen]:
-    data, steps = m.corpus(site.path("Task01_Toy"), n=4), ("--config.train.steps=12", "--config.train.validate_every=0")
-    said = train(*m.training(site, data, site.root / "run", "--config.optim.lr=1e12", "--config.optim.clip_norm=0.0", *steps))
+    data, steps = (
+        m.corpus(site.path("Task01_Toy"), n=4),
+        ("--config.train.steps=12", "--config.train.validate_every=0"),
+    )
+    said = train(
+        *m.training(
+            site,
+            data,
+            site.root / "run",
+            "--config.optim.lr=1e12",
+            "--config.optim.clip_norm=0.0",
+            *steps,
+        )
+    )
     yield refused("lr 1e12 without clipping", said, "nan", "learning rate")
 
 
 @row("M9", "two trainings of one run folder, two preparations of one store", "weak")
 def two_trainings(site: Site) -> Iterator[Seen]:
     data, run, log = m.corpus(site.path("Task01_Toy"), n=4), site.root / "run", site.path("log.txt")
-    steps = ("--config.train.steps=1000000", "--config.train.checkpoint_every=1000000", "--config.train.validate_every=0")
+    steps = (
+        "--config.train.steps=1000000",
+        "--config.train.checkpoint_every=1000000",
+        "--config.train.validate_every=0",
+    )
     arguments = m.training(site, data, run, *steps)
     first = start(*arguments, entry="medjax.main", log=log)
     try:
         ends = time.monotonic() + 60
-        while not (run / "metrics.jsonl").exists() and first.poll() is None and time.monotonic() < ends:
+        while (
+            not (run / "metrics.jsonl").exists()
+            and first.poll() is None
+            and time.monotonic() < ends
+        ):
             time.sleep(0.1)
         said = alone(site, *arguments, entry="medjax.main", limit=25)
-        yield refused("the second training", said, str(first.pid), codes=(USAGE,), also=first.poll() is None)
+        yield refused(
+            "the second training", said, str(first.pid), codes=(USAGE,), also=first.poll() is None
+        )
     finally:
         first.send_signal(signal.SIGTERM)
         said = wait(first, log, 30)
@@ -226,17 +305,25 @@ def _waiting(site: Site, data: Path) -> Iterator[Seen]:
     """A preparation of a store that this process holds."""
     from medjax import locks
 
-    (held_folder := (store := site.root / "store") / "Toy").mkdir(parents=True)  # the lock is that of the corpus' folder
+    (held_folder := (store := site.root / "store") / "Toy").mkdir(
+        parents=True
+    )  # the lock is that of the corpus' folder
     log = site.path("prepare.txt")
     with contextlib.ExitStack() as held:
         held.enter_context(locks.lock(held_folder, "an attack"))
         process = start("prepare", data, "-o", store, "--workers", 1, log=log)
         ends = time.monotonic() + LIMIT_OF_LOCK
-        while b"waiting" not in log.read_bytes() and process.poll() is None and time.monotonic() < ends:
+        while (
+            b"waiting" not in log.read_bytes()
+            and process.poll() is None
+            and time.monotonic() < ends
+        ):
             time.sleep(0.05)
         told = b"waiting" in log.read_bytes()
     said = wait(process, log, 30)
-    yield fine("a preparation waits for a store in use", said, "waiting", str(os.getpid()), also=told)
+    yield fine(
+        "a preparation waits for a store in use", said, "waiting", str(os.getpid()), also=told
+    )
 
 
 def _stale(site: Site, data: Path) -> Iterator[Seen]:
@@ -247,7 +334,10 @@ def _stale(site: Site, data: Path) -> Iterator[Seen]:
     with locks.lock(site.root / "store" / "Toy", "an attack"):
         mine = path.read_text()
     holder = json.loads(mine)
-    for variant, change in (("an ended process", {"pid": 2**22 - 7}), ("another boot", {"boot": "x"})):
+    for variant, change in (
+        ("an ended process", {"pid": 2**22 - 7}),
+        ("another boot", {"boot": "x"}),
+    ):
         path.write_text(json.dumps(holder | change))
         said = medjax("prepare", data, "-o", site.root / "store", "--workers", 1, "--quiet")
         yield fine(f"the lock of {variant}", said, also=not path.exists())
@@ -261,15 +351,21 @@ def replaced_raw(site: Site) -> Iterator[Seen]:
     name = json.loads((run / "splits_final.json").read_text())[0]["train"][0].rpartition("/")[2]
     save(raw / "imagesTr" / f"{name}.nii.gz", m.image(9, (10, 11, 12))[0])
     said = m.again(site, raw, run)
-    yield refused("an image of another shape", said, name, also=(run / "metrics.jsonl").read_bytes() == before)
-    yield fine("the run still predicts", m.predict(run, m.scan(site.path("a.nii.gz")), site.root / "o"))
+    yield refused(
+        "an image of another shape", said, name, also=(run / "metrics.jsonl").read_bytes() == before
+    )
+    yield fine(
+        "the run still predicts", m.predict(run, m.scan(site.path("a.nii.gz")), site.root / "o")
+    )
 
 
 @row("M11", "raw data gone, evaluate", "pass")
 def raw_gone(site: Site) -> Iterator[Seen]:
     raw, run = m.trained(site)
     shutil.rmtree(raw)
-    yield refused("--mode=evaluate", m.again(site, raw, run, "--mode=evaluate"), str(raw), codes=(USAGE,))
+    yield refused(
+        "--mode=evaluate", m.again(site, raw, run, "--mode=evaluate"), str(raw), codes=(USAGE,)
+    )
 
 
 @row("M12", "a raw label changed with the same size and time", "weak")
@@ -277,21 +373,34 @@ def unseen_change(site: Site) -> Iterator[Seen]:
     data = m.corpus(site.path("Task01_Toy"))
     path = data / "labelsTr" / "case_000.nii"
     nib.save(nib.load(data / "labelsTr" / "case_000.nii.gz"), path)
-    m.edit(data / "dataset.json", lambda s: s["training"][0].update(label="./labelsTr/case_000.nii"))
+    m.edit(
+        data / "dataset.json", lambda s: s["training"][0].update(label="./labelsTr/case_000.nii")
+    )
     arguments = ("prepare", data, "-o", site.root / "store", "--workers", 1, "--quiet")
     medjax(*arguments)
     times, content = path.stat(), path.read_bytes()
     path.write_bytes(content[:352] + content[352:].replace(b"\x02", b"\x01"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     said = medjax(*arguments)
-    voxels = json.loads((site.root / "store" / "Toy" / "case_000" / "case.json").read_text())["voxels"]
+    voxels = json.loads((site.root / "store" / "Toy" / "case_000" / "case.json").read_text())[
+        "voxels"
+    ]
     from benchmarks.attack.harness import REPOSITORY
 
     page = (REPOSITORY / "docs" / "prepare.md").read_text().lower()
-    documented = "--force" in page and ("same size" in page or "size and time" in page or "size and modification time" in page)
-    yield fine("found, or documented with --force", said, also=not voxels.get("2") or documented, seen=f"voxels {voxels}")
+    documented = "--force" in page and (
+        "same size" in page or "size and time" in page or "size and modification time" in page
+    )
+    yield fine(
+        "found, or documented with --force",
+        said,
+        also=not voxels.get("2") or documented,
+        seen=f"voxels {voxels}",
+    )
     said = medjax(*arguments, "--force")
-    voxels = json.loads((site.root / "store" / "Toy" / "case_000" / "case.json").read_text())["voxels"]
+    voxels = json.loads((site.root / "store" / "Toy" / "case_000" / "case.json").read_text())[
+        "voxels"
+    ]
     yield fine("--force", said, also=not voxels.get("2"))
 
 
@@ -311,12 +420,25 @@ def exports(site: Site) -> Iterator[Seen]:
     run = m.copied(m.run(site), site.path("run"))
     (there := site.path("there.medjax")).write_text("mine")
     before = site.tree()
-    for variant, *words in (("an existing file", there), ("into the run", run, "--orbax"), ("a wrong ending", site.path("x.zip"))):
-        yield refused(variant, medjax("export", run, "-o", *words), codes=(USAGE,), also=site.tree() == before)
+    for variant, *words in (
+        ("an existing file", there),
+        ("into the run", run, "--orbax"),
+        ("a wrong ending", site.path("x.zip")),
+    ):
+        yield refused(
+            variant, medjax("export", run, "-o", *words), codes=(USAGE,), also=site.tree() == before
+        )
     folder = site.root / "small"
     prefix = mounted(folder, "size=4k", f'echo LEFT; ls -A "{folder}"')
     if prefix is None:
         yield Seen("a full disk", None, "mounting is not possible here")
         return
     said = alone(site, "export", run, "-o", folder / "x.medjax", prefix=prefix)
-    yield refused("a full disk", said, "x.medjax", "space", codes=(1,), also=not said.text.split("LEFT")[-1].strip())
+    yield refused(
+        "a full disk",
+        said,
+        "x.medjax",
+        "space",
+        codes=(1,),
+        also=not said.text.split("LEFT")[-1].strip(),
+    )

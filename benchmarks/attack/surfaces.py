@@ -5,8 +5,17 @@ import importlib
 from benchmarks.attack.harness import ROWS
 
 MODULES = (
-    "data_loss", "security_names", "readers", "archives", "stores", "process", "signals", "inputs", "descriptions", "api",
-)  # fmt: skip
+    "data_loss",
+    "security_names",
+    "readers",
+    "archives",
+    "stores",
+    "process",
+    "signals",
+    "inputs",
+    "descriptions",
+    "api",
+)
 
 
 def load() -> dict:

@@ -1,4 +1,5 @@
-"""The process that runs rows: reads their names from stdin, writes what it sees as JSON lines to the pipe named by its argument.
+"""The process that runs rows: reads their names from stdin, writes what it sees as JSON lines to
+the pipe named by its argument.
 
 A fault may kill it; the parent then knows the row and the last variant seen, and starts another.
 """
@@ -31,11 +32,27 @@ def main(pipe: int, folder: Path, keep: bool) -> None:
             try:
                 for seen in surfaces.ROWS[name].run(site):
                     out.write(
-                        json.dumps({"variant": seen.variant, "ok": None if seen.ok is None else bool(seen.ok), "seen": seen.seen}) + "\n"
+                        json.dumps(
+                            {
+                                "variant": seen.variant,
+                                "ok": None if seen.ok is None else bool(seen.ok),
+                                "seen": seen.seen,
+                            }
+                        )
+                        + "\n"
                     )
             except Exception:
                 text = traceback.format_exc().strip().splitlines()
-                out.write(json.dumps({"variant": "the judge itself", "ok": False, "seen": " | ".join(t.strip() for t in text[-6:])}) + "\n")
+                out.write(
+                    json.dumps(
+                        {
+                            "variant": "the judge itself",
+                            "ok": False,
+                            "seen": " | ".join(t.strip() for t in text[-6:]),
+                        }
+                    )
+                    + "\n"
+                )
             out.write(json.dumps({"done": time.perf_counter() - started}) + "\n")
             if not keep:
                 shutil.rmtree(top, ignore_errors=True)

@@ -3,5 +3,6 @@
     python -m data_pipelines.tfds --corpus AMOS22_CT --raw /downloads/amos22 --out /data/tfds
     medjax prepare tfds:/data/tfds/corpora/AMOS22_CT/1.0.0 -o /data/store          # or name it in config.data.folders
 
-Nothing here is imported by the rest; `builder` needs tensorflow-datasets, which is imported with it.
+Nothing here is imported by the rest; `builder` needs tensorflow-datasets, which is imported with
+it.
 """

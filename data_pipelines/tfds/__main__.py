@@ -9,11 +9,19 @@ from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, MedjaxError, UsageError, se
 
 def main(argv: list[str] | None = None) -> int:
     """Builds one corpus; exit code as of `medjax`."""
-    parser = argparse.ArgumentParser(description="Write a raw download as tensorflow-datasets ArrayRecord volumes.")
+    parser = argparse.ArgumentParser(
+        description="Write a raw download as tensorflow-datasets ArrayRecord volumes."
+    )
     parser.add_argument("--corpus", required=True, help="a name of `medjax info --corpora`")
     parser.add_argument("--raw", required=True, help="folder that the download was unpacked into")
     parser.add_argument("--out", required=True, help="data_dir of tensorflow-datasets")
-    parser.add_argument("--where", action="append", default=[], metavar="PLACEHOLDER=EXPRESSION", help="take only some cases, e.g. part=Tr")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="PLACEHOLDER=EXPRESSION",
+        help="take only some cases, e.g. part=Tr",
+    )
     parser.add_argument("--keep-suspects", action="store_true")
     parser.add_argument("--allow-missing-masks", action="store_true")
     args = parser.parse_args(argv)
@@ -23,12 +31,19 @@ def main(argv: list[str] | None = None) -> int:
         from data_pipelines.tfds.builder import build
 
         where = dict(text.partition("=")[::2] for text in args.where)
-        options = {"where": where, "keep_suspects": args.keep_suspects, "allow_missing_masks": args.allow_missing_masks}
+        options = {
+            "where": where,
+            "keep_suspects": args.keep_suspects,
+            "allow_missing_masks": args.allow_missing_masks,
+        }
         builder = build(args.corpus, os.path.abspath(args.raw), args.out, **options)
     except MedjaxError as error:
         print(f"medjax: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{args.corpus}: {builder.info.splits['train'].num_examples} cases in {builder.data_path}; use it as tfds:{builder.data_path}")
+    print(
+        f"{args.corpus}: {builder.info.splits['train'].num_examples} cases in "
+        f"{builder.data_path}; use it as tfds:{builder.data_path}"
+    )
     for entry in builder.failed:
         print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)
     return EXIT_SOME_FAILED if builder.failed else EXIT_OK

@@ -3,9 +3,10 @@
     builder = Corpora(config="AMOS22_CT", data_dir="/data/tfds", file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir="/downloads/amos22"))
 
-An example is a whole case as stored: image (z, y, x, m) float32, label (z, y, x) uint16 of the corpus' values, the affine of both
-(nibabel's, (x, y, z) voxels -> RAS+ mm), spacing (z, y, x) mm, and the names of case, patient and corpus. `corpus.json` beside the records
-says what the values mean. `medjax.corpora.layouts.records` reads all of it back.
+An example is a whole case as stored: image (z, y, x, m) float32, label (z, y, x) uint16 of the
+corpus' values, the affine of both (nibabel's, (x, y, z) voxels -> RAS+ mm), spacing (z, y, x) mm,
+and the names of case, patient and corpus. `corpus.json` beside the records says what the values
+mean. `medjax.corpora.layouts.records` reads all of it back.
 """
 
 import json
@@ -30,18 +31,28 @@ VERSION = "1.0.0"
 
 
 class Corpora(tfds.core.GeneratorBasedBuilder):
-    """Public corpora as volumes, one configuration each; cases that cannot be read are left out and listed in `failed`.
+    """Public corpora as volumes, one configuration each; cases that cannot be read are left out and
+    listed in `failed`.
 
-    `how` are the options of `data_pipelines.find.find_cases`: where, keep_suspects, allow_missing_masks.
+    `how` are the options of `data_pipelines.find.find_cases`: where, keep_suspects,
+    allow_missing_masks.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Obtain the corpus as `python -m data_pipelines.FILE --describe` says and name its folder as manual_dir."
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, description=corpus.title) for name, corpus in corpora().items()]  # noqa: RUF012
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Obtain the corpus as `python -m data_pipelines.FILE "
+        "--describe` says and name its folder as manual_dir."
+    )
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name, description=corpus.title)
+        for name, corpus in corpora().items()
+    ]
 
     def __init__(self, *, how: Mapping[str, Any] | None = None, **arguments: Any):
         self.how, self.failed = dict(how or {}), []
-        self.described_as = None  # the corpus with every combination of masks that occurs; known once built
+        self.described_as = (
+            None  # the corpus with every combination of masks that occurs; known once built
+        )
         super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -54,8 +65,14 @@ class Corpora(tfds.core.GeneratorBasedBuilder):
             citation=corpus.citation,
             features=feature.FeaturesDict(
                 {
-                    "image": feature.Tensor(shape=(None, None, None, len(corpus.channels)), dtype=np.float32, encoding="zlib"),
-                    "label": feature.Tensor(shape=(None, None, None), dtype=np.uint16, encoding="zlib"),
+                    "image": feature.Tensor(
+                        shape=(None, None, None, len(corpus.channels)),
+                        dtype=np.float32,
+                        encoding="zlib",
+                    ),
+                    "label": feature.Tensor(
+                        shape=(None, None, None), dtype=np.uint16, encoding="zlib"
+                    ),
                     "spacing": feature.Tensor(shape=(3,), dtype=np.float64),
                     "affine": feature.Tensor(shape=(4, 4), dtype=np.float64),
                     "case": feature.Text(),
@@ -102,12 +119,16 @@ def example(case: Case, corpus: Corpus) -> dict[str, Any]:
 
 
 def build(name: str, raw: str, out: str, **options: Any) -> Corpora:
-    """Builds one corpus below `out` and writes its description beside the records; returns the builder, whose `failed` lists bad cases."""
+    """Builds one corpus below `out` and writes its description beside the records; returns the
+    builder, whose `failed` lists bad cases.
+    """
     if name not in corpora():
         raise UsageError(f"no corpus {name!r}", fix=did_you_mean(name, corpora()))
     public = corpora()[name]
     builder = Corpora(config=name, data_dir=out, file_format="array_record", how=options)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw, register_checksums=False))
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=raw, register_checksums=False)
+    )
     facts = {
         "format": corpus_json.FORMAT,
         "corpus": (builder.described_as or public.corpus()).to_json(),

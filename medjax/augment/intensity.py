@@ -1,6 +1,8 @@
-"""Intensity augmentation of one channel of one sample, nnU-Net v2's semantics. Pure, jittable, static shapes; axes (z, y, x) or (y, x).
+"""Intensity augmentation of one channel of one sample, nnU-Net v2's semantics. Pure, jittable,
+static shapes; axes (z, y, x) or (y, x).
 
-Every function takes the values it is to use; what is drawn, and when, is `augment/nnunet.py`'s business.
+Every function takes the values it is to use; what is drawn, and when, is `augment/nnunet.py`'s
+business.
 """
 
 import math
@@ -12,7 +14,9 @@ from jaxtyping import Array, Float
 EPSILON = 1e-7
 
 
-def noise(key: Array, image: Float[Array, "*vol"], deviation: Float[Array, ""]) -> Float[Array, "*vol"]:
+def noise(
+    key: Array, image: Float[Array, "*vol"], deviation: Float[Array, ""]
+) -> Float[Array, "*vol"]:
     """Adds Gaussian noise of that standard deviation."""
     return image + deviation * jax.random.normal(key, image.shape, image.dtype)
 
@@ -25,7 +29,8 @@ def blur_taps(sigma_max: float) -> int:
 def blur(image: Float[Array, "*vol"], sigma: Float[Array, "n"], taps: int) -> Float[Array, "*vol"]:
     """Separable Gaussian blur with reflected borders.
 
-    The kernel of an axis has the odd length next to 6 sigma + 0.5, so half length floor(3 sigma + 0.25), and sums to one.
+    The kernel of an axis has the odd length next to 6 sigma + 0.5, so half length floor(3 sigma +
+    0.25), and sums to one.
 
     Args:
       sigma: standard deviation per axis, voxels.
@@ -36,8 +41,15 @@ def blur(image: Float[Array, "*vol"], sigma: Float[Array, "n"], taps: int) -> Fl
         inside = jnp.abs(offsets) <= jnp.floor(3 * sigma[axis] + 0.25)
         kernel = jnp.where(inside, jnp.exp(-0.5 * (offsets / sigma[axis]) ** 2), 0.0)
         kernel = kernel / kernel.sum()
-        padded = jnp.pad(image, [(taps, taps) if d == axis else (0, 0) for d in range(image.ndim)], mode="reflect")
-        image = sum(kernel[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * taps + 1))
+        padded = jnp.pad(
+            image,
+            [(taps, taps) if d == axis else (0, 0) for d in range(image.ndim)],
+            mode="reflect",
+        )
+        image = sum(
+            kernel[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis)
+            for k in range(2 * taps + 1)
+        )
     return image
 
 
@@ -47,10 +59,14 @@ def contrast(image: Float[Array, "*vol"], factor: Float[Array, ""]) -> Float[Arr
     return jnp.clip((image - mean) * factor + mean, image.min(), image.max())
 
 
-def low_resolution(image: Float[Array, "*vol"], zoom: Float[Array, ""], first: int = 0) -> Float[Array, "*vol"]:
-    """Nearest-neighbour reduction to round(side * zoom) voxels, then linear enlargement to the old grid, as index gathers per axis.
+def low_resolution(
+    image: Float[Array, "*vol"], zoom: Float[Array, ""], first: int = 0
+) -> Float[Array, "*vol"]:
+    """Nearest-neighbour reduction to round(side * zoom) voxels, then linear enlargement to the old
+    grid, as index gathers per axis.
 
-    Both steps act on each axis alone, so every voxel of an axis is a mixture of two voxels of the original.
+    Both steps act on each axis alone, so every voxel of an axis is a mixture of two voxels of the
+    original.
 
     Args:
       zoom: share of the sides that is kept, above 0, at most 1.
@@ -63,17 +79,26 @@ def low_resolution(image: Float[Array, "*vol"], zoom: Float[Array, ""], first: i
         low = jnp.floor(point)
         share = (point - low).reshape([-1 if d == axis else 1 for d in range(image.ndim)])
         below, above = (_source(i, coarse, size) for i in (low, jnp.minimum(low + 1, coarse - 1)))
-        image = jnp.take(image, below, axis, mode="clip") * (1 - share) + jnp.take(image, above, axis, mode="clip") * share
+        image = (
+            jnp.take(image, below, axis, mode="clip") * (1 - share)
+            + jnp.take(image, above, axis, mode="clip") * share
+        )
     return image
 
 
 def _source(coarse_index: Float[Array, "n"], coarse: Float[Array, ""], size: int) -> Array:
-    """Voxel of the original that the nearest-neighbour reduction puts at a coarse index (half-pixel centres)."""
-    return jnp.clip(jnp.floor((coarse_index + 0.5) * (size / coarse)), 0, size - 1).astype(jnp.int32)
+    """Voxel of the original that the nearest-neighbour reduction puts at a coarse index (half-pixel
+    centres).
+    """
+    return jnp.clip(jnp.floor((coarse_index + 0.5) * (size / coarse)), 0, size - 1).astype(
+        jnp.int32
+    )
 
 
 def gamma(image: Float[Array, "*vol"], exponent: Float[Array, ""]) -> Float[Array, "*vol"]:
-    """((x - min) / range)^exponent range + min, then the former mean and (unbiased) standard deviation are restored."""
+    """((x - min) / range)^exponent range + min, then the former mean and (unbiased) standard
+    deviation are restored.
+    """
     mean, deviation, low = image.mean(), image.std(ddof=1), image.min()
     extent = image.max() - low
     bent = ((image - low) / jnp.maximum(extent, EPSILON)) ** exponent * extent + low

@@ -1,7 +1,9 @@
-"""Left and right under mirroring: which label ids trade places when a scan is mirrored across the body's midline.
+"""Left and right under mirroring: which label ids trade places when a scan is mirrored across the
+body's midline.
 
-In: the corpora's labels and pairs of class names. Out: per corpus pairs of dense ids, for `augment/nnunet.py`. The class sets of a pair of
-ids become each other when every class is replaced by its partner; ids without a lateral class stay.
+In: the corpora's labels and pairs of class names. Out: per corpus pairs of dense ids, for
+`augment/nnunet.py`. The class sets of a pair of ids become each other when every class is replaced
+by its partner; ids without a lateral class stay.
 """
 
 import re
@@ -18,7 +20,8 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def find_pairs(classes: Sequence[str]) -> Pairs:
-    """Pairs of class names that differ only in left and right ("kidney_left", "left kidney", "kidney L").
+    """Pairs of class names that differ only in left and right ("kidney_left", "left kidney",
+    "kidney L").
 
     >>> find_pairs(["liver", "kidney_left", "kidney_right"])
     (('kidney_left', 'kidney_right'),)
@@ -31,21 +34,28 @@ def find_pairs(classes: Sequence[str]) -> Pairs:
     return tuple(found)
 
 
-def swaps(corpora: Sequence[Corpus], pairs: str | Sequence[Sequence[str]]) -> tuple[tuple[tuple[int, int], ...], ...]:
+def swaps(
+    corpora: Sequence[Corpus], pairs: str | Sequence[Sequence[str]]
+) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Per corpus the pairs of dense ids that trade places.
 
     Args:
       pairs: pairs of class names, or "auto" for `find_pairs` in each corpus.
 
-    Raises: `UsageError` for a class that no corpus has; `LabelError` if a corpus has an id whose mirrored class set no id has (for example
-      one kidney of a pair is annotated and the other is not).
+    Raises: `UsageError` for a class that no corpus has; `LabelError` if a corpus has an id whose
+      mirrored class set no id has (for example one kidney of a pair is annotated and the other is
+      not).
     """
     if pairs != AUTO:
         known = {name for corpus in corpora for name in corpus.classes}
         for name in (name for pair in pairs for name in pair):
             if name not in known:
-                raise UsageError(f"unknown class {name!r} in the left-right pairs", fix=did_you_mean(name, known))
-    return tuple(_swaps(corpus, find_pairs(corpus.classes) if pairs == AUTO else pairs) for corpus in corpora)
+                raise UsageError(
+                    f"unknown class {name!r} in the left-right pairs", fix=did_you_mean(name, known)
+                )
+    return tuple(
+        _swaps(corpus, find_pairs(corpus.classes) if pairs == AUTO else pairs) for corpus in corpora
+    )
 
 
 def _swaps(corpus: Corpus, pairs: Sequence[Sequence[str]]) -> tuple[tuple[int, int], ...]:
@@ -58,9 +68,12 @@ def _swaps(corpus: Corpus, pairs: Sequence[Sequence[str]]) -> tuple[tuple[int, i
             continue
         if mirrored not in sets:
             raise LabelError(
-                "a lateral class without its partner cannot be mirrored", path=corpus.name, found=", ".join(sorted(names)),
-                expected=f"also {', '.join(sorted(mirrored))}", fix="leave the left-right axis out of augment.mirror_axes",
-            )  # fmt: skip
+                "a lateral class without its partner cannot be mirrored",
+                path=corpus.name,
+                found=", ".join(sorted(names)),
+                expected=f"also {', '.join(sorted(mirrored))}",
+                fix="leave the left-right axis out of augment.mirror_axes",
+            )
         if (other := sets.index(mirrored)) > i:
             found.append((i, other))
     return tuple(found)

@@ -1,11 +1,14 @@
-"""Augmentation on the device: enlarged patches in, network patches out. nnU-Net v2's chain with its probabilities and ranges.
+"""Augmentation on the device: enlarged patches in, network patches out. nnU-Net v2's chain with its
+probabilities and ranges.
 
-In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key. Out: the same at `out_shape`.
-Order: rotation and scaling in one resampling, noise, blur, brightness, contrast, low resolution, gamma of the inverted image, gamma,
-mirroring (lateral classes trade places where asked), zero outside the normalisation mask.
+In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key.
+Out: the same at `out_shape`. Order: rotation and scaling in one resampling, noise, blur,
+brightness, contrast, low resolution, gamma of the inverted image, gamma, mirroring (lateral classes
+trade places where asked), zero outside the normalisation mask.
 
-What is drawn (`Draw`: numbers only, a neutral value means "not drawn") is separate from how it is applied. Samples are taken one after
-another with a condition around each step, so that what is not drawn costs nothing; one sample's volume already fills a device.
+What is drawn (`Draw`: numbers only, a neutral value means "not drawn") is separate from how it is
+applied. Samples are taken one after another with a condition around each step, so that what is not
+drawn costs nothing; one sample's volume already fills a device.
 """
 
 import dataclasses
@@ -33,19 +36,26 @@ class Augmentation:
     """Probabilities per sample and ranges; the defaults are nnU-Net v2's.
 
     Attributes:
-      rotation, rotation_rad: probability; angles are uniform within +-rotation_rad, None takes nnU-Net's limit (`rotation_limit`).
+      rotation, rotation_rad: probability; angles are uniform within +-rotation_rad, None takes
+        nnU-Net's limit (`rotation_limit`).
       scaling, scaling_range: probability; one factor for all axes, above 1 objects become smaller.
       noise, noise_sd: probability; standard deviation, shared by the channels.
       blur, blur_channel, blur_sigma: probability per sample, then per channel; voxels, per axis.
       brightness, brightness_range: probability; factor, below and above 1 equally often.
       contrast, contrast_range: likewise.
-      low_resolution, low_resolution_channel, zoom_range: probability per sample, then per channel; share of each side that is kept.
-      gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the image itself; exponent as for brightness.
-      mirror, mirror_axes: probability per axis, and which spatial axes; None is all of them. Left classes stay left classes.
-      swap: pairs of label ids (left, right) that trade places wherever the left-right axis is mirrored, so that sides stay true; per
-        corpus, in the order of the batch's `corpus` index. `swap_axis`: that axis, None is the last (x, in RAS).
-      mask_channels: channels that are 0 outside their normalisation mask, where the label is -1; set to 0 there again at the end.
-      slicewise: rotate and scale within slices of constant z; None decides by the patch (`is_anisotropic`). Low resolution then spares z.
+      low_resolution, low_resolution_channel, zoom_range: probability per sample, then per channel;
+        share of each side that is kept.
+      gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the
+        image itself; exponent as for brightness.
+      mirror, mirror_axes: probability per axis, and which spatial axes; None is all of them. Left
+        classes stay left classes.
+      swap: pairs of label ids (left, right) that trade places wherever the left-right axis is
+        mirrored, so that sides stay true; per corpus, in the order of the batch's `corpus` index.
+        `swap_axis`: that axis, None is the last (x, in RAS).
+      mask_channels: channels that are 0 outside their normalisation mask, where the label is -1;
+        set to 0 there again at the end.
+      slicewise: rotate and scale within slices of constant z; None decides by the patch
+        (`is_anisotropic`). Low resolution then spares z.
     """
 
     rotation: float = 0.2
@@ -78,9 +88,15 @@ class Augmentation:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is float and not 0 <= value <= 1:
-                raise UsageError(f"augmentation probability {field.name!r} out of range", found=value, expected="0 to 1")
+                raise UsageError(
+                    f"augmentation probability {field.name!r} out of range",
+                    found=value,
+                    expected="0 to 1",
+                )
             if field.type is Range and not (len(value) == 2 and 0 <= value[0] <= value[1]):
-                raise UsageError(f"augmentation range {field.name!r} is not (low, high)", found=value)
+                raise UsageError(
+                    f"augmentation range {field.name!r} is not (low, high)", found=value
+                )
 
     @classmethod
     def none(cls) -> "Augmentation":
@@ -90,7 +106,9 @@ class Augmentation:
 
     def within_slices(self, out_shape: tuple[int, ...]) -> bool:
         """True if a 3D patch of this shape is rotated and scaled slice by slice."""
-        return len(out_shape) == 3 and (is_anisotropic(out_shape) if self.slicewise is None else self.slicewise)
+        return len(out_shape) == 3 and (
+            is_anisotropic(out_shape) if self.slicewise is None else self.slicewise
+        )
 
 
 class Draw(NamedTuple):
@@ -113,19 +131,26 @@ def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channel
     """Draws all numbers for one sample."""
     s, axes, used = settings, len(out_shape), 0
     limit = rotation_limit(out_shape) if s.rotation_rad is None else s.rotation_rad
-    numbers = jax.random.uniform(key, (14 + axes + channels * (15 + axes),))  # every step takes its own, drawn or not
+    numbers = jax.random.uniform(
+        key, (14 + axes + channels * (15 + axes),)
+    )  # every step takes its own, drawn or not
 
     def uniform(bounds, *shape):
         nonlocal used
         used += math.prod(shape)
-        return bounds[0] + (bounds[1] - bounds[0]) * numbers[used - math.prod(shape) : used].reshape(shape)
+        return bounds[0] + (bounds[1] - bounds[0]) * numbers[
+            used - math.prod(shape) : used
+        ].reshape(shape)
 
     def chance(p, *shape):
         return uniform((0.0, 1.0), *shape) < p
 
     def around_one(bounds):
         """Per channel: uniform below 1 or uniform above 1, each half the time."""
-        below, above = uniform((min(bounds[0], 1.0), 1.0), channels), uniform((max(bounds[0], 1.0), bounds[1]), channels)
+        below, above = (
+            uniform((min(bounds[0], 1.0), 1.0), channels),
+            uniform((max(bounds[0], 1.0), bounds[1]), channels),
+        )
         return jnp.where(chance(0.5, channels) & (bounds[0] < 1), below, above)
 
     turn, rescale = chance(s.rotation), chance(s.scaling)
@@ -135,10 +160,18 @@ def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channel
         angles=jnp.where(turn, uniform((-limit, limit), 3), 0.0),
         scale=jnp.where(rescale, uniform(s.scaling_range), 1.0),
         noise=jnp.where(chance(s.noise), uniform(s.noise_sd), 0.0),
-        blur=jnp.where(chance(s.blur) & chance(s.blur_channel, channels, 1), uniform(s.blur_sigma, channels, axes), 0.0),
+        blur=jnp.where(
+            chance(s.blur) & chance(s.blur_channel, channels, 1),
+            uniform(s.blur_sigma, channels, axes),
+            0.0,
+        ),
         brightness=jnp.where(chance(s.brightness), around_one(s.brightness_range), 1.0),
         contrast=jnp.where(chance(s.contrast), around_one(s.contrast_range), 1.0),
-        zoom=jnp.where(chance(s.low_resolution) & chance(s.low_resolution_channel, channels), uniform(s.zoom_range, channels), 1.0),
+        zoom=jnp.where(
+            chance(s.low_resolution) & chance(s.low_resolution_channel, channels),
+            uniform(s.zoom_range, channels),
+            1.0,
+        ),
         gamma_inverted=jnp.where(chance(s.gamma_inverted), around_one(s.gamma_range), 1.0),
         gamma=jnp.where(chance(s.gamma), around_one(s.gamma_range), 1.0),
         flips=chance(s.mirror, axes) & allowed,
@@ -154,22 +187,39 @@ def apply(
     settings: Augmentation,
     exchange: Int[Array, "ids"] | None = None,
 ) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out"]]:
-    """Applies what was drawn to one sample; `key` is for the noise only, `exchange` the id each id becomes under left-right mirroring."""
+    """Applies what was drawn to one sample; `key` is for the noise only, `exchange` the id each id
+    becomes under left-right mirroring.
+    """
     image, label = _space(drawn, image, label, out_shape, settings)
     channels = jnp.moveaxis(image, -1, 0)
     if settings.noise:
         keys = jax.random.split(key, channels.shape[0])
         noisy = jax.vmap(intensity.noise, (0, 0, None))
-        channels = jax.lax.cond(drawn.noise > 0, noisy, lambda keys, x, sd: x, keys, channels, drawn.noise)
-    numbers = (drawn.blur, drawn.brightness, drawn.contrast, drawn.zoom, drawn.gamma_inverted, drawn.gamma)
+        channels = jax.lax.cond(
+            drawn.noise > 0, noisy, lambda keys, x, sd: x, keys, channels, drawn.noise
+        )
+    numbers = (
+        drawn.blur,
+        drawn.brightness,
+        drawn.contrast,
+        drawn.zoom,
+        drawn.gamma_inverted,
+        drawn.gamma,
+    )
     first = int(settings.within_slices(out_shape))
-    channels = jax.lax.map(lambda args: _channel(*args, settings=settings, first=first), (channels, *numbers))
+    channels = jax.lax.map(
+        lambda args: _channel(*args, settings=settings, first=first), (channels, *numbers)
+    )
     image = jnp.moveaxis(channels, 0, -1)
     if settings.mirror and settings.mirror_axes != ():
         image, label = spatial.mirror(image, drawn.flips), spatial.mirror(label, drawn.flips)
         if exchange is not None:
             axis = len(out_shape) - 1 if settings.swap_axis is None else settings.swap_axis
-            other = jnp.where((label >= 0) & (label < len(exchange)), jnp.take(exchange, label, mode="clip"), label)
+            other = jnp.where(
+                (label >= 0) & (label < len(exchange)),
+                jnp.take(exchange, label, mode="clip"),
+                label,
+            )
             label = jnp.where(drawn.flips[axis], other.astype(label.dtype), label)
     if settings.mask_channels:
         masked = np.isin(np.arange(image.shape[-1]), settings.mask_channels)
@@ -178,10 +228,15 @@ def apply(
 
 
 def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:
-    """Per corpus, the id that each id becomes when left and right are mirrored; None if nothing is lateral."""
+    """Per corpus, the id that each id becomes when left and right are mirrored; None if nothing is
+    lateral.
+    """
     if not any(settings.swap):
         return None
-    table = np.tile(np.arange(1 + max(i for pairs in settings.swap for pair in pairs for i in pair)), (len(settings.swap), 1))
+    table = np.tile(
+        np.arange(1 + max(i for pairs in settings.swap for pair in pairs for i in pair)),
+        (len(settings.swap), 1),
+    )
     for row, pairs in zip(table, settings.swap, strict=True):
         for left, right in pairs:
             row[left], row[right] = right, left
@@ -189,7 +244,10 @@ def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:
 
 
 def _space(drawn, image, label, out_shape, settings):
-    """Rotation and scaling if drawn, else the centre. Within slices, z is carried along as channels that share the coordinates."""
+    """Rotation and scaling if drawn, else the centre.
+
+    Within slices, z is carried along as channels that share the coordinates.
+    """
     if not (settings.rotation or settings.scaling):
         return centre_crop(image, out_shape), centre_crop(label, out_shape)
 
@@ -207,17 +265,38 @@ def _space(drawn, image, label, out_shape, settings):
         image = jnp.moveaxis(image, 0, -2).reshape(*inner, depth * m)
         matrix = spatial.affine(drawn.angles, drawn.scale, 2)
         image, label = spatial.resample(image, jnp.moveaxis(label, 0, -1), matrix, out_shape[1:])
-        return jnp.moveaxis(image.reshape(*out_shape[1:], depth, m), -2, 0), jnp.moveaxis(label, -1, 0)
+        return jnp.moveaxis(image.reshape(*out_shape[1:], depth, m), -2, 0), jnp.moveaxis(
+            label, -1, 0
+        )
 
     def turn_plane(image, label):
-        image, label = spatial.resample(image, label[..., None], spatial.affine(drawn.angles, drawn.scale, 2), out_shape)
+        image, label = spatial.resample(
+            image, label[..., None], spatial.affine(drawn.angles, drawn.scale, 2), out_shape
+        )
         return image, label[..., 0]
 
-    chosen = turn_plane if len(out_shape) == 2 else turn_slices if settings.within_slices(out_shape) else turn
+    chosen = (
+        turn_plane
+        if len(out_shape) == 2
+        else turn_slices
+        if settings.within_slices(out_shape)
+        else turn
+    )
     return jax.lax.cond(drawn.spatial, chosen, crop, image, label)
 
 
-def _channel(image, sigma, brightness, contrast, zoom, gamma_inverted, gamma, *, settings: Augmentation, first: int):
+def _channel(
+    image,
+    sigma,
+    brightness,
+    contrast,
+    zoom,
+    gamma_inverted,
+    gamma,
+    *,
+    settings: Augmentation,
+    first: int,
+):
     """The intensity steps of one channel, in order; a step whose probability is 0 is not compiled."""
     taps = intensity.blur_taps(settings.blur_sigma[1])
     steps = (
@@ -225,7 +304,11 @@ def _channel(image, sigma, brightness, contrast, zoom, gamma_inverted, gamma, *,
         (settings.brightness, brightness != 1, lambda x: x * brightness),
         (settings.contrast, contrast != 1, lambda x: intensity.contrast(x, contrast)),
         (settings.low_resolution, zoom < 1, lambda x: intensity.low_resolution(x, zoom, first)),
-        (settings.gamma_inverted, gamma_inverted != 1, lambda x: -intensity.gamma(-x, gamma_inverted)),
+        (
+            settings.gamma_inverted,
+            gamma_inverted != 1,
+            lambda x: -intensity.gamma(-x, gamma_inverted),
+        ),
         (settings.gamma, gamma != 1, lambda x: intensity.gamma(x, gamma)),
     )
     for probability, wanted, step in steps:
@@ -247,7 +330,8 @@ def augment(
 ) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
     """Augments a batch. Pure; jit it with `out_shape`, `settings`, `mesh` and `batch_axes` static.
 
-    Sample i uses fold_in(key, i), i counted over the global batch, so that the number of devices changes nothing.
+    Sample i uses fold_in(key, i), i counted over the global batch, so that the number of devices
+    changes nothing.
 
     Args:
       key: of this training step.
@@ -255,21 +339,28 @@ def augment(
       out_shape: the network's patch, (z, y, x) or (y, x).
       settings: what may happen; `Augmentation.none()` crops the centre.
       corpus: of each sample; needed where `settings.swap` has lateral classes.
-      mesh, batch_axes: give both when the batch is split over devices: each then works on its own samples. Without a mesh the result
-        is the same, but every device would work on all of them.
+      mesh, batch_axes: give both when the batch is split over devices: each then works on its own
+        samples. Without a mesh the result is the same, but every device would work on all of them.
 
     Raises: `UsageError` if the patches are smaller than `out_shape`.
     """
     inner = image.shape[1:-1]
     if len(inner) != len(out_shape) or any(n < k for n, k in zip(inner, out_shape, strict=True)):
         raise UsageError(
-            "patches do not cover the network's patch", found=inner, expected=f"at least {out_shape}", fix="see enlarged_patch"
+            "patches do not cover the network's patch",
+            found=inner,
+            expected=f"at least {out_shape}",
+            fix="see enlarged_patch",
         )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
 
     table = exchanges(settings)
     if table is not None and corpus is None:
-        raise UsageError("lateral classes are swapped per corpus", found="no corpus of the samples", fix="pass batch['corpus']")
+        raise UsageError(
+            "lateral classes are swapped per corpus",
+            found="no corpus of the samples",
+            fix="pass batch['corpus']",
+        )
     rows = None if table is None else jnp.asarray(table)[corpus]
 
     def one(args):
@@ -283,5 +374,7 @@ def augment(
 
     if mesh is not None:
         split = PartitionSpec(batch_axes)
-        several = jax.shard_map(several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        several = jax.shard_map(
+            several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+        )
     return several(keys, image, label, rows)

@@ -1,7 +1,9 @@
-"""Spatial augmentation of one sample: rotate and scale by one linear resampling straight from the enlarged patch, or crop its centre.
+"""Spatial augmentation of one sample: rotate and scale by one linear resampling straight from the
+enlarged patch, or crop its centre.
 
-In: image (*vol_in, m) float32, label (*vol_in) or (*vol_in, k) ids. Out: the same at `out_shape`. Two or three axes; pure and jittable.
-Semantics are those of nnU-Net v2: coordinates centred in voxels, zero (image) and -1 (label) outside, labels by the largest summed weight.
+In: image (*vol_in, m) float32, label (*vol_in) or (*vol_in, k) ids. Out: the same at `out_shape`.
+Two or three axes; pure and jittable. Semantics are those of nnU-Net v2: coordinates centred in
+voxels, zero (image) and -1 (label) outside, labels by the largest summed weight.
 """
 
 import itertools
@@ -21,10 +23,16 @@ def crop_start(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, 
     return tuple(n // 2 - k // 2 for n, k in zip(in_shape, out_shape, strict=True))
 
 
-def centre_crop(array: Shaped[Array | np.ndarray, "..."], out_shape: tuple[int, ...], first: int = 0) -> Shaped[Array | np.ndarray, "..."]:
-    """The centre of the axes `first`, `first` + 1, ... of an array, cut to `out_shape` voxels; other axes stay."""
+def centre_crop(
+    array: Shaped[Array | np.ndarray, "..."], out_shape: tuple[int, ...], first: int = 0
+) -> Shaped[Array | np.ndarray, "..."]:
+    """The centre of the axes `first`, `first` + 1, ... of an array, cut to `out_shape` voxels;
+    other axes stay.
+    """
     inner = array.shape[first : first + len(out_shape)]
-    slices = tuple(slice(s, s + n) for s, n in zip(crop_start(inner, out_shape), out_shape, strict=True))
+    slices = tuple(
+        slice(s, s + n) for s, n in zip(crop_start(inner, out_shape), out_shape, strict=True)
+    )
     return array[(slice(None),) * first + slices]
 
 
@@ -32,8 +40,10 @@ def affine(angles: Float[Array, "3"], scale: Float[Array, ""], axes: int) -> Flo
     """Output offset -> input offset, both in voxels from the centre: Rz Ry Rx S.
 
     Args:
-      angles: rad; the first turns axes 1 and 2, the second 0 and 2, the third 0 and 1. With two axes only the last is used.
-      scale: one factor for all axes; above 1 the output covers more of the input, so objects become smaller.
+      angles: rad; the first turns axes 1 and 2, the second 0 and 2, the third 0 and 1. With two
+        axes only the last is used.
+      scale: one factor for all axes; above 1 the output covers more of the input, so objects become
+        smaller.
       axes: 2 or 3.
     """
     (cx, cy, cz), (sx, sy, sz) = jnp.cos(angles), jnp.sin(angles)
@@ -42,17 +52,23 @@ def affine(angles: Float[Array, "3"], scale: Float[Array, ""], axes: int) -> Flo
     turn_x = jnp.array([[1.0, 0, 0], [0, cx, -sx], [0, sx, cx]])
     turn_y = jnp.array([[cy, 0.0, sy], [0, 1, 0], [-sy, 0, cy]])
     turn_z = jnp.array([[cz, -sz, 0.0], [sz, cz, 0], [0, 0, 1]])
-    return scale * jnp.matmul(jnp.matmul(turn_z, turn_y, precision="highest"), turn_x, precision="highest")
+    return scale * jnp.matmul(
+        jnp.matmul(turn_z, turn_y, precision="highest"), turn_x, precision="highest"
+    )
 
 
 def resample(
-    image: Float[Array, "*vol_in m"], label: Int[Array, "*vol_in k"], matrix: Float[Array, "n n"], out_shape: tuple[int, ...]
+    image: Float[Array, "*vol_in m"],
+    label: Int[Array, "*vol_in k"],
+    matrix: Float[Array, "n n"],
+    out_shape: tuple[int, ...],
 ) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out k"]]:
     """Samples image and label at matrix @ (voxel - centre of the output) + centre of the input.
 
-    Image: linear, 0 outside. Label: the id with the largest summed weight among the corners; where several ids share it, the nearest
-    corner's if that is among them, else the lowest. The outside takes part as -1. Both are padded by one voxel and coordinates are clipped
-    to it, so every corner exists and what lies farther out is plain padding.
+    Image: linear, 0 outside. Label: the id with the largest summed weight among the corners; where
+    several ids share it, the nearest corner's if that is among them, else the lowest. The outside
+    takes part as -1. Both are padded by one voxel and coordinates are clipped to it, so every
+    corner exists and what lies farther out is plain padding.
     """
     shape = image.shape[:-1]
     axes = len(shape)
@@ -75,15 +91,28 @@ def resample(
         total = total + weight[..., None] * jnp.take(values, index, axis=0, mode="clip")
         weights.append(weight[..., None])
         corners.append(jnp.take(ids, index, axis=0, mode="clip"))
-    closest = jnp.take(ids, base + sum(bit * stride for bit, stride in zip(nearest, strides, strict=True)), axis=0, mode="clip")
+    closest = jnp.take(
+        ids,
+        base + sum(bit * stride for bit, stride in zip(nearest, strides, strict=True)),
+        axis=0,
+        mode="clip",
+    )
     return total, _vote(weights, corners, closest)
 
 
 def _corners(
     matrix: Float[Array, "n n"], shape: tuple[int, ...], out_shape: tuple[int, ...]
-) -> tuple[list[Int[Array, "*vol_out"]], list[Float[Array, "*vol_out"]], list[Bool[Array, "*vol_out"]]]:
-    """Per axis: index of the corner below each sampled point, the distance to it, and whether the corner above is the nearest."""
-    grids = jnp.meshgrid(*[jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in out_shape], indexing="ij", sparse=True)
+) -> tuple[
+    list[Int[Array, "*vol_out"]], list[Float[Array, "*vol_out"]], list[Bool[Array, "*vol_out"]]
+]:
+    """Per axis: index of the corner below each sampled point, the distance to it, and whether the
+    corner above is the nearest.
+    """
+    grids = jnp.meshgrid(
+        *[jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in out_shape],
+        indexing="ij",
+        sparse=True,
+    )
     low, above, nearest = [], [], []
     for d, n in enumerate(shape):
         point = sum(matrix[d, e] * grid for e, grid in enumerate(grids)) + (n - 1) / 2
@@ -99,7 +128,10 @@ def _vote(weights: list, corners: list, closest: Int[Array, "*vol k"]) -> Int[Ar
     """Label with the largest summed weight among the corners, without a channel per label."""
 
     def score(ids):
-        return sum(jnp.where(ids == other, weight, 0.0) for other, weight in zip(corners, weights, strict=True))
+        return sum(
+            jnp.where(ids == other, weight, 0.0)
+            for other, weight in zip(corners, weights, strict=True)
+        )
 
     scores = [score(ids) for ids in corners]
     best = scores[0]

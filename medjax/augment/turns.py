@@ -1,8 +1,10 @@
-"""Slice augmentation of M4oE's released code, and flips alone: quarter turns and flips, or a small rotation, or nothing.
+"""Slice augmentation of M4oE's released code, and flips alone: quarter turns and flips, or a small
+rotation, or nothing.
 
-In: image (b, y, x, m) normalised float32, label (b, y, x) ids (-1 outside the image), a key. Out: the same at `out_shape`.
-With probability 1/2 a number of quarter turns and then a flip along one axis, both drawn evenly; otherwise, with probability 1/2, a
-rotation by a whole number of degrees in [-20, 19]; otherwise nothing. Labels move with the image: left stays left of where it was.
+In: image (b, y, x, m) normalised float32, label (b, y, x) ids (-1 outside the image), a key. Out:
+the same at `out_shape`. With probability 1/2 a number of quarter turns and then a flip along one
+axis, both drawn evenly; otherwise, with probability 1/2, a rotation by a whole number of degrees in
+[-20, 19]; otherwise nothing. Labels move with the image: left stays left of where it was.
 """
 
 import dataclasses
@@ -24,9 +26,11 @@ class Turns:
     """Settings.
 
     Attributes:
-      turn: probability of quarter turns with a flip. rotation: probability of a rotation where there was no turn.
-      nearest: rotate the image by nearest neighbour and fill with 0 (the released code); otherwise linearly, filling with the slice's
-        minimum. Labels always take the nearest pixel, and count as outside the image where the rotation leaves it.
+      turn: probability of quarter turns with a flip. rotation: probability of a rotation where
+        there was no turn.
+      nearest: rotate the image by nearest neighbour and fill with 0 (the released code); otherwise
+        linearly, filling with the slice's minimum. Labels always take the nearest pixel, and count
+        as outside the image where the rotation leaves it.
     """
 
     turn: float = 0.5
@@ -35,15 +39,30 @@ class Turns:
 
     def __post_init__(self):
         if not (0 <= self.turn <= 1 and 0 <= self.rotation <= 1):
-            raise UsageError("augmentation probability out of range", found=(self.turn, self.rotation), expected="0 to 1")
+            raise UsageError(
+                "augmentation probability out of range",
+                found=(self.turn, self.rotation),
+                expected="0 to 1",
+            )
 
 
 def turns(
-    key: Array, image: Float[Array, "b y x m"], label: Int[Array, "b y x"], out_shape: tuple[int, ...], settings: Turns = Turns()
+    key: Array,
+    image: Float[Array, "b y x m"],
+    label: Int[Array, "b y x"],
+    out_shape: tuple[int, ...],
+    settings: Turns = Turns(),
 ) -> tuple[Float[Array, "b v u m"], Int[Array, "b v u"]]:
-    """Augments a batch; sample i uses fold_in(key, i). Raises `UsageError` for a patch that is not square."""
+    """Augments a batch; sample i uses fold_in(key, i).
+
+    Raises `UsageError` for a patch that is not square.
+    """
     if len(out_shape) != 2 or out_shape[0] != out_shape[1]:
-        raise UsageError("quarter turns need a square patch", found=tuple(out_shape), fix="change train.patch, or augment.kind")
+        raise UsageError(
+            "quarter turns need a square patch",
+            found=tuple(out_shape),
+            fix="change train.patch, or augment.kind",
+        )
     image, label = centre_crop(image, out_shape, first=1), centre_crop(label, out_shape, first=1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
     return jax.vmap(lambda k, a, b: _one(k, a, b, settings))(keys, image, label)
@@ -51,12 +70,17 @@ def turns(
 
 def _one(key: Array, image: Array, label: Array, settings: Turns) -> tuple[Array, Array]:
     which, quarter, axis, angle, rotates = jax.random.split(key, 5)
-    turned = _quarter(image, label, jax.random.randint(quarter, (), 0, 4), jax.random.randint(axis, (), 0, 2))
+    turned = _quarter(
+        image, label, jax.random.randint(quarter, (), 0, 4), jax.random.randint(axis, (), 0, 2)
+    )
     radians = jnp.deg2rad(jax.random.randint(angle, (), *DEGREES).astype(jnp.float32))
     rotated = rotate(image, label, radians, settings.nearest)
     turn = jax.random.uniform(which) < settings.turn
     rotation = ~turn & (jax.random.uniform(rotates) < settings.rotation)
-    return tuple(jnp.where(turn, a, jnp.where(rotation, b, c)) for a, b, c in zip(turned, rotated, (image, label), strict=True))
+    return tuple(
+        jnp.where(turn, a, jnp.where(rotation, b, c))
+        for a, b, c in zip(turned, rotated, (image, label), strict=True)
+    )
 
 
 def _quarter(image: Array, label: Array, count: Array, axis: Array) -> tuple[Array, Array]:
@@ -68,26 +92,45 @@ def _quarter(image: Array, label: Array, count: Array, axis: Array) -> tuple[Arr
 
 
 def rotate(
-    image: Float[Array, "y x m"], label: Int[Array, "y x"], radians: Float[Array, ""], nearest: bool = False
+    image: Float[Array, "y x m"],
+    label: Int[Array, "y x"],
+    radians: Float[Array, ""],
+    nearest: bool = False,
 ) -> tuple[Float[Array, "y x m"], Int[Array, "y x"]]:
-    """About the centre, from the y axis towards the x axis, without enlarging; see `Turns` for what is filled in."""
+    """About the centre, from the y axis towards the x axis, without enlarging; see `Turns` for what
+    is filled in.
+    """
     height, width = label.shape
-    y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
+    y, x = jnp.meshgrid(
+        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
+    )
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     places = [cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2]
     fill = jnp.zeros(image.shape[-1]) if nearest else image.min((0, 1))
     order = 0 if nearest else 1
-    channels = [map_coordinates(image[..., c] - fill[c], places, order, mode="constant") + fill[c] for c in range(image.shape[-1])]
+    channels = [
+        map_coordinates(image[..., c] - fill[c], places, order, mode="constant") + fill[c]
+        for c in range(image.shape[-1])
+    ]
     ids = map_coordinates(label - PADDING, places, 0, mode="constant") + PADDING
     return jnp.stack(channels, -1), ids.astype(label.dtype)
 
 
 def flips(
-    key: Array, image: Float[Array, "b *vol_in m"], label: Int[Array, "b *vol_in"], out_shape: tuple[int, ...], axes: tuple[int, ...] = (1,)
+    key: Array,
+    image: Float[Array, "b *vol_in m"],
+    label: Int[Array, "b *vol_in"],
+    out_shape: tuple[int, ...],
+    axes: tuple[int, ...] = (1,),
 ) -> tuple[Float[Array, "b *vol m"], Int[Array, "b *vol"]]:
-    """The centre of every patch, mirrored along each of the given spatial axes with probability 1/2."""
+    """The centre of every patch, mirrored along each of the given spatial axes with probability
+    1/2.
+    """
     image, label = centre_crop(image, out_shape, first=1), centre_crop(label, out_shape, first=1)
     for axis in axes:
         chosen = jax.random.bernoulli(jax.random.fold_in(key, axis), 0.5, (image.shape[0],))
-        image, label = (jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), jnp.flip(a, 1 + axis), a) for a in (image, label))
+        image, label = (
+            jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), jnp.flip(a, 1 + axis), a)
+            for a in (image, label)
+        )
     return image, label

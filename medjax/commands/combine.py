@@ -1,4 +1,6 @@
-"""`medjax combine`: evaluations of several data sets in one table, classes averaged over the sets that have them."""
+"""`medjax combine`: evaluations of several data sets in one table, classes averaged over the sets
+that have them.
+"""
 
 from pathlib import Path
 
@@ -8,13 +10,29 @@ from medjax.errors import EXIT_OK, UsageError
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("combine", help="one table from several evaluations: every class over the data sets that have it")
-    p.add_argument("evaluations", nargs="+", metavar="FOLDER[=CORPUS,CORPUS]", help="runs or evaluations, and what to take of them")
+    p = verbs.add_parser(
+        "combine",
+        help="one table from several evaluations: every class over the data sets that have it",
+    )
+    p.add_argument(
+        "evaluations",
+        nargs="+",
+        metavar="FOLDER[=CORPUS,CORPUS]",
+        help="runs or evaluations, and what to take of them",
+    )
     p.add_argument("--metric", default="Dice", help="Dice, IoU, NSD, HD95, ASSD")
     p.add_argument("--classes", nargs="+", default=[], help="the rows; default all classes")
-    p.add_argument("--pool", action="append", default=[], metavar="NAME=CORPUS,CORPUS", help="corpora whose cases count as one; repeatable")
+    p.add_argument(
+        "--pool",
+        action="append",
+        default=[],
+        metavar="NAME=CORPUS,CORPUS",
+        help="corpora whose cases count as one; repeatable",
+    )
     p.add_argument("-o", "--output", default="", help="JSON file for the numbers")
-    p.add_argument("--overwrite", action="store_true", help="also replace a file that medjax did not write")
+    p.add_argument(
+        "--overwrite", action="store_true", help="also replace a file that medjax did not write"
+    )
     p.set_defaults(run=_combine)
 
 
@@ -24,8 +42,12 @@ def _combine(args) -> int:
 
     if args.output:
         outputs.make_folder(Path(args.output).parent)
-        owned.refuse_document(args.output, "combination", overwrite=args.overwrite, what="the table")
-    columns = combine.read(dict(map(_folder, args.evaluations)), args.metric, args.classes, dict(map(_pool, args.pool)))
+        owned.refuse_document(
+            args.output, "combination", overwrite=args.overwrite, what="the table"
+        )
+    columns = combine.read(
+        dict(map(_folder, args.evaluations)), args.metric, args.classes, dict(map(_pool, args.pool))
+    )
     means, overall = combine.over_sets(columns)
     print(combine.markdown(columns, args.metric))
     if args.output:
@@ -36,7 +58,9 @@ def _combine(args) -> int:
 
 def _folder(text: str) -> tuple[Path, list[str]]:
     folder, sign, corpora = text.partition("=")
-    return (Path(folder), corpora.split(",")) if sign and not Path(text).exists() else (Path(text), [])
+    return (
+        (Path(folder), corpora.split(",")) if sign and not Path(text).exists() else (Path(text), [])
+    )
 
 
 def _pool(text: str) -> tuple[str, list[str]]:

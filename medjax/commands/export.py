@@ -5,18 +5,35 @@ from pathlib import Path
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("export", help="a trained run as one file: weights, StableHLO function, or Orbax checkpoint")
+    p = verbs.add_parser(
+        "export", help="a trained run as one file: weights, StableHLO function, or Orbax checkpoint"
+    )
     p.add_argument("run_folder", help="a run folder, or a weights archive")
     p.add_argument("-o", "--output", required=True, help="NAME.medjax, or a folder with --orbax")
     form = p.add_mutually_exclusive_group()
     form.add_argument(
-        "--stablehlo", action="store_true", help="one self-contained function instead of weights: runs without the model's code"
+        "--stablehlo",
+        action="store_true",
+        help="one self-contained function instead of weights: runs without the model's code",
     )
-    form.add_argument("--orbax", action="store_true", help="a slim run folder: config, labels, plan and an Orbax checkpoint of the weights")
+    form.add_argument(
+        "--orbax",
+        action="store_true",
+        help="a slim run folder: config, labels, plan and an Orbax checkpoint of the weights",
+    )
     p.add_argument("--checkpoint", default="", help="last, best or a step; default: the config's")
-    p.add_argument("--platforms", nargs="+", default=("cpu", "cuda", "tpu"), help="what a StableHLO function shall run on")
     p.add_argument(
-        "--licence", action="append", default=[], metavar="CORPUS=TEXT", help="licence of a training corpus, if its data set states none"
+        "--platforms",
+        nargs="+",
+        default=("cpu", "cuda", "tpu"),
+        help="what a StableHLO function shall run on",
+    )
+    p.add_argument(
+        "--licence",
+        action="append",
+        default=[],
+        metavar="CORPUS=TEXT",
+        help="licence of a training corpus, if its data set states none",
     )
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     p.set_defaults(run=_export)
@@ -26,8 +43,15 @@ def _export(args) -> int:
     from medjax.runs import export
 
     kind = "function" if args.stablehlo else "orbax" if args.orbax else "weights"
-    print(export.export(
-        Path(args.run_folder), Path(args.output), kind, checkpoint=args.checkpoint, platforms=args.platforms,
-        licences=export.given_licences(args.licence), overwrite=args.overwrite,
-    ))  # fmt: skip
+    print(
+        export.export(
+            Path(args.run_folder),
+            Path(args.output),
+            kind,
+            checkpoint=args.checkpoint,
+            platforms=args.platforms,
+            licences=export.given_licences(args.licence),
+            overwrite=args.overwrite,
+        )
+    )
     return 0

@@ -3,12 +3,18 @@
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("gates", help="mean gate weights of a mixture of experts: table and heat map")
+    p = verbs.add_parser(
+        "gates", help="mean gate weights of a mixture of experts: table and heat map"
+    )
     p.add_argument("model", metavar="RUN", help="folder of a trained run, with its store")
-    p.add_argument("-o", "--out", help="where gates.json, gates.md and gates.png go; default RUN/gates")
+    p.add_argument(
+        "-o", "--out", help="where gates.json, gates.md and gates.png go; default RUN/gates"
+    )
     p.add_argument("--batches", type=int, default=8, help="per corpus")
     p.add_argument("--side", choices=("val", "train"), default="val", help="of the split")
-    p.add_argument("--overwrite", action="store_true", help="also replace files that medjax did not write")
+    p.add_argument(
+        "--overwrite", action="store_true", help="also replace files that medjax did not write"
+    )
     p.set_defaults(run=_gates)
 
 

@@ -1,4 +1,6 @@
-"""`medjax info`: what is installed here, what a run folder knows, or which public corpora are described."""
+"""`medjax info`: what is installed here, what a run folder knows, or which public corpora are
+described.
+"""
 
 import json
 from pathlib import Path
@@ -8,11 +10,32 @@ from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("info", help="versions, devices, models, configs; what a run folder knows; the public corpora")
-    p.add_argument("run_folder", nargs="?", default="", help="a run folder, or with --corpora the name of a corpus")
-    p.add_argument("--corpora", action="store_true", help="the catalogue of public corpora: licence, classes, defects, overlaps")
-    p.add_argument("--catalogue", default="", metavar="MODULE:FUNCTION", help="a catalogue that no installed package registers")
-    p.add_argument("--accept", action="store_true", help="take config.json, labels.json and plan.json of a run as they are now")
+    p = verbs.add_parser(
+        "info",
+        help="versions, devices, models, configs; what a run folder knows; the public corpora",
+    )
+    p.add_argument(
+        "run_folder",
+        nargs="?",
+        default="",
+        help="a run folder, or with --corpora the name of a corpus",
+    )
+    p.add_argument(
+        "--corpora",
+        action="store_true",
+        help="the catalogue of public corpora: licence, classes, defects, overlaps",
+    )
+    p.add_argument(
+        "--catalogue",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="a catalogue that no installed package registers",
+    )
+    p.add_argument(
+        "--accept",
+        action="store_true",
+        help="take config.json, labels.json and plan.json of a run as they are now",
+    )
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_info)
 
@@ -45,7 +68,11 @@ def _corpora(args) -> int:
 
     facts, name = registered(args.catalogue), args.run_folder
     if name and name not in facts["corpora"]:
-        raise UsageError(f"no corpus {name!r} in the catalogue", fix=did_you_mean(name, facts["corpora"]))
+        raise UsageError(
+            f"no corpus {name!r} in the catalogue", fix=did_you_mean(name, facts["corpora"])
+        )
     chosen = facts["corpora"][name] if name else facts
-    print(json.dumps(chosen, indent=1) if args.json else as_text(chosen) if name else as_table(facts))
+    print(
+        json.dumps(chosen, indent=1) if args.json else as_text(chosen) if name else as_table(facts)
+    )
     return EXIT_OK

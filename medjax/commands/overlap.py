@@ -8,13 +8,23 @@ from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, EXIT_VERIFICATION, UsageErr
 def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser(
-        "overlap", help="scans that data sets share, by their rules for names or by content (exit 4: evaluation overlaps training)"
+        "overlap",
+        help="scans that data sets share, by their rules for names or by content (exit 4: "
+        "evaluation overlaps training)",
     )
     p.add_argument("folders", nargs="+", help="data sets to train on")
     p.add_argument(
-        "--against", nargs="+", default=[], metavar="FOLDER", help="data sets to evaluate on; without it, overlaps among the first"
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="data sets to evaluate on; without it, overlaps among the first",
     )
-    p.add_argument("--content", action="store_true", help="also compare what the images hold (reads every image once)")
+    p.add_argument(
+        "--content",
+        action="store_true",
+        help="also compare what the images hold (reads every image once)",
+    )
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
     p.add_argument("--json", action="store_true", help="machine-readable report")
     p.add_argument("--quiet", action="store_true")
@@ -31,18 +41,28 @@ def _overlap(args) -> int:
         for folder in folders:
             corpus, members, _ = scan_corpus(folder)
             if corpus.name in cases and folder in args.folders:
-                raise UsageError(f"two data sets are called {corpus.name!r}", path=folder, fix='give one "medjax": {"name": ...}')
+                raise UsageError(
+                    f"two data sets are called {corpus.name!r}",
+                    path=folder,
+                    fix='give one "medjax": {"name": ...}',
+                )
             cases[corpus.name], rules[corpus.name] = members, twins.rules_of(folder)
             sides[side] += [f"{corpus.name}/{case.name}" for case in members]
     pairs, failed = list(twins.by_name(cases, rules)), []
     if args.content:
-        found, failed = twins.by_content(cases, workers=args.workers or None, progress=progress(args.quiet, "compare"))
+        found, failed = twins.by_content(
+            cases, workers=args.workers or None, progress=progress(args.quiet, "compare")
+        )
         known = {frozenset((p.first, p.second)) for p in pairs}
         pairs += [pair for pair in found if frozenset((pair.first, pair.second)) not in known]
     if args.against:
         pairs = list(twins.between(sides["train"], sides["evaluation"], pairs))
     if args.json:
-        print(json.dumps([{"first": p.first, "second": p.second, "why": p.why} for p in pairs], indent=1))
+        print(
+            json.dumps(
+                [{"first": p.first, "second": p.second, "why": p.why} for p in pairs], indent=1
+            )
+        )
     else:
         for pair in pairs:
             print(f"{shown(pair.first)}  =  {shown(pair.second)}   ({shown(pair.why)})")

@@ -1,4 +1,6 @@
-"""`medjax plan`: spacing, normalisation, patch, batch and network for data sets, with the reasons; or another engine's plan as ours."""
+"""`medjax plan`: spacing, normalisation, patch, batch and network for data sets, with the reasons;
+or another engine's plan as ours.
+"""
 
 import json
 import os
@@ -13,18 +15,61 @@ PRESETS = ("default", "resenc_m", "resenc_l", "resenc_xl")
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("plan", help="decide spacing, normalisation, patch, batch and network from the data, and say why")
+    p = verbs.add_parser(
+        "plan",
+        help="decide spacing, normalisation, patch, batch and network from the data, and say why",
+    )
     p.add_argument("folders", nargs="*", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", default="plan.json", help="file to write (default plan.json)")
-    p.add_argument("--preset", choices=PRESETS, default="default", help="nnU-Net's default U-Net or its residual encoders M, L, XL")
-    p.add_argument("--memory-gib", type=float, default=None, help="accelerator memory to plan for; default: the preset's (8, 8, 24, 40)")
-    p.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
-    p.add_argument("--spacing-rule", choices=("median", "per_corpus"), default="median", help="where no spacing is given")
+    p.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="default",
+        help="nnU-Net's default U-Net or its residual encoders M, L, XL",
+    )
+    p.add_argument(
+        "--memory-gib",
+        type=float,
+        default=None,
+        help="accelerator memory to plan for; default: the preset's (8, 8, 24, 40)",
+    )
+    p.add_argument(
+        "--spacing-mm",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="target spacing; default: nnU-Net's median rule",
+    )
+    p.add_argument(
+        "--spacing-rule",
+        choices=("median", "per_corpus"),
+        default="median",
+        help="where no spacing is given",
+    )
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    p.add_argument("--keep-axes", action="store_true", help="leave z y x as they are even if z is not the coarsest axis")
-    p.add_argument("--import", dest="imported", default="", metavar="FILE", help="nnUNetPlans.json or plans.pkl to convert instead")
-    p.add_argument("--channels", nargs="+", default=None, help="channel names of an imported plan without a dataset.json beside it")
-    p.add_argument("--allow-absent", action="store_true", help="go on although a declared class occurs in no case")
+    p.add_argument(
+        "--keep-axes",
+        action="store_true",
+        help="leave z y x as they are even if z is not the coarsest axis",
+    )
+    p.add_argument(
+        "--import",
+        dest="imported",
+        default="",
+        metavar="FILE",
+        help="nnUNetPlans.json or plans.pkl to convert instead",
+    )
+    p.add_argument(
+        "--channels",
+        nargs="+",
+        default=None,
+        help="channel names of an imported plan without a dataset.json beside it",
+    )
+    p.add_argument(
+        "--allow-absent",
+        action="store_true",
+        help="go on although a declared class occurs in no case",
+    )
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
     p.add_argument("--json", action="store_true", help="print the plan instead of sentences")
     p.add_argument("--quiet", action="store_true")
@@ -33,7 +78,9 @@ def add(verbs) -> None:
 
 def _plan(args) -> int:
     if bool(args.imported) == bool(args.folders):
-        raise UsageError("nothing to plan for", fix="give data set folders, or --import nnUNetPlans.json")
+        raise UsageError(
+            "nothing to plan for", fix="give data set folders, or --import nnUNetPlans.json"
+        )
     plan, lines = _imported(args) if args.imported else _made(args)
     _write(Path(args.output), plan.to_json())
     if args.json:
@@ -42,7 +89,10 @@ def _plan(args) -> int:
     first = next(iter(plan.configurations), "3d_fullres")
     print("\n".join(lines))
     print(f"\nWritten to {args.output}. Prepare with: medjax prepare ... --plan {args.output}")
-    print(f"Train with: --config.data.plan={args.output} --config.data.configuration={first} --config.model.name=plan")
+    print(
+        f"Train with: --config.data.plan={args.output} --config.data.configuration={first} "
+        "--config.model.name=plan"
+    )
     return EXIT_OK
 
 
@@ -51,7 +101,11 @@ def _write(path: Path, fields: dict) -> None:
     if os.path.lexists(path):
         old = read_json(path, fix="choose another name with -o") if path.is_file() else None
         if not isinstance(old, dict) or not {"spacing_mm", "intensity"} <= set(old):
-            raise UsageError("exists and is no plan of medjax, so it is not replaced", path=path, fix="choose another name with -o")
+            raise UsageError(
+                "exists and is no plan of medjax, so it is not replaced",
+                path=path,
+                fix="choose another name with -o",
+            )
     try:
         write_json(path, fields)
     except OSError as error:
@@ -68,15 +122,22 @@ def _made(args):
     prints = {}
     for corpus, cases, _ in corpora:
         show = progress(args.quiet, f"measure {corpus.name}")
-        prints[corpus.name] = fingerprint(corpus, cases, workers=args.workers or None, progress=show)
+        prints[corpus.name] = fingerprint(
+            corpus, cases, workers=args.workers or None, progress=show
+        )
         if not args.allow_absent:
             check_classes(corpus, prints[corpus.name])
     spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
     outputs = len(merge([corpus for corpus, _, _ in corpora]).classes) + 1
     plan = plan_experiment(
-        prints, outputs, preset=args.preset, memory_gib=args.memory_gib, spacing=spacing, orientation=args.orientation,
+        prints,
+        outputs,
+        preset=args.preset,
+        memory_gib=args.memory_gib,
+        spacing=spacing,
+        orientation=args.orientation,
         transpose="none" if args.keep_axes else "coarsest",
-    )  # fmt: skip
+    )
     return plan, explain(prints, plan, spacing)
 
 

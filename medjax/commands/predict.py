@@ -9,11 +9,31 @@ from medjax.errors import shown
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("predict", help="segment images with a trained run, an archive, or an ensemble of them")
-    p.add_argument("-m", "--model", required=True, nargs="+", help="run folders or .medjax archives; several are averaged")
-    p.add_argument("-i", "--input", required=True, nargs="+", help="files, folders, globs, or .json / .csv lists")
+    p = verbs.add_parser(
+        "predict", help="segment images with a trained run, an archive, or an ensemble of them"
+    )
+    p.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        nargs="+",
+        help="run folders or .medjax archives; several are averaged",
+    )
+    p.add_argument(
+        "-i",
+        "--input",
+        required=True,
+        nargs="+",
+        help="files, folders, globs, or .json / .csv lists",
+    )
     p.add_argument("-o", "--output", required=True, help="folder for the masks")
-    p.add_argument("--frame", type=int, default=None, metavar="N", help="the frame of 4D files that is the scan, counted from 0")
+    p.add_argument(
+        "--frame",
+        type=int,
+        default=None,
+        metavar="N",
+        help="the frame of 4D files that is the scan, counted from 0",
+    )
     p.add_argument(
         "--replace-nan",
         default=None,
@@ -22,39 +42,111 @@ def add(verbs) -> None:
     )
 
     p = (group := p).add_argument_group("what to write")
-    p.add_argument("--corpus", default="", help="whose annotation protocol to write; needed when the model knows several")
-    p.add_argument("--classes", nargs="+", default=None, metavar="CLASS", help="only these classes; default: all of the protocol")
-    p.add_argument("--one-file-per-class", action="store_true", help="also one binary mask per class (classes may overlap)")
-    p.add_argument("--probabilities", action="store_true", help="also the class probabilities (.npz)")
-    p.add_argument("--uncertainty", action="store_true", help="also entropy, and disagreement over mirrors, folds or seeds")
-    p.add_argument("--statistics", action="store_true", help="also volume (ml) and mean intensity per class")
-    p.add_argument("--preview", action="store_true", help="also a picture (PNG) per case")
-    p.add_argument("--no-html", action="store_true", help="leave report.html out: tables, and a viewer of the first scans and masks")
-    p.add_argument("--report", default="", metavar="run.json", help="write the manifest of the call there as well")
     p.add_argument(
-        "--postprocess", default="", metavar="WHAT", help="none, chosen (on validation data), or a JSON file; default: the config's"
+        "--corpus",
+        default="",
+        help="whose annotation protocol to write; needed when the model knows several",
+    )
+    p.add_argument(
+        "--classes",
+        nargs="+",
+        default=None,
+        metavar="CLASS",
+        help="only these classes; default: all of the protocol",
+    )
+    p.add_argument(
+        "--one-file-per-class",
+        action="store_true",
+        help="also one binary mask per class (classes may overlap)",
+    )
+    p.add_argument(
+        "--probabilities", action="store_true", help="also the class probabilities (.npz)"
+    )
+    p.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also entropy, and disagreement over mirrors, folds or seeds",
+    )
+    p.add_argument(
+        "--statistics", action="store_true", help="also volume (ml) and mean intensity per class"
+    )
+    p.add_argument("--preview", action="store_true", help="also a picture (PNG) per case")
+    p.add_argument(
+        "--no-html",
+        action="store_true",
+        help="leave report.html out: tables, and a viewer of the first scans and masks",
+    )
+    p.add_argument(
+        "--report",
+        default="",
+        metavar="run.json",
+        help="write the manifest of the call there as well",
+    )
+    p.add_argument(
+        "--postprocess",
+        default="",
+        metavar="WHAT",
+        help="none, chosen (on validation data), or a JSON file; default: the config's",
     )
 
-    p.add_argument("--overwrite", action="store_true", help="also replace files that medjax did not write (never the scans)")
+    p.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace files that medjax did not write (never the scans)",
+    )
 
     p = group.add_argument_group("how")
     p.add_argument("--checkpoint", default="", help="last, best or a step; default: the config's")
-    p.add_argument("--tta", choices=("none", "mirror"), default="", help="average over mirrored inputs; default: the config's")
-    p.add_argument("--overlap", type=float, default=None, help="share of a window that neighbours cover again; default: the config's")
-    p.add_argument("--window", type=int, nargs="+", default=(), metavar="N", help="window z y x (or y x); default: the training patch")
-    p.add_argument("--batch-windows", type=int, default=None, help="windows per device call; default: the config's")
-    p.add_argument("--fast", action="store_true", help="the coarser version, where the model offers one")
+    p.add_argument(
+        "--tta",
+        choices=("none", "mirror"),
+        default="",
+        help="average over mirrored inputs; default: the config's",
+    )
+    p.add_argument(
+        "--overlap",
+        type=float,
+        default=None,
+        help="share of a window that neighbours cover again; default: the config's",
+    )
+    p.add_argument(
+        "--window",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="window z y x (or y x); default: the training patch",
+    )
+    p.add_argument(
+        "--batch-windows",
+        type=int,
+        default=None,
+        help="windows per device call; default: the config's",
+    )
+    p.add_argument(
+        "--fast", action="store_true", help="the coarser version, where the model offers one"
+    )
     p.add_argument("--device", default="", help="cpu, gpu, gpu:1, tpu; default: the best there is")
-    p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="what the process may use")
+    p.add_argument(
+        "--max-memory", type=float, default=None, metavar="GIB", help="what the process may use"
+    )
 
     p = group.add_argument_group("many cases")
     p.add_argument(
-        "--continue", dest="continue_", action="store_true", help="leave cases alone that are complete with the same settings and scans"
+        "--continue",
+        dest="continue_",
+        action="store_true",
+        help="leave cases alone that are complete with the same settings and scans",
     )
     p.add_argument("--num-parts", type=int, default=1, help="share the cases among so many calls")
     p.add_argument("--part-id", type=int, default=0, help="which share this call takes, from 0")
     p.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
-    p.add_argument("--disable-progress-bar", "--disable_progress_bar", action="store_true", help="plain lines instead of a live one")
+    p.add_argument(
+        "--disable-progress-bar",
+        "--disable_progress_bar",
+        action="store_true",
+        help="plain lines instead of a live one",
+    )
     group.set_defaults(run=_predict)
 
 
@@ -67,15 +159,36 @@ def _predict(args) -> int:
 
     page = not args.no_html and args.num_parts == 1
     result = predict.predict(
-        args.model, args.input, Path(args.output), corpus=args.corpus, classes=args.classes, part=(args.part_id, args.num_parts),
-        continue_=args.continue_, one_file_per_class=args.one_file_per_class, probabilities=args.probabilities,
-        statistics=args.statistics, preview=args.preview, report=Path(args.report) if args.report else None,
-        frame=args.frame, replace_nan=args.replace_nan,
-        max_memory_gib=args.max_memory, say=say, progress=progress(args.quiet, "predict", live=not args.disable_progress_bar),
-        checkpoint=args.checkpoint, tta=args.tta, overlap=args.overlap, window=args.window, batch_windows=args.batch_windows,
-        device=args.device, uncertainty=args.uncertainty, postprocess=args.postprocess, fast=args.fast,
-        overwrite=args.overwrite, page=page, warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
-    )  # fmt: skip
+        args.model,
+        args.input,
+        Path(args.output),
+        corpus=args.corpus,
+        classes=args.classes,
+        part=(args.part_id, args.num_parts),
+        continue_=args.continue_,
+        one_file_per_class=args.one_file_per_class,
+        probabilities=args.probabilities,
+        statistics=args.statistics,
+        preview=args.preview,
+        report=Path(args.report) if args.report else None,
+        frame=args.frame,
+        replace_nan=args.replace_nan,
+        max_memory_gib=args.max_memory,
+        say=say,
+        progress=progress(args.quiet, "predict", live=not args.disable_progress_bar),
+        checkpoint=args.checkpoint,
+        tta=args.tta,
+        overlap=args.overlap,
+        window=args.window,
+        batch_windows=args.batch_windows,
+        device=args.device,
+        uncertainty=args.uncertainty,
+        postprocess=args.postprocess,
+        fast=args.fast,
+        overwrite=args.overwrite,
+        page=page,
+        warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
+    )
     if page and (result.ok or result.failed):
         _page(Path(args.output), args.overwrite, say)
     return report_failures(result.failed)

@@ -1,4 +1,6 @@
-"""`medjax prepare`: crop, resample and store data sets for training; finishes what an earlier call left."""
+"""`medjax prepare`: crop, resample and store data sets for training; finishes what an earlier call
+left.
+"""
 
 from pathlib import Path
 
@@ -9,19 +11,63 @@ from medjax.errors import UsageError, did_you_mean, shown
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("prepare", help="crop, resample and store data sets for training; finishes what an earlier call left")
+    p = verbs.add_parser(
+        "prepare",
+        help="crop, resample and store data sets for training; finishes what an earlier call left",
+    )
     p.add_argument("folders", nargs="+", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", required=True, help="store folder")
-    p.add_argument("--plan", default="", help="a plan of `medjax plan`, nnUNetPlans.json or plans.pkl; default: decided here from the data")
-    p.add_argument("--configuration", default="", help='of the plan, e.g. "3d_lowres", which has a spacing of its own')
-    p.add_argument("--spacing-mm", nargs=3, type=float, metavar=("Z", "Y", "X"), help="target spacing; default: nnU-Net's median rule")
-    p.add_argument("--spacing-rule", choices=("median", "per_corpus"), default="median", help="where no spacing is given")
+    p.add_argument(
+        "--plan",
+        default="",
+        help="a plan of `medjax plan`, nnUNetPlans.json or plans.pkl; default: decided here from "
+        "the data",
+    )
+    p.add_argument(
+        "--configuration",
+        default="",
+        help='of the plan, e.g. "3d_lowres", which has a spacing of its own',
+    )
+    p.add_argument(
+        "--spacing-mm",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="target spacing; default: nnU-Net's median rule",
+    )
+    p.add_argument(
+        "--spacing-rule",
+        choices=("median", "per_corpus"),
+        default="median",
+        help="where no spacing is given",
+    )
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    p.add_argument("--allow-absent", action="store_true", help="go on although a declared class occurs in no case")
-    p.add_argument("--force", action="store_true", help="make all cases again, also those that are up to date")
-    p.add_argument("--cases", nargs="+", default=None, metavar="NAME", help="only these; the plan is decided from all of them anyway")
-    p.add_argument("--packed", action="store_true", help="compressed chunks: smaller, for slow or remote disks; patches cost more to read")
-    p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core, fewer where memory is short")
+    p.add_argument(
+        "--allow-absent",
+        action="store_true",
+        help="go on although a declared class occurs in no case",
+    )
+    p.add_argument(
+        "--force", action="store_true", help="make all cases again, also those that are up to date"
+    )
+    p.add_argument(
+        "--cases",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="only these; the plan is decided from all of them anyway",
+    )
+    p.add_argument(
+        "--packed",
+        action="store_true",
+        help="compressed chunks: smaller, for slow or remote disks; patches cost more to read",
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="cases at a time; 0: one per core, fewer where memory is short",
+    )
     p.add_argument("--quiet", action="store_true")
     p.set_defaults(run=_prepare)
 
@@ -42,7 +88,10 @@ def _prepare(args) -> int:
         print("\n".join(lines), flush=True)
     for corpus, _, _ in corpora:
         check_plan(corpus, plan)
-    root, failed = Path(args.output), [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems]
+    root, failed = (
+        Path(args.output),
+        [{"case": e.path} | e.record() for _, _, problems in corpora for e in problems],
+    )
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,8 +100,19 @@ def _prepare(args) -> int:
     for corpus, cases, _ in corpora:
         cases = [case for case in cases if chosen is None or case.name in chosen]
         how = {"force": args.force, "packed": args.packed, "say": say}
-        result = prepare(corpus, cases, plan, root, workers=workers, progress=progress(args.quiet, f"prepare {corpus.name}"), **how)
-        print(f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, {len(result.failed)} failed")
+        result = prepare(
+            corpus,
+            cases,
+            plan,
+            root,
+            workers=workers,
+            progress=progress(args.quiet, f"prepare {corpus.name}"),
+            **how,
+        )
+        print(
+            f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, "
+            f"{len(result.failed)} failed"
+        )
         for name, reason in result.stale.items():
             print(f"  {shown(name)}: made again, because other {reason} than when it was prepared")
         for line in result.remarks():
@@ -80,7 +140,9 @@ def _plan(args, corpora, workers):
         return plan, [f"Plan: {args.plan}", *explain({}, plan)]
     prints = {}
     for corpus, cases, _ in corpora:
-        prints[corpus.name] = fingerprint(corpus, cases, workers=workers, progress=progress(args.quiet, f"measure {corpus.name}"))
+        prints[corpus.name] = fingerprint(
+            corpus, cases, workers=workers, progress=progress(args.quiet, f"measure {corpus.name}")
+        )
         if not args.allow_absent:
             check_classes(corpus, prints[corpus.name])
     spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule

@@ -1,4 +1,6 @@
-"""`medjax preview`: pictures of prepared cases, and of samples as they are drawn and augmented; look here first when a training fails."""
+"""`medjax preview`: pictures of prepared cases, and of samples as they are drawn and augmented;
+look here first when a training fails.
+"""
 
 from pathlib import Path
 
@@ -8,26 +10,55 @@ from medjax.errors import EXIT_OK, UsageError, did_you_mean
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("preview", help="draw prepared cases and augmented samples of a store, with their labels")
+    p = verbs.add_parser(
+        "preview", help="draw prepared cases and augmented samples of a store, with their labels"
+    )
     p.add_argument("store", help="store folder that `medjax prepare` or a training has filled")
-    p.add_argument("-o", "--output", default="", help="folder for the PNG files; default: STORE/preview")
+    p.add_argument(
+        "-o", "--output", default="", help="folder for the PNG files; default: STORE/preview"
+    )
     p.add_argument("--corpus", nargs="+", default=None, help="corpora of the store; default: all")
     p.add_argument("--samples", type=int, default=4, help="cases and samples per picture")
-    p.add_argument("--patch", type=int, nargs="+", default=None, help="the network's patch, z y x, or y x for slices; default 64 64 64")
+    p.add_argument(
+        "--patch",
+        type=int,
+        nargs="+",
+        default=None,
+        help="the network's patch, z y x, or y x for slices; default 64 64 64",
+    )
     p.add_argument("--variants", type=int, default=3, help="augmented versions of each sample")
-    p.add_argument("--foreground", type=float, default=0.67, help="share of samples with a labelled voxel in the middle")
+    p.add_argument(
+        "--foreground",
+        type=float,
+        default=0.67,
+        help="share of samples with a labelled voxel in the middle",
+    )
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(run=_preview)
 
 
 def _preview(args) -> int:
     root = Path(args.store)
-    corpora = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and any(p.glob("*/case.json"))) if root.is_dir() else []
+    corpora = (
+        sorted(
+            p.name
+            for p in root.iterdir()
+            if not p.name.startswith(".") and any(p.glob("*/case.json"))
+        )
+        if root.is_dir()
+        else []
+    )
     if not corpora:
-        raise UsageError("no prepared cases", path=root, fix="prepare some: medjax prepare FOLDER -o STORE; a run's are in RUN/store")
+        raise UsageError(
+            "no prepared cases",
+            path=root,
+            fix="prepare some: medjax prepare FOLDER -o STORE; a run's are in RUN/store",
+        )
     for name in args.corpus or ():
         if name not in corpora:
-            raise UsageError(f"no corpus {name!r} in the store", path=root, fix=did_you_mean(name, corpora))
+            raise UsageError(
+                f"no corpus {name!r} in the store", path=root, fix=did_you_mean(name, corpora)
+            )
     out = Path(args.output or root / "preview")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -66,8 +97,18 @@ def _cases(root: Path, name: str, out: Path, args) -> Path:
     rows, cases = [], _chosen(root, name, args.samples)
     for case in cases:
         meta, label = case.meta, case.label(outside=-1).astype(np.int32)
-        title = f"{meta['name']}  {'x'.join(map(str, meta['shape']))}  {'x'.join(f'{s:.3g}' for s in meta['spacing_mm'])} mm"
-        rows.append(preview.planes(_normalised(case.image(), meta["gain"], meta["bias"]), label, meta["spacing_mm"], title))
+        title = (
+            f"{meta['name']}  {'x'.join(map(str, meta['shape']))}  "
+            f"{'x'.join(f'{s:.3g}' for s in meta['spacing_mm'])} mm"
+        )
+        rows.append(
+            preview.planes(
+                _normalised(case.image(), meta["gain"], meta["bias"]),
+                label,
+                meta["spacing_mm"],
+                title,
+            )
+        )
     path = out / f"{name}_cases.png"
     preview.sheet(rows, path, title=f"{name}: prepared cases", names=_names(cases[0].meta))
     return path
@@ -86,26 +127,51 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
     final = tuple(args.patch or (64, 64, 64))
     names = store.list_cases(root, name)
     metas = [store.open_case(root / name / case).meta for case in names]
-    ids = tuple(sorted({int(i) for meta in metas for i, n in meta["voxels"].items() if n and int(i) > 0}))
+    ids = tuple(
+        sorted({int(i) for meta in metas for i, n in meta["voxels"].items() if n and int(i) > 0})
+    )
     pool = Pool(0, str(root / name), tuple(names), ids, 0)
     recipe = Recipe(
-        enlarged_patch(final), args.samples, foreground=args.foreground, seed=args.seed, dims=len(final), final=final,
+        enlarged_patch(final),
+        args.samples,
+        foreground=args.foreground,
+        seed=args.seed,
+        dims=len(final),
+        final=final,
         channels=max(len(meta["gain"]) for meta in metas),
-    )  # fmt: skip
+    )
     draw, run = Samples([pool], recipe), jax.jit(augment, static_argnums=(3, 4))
     rows = []
     for k in range(args.samples):
         sample = draw(k)
-        image, label = _normalised(sample["image"], sample["gain"], sample["bias"])[None], sample["label"].astype(np.int32)[None]
+        image, label = (
+            _normalised(sample["image"], sample["gain"], sample["bias"])[None],
+            sample["label"].astype(np.int32)[None],
+        )
         panels = []
-        for variant, settings in enumerate([Augmentation.none()] + [Augmentation()] * args.variants):
+        for variant, settings in enumerate(
+            [Augmentation.none()] + [Augmentation()] * args.variants
+        ):
             pictured, labelled = run(
-                jax.random.fold_in(jax.random.key(args.seed), k * (args.variants + 1) + variant), image, label, final, settings
+                jax.random.fold_in(jax.random.key(args.seed), k * (args.variants + 1) + variant),
+                image,
+                label,
+                final,
+                settings,
             )
             title = f"{names[int(sample['case'])]}" if variant == 0 else f"augmented {variant}"
-            panels.append(preview.middle(np.asarray(pictured[0]), np.asarray(labelled[0]), sample["spacing_mm"], title))
+            panels.append(
+                preview.middle(
+                    np.asarray(pictured[0]), np.asarray(labelled[0]), sample["spacing_mm"], title
+                )
+            )
         rows.append(panels)
     path = out / f"{name}_samples.png"
     size = "x".join(map(str, final))
-    preview.sheet(rows, path, title=f"{name}: samples of {size}, plain and augmented (dark red: outside)", names=_names(metas[0]))
+    preview.sheet(
+        rows,
+        path,
+        title=f"{name}: samples of {size}, plain and augmented (dark red: outside)",
+        names=_names(metas[0]),
+    )
     return path

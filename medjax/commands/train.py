@@ -3,7 +3,9 @@
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
-    p = verbs.add_parser("train", help="train a config: medjax train CONFIG --workdir=RUN [--config.field=value ...]")
+    p = verbs.add_parser(
+        "train", help="train a config: medjax train CONFIG --workdir=RUN [--config.field=value ...]"
+    )
     p.add_argument("config", help="configs/NAME.py[:variant]")
     p.set_defaults(run=_train)
 

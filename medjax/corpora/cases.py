@@ -1,7 +1,9 @@
-"""One case into memory, and many cases at once: what verification, fingerprint and preparation share.
+"""One case into memory, and many cases at once: what verification, fingerprint and preparation
+share.
 
-In: `Case` records. Out: image (z, y, x, m) and dense ids (z, y, x) of one case; or the results of a function over all cases, computed by
-threads that keep within the machine's memory, each failure on its own.
+In: `Case` records. Out: image (z, y, x, m) and dense ids (z, y, x) of one case; or the results of a
+function over all cases, computed by threads that keep within the machine's memory, each failure on
+its own.
 """
 
 import contextlib
@@ -23,11 +25,23 @@ from medjax.labels import Corpus
 from medjax.scans import formats, nifti
 from medjax.scans.content import free_memory
 
-__all__ = ["Outcome", "each", "failure", "free_memory", "load", "to_ids", "undeclared", "value_counts", "voxel_counts"]
+__all__ = [
+    "Outcome",
+    "each",
+    "failure",
+    "free_memory",
+    "load",
+    "to_ids",
+    "undeclared",
+    "value_counts",
+    "voxel_counts",
+]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
-MEMORY_SHARE = 0.6  # of what is free; the rest is for the results, the page cache and the neighbours
+MEMORY_SHARE = (
+    0.6  # of what is free; the rest is for the results, the page cache and the neighbours
+)
 _thread = threading.local()
 
 
@@ -36,14 +50,18 @@ class Stopped(Exception):
 
 
 def still_wanted() -> None:
-    """Raises `Stopped` in a thread of `each` whose caller was interrupted; long work calls it between its steps, so that it ends soon."""
+    """Raises `Stopped` in a thread of `each` whose caller was interrupted; long work calls it
+    between its steps, so that it ends soon.
+    """
     stop = getattr(_thread, "stop", None)
     if stop is not None and stop.is_set():
         raise Stopped
 
 
 def stamp(path: str | os.PathLike) -> list[int]:
-    """[size, modification time, change time, inode] of a file: whatever rewrites its content changes it, also with the times set back."""
+    """[size, modification time, change time, inode] of a file: whatever rewrites its content
+    changes it, also with the times set back.
+    """
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
@@ -54,13 +72,17 @@ def labelled(ids: np.ndarray, ignore_id: int | None = None) -> int:
     return count - int(np.count_nonzero(ids == ignore_id)) if ignore_id else count
 
 
-def load(case: Case, corpus: Corpus, *, native: bool = False) -> tuple[nifti.Volume, np.ndarray | None]:
-    """Reads a case as stored: volume with (z, y, x, m) float32, and (z, y, x) dense ids of the corpus (None without a label).
+def load(
+    case: Case, corpus: Corpus, *, native: bool = False
+) -> tuple[nifti.Volume, np.ndarray | None]:
+    """Reads a case as stored: volume with (z, y, x, m) float32, and (z, y, x) dense ids of the
+    corpus (None without a label).
 
-    `native` keeps the voxels of a single unscaled integer file as they are, at half the memory or less.
+    `native` keeps the voxels of a single unscaled integer file as they are, at half the memory or
+    less.
 
-    Raises: `DataError` for unreadable files, another number of channels, or label and image on different grids; `LabelError` for values
-      that the corpus does not declare.
+    Raises: `DataError` for unreadable files, another number of channels, or label and image on
+      different grids; `LabelError` for values that the corpus does not declare.
     """
     volume = formats.read_case(case.images, native=native)
     check_channels(volume, corpus)
@@ -74,19 +96,33 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
         several = volume.array.shape[-1] > 1 and len(corpus.channels) == 1
         fix = "a time series? predict with --frame N (from 0), or declare" if several else "correct"
         fix += " the channel names in dataset.json, or split the file"
-        raise DataError("wrong number of channels", path=volume.path, found=volume.array.shape[-1], expected=expected, fix=fix)
+        raise DataError(
+            "wrong number of channels",
+            path=volume.path,
+            found=volume.array.shape[-1],
+            expected=expected,
+            fix=fix,
+        )
 
 
 def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -> int:
-    """Peak memory of handling a case, estimated from the header; 0 if that cannot be read (the case will fail by itself)."""
+    """Peak memory of handling a case, estimated from the header; 0 if that cannot be read (the case
+    will fail by itself).
+    """
     try:
         with contextlib.suppress(MedjaxError):
             volume = formats.read_geometry(case.images[0])
             itemsize = volume.header.get_data_dtype().itemsize
             values = math.prod(int(n) for n in volume.header.get_data_shape()) * len(case.images)
             channels, voxels = max(1, values // math.prod(volume.shape)), math.prod(volume.shape)
-            unscaled = itemsize <= 2 and len(case.images) == 1 and volume.header.get_slope_inter() in ((None, None), (1.0, 0.0))
-            total = values * (itemsize * 3 // 2 + (0 if unscaled else 4)) + voxels * 4  # file and its copy; label, ids and masks
+            unscaled = (
+                itemsize <= 2
+                and len(case.images) == 1
+                and volume.header.get_slope_inter() in ((None, None), (1.0, 0.0))
+            )
+            total = (
+                values * (itemsize * 3 // 2 + (0 if unscaled else 4)) + voxels * 4
+            )  # file and its copy; label, ids and masks
             if target_spacing_mm is not None:
                 fine = max(1.0, math.prod(volume.spacing_mm[1:]) / math.prod(target_spacing_mm[1:]))
                 scale = math.prod(volume.spacing_mm) / math.prod(target_spacing_mm)
@@ -100,7 +136,9 @@ def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -
 
 
 class MemoryGate:
-    """Lets threads in while their estimates fit into a budget; one thread always gets in, however much it wants."""
+    """Lets threads in while their estimates fit into a budget; one thread always gets in, however
+    much it wants.
+    """
 
     def __init__(self, budget: int):
         self.budget, self.used, self.changed = budget, 0, threading.Condition()
@@ -120,7 +158,9 @@ class MemoryGate:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one case: `value` of the function, or a `failure` record with case, error, message and, if unexpected, traceback."""
+    """What became of one case: `value` of the function, or a `failure` record with case, error,
+    message and, if unexpected, traceback.
+    """
 
     case: Case
     value: Any = None
@@ -132,7 +172,12 @@ def failure(case: Case, error: BaseException) -> dict:
     if isinstance(error, MedjaxError):
         return {"case": case.name, **error.record()}
     message = str(error) or type(error).__name__
-    return {"case": case.name, "error": type(error).__name__, "message": message, "traceback": "".join(traceback.format_exception(error))}
+    return {
+        "case": case.name,
+        "error": type(error).__name__,
+        "message": message,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
 
 
 def each(
@@ -152,8 +197,8 @@ def each(
       status: the word for a value; a failure is "failed".
       needs: bytes a case needs; cases wait while those at work leave too little of the free memory.
 
-    An interruption of this thread (SIGINT, SIGTERM) cancels what has not begun, ends the cases at work at their next step (see
-    `still_wanted`), and is raised again once they have cleaned up.
+    An interruption of this thread (SIGINT, SIGTERM) cancels what has not begun, ends the cases at
+    work at their next step (see `still_wanted`), and is raised again once they have cleaned up.
 
     Returns: outcomes in the order of `cases`.
     """

@@ -1,7 +1,9 @@
-"""One case under the glass: every file read to its end, every value and grid compared, every finding on its own line.
+"""One case under the glass: every file read to its end, every value and grid compared, every
+finding on its own line.
 
-In: a `Case` and its `Corpus`. Out: problems (dictionaries with severity, file, what, found, expected, fix) and a row with what the case
-holds. A problem never hides the ones behind it: what can still be checked after one is.
+In: a `Case` and its `Corpus`. Out: problems (dictionaries with severity, file, what, found,
+expected, fix) and a row with what the case holds. A problem never hides the ones behind it: what
+can still be checked after one is.
 """
 
 import os
@@ -29,8 +31,12 @@ FIELDS = ("severity", "file", "what", "found", "expected", "fix")
 Problem = dict[str, str]
 
 
-def check_case(case: Case, corpus: Corpus, heard: "dict[int, list[str]]") -> tuple[list[Problem], dict | None, str]:
-    """Problems, summary row (None if no image can be read) and "ok" or "failed" of one case; `heard` is from `routed_warnings`."""
+def check_case(
+    case: Case, corpus: Corpus, heard: "dict[int, list[str]]"
+) -> tuple[list[Problem], dict | None, str]:
+    """Problems, summary row (None if no image can be read) and "ok" or "failed" of one case;
+    `heard` is from `routed_warnings`.
+    """
     warned = heard[threading.get_ident()] = []
     problems, grids, channels, extent = [], [], 0, None
     for path in case.images:
@@ -49,14 +55,30 @@ def check_case(case: Case, corpus: Corpus, heard: "dict[int, list[str]]") -> tup
         problems.append(_wrong_channels(case, corpus, channels))
     grid = grids[0] if grids else None
     if twin := _same_file(case):
-        found, counts = [entry(ERROR, twin, "image and label are the same file", fix="name the label map, or leave the label out")], {}
+        found, counts = (
+            [
+                entry(
+                    ERROR,
+                    twin,
+                    "image and label are the same file",
+                    fix="name the label map, or leave the label out",
+                )
+            ],
+            {},
+        )
     else:
         found, counts = (_masks if case.masks else _label_map)(case, corpus, grid, extent)
     problems += found
     problems += [entry(WARNING, *_split(text, case)) for text in dict.fromkeys(warned)]
     row = None
     if grid is not None:
-        row = {"name": case.name, "shape": grid.shape, "spacing_mm": grid.spacing_mm, "modality": case.modality, "voxels": counts}
+        row = {
+            "name": case.name,
+            "shape": grid.shape,
+            "spacing_mm": grid.spacing_mm,
+            "modality": case.modality,
+            "voxels": counts,
+        }
         row["labelled"] = case.labelled
     return problems, row, "failed" if any(p["severity"] == ERROR for p in problems) else "ok"
 
@@ -77,14 +99,20 @@ def _joined(extent: Box | None, array: np.ndarray) -> Box | None:
     return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(extent, box, strict=True))
 
 
-def _cut_off(path: str, label: np.ndarray, extent: Box | None, skip: Sequence[int] = ()) -> list[Problem]:
-    """A warning if label voxels lie outside the box of non-zero image voxels: preparation crops to it, and they are lost."""
+def _cut_off(
+    path: str, label: np.ndarray, extent: Box | None, skip: Sequence[int] = ()
+) -> list[Problem]:
+    """A warning if label voxels lie outside the box of non-zero image voxels: preparation crops to
+    it, and they are lost.
+    """
     if extent is None or any(stop > n for (_, stop), n in zip(extent, label.shape, strict=True)):
         return []
     marked = label != 0
     for value in skip:
         marked &= label != value
-    lost = int(np.count_nonzero(marked)) - int(np.count_nonzero(marked[tuple(slice(*ends) for ends in extent)]))
+    lost = int(np.count_nonzero(marked)) - int(
+        np.count_nonzero(marked[tuple(slice(*ends) for ends in extent)])
+    )
     what = "label voxels outside of all that is not 0 in the image"
     fix = 'preparation cuts them off: correct the label, or prepare with crop "none"'
     return [entry(WARNING, path, what, f"{lost} voxels", "0", fix)] if lost else []
@@ -95,7 +123,16 @@ def _constant(image: nifti.Volume) -> list[Problem]:
     problems = []
     for c in np.flatnonzero(flat.min(0) == flat.max(0)):
         what = "constant image" + (f" in channel {c}" if flat.shape[1] > 1 else "")
-        problems.append(entry(WARNING, image.path, what, f"{float(flat[0, c]):g} everywhere", "varying values", "leave the case out"))
+        problems.append(
+            entry(
+                WARNING,
+                image.path,
+                what,
+                f"{float(flat[0, c]):g} everywhere",
+                "varying values",
+                "leave the case out",
+            )
+        )
     return problems
 
 
@@ -114,13 +151,25 @@ def _container(path: str) -> list[Problem]:
 def _wrong_channels(case: Case, corpus: Corpus, channels: int) -> Problem:
     expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
     if len(case.images) == 1 and len(corpus.channels) == 1:
-        fix = 'a time series? Keep one frame (predict with --frame N, from 0), or declare every frame as a channel in "channel_names"'
-        return entry(ERROR, case.images[0], "a 4D image where one 3D scan is declared", f"{channels} frames", expected, fix)
+        fix = (
+            "a time series? Keep one frame (predict with --frame N, from 0), or declare every "
+            'frame as a channel in "channel_names"'
+        )
+        return entry(
+            ERROR,
+            case.images[0],
+            "a 4D image where one 3D scan is declared",
+            f"{channels} frames",
+            expected,
+            fix,
+        )
     fix = "correct the channel names in the description, or split the file"
     return entry(ERROR, case.images[0], "wrong number of channels", channels, expected, fix)
 
 
-def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None) -> tuple[list[Problem], dict[int, int]]:
+def _label_map(
+    case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None
+) -> tuple[list[Problem], dict[int, int]]:
     if case.label is None:
         return [], {}
     try:
@@ -131,19 +180,40 @@ def _label_map(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Bo
     counts = labels_of_case.value_counts(label.array)
     strange = sorted(set(counts) - set(corpus.values))
     if len(strange) > MANY_VALUES:
-        found = f"{', '.join(map(str, strange[:MANY_VALUES]))} and {len(strange) - MANY_VALUES} more"
-        what, fix = f"{len(strange)} undeclared label values", "is it an image? Check that image and label are not swapped"
-        return [*problems, entry(ERROR, case.label, what, found, f"one of {list(corpus.values)[:20]}", fix)], counts
+        found = (
+            f"{', '.join(map(str, strange[:MANY_VALUES]))} and {len(strange) - MANY_VALUES} more"
+        )
+        what, fix = (
+            f"{len(strange)} undeclared label values",
+            "is it an image? Check that image and label are not swapped",
+        )
+        return [
+            *problems,
+            entry(ERROR, case.label, what, found, f"one of {list(corpus.values)[:20]}", fix),
+        ], counts
     if not problems and grid is not None:
-        problems += _cut_off(case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,))
+        problems += _cut_off(
+            case.label, label.array, extent, () if corpus.ignore is None else (corpus.ignore,)
+        )
     for value, count, place in labels_of_case.undeclared(label.array, counts, corpus):
         found = f"{count} voxels, first at {place} (z, y, x)"
         fix = f'declare it in dataset.json, e.g. "labels": {{"name": {value}}}, or correct the file'
-        problems.append(entry(ERROR, case.label, f"undeclared label value {value}", found, f"one of {list(corpus.values)}", fix))
+        problems.append(
+            entry(
+                ERROR,
+                case.label,
+                f"undeclared label value {value}",
+                found,
+                f"one of {list(corpus.values)}",
+                fix,
+            )
+        )
     return problems, counts
 
 
-def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None) -> tuple[list[Problem], dict[int, int]]:
+def _masks(
+    case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None
+) -> tuple[list[Problem], dict[int, int]]:
     """Checks every mask by itself; voxels are counted by the raw value of their set of classes."""
     if grid is None:
         return [], {}
@@ -173,7 +243,9 @@ def _masks(case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | 
         dense = label_sets.to_corpus_ids(ids, sets, corpus, case.masks[0].path)
     except MedjaxError as error:
         return [problem_of(error, case.masks[0].path)], {}
-    return _cut_off(case.masks[0].path, dense, extent), {corpus.values[i]: n for i, n in labels_of_case.value_counts(dense).items()}
+    return _cut_off(case.masks[0].path, dense, extent), {
+        corpus.values[i]: n for i, n in labels_of_case.value_counts(dense).items()
+    }
 
 
 def _pair(a: nifti.Volume, b: nifti.Volume) -> list[Problem]:
@@ -192,13 +264,20 @@ def _split(text: str, case: Case) -> tuple[str, str]:
 
 def problem_of(error: MedjaxError, fallback: object) -> Problem:
     """An error as a problem; `fallback` is the file if the error names none."""
-    return entry(ERROR, error.path or fallback, error.message, error.found, error.expected, error.fix)
+    return entry(
+        ERROR, error.path or fallback, error.message, error.found, error.expected, error.fix
+    )
 
 
-def entry(severity: str, file: object, what: str, found: object = "", expected: object = "", fix: str = "") -> Problem:
+def entry(
+    severity: str, file: object, what: str, found: object = "", expected: object = "", fix: str = ""
+) -> Problem:
     """A problem with all fields as text."""
     values: Iterable[object] = (severity, file, what, found, expected, fix)
-    return {name: "" if value is None else str(value) for name, value in zip(FIELDS, values, strict=True)}
+    return {
+        name: "" if value is None else str(value)
+        for name, value in zip(FIELDS, values, strict=True)
+    }
 
 
 def line(problem: Problem) -> str:
@@ -210,7 +289,9 @@ def line(problem: Problem) -> str:
 
 
 def kind(problem: Problem) -> str:
-    """What a problem is, without the names and numbers in it: problems of one kind are listed together."""
+    """What a problem is, without the names and numbers in it: problems of one kind are listed
+    together.
+    """
     return re.sub(r"'[^']*'|\d+", "#", f"{problem['severity']} {problem['what']}")
 
 
@@ -219,10 +300,23 @@ def described(corpus: Corpus, folder: Path) -> list[Problem]:
     problems = []
     if corpus.modality == "unknown" and corpus.classes:
         fix = 'say "channels": ["CT"] (or "MR", "T1w", ...) in medjax.json'
-        problems.append(entry(WARNING, folder, "nothing says what the images are", "no channel names", "CT, MR, ...", fix))
-    if nameless := [name for name in corpus.classes if name.startswith("label_") and name[6:].isdigit()]:
+        problems.append(
+            entry(
+                WARNING,
+                folder,
+                "nothing says what the images are",
+                "no channel names",
+                "CT, MR, ...",
+                fix,
+            )
+        )
+    if nameless := [
+        name for name in corpus.classes if name.startswith("label_") and name[6:].isdigit()
+    ]:
         fix = f'say "labels": {{"liver": {nameless[0][6:]}}} in medjax.json'
-        problems.append(entry(WARNING, folder, "label values without names", ", ".join(nameless[:8]), fix=fix))
+        problems.append(
+            entry(WARNING, folder, "label values without names", ", ".join(nameless[:8]), fix=fix)
+        )
     return problems + _declared(corpus, folder)
 
 
@@ -231,7 +325,16 @@ def _declared(corpus: Corpus, folder: Path) -> list[Problem]:
     problems = []
     if len(corpus.classes) > MOST_CLASSES:
         fix = "each class is a channel of the network: declare those that are wanted"
-        problems.append(entry(WARNING, folder, "very many classes", len(corpus.classes), f"at most {MOST_CLASSES}", fix))
+        problems.append(
+            entry(
+                WARNING,
+                folder,
+                "very many classes",
+                len(corpus.classes),
+                f"at most {MOST_CLASSES}",
+                fix,
+            )
+        )
     members: dict[str, list[int]] = {name: [] for name in corpus.classes}
     for value, names in corpus.labels:
         for name in names:
@@ -241,9 +344,20 @@ def _declared(corpus: Corpus, folder: Path) -> list[Problem]:
         alike.setdefault(tuple(values), []).append(name)
     same = [names for names in alike.values() if len(names) > 1]
     if same:
-        found = "; ".join(" = ".join(names[:3]) + (", ..." if len(names) > 3 else "") for names in same[:3])
+        found = "; ".join(
+            " = ".join(names[:3]) + (", ..." if len(names) > 3 else "") for names in same[:3]
+        )
         what = f"{sum(len(names) - 1 for names in same)} classes have the voxels of another class"
-        problems.append(entry(WARNING, folder, what, found, "different label values", "leave all but one of them out"))
+        problems.append(
+            entry(
+                WARNING,
+                folder,
+                what,
+                found,
+                "different label values",
+                "leave all but one of them out",
+            )
+        )
     return problems
 
 
@@ -254,13 +368,25 @@ def counted(folder: Path, listed: int) -> list[Problem]:
     said = said.get("numTraining") if isinstance(said, dict) else None
     if said is None or said == listed:
         return []
-    return [entry(WARNING, path, "numTraining is not the number of training cases", said, listed, "correct it: nnU-Net refuses to start")]
+    return [
+        entry(
+            WARNING,
+            path,
+            "numTraining is not the number of training cases",
+            said,
+            listed,
+            "correct it: nnU-Net refuses to start",
+        )
+    ]
 
 
 def shared(cases: Sequence[Case]) -> list[Problem]:
     """A warning for every file that is the image, or the label map, of several cases."""
     problems = []
-    for word, files_of in (("image", lambda c: c.images), ("label", lambda c: [c.label] if c.label else [])):
+    for word, files_of in (
+        ("image", lambda c: c.images),
+        ("label", lambda c: [c.label] if c.label else []),
+    ):
         owners: dict[str, list[str]] = {}
         for case in cases:
             for path in {os.path.realpath(p) for p in files_of(case)}:
@@ -268,20 +394,34 @@ def shared(cases: Sequence[Case]) -> list[Problem]:
         for path, names in owners.items():
             if len(names) > 1:
                 found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                problems.append(entry(WARNING, path, f"the {word} of {len(names)} cases", found, "one case", "correct the list"))
+                problems.append(
+                    entry(
+                        WARNING,
+                        path,
+                        f"the {word} of {len(names)} cases",
+                        found,
+                        "one case",
+                        "correct the list",
+                    )
+                )
     return problems
 
 
 @contextmanager
 def routed_warnings() -> "Iterator[dict[int, list[str]]]":
-    """Thread id -> texts of the `DataWarning`s it raises; others are shown as ever. The warnings module keeps one hook for all threads."""
+    """Thread id -> texts of the `DataWarning`s it raises; others are shown as ever.
+
+    The warnings module keeps one hook for all threads.
+    """
     heard: dict[int, list[str]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("always", nifti.DataWarning)
         show = warnings.showwarning
 
         def route(message, category, *rest, **named):
-            if issubclass(category, nifti.DataWarning) and threading.current_thread().name.startswith("medjax-case"):
+            if issubclass(
+                category, nifti.DataWarning
+            ) and threading.current_thread().name.startswith("medjax-case"):
                 heard.setdefault(threading.get_ident(), []).append(str(message))
             else:
                 show(message, category, *rest, **named)

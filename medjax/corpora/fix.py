@@ -1,7 +1,9 @@
-"""Corrected copies of a raw data set: what can be mended safely is, everything else is left out and said.
+"""Corrected copies of a raw data set: what can be mended safely is, everything else is left out and
+said.
 
-In: a data set in any layout. Out: a new folder in the nnU-Net raw layout (imagesTr, labelsTr, dataset.json), a list of what was changed and
-why, the cases that were left out, and the verification of the result. Nothing is ever changed in place.
+In: a data set in any layout. Out: a new folder in the nnU-Net raw layout (imagesTr, labelsTr,
+dataset.json), a list of what was changed and why, the cases that were left out, and the
+verification of the result. Nothing is ever changed in place.
 
     label on another grid       resampled onto the image's grid by nearest neighbour, if its foreground volume survives that
     shear below 0.02            axes turned to right angles about the centre; the largest shift of a corner is said
@@ -10,7 +12,8 @@ why, the cases that were left out, and the verification of the result. Nothing i
     other formats, masks        NRRD, MetaImage, DICOM, arrays become NIfTI; masks per class become one label map of class sets
     4D images with channels     one file per channel
 
-What would be a guess is not done: damaged files, non-finite voxels, undeclared values, channels on different grids.
+What would be a guess is not done: damaged files, non-finite voxels, undeclared values, channels on
+different grids.
 """
 
 import dataclasses
@@ -46,7 +49,8 @@ class Fixed:
     """What `fix` did.
 
     Attributes:
-      folder: the new data set. changes: {"case", "file", "what"} per change. left_out: {"case", "why"} per case that could not be mended.
+      folder: the new data set. changes: {"case", "file", "what"} per change. left_out: {"case",
+        "why"} per case that could not be mended.
       report: verification of the new data set; None if no case is left.
     """
 
@@ -62,9 +66,14 @@ class Fixed:
 
     def text(self) -> str:
         """One line per change and per case left out, then the report of the result."""
-        lines = [f"FIXED {c['file']}: {c['what']}" for c in self.changes] + [f"LEFT OUT {c['case']}: {c['why']}" for c in self.left_out]
+        lines = [f"FIXED {c['file']}: {c['what']}" for c in self.changes] + [
+            f"LEFT OUT {c['case']}: {c['why']}" for c in self.left_out
+        ]
         cases = self.report.cases if self.report else 0
-        lines.append(f"{cases} cases written to {self.folder}, {len(self.changes)} changes, {len(self.left_out)} cases left out")
+        lines.append(
+            f"{cases} cases written to {self.folder}, {len(self.changes)} changes, "
+            f"{len(self.left_out)} cases left out"
+        )
         lines = [shown(text) for text in lines]
         return "\n".join(lines + ([self.report.text()] if self.report else []))
 
@@ -74,45 +83,71 @@ class Fixed:
 
 
 def fix(
-    folder: str | os.PathLike, out: str | os.PathLike, *, layout: str = "", workers: int | None = None, progress: Progress | None = None
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    layout: str = "",
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Fixed:
     """Writes the corrected copy and verifies it.
 
     Args:
-      folder: the data set, in any layout; it is only read. out: a folder that does not exist or is empty, outside of it.
+      folder: the data set, in any layout; it is only read. out: a folder that does not exist or is
+        empty, outside of it.
 
-    Raises: `UsageError` for an output folder that holds something, is a link, or lies in the data set or in the folder of a case.
+    Raises: `UsageError` for an output folder that holds something, is a link, or lies in the data
+      set or in the folder of a case.
     """
     check_target(folder, out)
     with routed_warnings():
         corpus, cases, missing = scan_corpus(folder, layout)
         _check_apart(cases, out)
         target = _made(Path(out))
-        outcomes = each(lambda case: _fix_case(case, corpus, target), cases, workers=workers, progress=progress)
+        outcomes = each(
+            lambda case: _fix_case(case, corpus, target), cases, workers=workers, progress=progress
+        )
     changes = [change for o in outcomes if o.failure is None for change in o.value]
-    left_out = [{"case": o.case.name, "why": sentence(o.failure)} for o in outcomes if o.failure is not None]
+    left_out = [
+        {"case": o.case.name, "why": sentence(o.failure)} for o in outcomes if o.failure is not None
+    ]
     left_out += [{"case": str(error.path), "why": str(error)} for error in missing]
     good = [o.case for o in outcomes if o.failure is None]
     content = json.dumps(description(corpus, good), indent=1).encode()
     with files.replacing(target / "dataset.json", exclusive=True) as file:
         file.write(content)
-    return Fixed(str(out), tuple(changes), tuple(left_out), verify(out, workers=workers) if good else None)
+    return Fixed(
+        str(out), tuple(changes), tuple(left_out), verify(out, workers=workers) if good else None
+    )
 
 
 def check_target(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     """`UsageError` unless a corrected copy of the data set `folder` may go to `out`."""
     if os.path.islink(out):
-        raise UsageError("the folder for the corrected copy is a symbolic link", path=out, fix="name the folder itself")
+        raise UsageError(
+            "the folder for the corrected copy is a symbolic link",
+            path=out,
+            fix="name the folder itself",
+        )
     if not str(folder).startswith(records.SCHEME) and files.is_within(out, folder):
-        raise UsageError("the corrected copy must lie outside of the data set", path=out, fix="name another folder")
+        raise UsageError(
+            "the corrected copy must lie outside of the data set",
+            path=out,
+            fix="name another folder",
+        )
     if os.path.lexists(out) and not os.path.isdir(out):
-        raise UsageError("the folder for the corrected copy is a file", path=out, fix="name a new folder")
+        raise UsageError(
+            "the folder for the corrected copy is a file", path=out, fix="name a new folder"
+        )
     if os.path.isdir(out) and os.listdir(out):
-        raise UsageError("the folder for the corrected copy is not empty", path=out, fix="name a new folder")
+        raise UsageError(
+            "the folder for the corrected copy is not empty", path=out, fix="name a new folder"
+        )
 
 
 def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
-    """`UsageError` if `out` lies in a folder that holds one case: a DICOM series, or the files of one case of several.
+    """`UsageError` if `out` lies in a folder that holds one case: a DICOM series, or the files of
+    one case of several.
 
     A list may name files that are nowhere near it.
     """
@@ -125,12 +160,17 @@ def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
     target = Path(os.path.realpath(out))
     if place := next((str(p) for p in (target, *target.parents) if str(p) in own), None):
         raise UsageError(
-            "the corrected copy must lie outside of the data set", path=out, found=f"in a case's folder, {place}", fix="name another folder"
+            "the corrected copy must lie outside of the data set",
+            path=out,
+            found=f"in a case's folder, {place}",
+            fix="name another folder",
         )
 
 
 def _made(target: Path) -> Path:
-    """The output folder with its two empty folders, both made here: a link that somebody put there is never followed."""
+    """The output folder with its two empty folders, both made here: a link that somebody put there
+    is never followed.
+    """
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("imagesTr", "labelsTr"):
@@ -149,7 +189,12 @@ def description(corpus: Corpus, cases: Sequence[Case]) -> dict:
         labels[name] = values[0] if alone else values
     if corpus.ignore is not None:
         labels["ignore"] = corpus.ignore
-    block = {"name": corpus.name, "modality": corpus.modality, "annotated": list(corpus.annotated), "meanings": dict(corpus.meanings)}
+    block = {
+        "name": corpus.name,
+        "modality": corpus.modality,
+        "annotated": list(corpus.annotated),
+        "meanings": dict(corpus.meanings),
+    }
     patients = {case.name: case.patient for case in cases if case.patient not in ("", case.name)}
     return {
         "channel_names": {str(i): name for i, name in enumerate(corpus.channels)},
@@ -174,10 +219,20 @@ def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
     channels = sum(v.array.shape[3] if v.array.ndim == 4 else 1 for v in volumes)
     if channels != len(corpus.channels):
         expected = f"{len(corpus.channels)} ({', '.join(corpus.channels)})"
-        raise DataError("wrong number of channels", path=case.images[0], found=channels, expected=expected, fix="split the file")
+        raise DataError(
+            "wrong number of channels",
+            path=case.images[0],
+            found=channels,
+            expected=expected,
+            fix="split the file",
+        )
     label = _label(case, corpus, volumes[0], changed)
     upright = _upright(volumes[0], changed)
-    planes = [plane for v in volumes for plane in (np.moveaxis(v.array, -1, 0) if v.array.ndim == 4 else [v.array])]
+    planes = [
+        plane
+        for v in volumes
+        for plane in (np.moveaxis(v.array, -1, 0) if v.array.ndim == 4 else [v.array])
+    ]
     affine = volumes[0].affine if upright is None else upright
     whole = len(planes) == len(volumes) and upright is None
     written: list[Path] = []
@@ -187,7 +242,12 @@ def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
             source = case.images[min(c, len(case.images) - 1)]
             if not (whole and _copied(source, path)):
                 if upright is None:
-                    changed(source, "a 4D file split into one file per channel" if len(planes) > len(volumes) else "written as .nii.gz")
+                    changed(
+                        source,
+                        "a 4D file split into one file per channel"
+                        if len(planes) > len(volumes)
+                        else "written as .nii.gz",
+                    )
                 nifti.write_scan(path, dataclasses.replace(volumes[0], array=plane, affine=affine))
             written.append(path)
         if label is not None:
@@ -218,9 +278,15 @@ def _copied(source: str, target: Path) -> bool:
 
 
 def _free(path: Path) -> Path:
-    """The path, if nothing has its name (on disks that do not tell `A` from `a` neither) and its folder is the one made for it."""
+    """The path, if nothing has its name (on disks that do not tell `A` from `a` neither) and its
+    folder is the one made for it.
+    """
     if os.path.lexists(path) or os.path.islink(path.parent):
-        raise UsageError("a file of this name is there already", path=path, fix="name a new folder, or rename the case")
+        raise UsageError(
+            "a file of this name is there already",
+            path=path,
+            fix="name a new folder, or rename the case",
+        )
     return path
 
 
@@ -231,8 +297,13 @@ def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:
     if headers.SHEAR_SILENT < shear <= TINY_SHEAR:
         shape = volume.shape[::-1]
         affine = headers.nearest_rectangular(affine, shape)
-        apart = np.linalg.norm(((affine - volume.affine) @ headers.corners(shape))[:3], axis=0).max()
-        what.append(f"shear of {np.degrees(np.arctan(shear)):.2g} degrees removed, corners move by at most {apart:.2g} mm")
+        apart = np.linalg.norm(
+            ((affine - volume.affine) @ headers.corners(shape))[:3], axis=0
+        ).max()
+        what.append(
+            f"shear of {np.degrees(np.arctan(shear)):.2g} degrees removed, corners move by at "
+            f"most {apart:.2g} mm"
+        )
     if volume.path.endswith(NIFTI_ENDINGS):
         if headers.forms_disagree(header, volume.affine):
             what.append("sform and qform disagreed: both written from the sform")
@@ -243,18 +314,28 @@ def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:
     return affine if what else None
 
 
-def _label(case: Case, corpus: Corpus, image: nifti.Volume, changed) -> tuple[np.ndarray, bool] | None:
+def _label(
+    case: Case, corpus: Corpus, image: nifti.Volume, changed
+) -> tuple[np.ndarray, bool] | None:
     """Raw label values on the image's grid, and whether they are the file's own."""
     if case.masks:
         volume = labels_of_case.read_label_volume(case, corpus, image)
-        changed(case.masks[0].path, f"{len(case.masks)} masks of this case became one label map of class sets")
+        changed(
+            case.masks[0].path,
+            f"{len(case.masks)} masks of this case became one label map of class sets",
+        )
         return corpus.to_raw(volume.array), False
     if case.label is None:
         return None
     raw = formats.read(case.label, "image", like=image)
     values, same = raw.array, True
     if values.ndim != 3:
-        raise DataError("a label map with several channels", path=case.label, found=values.shape, expected="(z, y, x)")
+        raise DataError(
+            "a label map with several channels",
+            path=case.label,
+            found=values.shape,
+            expected="(z, y, x)",
+        )
     if values.dtype.kind == "f":
         whole = np.rint(values)
         worst = float(np.abs(values - whole).max())
@@ -279,7 +360,10 @@ def _elsewhere(label: nifti.Volume, image: nifti.Volume) -> bool:
     """Whether the two are on different grids, or a little apart."""
     if label.shape != image.shape:
         return True
-    apart = np.linalg.inv(image.affine[:3, :3]) @ ((label.affine - image.affine) @ headers.corners(image.shape[::-1]))[:3]
+    apart = (
+        np.linalg.inv(image.affine[:3, :3])
+        @ ((label.affine - image.affine) @ headers.corners(image.shape[::-1]))[:3]
+    )
     return float(np.abs(apart).max()) > nifti.SAME_VOXELS
 
 
@@ -290,5 +374,7 @@ def _kept(label: nifti.Volume, moved: np.ndarray, image: nifti.Volume, path: str
     said = f"{before / 1000:.4g} ml of foreground, {after / 1000:.4g} ml on the image's grid"
     if abs(after - before) > max(VOLUME_KEPT * before, FEW_VOXELS * max(voxel)):
         fix = "the headers contradict each other: find out which is right"
-        raise DataError("label and image do not cover the same space", path=path, found=said, fix=fix)
+        raise DataError(
+            "label and image do not cover the same space", path=path, found=said, fix=fix
+        )
     return f"resampled onto the image's grid {label.shape} -> {image.shape} (z, y, x), {said}"

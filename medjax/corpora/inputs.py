@@ -1,6 +1,7 @@
 """What a user names as input -> cases: files, folders, patterns, lists.
 
-In: a path, a pattern or a .json/.csv list. Out: one `Case` per scan, in a fixed order. Only names and lists are read, never pixels.
+In: a path, a pattern or a .json/.csv list. Out: one `Case` per scan, in a fixed order. Only names
+and lists are read, never pixels.
 """
 
 import collections
@@ -21,9 +22,11 @@ EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan: image paths per channel (or one multi-channel file), what groups it, and either a label map, or masks, or neither.
+    """One scan: image paths per channel (or one multi-channel file), what groups it, and either a
+    label map, or masks, or neither.
 
-    `label` is a file whose voxel values are the corpus' raw values; `masks` are binary masks by class. `annotation.read_label` reads both.
+    `label` is a file whose voxel values are the corpus' raw values; `masks` are binary masks by
+    class. `annotation.read_label` reads both.
     """
 
     name: str
@@ -42,36 +45,57 @@ class Case:
     @property
     def label_files(self) -> tuple[str, ...]:
         """Every file the label is read from, once."""
-        return tuple(dict.fromkeys(([self.label] if self.label else []) + [mask.path for mask in self.masks]))
+        return tuple(
+            dict.fromkeys(([self.label] if self.label else []) + [mask.path for mask in self.masks])
+        )
 
     def files(self, *, labels: bool = True) -> list[str]:
-        """Every file the case is read from, images first, its label's only if asked for; a DICOM folder counts as the files in it."""
+        """Every file the case is read from, images first, its label's only if asked for; a DICOM
+        folder counts as the files in it.
+        """
         found = []
         for path in (*self.images, *(self.label_files if labels else ())):
             inside = Path(path).iterdir() if os.path.isdir(path) else ()
-            found += sorted(str(p) for p in inside if p.is_file() and not p.name.startswith(".")) if os.path.isdir(path) else [path]
+            found += (
+                sorted(str(p) for p in inside if p.is_file() and not p.name.startswith("."))
+                if os.path.isdir(path)
+                else [path]
+            )
         return list(dict.fromkeys(found))
 
 
 def read_json(path: Path):
-    """The parsed file; a key that appears twice in one object is an error, for JSON would silently keep the last."""
+    """The parsed file; a key that appears twice in one object is an error, for JSON would silently
+    keep the last.
+    """
     path = Path(path)
     if not os.path.lexists(path):
-        raise UsageError(f"no {path.name}", path=path.parent, expected="an MSD or nnU-Net data set folder", fix="see docs/data.md")
+        raise UsageError(
+            f"no {path.name}",
+            path=path.parent,
+            expected="an MSD or nnU-Net data set folder",
+            fix="see docs/data.md",
+        )
     return files.read_json(path, unique=True)
 
 
 def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[MedjaxError]]:
-    """The cases whose name can be a file's or a folder's, and a problem for every other one; `path` is where the names come from.
+    """The cases whose name can be a file's or a folder's, and a problem for every other one; `path`
+    is where the names come from.
 
-    Everything that makes cases from files passes through here (`sources.scan_corpus`, `find_inputs`), so that no name becomes a path.
+    Everything that makes cases from files passes through here (`sources.scan_corpus`,
+    `find_inputs`), so that no name becomes a path.
     """
     good, problems = [], []
     for case in cases:
         try:
             files.check_name(case.name, "case name", path=path)
             if not isinstance(case.patient, str):
-                raise UsageError(f"the patient of case {case.name!r} is no text", path=path, found=repr(case.patient)[:60])
+                raise UsageError(
+                    f"the patient of case {case.name!r} is no text",
+                    path=path,
+                    found=repr(case.patient)[:60],
+                )
             good.append(case)
         except UsageError as problem:
             problems.append(problem)
@@ -79,12 +103,18 @@ def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[Medjax
 
 
 def listed_path(base: Path, value: object, what: str, file: object) -> str:
-    """A path that a list names, relative to `base` or absolute; `UsageError` naming the list for what is no path.
+    """A path that a list names, relative to `base` or absolute; `UsageError` naming the list for
+    what is no path.
 
     Lists may name files anywhere: they are only read.
     """
     if not isinstance(value, str) or not value or "\0" in value:
-        raise UsageError(f"{what} is no path", path=file, found=repr(value)[:80], expected='text like "imagesTr/a.nii.gz"')
+        raise UsageError(
+            f"{what} is no path",
+            path=file,
+            found=repr(value)[:80],
+            expected='text like "imagesTr/a.nii.gz"',
+        )
     return str(base / value)
 
 
@@ -92,30 +122,44 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
     """The scans a user names for prediction.
 
     Args:
-      spec: a scan (NIfTI, NRRD, MetaImage, or a folder with a DICOM series), a folder of scans, a glob pattern, a .json list (paths, or
-        objects with image, name, label, modality, patient; also under "cases", "testing" or "test"), a .csv with such columns (image, or
-        image_0, image_1, ...), or several of these.
-      channels: how many images make a case, if known; `x_0000.nii.gz`, `x_0001.nii.gz` are then told from cases that are numbered so.
+      spec: a scan (NIfTI, NRRD, MetaImage, or a folder with a DICOM series), a folder of scans, a
+        glob pattern, a .json list (paths, or objects with image, name, label, modality, patient;
+        also under "cases", "testing" or "test"), a .csv with such columns (image, or image_0,
+        image_1, ...), or several of these.
+      channels: how many images make a case, if known; `x_0000.nii.gz`, `x_0001.nii.gz` are then
+        told from cases that are numbered so.
 
-    Returns: the cases. The suffix _0000 is optional for one channel; like-named files of different folders get the folder's name in front.
+    Returns: the cases. The suffix _0000 is optional for one channel; like-named files of different
+      folders get the folder's name in front.
     Raises: `UsageError` saying what was searched for and where, if nothing was found.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     try:
         cases = [case for one in specs for case in _inputs(str(one), channels)]
     except OSError as error:
-        raise UsageError(f"cannot be read ({error.strerror})", path=error.filename, fix="check the path and its permissions") from error
+        raise UsageError(
+            f"cannot be read ({error.strerror})",
+            path=error.filename,
+            fix="check the path and its permissions",
+        ) from error
     if not cases:
-        raise UsageError("no scans found", found=", ".join(map(str, specs)) or "an empty list", expected=EXPECTED)
+        raise UsageError(
+            "no scans found", found=", ".join(map(str, specs)) or "an empty list", expected=EXPECTED
+        )
     if len({c.name for c in cases}) < len(cases):
-        cases = [dataclasses.replace(c, name=f"{_folder_of(c.images[0])}_{c.name}".lstrip(".")) for c in cases]
+        cases = [
+            dataclasses.replace(c, name=f"{_folder_of(c.images[0])}_{c.name}".lstrip("."))
+            for c in cases
+        ]
     _, problems = usable(cases, ", ".join(map(str, specs)))
     if problems:
         raise problems[0]
     counts = collections.Counter(c.name for c in cases)
     if twice := {n for n, count in counts.items() if count > 1}:
         raise UsageError(
-            f"case name {min(twice)!r} occurs twice", found=", ".join(map(str, specs)), fix='name the cases in a .csv ("name")'
+            f"case name {min(twice)!r} occurs twice",
+            found=", ".join(map(str, specs)),
+            fix='name the cases in a .csv ("name")',
         )
     return [c if c.patient else dataclasses.replace(c, patient=c.name) for c in cases]
 
@@ -129,41 +173,70 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
         if series:
             return series
         if not found and (path / "dataset.json").is_file():
-            raise UsageError("is a data set, not a folder of scans", path=path, fix=f"give {path / 'imagesTs'} or {path / 'imagesTr'}")
+            raise UsageError(
+                "is a data set, not a folder of scans",
+                path=path,
+                fix=f"give {path / 'imagesTs'} or {path / 'imagesTr'}",
+            )
         if not found:
-            raise UsageError("no scans in this folder", path=path, found=f"{len(list(path.iterdir()))} other entries", expected=expected)
+            raise UsageError(
+                "no scans in this folder",
+                path=path,
+                found=f"{len(list(path.iterdir()))} other entries",
+                expected=expected,
+            )
         return _grouped(found, channels)
     if path.suffix in (".json", ".csv") and path.is_file():
         return _listed(path)
     if path.is_file() or path.is_symlink():
         if not path.name.endswith(ENDINGS):
-            raise UsageError("not a scan", path=path, expected=f"{expected}, .json, .csv, a folder or a pattern")
+            raise UsageError(
+                "not a scan", path=path, expected=f"{expected}, .json, .csv, a folder or a pattern"
+            )
         return _grouped([path] if channels == 1 else _with_siblings(path), channels)
     if glob.has_magic(text):
         found = [
-            Path(p) for p in sorted(glob.glob(text, recursive=True)) if p.endswith(ENDINGS) and not os.path.basename(p).startswith(".")
+            Path(p)
+            for p in sorted(glob.glob(text, recursive=True))
+            if p.endswith(ENDINGS) and not os.path.basename(p).startswith(".")
         ]
         if not found:
             raise UsageError("nothing matches this pattern", path=text, expected=expected)
         return _grouped(found, channels)
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UsageError("no such file or folder", path=path, fix=did_you_mean(path.name, near) if near else f"{path.parent} does not exist")
+    raise UsageError(
+        "no such file or folder",
+        path=path,
+        fix=did_you_mean(path.name, near) if near else f"{path.parent} does not exist",
+    )
 
 
 def _folder_of(path: str) -> str:
-    """Name of the folder that a file lies in; a link to a file counts where the link is, so that one in a circle has a name too."""
+    """Name of the folder that a file lies in; a link to a file counts where the link is, so that
+    one in a circle has a name too.
+    """
     return os.path.basename(os.path.realpath(os.path.dirname(path) or "."))
 
 
 def _series(path: Path) -> list[Case]:
-    """The folder itself as a case if it holds DICOM files, else every folder directly in it that does."""
+    """The folder itself as a case if it holds DICOM files, else every folder directly in it that
+    does.
+    """
 
     def holds(folder: Path) -> bool:
         members = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
         return any(is_dicom(p) for p in members[:5])
 
-    places = [path] if holds(path) else sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and holds(p))
-    return [Case(_plain(os.path.basename(os.path.realpath(place))), (str(place),)) for place in places]
+    places = (
+        [path]
+        if holds(path)
+        else sorted(
+            p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and holds(p)
+        )
+    )
+    return [
+        Case(_plain(os.path.basename(os.path.realpath(place))), (str(place),)) for place in places
+    ]
 
 
 def _with_siblings(path: Path) -> list[Path]:
@@ -186,7 +259,9 @@ def _grouped(scans: Sequence[Path], channels: int | None) -> list[Case]:
     cases = []
     for (_, name), members in groups.items():
         numbers = [m[2] for m in map(CHANNEL.match, map(stem, members)) if m]
-        together = numbers == [f"{c:04d}" for c in range(len(members))] and not (channels == 1 and len(members) > 1)
+        together = numbers == [f"{c:04d}" for c in range(len(members))] and not (
+            channels == 1 and len(members) > 1
+        )
         alone = [Case(_plain(stem(m)), (str(m),)) for m in members]
         cases += [Case(_plain(name), tuple(map(str, members)))] if together else alone
     return cases
@@ -201,7 +276,12 @@ def _listed(path: Path) -> list[Case]:
     """The cases of a .json or .csv list; relative paths are relative to the list."""
     cases = [_listed_case(row, where, path) for where, row in lists.rows_of(path)]
     if not any(os.path.exists(c.images[0]) for c in cases):
-        raise UsageError("none of the listed scans exists", path=path, found=cases[0].images[0], fix="give paths relative to the list")
+        raise UsageError(
+            "none of the listed scans exists",
+            path=path,
+            found=cases[0].images[0],
+            fix="give paths relative to the list",
+        )
     return cases
 
 
@@ -211,17 +291,30 @@ def _listed_case(row: dict, where: str, path: Path) -> Case:
     images = [images] if isinstance(images, str) else images
     if not images:
         fields = sorted(str(k) for k in row if k and k != "image")
-        raise UsageError(f"{where} has no image", path=path, found=fields, expected='a field "image"')
+        raise UsageError(
+            f"{where} has no image", path=path, found=fields, expected='a field "image"'
+        )
     if not isinstance(images, list):
-        raise UsageError(f'"image" of {where} is no path', path=path, found=repr(images)[:80], expected="a path, or a list of paths")
+        raise UsageError(
+            f'"image" of {where} is no path',
+            path=path,
+            found=repr(images)[:80],
+            expected="a path, or a list of paths",
+        )
     said = {}
     for key in ("name", "patient", "modality"):
         value = row.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-            raise UsageError(f'"{key}" of {where} is no text', path=path, found=repr(value)[:80], expected="text")
+            raise UsageError(
+                f'"{key}" of {where} is no text', path=path, found=repr(value)[:80], expected="text"
+            )
         said[key] = "" if value is None else str(value)
     images = tuple(listed_path(path.parent, p, f'"image" of {where}', path) for p in images)
-    label = None if row.get("label") in (None, "") else listed_path(path.parent, row["label"], f'"label" of {where}', path)
+    label = (
+        None
+        if row.get("label") in (None, "")
+        else listed_path(path.parent, row["label"], f'"label" of {where}', path)
+    )
     name = said["name"] or re.sub(r"_0000$", "", stem(images[0]))
     files.check_name(name, f"case name of {where}", path=path)
     return Case(name, images, label, modality=said["modality"], patient=said["patient"])

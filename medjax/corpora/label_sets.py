@@ -1,9 +1,11 @@
-"""Binary masks that may overlap -> one volume with an id per voxel, where an id stands for a *set* of classes.
+"""Binary masks that may overlap -> one volume with an id per voxel, where an id stands for a *set*
+of classes.
 
     k masks of a case ──combine──► ids (z, y, x) + the sets that occur ──► over all cases: `corpus_of` builds the label table
 
-Nested (tumour in liver), adjacent and freely overlapping masks need no further channel: a voxel in liver and tumour has the id of
-{liver, tumour}. The table holds every class alone, then every combination that occurs in some case.
+Nested (tumour in liver), adjacent and freely overlapping masks need no further channel: a voxel in
+liver and tumour has the id of {liver, tumour}. The table holds every class alone, then every
+combination that occurs in some case.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,14 +26,18 @@ Sets = tuple[frozenset[str], ...]  # position -> classes; position 0 is the empt
 MOST_SETS = 65_535
 
 
-def combine(masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Sequence[int]) -> tuple[UInt16[np.ndarray, "z y x"], Sets]:
+def combine(
+    masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Sequence[int]
+) -> tuple[UInt16[np.ndarray, "z y x"], Sets]:
     """Lays masks over each other, one at a time, so that only one of them is in memory.
 
     Args:
-      masks: (class name, (z, y, x) bool); a name may come more than once (two files that together make a class).
+      masks: (class name, (z, y, x) bool); a name may come more than once (two files that together
+        make a class).
       shape: (z, y, x).
 
-    Returns: ids (z, y, x), and the set that every id stands for; every set but the empty one occurs.
+    Returns: ids (z, y, x), and the set that every id stands for; every set but the empty one
+      occurs.
     Raises: `LabelError` for more than 65535 different sets.
     """
     ids, sets, number = np.zeros(shape, np.uint16), [frozenset()], {frozenset(): 0}
@@ -42,7 +48,11 @@ def combine(masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Seque
             joined = sets[old] | {name}
             if joined not in number:
                 if len(sets) > MOST_SETS:
-                    raise LabelError("too many different combinations of masks", found=f"over {MOST_SETS}", fix="use fewer classes")
+                    raise LabelError(
+                        "too many different combinations of masks",
+                        found=f"over {MOST_SETS}",
+                        fix="use fewer classes",
+                    )
                 number[joined] = len(sets)
                 sets.append(joined)
             table[old] = number[joined]
@@ -65,13 +75,16 @@ def read_sets(case: Case, like: Volume) -> tuple[UInt16[np.ndarray, "z y x"], Se
     return combine(each(), like.shape)
 
 
-def corpus_of(name: str, classes: Sequence[str], sets: Iterable[Iterable[str]], **fields: Any) -> Corpus:
+def corpus_of(
+    name: str, classes: Sequence[str], sets: Iterable[Iterable[str]], **fields: Any
+) -> Corpus:
     """The corpus of cases whose labels are masks.
 
     Args:
       name: of the corpus.
       classes: class names; the class at position i alone has the raw value i + 1.
-      sets: combinations that occur (sets of one class may be among them); they get the values behind those.
+      sets: combinations that occur (sets of one class may be among them); they get the values
+        behind those.
       fields: further fields of `Corpus`, such as annotated, modality, channels.
 
     Raises: `LabelError` for a combination that names an unknown class, or a class given twice.
@@ -83,15 +96,23 @@ def corpus_of(name: str, classes: Sequence[str], sets: Iterable[Iterable[str]], 
     combinations = set()
     for members in map(frozenset, sets):
         for unknown in members - set(classes):
-            raise LabelError(f"a combination names the unknown class {unknown!r}", path=name, fix=did_you_mean(unknown, classes))
+            raise LabelError(
+                f"a combination names the unknown class {unknown!r}",
+                path=name,
+                fix=did_you_mean(unknown, classes),
+            )
         if len(members) > 1:
             combinations.add(tuple(sorted(members, key=order.get)))
     ordered = sorted(combinations, key=lambda members: (len(members), [order[m] for m in members]))
-    labels = [(i + 1, (c,)) for i, c in enumerate(classes)] + [(len(classes) + 1 + i, c) for i, c in enumerate(ordered)]
+    labels = [(i + 1, (c,)) for i, c in enumerate(classes)] + [
+        (len(classes) + 1 + i, c) for i, c in enumerate(ordered)
+    ]
     return Corpus(name, tuple(labels), **fields)
 
 
-def to_corpus_ids(ids: UInt16[np.ndarray, "z y x"], sets: Sets, corpus: Corpus, path: str) -> np.ndarray:
+def to_corpus_ids(
+    ids: UInt16[np.ndarray, "z y x"], sets: Sets, corpus: Corpus, path: str
+) -> np.ndarray:
     """Ids of a case's own sets -> dense ids of the corpus (uint8, uint16 from 256 ids).
 
     A class the corpus does not name is left out of its sets (a subset of the masks was declared).
@@ -103,10 +124,12 @@ def to_corpus_ids(ids: UInt16[np.ndarray, "z y x"], sets: Sets, corpus: Corpus, 
         known = members & set(corpus.classes)
         if known not in number:
             raise LabelError(
-                f"an overlap of {', '.join(sorted(known))} that the corpus' table does not know", path=path,
-                found=f"{int((ids == i).sum())} voxels", expected="a combination that was there when the corpus was scanned",
+                f"an overlap of {', '.join(sorted(known))} that the corpus' table does not know",
+                path=path,
+                found=f"{int((ids == i).sum())} voxels",
+                expected="a combination that was there when the corpus was scanned",
                 fix="scan the corpus again, or declare the combination",
-            )  # fmt: skip
+            )
         table[i] = number[known]
     return table[ids]
 
@@ -114,7 +137,12 @@ def to_corpus_ids(ids: UInt16[np.ndarray, "z y x"], sets: Sets, corpus: Corpus, 
 def check_classes(case: Case) -> None:
     """`UsageError` if a case has both a label map and masks: which of them counts would be a guess."""
     if case.label is not None and case.masks:
-        raise UsageError("a label map and masks for one case", path=case.label, found=f"{len(case.masks)} masks", fix="give one of them")
+        raise UsageError(
+            "a label map and masks for one case",
+            path=case.label,
+            found=f"{len(case.masks)} masks",
+            fix="give one of them",
+        )
 
 
 def _compact(ids: np.ndarray, sets: list[frozenset[str]]) -> tuple[np.ndarray, Sets]:

@@ -1,8 +1,9 @@
 """How a label is read, whatever its raw form: the one way from a case to dense ids.
 
-In: a `Case` with a label map (NIfTI, NRRD, MHA, array) or with binary masks per class (files, DICOM-SEG, RTSTRUCT, sparse arrays), and the
-`Corpus` that says what values or sets mean. Out: (z, y, x) dense ids on the grid of the case's image. Fingerprint, preparation,
-verification and evaluation all read labels here.
+In: a `Case` with a label map (NIfTI, NRRD, MHA, array) or with binary masks per class (files,
+DICOM-SEG, RTSTRUCT, sparse arrays), and the `Corpus` that says what values or sets mean. Out: (z,
+y, x) dense ids on the grid of the case's image. Fingerprint, preparation, verification and
+evaluation all read labels here.
 """
 
 import numpy as np
@@ -18,7 +19,10 @@ _PIECE = 1 << 22  # voxels
 
 
 def read_label(case: Case, corpus: Corpus, like: Volume | None = None) -> np.ndarray | None:
-    """Dense ids (z, y, x) of a case (uint8, or uint16 from 256 ids); None without a label. See `read_label_volume`."""
+    """Dense ids (z, y, x) of a case (uint8, or uint16 from 256 ids); None without a label.
+
+    See `read_label_volume`.
+    """
     volume = read_label_volume(case, corpus, like)
     return None if volume is None else volume.array
 
@@ -27,11 +31,11 @@ def read_label_volume(case: Case, corpus: Corpus, like: Volume | None = None) ->
     """Dense ids with their geometry.
 
     Args:
-      like: the case's image (its grid is checked against the label's); without it masks are read on the grid of the first image, and a
-        label map is taken as it is.
+      like: the case's image (its grid is checked against the label's); without it masks are read on
+        the grid of the first image, and a label map is taken as it is.
 
-    Raises: `DataError` for unreadable files or another grid than the image's; `LabelError` for values or overlaps that the corpus does not
-      declare, with count and position.
+    Raises: `DataError` for unreadable files or another grid than the image's; `LabelError` for
+      values or overlaps that the corpus does not declare, with count and position.
     """
     label_sets.check_classes(case)
     if case.masks:
@@ -55,28 +59,45 @@ def value_counts(raw: np.ndarray) -> dict[int, int]:
 
 
 def voxel_counts(ids: np.ndarray, length: int) -> np.ndarray:
-    """(length,) voxels of each id from 0 on, counted slice by slice (numpy's count of a whole volume takes eight times its memory)."""
+    """(length,) voxels of each id from 0 on, counted slice by slice (numpy's count of a whole
+    volume takes eight times its memory).
+    """
     counts = np.zeros(length, np.int64)
     for piece in ids:
         counts += np.bincount(piece.ravel(), minlength=length)
     return counts
 
 
-def undeclared(raw: np.ndarray, counts: dict[int, int], corpus: Corpus) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(value, voxels, first position (z, y, x)) of every label value in `counts` that the corpus does not declare."""
+def undeclared(
+    raw: np.ndarray, counts: dict[int, int], corpus: Corpus
+) -> list[tuple[int, int, tuple[int, ...]]]:
+    """(value, voxels, first position (z, y, x)) of every label value in `counts` that the corpus
+    does not declare.
+    """
     strange = [value for value in counts if value not in corpus.values]
-    return [(v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape))) for v in strange]
+    return [
+        (v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape)))
+        for v in strange
+    ]
 
 
 def to_ids(raw: np.ndarray, corpus: Corpus, path: str) -> np.ndarray:
-    """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids); `LabelError` naming the file."""
+    """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids);
+    `LabelError` naming the file.
+    """
     strange = undeclared(raw, value_counts(raw), corpus)
     if strange:
-        listing = ", ".join(f"{value} ({count} voxels, first at {place} z, y, x)" for value, count, place in strange[:8])
+        listing = ", ".join(
+            f"{value} ({count} voxels, first at {place} z, y, x)"
+            for value, count, place in strange[:8]
+        )
         raise LabelError(
-            "undeclared label values", path=path, found=listing, expected=f"one of {list(corpus.values)}",
+            "undeclared label values",
+            path=path,
+            found=listing,
+            expected=f"one of {list(corpus.values)}",
             fix=f'declare them in dataset.json, e.g. "labels": {{"name": {strange[0][0]}}}',
-        )  # fmt: skip
+        )
     table = np.zeros(max(corpus.values) + 1, np.uint8 if len(corpus.values) <= 256 else np.uint16)
     table[list(corpus.values)] = range(len(corpus.values))
     return table[raw]

@@ -1,6 +1,8 @@
-"""How a data set is to be scored: its classes, the tolerance of each, and to which patient and scan a case belongs.
+"""How a data set is to be scored: its classes, the tolerance of each, and to which patient and scan
+a case belongs.
 
-In: a dataset.json, or the folder of a data set in any layout. Out: a `Protocol`. Only names and JSON are read.
+In: a dataset.json, or the folder of a data set in any layout. Out: a `Protocol`. Only names and
+JSON are read.
 """
 
 import dataclasses
@@ -37,9 +39,11 @@ def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Pr
 
     Args:
       path: dataset.json, or the folder of a data set in any layout.
-      images: folder (or pattern, or list) with the scans; default imagesTr and imagesTs of the data set.
+      images: folder (or pattern, or list) with the scans; default imagesTr and imagesTs of the data
+        set.
 
-    Raises: `UsageError` for an unusable tolerance, or if `images` holds no scan; see also `sources.read_labels`.
+    Raises: `UsageError` for an unusable tolerance, or if `images` holds no scan; see also
+      `sources.read_labels`.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -53,7 +57,9 @@ def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Pr
     if others:
         patient_of = _patients(block.get("patients", {}), stated)
         for case in find_inputs(others, channels=len(corpus.channels)):
-            known = sources.get(case.name) or dataclasses.replace(case, patient=patient_of(case.name))
+            known = sources.get(case.name) or dataclasses.replace(
+                case, patient=patient_of(case.name)
+            )
             sources[case.name] = dataclasses.replace(known, images=case.images)
     return Protocol(corpus, _tolerances(block.get("tolerance_mm", {}), corpus, stated), sources)
 
@@ -75,7 +81,17 @@ def _tolerances(stated: object, corpus: Corpus, path: Path) -> dict[str, float]:
     by_class = stated if isinstance(stated, dict) else dict.fromkeys(corpus.classes, stated)
     for name, value in by_class.items():
         if name not in corpus.classes:
-            raise UsageError(f'"tolerance_mm" names the unknown class {name!r}', path=path, fix=did_you_mean(name, corpus.classes))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-            raise UsageError("not a tolerance", path=path, found=value, expected="a number of mm, not negative")
+            raise UsageError(
+                f'"tolerance_mm" names the unknown class {name!r}',
+                path=path,
+                fix=did_you_mean(name, corpus.classes),
+            )
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not (math.isfinite(value) and value >= 0)
+        ):
+            raise UsageError(
+                "not a tolerance", path=path, found=value, expected="a number of mm, not negative"
+            )
     return {name: float(value) for name, value in by_class.items()}

@@ -1,7 +1,8 @@
 """Raw data sets -> what to train on: the one entry for every layout.
 
-In: a folder or list in any layout of `data/layouts`. Out: a `Corpus` (the meaning of its label values) and one `Case` per scan. Names and
-descriptions are read; label files only where their values are described nowhere else (see `corpora/survey.py`).
+In: a folder or list in any layout of `data/layouts`. Out: a `Corpus` (the meaning of its label
+values) and one `Case` per scan. Names and descriptions are read; label files only where their
+values are described nowhere else (see `corpora/survey.py`).
 """
 
 import os
@@ -17,7 +18,14 @@ from medjax.labels import Corpus
 from medjax.scans import records
 from medjax.scans.paths import ENDINGS
 
-NONSENSE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)  # of values with other types than described
+NONSENSE = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)  # of values with other types than described
 
 __all__ = ["Case", "find_inputs", "read_corpus", "read_labels", "scan_corpus"]
 
@@ -26,44 +34,65 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     """Reads the description of a raw data set.
 
     Args:
-      folder: in any layout (see `corpora/layouts`), or tfds:FOLDER (see `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up
-        in $nnUNet_raw.
+      folder: in any layout (see `corpora/layouts`), or tfds:FOLDER (see
+        `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up in $nnUNet_raw.
       layout: the layout's word; by default it is told from what is there.
 
     Returns: the corpus and its training cases, sorted by name.
-    Raises: `UsageError` for missing or superfluous files, `LabelError` for labels that make no sense; each names file, value and fix.
+    Raises: `UsageError` for missing or superfluous files, `LabelError` for labels that make no
+      sense; each names file, value and fix.
     """
     corpus, cases, problems = scan_corpus(folder, layout)
     if problems:
         first, rest = problems[0], len(problems) - 1
-        message = first.message + (f" (and {rest} more problems; `medjax verify` lists them)" if rest else "")
-        raise type(first)(message, path=first.path, found=first.found, expected=first.expected, fix=first.fix)
+        message = first.message + (
+            f" (and {rest} more problems; `medjax verify` lists them)" if rest else ""
+        )
+        raise type(first)(
+            message, path=first.path, found=first.found, expected=first.expected, fix=first.fix
+        )
     return corpus, cases
 
 
 def read_labels(path: str | os.PathLike) -> Corpus:
-    """The corpus that a dataset.json (or its folder) describes; scans are not looked for unless the layout has no such file."""
+    """The corpus that a dataset.json (or its folder) describes; scans are not looked for unless the
+    layout has no such file.
+    """
     path = Path(path)
     if path.is_dir() and not (path / "dataset.json").is_file():
         return scan_corpus(path)[0]
     return describe(path / "dataset.json" if path.is_dir() else path)[0]
 
 
-def scan_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
-    """Like `read_corpus`, but returns the usable cases together with the problems of the others instead of raising for a case.
+def scan_corpus(
+    folder: str | os.PathLike, layout: str = ""
+) -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
+    """Like `read_corpus`, but returns the usable cases together with the problems of the others
+    instead of raising for a case.
 
-    Every layout passes through here, and with it every name that a file gives: a corpus or a case whose name could not be one file or
-    folder name is refused (see `inputs.usable`), so that no name from a file ever becomes a path.
+    Every layout passes through here, and with it every name that a file gives: a corpus or a case
+    whose name could not be one file or folder name is refused (see `inputs.usable`), so that no
+    name from a file ever becomes a path.
     """
     try:
-        found = scan_records(folder) if records.is_record(folder) else layouts.scan(_resolve(folder), layout)
+        found = (
+            scan_records(folder)
+            if records.is_record(folder)
+            else layouts.scan(_resolve(folder), layout)
+        )
     except OSError as error:
-        raise UsageError(f"cannot be read ({error.strerror})", path=error.filename or folder, fix="check its permissions") from error
+        raise UsageError(
+            f"cannot be read ({error.strerror})",
+            path=error.filename or folder,
+            fix="check its permissions",
+        ) from error
     except NONSENSE as error:
         raise LabelError(
-            f"the description of the data set cannot be understood ({type(error).__name__}: {error})", path=folder,
+            f"the description of the data set cannot be understood ({type(error).__name__}: "
+            f"{error})",
+            path=folder,
             fix="compare it with docs/data.md",
-        ) from error  # fmt: skip
+        ) from error
     corpus, cases, problems = found
     files.check_name(corpus.name, "corpus name", path=folder, error=LabelError)
     good, unnamed = usable(cases, folder)
@@ -82,7 +111,13 @@ def _resolve(folder: str | os.PathLike) -> Path:
     if given.is_file() and given.name.endswith(ENDINGS):
         return given
     if not given.is_dir():
-        raise UsageError("no such data set folder", path=folder, fix="give the folder that holds dataset.json, imagesTr and labelsTr")
+        raise UsageError(
+            "no such data set folder",
+            path=folder,
+            fix="give the folder that holds dataset.json, imagesTr and labelsTr",
+        )
     if not any(p for p in given.iterdir() if not p.name.startswith(".")):
-        raise UsageError("the data set folder is empty", path=folder, expected="dataset.json, imagesTr, labelsTr")
+        raise UsageError(
+            "the data set folder is empty", path=folder, expected="dataset.json, imagesTr, labelsTr"
+        )
     return given

@@ -1,7 +1,8 @@
 """Cross-validation splits grouped by patient and by twins, over all corpora at once.
 
-In: the cases of every corpus. Out: per fold the "corpus/case" names to train on and to validate on, in nnU-Net's `splits_final.json` form.
-A patient seen in two corpora (same disease, two modalities), or a scan that two corpora share (corpora/twins.py), is never on both sides.
+In: the cases of every corpus. Out: per fold the "corpus/case" names to train on and to validate on,
+in nnU-Net's `splits_final.json` form. A patient seen in two corpora (same disease, two modalities),
+or a scan that two corpora share (corpora/twins.py), is never on both sides.
 """
 
 import collections
@@ -20,7 +21,12 @@ from medjax.errors import UsageError
 Split = dict[str, list[str]]
 
 
-def make_splits(cases: Mapping[str, Sequence[Case]], folds: int = 5, seed: int = 12345, twins: Iterable[Pair] = ()) -> list[Split]:
+def make_splits(
+    cases: Mapping[str, Sequence[Case]],
+    folds: int = 5,
+    seed: int = 12345,
+    twins: Iterable[Pair] = (),
+) -> list[Split]:
     """Deals the patients of each corpus to `folds` groups; fold f validates on group f.
 
     Args:
@@ -37,7 +43,10 @@ def make_splits(cases: Mapping[str, Sequence[Case]], folds: int = 5, seed: int =
     owner = group_owners(cases, twins)
     patients = {c: [owner[case.patient] for case in members] for c, members in cases.items()}
     if (count := len({p for members in patients.values() for p in members})) < folds:
-        raise UsageError(f"{count} patients cannot fill {folds} folds", fix=f"set data.split.folds to {count} or less")
+        raise UsageError(
+            f"{count} patients cannot fill {folds} folds",
+            fix=f"set data.split.folds to {count} or less",
+        )
     group: dict[str, int] = {}
     for corpus in sorted(cases):
         fresh = sorted(set(patients[corpus]) - set(group))
@@ -59,8 +68,14 @@ def make_splits(cases: Mapping[str, Sequence[Case]], folds: int = 5, seed: int =
 
 
 def group_owners(cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = ()) -> dict[str, str]:
-    """Patient -> the patient that stands for everyone who is tied to it by twins (itself, if nobody is)."""
-    patient = {f"{corpus}/{case.name}": case.patient for corpus, members in cases.items() for case in members}
+    """Patient -> the patient that stands for everyone who is tied to it by twins (itself, if nobody
+    is).
+    """
+    patient = {
+        f"{corpus}/{case.name}": case.patient
+        for corpus, members in cases.items()
+        for case in members
+    }
     parent = {p: p for p in patient.values()}
 
     def root(p: str) -> str:
@@ -75,14 +90,26 @@ def group_owners(cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = ()
     return {p: root(p) for p in parent}
 
 
-def provenance(splits: Sequence[Split], cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = (), **settings: object) -> dict:
-    """What stands beside splits_final.json: hashes of the splits and of every corpus' cases and patients, the twins, the settings."""
-    rows = {corpus: [[case.name, case.patient] for case in members] for corpus, members in cases.items()}
+def provenance(
+    splits: Sequence[Split],
+    cases: Mapping[str, Sequence[Case]],
+    twins: Iterable[Pair] = (),
+    **settings: object,
+) -> dict:
+    """What stands beside splits_final.json: hashes of the splits and of every corpus' cases and
+    patients, the twins, the settings.
+    """
+    rows = {
+        corpus: [[case.name, case.patient] for case in members] for corpus, members in cases.items()
+    }
     owner, twins = group_owners(cases, twins), list(twins)
     return {
         "sha256": digest(splits),
         "settings": settings,
-        "corpora": {c: {"cases": len(r), "sha256": hashlib.sha256(json.dumps(r).encode()).hexdigest()} for c, r in rows.items()},
+        "corpora": {
+            c: {"cases": len(r), "sha256": hashlib.sha256(json.dumps(r).encode()).hexdigest()}
+            for c, r in rows.items()
+        },
         "patients": len(owner),
         "groups": len(set(owner.values())),
         "twins": [[pair.first, pair.second, pair.why] for pair in twins],
@@ -90,7 +117,9 @@ def provenance(splits: Sequence[Split], cases: Mapping[str, Sequence[Case]], twi
 
 
 def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:
-    """A seeded share of the cases: "0/2" is the first of two halves, "3/4" the last of four quarters, "" all of them."""
+    """A seeded share of the cases: "0/2" is the first of two halves, "3/4" the last of four
+    quarters, "" all of them.
+    """
     if not part:
         return list(cases)
     try:
@@ -98,22 +127,32 @@ def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:
         if not 0 <= index < parts:
             raise ValueError
     except ValueError:
-        raise UsageError(f"not a part: {part!r}", expected='"i/n" with 0 <= i < n, like "0/2"') from None
+        raise UsageError(
+            f"not a part: {part!r}", expected='"i/n" with 0 <= i < n, like "0/2"'
+        ) from None
     order = np.random.default_rng([seed, parts]).permutation(len(cases))
     return [cases[i] for i in sorted(order[index::parts])]
 
 
 def subset(names: Sequence[str], corpus: str, count: int, seed: int) -> list[str]:
-    """`count` of a corpus' case names, in their own order: the same on any machine, whatever the order they come in.
+    """`count` of a corpus' case names, in their own order: the same on any machine, whatever the
+    order they come in.
 
     A smaller count with the same seed gives a part of the larger one's cases.
 
     Raises: `UsageError` if there are fewer.
     """
     if not 0 < count <= len(names):
-        raise UsageError(f"{corpus} has {len(names)} cases", found=f"a subset of {count}", fix=f"set config.data.subset.{corpus}.count")
+        raise UsageError(
+            f"{corpus} has {len(names)} cases",
+            found=f"a subset of {count}",
+            fix=f"set config.data.subset.{corpus}.count",
+        )
     ordered = sorted(names)
-    chosen = {ordered[i] for i in np.random.default_rng([seed, *corpus.encode()]).permutation(len(ordered))[:count]}
+    chosen = {
+        ordered[i]
+        for i in np.random.default_rng([seed, *corpus.encode()]).permutation(len(ordered))[:count]
+    }
     return [name for name in names if name in chosen]
 
 
@@ -123,18 +162,45 @@ def digest(splits: Sequence[Split]) -> str:
 
 
 def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
-    """Splits from a file in our or nnU-Net's form (bare case names are looked up); unknown cases raise `UsageError`."""
+    """Splits from a file in our or nnU-Net's form (bare case names are looked up); unknown cases
+    raise `UsageError`.
+    """
     splits, sides = files.read_json(path), ("train", "val")
-    if not isinstance(splits, list) or not all(isinstance(s, dict) and all(_is_names(s.get(side)) for side in sides) for s in splits):
-        raise UsageError("not splits", path=path, found=repr(splits)[:80], expected='[{"train": [names], "val": [names]}, ...]')
-    names = {f"{corpus}/{c.name}": f"{corpus}/{c.name}" for corpus, members in cases.items() for c in members}
+    if not isinstance(splits, list) or not all(
+        isinstance(s, dict) and all(_is_names(s.get(side)) for side in sides) for s in splits
+    ):
+        raise UsageError(
+            "not splits",
+            path=path,
+            found=repr(splits)[:80],
+            expected='[{"train": [names], "val": [names]}, ...]',
+        )
+    names = {
+        f"{corpus}/{c.name}": f"{corpus}/{c.name}"
+        for corpus, members in cases.items()
+        for c in members
+    }
     bare = collections.Counter(c.name for members in cases.values() for c in members)
-    names |= {c.name: f"{corpus}/{c.name}" for corpus, members in cases.items() for c in members if bare[c.name] == 1}
-    unknown = [name for split in splits for side in sides for name in split[side] if name not in names]
+    names |= {
+        c.name: f"{corpus}/{c.name}"
+        for corpus, members in cases.items()
+        for c in members
+        if bare[c.name] == 1
+    }
+    unknown = [
+        name for split in splits for side in sides for name in split[side] if name not in names
+    ]
     if several := next((name for name in unknown if bare[name] > 1), None):
-        raise UsageError(f"case {several!r} of the splits is in several corpora", path=path, fix=f'write "CORPUS/{several}"')
+        raise UsageError(
+            f"case {several!r} of the splits is in several corpora",
+            path=path,
+            fix=f'write "CORPUS/{several}"',
+        )
     if unknown:
-        raise UsageError(f"{len(unknown)} cases of the splits are not in the corpora, first {unknown[0]!r}", path=path)
+        raise UsageError(
+            f"{len(unknown)} cases of the splits are not in the corpora, first {unknown[0]!r}",
+            path=path,
+        )
     return [{side: [names[name] for name in split[side]] for side in sides} for split in splits]
 
 

@@ -1,7 +1,9 @@
-"""What occurs in label files, where no description says it: the values of label maps and the combinations of overlapping masks.
+"""What occurs in label files, where no description says it: the values of label maps and the
+combinations of overlapping masks.
 
-In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel; what was found is kept in a small JSON
-under $MEDJAX_HOME (default ~/.cache/medjax) by path, size and times of the files, so that a second look costs nothing.
+In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel;
+what was found is kept in a small JSON under $MEDJAX_HOME (default ~/.cache/medjax) by path, size
+and times of the files, so that a second look costs nothing.
 """
 
 import contextlib
@@ -26,14 +28,22 @@ VERSION = 1
 MANY = 500  # label files from which on the user is told what takes so long
 
 
-def label_values(cases: Sequence[Case], *, workers: int | None = None) -> tuple[tuple[int, ...], list[MedjaxError]]:
-    """Values above 0 of the cases' label maps, ascending, and the problems of those that cannot be read."""
+def label_values(
+    cases: Sequence[Case], *, workers: int | None = None
+) -> tuple[tuple[int, ...], list[MedjaxError]]:
+    """Values above 0 of the cases' label maps, ascending, and the problems of those that cannot be
+    read.
+    """
     found, problems = _over(cases, "values", _values, workers)
     return tuple(sorted({v for values in found for v in values} - {0})), problems
 
 
-def mask_sets(cases: Sequence[Case], *, workers: int | None = None) -> tuple[set[frozenset[str]], list[MedjaxError]]:
-    """Sets of classes that share a voxel in some case, and the problems of the cases that cannot be read."""
+def mask_sets(
+    cases: Sequence[Case], *, workers: int | None = None
+) -> tuple[set[frozenset[str]], list[MedjaxError]]:
+    """Sets of classes that share a voxel in some case, and the problems of the cases that cannot be
+    read.
+    """
     found, problems = _over(cases, "sets", _sets, workers)
     return {frozenset(members) for sets in found for members in sets if members}, problems
 
@@ -51,10 +61,16 @@ def _grid(case: Case):
     return formats.read_geometry(case.images[0])
 
 
-def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], workers: int | None) -> tuple[list, list[MedjaxError]]:
+def _over(
+    cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], workers: int | None
+) -> tuple[list, list[MedjaxError]]:
     if not cases:
         return [], []
-    file = _home() / "survey" / f"{hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]}-{kind}.json"
+    file = (
+        _home()
+        / "survey"
+        / f"{hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]}-{kind}.json"
+    )
     kept, fresh = _read(file) or {}, {}
 
     def one(case: Case) -> Any:
@@ -62,11 +78,20 @@ def _over(cases: Sequence[Case], kind: str, measure: Callable[[Case], Any], work
         fresh[key] = kept[key] if key in kept else measure(case)
         return fresh[key]
 
-    outcomes = each(one, cases, workers=workers, progress=_progress(kind, sum(len(c.label_files) for c in cases), file))
+    outcomes = each(
+        one,
+        cases,
+        workers=workers,
+        progress=_progress(kind, sum(len(c.label_files) for c in cases), file),
+    )
     if set(fresh) - set(kept):
         _write(file, fresh)
     problems = [
-        DataError(o.failure["message"], **{k: o.failure.get(k) for k in ("path", "found", "expected")}, fix=o.failure.get("fix") or "")
+        DataError(
+            o.failure["message"],
+            **{k: o.failure.get(k) for k in ("path", "found", "expected")},
+            fix=o.failure.get("fix") or "",
+        )
         for o in outcomes
         if o.failure is not None
     ]
@@ -80,7 +105,11 @@ def _progress(kind: str, count: int, kept: Path) -> Progress | None:
 
     def show(done: int, total: int, name: str, status: str) -> None:
         if done == 1:
-            print(f"looking once for the {kind} in {count} label files (kept in {kept})", file=sys.stderr, flush=True)
+            print(
+                f"looking once for the {kind} in {count} label files (kept in {kept})",
+                file=sys.stderr,
+                flush=True,
+            )
         if done % max(1, total // 10) == 0:
             print(f"  {done}/{total} cases", file=sys.stderr, flush=True)
 
@@ -93,8 +122,14 @@ def _key(case: Case) -> str:
         try:
             stats.append([os.path.abspath(path), *stamp(path)])
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
-    return hashlib.sha256(json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()).hexdigest()
+            raise DataError(
+                f"cannot be read: {error.strerror}",
+                path=path,
+                fix="check the path and its permissions",
+            ) from error
+    return hashlib.sha256(
+        json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()
+    ).hexdigest()
 
 
 def _home() -> Path:
@@ -102,16 +137,24 @@ def _home() -> Path:
 
 
 def _read(file: Path) -> dict | None:
-    """What an earlier look kept: sha256 of the files -> what occurs; None for a file that medjax did not write."""
+    """What an earlier look kept: sha256 of the files -> what occurs; None for a file that medjax
+    did not write.
+    """
     try:
         found = files.read_json(file)
     except MedjaxError:
         return None if os.path.lexists(file) else {}
-    return found if isinstance(found, dict) and all(re.fullmatch("[0-9a-f]{64}", key) for key in found) else None
+    return (
+        found
+        if isinstance(found, dict) and all(re.fullmatch("[0-9a-f]{64}", key) for key in found)
+        else None
+    )
 
 
 def _write(file: Path, found: dict) -> None:
-    """Keeps what was found; a home that cannot be written, or a file of somebody else there, costs only the next look."""
+    """Keeps what was found; a home that cannot be written, or a file of somebody else there, costs
+    only the next look.
+    """
     with contextlib.suppress(OSError, WriteError):
         if _read(file) is not None:
             files.write_json(file, found)

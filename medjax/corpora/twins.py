@@ -1,7 +1,9 @@
-"""The same scan in two corpora: found by the corpora's own rules for names, or by what the images hold.
+"""The same scan in two corpora: found by the corpora's own rules for names, or by what the images
+hold.
 
-In: cases of several corpora. Out: pairs of "corpus/case" names. `splits.make_splits` keeps a pair on one side; `straddling` and `between`
-say where a given split, or a choice of training and evaluation corpora, leaks.
+In: cases of several corpora. Out: pairs of "corpus/case" names. `splits.make_splits` keeps a pair
+on one side; `straddling` and `between` say where a given split, or a choice of training and
+evaluation corpora, leaks.
 """
 
 import dataclasses
@@ -44,10 +46,15 @@ class Twin:
         texts = (self.corpus, self.cases, self.other, self.note)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.offset, int):
             raise UsageError(
-                "a twin rule whose fields are no text", found=repr(dataclasses.astuple(self))[:120], expected="see docs/data.md"
+                "a twin rule whose fields are no text",
+                found=repr(dataclasses.astuple(self))[:120],
+                expected="see docs/data.md",
             )
         pattern = Pattern(self.cases, f"twin rule for {self.corpus}", error=UsageError)
-        if wrong := next((n for n in re.findall(r"\\(\d)", self.other) if not 1 <= int(n) <= pattern.groups), None):
+        if wrong := next(
+            (n for n in re.findall(r"\\(\d)", self.other) if not 1 <= int(n) <= pattern.groups),
+            None,
+        ):
             raise UsageError(
                 f"the twin rule for {self.corpus} uses a group that its expression lacks",
                 found=f"\\{wrong}",
@@ -68,7 +75,9 @@ class Twin:
         if self.offset and groups:
             if not groups[0].isdecimal():
                 raise UsageError(
-                    f"the twin rule for {self.corpus} adds to what is no number", found=groups[0], expected="digits in group 1"
+                    f"the twin rule for {self.corpus} adds to what is no number",
+                    found=groups[0],
+                    expected="digits in group 1",
                 )
             groups[0] = str(int(groups[0]) + self.offset)
         return re.sub(r"\\(\d)", lambda m: groups[int(m[1]) - 1], self.other)
@@ -84,18 +93,33 @@ class Pair:
 
 
 def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
-    """Rules from JSON or a config; those without an expression say only that there is an overlap, and are passed over."""
-    rules, names = list(rules) if isinstance(rules, Iterable) else [rules], [field.name for field in dataclasses.fields(Twin)]
+    """Rules from JSON or a config; those without an expression say only that there is an overlap,
+    and are passed over.
+    """
+    rules, names = (
+        list(rules) if isinstance(rules, Iterable) else [rules],
+        [field.name for field in dataclasses.fields(Twin)],
+    )
     for rule in rules:
-        if not isinstance(rule, Mapping) or (rule.get("cases") and not {"corpus", "other"} <= set(rule)):
-            raise UsageError("not a twin rule", found=repr(rule)[:80], expected='{"corpus": ..., "cases": ..., "other": ...}')
+        if not isinstance(rule, Mapping) or (
+            rule.get("cases") and not {"corpus", "other"} <= set(rule)
+        ):
+            raise UsageError(
+                "not a twin rule",
+                found=repr(rule)[:80],
+                expected='{"corpus": ..., "cases": ..., "other": ...}',
+            )
         if unknown := set(rule) - set(names):
-            raise UsageError(f"unknown field {min(unknown)!r} in a twin rule", expected=", ".join(names))
+            raise UsageError(
+                f"unknown field {min(unknown)!r} in a twin rule", expected=", ".join(names)
+            )
     return tuple(Twin(**rule) for rule in rules if rule.get("cases"))
 
 
 def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
-    """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; () without any."""
+    """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; ()
+    without any.
+    """
     if records.is_record(folder):
         return read_rules(facts(folder).get("twins", ()))
     folder = Path(folder)
@@ -107,7 +131,9 @@ def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
 
 
 def by_name(
-    cases: Mapping[str, Sequence[Case]], rules: Mapping[str, Sequence[Twin]], public: Mapping[str, str] | None = None
+    cases: Mapping[str, Sequence[Case]],
+    rules: Mapping[str, Sequence[Twin]],
+    public: Mapping[str, str] | None = None,
 ) -> tuple[Pair, ...]:
     """Twins by the corpora's rules.
 
@@ -128,18 +154,32 @@ def by_name(
                 for second in there[rule.corpus]:
                     if other in known[second] and second != corpus:
                         ends = tuple(sorted((f"{corpus}/{case.name}", f"{second}/{other}")))
-                        found.setdefault(ends, Pair(*ends, rule.note or f"twins of {public[corpus]} and {rule.corpus}"))
+                        found.setdefault(
+                            ends,
+                            Pair(
+                                *ends, rule.note or f"twins of {public[corpus]} and {rule.corpus}"
+                            ),
+                        )
     return tuple(found[ends] for ends in sorted(found))
 
 
 def by_content(
-    cases: Mapping[str, Sequence[Case]], *, workers: int | None = None, progress: Progress | None = None
+    cases: Mapping[str, Sequence[Case]],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[tuple[Pair, ...], list[dict]]:
-    """Cases whose images are equal voxel by voxel, in any channel, whatever the file format and the stored orientation.
+    """Cases whose images are equal voxel by voxel, in any channel, whatever the file format and the
+    stored orientation.
 
-    Every image is read once. Returns: the pairs, within a corpus as well, and the records of cases that could not be read.
+    Every image is read once. Returns: the pairs, within a corpus as well, and the records of cases
+    that could not be read.
     """
-    named = [dataclasses.replace(case, name=f"{corpus}/{case.name}") for corpus, members in cases.items() for case in members]
+    named = [
+        dataclasses.replace(case, name=f"{corpus}/{case.name}")
+        for corpus, members in cases.items()
+        for case in members
+    ]
     outcomes = each(digests, named, workers=workers, progress=progress)
     holders: dict[str, list[str]] = {}
     for outcome in outcomes:
@@ -150,11 +190,15 @@ def by_content(
         for name in names[1:]:
             ends = tuple(sorted((names[0], name)))
             found.setdefault(ends, Pair(*ends, "equal images"))
-    return tuple(found[ends] for ends in sorted(found)), [o.failure for o in outcomes if o.failure is not None]
+    return tuple(found[ends] for ends in sorted(found)), [
+        o.failure for o in outcomes if o.failure is not None
+    ]
 
 
 def digests(case: Case) -> tuple[str, ...]:
-    """sha256 of each channel's voxels in canonical axes, cut to what is not zero, to three decimals; constant channels have none."""
+    """sha256 of each channel's voxels in canonical axes, cut to what is not zero, to three
+    decimals; constant channels have none.
+    """
     volume = formats.read_case(case.images)
     image = grid.canonical(volume.array, *grid.canonical_axes(volume.affine))
     if (box := grid.nonzero_box(image)) is not None:
@@ -163,7 +207,11 @@ def digests(case: Case) -> tuple[str, ...]:
     for c in range(image.shape[-1]):
         channel = np.round(image[..., c].astype(np.float32), 3) + 0.0  # + 0 turns -0 into 0
         if channel.size and channel.min() < channel.max():
-            found.append(hashlib.sha256(str(channel.shape).encode() + np.ascontiguousarray(channel).tobytes()).hexdigest())
+            found.append(
+                hashlib.sha256(
+                    str(channel.shape).encode() + np.ascontiguousarray(channel).tobytes()
+                ).hexdigest()
+            )
     return tuple(found)
 
 
@@ -172,8 +220,12 @@ def straddling(split: Mapping[str, Sequence[str]], pairs: Iterable[Pair]) -> tup
     return between(split["train"], split["val"], pairs)
 
 
-def between(train: Iterable[str], evaluation: Iterable[str], pairs: Iterable[Pair]) -> tuple[Pair, ...]:
-    """The pairs that join the two collections of "corpus/case" names, the training case first; a case in both is its own pair."""
+def between(
+    train: Iterable[str], evaluation: Iterable[str], pairs: Iterable[Pair]
+) -> tuple[Pair, ...]:
+    """The pairs that join the two collections of "corpus/case" names, the training case first; a
+    case in both is its own pair.
+    """
     train, evaluation = set(train), set(evaluation)
     found = [Pair(name, name, "the same case") for name in sorted(train & evaluation)]
     for pair in pairs:

@@ -1,8 +1,10 @@
 """Many scans through one predictor: each case on its own, resumable, with a manifest.
 
-In: a `Predictor`, cases (see `data/inputs.find_inputs`) and an output folder. Out: the files of `infer/write.py`, and which cases went
-well. Three stages work side by side, each on one case at a time: reading and preparing, windows on the device, writing; where the memory
-allowed does not hold two cases, they take turns. A case that fails at any stage is recorded with its reason and the others go on.
+In: a `Predictor`, cases (see `data/inputs.find_inputs`) and an output folder. Out: the files of
+`infer/write.py`, and which cases went well. Three stages work side by side, each on one case at a
+time: reading and preparing, windows on the device, writing; where the memory allowed does not hold
+two cases, they take turns. A case that fails at any stage is recorded with its reason and the
+others go on.
 """
 
 import contextlib
@@ -25,7 +27,9 @@ from medjax.scans import formats, nifti
 __all__ = ["Files", "Model", "Predictor", "Result", "Segmentation", "forecasts", "predict_cases"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
-Extra = Callable[[Case, nifti.Volume, Segmentation, Path], list[str]]  # further files of a case; returns their names
+Extra = Callable[
+    [Case, nifti.Volume, Segmentation, Path], list[str]
+]  # further files of a case; returns their names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +37,14 @@ class Files:
     """What is written of every case beside the label map and its sidecar.
 
     Attributes:
-      classes: which to predict and write; None: those that the corpus annotates, or all for files per class and probabilities.
-      one_file_per_class, probabilities: see `infer/write.py`. statistics: mean intensities in the sidecar and statistics.csv.
-      extra: makes further files of a case, e.g. a picture; gets (case, volume, segmentation, folder), returns their names.
-      endings: what the names of these files add to that of the case, so that they can be checked beforehand.
+      classes: which to predict and write; None: those that the corpus annotates, or all for files
+        per class and probabilities.
+      one_file_per_class, probabilities: see `infer/write.py`. statistics: mean intensities in the
+        sidecar and statistics.csv.
+      extra: makes further files of a case, e.g. a picture; gets (case, volume, segmentation,
+        folder), returns their names.
+      endings: what the names of these files add to that of the case, so that they can be checked
+        beforehand.
       suffix: tells the run.json and statistics.csv of parallel calls on one folder apart.
     """
 
@@ -59,14 +67,19 @@ class Files:
         return f"statistics{self.suffix}.csv"
 
     def settled(self, classes: Sequence[str]) -> "Files":
-        """With the classes chosen: all of the label space for files per class and probabilities, where none are named."""
+        """With the classes chosen: all of the label space for files per class and probabilities,
+        where none are named.
+        """
         if self.classes is None and (self.one_file_per_class or self.probabilities):
             return dataclasses.replace(self, classes=tuple(classes))
         return self
 
     def settings(self) -> dict:
         """JSON-ready; what a finished case must agree with to be left alone."""
-        plain = {name: getattr(self, name) for name in ("one_file_per_class", "probabilities", "statistics")}
+        plain = {
+            name: getattr(self, name)
+            for name in ("one_file_per_class", "probabilities", "statistics")
+        }
         plain["extra"] = self.extra is not None
         return plain | {"classes": list(self.classes or ())}
 
@@ -106,16 +119,18 @@ def predict_cases(
     Args:
       corpus: the corpus of the label space whose plan to follow and whose label values to write.
       files: what to write.
-      continue_: leave cases alone that an earlier call with the same settings completed from the same inputs; partial or changed files are
-        never trusted.
+      continue_: leave cases alone that an earlier call with the same settings completed from the
+        same inputs; partial or changed files are never trusted.
       overwrite: also replace files that medjax did not write.
-      progress: called after every case with (done, total, name, "predicted" | "complete" | "failed").
+      progress: called after every case with (done, total, name, "predicted" | "complete" |
+        "failed").
       notes: further fields of the manifest. reading: how the scans are read.
       warn: receives what a user should know of a prediction; default Python's warnings.
 
     Returns: `Result`.
-    Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash, outputs that would overwrite inputs or files
-      that medjax did not write, a folder that cannot be written to.
+    Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash,
+      outputs that would overwrite inputs or files that medjax did not write, a folder that cannot
+      be written to.
     """
     folder, space = Path(out_folder), predictor.model.space
     described = space.corpora[space.corpus_index(corpus)]
@@ -126,29 +141,48 @@ def predict_cases(
     classes = segment.wanted_classes(space, corpus, files.classes)
     maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
     fine, too_long = outputs.check(cases, folder, files, classes, maps, overwrite=overwrite)
-    wanted = {"settings": predictor.settings() | files.settings() | reading.settings(), "corpus": corpus}
-    manifest = _manifest(folder, files, notes) | {"versions": write.versions(), "device": _device(predictor)} | wanted
+    wanted = {
+        "settings": predictor.settings() | files.settings() | reading.settings(),
+        "corpus": corpus,
+    }
+    manifest = (
+        _manifest(folder, files, notes)
+        | {"versions": write.versions(), "device": _device(predictor)}
+        | wanted
+    )
     kept = _complete(folder, fine, wanted, manifest["cases"], warn) if continue_ else []
     todo = [case for case in fine if case.name not in set(kept)]
     result = Result([], list(too_long), kept, manifest)
     manifest["failed"] = result.failed
-    skipped = [(name, "complete") for name in kept] + [(record["case"], "failed") for record in too_long]
+    skipped = [(name, "complete") for name in kept] + [
+        (record["case"], "failed") for record in too_long
+    ]
     for i, (name, status) in enumerate(skipped if progress else ()):
         progress(i + 1, len(cases), name, status)
     stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
-        predictor.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)  # refuses what cannot fit before it is read
+        predictor.forecast(
+            formats.read_geometry(case.images[0]), corpus, files.classes
+        )  # refuses what cannot fit before it is read
         volume = formats.read_case(case.images, reading)
         stop.check()
         prepared = predictor.prepare_all(volume, corpus)
         doubts = guard.doubts(predictor.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
-            volume = dataclasses.replace(volume, array=None)  # only its geometry is needed from here on
+            volume = dataclasses.replace(
+                volume, array=None
+            )  # only its geometry is needed from here on
         stop.check()
         inputs = {path: write.sha256(path) for path in case.files(labels=False)}
-        return {"volume": volume, "prepared": prepared, "inputs": inputs, "doubts": doubts, "seconds": {"load": _since(started)}}
+        return {
+            "volume": volume,
+            "prepared": prepared,
+            "inputs": inputs,
+            "doubts": doubts,
+            "seconds": {"load": _since(started)},
+        }
 
     def windows(case: Case, given: dict) -> dict:
         started = time.perf_counter()
@@ -157,7 +191,13 @@ def predict_cases(
             gathering.append(gathered)
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
-            found = predictor.segment(given["volume"], corpus, classes=files.classes, prepared=prepared, on_scores=gathered)
+            found = predictor.segment(
+                given["volume"],
+                corpus,
+                classes=files.classes,
+                prepared=prepared,
+                on_scores=gathered,
+            )
         except BaseException:
             if gathered:
                 gathered.discard()
@@ -170,26 +210,47 @@ def predict_cases(
         said = guard.warnings(given["segmentation"].masks.voxels, given["doubts"])
         try:
             written = write.write_case(
-                folder, case.name, given["segmentation"], given["volume"], described, files=files, probabilities=given["probabilities"],
-                notes={"images": list(case.images), "inputs": given["inputs"], "warnings": said} | wanted, step=stop.check,
-                extra=lambda: files.extra(case, given["volume"], given["segmentation"], folder) if files.extra else [],
-            )  # fmt: skip
+                folder,
+                case.name,
+                given["segmentation"],
+                given["volume"],
+                described,
+                files=files,
+                probabilities=given["probabilities"],
+                notes={"images": list(case.images), "inputs": given["inputs"], "warnings": said}
+                | wanted,
+                step=stop.check,
+                extra=lambda: (
+                    files.extra(case, given["volume"], given["segmentation"], folder)
+                    if files.extra
+                    else []
+                ),
+            )
         finally:
             if given["probabilities"]:
                 given["probabilities"].discard()
         manifest["cases"][case.name] = {
-            "inputs": given["inputs"], "outputs": written, "seconds": given["seconds"] | {"write": _since(started)}, "warnings": said,
-        }  # fmt: skip
+            "inputs": given["inputs"],
+            "outputs": written,
+            "seconds": given["seconds"] | {"write": _since(started)},
+            "warnings": said,
+        }
         for text in said:
             warn(f"{shown(case.name)}: {text}")
 
     def finish() -> None:
         """The manifest as it stands."""
-        manifest.update(seconds=_since(started), peak_memory_gib=round(_peak() / GIB, 3), programs=predictor.compiled)
+        manifest.update(
+            seconds=_since(started),
+            peak_memory_gib=round(_peak() / GIB, 3),
+            programs=predictor.compiled,
+        )
         write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    work = pipeline.run(todo, load, windows, export, _fit_together(predictor, todo, corpus, files), stop)
+    work = pipeline.run(
+        todo, load, windows, export, _fit_together(predictor, todo, corpus, files), stop
+    )
     try:
         with contextlib.closing(work):
             for case, error in work:
@@ -197,11 +258,18 @@ def predict_cases(
                     result.ok.append(case.name)
                 else:
                     result.failed.append(failure(case, _in_words(case, error)))
-                with contextlib.suppress(PredictError):  # a full disk must not cost the remaining cases; the last attempt reports it
+                with contextlib.suppress(
+                    PredictError
+                ):  # a full disk must not cost the remaining cases; the last attempt reports it
                     finish()
                 if progress:
                     status = "predicted" if error is None else "failed"
-                    progress(len(skipped) + len(result.ok) + len(result.failed) - len(too_long), len(cases), case.name, status)
+                    progress(
+                        len(skipped) + len(result.ok) + len(result.failed) - len(too_long),
+                        len(cases),
+                        case.name,
+                        status,
+                    )
     except BaseException:
         with contextlib.suppress(PredictError):
             finish()
@@ -216,16 +284,24 @@ def predict_cases(
     return result
 
 
-def forecasts(predictor: Predictor, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None) -> dict[str, Forecast]:
-    """Case name -> what it will take, from the headers; cases that cannot be read or will not fit are left out: they fail later."""
+def forecasts(
+    predictor: Predictor, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
+) -> dict[str, Forecast]:
+    """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
+    are left out: they fail later.
+    """
     found = {}
     for case in cases:
         with contextlib.suppress(Exception):
-            found[case.name] = predictor.forecast(formats.read_geometry(case.images[0]), corpus, classes)
+            found[case.name] = predictor.forecast(
+                formats.read_geometry(case.images[0]), corpus, classes
+            )
     return found
 
 
-def _complete(folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, warn: Callable[[str], None]) -> list[str]:
+def _complete(
+    folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, warn: Callable[[str], None]
+) -> list[str]:
     """Names of the cases that are finished."""
     kept, unhashed = [], 0
     for case in cases:
@@ -237,21 +313,35 @@ def _complete(folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, w
         kept += [case.name] if state else []
         unhashed += state == "unhashed"
     if unhashed:
-        warn(f"{folder}: {unhashed} complete cases of an earlier version carry no hashes of their masks; only the sizes were compared")
+        warn(
+            f"{folder}: {unhashed} complete cases of an earlier version carry no hashes of their "
+            "masks; only the sizes were compared"
+        )
     return kept
 
 
 def _in_words(case: Case, error: Exception) -> Exception:
     """Memory and file errors as sentences with the scan's path; others as they are."""
     if isinstance(error, MemoryError):
-        return PredictError("not enough memory", path=case.images[0], found=str(error) or None, fix="free some, or set --max-memory GIB")
+        return PredictError(
+            "not enough memory",
+            path=case.images[0],
+            found=str(error) or None,
+            fix="free some, or set --max-memory GIB",
+        )
     if isinstance(error, OSError) and not isinstance(error, MedjaxError):
-        return PredictError(f"cannot read or write ({error.strerror or error})", path=error.filename or case.images[0], fix="check it")
+        return PredictError(
+            f"cannot read or write ({error.strerror or error})",
+            path=error.filename or case.images[0],
+            fix="check it",
+        )
     return error
 
 
 def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, files: Files) -> bool:
-    """Whether the memory holds what three neighbouring cases need at a time: one being read, one predicted, one written."""
+    """Whether the memory holds what three neighbouring cases need at a time: one being read, one
+    predicted, one written.
+    """
     if len(cases) < 2:
         return False
     needs = [found.bytes for found in forecasts(predictor, cases, corpus, files.classes).values()]
@@ -259,9 +349,15 @@ def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, file
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
-    """A manifest that still knows the cases of earlier calls whose files are there, and the tables that these wrote."""
+    """A manifest that still knows the cases of earlier calls whose files are there, and the tables
+    that these wrote.
+    """
     earlier = outputs.manifests(folder).get(files.manifest, {})
-    cases = {name: entry for name, entry in (earlier.get("cases") or {}).items() if isinstance(entry, dict) and _is_there(folder, name)}
+    cases = {
+        name: entry
+        for name, entry in (earlier.get("cases") or {}).items()
+        if isinstance(entry, dict) and _is_there(folder, name)
+    }
     tables = {name for name in earlier.get("files") or () if isinstance(name, str)}
     if files.statistics or (earlier.get("settings") or {}).get("statistics"):
         tables.add(files.table)
@@ -270,7 +366,11 @@ def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
 
 def _is_there(folder: Path, case: str) -> bool:
     side = owned.sidecar(folder, case)
-    return side is not None and side.get("complete") is not False and all(os.path.isfile(folder / name) for name in side["files"])
+    return (
+        side is not None
+        and side.get("complete") is not False
+        and all(os.path.isfile(folder / name) for name in side["files"])
+    )
 
 
 def _device(predictor: Predictor) -> str:
@@ -283,4 +383,6 @@ def _since(started: float) -> float:
 
 def _peak() -> int:
     """Bytes this process had resident at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

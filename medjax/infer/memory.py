@@ -1,7 +1,9 @@
-"""How a case is cut so that its prediction fits into the memory allowed, and what it will take: known before it starts.
+"""How a case is cut so that its prediction fits into the memory allowed, and what it will take:
+known before it starts.
 
-In: sizes (grids, window, classes) and a budget in bytes. Out: strips of the scan's y axis to work through one after the other, and a
-`Forecast`. Fewer windows under way come first, strips second: a window that touches two strips is computed twice.
+In: sizes (grids, window, classes) and a budget in bytes. Out: strips of the scan's y axis to work
+through one after the other, and a `Forecast`. Fewer windows under way come first, strips second: a
+window that touches two strips is computed twice.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ class Part:
 
     Attributes:
       shape: (z, y, x) of the network's grid. window: (z, y, x). channels: of image and scores.
-      batch: windows per step. temporary: bytes the compiled step needs beside its inputs and outputs, on the host's memory; else 0.
+      batch: windows per step. temporary: bytes the compiled step needs beside its inputs and
+        outputs, on the host's memory; else 0.
     """
 
     shape: tuple[int, int, int]
@@ -38,7 +41,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How to work through a volume: strips along the crop's y axis, window batches under way, values per block."""
+    """How to work through a volume: strips along the crop's y axis, window batches under way,
+    values per block.
+    """
 
     strips: tuple[slice, ...]
     depth: int
@@ -50,7 +55,8 @@ class Forecast:
     """What a case will take.
 
     Attributes:
-      shape: (z, y, x) of the network's grid. windows: how many are computed. strips: in how many pieces. bytes: peak memory of the case.
+      shape: (z, y, x) of the network's grid. windows: how many are computed. strips: in how many
+        pieces. bytes: peak memory of the case.
     """
 
     shape: tuple[int, int, int]
@@ -59,11 +65,14 @@ class Forecast:
     bytes: int
 
 
-def cut(box_shape: Sequence[int], parts: Sequence[Part], held: int, budget: int, path: str = "") -> tuple[Cut, int]:
+def cut(
+    box_shape: Sequence[int], parts: Sequence[Part], held: int, budget: int, path: str = ""
+) -> tuple[Cut, int]:
     """The coarsest cut that keeps within `budget`.
 
     Args:
-      box_shape: (z, y, x) of the crop on the scan's grid. parts: the members. held: bytes of what is there anyway: image, label map, maps.
+      box_shape: (z, y, x) of the crop on the scan's grid. parts: the members. held: bytes of what
+        is there anyway: image, label map, maps.
 
     Returns: the cut and its bytes in all.
     Raises: `PredictError` if not even a strip of one row of voxels fits.
@@ -77,11 +86,18 @@ def cut(box_shape: Sequence[int], parts: Sequence[Part], held: int, budget: int,
             tall = -(-height // count)
             rows = min(max(1, block // max(1, tall * box_shape[2] * classes)), int(box_shape[0]))
             blocks = COPIES * 4 * rows * tall * box_shape[2] * classes
-            total = held + flying + blocks + sum(_blended(part, tall / height, rows / box_shape[0]) for part in parts)
+            total = (
+                held
+                + flying
+                + blocks
+                + sum(_blended(part, tall / height, rows / box_shape[0]) for part in parts)
+            )
             if total <= budget or (depth == 0 and count == height):
                 if total > budget:
                     refuse(total, budget, path)
-                strips = tuple(slice(start, min(start + tall, height)) for start in range(0, height, tall))
+                strips = tuple(
+                    slice(start, min(start + tall, height)) for start in range(0, height, tall)
+                )
                 return Cut(strips, depth, block), total
     raise AssertionError("unreachable")
 
@@ -89,9 +105,12 @@ def cut(box_shape: Sequence[int], parts: Sequence[Part], held: int, budget: int,
 def refuse(needed: int, budget: int, path: str = "") -> NoReturn:
     """Raises the `PredictError` of a case that is too large."""
     raise PredictError(
-        "the case does not fit into the memory allowed", path=path or None, found=f"at least {needed / GIB:.2f} GiB needed",
-        expected=f"{budget / GIB:.2f} GiB", fix="allow more (--max-memory), a smaller --batch-windows or --window, or --fast",
-    )  # fmt: skip
+        "the case does not fit into the memory allowed",
+        path=path or None,
+        found=f"at least {needed / GIB:.2f} GiB needed",
+        expected=f"{budget / GIB:.2f} GiB",
+        fix="allow more (--max-memory), a smaller --batch-windows or --window, or --fast",
+    )
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -104,7 +123,9 @@ def count_windows(part: Part, columns: Sequence[slice]) -> int:
     padded = [max(n, w) for n, w in zip(part.shape, part.window, strict=True)]
     z, y, x = (windows.starts(n, w, part.overlap) for n, w in zip(padded, part.window, strict=True))
     low = windows.padding(part.shape, part.window)[1][0]
-    touched = sum(sum(s < low + c.stop and s + part.window[1] > low + c.start for s in y) for c in columns)
+    touched = sum(
+        sum(s < low + c.stop and s + part.window[1] > low + c.start for s in y) for c in columns
+    )
     return len(z) * touched * len(x)
 
 
@@ -114,18 +135,26 @@ def _strip_counts(height: int, most: int) -> list[int]:
     while count <= most:
         found.append(int(count))
         count = max(count + 1, count * 1.4)
-    return [n for n in found if n <= height] + ([height] if most >= height and height not in found else [])
+    return [n for n in found if n <= height] + (
+        [height] if most >= height and height not in found else []
+    )
 
 
 def _flying(part: Part, depth: int) -> int:
-    """Window batches on their way: inputs and scores of those under way, one more being blended, and the step's temporaries."""
+    """Window batches on their way: inputs and scores of those under way, one more being blended,
+    and the step's temporaries.
+    """
     window = math.prod(part.window) * part.batch
     return (depth + 2) * 4 * window * (part.image_channels + part.score_channels) + part.temporary
 
 
 def _blended(part: Part, share: float, rows: float) -> int:
-    """Rows that are not final yet: a window's depth, what the next windows reach beyond, and what a block asks for at once."""
+    """Rows that are not final yet: a window's depth, what the next windows reach beyond, and what a
+    block asks for at once.
+    """
     step = part.window[0] * (1 - part.overlap)
-    alive = min(part.shape[0], part.window[0] + math.ceil(step) + math.ceil(rows * part.shape[0]) + 1)
+    alive = min(
+        part.shape[0], part.window[0] + math.ceil(step) + math.ceil(rows * part.shape[0]) + 1
+    )
     tall = min(part.shape[1], math.ceil(share * part.shape[1]) + 2)
     return alive * tall * max(part.shape[2], part.window[2]) * (part.score_channels + 1) * 4

@@ -1,4 +1,6 @@
-"""What prediction is given and gives back: a trained network as a function, a volume made ready for it, and the segmentation of it."""
+"""What prediction is given and gives back: a trained network as a function, a volume made ready for
+it, and the segmentation of it.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,8 +25,8 @@ class Model:
       space: what its channels mean.
       window: (z, y, x), or (y, x) for a network on slices.
       dims: 3 or 2.
-      conditions: corpus name -> (corpus index, modality index) as the network was trained with, for networks that read them; empty: the
-        positions in `space`.
+      conditions: corpus name -> (corpus index, modality index) as the network was trained with, for
+        networks that read them; empty: the positions in `space`.
     """
 
     apply: Callable
@@ -38,21 +40,27 @@ class Model:
     def condition(self, corpus: str) -> tuple[int, int]:
         """(corpus index, modality index) that the network is given for a corpus of `space`."""
         index = self.space.corpus_index(corpus)
-        return self.conditions.get(corpus, (index, self.space.modalities.index(self.space.corpora[index].modality)))
+        return self.conditions.get(
+            corpus, (index, self.space.modalities.index(self.space.corpora[index].modality))
+        )
 
 
 class Prepared(NamedTuple):
-    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and how it came there."""
+    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and how it
+    came there.
+    """
 
     image: np.ndarray
     transform: Transform
 
 
 class Segmentation(NamedTuple):
-    """Raw label values (z, y, x) on the stored grid, the masks of the predicted classes (which may overlap), and maps that were asked for.
+    """Raw label values (z, y, x) on the stored grid, the masks of the predicted classes (which may
+    overlap), and maps that were asked for.
 
     maps: name -> (z, y, x) float32 on the stored grid, see `segment.UNCERTAINTIES`.
-    changes: what postprocessing did, class -> operation -> voxels removed or added; empty where none was asked for.
+    changes: what postprocessing did, class -> operation -> voxels removed or added; empty where
+    none was asked for.
     """
 
     label_map: np.ndarray

@@ -1,6 +1,7 @@
 """Names of classes and cases as parts of file names, members of archives and cells of spreadsheets.
 
-In: names as users give them, with any character. Out: text that is safe in that place and distinct where the names are.
+In: names as users give them, with any character. Out: text that is safe in that place and distinct
+where the names are.
 """
 
 import hashlib
@@ -9,11 +10,21 @@ import re
 from collections.abc import Sequence
 
 STEM_BYTES = 200  # leaves room for endings in the 255 bytes of a file name
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")  # what spreadsheets run, and the sign that stops them
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "'",
+)  # what spreadsheets run, and the sign that stops them
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """Distinct file stems (also where upper and lower case are one) for names that may hold slashes, blanks or too many letters.
+    """Distinct file stems (also where upper and lower case are one) for names that may hold
+    slashes, blanks or too many letters.
 
     >>> file_stems(["../liver", "Liver"])
     ['liver', 'Liver_1']
@@ -31,7 +42,8 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 
 def spreadsheet(name: str) -> str:
-    """A cell that no spreadsheet takes for a formula: a name that begins like one gets an apostrophe in front.
+    """A cell that no spreadsheet takes for a formula: a name that begins like one gets an
+    apostrophe in front.
 
     >>> spreadsheet("=2+5")
     "'=2+5"

@@ -1,7 +1,9 @@
-"""Which files a prediction will write, and everything that speaks against writing them, before anything is computed.
+"""Which files a prediction will write, and everything that speaks against writing them, before
+anything is computed.
 
-In: cases, an output folder and what is to be written. Out: the cases that can be done, records of those that cannot, or a `UsageError`:
-names that clash, a file that medjax did not write, an input that would be replaced, a folder that refuses.
+In: cases, an output folder and what is to be written. Out: the cases that can be done, records of
+those that cannot, or a `UsageError`: names that clash, a file that medjax did not write, an input
+that would be replaced, a folder that refuses.
 """
 
 import contextlib
@@ -19,14 +21,17 @@ from medjax.infer import owned
 from medjax.infer.names import file_stems
 
 PAGE = "report.html"
-_OF_THE_CALL = re.compile(r"(run|statistics)(_part.*)?")  # names that the files of a whole call have
+_OF_THE_CALL = re.compile(
+    r"(run|statistics)(_part.*)?"
+)  # names that the files of a whole call have
 
 
 def of_case(case: str, files: Any, classes: Sequence[str], maps: Sequence[str]) -> list[str]:
     """Every file of a case, relative to the output folder; its sidecar last.
 
     Args:
-      files: a `predict.Files`. classes: those that are predicted. maps: names of the uncertainty maps.
+      files: a `predict.Files`. classes: those that are predicted. maps: names of the uncertainty
+        maps.
     """
     names = [f"{case}.nii.gz"]
     if files.one_file_per_class:
@@ -60,9 +65,11 @@ def check(
 
     Args:
       cases: of all calls that share the work. mine: those of this call; default all.
-      files, classes, maps: see `of_case`. overwrite: also replace files that medjax did not write. page: report.html is written as well.
+      files, classes, maps: see `of_case`. overwrite: also replace files that medjax did not write.
+        page: report.html is written as well.
 
-    Returns: the cases of `mine` that can be done, and failure records of those whose file names would be too long.
+    Returns: the cases of `mine` that can be done, and failure records of those whose file names
+      would be too long.
     Raises: `UsageError`.
     """
     if not cases:
@@ -78,24 +85,42 @@ def check(
         _spare_inputs(folder, real, planned[case.name], inputs)
     _spare_inputs(folder, real, call, inputs)
     exact = make_folder(folder)
-    _check_clashes({name: found for name, found in planned.items() if name not in too_long}, call, exact)
+    _check_clashes(
+        {name: found for name, found in planned.items() if name not in too_long}, call, exact
+    )
     earlier = manifests(folder)
     for case in mine:
         if case.name not in too_long:
             ours = known(folder, case.name, earlier)
-            owned.refuse_foreign(folder, planned[case.name], ours.__contains__, overwrite=overwrite, what=_what(case))
-    owned.refuse_foreign(folder, call, lambda name: _is_of_call(folder, name, earlier), overwrite=overwrite, what="the prediction")
+            owned.refuse_foreign(
+                folder, planned[case.name], ours.__contains__, overwrite=overwrite, what=_what(case)
+            )
+    owned.refuse_foreign(
+        folder,
+        call,
+        lambda name: _is_of_call(folder, name, earlier),
+        overwrite=overwrite,
+        what="the prediction",
+    )
     disk.sweep(folder)
     for case in mine if files.one_file_per_class else ():
         disk.sweep(folder / case.name)
-    failed = [failure(case, _refusal(folder, case, too_long[case.name])) for case in mine if case.name in too_long]
+    failed = [
+        failure(case, _refusal(folder, case, too_long[case.name]))
+        for case in mine
+        if case.name in too_long
+    ]
     return [case for case in mine if case.name not in too_long], failed
 
 
 def manifests(folder: Path) -> dict[str, dict]:
-    """Name -> content of every manifest of ours in a folder: run.json, and run_part0of2.json and the like."""
+    """Name -> content of every manifest of ours in a folder: run.json, and run_part0of2.json and
+    the like.
+    """
     names = [p.name for p in sorted(folder.glob("run*.json"))] if folder.is_dir() else []
-    return {name: found for name in names if (found := owned.document(folder / name, "predictions"))}
+    return {
+        name: found for name in names if (found := owned.document(folder / name, "predictions"))
+    }
 
 
 def known(folder: Path, case: str, earlier: Mapping[str, dict]) -> set[str]:
@@ -106,16 +131,26 @@ def known(folder: Path, case: str, earlier: Mapping[str, dict]) -> set[str]:
     found: set[str] = set()
     for manifest in earlier.values():
         with contextlib.suppress(KeyError, TypeError, AttributeError):
-            found.update(name for name in manifest["cases"][case]["outputs"] if name != f"{case}.json")
+            found.update(
+                name for name in manifest["cases"][case]["outputs"] if name != f"{case}.json"
+            )
     return found
 
 
-def check_report(path: Path, folder: Path, cases: Sequence[Case], *, overwrite: bool = False) -> None:
-    """`UsageError` if the manifest cannot be written to a path of the user's choice as well; makes its folder."""
+def check_report(
+    path: Path, folder: Path, cases: Sequence[Case], *, overwrite: bool = False
+) -> None:
+    """`UsageError` if the manifest cannot be written to a path of the user's choice as well; makes
+    its folder.
+    """
     _spare_inputs(path.parent, Path(os.path.realpath(path.parent)), [path.name], _inputs(cases))
     for case in cases:
         if Path(os.path.realpath(path)) == Path(os.path.realpath(folder)) / f"{case.name}.json":
-            raise UsageError("the manifest would overwrite the sidecar of a case", path=path, fix="choose another name for --report")
+            raise UsageError(
+                "the manifest would overwrite the sidecar of a case",
+                path=path,
+                fix="choose another name for --report",
+            )
     make_folder(path.parent)
     owned.refuse_document(path, "predictions", overwrite=overwrite, what="the manifest")
 
@@ -129,26 +164,46 @@ def _check_names(cases: Sequence[Case]) -> None:
     for case in cases:
         reason = disk.unusable(case.name)
         if reason and "longer than" not in reason:
-            raise UsageError(f"unusable case name: {reason}", found=repr(case.name)[:120], expected="a plain name, without folders")
+            raise UsageError(
+                f"unusable case name: {reason}",
+                found=repr(case.name)[:120],
+                expected="a plain name, without folders",
+            )
         if _OF_THE_CALL.fullmatch(case.name):
             raise UsageError(
-                "unusable case name: the files of the whole call are named so", found=case.name, fix="rename the scan, or name it in a .csv"
+                "unusable case name: the files of the whole call are named so",
+                found=case.name,
+                fix="rename the scan, or name it in a .csv",
             )
         if case.name in names:
-            raise UsageError(f"case name {case.name!r} occurs twice", fix="rename the scans, or name the cases in a .csv")
+            raise UsageError(
+                f"case name {case.name!r} occurs twice",
+                fix="rename the scans, or name the cases in a .csv",
+            )
         names.add(case.name)
 
 
 def _too_long(names: Sequence[str]) -> str:
     """The first file name that no file system takes, or nothing."""
-    return next((part for name in names for part in name.split("/") if len(os.fsencode(part)) > disk.NAME_BYTES), "")
+    return next(
+        (
+            part
+            for name in names
+            for part in name.split("/")
+            if len(os.fsencode(part)) > disk.NAME_BYTES
+        ),
+        "",
+    )
 
 
 def _refusal(folder: Path, case: Case, name: str) -> PredictError:
     return PredictError(
-        "a file name would be too long", path=folder, found=f"{len(os.fsencode(name))} bytes: {name[:40]}...",
-        expected=f"at most {disk.NAME_BYTES}", fix="give the case a shorter name, e.g. in a .csv with columns name and image",
-    )  # fmt: skip
+        "a file name would be too long",
+        path=folder,
+        found=f"{len(os.fsencode(name))} bytes: {name[:40]}...",
+        expected=f"at most {disk.NAME_BYTES}",
+        fix="give the case a shorter name, e.g. in a .csv with columns name and image",
+    )
 
 
 def _inputs(cases: Sequence[Case]) -> dict[str | tuple[int, int], str]:
@@ -171,7 +226,11 @@ def _spare_inputs(folder: Path, real: Path, names: Sequence[str], inputs: Mappin
                 status = os.stat(folder / name)
                 clash = inputs.get((status.st_dev, status.st_ino))
         if clash is not None:
-            raise UsageError("the prediction would overwrite its input", path=clash, fix="choose another output folder")
+            raise UsageError(
+                "the prediction would overwrite its input",
+                path=clash,
+                fix="choose another output folder",
+            )
 
 
 def _check_clashes(planned: Mapping[str, Sequence[str]], call: Sequence[str], exact: bool) -> None:
@@ -196,20 +255,26 @@ def _check_clashes(planned: Mapping[str, Sequence[str]], call: Sequence[str], ex
 
 def _clash(first: tuple[str, str], second: tuple[str, str]) -> None:
     raise UsageError(
-        "two outputs would have one name", found=f"{first[0]} of {first[1]} and {second[0]} of {second[1]}",
+        "two outputs would have one name",
+        found=f"{first[0]} of {first[1]} and {second[0]} of {second[1]}",
         fix="rename one of the scans, or predict them into different folders",
-    )  # fmt: skip
+    )
 
 
 def make_folder(folder: Path) -> bool:
-    """Makes a folder and tries to write into it; returns whether its file system tells upper and lower case apart.
+    """Makes a folder and tries to write into it; returns whether its file system tells upper and
+    lower case apart.
 
     Raises: `UsageError` where either is impossible.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the output folder cannot be made ({error.strerror})", path=folder, fix="choose another folder") from error
+        raise UsageError(
+            f"the output folder cannot be made ({error.strerror})",
+            path=folder,
+            fix="choose another folder",
+        ) from error
     probe = disk.temporary(folder / "x")
     try:
         with open(probe, "xb") as file:
@@ -217,7 +282,9 @@ def make_folder(folder: Path) -> bool:
         return not os.path.lexists(probe.with_name(probe.name.swapcase()))
     except OSError as error:
         fix = "choose another folder, or free some space and correct its permissions"
-        raise UsageError(f"the output folder cannot be written to ({error.strerror})", path=folder, fix=fix) from error
+        raise UsageError(
+            f"the output folder cannot be written to ({error.strerror})", path=folder, fix=fix
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -230,5 +297,9 @@ def _is_of_call(folder: Path, name: str, earlier: Mapping[str, dict]) -> bool:
     if name.endswith(".csv"):
         manifest = earlier.get(f"run{name[len('statistics') : -len('.csv')]}.json", {})
         listed = manifest.get("files")
-        return name in listed if isinstance(listed, list) else bool(manifest.get("settings", {}).get("statistics"))
+        return (
+            name in listed
+            if isinstance(listed, list)
+            else bool(manifest.get("settings", {}).get("statistics"))
+        )
     return name in earlier

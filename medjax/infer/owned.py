@@ -1,8 +1,9 @@
 """Which files medjax wrote itself: only those may be replaced without being asked.
 
-In: paths. Out: whether medjax wrote them, and `UsageError` for those that it did not. What it writes says so: JSON has a field
-`"medjax": {"kind": ..., "version": ...}`, pages, pictures and Markdown carry its name, and what can carry nothing (masks, CSV) is listed in
-such a JSON file beside it. The JSON files of medjax 0.1 before these marks are known by the set of their fields.
+In: paths. Out: whether medjax wrote them, and `UsageError` for those that it did not. What it
+writes says so: JSON has a field `"medjax": {"kind": ..., "version": ...}`, pages, pictures and
+Markdown carry its name, and what can carry nothing (masks, CSV) is listed in such a JSON file
+beside it. The JSON files of medjax 0.1 before these marks are known by the set of their fields.
 """
 
 import os
@@ -15,9 +16,29 @@ from medjax.errors import MedjaxError, UsageError
 
 MARK = "medjax"
 _FIELDS = {  # of the documents of medjax 0.1 before the marks
-    "prediction": {"case", "corpus", "labels", "classes", "maps", "postprocessing", "files", "images", "settings"},
+    "prediction": {
+        "case",
+        "corpus",
+        "labels",
+        "classes",
+        "maps",
+        "postprocessing",
+        "files",
+        "images",
+        "settings",
+    },
     "predictions": {"cases", "versions", "device", "settings", "corpus", "failed"},
-    "evaluation": {"metric_per_case", "mean", "foreground_mean", "labels", "descriptions", "versions", "settings", "cells", "n_failed"},
+    "evaluation": {
+        "metric_per_case",
+        "mean",
+        "foreground_mean",
+        "labels",
+        "descriptions",
+        "versions",
+        "settings",
+        "cells",
+        "n_failed",
+    },
     "comparison": {"names", "test", "metrics", "cells", "overall", "unpaired"},
     "postprocessing": {"rules", "evidence", "basis"},
     "combination": {"metric", "sets", "classes", "mean"},
@@ -61,17 +82,28 @@ def document(path: str | os.PathLike, kind: str) -> dict | None:
 
 
 def sidecar(folder: str | os.PathLike, case: str) -> dict | None:
-    """`<case>.json` if it is the sidecar that medjax wrote for this very case, else None. It names files of the case only."""
+    """`<case>.json` if it is the sidecar that medjax wrote for this very case, else None.
+
+    It names files of the case only.
+    """
     found = document(Path(folder) / f"{case}.json", "prediction")
     if found is None or found.get("case") != case or not isinstance(found.get("files"), dict):
         return None
     found["files"] = {name: size for name, size in found["files"].items() if _belongs(name, case)}
-    found["earlier"] = [name for name in found.get("earlier") or () if isinstance(name, str) and _belongs(name, case)]
+    found["earlier"] = [
+        name
+        for name in found.get("earlier") or ()
+        if isinstance(name, str) and _belongs(name, case)
+    ]
     return found
 
 
 def _belongs(name: str, case: str) -> bool:
-    return name.startswith((f"{case}.", f"{case}_", f"{case}/")) and ".." not in name.split("/") and "\0" not in name
+    return (
+        name.startswith((f"{case}.", f"{case}_", f"{case}/"))
+        and ".." not in name.split("/")
+        and "\0" not in name
+    )
 
 
 def is_marked(path: str | os.PathLike) -> bool:
@@ -92,12 +124,19 @@ def is_marked(path: str | os.PathLike) -> bool:
 
 
 def refuse_foreign(
-    folder: str | os.PathLike, names: Iterable[str], is_ours: Callable[[str], bool], *, overwrite: bool = False, what: str = "the output"
+    folder: str | os.PathLike,
+    names: Iterable[str],
+    is_ours: Callable[[str], bool],
+    *,
+    overwrite: bool = False,
+    what: str = "the output",
 ) -> None:
-    """`UsageError` if writing `names` (relative, at most one folder deep) would replace what medjax did not write.
+    """`UsageError` if writing `names` (relative, at most one folder deep) would replace what medjax
+    did not write.
 
     Args:
-      is_ours: whether an existing file of this name is medjax' own. overwrite: replace the others as well.
+      is_ours: whether an existing file of this name is medjax' own. overwrite: replace the others
+        as well.
 
     Folders are never replaced, and links inside `folder` never followed, whatever `overwrite` says.
     """
@@ -105,24 +144,48 @@ def refuse_foreign(
     for name in names:
         path = folder / name
         parent = path.parent
-        if parent != folder and os.path.lexists(parent) and (parent.is_symlink() or not parent.is_dir()):
+        if (
+            parent != folder
+            and os.path.lexists(parent)
+            and (parent.is_symlink() or not parent.is_dir())
+        ):
             found = "a link" if parent.is_symlink() else "a file"
-            raise UsageError(f"{what} needs a folder of this name", path=parent, found=found, fix="rename it, or choose another folder")
+            raise UsageError(
+                f"{what} needs a folder of this name",
+                path=parent,
+                found=found,
+                fix="rename it, or choose another folder",
+            )
         if not os.path.lexists(path):
             continue
         if path.is_dir() and not path.is_symlink():
-            raise UsageError(f"{what} needs a file of this name", path=path, found="a folder", fix="rename it, or choose another folder")
+            raise UsageError(
+                f"{what} needs a file of this name",
+                path=path,
+                found="a folder",
+                fix="rename it, or choose another folder",
+            )
         if not overwrite and not is_ours(name):
             foreign.append(path)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UsageError(
-            f"{what} would overwrite a file that medjax did not write{more}", path=foreign[0], expected="a free name",
+            f"{what} would overwrite a file that medjax did not write{more}",
+            path=foreign[0],
+            expected="a free name",
             fix="choose another folder or name; --overwrite (overwrite=True) replaces such files",
-        )  # fmt: skip
+        )
 
 
-def refuse_document(path: str | os.PathLike, kind: str, *, overwrite: bool = False, what: str = "the output") -> None:
+def refuse_document(
+    path: str | os.PathLike, kind: str, *, overwrite: bool = False, what: str = "the output"
+) -> None:
     """`refuse_foreign` for one JSON file that a user names."""
     path = Path(path)
-    refuse_foreign(path.parent, [path.name], lambda name: document(path, kind) is not None, overwrite=overwrite, what=what)
+    refuse_foreign(
+        path.parent,
+        [path.name],
+        lambda name: document(path, kind) is not None,
+        overwrite=overwrite,
+        what=what,
+    )

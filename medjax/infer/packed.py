@@ -1,6 +1,7 @@
 """The masks of many classes in little memory: one bit per voxel, compressed, block by block.
 
-In: blocks of decided voxels in canonical order, as prediction produces them. Out: the (z, y, x) mask of one class on the stored grid.
+In: blocks of decided voxels in canonical order, as prediction produces them. Out: the (z, y, x)
+mask of one class on the stored grid.
 """
 
 import zlib
@@ -11,7 +12,9 @@ from jaxtyping import Bool
 
 from medjax.prepare.geometry import Transform
 
-Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid, both with start and stop
+Region = tuple[
+    slice, slice
+]  # rows and columns of the cropped canonical grid, both with start and stop
 
 
 class Masks(Mapping):
@@ -27,10 +30,16 @@ class Masks(Mapping):
         self.names, self.transform = tuple(names), transform
         self.voxels = dict.fromkeys(self.names, 0)
         self.regions: list[Region] = []
-        self._blocks: dict[tuple[str, int], bytes] = {}  # (class, number of the region); all-False blocks are not kept
+        self._blocks: dict[
+            tuple[str, int], bytes
+        ] = {}  # (class, number of the region); all-False blocks are not kept
 
-    def put(self, region: Region, names: Sequence[str], mask: Bool[np.ndarray, "rows y x c"]) -> None:
-        """Keeps one region of the cropped canonical grid for some classes, channel by channel; the others are empty there."""
+    def put(
+        self, region: Region, names: Sequence[str], mask: Bool[np.ndarray, "rows y x c"]
+    ) -> None:
+        """Keeps one region of the cropped canonical grid for some classes, channel by channel; the
+        others are empty there.
+        """
         number = len(self.regions)
         self.regions.append(region)
         present = mask.reshape(-1, len(names)).any(0) if len(names) else ()
@@ -44,7 +53,9 @@ class Masks(Mapping):
             self.voxels[name] += count
             self._blocks[name, number] = zlib.compress(np.packbits(block), 1)
 
-    def block(self, number: int, names: Sequence[str] | None = None) -> Bool[np.ndarray, "rows y x c"]:
+    def block(
+        self, number: int, names: Sequence[str] | None = None
+    ) -> Bool[np.ndarray, "rows y x c"]:
         """The region with that number, of all or some classes."""
         shape, names = self._shape(number), self.names if names is None else names
         out = np.zeros((*shape, len(names)), bool)
@@ -78,7 +89,9 @@ class Masks(Mapping):
     def __getitem__(self, name: str) -> Bool[np.ndarray, "z y x"]:
         found = self.cropped(name)
         out = np.zeros(self.transform.stored_shape, bool)
-        self.transform.image(out)[...] = found  # a view: what is written there lands in stored order
+        self.transform.image(out)[...] = (
+            found  # a view: what is written there lands in stored order
+        )
         return out
 
     def __iter__(self) -> Iterator[str]:
@@ -94,4 +107,8 @@ class Masks(Mapping):
 
 def _unpack(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
     count = int(np.prod(shape))
-    return np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count).reshape(shape).view(bool)
+    return (
+        np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=count)
+        .reshape(shape)
+        .view(bool)
+    )

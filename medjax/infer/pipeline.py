@@ -1,6 +1,7 @@
 """Three stages side by side, each on one case at a time: reading, computing, writing.
 
-In: cases and a function per stage. Out: the cases in order, each with the error that ended it or None.
+In: cases and a function per stage. Out: the cases in order, each with the error that ended it or
+None.
 """
 
 import threading
@@ -18,11 +19,18 @@ class Stop(threading.Event):
     def check(self) -> None:
         """`PredictError` once it is set."""
         if self.is_set():
-            raise PredictError("given up before it was finished", fix="run the same command again with --continue")
+            raise PredictError(
+                "given up before it was finished", fix="run the same command again with --continue"
+            )
 
 
 def run(
-    cases: Sequence[Case], load: Callable, work: Callable, export: Callable, together: bool, stop: Stop | None = None
+    cases: Sequence[Case],
+    load: Callable,
+    work: Callable,
+    export: Callable,
+    together: bool,
+    stop: Stop | None = None,
 ) -> Iterator[tuple[Case, Exception | None]]:
     """Each case with the error that ended it, or None, in order.
 
@@ -31,9 +39,12 @@ def run(
       work: (case, that) -> what `export` is given, in this thread.
       export: (case, that), in a thread.
       together: the stages of neighbouring cases run at the same time.
-      stop: set when this generator is left early; cases that wait are not begun, and the generator ends when those under way have noticed.
+      stop: set when this generator is left early; cases that wait are not begun, and the generator
+        ends when those under way have noticed.
     """
-    reader, writer = (ThreadPoolExecutor(1, thread_name_prefix=f"medjax-{name}") for name in ("load", "write"))
+    reader, writer = (
+        ThreadPoolExecutor(1, thread_name_prefix=f"medjax-{name}") for name in ("load", "write")
+    )
     upcoming: Future | None = None
     leaving: tuple[Case, Future] | None = None
 

@@ -1,7 +1,9 @@
-"""What may be done to predicted masks afterwards: largest component, hole filling, minimum volume. Never unless it was asked for.
+"""What may be done to predicted masks afterwards: largest component, hole filling, minimum volume.
+Never unless it was asked for.
 
-In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, its label map painted anew, a record of every change.
-Components are 26-connected, holes are what a 6-connected background outside cannot reach. Order: largest, minimum volume, holes.
+In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, its label map
+painted anew, a record of every change. Components are 26-connected, holes are what a 6-connected
+background outside cannot reach. Order: largest, minimum volume, holes.
 """
 
 import dataclasses
@@ -47,29 +49,45 @@ class Rules:
 
         limits = dict(self.min_ml)
         resolved(tuple(limits))
-        pairs = tuple((n, float(limits.get(n, limits.get(EVERY, 0)))) for n in space.classes if n in limits or EVERY in limits)
+        pairs = tuple(
+            (n, float(limits.get(n, limits.get(EVERY, 0))))
+            for n in space.classes
+            if n in limits or EVERY in limits
+        )
         return Rules(resolved(self.largest), resolved(self.holes), pairs)
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it."""
-        return {"largest": list(self.largest), "holes": list(self.holes), "min_ml": dict(self.min_ml)}
+        return {
+            "largest": list(self.largest),
+            "holes": list(self.holes),
+            "min_ml": dict(self.min_ml),
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Rules":
-        """From a config's `infer.postprocess` or a file: lists of class names, `min_ml` a mapping; `UsageError` for anything else."""
+        """From a config's `infer.postprocess` or a file: lists of class names, `min_ml` a mapping;
+        `UsageError` for anything else.
+        """
         for key in fields:
             if key not in FIELDS:
                 raise UsageError(f"postprocessing knows no {key!r}", fix=did_you_mean(key, FIELDS))
         limits = dict(fields.get("min_ml") or {})
         if not all(isinstance(v, int | float) and v > 0 for v in limits.values()):
-            raise UsageError("a minimum volume must be a positive number of millilitres", found=limits)
+            raise UsageError(
+                "a minimum volume must be a positive number of millilitres", found=limits
+            )
         return cls(
-            tuple(fields.get("largest") or ()), tuple(fields.get("holes") or ()), tuple((name, float(ml)) for name, ml in limits.items())
+            tuple(fields.get("largest") or ()),
+            tuple(fields.get("holes") or ()),
+            tuple((name, float(ml)) for name, ml in limits.items()),
         )
 
 
 def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> Segmentation:
-    """Masks after the rules (whose names must be resolved, see `Rules.checked`), the label map painted from them, and the changes."""
+    """Masks after the rules (whose names must be resolved, see `Rules.checked`), the label map
+    painted from them, and the changes.
+    """
     masks, changes = found.masks, {}
     voxel_ml = float(np.prod(masks.transform.spacing_mm)) / 1000
     for name in masks.names:
@@ -93,10 +111,18 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
     return Segmentation(label_map, masks, found.maps, changes)
 
 
-def paint(space: LabelSpace, mask: Bool[np.ndarray, "*vol c"], names: Sequence[str], corpus: str) -> Shaped[np.ndarray, "*vol"]:
-    """Masks of some classes -> the corpus' label values by the precedence of the space; classes without a voxel cost nothing."""
+def paint(
+    space: LabelSpace, mask: Bool[np.ndarray, "*vol c"], names: Sequence[str], corpus: str
+) -> Shaped[np.ndarray, "*vol"]:
+    """Masks of some classes -> the corpus' label values by the precedence of the space; classes
+    without a voxel cost nothing.
+    """
     present = np.flatnonzero(mask.reshape(-1, len(names)).any(0)) if len(names) else []
-    layers = np.moveaxis(np.stack([mask[..., k] for k in present]), 0, -1) if len(present) else mask[..., :0]
+    layers = (
+        np.moveaxis(np.stack([mask[..., k] for k in present]), 0, -1)
+        if len(present)
+        else mask[..., :0]
+    )
     return space.export(layers, corpus, [names[k] for k in present])
 
 
@@ -105,13 +131,18 @@ def largest(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"],
     return _kept(mask, lambda sizes: np.arange(len(sizes)) == sizes.argmax())
 
 
-def without_small(mask: Bool[np.ndarray, "z y x"], voxels: float | int) -> tuple[Bool[np.ndarray, "z y x"], int]:
+def without_small(
+    mask: Bool[np.ndarray, "z y x"], voxels: float | int
+) -> tuple[Bool[np.ndarray, "z y x"], int]:
     """Components of at least so many voxels, and how many voxels went."""
     return _kept(mask, lambda sizes: sizes >= voxels)
 
 
 def filled(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:
-    """The mask with its holes, and how many voxels came. A volume of one slice is filled within the slice."""
+    """The mask with its holes, and how many voxels came.
+
+    A volume of one slice is filled within the slice.
+    """
     box = _box(mask)
     if box is None:
         return mask, 0

@@ -1,10 +1,12 @@
 """A trained network as a function of scans: volume in, scores or masks on the scan's own grid out.
 
-In: a `Model` (network function, parameters, plan, label space, window) and volumes as read from disk. Out: scores on the network's grid, or
-the decided label map and class masks on the stored grid. One `Predictor` compiles once and serves volumes of any size and all corpora.
+In: a `Model` (network function, parameters, plan, label space, window) and volumes as read from
+disk. Out: scores on the network's grid, or the decided label map and class masks on the stored
+grid. One `Predictor` compiles once and serves volumes of any size and all corpora.
 
-Memory stays bounded: windows are blended row by row, rows are resampled to the scan's grid as soon as they are final, thresholded and
-packed. When even that would not fit, the volume is worked through in strips (`infer/memory.py`); the result is the same to the bit.
+Memory stays bounded: windows are blended row by row, rows are resampled to the scan's grid as soon
+as they are final, thresholded and packed. When even that would not fit, the volume is worked
+through in strips (`infer/memory.py`); the result is the same to the bit.
 """
 
 import dataclasses
@@ -34,7 +36,9 @@ __all__ = ["Model", "Predictor", "Prepared", "Segmentation"]
 
 ACTIVATIONS = ("sigmoid", "softmax")
 AVERAGES = ("prob", "logit")
-LOWEST = -1e4  # stands in for the -inf of masked channels: sigmoid and exp of it are exactly 0, and it can be averaged
+# stands in for the -inf of masked channels: sigmoid and exp of it are exactly 0, and it can be
+# averaged
+LOWEST = -1e4
 
 
 class Predictor:
@@ -43,23 +47,27 @@ class Predictor:
     Args:
       model: the network, see `Model`.
       overlap: share of a window that the next one covers at least.
-      mirror_axes: spatial axes to mirror; all their combinations are averaged (three axes: eight times the work).
-      average: what is averaged over mirrors, members and windows: "prob" (MultiTalent, nnU-Net v1) or "logit" (nnU-Net v2, which turns
-        logits into probabilities only on the scan's grid).
+      mirror_axes: spatial axes to mirror; all their combinations are averaged (three axes: eight
+        times the work).
+      average: what is averaged over mirrors, members and windows: "prob" (MultiTalent, nnU-Net v1)
+        or "logit" (nnU-Net v2, which turns logits into probabilities only on the scan's grid).
       batch_windows: windows per step and device; default 2, or 16 slices.
-      activation: "sigmoid" (a class is where its probability is above 1/2), or "softmax" with the background as channel 0, or as an
-        implicit logit of 0 if there are only the classes' channels (a voxel goes to the largest).
+      activation: "sigmoid" (a class is where its probability is above 1/2), or "softmax" with the
+        background as channel 0, or as an implicit logit of 0 if there are only the classes'
+        channels (a voxel goes to the largest).
       ensemble: parameters of further members of the same architecture.
-      others: predictors of further members of any architecture, window and spacing, over the same classes and corpora; each counts as many
-        members as it has.
+      others: predictors of further members of any architecture, window and spacing, over the same
+        classes and corpora; each counts as many members as it has.
       weighted: Gaussian importance of a window's voxels.
       devices: shares the windows among these; default the first one.
       memory_gib: what the prediction of one case may use; default half of the free memory.
       uncertainty: also carry how far mirrors and members disagree (one more channel).
-      postprocess: what is done to the masks afterwards, see `postprocess.Rules`; by default nothing.
+      postprocess: what is done to the masks afterwards, see `postprocess.Rules`; by default
+        nothing.
 
     Attributes:
-      name: of the model, for messages. warn: receives what a user should know; default Python's warnings.
+      name: of the model, for messages. warn: receives what a user should know; default Python's
+        warnings.
     """
 
     def __init__(
@@ -79,13 +87,31 @@ class Predictor:
         uncertainty: bool = False,
         postprocess: Rules | None = None,
     ):
-        for word, known, what in ((average, AVERAGES, "average"), (activation, ACTIVATIONS, "activation")):
+        for word, known, what in (
+            (average, AVERAGES, "average"),
+            (activation, ACTIVATIONS, "activation"),
+        ):
             if word not in known:
                 raise UsageError(f"unknown {what} {word!r}", fix=did_you_mean(word, known))
-        if model.dims not in (2, 3) or len(model.window) != model.dims or any(not 0 <= a < model.dims for a in mirror_axes):
-            found = f"dims {model.dims}, window {tuple(model.window)}, mirror axes {tuple(mirror_axes)}"
-            raise UsageError("dims, window and mirror axes do not match", found=found, expected="2 or 3 sizes, axes below that")
-        self.model, self.average, self.activation, self.uncertainty = model, average, activation, uncertainty
+        if (
+            model.dims not in (2, 3)
+            or len(model.window) != model.dims
+            or any(not 0 <= a < model.dims for a in mirror_axes)
+        ):
+            found = (
+                f"dims {model.dims}, window {tuple(model.window)}, mirror axes {tuple(mirror_axes)}"
+            )
+            raise UsageError(
+                "dims, window and mirror axes do not match",
+                found=found,
+                expected="2 or 3 sizes, axes below that",
+            )
+        self.model, self.average, self.activation, self.uncertainty = (
+            model,
+            average,
+            activation,
+            uncertainty,
+        )
         self.postprocess = postprocess.checked(model.space) if postprocess else None
         self.overlap, self.mirror_axes, self.weighted = overlap, tuple(mirror_axes), weighted
         self.channels = max(len(corpus.channels) for corpus in model.space.corpora)
@@ -97,15 +123,20 @@ class Predictor:
         self._check_parts()
         mesh = jax.sharding.Mesh(np.array(self._devices), ("windows",))
         self._everywhere, self._shared = (
-            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("windows",))
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+            for axes in ((), ("windows",))
         )
-        self._params = jax.device_put(tta.stack([model.params, *ensemble]) if ensemble else model.params, self._everywhere)
+        self._params = jax.device_put(
+            tta.stack([model.params, *ensemble]) if ensemble else model.params, self._everywhere
+        )
         self.name, self.warn = "", _warned
         self._programs: dict[int, Any] = {}  # number of classes -> compiled step
 
     @property
     def compiled(self) -> int:
-        """Programs compiled so far: one per number of classes asked for, whatever the volumes and corpora."""
+        """Programs compiled so far: one per number of classes asked for, whatever the volumes and
+        corpora.
+        """
         return len(self._programs)
 
     @property
@@ -115,12 +146,28 @@ class Predictor:
 
     def settings(self) -> dict:
         """What the predictions depend on; JSON-ready."""
-        names = ("overlap", "mirror_axes", "average", "activation", "weighted", "members", "uncertainty")
+        names = (
+            "overlap",
+            "mirror_axes",
+            "average",
+            "activation",
+            "weighted",
+            "members",
+            "uncertainty",
+        )
         fields = {name: getattr(self, name) for name in names}
-        window = {"window": list(self.model.window), "dims": self.model.dims, "plan": self.model.plan.key()}
+        window = {
+            "window": list(self.model.window),
+            "dims": self.model.dims,
+            "plan": self.model.plan.key(),
+        }
         fields |= {"mirror_axes": list(self.mirror_axes)} | window | {"weights": self._digest}
         fields |= {"postprocess": self.postprocess.to_json() if self.postprocess else {}}
-        return fields | ({"others": [other.settings() for other in self.parts[1:]]} if len(self.parts) > 1 else {})
+        return fields | (
+            {"others": [other.settings() for other in self.parts[1:]]}
+            if len(self.parts) > 1
+            else {}
+        )
 
     @cached_property
     def _digest(self) -> str:
@@ -145,13 +192,21 @@ class Predictor:
         check_channels(volume, described)
         plan = self.model.plan
         spacing = plan.spacing_of(described.store)
-        transform = geometry.fit(volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose)
-        image = normalise.network_image(transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path)
+        transform = geometry.fit(
+            volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
+        )
+        image = normalise.network_image(
+            transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path
+        )
         missing = self.channels - image.shape[-1]
-        return Prepared(np.pad(image, [(0, 0)] * 3 + [(0, missing)]) if missing else image, transform)
+        return Prepared(
+            np.pad(image, [(0, 0)] * 3 + [(0, missing)]) if missing else image, transform
+        )
 
     def prepare_all(self, volume: Volume, corpus: str) -> tuple[Prepared, ...]:
-        """`prepare` for this predictor and each of the `others`; those that share a plan share the arrays."""
+        """`prepare` for this predictor and each of the `others`; those that share a plan share the
+        arrays.
+        """
         done: dict[tuple, Prepared] = {}
         for part in self.parts:
             key = (part.model.plan.key(), part.channels)
@@ -159,8 +214,11 @@ class Predictor:
                 done[key] = part.prepare(volume, corpus)
         return tuple(done[part.model.plan.key(), part.channels] for part in self.parts)
 
-    def scores(self, volume: Volume, corpus: str, classes: Sequence[str] | None = None) -> tuple[Float32[np.ndarray, "z y x c"], Transform]:
-        """Probabilities (z, y, x, c) of this network on its grid, and the transform that leads back from it.
+    def scores(
+        self, volume: Volume, corpus: str, classes: Sequence[str] | None = None
+    ) -> tuple[Float32[np.ndarray, "z y x c"], Transform]:
+        """Probabilities (z, y, x, c) of this network on its grid, and the transform that leads back
+        from it.
 
         Args:
           classes: channels wanted; default all of the label space.
@@ -184,16 +242,19 @@ class Predictor:
         prepared: Sequence[Prepared] | None = None,
         on_scores: segment.OnScores | None = None,
     ) -> Segmentation:
-        """The label map in the protocol of `corpus`, and the masks of all predicted classes, on the grid of `volume`.
+        """The label map in the protocol of `corpus`, and the masks of all predicted classes, on the
+        grid of `volume`.
 
         Args:
-          classes: which to predict and paint, e.g. all of the label space; default those that `corpus` annotates.
+          classes: which to predict and paint, e.g. all of the label space; default those that
+            `corpus` annotates.
           prepared: what `prepare_all` returned for this volume, if it was called before.
-          on_scores: receives probabilities while they pass: (transform, region of the cropped canonical grid, classes, (rows, y, x, c)).
+          on_scores: receives probabilities while they pass: (transform, region of the cropped
+            canonical grid, classes, (rows, y, x, c)).
 
         Returns: `Segmentation`; its `maps` hold the uncertainties if they were asked for.
-        Raises: `PredictError` if the case cannot be done in the memory allowed, the network's scores are not finite, or the device is out
-          of memory also with half the windows per step.
+        Raises: `PredictError` if the case cannot be done in the memory allowed, the network's
+          scores are not finite, or the device is out of memory also with half the windows per step.
         """
         prepared = prepared or self.prepare_all(volume, corpus)
         for attempt in (1, 2):
@@ -207,21 +268,36 @@ class Predictor:
                 batch = self.batch_windows
             if attempt == 2 or not self.halve():
                 break
-            self.warn(f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying {self.batch_windows}")
+            self.warn(
+                f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying "
+                f"{self.batch_windows}"
+            )
         raise PredictError(
-            "the device is out of memory", path=volume.path, found=f"{batch} windows of {self.model.window} at a time",
+            "the device is out of memory",
+            path=volume.path,
+            found=f"{batch} windows of {self.model.window} at a time",
             fix="give a smaller --batch-windows or --window, or another --device (e.g. cpu)",
-        )  # fmt: skip
+        )
 
     def located(self, error: PredictError, path: str) -> PredictError:
         """The error with the scan and the model in it, where it names none."""
         if error.path is not None:
             return error
-        found = "; ".join(str(part) for part in (error.found, self.name and f"model {self.name}") if part) or None
-        return PredictError(error.message, path=path, found=found, expected=error.expected, fix=error.fix)
+        found = (
+            "; ".join(
+                str(part) for part in (error.found, self.name and f"model {self.name}") if part
+            )
+            or None
+        )
+        return PredictError(
+            error.message, path=path, found=found, expected=error.expected, fix=error.fix
+        )
 
     def halve(self) -> bool:
-        """Halves the windows per step, of the other members as well; whether that was possible. Programs are compiled anew."""
+        """Halves the windows per step, of the other members as well; whether that was possible.
+
+        Programs are compiled anew.
+        """
         changed = False
         for part in self.parts:
             each = part.batch_windows // len(part._devices)
@@ -230,8 +306,12 @@ class Predictor:
                 part._programs.clear()
         return changed
 
-    def forecast(self, geometry_only: Volume, corpus: str, classes: Sequence[str] | None = None) -> memory.Forecast:
-        """What a case will take, from its header alone (`nifti.read_geometry`); cropping can only make it less."""
+    def forecast(
+        self, geometry_only: Volume, corpus: str, classes: Sequence[str] | None = None
+    ) -> memory.Forecast:
+        """What a case will take, from its header alone (`nifti.read_geometry`); cropping can only
+        make it less.
+        """
         return segment.forecast(self.parts, geometry_only, corpus, classes, self.limit)
 
     def class_names(self, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -242,11 +322,21 @@ class Predictor:
         return names
 
     def asked(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The classes whose channels are needed to decide on some: these, or all where they compete in one softmax."""
+        """The classes whose channels are needed to decide on some: these, or all where they compete
+        in one softmax.
+        """
         return self.model.space.classes if self.activation == "softmax" else tuple(names)
 
-    def rows(self, prepared: Prepared, corpus: str, names: Sequence[str], columns: slice = slice(None), depth: int = DEPTH) -> WindowScores:
-        """Averaged probabilities or logits on the network's grid, computed as they are asked for; with `uncertainty`, one channel more.
+    def rows(
+        self,
+        prepared: Prepared,
+        corpus: str,
+        names: Sequence[str],
+        columns: slice = slice(None),
+        depth: int = DEPTH,
+    ) -> WindowScores:
+        """Averaged probabilities or logits on the network's grid, computed as they are asked for;
+        with `uncertainty`, one channel more.
 
         Args:
           columns, depth: see `WindowScores`.
@@ -263,9 +353,15 @@ class Predictor:
         step = self.program(len(names))
         return WindowScores(
             lambda batch: step(self._params, jax.device_put(batch, self._shared), *context),
-            prepared.image, self.model.window, len(names) + self.uncertainty, columns=columns, depth=depth,
-            overlap=self.overlap, batch_windows=self.batch_windows, weighted=self.weighted,
-        )  # fmt: skip
+            prepared.image,
+            self.model.window,
+            len(names) + self.uncertainty,
+            columns=columns,
+            depth=depth,
+            overlap=self.overlap,
+            batch_windows=self.batch_windows,
+            weighted=self.weighted,
+        )
 
     def program(self, classes: int) -> Any:
         """The compiled step for a number of classes."""
@@ -273,22 +369,45 @@ class Predictor:
             number = partial(jax.ShapeDtypeStruct, sharding=self._everywhere)
             window = (self.batch_windows, *self.model.window, self.channels)
             arguments = [
-                jax.ShapeDtypeStruct(window, jnp.float32, sharding=self._shared), number((), jnp.int32), number((), jnp.int32),
-                number((3,), jnp.float32), number((classes,), jnp.int32),
-            ]  # fmt: skip
-            self._programs[classes] = jax.jit(self._forward).lower(self._params, *arguments).compile()
+                jax.ShapeDtypeStruct(window, jnp.float32, sharding=self._shared),
+                number((), jnp.int32),
+                number((), jnp.int32),
+                number((3,), jnp.float32),
+                number((classes,), jnp.int32),
+            ]
+            self._programs[classes] = (
+                jax.jit(self._forward).lower(self._params, *arguments).compile()
+            )
         return self._programs[classes]
 
-    def _forward(self, params: Any, image: Array, corpus: Array, modality: Array, spacing_mm: Array, channels: Array) -> Array:
-        """One batch of windows -> probabilities or logits of the chosen channels; mirrors and members averaged."""
+    def _forward(
+        self,
+        params: Any,
+        image: Array,
+        corpus: Array,
+        modality: Array,
+        spacing_mm: Array,
+        channels: Array,
+    ) -> Array:
+        """One batch of windows -> probabilities or logits of the chosen channels; mirrors and
+        members averaged.
+        """
         k = image.shape[0]
-        context = {"corpus": jnp.full(k, corpus), "modality": jnp.full(k, modality), "spacing_mm": jnp.tile(spacing_mm, (k, 1))}
+        context = {
+            "corpus": jnp.full(k, corpus),
+            "modality": jnp.full(k, modality),
+            "spacing_mm": jnp.tile(spacing_mm, (k, 1)),
+        }
 
         def network(params: Any, image: Array) -> dict[str, Array]:
-            logits = self._class_logits(self.model.apply(params, image, context)["logits"].astype(jnp.float32))
+            logits = self._class_logits(
+                self.model.apply(params, image, context)["logits"].astype(jnp.float32)
+            )
             wanted = logits
             if self.average == "prob" or self.uncertainty:
-                probabilities = jax.nn.sigmoid(logits) if self.activation == "sigmoid" else softmax(logits, jnp)
+                probabilities = (
+                    jax.nn.sigmoid(logits) if self.activation == "sigmoid" else softmax(logits, jnp)
+                )
                 wanted = probabilities if self.average == "prob" else logits
             outputs = {"value": jnp.take(wanted, channels, axis=-1)}
             if self.uncertainty:
@@ -299,20 +418,32 @@ class Predictor:
         def mirrored(params: Any, image: Array) -> Any:
             return tta.mirrored(partial(network, params), self.mirror_axes)(image)
 
-        found = tta.ensemble(mirrored, params)(image) if self.members > 1 else mirrored(params, image)
+        found = (
+            tta.ensemble(mirrored, params)(image) if self.members > 1 else mirrored(params, image)
+        )
         if not self.uncertainty:
             return found["value"]
-        variance = jnp.maximum(found["square"] - jnp.square(found["mean"]), 0).max(-1, keepdims=True)
+        variance = jnp.maximum(found["square"] - jnp.square(found["mean"]), 0).max(
+            -1, keepdims=True
+        )
         return jnp.concatenate([found["value"], jnp.sqrt(variance)], -1)
 
     def _class_logits(self, logits: Float[Array, "k *vol c"]) -> Float[Array, "k *vol d"]:
-        """One logit per class of the space, for softmax relative to the background's; -inf (a masked class) becomes finite, +inf NaN."""
-        logits = jnp.where(logits < jnp.inf, logits, jnp.nan)  # a probability of 1 would hide an overflow
+        """One logit per class of the space, for softmax relative to the background's; -inf (a
+        masked class) becomes finite, +inf NaN.
+        """
+        logits = jnp.where(
+            logits < jnp.inf, logits, jnp.nan
+        )  # a probability of 1 would hide an overflow
         classes = len(self.model.space.classes)
         if self.activation == "softmax" and logits.shape[-1] == classes + 1:
             logits = logits[..., 1:] - logits[..., :1]
         if logits.shape[-1] != classes:
-            raise UsageError("the network's channels are not those of the label space", found=logits.shape[-1], expected=classes)
+            raise UsageError(
+                "the network's channels are not those of the label space",
+                found=logits.shape[-1],
+                expected=classes,
+            )
         return jnp.maximum(logits, LOWEST)
 
     def probabilities(self, block: np.ndarray) -> np.ndarray:
@@ -324,22 +455,33 @@ class Predictor:
         return 1 / (1 + np.exp(-np.clip(block, -80, 80)))
 
     def candidates(self, block: np.ndarray) -> np.ndarray:
-        """Channels of blended values (rows, y, x, c) that may be decided for somewhere in the block, resampled or not.
+        """Channels of blended values (rows, y, x, c) that may be decided for somewhere in the
+        block, resampled or not.
 
-        Interpolation stays below the largest sample, so a class that nowhere comes near what it needs cannot get it in between: a
-        probability of 1/2 (sigmoid) or of a share of its rivals (softmax), a logit of 0.
+        Interpolation stays below the largest sample, so a class that nowhere comes near what it
+        needs cannot get it in between: a probability of 1/2 (sigmoid) or of a share of its rivals
+        (softmax), a logit of 0.
         """
-        least = 0.0 if self.average == "logit" else 0.5 if self.activation == "sigmoid" else 1 / (block.shape[-1] + 1)
+        least = (
+            0.0
+            if self.average == "logit"
+            else 0.5
+            if self.activation == "sigmoid"
+            else 1 / (block.shape[-1] + 1)
+        )
         return np.flatnonzero(block.reshape(-1, block.shape[-1]).max(0) > least - 1e-4)
 
     def narrowed(self, block: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """The `kept` channels, and what else `decide` needs of the others: their sum, where probabilities compete."""
+        """The `kept` channels, and what else `decide` needs of the others: their sum, where
+        probabilities compete.
+        """
         if self.activation == "softmax" and self.average == "prob":
             return np.concatenate([block[..., kept], block.sum(-1, keepdims=True)], -1)
         return block[..., kept]
 
     def decide(self, block: np.ndarray, total: np.ndarray | None = None) -> np.ndarray:
-        """(rows, y, x, c) blended values -> bool. A softmax is decided over all classes, background included.
+        """(rows, y, x, c) blended values -> bool. A softmax is decided over all classes, background
+        included.
 
         Args:
           total: (rows, y, x) sum over all classes, where `block` holds only some; see `narrowed`.
@@ -348,7 +490,9 @@ class Predictor:
             return block > (0.5 if self.average == "prob" else 0.0)
         if block.shape[-1] == 0:
             return np.zeros(block.shape, bool)
-        background = 1 - (block.sum(-1) if total is None else total) if self.average == "prob" else 0.0
+        background = (
+            1 - (block.sum(-1) if total is None else total) if self.average == "prob" else 0.0
+        )
         winner = block.argmax(-1)
         foreground = np.take_along_axis(block, winner[..., None], -1)[..., 0] > background
         out = np.zeros(block.shape, bool)
@@ -359,16 +503,28 @@ class Predictor:
         return self.model.space.corpora[self.model.space.corpus_index(name)]
 
     def _check_parts(self) -> None:
-        """Members are averaged on the scan's grid, so they must mean the same by it and by their channels."""
+        """Members are averaged on the scan's grid, so they must mean the same by it and by their
+        channels.
+        """
         for other in self.parts[1:]:
-            mine, theirs = ((p.model.space, p.model.plan.orientation, p.model.plan.crop, p.average, p.activation) for p in (self, other))
+            mine, theirs = (
+                (
+                    p.model.space,
+                    p.model.plan.orientation,
+                    p.model.plan.crop,
+                    p.average,
+                    p.activation,
+                )
+                for p in (self, other)
+            )
             words = ("label space", "orientation", "crop", "average", "activation")
             differing = [word for word, a, b in zip(words, mine, theirs, strict=True) if a != b]
             if differing:
                 raise UsageError(
-                    "the members of an ensemble do not fit together", found=f"another {', '.join(differing)}",
+                    "the members of an ensemble do not fit together",
+                    found=f"another {', '.join(differing)}",
                     fix="give runs that were trained on the same corpora and classes",
-                )  # fmt: skip
+                )
 
 
 def _warned(text: str) -> None:

@@ -1,8 +1,10 @@
-"""Scores from the network's grid back to the scan's, block by block, so that no array of all rows and classes ever exists.
+"""Scores from the network's grid back to the scan's, block by block, so that no array of all rows
+and classes ever exists.
 
-In: scores that become final in ascending order along z. Out: the same on the cropped canonical grid at the scan's own spacing, linearly, or
-by nearest neighbour along a coarse axis. Each value is made of the same two samples per axis in the same order whatever the blocks, so
-that blocks and strips of any size give the same bits.
+In: scores that become final in ascending order along z. Out: the same on the cropped canonical grid
+at the scan's own spacing, linearly, or by nearest neighbour along a coarse axis. Each value is made
+of the same two samples per axis in the same order whatever the blocks, so that blocks and strips of
+any size give the same bits.
 """
 
 import dataclasses
@@ -22,7 +24,9 @@ Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Linear resampling along an axis: out[i] = low[i] * in[first[i]] + high[i] * in[second[i]]; if `high` is all 0, out = in[first]."""
+    """Linear resampling along an axis: out[i] = low[i] * in[first[i]] + high[i] * in[second[i]]; if
+    `high` is all 0, out = in[first].
+    """
 
     first: np.ndarray
     second: np.ndarray
@@ -34,8 +38,14 @@ class Samples:
         return slice(int(self.first[wanted].min()), int(self.second[wanted].max()) + 1)
 
     def apply(self, array: np.ndarray, axis: int, wanted: slice, start: int) -> np.ndarray:
-        """The `wanted` outputs along an axis of an array whose first sample there is the input's number `start`."""
-        first, second, high = self.first[wanted] - start, self.second[wanted] - start, self.high[wanted]
+        """The `wanted` outputs along an axis of an array whose first sample there is the input's
+        number `start`.
+        """
+        first, second, high = (
+            self.first[wanted] - start,
+            self.second[wanted] - start,
+            self.high[wanted],
+        )
         if not high.any():
             whole = len(first) == array.shape[axis] and np.array_equal(first, np.arange(len(first)))
             return array if whole else np.take(array, first, axis)
@@ -49,10 +59,13 @@ class Samples:
 
 
 def samples(transform: Transform) -> tuple[Samples, Samples, Samples]:
-    """How each axis of the cropped canonical grid is made of the network's grid; the rules of `Transform.invert_scores`."""
+    """How each axis of the cropped canonical grid is made of the network's grid; the rules of
+    `Transform.invert_scores`.
+    """
     coarse = resample.separate_axis(transform.target_spacing_mm, transform.spacing_mm)
     return tuple(
-        _samples(n_in, n_out, axis == coarse) for axis, (n_in, n_out) in enumerate(zip(transform.shape, transform.box_shape, strict=True))
+        _samples(n_in, n_out, axis == coarse)
+        for axis, (n_in, n_out) in enumerate(zip(transform.shape, transform.box_shape, strict=True))
     )
 
 
@@ -83,10 +96,12 @@ def on_scan_grid(
     """Row blocks of the cropped canonical grid at the scan's spacing.
 
     Args:
-      scores: on the network's grid, or the strip of it that `source_columns` names; read in ascending order.
+      scores: on the network's grid, or the strip of it that `source_columns` names; read in
+        ascending order.
       blocks: row ranges in ascending order.
       columns: the strip of the crop's y axis that is wanted; default all.
-      narrow: is shown each block on the network's grid, where it is small, and returns what of it is to be resampled.
+      narrow: is shown each block on the network's grid, where it is small, and returns what of it
+        is to be resampled.
     """
     z, y, x = samples(transform)
     columns = columns or slice(0, transform.box_shape[1])
@@ -94,7 +109,11 @@ def on_scan_grid(
     for rows in blocks:
         source = z.source(rows)
         block = scores[source] if narrow is None else narrow(scores[source])
-        steps = [(z, 0, rows, source.start), (y, 1, columns, left), (x, 2, slice(0, transform.box_shape[2]), 0)]
+        steps = [
+            (z, 0, rows, source.start),
+            (y, 1, columns, left),
+            (x, 2, slice(0, transform.box_shape[2]), 0),
+        ]
         for axis, number, wanted, start in steps:
             block = axis.apply(block, number, wanted, start)
         yield block

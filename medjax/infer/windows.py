@@ -1,9 +1,12 @@
-"""Sliding windows: a volume of any size through a network of one fixed input shape, with one compiled program and bounded memory.
+"""Sliding windows: a volume of any size through a network of one fixed input shape, with one
+compiled program and bounded memory.
 
-In: a function on window batches (already jitted) and a volume. Out: scores of every voxel, whole or row by row.
-The device only ever sees a fixed number of windows; the host blends them while the device computes the next ones. Positions and weights
-are nnU-Net's: windows at most (1 - overlap) of their size apart, spread evenly; Gaussian importance with sigma = size / 8. Blending is a
-running weighted mean, so a constant field comes back exactly, whatever the weights. A 2D window (y, x) is a 3D one of a single slice.
+In: a function on window batches (already jitted) and a volume. Out: scores of every voxel, whole or
+row by row. The device only ever sees a fixed number of windows; the host blends them while the
+device computes the next ones. Positions and weights are nnU-Net's: windows at most (1 - overlap) of
+their size apart, spread evenly; Gaussian importance with sigma = size / 8. Blending is a running
+weighted mean, so a constant field comes back exactly, whatever the weights. A 2D window (y, x) is a
+3D one of a single slice.
 """
 
 import collections
@@ -19,41 +22,53 @@ from jaxtyping import Float, Float32
 
 from medjax.errors import PredictError, UsageError
 
-DEPTH = 2  # window batches under way on the device while the host blends an earlier one, where memory allows
+# window batches under way on the device while the host blends an earlier one, where memory allows
+DEPTH = 2
 THREADED = 1 << 20  # values per window above which blending is spread over threads
 
 
 def starts(size: int, window: int, overlap: float = 0.5) -> tuple[int, ...]:
-    """Window positions along one axis: n = ceil((size - window) / step) + 1 of them, at round(i (size - window) / (n - 1)).
+    """Window positions along one axis: n = ceil((size - window) / step) + 1 of them, at round(i
+    (size - window) / (n - 1)).
 
     >>> starts(188, 96)
     (0, 46, 92)
     """
     if size < window or not 0 <= overlap < 1:
-        raise UsageError("no such windows", found=f"window {window} on {size} voxels, overlap {overlap}", expected="0 <= overlap < 1")
+        raise UsageError(
+            "no such windows",
+            found=f"window {window} on {size} voxels, overlap {overlap}",
+            expected="0 <= overlap < 1",
+        )
     n = math.ceil((size - window) / max(window * (1 - overlap), 1)) + 1
     return tuple(int(np.round((size - window) / max(n - 1, 1) * i)) for i in range(n))
 
 
 def gaussian(window: Sequence[int], share: float = 1 / 8) -> Float[np.ndarray, "*window"]:
-    """Importance of each voxel of a window: float64, 1 at voxel size // 2, standard deviation `share` of the size along each axis."""
+    """Importance of each voxel of a window: float64, 1 at voxel size // 2, standard deviation
+    `share` of the size along each axis.
+    """
     axes = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * share)) ** 2) for n in window]
     return functools.reduce(np.multiply.outer, axes)
 
 
 def padding(shape: Sequence[int], window: Sequence[int]) -> list[tuple[int, int]]:
-    """(before, after) per axis so that the window fits: centred, an odd voxel goes to the high side."""
+    """(before, after) per axis so that the window fits: centred, an odd voxel goes to the high
+    side.
+    """
     missing = [max(0, w - n) for n, w in zip(shape, window, strict=True)]
     return [(m // 2, m - m // 2) for m in missing]
 
 
 class WindowScores:
-    """Scores of a volume, computed when rows along z are asked for. Rows must be asked for in ascending order; earlier ones are forgotten.
+    """Scores of a volume, computed when rows along z are asked for. Rows must be asked for in
+    ascending order; earlier ones are forgotten.
 
-    Only about one window's extent of rows is in memory, so many classes of a large volume fit. `scores[a:b]` is a (b - a, y, x, c) array.
-    Where even that is too much, a strip of the y axis is asked for at a time: each voxel gets the same windows in the same order, and only
-    the windows that touch two strips are computed twice. Scores that are not finite are a `PredictError`: compared with a threshold
-    they would all be background.
+    Only about one window's extent of rows is in memory, so many classes of a large volume fit.
+    `scores[a:b]` is a (b - a, y, x, c) array. Where even that is too much, a strip of the y axis is
+    asked for at a time: each voxel gets the same windows in the same order, and only the windows
+    that touch two strips are computed twice. Scores that are not finite are a `PredictError`:
+    compared with a threshold they would all be background.
 
     Args:
       function: jitted; (k, *window, m) float32 -> (k, *window, c).
@@ -82,7 +97,9 @@ class WindowScores:
     ):
         if len(window) not in (2, 3) or min(window) < 1 or batch_windows < 1:
             raise UsageError(
-                "unusable window", found=f"{tuple(window)}, batches of {batch_windows}", expected="(z, y, x) or (y, x) sizes >= 1"
+                "unusable window",
+                found=f"{tuple(window)}, batches of {batch_windows}",
+                expected="(z, y, x) or (y, x) sizes >= 1",
             )
         first, last, _ = columns.indices(image.shape[1])
         self.shape = (image.shape[0], last - first, image.shape[2], classes)
@@ -92,11 +109,19 @@ class WindowScores:
         self._image = np.pad(image, [*self._pad, (0, 0)]) if any(map(any, self._pad)) else image
         self._strip = slice(self._pad[1][0] + first, self._pad[1][0] + last)
         self._depth = depth
-        self._weight = (gaussian(self._window) if weighted else np.ones(self._window)).astype(np.float32)
-        grid = [starts(n, w, overlap) for n, w in zip(self._image.shape[:3], self._window, strict=True)]
-        grid[1] = tuple(y for y in grid[1] if y < self._strip.stop and y + self._window[1] > self._strip.start)
+        self._weight = (gaussian(self._window) if weighted else np.ones(self._window)).astype(
+            np.float32
+        )
+        grid = [
+            starts(n, w, overlap) for n, w in zip(self._image.shape[:3], self._window, strict=True)
+        ]
+        grid[1] = tuple(
+            y for y in grid[1] if y < self._strip.stop and y + self._window[1] > self._strip.start
+        )
         self._places = list(itertools.product(*grid))
-        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # padded z -> running mean (y, x, c) and its weight (y, x)
+        self._rows: dict[
+            int, tuple[np.ndarray, np.ndarray]
+        ] = {}  # padded z -> running mean (y, x, c) and its weight (y, x)
         self._results = self._compute()
         self._blended, self._first = 0, 0
 
@@ -104,18 +129,34 @@ class WindowScores:
         start, stop, _ = rows.indices(self.shape[0])
         low = self._pad[0][0]
         if low + start < self._first:
-            raise UsageError("rows that were given out before are gone", found=start, expected=f">= {self._first - low}")
+            raise UsageError(
+                "rows that were given out before are gone",
+                found=start,
+                expected=f">= {self._first - low}",
+            )
         while self._final() < low + stop:
-            for place, scores in zip(*next(self._results), strict=False):  # what fills up the last batch has no place
+            for place, scores in zip(
+                *next(self._results), strict=False
+            ):  # what fills up the last batch has no place
                 self._blend(place, scores)
                 self._blended += 1
         left = self._pad[2][0]
-        out = np.stack([self._rows[row][0][:, left : left + self.shape[2]] for row in range(low + start, low + stop)])
-        if not (np.isfinite(out.max(initial=0)) and np.isfinite(out.min(initial=0))):  # both hand on what is no number
+        out = np.stack(
+            [
+                self._rows[row][0][:, left : left + self.shape[2]]
+                for row in range(low + start, low + stop)
+            ]
+        )
+        if not (
+            np.isfinite(out.max(initial=0)) and np.isfinite(out.min(initial=0))
+        ):  # both hand on what is no number
             raise PredictError(
-                "the network gives scores that are not finite numbers", found="NaN or infinity", expected="finite scores",
-                fix="check the model on another scan: its weights are damaged or overflow, or this scan's values are absurd",
-            )  # fmt: skip
+                "the network gives scores that are not finite numbers",
+                found="NaN or infinity",
+                expected="finite scores",
+                fix="check the model on another scan: its weights are damaged or overflow, or "
+                "this scan's values are absurd",
+            )
         self._first = low + start
         for row in [row for row in self._rows if row < self._first]:
             del self._rows[row]
@@ -123,10 +164,16 @@ class WindowScores:
 
     def _final(self) -> int:
         """Rows below this one get no more windows."""
-        return self._image.shape[0] if self._blended == len(self._places) else self._places[self._blended][0]
+        return (
+            self._image.shape[0]
+            if self._blended == len(self._places)
+            else self._places[self._blended][0]
+        )
 
     def _compute(self) -> Iterator[tuple[list[tuple[int, ...]], np.ndarray]]:
-        """Batches of places with their scores; while the caller blends one, the device works on the next."""
+        """Batches of places with their scores; while the caller blends one, the device works on the
+        next.
+        """
         pending = collections.deque()
         for first in range(0, len(self._places), self._sent[0]):
             places = self._places[first : first + self._sent[0]]
@@ -156,7 +203,10 @@ class WindowScores:
         for row in range(place[0], place[0] + self._window[0]):
             if row not in self._rows:
                 plane = self.shape[1], self._image.shape[2]
-                self._rows[row] = np.zeros((*plane, self.shape[-1]), np.float32), np.zeros(plane, np.float32)
+                self._rows[row] = (
+                    np.zeros((*plane, self.shape[-1]), np.float32),
+                    np.zeros(plane, np.float32),
+                )
 
         def blend_row(offset: int) -> None:
             mean, weight = self._rows[place[0] + offset]
@@ -185,7 +235,15 @@ def sliding_window(
     weighted: bool = True,
 ) -> Float32[np.ndarray, "z y x c"]:
     """Scores (z, y, x, c) of a whole volume; the arguments are those of `WindowScores`."""
-    scores = WindowScores(function, image, window, classes, overlap=overlap, batch_windows=batch_windows, weighted=weighted)
+    scores = WindowScores(
+        function,
+        image,
+        window,
+        classes,
+        overlap=overlap,
+        batch_windows=batch_windows,
+        weighted=weighted,
+    )
     out = np.empty(scores.shape, np.float32)
     for row in range(out.shape[0]):
         out[row] = scores[row : row + 1][0]

@@ -1,6 +1,7 @@
 """The files of a prediction: label map, class masks, probabilities, sidecar and run manifest.
 
-In: a `Segmentation` and the volume it belongs to. Out: files in the output folder, each complete or not at all.
+In: a `Segmentation` and the volume it belongs to. Out: files in the output folder, each complete or
+not at all.
 
     <case>.nii.gz              the corpus' own label values; header and grid of the input, with a label table
     <case>/<class>.nii.gz      one mask per class, overlapping as predicted           (one_file_per_class)
@@ -11,7 +12,8 @@ In: a `Segmentation` and the volume it belongs to. Out: files in the output fold
     statistics.csv             volume and mean intensity of every class in every case (statistics)
     run.json                   versions, settings, and of every case inputs (sha256), outputs and seconds
 
-Class names become file names and members of the archive by `names.file_stems`; the sidecar's `class_files` says which is which.
+Class names become file names and members of the archive by `names.file_stems`; the sidecar's
+`class_files` says which is which.
 """
 
 import contextlib
@@ -67,7 +69,8 @@ def write_case(
       extra: writes further files and returns their names.
       step: called before every file; may raise to stop.
 
-    A mask of an earlier call that somebody has edited since is kept beside the new one, as `<name>.edited`.
+    A mask of an earlier call that somebody has edited since is kept beside the new one, as
+    `<name>.edited`.
 
     Returns: paths of the files, relative to `folder`.
     Raises: `DataError` or `PredictError` naming a file that cannot be written.
@@ -77,23 +80,44 @@ def write_case(
     before = owned.sidecar(folder, case)
     _keep_edited(folder, before)
     earlier = sorted({*before["files"], *before["earlier"]}) if before else []
-    promise = owned.mark("prediction") | {"case": case, "corpus": corpus.name, "complete": False, "files": dict.fromkeys(planned)}
+    promise = owned.mark("prediction") | {
+        "case": case,
+        "corpus": corpus.name,
+        "complete": False,
+        "files": dict.fromkeys(planned),
+    }
     step()
     write_json(sidecar, promise | {"earlier": earlier})
     try:
-        written, described = _write_files(folder, case, segmentation, volume, corpus, files, probabilities, extra, step)
+        written, described = _write_files(
+            folder, case, segmentation, volume, corpus, files, probabilities, extra, step
+        )
     except BaseException:
         _forget(folder, case, planned, before)
         raise
     left = [name for name in earlier if name not in written and os.path.lexists(folder / name)]
-    write_json(sidecar, owned.mark("prediction") | described | {"earlier": left} | dict(notes or {}) | {"complete": True})
+    write_json(
+        sidecar,
+        owned.mark("prediction")
+        | described
+        | {"earlier": left}
+        | dict(notes or {})
+        | {"complete": True},
+    )
     return [*written, sidecar.name]
 
 
 def _write_files(
-    folder: Path, case: str, segmentation: Segmentation, volume: nifti.Volume, corpus: Corpus, files: Any,
-    probabilities: Probabilities | None, extra: Callable[[], list[str]], step: Callable[[], None],
-) -> tuple[list[str], dict]:  # fmt: skip
+    folder: Path,
+    case: str,
+    segmentation: Segmentation,
+    volume: nifti.Volume,
+    corpus: Corpus,
+    files: Any,
+    probabilities: Probabilities | None,
+    extra: Callable[[], list[str]],
+    step: Callable[[], None],
+) -> tuple[list[str], dict]:
     """The files beside the sidecar, and what the sidecar says about them."""
     written, names = [f"{case}.nii.gz"], label_names(corpus)
     stems = dict(zip(segmentation.masks.names, file_stems(segmentation.masks.names), strict=True))
@@ -105,7 +129,9 @@ def _write_files(
             raise disk.refused(folder / case, error, error=PredictError) from error
         for name, stem in stems.items():
             step()
-            nifti.write(folder / case / f"{stem}.nii.gz", segmentation.masks[name], volume, labels={1: name})
+            nifti.write(
+                folder / case / f"{stem}.nii.gz", segmentation.masks[name], volume, labels={1: name}
+            )
             written.append(f"{case}/{stem}.nii.gz")
     for name, array in segmentation.maps.items():
         step()
@@ -135,7 +161,9 @@ def _write_files(
 def _classes(masks: Masks, volume: nifti.Volume, statistics: bool) -> dict[str, dict]:
     """Class -> voxels, volume and, if asked for, mean intensities."""
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
-    classes: dict[str, dict] = {name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in masks.voxels.items()}
+    classes: dict[str, dict] = {
+        name: {"voxels": n, "volume_ml": n * voxel_ml} for name, n in masks.voxels.items()
+    }
     for name, means in mean_intensities(masks, volume.array).items() if statistics else ():
         classes[name]["mean_intensity"] = means[0] if means else None
         if means and len(means) > 1:
@@ -153,10 +181,17 @@ def _forget(folder: Path, case: str, planned: Sequence[str], before: Mapping | N
 
 
 def _keep_edited(folder: Path, before: Mapping | None) -> None:
-    """Moves masks aside that are whole but other than when they were written: somebody's work, not damage."""
+    """Moves masks aside that are whole but other than when they were written: somebody's work, not
+    damage.
+    """
     for name, size in (before or {"files": {}})["files"].items():
         path, known = folder / name, before.get("checksums", {}).get(name)
-        if before.get("complete") is False or not name.endswith(".nii.gz") or not path.is_file() or path.is_symlink():
+        if (
+            before.get("complete") is False
+            or not name.endswith(".nii.gz")
+            or not path.is_file()
+            or path.is_symlink()
+        ):
             continue
         same = path.stat().st_size == size and (known is None or disk.checksum_of(path) == known)
         if same or not _is_whole(path):
@@ -182,7 +217,9 @@ def _is_whole(path: Path) -> bool:
 
 
 def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] | None]:
-    """Class -> mean of each channel of the (z, y, x[, m]) stored image in its mask; None for an empty one. Block by block."""
+    """Class -> mean of each channel of the (z, y, x[, m]) stored image in its mask; None for an
+    empty one. Block by block.
+    """
     image = image[..., None] if image.ndim == 3 else image
     cropped = masks.transform.image(image)
     sums = {name: np.zeros(image.shape[-1]) for name in masks.names}
@@ -191,20 +228,29 @@ def mean_intensities(masks: Masks, image: np.ndarray) -> dict[str, list[float] |
         for name in masks.names:
             if (part := masks.part(name, number)) is not None:
                 sums[name] += values[part].sum(0, dtype=np.float64)
-    return {name: (total / masks.voxels[name]).tolist() if masks.voxels[name] else None for name, total in sums.items()}
+    return {
+        name: (total / masks.voxels[name]).tolist() if masks.voxels[name] else None
+        for name, total in sums.items()
+    }
 
 
 def write_statistics(path: Path, cases: Sequence[str]) -> None:
-    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml, mean_intensity (of the first channel).
+    """A table from the sidecars of the finished cases: case, class, voxels, volume_ml,
+    mean_intensity (of the first channel).
 
-    Names that a spreadsheet would take for formulas begin with an apostrophe; `read_statistics` takes it off.
+    Names that a spreadsheet would take for formulas begin with an apostrophe; `read_statistics`
+    takes it off.
     """
     rows = [STATISTICS]
     for case in cases:
         found = owned.sidecar(path.parent, case)
         for name, entry in (found or {}).get("classes", {}).items():
             mean = entry.get("mean_intensity")
-            numbers = (entry["voxels"], f"{entry['volume_ml']:.6g}", "" if mean is None else f"{mean:.6g}")
+            numbers = (
+                entry["voxels"],
+                f"{entry['volume_ml']:.6g}",
+                "" if mean is None else f"{mean:.6g}",
+            )
             rows.append((spreadsheet(case), spreadsheet(name), *numbers))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -214,23 +260,37 @@ def write_statistics(path: Path, cases: Sequence[str]) -> None:
 def read_statistics(path: Path) -> list[dict[str, str]]:
     """The rows of statistics.csv, names as they were."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [row | {k: from_spreadsheet(row[k]) for k in ("case", "class")} for row in csv.DictReader(file)]
+        return [
+            row | {k: from_spreadsheet(row[k]) for k in ("case", "class")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def is_complete(
-    folder: Path, case: str, wanted: Mapping[str, Any], inputs: Callable[[], Sequence[str]], listed: Mapping[str, Any] | None = None
+    folder: Path,
+    case: str,
+    wanted: Mapping[str, Any],
+    inputs: Callable[[], Sequence[str]],
+    listed: Mapping[str, Any] | None = None,
 ) -> str:
     """Whether a finished prediction of the case is there.
 
     Args:
-      wanted: fields of the sidecar. inputs: sha256 of the case's input files as they are now; called if all else agrees.
-      listed: the case's entry in an earlier manifest, for sidecars of medjax 0.1, which hold no hashes of the inputs.
+      wanted: fields of the sidecar. inputs: sha256 of the case's input files as they are now;
+        called if all else agrees.
+      listed: the case's entry in an earlier manifest, for sidecars of medjax 0.1, which hold no
+        hashes of the inputs.
 
-    Returns: "" if not: a sidecar of ours is missing, unfinished or made otherwise, a file it lists is missing or changed, or the inputs
-      have other hashes; "unhashed" if only the sizes of the files can be compared; else "complete".
+    Returns: "" if not: a sidecar of ours is missing, unfinished or made otherwise, a file it lists
+      is missing or changed, or the inputs have other hashes; "unhashed" if only the sizes of the
+      files can be compared; else "complete".
     """
     found = owned.sidecar(folder, case)
-    if found is None or found.get("complete") is False or any(found.get(key) != value for key, value in wanted.items()):
+    if (
+        found is None
+        or found.get("complete") is False
+        or any(found.get(key) != value for key, value in wanted.items())
+    ):
         return ""
     hashes, recorded = found.get("checksums"), found.get("inputs") or (listed or {}).get("inputs")
     try:
@@ -240,13 +300,19 @@ def is_complete(
             return ""
         if not isinstance(hashes, dict):
             return "unhashed"
-        return "complete" if all(disk.checksum_of(folder / name) == hashes.get(name) for name in found["files"]) else ""
+        return (
+            "complete"
+            if all(disk.checksum_of(folder / name) == hashes.get(name) for name in found["files"])
+            else ""
+        )
     except (OSError, TypeError, AttributeError):
         return ""
 
 
 def label_names(corpus: Corpus) -> dict[int, str]:
-    """Label value -> its most specific class name (classes that span equally few values are joined by a plus)."""
+    """Label value -> its most specific class name (classes that span equally few values are joined
+    by a plus).
+    """
     breadth = {name: len(corpus.ids_of(name)) for name in corpus.classes}
     names = {}
     for value, owners in corpus.labels:
@@ -273,7 +339,9 @@ def versions() -> dict[str, str]:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal digest of a file's bytes; "unhashed" for what is no file (a record of a data set)."""
+    """Hexadecimal digest of a file's bytes; "unhashed" for what is no file (a record of a data
+    set).
+    """
     if not os.path.isfile(path):
         return "unhashed"
     with open(path, "rb") as file:

@@ -1,1 +1,3 @@
-"""The losses room: `make(**arguments) -> f(outputs, batch)`, counting only what a sample's corpus annotates."""
+"""The losses room: `make(**arguments) -> f(outputs, batch)`, counting only what a sample's corpus
+annotates.
+"""

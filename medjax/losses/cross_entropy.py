@@ -2,8 +2,9 @@
 
     E[b, c] = (sum over voxels of w (softplus(x) - x g)) / (sum of w)      x logits, g multi-hot target, w voxel weight
 
-then a sum over the annotated (sample, class) pairs, normalised as asked. Source: MultiTalent (Ulrich et al., MICCAI 2023), Eq. 2 and its
-released code; with every class annotated, normalise="batch" and reduction="mean" give nnU-Net's mean BCE.
+then a sum over the annotated (sample, class) pairs, normalised as asked. Source: MultiTalent
+(Ulrich et al., MICCAI 2023), Eq. 2 and its released code; with every class annotated,
+normalise="batch" and reduction="mean" give nnU-Net's mean BCE.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,35 +22,49 @@ REDUCTIONS = ("sum", "mean")
 
 @jax.custom_jvp
 def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 + exp(x)), stable for large |x|; its derivative is written as sigmoid(x), which is cheaper than differentiating the formula."""
+    """log(1 + exp(x)), stable for large |x|; its derivative is written as sigmoid(x), which is
+    cheaper than differentiating the formula.
+    """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
 softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
 
 
-def make(normalise: str = "batch", reduction: str = "sum", ranks: int = 1) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
+def make(
+    normalise: str = "batch", reduction: str = "sum", ranks: int = 1
+) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
     """The loss f(outputs, batch) -> scalar >= 0.
 
     Args:
-      normalise: how the samples of a class are averaged. "batch": divided by the batch size (a class annotated in few samples weighs
-        less; the released MultiTalent code with one sample per GPU), "per_annotating": by the number of samples that annotate the class,
-        "sum": by `ranks` only (the released code on `ranks` GPUs).
-      reduction: "sum" over the classes, or "mean" over the classes that some sample of the batch annotates.
+      normalise: how the samples of a class are averaged. "batch": divided by the batch size (a
+        class annotated in few samples weighs less; the released MultiTalent code with one sample
+        per GPU), "per_annotating": by the number of samples that annotate the class, "sum": by
+        `ranks` only (the released code on `ranks` GPUs).
+      reduction: "sum" over the classes, or "mean" over the classes that some sample of the batch
+        annotates.
       ranks: divisor of normalise="sum".
 
     Raises: `UsageError` for unknown names.
     """
     for name, allowed in ((normalise, NORMALISATIONS), (reduction, REDUCTIONS)):
         if name not in allowed:
-            raise UsageError(f"unknown cross-entropy option {name!r}", fix=did_you_mean(name, allowed))
+            raise UsageError(
+                f"unknown cross-entropy option {name!r}", fix=did_you_mean(name, allowed)
+            )
 
     def cross_entropy(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
         logits, target, known, weight = targets.unpack(outputs, batch)
         voxels = jnp.maximum(targets.voxel_count(logits.shape, weight), 1e-7)
-        per_class = (targets.spatial_sum(softplus(logits) - logits * target, weight) / voxels * known).sum(0)
+        per_class = (
+            targets.spatial_sum(softplus(logits) - logits * target, weight) / voxels * known
+        ).sum(0)
         annotating = known.sum(0)
-        divisor = {"batch": known.shape[0], "per_annotating": jnp.maximum(annotating, 1), "sum": ranks}[normalise]
+        divisor = {
+            "batch": known.shape[0],
+            "per_annotating": jnp.maximum(annotating, 1),
+            "sum": ranks,
+        }[normalise]
         total = (per_class / divisor).sum()
         return total if reduction == "sum" else total / jnp.maximum((annotating > 0).sum(), 1)
 

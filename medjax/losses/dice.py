@@ -2,9 +2,10 @@
 
     D = sum over (group, class) of (2 TP + s) / max(2 TP + FP + FN + s, 1e-7),     loss = -D
 
-with soft counts TP = sum w p g and 2 TP + FP + FN = sum w p + sum w g, p = sigmoid(logits), g the multi-hot target, w the voxel weight.
-Without smoothing (s = 0, MultiTalent) an annotated class without a voxel in the pooled patches contributes exactly no gradient; s = 1e-5 is
-nnU-Net's. Source: MultiTalent (Ulrich et al., MICCAI 2023), Eq. 2 and its released code.
+with soft counts TP = sum w p g and 2 TP + FP + FN = sum w p + sum w g, p = sigmoid(logits), g the
+multi-hot target, w the voxel weight. Without smoothing (s = 0, MultiTalent) an annotated class
+without a voxel in the pooled patches contributes exactly no gradient; s = 1e-5 is nnU-Net's.
+Source: MultiTalent (Ulrich et al., MICCAI 2023), Eq. 2 and its released code.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +25,18 @@ SMALLEST_DENOMINATOR = 1e-7
 def make(
     pool: str = "global", smooth: float = 0.0, reduction: str = "sum", ranks: int = 1
 ) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
-    """The loss f(outputs, batch) -> scalar, between -(annotated classes) and 0 ("sum") or between -1 and 0 ("mean").
+    """The loss f(outputs, batch) -> scalar, between -(annotated classes) and 0 ("sum") or between
+    -1 and 0 ("mean").
 
     Args:
-      pool: what the counts are summed over before the ratio. "global": all samples of the global batch (under jit on a mesh the sums run
-        over every device), "sample": each sample alone, "rank_index": sample j of each of `ranks` equal parts of the batch together, for
-        every j (the released MultiTalent code on `ranks` GPUs; 1 equals "sample", the batch size equals "global").
+      pool: what the counts are summed over before the ratio. "global": all samples of the global
+        batch (under jit on a mesh the sums run over every device), "sample": each sample alone,
+        "rank_index": sample j of each of `ranks` equal parts of the batch together, for every j
+        (the released MultiTalent code on `ranks` GPUs; 1 equals "sample", the batch size equals
+        "global").
       smooth: s above.
-      reduction: "sum" over the annotated (group, class) pairs, so that a class weighs the same however many are annotated beside it;
-        "mean" over those pairs.
+      reduction: "sum" over the annotated (group, class) pairs, so that a class weighs the same
+        however many are annotated beside it; "mean" over those pairs.
       ranks: number of parts for pool="rank_index"; must divide the batch.
 
     Raises: `UsageError` for unknown names, or a batch that `ranks` does not divide.
@@ -45,14 +49,24 @@ def make(
         logits, target, known, weight = targets.unpack(outputs, batch)
         probability = jax.nn.sigmoid(logits)
         overlap = targets.spatial_sum(probability * target, weight) * known
-        volume = (targets.spatial_sum(probability, weight) + targets.spatial_sum(target, weight)) * known
+        volume = (
+            targets.spatial_sum(probability, weight) + targets.spatial_sum(target, weight)
+        ) * known
         samples = known.shape[0]
         if pool == "rank_index" and samples % ranks:
-            raise UsageError("the batch cannot be split into ranks", found=samples, expected=f"a multiple of {ranks}")
+            raise UsageError(
+                "the batch cannot be split into ranks",
+                found=samples,
+                expected=f"a multiple of {ranks}",
+            )
         parts = {"global": samples, "sample": 1, "rank_index": ranks}[pool]
-        overlap, volume, known = (v.reshape(parts, samples // parts, -1).sum(0) for v in (overlap, volume, known))
+        overlap, volume, known = (
+            v.reshape(parts, samples // parts, -1).sum(0) for v in (overlap, volume, known)
+        )
         annotated = (known > 0).astype(overlap.dtype)
-        score = annotated * (2 * overlap + smooth) / jnp.maximum(volume + smooth, SMALLEST_DENOMINATOR)
+        score = (
+            annotated * (2 * overlap + smooth) / jnp.maximum(volume + smooth, SMALLEST_DENOMINATOR)
+        )
         total = score.sum()
         return -(total if reduction == "sum" else total / jnp.maximum(annotated.sum(), 1))
 

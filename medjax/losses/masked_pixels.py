@@ -2,7 +2,8 @@
 
     L = sum over hidden patches of mean over its pixels of (guess - truth)^2 / number of hidden patches
 
-Source: Swin-MAE (Xu et al. 2022) as released; with `normalise` the truth of every patch has mean 0 and standard deviation 1, as in MAE.
+Source: Swin-MAE (Xu et al. 2022) as released; with `normalise` the truth of every patch has mean 0
+and standard deviation 1, as in MAE.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,9 @@ def make(normalise: bool = False) -> Callable[[Mapping, Mapping], Float[Array, "
     def masked_pixels(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
         truth = outputs["patches"]
         if normalise:
-            truth = (truth - truth.mean(-1, keepdims=True)) / jnp.sqrt(truth.var(-1, ddof=1, keepdims=True) + EPSILON)
+            truth = (truth - truth.mean(-1, keepdims=True)) / jnp.sqrt(
+                truth.var(-1, ddof=1, keepdims=True) + EPSILON
+            )
         error = jnp.square(outputs["pixels"] - truth).mean(-1)
         hidden = outputs["masked"].astype(error.dtype)
         return (error * hidden).sum() / jnp.maximum(hidden.sum(), 1)

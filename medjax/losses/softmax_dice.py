@@ -2,9 +2,10 @@
 
     D = (2 sum p g + s) / (sum p^k + sum g^k + s)        k = 2 (V-Net, Swin-Unet, M4oE) or 1 (nnU-Net);  loss = 1 - mean of D
 
-p the softmax's probability, g the exclusive one-hot target (`medjax.losses.parts.exclusive`), sums over the voxels of a sample, or of all samples
-of its corpus together. With s > 0 and per-sample sums, an absent class costs almost 1 as soon as sum p^2 >> s. Source: M4oE's released
-code (per sample, squared, background included, mean over the sample's own classes).
+p the softmax's probability, g the exclusive one-hot target (`medjax.losses.parts.exclusive`), sums
+over the voxels of a sample, or of all samples of its corpus together. With s > 0 and per-sample
+sums, an absent class costs almost 1 as soon as sum p^2 >> s. Source: M4oE's released code (per
+sample, squared, background included, mean over the sample's own classes).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,23 +22,32 @@ REDUCTIONS = ("mean", "sum")
 
 
 def make(
-    pool: str = "sample", squared: bool = True, background: bool = True, smooth: float = 1e-5, reduction: str = "mean", masked: bool = True
+    pool: str = "sample",
+    squared: bool = True,
+    background: bool = True,
+    smooth: float = 1e-5,
+    reduction: str = "mean",
+    masked: bool = True,
 ) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
     """The loss f(outputs, batch) -> scalar, 0 to 1 ("mean").
 
     Args:
-      pool: "sample" or "corpus": whose voxels are summed before the ratio (all samples of one corpus stand or fall together).
+      pool: "sample" or "corpus": whose voxels are summed before the ratio (all samples of one
+        corpus stand or fall together).
       squared: k = 2.
       background: counts as a class.
       smooth: s above.
       reduction: over samples, "mean" or "sum". Over a sample's classes it is always the mean.
-      masked: voxels of weight 0 count for nothing; False lets their probabilities into the denominator (M4oE's released code).
+      masked: voxels of weight 0 count for nothing; False lets their probabilities into the
+        denominator (M4oE's released code).
 
     Raises: `UsageError` for unknown names.
     """
     for name, allowed in ((pool, POOLS), (reduction, REDUCTIONS)):
         if name not in allowed:
-            raise UsageError(f"unknown softmax Dice option {name!r}", fix=did_you_mean(name, allowed))
+            raise UsageError(
+                f"unknown softmax Dice option {name!r}", fix=did_you_mean(name, allowed)
+            )
 
     def softmax_dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
         logits, target, present, weight = exclusive.unpack(outputs, batch)

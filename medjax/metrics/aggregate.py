@@ -1,15 +1,18 @@
-"""From per-case scores to tables: the rules for empty cases, means with spread, and bootstrap intervals over patients.
+"""From per-case scores to tables: the rules for empty cases, means with spread, and bootstrap
+intervals over patients.
 
-In: a list of `Row`s (case, patient, corpus, class, status, scores). Out: `Summary` dicts, JSON-ready: numbers or None, never nan.
+In: a list of `Row`s (case, patient, corpus, class, status, scores). Out: `Summary` dicts,
+JSON-ready: numbers or None, never nan.
 
     both empty       left out of every mean, counted as n_absent        (a second mean, "mean_absent_as_one", counts them as perfect)
     missed           overlap scores 0, distances the image diagonal, counted as n_missed
     false positive   the same, counted as n_false_positive
     not annotated    no row at all
 
-Means are never taken over (case, class) pairs: a corpus is the mean over its classes, a class over its corpora, a group over its
-(corpus, class) cells. Intervals are 95 % percentile bootstrap intervals; patients are drawn with replacement within each corpus, all
-classes of a patient together, and corpora are held fixed (stratified).
+Means are never taken over (case, class) pairs: a corpus is the mean over its classes, a class over
+its corpora, a group over its (corpus, class) cells. Intervals are 95 % percentile bootstrap
+intervals; patients are drawn with replacement within each corpus, all classes of a patient
+together, and corpora are held fixed (stratified).
 """
 
 import dataclasses
@@ -26,7 +29,9 @@ FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_posi
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The scores of one class in one case, with the voxel counts and the size of a voxel; absent classes have no scores."""
+    """The scores of one class in one case, with the voxel counts and the size of a voxel; absent
+    classes have no scores.
+    """
 
     case: str
     patient: str
@@ -46,7 +51,9 @@ def status_of(n_reference: int, n_prediction: int) -> str:
 
 
 def empty_scores(status: str, diagonal_mm: float, with_surface: bool) -> dict[str, float]:
-    """Scores of a pair with an empty side: the worst finite ones, or none at all where both are empty."""
+    """Scores of a pair with an empty side: the worst finite ones, or none at all where both are
+    empty.
+    """
     if status == ABSENT:
         return {}
     worst = {"Dice": 0.0, "IoU": 0.0}
@@ -61,11 +68,15 @@ def score_masks(
     tolerance_mm: float | None,
     image_shape: Sequence[int] | None = None,
 ) -> tuple[str, dict[str, float]]:
-    """Status and scores of two masks (z, y, x), crops of an image of `image_shape`; surface metrics only with a tolerance."""
+    """Status and scores of two masks (z, y, x), crops of an image of `image_shape`; surface metrics
+    only with a tolerance.
+    """
     status = status_of(counts.n_reference, counts.n_prediction)
     shape = tuple(image_shape or reference.shape)
     if status != FOUND:
-        return status, empty_scores(status, surface.image_diagonal_mm(shape, spacing_mm), tolerance_mm is not None)
+        return status, empty_scores(
+            status, surface.image_diagonal_mm(shape, spacing_mm), tolerance_mm is not None
+        )
     scores = {"Dice": counts.dice, "IoU": counts.iou}
     if tolerance_mm is not None:
         distances = surface.surface_distances(reference, prediction, spacing_mm, shape)
@@ -86,13 +97,16 @@ def aggregate(
 
     Args:
       rows: scores of all cases; several corpora may be mixed.
-      groups: group name -> class names, e.g. {"tumours": ["liver tumour", ...]}, or "corpus/class"; a class may be in several.
+      groups: group name -> class names, e.g. {"tumours": ["liver tumour", ...]}, or "corpus/class";
+        a class may be in several.
       resamples, seed: of the bootstrap.
-      cells: (corpus, class) pairs that must be listed even without any row (a class every case of which failed): they get n = 0.
+      cells: (corpus, class) pairs that must be listed even without any row (a class every case of
+        which failed): they get n = 0.
 
-    Returns: {"metrics": [...], "cells": {corpus: {class: Summary}}, "classes": {class: Summary}, "corpora": {...}, "groups": {...},
-      "overall": Summary, "bootstrap": {...}}. A cell's Summary has n_absent, n_missed, n_false_positive, and per metric
-      {mean, sd, median, q1, q3, n, interval, mean_absent_as_one}, volume_error_ml also the limits of agreement; the others have
+    Returns: {"metrics": [...], "cells": {corpus: {class: Summary}}, "classes": {class: Summary},
+      "corpora": {...}, "groups": {...}, "overall": Summary, "bootstrap": {...}}. A cell's Summary
+      has n_absent, n_missed, n_false_positive, and per metric {mean, sd, median, q1, q3, n,
+      interval, mean_absent_as_one}, volume_error_ml also the limits of agreement; the others have
       {mean, interval, n_cells}.
     """
     keys = list(dict.fromkeys([*cells, *((row.corpus, row.name) for row in rows)]))
@@ -103,14 +117,21 @@ def aggregate(
         by_cell[row.corpus, row.name].append(row)
     result = {"metrics": metrics, "cells": {}}
     for column, ((corpus, name), members) in enumerate(by_cell.items()):
-        summary = {f"n_{s}": sum(row.status == s for row in members) for s in (ABSENT, MISSED, FALSE_POSITIVE)}
+        summary = {
+            f"n_{s}": sum(row.status == s for row in members)
+            for s in (ABSENT, MISSED, FALSE_POSITIVE)
+        }
         for metric in metrics:
             described = _describe([row.scores[metric] for row in members if metric in row.scores])
-            absent = [PERFECT[metric]] * summary["n_absent"] + [row.scores[metric] for row in members if metric in row.scores]
+            absent = [PERFECT[metric]] * summary["n_absent"] + [
+                row.scores[metric] for row in members if metric in row.scores
+            ]
             described["interval"] = _interval(draws[metric][:, [column]])
             if metric == "volume_error_ml":
                 described["limits"] = agreement_limits(described["mean"], described["sd"])
-            summary[metric] = described | {"mean_absent_as_one": float(np.mean(absent)) if absent else None}
+            summary[metric] = described | {
+                "mean_absent_as_one": float(np.mean(absent)) if absent else None
+            }
         result["cells"].setdefault(corpus, {})[name] = summary
 
     def pooled(chosen: list[int]) -> dict:
@@ -119,18 +140,34 @@ def aggregate(
             means = [result["cells"][keys[i][0]][keys[i][1]][metric]["mean"] for i in chosen]
             used = [i for i, mean in zip(chosen, means, strict=True) if mean is not None]
             values = [mean for mean in means if mean is not None]
-            table[metric] = {"mean": float(np.mean(values)) if values else None, "interval": _interval(draws[metric][:, used])}
+            table[metric] = {
+                "mean": float(np.mean(values)) if values else None,
+                "interval": _interval(draws[metric][:, used]),
+            }
             table[metric]["n_cells"] = len(used)
         return table
 
-    result["classes"] = {name: pooled([i for i, k in enumerate(keys) if k[1] == name]) for name in dict.fromkeys(k[1] for k in keys)}
-    result["corpora"] = {name: pooled([i for i, k in enumerate(keys) if k[0] == name]) for name in dict.fromkeys(k[0] for k in keys)}
+    result["classes"] = {
+        name: pooled([i for i, k in enumerate(keys) if k[1] == name])
+        for name in dict.fromkeys(k[1] for k in keys)
+    }
+    result["corpora"] = {
+        name: pooled([i for i, k in enumerate(keys) if k[0] == name])
+        for name in dict.fromkeys(k[0] for k in keys)
+    }
     grouped = {group: set(names) for group, names in (groups or {}).items()}
     result["groups"] = {
-        group: pooled([i for i, k in enumerate(keys) if k[1] in names or f"{k[0]}/{k[1]}" in names]) for group, names in grouped.items()
+        group: pooled([i for i, k in enumerate(keys) if k[1] in names or f"{k[0]}/{k[1]}" in names])
+        for group, names in grouped.items()
     }
     result["overall"] = pooled(list(range(len(keys))))
-    result["bootstrap"] = {"resamples": resamples, "seed": seed, "level": 0.95, "unit": "patient within corpus", "kind": "percentile"}
+    result["bootstrap"] = {
+        "resamples": resamples,
+        "seed": seed,
+        "level": 0.95,
+        "unit": "patient within corpus",
+        "kind": "percentile",
+    }
     return result
 
 
@@ -144,10 +181,19 @@ def _describe(values: Sequence[float]) -> dict:
         return {"mean": None, "sd": None, "median": None, "q1": None, "q3": None, "n": 0}
     q1, median, q3 = np.percentile(values, [25, 50, 75])
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "median": float(median), "q1": float(q1), "q3": float(q3), "n": len(values)}
+    return {
+        "mean": float(np.mean(values)),
+        "sd": sd,
+        "median": float(median),
+        "q1": float(q1),
+        "q3": float(q3),
+        "n": len(values),
+    }
 
 
-def _bootstrap(rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str, resamples: int, seed: int) -> np.ndarray:
+def _bootstrap(
+    rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str, resamples: int, seed: int
+) -> np.ndarray:
     """Resampled cell means (resamples, cell); nan where a resample holds no scored case of a cell."""
     draws = np.full((resamples, len(keys)), np.nan)
     for position, corpus in enumerate(dict.fromkeys(k[0] for k in keys)):
@@ -162,8 +208,12 @@ def _bootstrap(rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str
                 n[place[row.patient], columns[row.name]] += 1
         if len(patients) < 2:
             continue  # one patient says nothing about other patients: no interval
-        # How often each patient is drawn: the same for every metric, so that tables of one evaluation move together.
-        rng, evenly = np.random.default_rng([seed, position]), np.full(len(patients), 1 / len(patients))
+        # How often each patient is drawn: the same for every metric, so that tables of one
+        # evaluation move together.
+        rng, evenly = (
+            np.random.default_rng([seed, position]),
+            np.full(len(patients), 1 / len(patients)),
+        )
         weights = rng.multinomial(len(patients), evenly, resamples).astype(np.float64)
         used = list(columns.values())
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -172,7 +222,10 @@ def _bootstrap(rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str
 
 
 def _interval(draws: np.ndarray) -> list[float] | None:
-    """95 % percentile interval of the mean over cells; None if a cell has none. A resample leaves out the cells it holds no case of."""
+    """95 % percentile interval of the mean over cells; None if a cell has none.
+
+    A resample leaves out the cells it holds no case of.
+    """
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():
         return None

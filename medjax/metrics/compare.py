@@ -1,11 +1,14 @@
-"""Two sets of predictions on the same cases: paired differences, intervals over patients, and tests corrected for their number.
+"""Two sets of predictions on the same cases: paired differences, intervals over patients, and tests
+corrected for their number.
 
-In: two `Result`s against the same references. Out: a `Comparison`. A difference is second minus first, of cases that both have scored.
-Where a class is absent from the reference and only one side invents it, the other side's correct absence counts as a perfect score; where
-both leave it out there is no pair. Volumes are compared by their absolute error.
+In: two `Result`s against the same references. Out: a `Comparison`. A difference is second minus
+first, of cases that both have scored. Where a class is absent from the reference and only one side
+invents it, the other side's correct absence counts as a perfect score; where both leave it out
+there is no pair. Volumes are compared by their absolute error.
 
-Tests act on the mean difference of each patient: Wilcoxon's signed-rank test, or a permutation test that flips signs (exact up to 14
-patients). p values are corrected by Holm within each metric over all (corpus, class) cells.
+Tests act on the mean difference of each patient: Wilcoxon's signed-rank test, or a permutation test
+that flips signs (exact up to 14 patients). p values are corrected by Holm within each metric over
+all (corpus, class) cells.
 """
 
 import dataclasses
@@ -37,7 +40,8 @@ class Comparison:
     Attributes:
       names: of the first and the second. test: see `TESTS`.
       metrics: the metrics compared.
-      cells: corpus -> class -> metric -> {n, n_patients, first, second, mean (the difference), interval, sd, median, q1, q3, p, p_holm}.
+      cells: corpus -> class -> metric -> {n, n_patients, first, second, mean (the difference),
+        interval, sd, median, q1, q3, p, p_holm}.
       overall: metric -> {mean, interval, n_cells}: macro over cells.
       unpaired: cases that only one of the two has scored, by the name of the one that has.
     """
@@ -50,28 +54,55 @@ class Comparison:
     unpaired: Mapping[str, list[str]]
 
     def markdown(self) -> str:
-        """One table per metric: both means, the difference with its interval, and p after Holm; * marks p < 0.05."""
+        """One table per metric: both means, the difference with its interval, and p after Holm; *
+        marks p < 0.05.
+        """
         first, second = map(escaped, self.names)
         lines = [
             f"## {second} against {first}",
             "",
-            f"Difference = {second} - {first} [95 % interval over patients]; * p < {LEVEL} after Holm.",
+            f"Difference = {second} - {first} [95 % interval over patients]; * p < {LEVEL} after "
+            "Holm.",
             "",
         ]
         for metric in self.metrics:
-            lines += [f"### {TITLES.get(metric, metric)}", "", f"| corpus | class | {first} | {second} | difference | p | p (Holm) | n |"]
+            lines += [
+                f"### {TITLES.get(metric, metric)}",
+                "",
+                f"| corpus | class | {first} | {second} | difference | p | p (Holm) | n |",
+            ]
             lines.append("|---|---|---|---|---|---|---|---|")
             for corpus, classes in self.cells.items():
                 for name, cell in ((name, entry[metric]) for name, entry in classes.items()):
                     digits = DECIMALS[metric]
-                    both = " | ".join("-" if v is None else f"{v:.{digits}f}" for v in (cell["first"], cell["second"]))
+                    both = " | ".join(
+                        "-" if v is None else f"{v:.{digits}f}"
+                        for v in (cell["first"], cell["second"])
+                    )
                     star = " *" if cell["p_holm"] is not None and cell["p_holm"] < LEVEL else ""
                     chances = " | ".join(chance(cell[key]) for key in ("p", "p_holm"))
-                    lines.append(f"| {escaped(corpus)} | {escaped(name)} | {both} | {mean(cell, metric)}{star} | {chances} | {cell['n']} |")
-            lines += [f"| all | mean over cells | | | {mean(self.overall[metric], metric)} | | | |", ""]
+                    lines.append(
+                        f"| {escaped(corpus)} | {escaped(name)} | {both} | "
+                        f"{mean(cell, metric)}{star} | {chances} | {cell['n']} |"
+                    )
+            lines += [
+                f"| all | mean over cells | | | {mean(self.overall[metric], metric)} | | | |",
+                "",
+            ]
         for name, cases in self.unpaired.items():
-            lines += [f"Scored for {escaped(name)} only, so not compared: {', '.join(map(escaped, cases))}.", ""] if cases else []
-        lines.append(f"Test: {self.test}, on the mean difference of each patient; Holm's correction within each metric over all classes.")
+            lines += (
+                [
+                    f"Scored for {escaped(name)} only, so not compared: "
+                    f"{', '.join(map(escaped, cases))}.",
+                    "",
+                ]
+                if cases
+                else []
+            )
+        lines.append(
+            f"Test: {self.test}, on the mean difference of each patient; Holm's correction within "
+            "each metric over all classes."
+        )
         return "\n".join([*lines, "", f"Computed by medjax {__version__}.", ""])
 
     def to_json(self) -> dict:
@@ -81,7 +112,8 @@ class Comparison:
     def write(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes comparison.json and comparison.md, each complete or not at all.
 
-        Raises: `UsageError` if one of them is there and medjax did not write it, unless `overwrite`.
+        Raises: `UsageError` if one of them is there and medjax did not write it, unless
+          `overwrite`.
         """
         folder = Path(folder)
         written.check(folder, written.COMPARISON[:2], overwrite=overwrite)
@@ -94,9 +126,15 @@ class Comparison:
         fields = files.read_json(path)
         try:
             fields = {k: v for k, v in fields.items() if k != MARK}
-            return cls(**fields | {"names": tuple(fields["names"]), "metrics": tuple(fields["metrics"])})
+            return cls(
+                **fields | {"names": tuple(fields["names"]), "metrics": tuple(fields["metrics"])}
+            )
         except (AttributeError, KeyError, TypeError) as error:
-            raise UsageError("not a comparison that medjax wrote", path=path, fix="run `medjax evaluate --compare` again") from error
+            raise UsageError(
+                "not a comparison that medjax wrote",
+                path=path,
+                fix="run `medjax evaluate --compare` again",
+            ) from error
 
 
 def compare(
@@ -110,22 +148,41 @@ def compare(
 ) -> Comparison:
     """Compares two results case by case.
 
-    Raises: `UsageError` for an unknown test, `MetricError` if the results share no scored case or were measured differently.
+    Raises: `UsageError` for an unknown test, `MetricError` if the results share no scored case or
+      were measured differently.
     """
     if test not in TESTS:
         raise UsageError(f"unknown test {test!r}", fix=did_you_mean(test, TESTS))
     if first.settings != second.settings:
-        raise MetricError("results with different settings", found=second.settings, expected=first.settings)
-    metrics = tuple(m for m in PERFECT if m in first.tables["metrics"] and m in second.tables["metrics"])
-    a, b = ({(row.corpus, row.case, row.name): row for row in result.rows} for result in (first, second))
+        raise MetricError(
+            "results with different settings", found=second.settings, expected=first.settings
+        )
+    metrics = tuple(
+        m for m in PERFECT if m in first.tables["metrics"] and m in second.tables["metrics"]
+    )
+    a, b = (
+        {(row.corpus, row.case, row.name): row for row in result.rows} for result in (first, second)
+    )
     shared = [key for key in a if key in b]
     if not shared:
-        raise MetricError("the two results share no scored case", found=len(b), expected="predictions of the same cases")
+        raise MetricError(
+            "the two results share no scored case",
+            found=len(b),
+            expected="predictions of the same cases",
+        )
     both = [(a[key], b[key]) for key in shared if {a[key].status, b[key].status} != {ABSENT}]
     keys = list(dict.fromkeys((corpus, name) for corpus, _, name in shared))
     rows = [
-        Row(x.case, x.patient, x.corpus, x.name, FOUND, {m: _value(y, m) - _value(x, m) for m in metrics}) for x, y in both
-    ]  # fmt: skip
+        Row(
+            x.case,
+            x.patient,
+            x.corpus,
+            x.name,
+            FOUND,
+            {m: _value(y, m) - _value(x, m) for m in metrics},
+        )
+        for x, y in both
+    ]
     differences = aggregate(rows, resamples=resamples, seed=seed, cells=keys)
     cells: dict[str, dict[str, dict[str, dict]]] = {}
     for corpus, name in keys:
@@ -133,7 +190,15 @@ def compare(
         entry = cells.setdefault(corpus, {}).setdefault(name, {})
         for metric in metrics:
             table = differences["cells"][corpus][name].get(
-                metric, {"mean": None, "interval": None, "sd": None, "median": None, "q1": None, "q3": None}
+                metric,
+                {
+                    "mean": None,
+                    "interval": None,
+                    "sd": None,
+                    "median": None,
+                    "q1": None,
+                    "q3": None,
+                },
             )
             by_patient: dict[str, list[float]] = {}
             for x, y in pairs:
@@ -144,20 +209,34 @@ def compare(
                 for side in (zip(*pairs, strict=True) if pairs else ((), ()))
             ]
             kept = {k: table[k] for k in ("mean", "interval", "sd", "median", "q1", "q3")}
-            entry[metric] = {"n": len(pairs), "n_patients": len(changes), "first": means[0], "second": means[1]} | kept
+            entry[metric] = {
+                "n": len(pairs),
+                "n_patients": len(changes),
+                "first": means[0],
+                "second": means[1],
+            } | kept
             entry[metric]["p"] = p_value(changes, test, resamples, seed)
     for metric in metrics:
         chances = [cells[c][n][metric]["p"] for c, n in keys]
         for (c, n), corrected in zip(keys, holm(chances), strict=True):
             cells[c][n][metric]["p_holm"] = corrected
-    scored = [{f"{corpus}/{pair.case}" for corpus, pair in result.pairs} for result in (first, second)]
+    scored = [
+        {f"{corpus}/{pair.case}" for corpus, pair in result.pairs} for result in (first, second)
+    ]
     unpaired = {names[0]: sorted(scored[0] - scored[1]), names[1]: sorted(scored[1] - scored[0])}
-    overall = {m: differences["overall"].get(m, {"mean": None, "interval": None, "n_cells": 0}) for m in metrics}
+    overall = {
+        m: differences["overall"].get(m, {"mean": None, "interval": None, "n_cells": 0})
+        for m in metrics
+    }
     return Comparison(tuple(names), test, metrics, cells, overall, unpaired)
 
 
-def p_value(differences: np.ndarray, test: str, resamples: int = 10_000, seed: int = 0) -> float | None:
-    """Two-sided p of "no difference"; 1 where every difference is 0, None with fewer than two patients."""
+def p_value(
+    differences: np.ndarray, test: str, resamples: int = 10_000, seed: int = 0
+) -> float | None:
+    """Two-sided p of "no difference"; 1 where every difference is 0, None with fewer than two
+    patients.
+    """
     if len(differences) < 2:
         return None
     if not differences.any():
@@ -169,11 +248,16 @@ def p_value(differences: np.ndarray, test: str, resamples: int = 10_000, seed: i
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(differences))))
         return float(np.mean(np.abs(signs @ differences) / len(differences) >= observed))
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, len(differences)))
-    return float((1 + np.count_nonzero(np.abs(signs @ differences) / len(differences) >= observed)) / (1 + resamples))
+    return float(
+        (1 + np.count_nonzero(np.abs(signs @ differences) / len(differences) >= observed))
+        / (1 + resamples)
+    )
 
 
 def holm(chances: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction: the i-th smallest of m values times m - i, never falling, at most 1; None stays None."""
+    """Holm's step-down correction: the i-th smallest of m values times m - i, never falling, at
+    most 1; None stays None.
+    """
     order = sorted((i for i, p in enumerate(chances) if p is not None), key=lambda i: chances[i])
     corrected: list[float | None] = [None] * len(chances)
     highest = 0.0

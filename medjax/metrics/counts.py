@@ -1,8 +1,8 @@
 """Voxel counts, Dice, IoU and volumes of masks. Pure numpy.
 
 In: two bool masks. Out: integer counts and ratios.
-Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN); both are nan where reference and prediction are empty (`aggregate` leaves
-those out).
+Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN); both are nan where reference and
+prediction are empty (`aggregate` leaves those out).
 """
 
 from collections.abc import Sequence
@@ -46,11 +46,15 @@ class Counts(NamedTuple):
 
 
 def count(
-    reference: Bool[np.ndarray, "*vol"], prediction: Bool[np.ndarray, "..."], valid: Bool[np.ndarray, "*vol"] | None = None
+    reference: Bool[np.ndarray, "*vol"],
+    prediction: Bool[np.ndarray, "..."],
+    valid: Bool[np.ndarray, "*vol"] | None = None,
 ) -> Counts:
     """Counts of two masks of equal shape, over the voxels where `valid` (default: everywhere)."""
     if reference.shape != prediction.shape:
-        raise MetricError("masks of different shape", found=prediction.shape, expected=reference.shape)
+        raise MetricError(
+            "masks of different shape", found=prediction.shape, expected=reference.shape
+        )
     if valid is not None:
         reference, prediction = reference[valid], prediction[valid]
     tp = int(np.count_nonzero(reference & prediction))

@@ -1,8 +1,9 @@
 """Predicted masks against reference ones: per-case scores, tables, and the files that carry them.
 
-In: pairs of label files (or folders of masks per class) on one grid and the corpus that says what they mean. Out: a `Result` (see
-`report`). A class is scored as the region of all label values that contain it, so nested classes need no special care. A case that cannot
-be scored is recorded and the others go on; cases run side by side as far as memory allows.
+In: pairs of label files (or folders of masks per class) on one grid and the corpus that says what
+they mean. Out: a `Result` (see `report`). A class is scored as the region of all label values that
+contain it, so nested classes need no special care. A case that cannot be scored is recorded and the
+others go on; cases run side by side as far as memory allows.
 """
 
 import os
@@ -38,20 +39,39 @@ def find_pairs(
     """Pairs of like-named label files, or of like-named folders with one mask per class.
 
     Args:
-      references, predictions: a folder of `<case>.nii[.gz]` files or `<case>/` folders, or case name -> path.
-      sources: case name -> the case, for its patient and its scan; the others are their own patient.
-      per_class: of a file and a folder of one name among the predictions, take the folder (its masks may overlap).
+      references, predictions: a folder of `<case>.nii[.gz]` files or `<case>/` folders, or case
+        name -> path.
+      sources: case name -> the case, for its patient and its scan; the others are their own
+        patient.
+      per_class: of a file and a folder of one name among the predictions, take the folder (its
+        masks may overlap).
 
-    Returns: the pairs, in order of case name (prediction None where there is none), and the predictions without a reference.
+    Returns: the pairs, in order of case name (prediction None where there is none), and the
+      predictions without a reference.
     Raises: `UsageError` if a folder is missing or no name occurs on both sides.
     """
     wanted, found = _label_files(references), _label_files(predictions, per_class)
     if not set(wanted) & set(found):
-        hint = did_you_mean(next(iter(wanted)), found) if wanted and found else "both sides need <case>.nii.gz files"
-        raise UsageError("no prediction has the name of a reference", path=predictions, found=f"{len(found)} files", fix=hint)
+        hint = (
+            did_you_mean(next(iter(wanted)), found)
+            if wanted and found
+            else "both sides need <case>.nii.gz files"
+        )
+        raise UsageError(
+            "no prediction has the name of a reference",
+            path=predictions,
+            found=f"{len(found)} files",
+            fix=hint,
+        )
     known = sources or {}
     pairs = [
-        Pair(case, wanted[case], found.get(case), known[case].patient or case if case in known else case, known.get(case))
+        Pair(
+            case,
+            wanted[case],
+            found.get(case),
+            known[case].patient or case if case in known else case,
+            known.get(case),
+        )
         for case in sorted(wanted)
     ]
     return pairs, [found[case] for case in sorted(set(found) - set(wanted))]
@@ -75,17 +95,22 @@ def evaluate(
 
     Args:
       pairs: from `find_pairs`, or made by hand; one per case name.
-      corpus: the meaning of the label values, in references and predictions alike. Reference voxels with its ignore value are left out.
-      classes: the classes to score; default the annotated ones. Give a view's full corpus to score what the view hides.
+      corpus: the meaning of the label values, in references and predictions alike. Reference voxels
+        with its ignore value are left out.
+      classes: the classes to score; default the annotated ones. Give a view's full corpus to score
+        what the view hides.
       surface: also NSD, HD95 and ASSD (slower).
       tolerance_mm: of the NSD, for all classes or by class (others 1 mm).
       groups: group name -> classes, for one more table.
       unmatched: passed on to the result.
-      workers: threads; default one per core. Cases wait while those at work leave too little memory.
+      workers: threads; default one per core. Cases wait while those at work leave too little
+        memory.
       progress: called after every case with (done, total, name, status).
 
-    Returns: the `Result`. Cases fail in isolation (missing prediction, other grid, undeclared values, damaged file).
-    Raises: `LabelError` for an unknown class, `UsageError` without pairs or for a case that comes twice.
+    Returns: the `Result`. Cases fail in isolation (missing prediction, other grid, undeclared
+      values, damaged file).
+    Raises: `LabelError` for an unknown class, `UsageError` without pairs or for a case that comes
+      twice.
     """
     names = tuple(corpus.annotated if classes is None else classes)
     for name in {*names, *(tolerance_mm if isinstance(tolerance_mm, Mapping) else ())}:
@@ -95,24 +120,57 @@ def evaluate(
     by_case = {pair.case: pair for pair in pairs}
     if len(by_case) < len(pairs):
         raise UsageError("a case comes twice", path=corpus.name, fix="give every case its own name")
-    chosen = tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
+    chosen = (
+        tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
+    )
     tolerances = {name: float(chosen.get(name, TOLERANCE_MM)) for name in names} if surface else {}
     outcomes = each(
         lambda case: _score(by_case[case.name], corpus, names, tolerances),
         [Case(pair.case, (_sample_file(pair.reference),)) for pair in pairs],
-        workers=workers, progress=progress, status=lambda rows: "scored",
-    )  # fmt: skip
+        workers=workers,
+        progress=progress,
+        status=lambda rows: "scored",
+    )
     rows = [row for outcome in outcomes if outcome.failure is None for row in outcome.value]
-    settings = {"surface": surface, "tolerance_mm": _shortest(tolerances), "definition": DEFINITION if surface else None}
-    scored = [(corpus.name, pair) for pair, outcome in zip(pairs, outcomes, strict=True) if outcome.failure is None]
-    failed = [{"corpus": corpus.name} | outcome.failure for outcome in outcomes if outcome.failure is not None]
-    return build_result({corpus.name: corpus}, {corpus.name: names}, rows, scored, failed, unmatched, settings, groups, resamples, seed)
+    settings = {
+        "surface": surface,
+        "tolerance_mm": _shortest(tolerances),
+        "definition": DEFINITION if surface else None,
+    }
+    scored = [
+        (corpus.name, pair)
+        for pair, outcome in zip(pairs, outcomes, strict=True)
+        if outcome.failure is None
+    ]
+    failed = [
+        {"corpus": corpus.name} | outcome.failure
+        for outcome in outcomes
+        if outcome.failure is not None
+    ]
+    return build_result(
+        {corpus.name: corpus},
+        {corpus.name: names},
+        rows,
+        scored,
+        failed,
+        unmatched,
+        settings,
+        groups,
+        resamples,
+        seed,
+    )
 
 
-def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping[str, float]) -> list[Row]:
+def _score(
+    pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping[str, float]
+) -> list[Row]:
     """All rows of one case; every class is looked at within the box that holds both its masks."""
     if pair.prediction is None:
-        raise MetricError("no prediction for this case", path=pair.reference, fix="predict it, or leave it out of the references")
+        raise MetricError(
+            "no prediction for this case",
+            path=pair.reference,
+            fix="predict it, or leave it out of the references",
+        )
     reference = side.open_masks(pair.reference, corpus, pair.source)
     prediction = side.open_masks(pair.prediction, corpus, like=reference.volume)
     nifti.check_same_geometry(reference.volume, prediction.volume)
@@ -130,19 +188,44 @@ def _score(pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping
         counts = counts._replace(tn=voxels - counts.tp - counts.fp - counts.fn)
         status, scores = score_masks(a, b, counts, spacing, tolerances.get(name), shape)
         if status != ABSENT:
-            scores["volume_error_ml"] = overlap.volume_ml(counts.n_prediction - counts.n_reference, spacing)
-        rows.append(Row(pair.case, pair.patient or pair.case, corpus.name, name, status, scores, counts, overlap.volume_ml(1, spacing)))
+            scores["volume_error_ml"] = overlap.volume_ml(
+                counts.n_prediction - counts.n_reference, spacing
+            )
+        rows.append(
+            Row(
+                pair.case,
+                pair.patient or pair.case,
+                corpus.name,
+                name,
+                status,
+                scores,
+                counts,
+                overlap.volume_ml(1, spacing),
+            )
+        )
     return rows
 
 
-def _label_files(source: str | os.PathLike | Mapping[str, str], per_class: bool = False) -> dict[str, str]:
-    """Case -> label file, or folder of masks where there is no file of that name (or where folders are preferred)."""
+def _label_files(
+    source: str | os.PathLike | Mapping[str, str], per_class: bool = False
+) -> dict[str, str]:
+    """Case -> label file, or folder of masks where there is no file of that name (or where folders
+    are preferred).
+    """
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
     folder = Path(source)
     if not folder.is_dir():
-        raise UsageError("no such folder", path=folder, fix="give the folder that holds the <case>.nii.gz label files")
-    folders = {p.name: str(p) for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and image_files(p)}
+        raise UsageError(
+            "no such folder",
+            path=folder,
+            fix="give the folder that holds the <case>.nii.gz label files",
+        )
+    folders = {
+        p.name: str(p)
+        for p in sorted(folder.iterdir())
+        if p.is_dir() and not p.name.startswith(".") and image_files(p)
+    }
     files = {stem(p): str(p) for p in image_files(folder)}
     return files | folders if per_class else folders | files
 
@@ -154,4 +237,10 @@ def _sample_file(path: str) -> str:
 
 def _shortest(tolerances: Mapping[str, float]) -> float | dict | None:
     """One number if all classes share it."""
-    return None if not tolerances else next(iter(tolerances.values())) if len(set(tolerances.values())) == 1 else dict(tolerances)
+    return (
+        None
+        if not tolerances
+        else next(iter(tolerances.values()))
+        if len(set(tolerances.values())) == 1
+        else dict(tolerances)
+    )

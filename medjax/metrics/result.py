@@ -1,6 +1,8 @@
-"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours), cases.csv in long form, table.md.
+"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours),
+cases.csv in long form, table.md.
 
-In: rows of scores from `evaluate`. Out: tables and text. Results of several corpora join into one without mixing their cells.
+In: rows of scores from `evaluate`. Out: tables and text. Results of several corpora join into one
+without mixing their cells.
 """
 
 import csv
@@ -31,9 +33,11 @@ COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two label files of one case (or folders with one mask per class); a missing prediction is None and becomes a failed case.
+    """The two label files of one case (or folders with one mask per class); a missing prediction is
+    None and becomes a failed case.
 
-    `source` is the case they belong to: its scan for pictures, and its masks where the reference is no single label map.
+    `source` is the case they belong to: its scan for pictures, and its masks where the reference is
+    no single label map.
     """
 
     case: str
@@ -68,20 +72,44 @@ class Result:
     settings: dict
 
     def summary(self) -> dict:
-        """The content of summary.json: nnU-Net's keys, then ours; None where nnU-Net would write nan."""
+        """The content of summary.json: nnU-Net's keys, then ours; None where nnU-Net would write
+        nan.
+        """
         by_case: dict[tuple[str, str], dict] = {}
         for row in self.rows:
-            entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(row.counts)
-            by_case.setdefault((row.corpus, row.case), {})[_label_key(self.corpora[row.corpus], row.name)] = entry
+            entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(
+                row.counts
+            )
+            by_case.setdefault((row.corpus, row.case), {})[
+                _label_key(self.corpora[row.corpus], row.name)
+            ] = entry
         statuses: dict[tuple[str, str], dict] = {}
         voxel_ml = {(row.corpus, row.case): row.voxel_ml for row in self.rows}
         for row in self.rows:
-            statuses.setdefault((row.corpus, row.case), {})[_label_key(self.corpora[row.corpus], row.name)] = row.status
+            statuses.setdefault((row.corpus, row.case), {})[
+                _label_key(self.corpora[row.corpus], row.name)
+            ] = row.status
         cases = [
-            {"reference_file": pair.reference, "prediction_file": pair.prediction, "metrics": by_case[corpus, pair.case]}
-            | {"case": pair.case, "corpus": corpus, "patient": pair.patient or pair.case, "status": statuses[corpus, pair.case]}
-            | {"images": list(pair.source.images) if pair.source else [], "voxel_ml": voxel_ml[corpus, pair.case]}
-            | ({"masks": [dataclasses.astuple(mask) for mask in pair.source.masks]} if pair.source and pair.source.masks else {})
+            {
+                "reference_file": pair.reference,
+                "prediction_file": pair.prediction,
+                "metrics": by_case[corpus, pair.case],
+            }
+            | {
+                "case": pair.case,
+                "corpus": corpus,
+                "patient": pair.patient or pair.case,
+                "status": statuses[corpus, pair.case],
+            }
+            | {
+                "images": list(pair.source.images) if pair.source else [],
+                "voxel_ml": voxel_ml[corpus, pair.case],
+            }
+            | (
+                {"masks": [dataclasses.astuple(mask) for mask in pair.source.masks]}
+                if pair.source and pair.source.masks
+                else {}
+            )
             for corpus, pair in self.pairs
         ]
         from medjax.infer.write import versions  # brings jax along, which scoring does without
@@ -94,40 +122,77 @@ class Result:
                 found = [case["metrics"][key] for case in cases if case["corpus"] == corpus]
                 cell = self.tables["cells"][corpus][name]
                 counted = {"n": cell[self.tables["metrics"][0]]["n"], "n_missing": cell["n_missed"]}
-                counted |= {"n_false_positive": cell["n_false_positive"], "n_absent": cell["n_absent"]}
+                counted |= {
+                    "n_false_positive": cell["n_false_positive"],
+                    "n_absent": cell["n_absent"],
+                }
                 intervals = {"intervals": {m: cell[m]["interval"] for m in self.tables["metrics"]}}
-                mean[f"{corpus}/{key}" if several else key] = {m: _mean(f[m] for f in found) for m in numbers} | counted | intervals
+                mean[f"{corpus}/{key}" if several else key] = (
+                    {m: _mean(f[m] for f in found) for m in numbers} | counted | intervals
+                )
         foreground = {m: _mean(entry[m] for entry in mean.values()) for m in numbers}
-        names = {c: {_label_key(self.corpora[c], n): n for n in names} for c, names in self.classes.items()}
-        ours = {"labels": names, "n_failed": len(self.failed), "failed": list(self.failed), "unmatched": list(self.unmatched)}
-        ours |= {"descriptions": {name: corpus.to_json() for name, corpus in self.corpora.items()}, "versions": versions()}
-        return {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground} | ours | self.tables | {"settings": self.settings}
+        names = {
+            c: {_label_key(self.corpora[c], n): n for n in names}
+            for c, names in self.classes.items()
+        }
+        ours = {
+            "labels": names,
+            "n_failed": len(self.failed),
+            "failed": list(self.failed),
+            "unmatched": list(self.unmatched),
+        }
+        ours |= {
+            "descriptions": {name: corpus.to_json() for name, corpus in self.corpora.items()},
+            "versions": versions(),
+        }
+        return (
+            {"metric_per_case": cases, "mean": mean, "foreground_mean": foreground}
+            | ours
+            | self.tables
+            | {"settings": self.settings}
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Result":
         """The result that `write` left in a folder.
 
-        Raises: `UsageError` where there is no summary.json of ours (nnU-Net's own lacks what the report needs).
+        Raises: `UsageError` where there is no summary.json of ours (nnU-Net's own lacks what the
+          report needs).
         """
         path = Path(folder) / "summary.json"
         if not path.is_file():
-            raise UsageError("no evaluation here", path=folder, expected="a folder with summary.json", fix="run `medjax evaluate` first")
+            raise UsageError(
+                "no evaluation here",
+                path=folder,
+                expected="a folder with summary.json",
+                fix="run `medjax evaluate` first",
+            )
         found = read_json(path)
         try:
             return _restored(found)
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"not a summary that medjax wrote ({error!r})", path=path, fix="run `medjax evaluate` again") from error
+            raise UsageError(
+                f"not a summary that medjax wrote ({error!r})",
+                path=path,
+                fix="run `medjax evaluate` again",
+            ) from error
 
     def csv(self) -> str:
-        """Long form: case, dataset (the corpus), class, metric, value; a metric left out of the means (both empty) has an empty value.
+        """Long form: case, dataset (the corpus), class, metric, value; a metric left out of the
+        means (both empty) has an empty value.
 
-        Names that a spreadsheet would take for formulas begin with an apostrophe; `read_cases` takes it off.
+        Names that a spreadsheet would take for formulas begin with an apostrophe; `read_cases`
+        takes it off.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in self.rows:
-            fields = {m: row.scores.get(m, "") for m in self.tables["metrics"]} | _count_fields(row.counts) | {"status": row.status}
+            fields = (
+                {m: row.scores.get(m, "") for m in self.tables["metrics"]}
+                | _count_fields(row.counts)
+                | {"status": row.status}
+            )
             names = [spreadsheet(name) for name in (row.case, row.corpus, row.name)]
             writer.writerows([*names, metric, value] for metric, value in fields.items())
         return text.getvalue()
@@ -139,13 +204,16 @@ class Result:
     def write(self, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes summary.json, cases.csv and table.md into `folder`, each complete or not at all.
 
-        Raises: `UsageError` if one of them is there and medjax did not write it, unless `overwrite`; `WriteError` for a full disk.
+        Raises: `UsageError` if one of them is there and medjax did not write it, unless
+          `overwrite`; `WriteError` for a full disk.
         """
         folder = Path(folder)
         written.check(folder, written.NUMBERS, overwrite=overwrite)
         owned = {"files": sorted({*written.listed(folder), "cases.csv"})} | mark("evaluation")
         outputs.make_folder(folder)
-        files.write_text(folder / "summary.json", json.dumps(self.summary() | owned, indent=2, allow_nan=False))
+        files.write_text(
+            folder / "summary.json", json.dumps(self.summary() | owned, indent=2, allow_nan=False)
+        )
         files.write_text(folder / "cases.csv", self.csv())
         files.write_text(folder / "table.md", self.markdown())
 
@@ -153,13 +221,18 @@ class Result:
 def read_cases(path: str | os.PathLike) -> list[dict[str, str]]:
     """The rows of cases.csv, names as they were."""
     with open(path, newline="", encoding="utf-8") as file:
-        return [row | {name: from_spreadsheet(row[name]) for name in COLUMNS[:3]} for row in csv.DictReader(file)]
+        return [
+            row | {name: from_spreadsheet(row[name]) for name in COLUMNS[:3]}
+            for row in csv.DictReader(file)
+        ]
 
 
 def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None = None) -> Result:
-    """One result over several corpora: cells stay apart, means and intervals are macro over corpora and classes.
+    """One result over several corpora: cells stay apart, means and intervals are macro over corpora
+    and classes.
 
-    Raises: `MetricError` if a corpus comes twice or the settings differ (numbers of different definitions must not meet in one table).
+    Raises: `MetricError` if a corpus comes twice or the settings differ (numbers of different
+      definitions must not meet in one table).
     """
     if not results:
         raise UsageError("nothing to join")
@@ -169,14 +242,27 @@ def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None =
     first = results[0]
     for other in results[1:]:
         if other.settings | {"tolerance_mm": None} != first.settings | {"tolerance_mm": None}:
-            raise MetricError("results with different settings", found=other.settings, expected=first.settings)
-    tolerance = {c: r.settings["tolerance_mm"] for r in results for c in r.corpora} if first.settings["surface"] else None
+            raise MetricError(
+                "results with different settings", found=other.settings, expected=first.settings
+            )
+    tolerance = (
+        {c: r.settings["tolerance_mm"] for r in results for c in r.corpora}
+        if first.settings["surface"]
+        else None
+    )
     boot = first.tables["bootstrap"]
     return build_result(
-        {n: c for r in results for n, c in r.corpora.items()}, {n: c for r in results for n, c in r.classes.items()},
-        [row for r in results for row in r.rows], [p for r in results for p in r.pairs], [f for r in results for f in r.failed],
-        [u for r in results for u in r.unmatched], first.settings | {"tolerance_mm": tolerance}, groups, boot["resamples"], boot["seed"],
-    )  # fmt: skip
+        {n: c for r in results for n, c in r.corpora.items()},
+        {n: c for r in results for n, c in r.classes.items()},
+        [row for r in results for row in r.rows],
+        [p for r in results for p in r.pairs],
+        [f for r in results for f in r.failed],
+        [u for r in results for u in r.unmatched],
+        first.settings | {"tolerance_mm": tolerance},
+        groups,
+        boot["resamples"],
+        boot["seed"],
+    )
 
 
 def build_result(
@@ -194,7 +280,16 @@ def build_result(
     """A `Result` with its tables."""
     cells = [(corpus, name) for corpus, names in classes.items() for name in names]
     found = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells)
-    return Result(corpora, classes, tuple(rows), tuple(pairs), tuple(failed), tuple(unmatched), found, settings)
+    return Result(
+        corpora,
+        classes,
+        tuple(rows),
+        tuple(pairs),
+        tuple(failed),
+        tuple(unmatched),
+        found,
+        settings,
+    )
 
 
 def _restored(summary: Mapping) -> Result:
@@ -204,16 +299,50 @@ def _restored(summary: Mapping) -> Result:
         corpus, names = case["corpus"], summary["labels"][case["corpus"]]
         own = tuple(Mask(*mask) for mask in case.get("masks", ()))
         label = None if own else case["reference_file"]
-        source = Case(case["case"], tuple(case["images"]), label, corpus, patient=case["patient"], masks=own)
-        pairs.append((corpus, Pair(case["case"], case["reference_file"], case["prediction_file"], case["patient"], source)))
+        source = Case(
+            case["case"], tuple(case["images"]), label, corpus, patient=case["patient"], masks=own
+        )
+        pairs.append(
+            (
+                corpus,
+                Pair(
+                    case["case"],
+                    case["reference_file"],
+                    case["prediction_file"],
+                    case["patient"],
+                    source,
+                ),
+            )
+        )
         for key, values in case["metrics"].items():
             scores = {m: values[m] for m in metrics if values[m] is not None}
             counts = overlap.Counts(*(int(values[k]) for k in COUNT_KEYS[:4]))
-            rows.append(Row(case["case"], case["patient"], corpus, names[key], case["status"][key], scores, counts, case["voxel_ml"]))
+            rows.append(
+                Row(
+                    case["case"],
+                    case["patient"],
+                    corpus,
+                    names[key],
+                    case["status"][key],
+                    scores,
+                    counts,
+                    case["voxel_ml"],
+                )
+            )
     classes = {corpus: tuple(names.values()) for corpus, names in summary["labels"].items()}
-    kept = {k: summary[k] for k in ("metrics", "cells", "classes", "corpora", "groups", "overall", "bootstrap")}
+    kept = {
+        k: summary[k]
+        for k in ("metrics", "cells", "classes", "corpora", "groups", "overall", "bootstrap")
+    }
     return Result(
-        corpora, classes, tuple(rows), tuple(pairs), tuple(summary["failed"]), tuple(summary["unmatched"]), kept, summary["settings"]
+        corpora,
+        classes,
+        tuple(rows),
+        tuple(pairs),
+        tuple(summary["failed"]),
+        tuple(summary["unmatched"]),
+        kept,
+        summary["settings"],
     )
 
 

@@ -1,7 +1,9 @@
-"""One side of a pair: the masks of all classes of a case, from a label map or from one file per class.
+"""One side of a pair: the masks of all classes of a case, from a label map or from one file per
+class.
 
-In: a path and what its values mean. Out: per class a bounding box and a bool mask within any box, so that scoring works on small crops.
-Classes may overlap: a label value may belong to several classes, and files of a folder are independent.
+In: a path and what its values mean. Out: per class a bounding box and a bool mask within any box,
+so that scoring works on small crops. Classes may overlap: a label value may belong to several
+classes, and files of a folder are independent.
 """
 
 import os
@@ -41,11 +43,17 @@ class LabelMap:
 
     def valid(self, box: Box) -> np.ndarray | None:
         """Where the voxels count; None without an ignore value."""
-        return None if self._corpus.ignore is None else self.volume.array[box] != self._corpus.ignore_id
+        return (
+            None
+            if self._corpus.ignore is None
+            else self.volume.array[box] != self._corpus.ignore_id
+        )
 
 
 class ClassFiles:
-    """Masks of a folder with one binary file per class, read when asked for and kept until the next class."""
+    """Masks of a folder with one binary file per class, read when asked for and kept until the next
+    class.
+    """
 
     def __init__(self, folder: str | os.PathLike, corpus: Corpus):
         from medjax.infer.write import file_names  # brings jax along, which label maps do without
@@ -53,8 +61,12 @@ class ClassFiles:
         self._folder, self._held = Path(folder), ("", None)
         self._files = {stem(path): path for path in image_files(self._folder)}
         if not self._files:
-            raise MetricError("no masks in this folder", path=folder, expected="one <class>.nii.gz per class")
-        self._names = dict(zip(corpus.classes, (stem(name) for name in file_names(corpus.classes)), strict=True))
+            raise MetricError(
+                "no masks in this folder", path=folder, expected="one <class>.nii.gz per class"
+            )
+        self._names = dict(
+            zip(corpus.classes, (stem(name) for name in file_names(corpus.classes)), strict=True)
+        )
         self.volume = formats.read_geometry(next(iter(self._files.values())))
 
     def box(self, name: str) -> Box | None:
@@ -74,7 +86,11 @@ class ClassFiles:
         if self._held[0] != name:
             path = self._files.get(self._names[name], self._files.get(name))
             if path is None:
-                raise MetricError(f"no mask of class {name!r}", path=self._folder, fix=did_you_mean(self._names[name], self._files))
+                raise MetricError(
+                    f"no mask of class {name!r}",
+                    path=self._folder,
+                    fix=did_you_mean(self._names[name], self._files),
+                )
             volume = formats.read(path, "label", like=self.volume)
             nifti.check_same_geometry(self.volume, volume)
             self._held = (name, volume.array > 0)
@@ -82,15 +98,21 @@ class ClassFiles:
 
 
 def open_masks(
-    path: str | os.PathLike, corpus: Corpus, source: Case | None = None, like: nifti.Volume | None = None
+    path: str | os.PathLike,
+    corpus: Corpus,
+    source: Case | None = None,
+    like: nifti.Volume | None = None,
 ) -> LabelMap | ClassFiles:
-    """The masks at a path: a label map with the corpus' values (any format), or a folder with one file per class.
+    """The masks at a path: a label map with the corpus' values (any format), or a folder with one
+    file per class.
 
     Args:
-      source: the case; if `path` is one of its masks per class, all of them are read as for training.
+      source: the case; if `path` is one of its masks per class, all of them are read as for
+        training.
       like: lends its grid to formats without one.
 
-    Raises: `DataError` for an unreadable file, `LabelError` for undeclared values, `MetricError` for a folder without masks.
+    Raises: `DataError` for an unreadable file, `LabelError` for undeclared values, `MetricError`
+      for a folder without masks.
     """
     if source is not None and os.fspath(path) in {mask.path for mask in source.masks}:
         return LabelMap(read_label_volume(source, corpus), corpus)
@@ -107,14 +129,28 @@ def value_names(corpus: Corpus) -> dict[int, str]:
     return label_names(corpus)
 
 
-def label_map(path: str | os.PathLike, corpus: Corpus, source: Case | None = None, like: nifti.Volume | None = None) -> nifti.Volume:
-    """One volume of the corpus' label values to look at; of overlapping masks the smaller one lies on top."""
+def label_map(
+    path: str | os.PathLike,
+    corpus: Corpus,
+    source: Case | None = None,
+    like: nifti.Volume | None = None,
+) -> nifti.Volume:
+    """One volume of the corpus' label values to look at; of overlapping masks the smaller one lies
+    on top.
+    """
     found = open_masks(path, corpus, source, like)
     if isinstance(found, LabelMap):
         return nifti.replaced(found.volume, corpus.to_raw(found.volume.array))
-    value = {name: min((len(names), v) for v, names in corpus.labels if name in names)[1] for name in corpus.classes}
+    value = {
+        name: min((len(names), v) for v, names in corpus.labels if name in names)[1]
+        for name in corpus.classes
+    }
     drawn = np.zeros(found.volume.shape, np.uint16)
-    layers = [(int(np.count_nonzero(found.mask(name, box))), name, box) for name in corpus.classes if (box := found.box(name))]
+    layers = [
+        (int(np.count_nonzero(found.mask(name, box))), name, box)
+        for name in corpus.classes
+        if (box := found.box(name))
+    ]
     for _, name, box in sorted(layers, key=lambda layer: -layer[0]):
         drawn[box][found.mask(name, box)] = value[name]
     return nifti.replaced(found.volume, drawn)
@@ -123,4 +159,10 @@ def label_map(path: str | os.PathLike, corpus: Corpus, source: Case | None = Non
 def join(*boxes: Box | None) -> Box | None:
     """The smallest box around all given ones."""
     given: Sequence[Box] = [box for box in boxes if box is not None]
-    return tuple(slice(min(b[k].start for b in given), max(b[k].stop for b in given)) for k in range(3)) if given else None
+    return (
+        tuple(
+            slice(min(b[k].start for b in given), max(b[k].stop for b in given)) for k in range(3)
+        )
+        if given
+        else None
+    )

@@ -1,4 +1,5 @@
-"""The tables of an evaluation as Markdown: ready for a paper, with everything a reader needs to judge the numbers.
+"""The tables of an evaluation as Markdown: ready for a paper, with everything a reader needs to
+judge the numbers.
 
 In: a `Result`. Out: text.
 """
@@ -17,7 +18,8 @@ DECIMALS = {"Dice": 3, "IoU": 3, "NSD": 3, "HD95": 2, "ASSD": 2, "volume_error_m
 
 
 def markdown(result) -> str:
-    """One table of means with intervals and counts per corpus, one of the spread, then groups, pools, failures and the method.
+    """One table of means with intervals and counts per corpus, one of the spread, then groups,
+    pools, failures and the method.
 
     Args:
       result: a `report.Result`.
@@ -37,25 +39,55 @@ def markdown(result) -> str:
             ]
             for name, cell in cells.items()
         ]
-        rows.append(["**mean over classes**", *(mean(found["corpora"][corpus][m], m) for m in metrics), "", "", "", ""])
-        lines += [f"## {escaped(corpus)}", "", "Mean [95 % interval over patients]; n cases scored.", ""]
-        lines += table(["class", *(TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"], rows)
+        rows.append(
+            [
+                "**mean over classes**",
+                *(mean(found["corpora"][corpus][m], m) for m in metrics),
+                "",
+                "",
+                "",
+                "",
+            ]
+        )
+        lines += [
+            f"## {escaped(corpus)}",
+            "",
+            "Mean [95 % interval over patients]; n cases scored.",
+            "",
+        ]
+        lines += table(
+            [
+                "class",
+                *(TITLES.get(m, m) for m in metrics),
+                "n",
+                "missed",
+                "false positive",
+                "absent",
+            ],
+            rows,
+        )
         lines += ["Standard deviation; median (interquartile range).", ""]
         lines += table(
-            ["class", *(TITLES.get(m, m) for m in metrics)], [[escaped(n), *(spread(c[m], m) for m in metrics)] for n, c in cells.items()]
+            ["class", *(TITLES.get(m, m) for m in metrics)],
+            [[escaped(n), *(spread(c[m], m) for m in metrics)] for n, c in cells.items()],
         )
     pools = {"Groups": found["groups"]} if found["groups"] else {}
     if len(result.corpora) > 1:
         pools["Classes over corpora"] = found["classes"]
         pools["All"] = {"mean over corpora and classes": found["overall"]}
     for title, pooled in pools.items():
-        rows = [[escaped(name), *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()]
+        rows = [
+            [escaped(name), *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()
+        ]
         lines += [f"## {title}", "", *table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
     if result.failed:
         lines += [
             "## Not scored",
             "",
-            *(f"- {escaped(f['corpus'])}/{escaped(f['case'])}: {escaped(f['message'])}" for f in result.failed),
+            *(
+                f"- {escaped(f['corpus'])}/{escaped(f['case'])}: {escaped(f['message'])}"
+                for f in result.failed
+            ),
             "",
         ]
     return "\n".join([*lines, *notes(result), ""])
@@ -64,13 +96,17 @@ def markdown(result) -> str:
 def notes(result) -> list[str]:
     """How the numbers came about, in sentences."""
     said = [
-        "Missed and false-positive classes score 0 (distances: image diagonal); classes absent from both maps are left out of the means.",
+        "Missed and false-positive classes score 0 (distances: image diagonal); classes absent "
+        "from both maps are left out of the means.",
         'IoU in the line "mean over classes" is the mIoU.',
     ]
     if result.settings["surface"]:
         said.append(f"NSD tolerance {_tolerance(result.settings['tolerance_mm'])}; {DEFINITION}.")
     b = result.tables["bootstrap"]
-    said.append(f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each corpus, seed {b['seed']}.")
+    said.append(
+        f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each "
+        f"corpus, seed {b['seed']}."
+    )
     return [*said, f"Computed by medjax {__version__}."]
 
 
@@ -79,7 +115,11 @@ def mean(cell: Mapping, metric: str) -> str:
     if cell["mean"] is None:
         return "-"
     digits = DECIMALS[metric]
-    return f"{cell['mean']:.{digits}f}" + ("" if cell["interval"] is None else " [{:.{d}f}, {:.{d}f}]".format(*cell["interval"], d=digits))
+    return f"{cell['mean']:.{digits}f}" + (
+        ""
+        if cell["interval"] is None
+        else " [{:.{d}f}, {:.{d}f}]".format(*cell["interval"], d=digits)
+    )
 
 
 def spread(cell: Mapping, metric: str) -> str:
@@ -104,7 +144,8 @@ def _tolerance(tolerance: float | Mapping) -> str:
 
 
 def escaped(name: object) -> str:
-    """A name from a file as Markdown text: no markup, no HTML, no end of a cell or a line, no control characters.
+    """A name from a file as Markdown text: no markup, no HTML, no end of a cell or a line, no
+    control characters.
 
     >>> escaped("<b>|")
     '&lt;b&gt;\\\\|'

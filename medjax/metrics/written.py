@@ -1,6 +1,8 @@
-"""The files of an evaluation: their names, known before anything is scored, and whether they may be written.
+"""The files of an evaluation: their names, known before anything is scored, and whether they may be
+written.
 
-In: corpora with their classes, and cases. Out: names relative to the output folder; `UsageError` where somebody else's file is in the way.
+In: corpora with their classes, and cases. Out: names relative to the output folder; `UsageError`
+where somebody else's file is in the way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +18,16 @@ PLOTTED = ("Dice", "NSD", "HD95")
 
 
 def plots(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Name of a figure -> its file, for all that an evaluation of these classes (by corpus) may draw."""
+    """Name of a figure -> its file, for all that an evaluation of these classes (by corpus) may
+    draw.
+    """
     names = [
         name
         for corpus, own in classes.items()
-        for name in (*(f"{corpus}_{metric}" for metric in PLOTTED), *(f"{corpus}_{c}_volume" for c in own))
+        for name in (
+            *(f"{corpus}_{metric}" for metric in PLOTTED),
+            *(f"{corpus}_{c}_volume" for c in own),
+        )
     ]
     return {name: f"plots/{stem}.svg" for name, stem in zip(names, file_stems(names), strict=True)}
 
@@ -32,12 +39,17 @@ def montages(cases: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
 
 
 def planned(
-    classes: Mapping[str, Sequence[str]], cases: Sequence[tuple[str, str]], *, compared: bool = False, page: bool = True
+    classes: Mapping[str, Sequence[str]],
+    cases: Sequence[tuple[str, str]],
+    *,
+    compared: bool = False,
+    page: bool = True,
 ) -> list[str]:
     """Every file that an evaluation may write.
 
     Args:
-      classes: corpus -> classes. cases: (corpus, case). compared: with a second model. page: with plots, pictures and report.html.
+      classes: corpus -> classes. cases: (corpus, case). compared: with a second model. page: with
+        plots, pictures and report.html.
     """
     names = [*NUMBERS, *(COMPARISON if compared else ())]
     return [*names, PAGE, *plots(classes).values(), *montages(cases).values()] if page else names
@@ -45,14 +57,25 @@ def planned(
 
 def check(folder: Path, names: Sequence[str], *, overwrite: bool = False) -> None:
     """`UsageError` if one of the names is taken by a file that medjax did not write."""
-    owned.refuse_foreign(folder, names, lambda name: is_ours(folder, name), overwrite=overwrite, what="the evaluation")
+    owned.refuse_foreign(
+        folder,
+        names,
+        lambda name: is_ours(folder, name),
+        overwrite=overwrite,
+        what="the evaluation",
+    )
 
 
 def is_ours(folder: Path, name: str) -> bool:
-    """Whether a file of an evaluation's folder is one that medjax wrote: it says so, or the summary of its folder lists it."""
+    """Whether a file of an evaluation's folder is one that medjax wrote: it says so, or the summary
+    of its folder lists it.
+    """
     path = folder / name
     if path.suffix == ".json":
-        return owned.document(path, "comparison" if path.stem == "comparison" else "evaluation") is not None
+        return (
+            owned.document(path, "comparison" if path.stem == "comparison" else "evaluation")
+            is not None
+        )
     if owned.is_marked(path):
         return True
     inside = path.parent if path.parent.name not in ("plots", "montages") else path.parent.parent
@@ -60,11 +83,17 @@ def is_ours(folder: Path, name: str) -> bool:
 
 
 def listed(folder: Path) -> list[str]:
-    """Files without a mark that the summary of a folder names as medjax' own; for one of medjax 0.1 all that it may have written."""
+    """Files without a mark that the summary of a folder names as medjax' own; for one of medjax 0.1
+    all that it may have written.
+    """
     summary = owned.document(folder / "summary.json", "evaluation")
     if summary is None:
         return []
     if isinstance(summary.get("files"), list):
         return [name for name in summary["files"] if isinstance(name, str)]
-    drawn = [f"{p.parent.name}/{p.name}" for part, end in (("plots", "svg"), ("montages", "png")) for p in (folder / part).glob(f"*.{end}")]
+    drawn = [
+        f"{p.parent.name}/{p.name}"
+        for part, end in (("plots", "svg"), ("montages", "png"))
+        for p in (folder / part).glob(f"*.{end}")
+    ]
     return [*NUMBERS, "comparison.md", *sorted(drawn)]

@@ -1,7 +1,8 @@
-"""Multiply-accumulates of a network, counted from its program: matrix products and convolutions, nothing else.
+"""Multiply-accumulates of a network, counted from its program: matrix products and convolutions,
+nothing else.
 
-In: any jax function and abstract arguments. Out: a number that is exact and independent of compiler and device (XLA's own estimate adds
-element-wise work). Nothing is computed or allocated.
+In: any jax function and abstract arguments. Out: a number that is exact and independent of compiler
+and device (XLA's own estimate adds element-wise work). Nothing is computed or allocated.
 """
 
 import math
@@ -15,7 +16,8 @@ from medjax.errors import ModelError
 
 
 def macs(function: Callable, *arguments: Any) -> int:
-    """Multiply-accumulates of one call; loops of known length count every turn, of alternatives the dearest counts.
+    """Multiply-accumulates of one call; loops of known length count every turn, of alternatives the
+    dearest counts.
 
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`.
@@ -26,7 +28,9 @@ def macs(function: Callable, *arguments: Any) -> int:
 
 
 def macs_and_shapes(function: Callable, *arguments: Any) -> tuple[int, Any]:
-    """`macs`, and the shapes of what the function returns: of a network's `init` its work and its parameters in one go."""
+    """`macs`, and the shapes of what the function returns: of a network's `init` its work and its
+    parameters in one go.
+    """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return _count(program.jaxpr), shapes
 
@@ -40,10 +44,14 @@ def _equation(equation: Any) -> int:
     if name == "dot_general":
         (contracted, _), _ = given["dimension_numbers"]
         left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(
+            left[axis] for axis in contracted
+        )
     if name == "conv_general_dilated":
         kernel, numbers = equation.invars[1].aval.shape, given["dimension_numbers"]
-        taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])  # input channels of a group x space
+        taps = math.prod(
+            kernel[axis] for axis in numbers.rhs_spec[1:]
+        )  # input channels of a group x space
         dilated = math.prod(given["lhs_dilation"])
         return math.prod(equation.outvars[0].aval.shape) * taps // dilated
     inner = [_count(program) for program in _programs(given)]
@@ -57,8 +65,18 @@ def _equation(equation: Any) -> int:
 
 
 def _programs(given: dict) -> list[Any]:
-    """The programs among an equation's parameters; of a rule with its derivative only the function itself."""
+    """The programs among an equation's parameters; of a rule with its derivative only the function
+    itself.
+    """
     if "call_jaxpr" in given:
         given = {"call_jaxpr": given["call_jaxpr"]}
-    values = [v for value in given.values() for v in (value if isinstance(value, list | tuple) else (value,))]
-    return [v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values if isinstance(v, core.ClosedJaxpr | core.Jaxpr)]
+    values = [
+        v
+        for value in given.values()
+        for v in (value if isinstance(value, list | tuple) else (value,))
+    ]
+    return [
+        v.jaxpr if isinstance(v, core.ClosedJaxpr) else v
+        for v in values
+        if isinstance(v, core.ClosedJaxpr | core.Jaxpr)
+    ]

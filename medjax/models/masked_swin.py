@@ -1,11 +1,13 @@
-"""Masked-image pre-training of Swin-Unet's encoder (Swin-MAE, Xu et al. 2022; M4oE's first phase): hidden tokens, pixels guessed.
+"""Masked-image pre-training of Swin-Unet's encoder (Swin-MAE, Xu et al. 2022; M4oE's first phase):
+hidden tokens, pixels guessed.
 
-In: image (b, *vol, m), context["masked"] (b, *grid) bool, true where a token is hidden, and context["modality"] (b,) for experts by
-modality. Out:
+In: image (b, *vol, m), context["masked"] (b, *grid) bool, true where a token is hidden, and
+context["modality"] (b,) for experts by modality. Out:
   pixels    (b, *grid, d) float32, the guessed pixels of every patch; d runs over (offsets in the patch, channel)
   patches   (b, *grid, d) the true ones
   masked    (b, *grid) what was hidden
-The encoder is `SwinUNet`'s, parameter by parameter (`encoder/...`); the decoder, without skips and experts, is thrown away afterwards.
+The encoder is `SwinUNet`'s, parameter by parameter (`encoder/...`); the decoder, without skips and
+experts, is thrown away afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +25,8 @@ from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_
 
 
 class MaskedSwin(nn.Module):
-    """Parameters: `encoder/...`, `mask_token` (w,), `expand0`, `up{k}/block{i}`, `expand{k}` (not the last), `dec_norm`, `pixels`.
+    """Parameters: `encoder/...`, `mask_token` (w,), `expand0`, `up{k}/block{i}`, `expand{k}` (not
+    the last), `dec_norm`, `pixels`.
 
     Attributes:
       encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
@@ -39,31 +42,53 @@ class MaskedSwin(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
+    def __call__(
+        self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
+    ) -> dict[str, Array]:
         """See the module docstring."""
         dims, patch = len(self.window), self.encoder.patch
         check_image(image.shape, self.in_channels, self.encoder, self.window)
         token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.width,))
-        patches = space_to_depth(jnp.repeat(image, self.encoder.repeat, -1) if self.in_channels == 1 else image, patch)
+        patches = space_to_depth(
+            jnp.repeat(image, self.encoder.repeat, -1) if self.in_channels == 1 else image, patch
+        )
         masked = self._masked(context, patches.shape[:-1])
         _, x, _ = self.encoder(image, context, train, (masked, token))
         linear = linear_init(self.initial, 0)
-        shared = {"epsilon": self.epsilon, "dtype": self.dtype, "kernel_init": linear["kernel_init"]}
+        shared = {
+            "epsilon": self.epsilon,
+            "dtype": self.dtype,
+            "kernel_init": linear["kernel_init"],
+        }
         for k, stage in enumerate(self.up, 1):
             x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k - 1}", **shared)(x)
             x = stage(name=f"up{k}")(x, context, train)
-        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(x)
+        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(
+            x
+        )
         pixels = nn.Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
-        return {"pixels": pixels.astype(jnp.float32), "patches": patches.astype(jnp.float32), "masked": masked}
+        return {
+            "pixels": pixels.astype(jnp.float32),
+            "patches": patches.astype(jnp.float32),
+            "masked": masked,
+        }
 
     def _masked(self, context: Context, shape: tuple[int, ...]) -> Array:
         if context is None or "masked" not in context:
             if not self.is_initializing():
-                raise ModelError("nothing says which tokens are hidden", fix='call the network with context={"masked": ...}')
+                raise ModelError(
+                    "nothing says which tokens are hidden",
+                    fix='call the network with context={"masked": ...}',
+                )
             return jnp.zeros(shape, bool)
         if context["masked"].shape != shape:
             fix = "give one flag per token"
-            raise ModelError("the mask does not fit the token grid", found=context["masked"].shape, expected=shape, fix=fix)
+            raise ModelError(
+                "the mask does not fit the token grid",
+                found=context["masked"].shape,
+                expected=shape,
+                fix=fix,
+            )
         return context["masked"]
 
 
@@ -89,14 +114,18 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> MaskedSwin:
-    """Builds the network; the arguments it shares with `swin_unet.make` mean the same and must be the same for its weights to fit.
+    """Builds the network; the arguments it shares with `swin_unet.make` mean the same and must be
+    the same for its weights to fit.
 
     Args:
-      experts_in: "encoder" (every modality trains its own experts, and all of them the rest) or "none" (plain Swin-MAE).
-      keep_shift, epsilon: true and 1e-6 in Swin-MAE; left as in Swin-Unet so that the encoder's features are the same in both phases.
+      experts_in: "encoder" (every modality trains its own experts, and all of them the rest) or
+        "none" (plain Swin-MAE).
+      keep_shift, epsilon: true and 1e-6 in Swin-MAE; left as in Swin-Unet so that the encoder's
+        features are the same in both phases.
       initial: of the linear maps, "xavier" or "swin".
 
-    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
+    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
+      grids windows cannot fill.
     """
     owner, count = "the masked-image network", experts if experts is not None else modalities
     chosen = tuple(expert_of) if expert_of is not None else None
@@ -109,8 +138,26 @@ def make(
         ],
     )
     tower, up = tower_and_decoder(
-        owner, width=width, depths=depths, heads=heads, window=window, patch_size=patch_size, dims=dims, drop_path=drop_path,
-        inside=moe.socket("hard" if experts_in == "encoder" else "dense", count, expert_of=chosen, dispatch=dispatch),
-        outside=moe.socket("dense"), dtype=dtype, remat=remat, initial=initial, epsilon=epsilon, mlp_ratio=mlp_ratio, keep_shift=keep_shift,
-    )  # fmt: skip
+        owner,
+        width=width,
+        depths=depths,
+        heads=heads,
+        window=window,
+        patch_size=patch_size,
+        dims=dims,
+        drop_path=drop_path,
+        inside=moe.socket(
+            "hard" if experts_in == "encoder" else "dense",
+            count,
+            expert_of=chosen,
+            dispatch=dispatch,
+        ),
+        outside=moe.socket("dense"),
+        dtype=dtype,
+        remat=remat,
+        initial=initial,
+        epsilon=epsilon,
+        mlp_ratio=mlp_ratio,
+        keep_shift=keep_shift,
+    )
     return MaskedSwin(tower, up, (window,) * dims, in_channels, initial, epsilon, jnp.dtype(dtype))

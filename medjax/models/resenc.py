@@ -1,11 +1,13 @@
-"""nnU-Net's residual-encoder U-Net in two or three dimensions: version 2 (ResidualEncoderUNet) and, by flags, its v1 fork in MultiTalent.
+"""nnU-Net's residual-encoder U-Net in two or three dimensions: version 2 (ResidualEncoderUNet) and,
+by flags, its v1 fork in MultiTalent.
 
-Stem: one convolution, instance norm, leaky ReLU. Encoder stage: residual blocks, the first with the stage's stride. Decoder stage:
-transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1 head
-at every resolution.
+Stem: one convolution, instance norm, leaky ReLU. Encoder stage: residual blocks, the first with the
+stage's stride. Decoder stage: transposed convolution with kernel = stride, concatenation (up,
+skip), convolutions with the kernels of the skip's stage, and a 1x1x1 head at every resolution.
 
-Parameters: `stem/{conv,norm}`; `encoder_<s>/block_<b>/{conv1,norm1,conv2,norm2,skip_conv,skip_norm}`; `decoder_<s>/conv_<k>/{conv,norm}`;
-`up_<s>`; `head_<s>`; s counts stages from the finest, 0.
+Parameters: `stem/{conv,norm}`;
+`encoder_<s>/block_<b>/{conv1,norm1,conv2,norm2,skip_conv,skip_norm}`;
+`decoder_<s>/conv_<k>/{conv,norm}`; `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +33,25 @@ from medjax.models.parts.heads import socket
 from medjax.models.topology import stages
 
 SKIPS = ("avgpool", "strided_conv")
-BLOCKS = (1, 3, 4, 6)  # per encoder stage, the last number repeated: nnU-Net v2's ResEnc M, L and XL
+BLOCKS = (
+    1,
+    3,
+    4,
+    6,
+)  # per encoder stage, the last number repeated: nnU-Net v2's ResEnc M, L and XL
 DEFAULTS = {
-    "blocks": BLOCKS, "base_features": 32, "stem_kernel": None, "conv_bias": True, "up_bias": True, "head_bias": True, "skip": "avgpool",
-}  # fmt: skip
+    "blocks": BLOCKS,
+    "base_features": 32,
+    "stem_kernel": None,
+    "conv_bias": True,
+    "up_bias": True,
+    "head_bias": True,
+    "skip": "avgpool",
+}
 
-# `resenc` is the body of all three v2 presets, which differ in patch and batch alone (`PATCHES`). `multitalent` is the paper's network: an
-# older planner pools in y and x first, which no rule of today's planner gives.
+# `resenc` is the body of all three v2 presets, which differ in patch and batch alone (`PATCHES`).
+# `multitalent` is the paper's network: an older planner pools in y and x first, which no rule of
+# today's planner gives.
 PRESETS: dict[str, dict[str, Any]] = {
     "resenc": {},
     "multitalent": {
@@ -52,7 +66,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What nnU-Net v2's planners choose for MultiTalent's 13 corpora at 1.5x1x1 mm: name -> patch (z, y, x), batch.
+# What nnU-Net v2's planners choose for MultiTalent's 13 corpora at 1.5x1x1 mm: name -> patch (z, y,
+# x), batch.
 PATCHES = {"m": ((80, 160, 160), 2), "l": ((112, 256, 224), 2), "xl": ((128, 320, 256), 2)}
 
 
@@ -73,7 +88,15 @@ class Stage(nn.Module):
         block = rematerialised(ResidualBlock, self.remat)
         for b in range(self.blocks):
             stride = self.stride if b == 0 else (1,) * len(self.stride)
-            x = block(self.features, self.kernel, stride, self.use_bias, self.skip, self.dtype, name=f"block_{b}")(x)
+            x = block(
+                self.features,
+                self.kernel,
+                stride,
+                self.use_bias,
+                self.skip,
+                self.dtype,
+                name=f"block_{b}",
+            )(x)
         return x
 
 
@@ -99,25 +122,63 @@ class ResEncUNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b *vol m"], context: Mapping[str, Array] | None = None, train: bool = False
+        self,
+        image: Float[Array, "b *vol m"],
+        context: Mapping[str, Array] | None = None,
+        train: bool = False,
     ) -> dict[str, Array | list[Array]]:
         check_sides(image, self.strides, "the residual U-Net")
         ones = (1,) * len(self.strides[0])
         stem, stack = rematerialised(ConvNormAct, self.remat), rematerialised(ConvStack, self.remat)
         x, skips = image.astype(self.dtype), []
-        x = stem(self.features[0], self.stem_kernel, ones, self.dtype, self.conv_bias, name="stem")(x)
-        for s, (width, stride, kernel, n) in enumerate(zip(self.features, self.strides, self.kernels, self.blocks, strict=True)):
-            x = Stage(width, kernel, stride, n, self.conv_bias, self.skip, self.dtype, self.remat, name=f"encoder_{s}")(x)
+        x = stem(self.features[0], self.stem_kernel, ones, self.dtype, self.conv_bias, name="stem")(
+            x
+        )
+        for s, (width, stride, kernel, n) in enumerate(
+            zip(self.features, self.strides, self.kernels, self.blocks, strict=True)
+        ):
+            x = Stage(
+                width,
+                kernel,
+                stride,
+                n,
+                self.conv_bias,
+                self.skip,
+                self.dtype,
+                self.remat,
+                name=f"encoder_{s}",
+            )(x)
             skips.append(x)
 
         def block(s: int, name: str) -> nn.Module:
-            return stack(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, self.conv_bias, name=name)
+            return stack(
+                self.features[s],
+                self.kernels[s],
+                ones,
+                self.convs_per_stage_decoder,
+                self.dtype,
+                self.conv_bias,
+                name=name,
+            )
 
         return decode(
-            skips, self.strides, block,
-            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}", self.head, context),
-            deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
-        )  # fmt: skip
+            skips,
+            self.strides,
+            block,
+            lambda x, s: head(
+                x,
+                self.classes,
+                self.head_bias,
+                self.prior,
+                self.dtype,
+                f"head_{s}",
+                self.head,
+                context,
+            ),
+            deep=self.deep_supervision,
+            up_bias=self.up_bias,
+            dtype=self.dtype,
+        )
 
 
 def make(
@@ -147,49 +208,86 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> ResEncUNet:
-    """Builds the network. What is not given (None) comes from the preset, and beyond that from `DEFAULTS`.
+    """Builds the network. What is not given (None) comes from the preset, and beyond that from
+    `DEFAULTS`.
 
     Args:
       classes: output channels.
-      preset: "resenc" (the body of nnU-Net v2's M, L and XL), "multitalent" (topology and flags of the paper's network).
-      patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and `kernels` for an explicit one.
+      preset: "resenc" (the body of nnU-Net v2's M, L and XL), "multitalent" (topology and flags of
+        the paper's network).
+      patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and
+        `kernels` for an explicit one.
       base_features, max_features, max_stages, features: widths of the stages, as in `unet.make`.
       strides, kernels: per stage, finest first; the first stride is all 1.
       blocks: residual blocks per encoder stage; the last number is repeated for deeper stages.
       convs_per_stage_decoder: convolutions of each decoder stage.
-      deep_supervision: logits at every resolution but the coarsest (`deep`, finest first); otherwise `deep` is empty.
+      deep_supervision: logits at every resolution but the coarsest (`deep`, finest first);
+        otherwise `deep` is empty.
       stem_kernel: kernel of the stem; None is that of the first stage.
-      conv_bias, up_bias, head_bias: bias in convolutions, transposed convolutions and heads; shortcuts have none.
-      skip: shortcut to another grid, "avgpool" or "strided_conv" (see `parts.blocks.ResidualBlock`).
-      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
-      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
+      conv_bias, up_bias, head_bias: bias in convolutions, transposed convolutions and heads;
+        shortcuts have none.
+      skip: shortcut to another grid, "avgpool" or "strided_conv" (see
+        `parts.blocks.ResidualBlock`).
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
+        see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
+        corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "units" (convolutions too), "block"
-        (every block whole); see `parts.remat`.
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
+        "units" (convolutions too), "block" (every block whole); see `parts.remat`.
 
-    Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride, classes), ...]}.
-    Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.
+    Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride,
+    classes), ...]}.
+    Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch
+      that cannot be halved evenly.
     """
     check_precision(dtype, remat)
     check_word("preset", preset, tuple(PRESETS))
     given = {
-        "base_features": base_features, "features": features, "strides": strides, "kernels": kernels, "blocks": blocks,
-        "stem_kernel": stem_kernel, "conv_bias": conv_bias, "up_bias": up_bias, "head_bias": head_bias, "skip": skip,
-    }  # fmt: skip
+        "base_features": base_features,
+        "features": features,
+        "strides": strides,
+        "kernels": kernels,
+        "blocks": blocks,
+        "stem_kernel": stem_kernel,
+        "conv_bias": conv_bias,
+        "up_bias": up_bias,
+        "head_bias": head_bias,
+        "skip": skip,
+    }
     chosen = DEFAULTS | PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
     check_word("skip", chosen["skip"], SKIPS)
     features, strides, kernels = stages(
-        patch=patch, spacing_mm=spacing_mm, strides=chosen.get("strides"), kernels=chosen.get("kernels"), features=chosen.get("features"),
-        base_features=chosen["base_features"], max_features=max_features, max_stages=max_stages,
-    )  # fmt: skip
+        patch=patch,
+        spacing_mm=spacing_mm,
+        strides=chosen.get("strides"),
+        kernels=chosen.get("kernels"),
+        features=chosen.get("features"),
+        base_features=chosen["base_features"],
+        max_features=max_features,
+        max_stages=max_stages,
+    )
     blocks, n = tuple(chosen["blocks"]), len(strides)
     blocks = blocks[:n] + blocks[-1:] * (n - len(blocks))
     if min(blocks) < 1:
         raise ModelError("every stage needs a block", found=f"blocks {blocks}")
     stem_kernel = tuple(chosen["stem_kernel"] or kernels[0])
     return ResEncUNet(
-        classes, features, strides, kernels, blocks, convs_per_stage_decoder, deep_supervision, stem_kernel,
-        chosen["conv_bias"], chosen["up_bias"], chosen["head_bias"], chosen["skip"], prior, jnp.dtype(dtype), remat,
+        classes,
+        features,
+        strides,
+        kernels,
+        blocks,
+        convs_per_stage_decoder,
+        deep_supervision,
+        stem_kernel,
+        chosen["conv_bias"],
+        chosen["up_bias"],
+        chosen["head_bias"],
+        chosen["skip"],
+        prior,
+        jnp.dtype(dtype),
+        remat,
         head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
-    )  # fmt: skip
+    )

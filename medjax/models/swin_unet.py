@@ -1,10 +1,13 @@
-"""Swin-Unet: Swin blocks down and up, with skips (Cao et al., arXiv 2105.05537); with experts in its blocks M4oE (Jiang and Shen, 2024).
+"""Swin-Unet: Swin blocks down and up, with skips (Cao et al., arXiv 2105.05537); with experts in
+its blocks M4oE (Jiang and Shen, 2024).
 
-In: image (b, *vol, m), and context["corpus"] (b,) for heads by corpus, context["modality"] (b,) for hard routing. Out:
+In: image (b, *vol, m), and context["corpus"] (b,) for heads by corpus, context["modality"] (b,) for
+hard routing. Out:
   logits    (b, *vol, classes) float32; with heads by corpus relative to the background's and -inf for absent classes
   features  {"stage0".."stage3"} tokens after each encoder stage and the merging behind it
   gates     {"encoder/stage0/block0": weights (b, *grid, experts), ...} where blocks have a soft mixture
-Experts sit in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither: the seven rows of M4oE's Table 4.
+Experts sit in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither:
+the seven rows of M4oE's Table 4.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +28,9 @@ PLACES = ("none", "encoder", "decoder", "both")
 
 
 class SwinUNet(nn.Module):
-    """Parameters: `encoder/...` (`SwinTower`), `enc_norm`; `expand0`, and for k = 1, 2, 3 `skip{k}`, `up{k}/block{i}`, `expand{k}` (not the
-    last); `dec_norm`, `final`, `head`. k counts from the deepest decoder stage, so `up{k}` has the width of `encoder/stage{3-k}`.
+    """Parameters: `encoder/...` (`SwinTower`), `enc_norm`; `expand0`, and for k = 1, 2, 3
+    `skip{k}`, `up{k}/block{i}`, `expand{k}` (not the last); `dec_norm`, `final`, `head`. k counts
+    from the deepest decoder stage, so `up{k}` has the width of `encoder/stage{3-k}`.
 
     Attributes:
       classes: channels of the logits.
@@ -46,14 +50,22 @@ class SwinUNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
+    ) -> dict[str, Any]:
         """See the module docstring."""
         check_image(image.shape, self.in_channels, self.encoder, self.window)
         entering, x, inside = self.encoder(image, context, train)
         features = {f"stage{s}": y for s, y in enumerate([*entering[1:], x])}
         y, outside = self._decode(x, entering, context, train)
         width = self.encoder.width
-        head = self.head(self.classes, use_bias=False, dtype=self.dtype, name="head", **_kernel_only("torch", width))
+        head = self.head(
+            self.classes,
+            use_bias=False,
+            dtype=self.dtype,
+            name="head",
+            **_kernel_only("torch", width),
+        )
         outputs = {"logits": call(head, y, context), "features": features}
         gates = {
             f"{side}/{stage}/{block}": offered["gate"]
@@ -64,10 +76,16 @@ class SwinUNet(nn.Module):
         }
         return outputs | {"gates": gates} if gates else outputs
 
-    def _decode(self, x: Array, entering: Sequence[Array], context: Context, train: bool) -> tuple[Array, dict]:
+    def _decode(
+        self, x: Array, entering: Sequence[Array], context: Context, train: bool
+    ) -> tuple[Array, dict]:
         """Features (b, *vol, w) before the head, and what the decoder's gates decided."""
         dims, levels, offered = x.ndim - 2, len(self.up), {}
-        shared = {"epsilon": self.epsilon, "dtype": self.dtype, "kernel_init": linear_init(self.initial, 0)["kernel_init"]}
+        shared = {
+            "epsilon": self.epsilon,
+            "dtype": self.dtype,
+            "kernel_init": linear_init(self.initial, 0)["kernel_init"],
+        }
 
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
@@ -76,7 +94,12 @@ class SwinUNet(nn.Module):
         x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name="expand0", **shared)(x)
         for k, stage in enumerate(self.up, 1):
             skip = entering[levels - k]
-            dense = nn.Dense(x.shape[-1], dtype=self.dtype, name=f"skip{k}", **linear_init(self.initial, 2 * x.shape[-1]))
+            dense = nn.Dense(
+                x.shape[-1],
+                dtype=self.dtype,
+                name=f"skip{k}",
+                **linear_init(self.initial, 2 * x.shape[-1]),
+            )
             x = dense(jnp.concatenate([x, skip], -1))
             x, offered[f"up{k}"] = stage(name=f"up{k}", offers=True)(x, context, train)
             if k < levels:
@@ -119,23 +142,30 @@ def make(
     """Builds the network; the defaults are Swin-Unet's at 224 x 224.
 
     Args:
-      classes, in_channels: of the label space and the image; a one-channel image is repeated to three.
+      classes, in_channels: of the label space and the image; a one-channel image is repeated to
+        three.
       corpus_channels: per corpus, the classes it annotates (for head "corpus_softmax").
-      modalities: how many the label space knows: the number of experts unless `experts` says otherwise.
-      width, depths, heads: tokens of the first stage; blocks and attention heads of each encoder stage. Decoder stages repeat those of
-        equal width.
+      modalities: how many the label space knows: the number of experts unless `experts` says
+        otherwise.
+      width, depths, heads: tokens of the first stage; blocks and attention heads of each encoder
+        stage. Decoder stages repeat those of equal width.
       window, patch_size: tokens per window and voxels per token, per axis.
       dims: 2 or 3 axes.
       experts_in: blocks whose MLP becomes a mixture: one of `PLACES`.
-      routing: "gate" (soft mixture, one weight per expert), "channel_gate" (M4oE's released gate), "hard" (by modality).
+      routing: "gate" (soft mixture, one weight per expert), "channel_gate" (M4oE's released gate),
+        "hard" (by modality).
       gate_scope: "token" or "image".
       experts, expert_of, dispatch: see `parts.moe`.
-      head, share_heads: "corpus_softmax" or "sigmoid"; which corpora share a head (`parts.heads.numbered`).
+      head, share_heads: "corpus_softmax" or "sigmoid"; which corpora share a head
+        (`parts.heads.numbered`).
       drop_path: highest rate; needs the rng "dropout" in training.
-      keep_shift, epsilon: Swin-MAE shifts the windows of the deepest stage too and has LayerNorm epsilon 1e-6.
-      dtype: of the computation, "float32" or "bfloat16". remat: "none" or "block" (recomputed in the backward pass).
+      keep_shift, epsilon: Swin-MAE shifts the windows of the deepest stage too and has LayerNorm
+        epsilon 1e-6.
+      dtype: of the computation, "float32" or "bfloat16". remat: "none" or "block" (recomputed in
+        the backward pass).
 
-    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose grids windows cannot fill.
+    Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
+      grids windows cannot fill.
     """
     owner, count = "Swin-Unet", experts if experts is not None else modalities
     chosen = tuple(expert_of) if expert_of is not None else None
@@ -148,15 +178,48 @@ def make(
             ("experts", count, count > 0, "at least 1"),
         ],
     )
-    if routing == "hard" and experts_in != "none" and (len(chosen) if chosen else count) < modalities:
+    if (
+        routing == "hard"
+        and experts_in != "none"
+        and (len(chosen) if chosen else count) < modalities
+    ):
         raise ModelError(
-            "a modality has no expert", found=f"{count} experts, {modalities} modalities", fix="raise experts or set expert_of"
+            "a modality has no expert",
+            found=f"{count} experts, {modalities} modalities",
+            fix="raise experts or set expert_of",
         )
-    mixed, dense = moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch), moe.socket("dense")
+    mixed, dense = (
+        moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch),
+        moe.socket("dense"),
+    )
     tower, up = tower_and_decoder(
-        owner, width=width, depths=depths, heads=heads, window=window, patch_size=patch_size, dims=dims, drop_path=drop_path,
-        inside=mixed if experts_in in ("encoder", "both") else dense, outside=mixed if experts_in in ("decoder", "both") else dense,
-        dtype=dtype, remat=remat, initial="swin", epsilon=epsilon, mlp_ratio=mlp_ratio, keep_shift=keep_shift,
-    )  # fmt: skip
-    head = head_parts.socket(head, corpus_channels if head == "corpus_softmax" else None, share_heads)
-    return SwinUNet(classes, tower, up, head, (window,) * dims, in_channels, epsilon=epsilon, dtype=jnp.dtype(dtype))
+        owner,
+        width=width,
+        depths=depths,
+        heads=heads,
+        window=window,
+        patch_size=patch_size,
+        dims=dims,
+        drop_path=drop_path,
+        inside=mixed if experts_in in ("encoder", "both") else dense,
+        outside=mixed if experts_in in ("decoder", "both") else dense,
+        dtype=dtype,
+        remat=remat,
+        initial="swin",
+        epsilon=epsilon,
+        mlp_ratio=mlp_ratio,
+        keep_shift=keep_shift,
+    )
+    head = head_parts.socket(
+        head, corpus_channels if head == "corpus_softmax" else None, share_heads
+    )
+    return SwinUNet(
+        classes,
+        tower,
+        up,
+        head,
+        (window,) * dims,
+        in_channels,
+        epsilon=epsilon,
+        dtype=jnp.dtype(dtype),
+    )

@@ -1,8 +1,10 @@
-"""SwinUNETR: a Swin transformer as encoder, residual convolution blocks as decoder (Hatamizadeh et al., arXiv 2201.01266; MONAI's network).
+"""SwinUNETR: a Swin transformer as encoder, residual convolution blocks as decoder (Hatamizadeh et
+al., arXiv 2201.01266; MONAI's network).
 
-In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol, classes) float32} and, if asked for, the
-named maps between. It computes MONAI's function, weights included: `merging` and `weight_axes` say how imported ones were trained.
-`SwinEncoder` alone, `encode` and `decode` are there for networks that put something between or beside.
+In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol,
+classes) float32} and, if asked for, the named maps between. It computes MONAI's function, weights
+included: `merging` and `weight_axes` say how imported ones were trained. `SwinEncoder` alone,
+`encode` and `decode` are there for networks that put something between or beside.
 """
 
 import functools
@@ -15,7 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts.attention import Context, Mlp, SwinBlock, SwinStage, call, drop_path_rates, linear_init, rematerialised
+from medjax.models.parts.attention import (
+    Context,
+    Mlp,
+    SwinBlock,
+    SwinStage,
+    call,
+    drop_path_rates,
+    linear_init,
+    rematerialised,
+)
 from medjax.models.parts.conv import Conv, Up
 from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
@@ -24,7 +35,8 @@ from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
 
-# PyTorch's initial values of convolutions: uniform within 1 / sqrt(fan in), the fan in of transposed ones being counted on their outputs.
+# PyTorch's initial values of convolutions: uniform within 1 / sqrt(fan in), the fan in of
+# transposed ones being counted on their outputs.
 uniform_conv = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1)
 uniform_up = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform", in_axis=-2, out_axis=-1)
 plain_norm = functools.partial(InstanceNorm, affine=False)
@@ -38,7 +50,10 @@ def whiten(x: Float[Array, "*b c"], epsilon: float = 1e-5) -> Float[Array, "*b c
 
 
 class ResBlock(nn.Module):
-    """conv3 - norm - act - conv3 - norm, plus the input (conv1 - norm if the width changes), act. Convolutions without bias."""
+    """conv3 - norm - act - conv3 - norm, plus the input (conv1 - norm if the width changes), act.
+
+    Convolutions without bias.
+    """
 
     features: int
     norm: Callable = plain_norm
@@ -48,7 +63,14 @@ class ResBlock(nn.Module):
     def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol d"]:
         def conv(y: Array, side: int, name: str) -> Array:
             kernel = (side,) * (x.ndim - 2)
-            return Conv(self.features, kernel, use_bias=False, dtype=self.dtype, kernel_init=uniform_conv, name=name)(y)
+            return Conv(
+                self.features,
+                kernel,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=uniform_conv,
+                name=name,
+            )(y)
 
         y = leaky_relu(self.norm(name="norm1")(conv(x, 3, "conv1")))
         y = self.norm(name="norm2")(conv(y, 3, "conv2"))
@@ -58,27 +80,36 @@ class ResBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Twice the grid by a transposed convolution without bias, concatenated with the skip in the order (up, skip), residual block."""
+    """Twice the grid by a transposed convolution without bias, concatenated with the skip in the
+    order (up, skip), residual block.
+    """
 
     features: int
     block: Callable = ResBlock
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *half c"], skip: Float[Array, "b *vol d"]) -> Float[Array, "b *vol d"]:
+    def __call__(
+        self, x: Float[Array, "b *half c"], skip: Float[Array, "b *vol d"]
+    ) -> Float[Array, "b *vol d"]:
         size = (2,) * (x.ndim - 2)
-        up = Up(self.features, size, use_bias=False, dtype=self.dtype, kernel_init=uniform_up, name="up")(x)
+        up = Up(
+            self.features, size, use_bias=False, dtype=self.dtype, kernel_init=uniform_up, name="up"
+        )(x)
         return self.block(self.features, name="block")(jnp.concatenate([up, skip], -1))
 
 
 class SwinEncoder(nn.Module):
-    """Patch embedding by 2, then stages of Swin blocks at widths f, 2f, 4f, ..., each followed by a merging.
+    """Patch embedding by 2, then stages of Swin blocks at widths f, 2f, 4f, ..., each followed by a
+    merging.
 
-    Parameters: `patch_embed`, and for every stage from 1 `stage{s}/block{i}`, `merge{s}` and, with `use_v2`, `conv{s}`.
+    Parameters: `patch_embed`, and for every stage from 1 `stage{s}/block{i}`, `merge{s}` and, with
+    `use_v2`, `conv{s}`.
 
     Attributes:
       features: f; stages: one `SwinStage` constructor per stage.
-      conv_block: constructor of the residual convolution blocks that `use_v2` puts on the tokens before every stage.
+      conv_block: constructor of the residual convolution blocks that `use_v2` puts on the tokens
+        before every stage.
       normalise: what is returned is whitened over the channels; the chain itself is not.
     """
 
@@ -91,8 +122,12 @@ class SwinEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> tuple[Float[Array, "b ..."], ...]:
-        """The embedded patches (f channels, half the sides) and the result of every stage (channels doubled, sides halved)."""
+    def __call__(
+        self, x: Float[Array, "b *vol m"], context: Context = None, train: bool = False
+    ) -> tuple[Float[Array, "b ..."], ...]:
+        """The embedded patches (f channels, half the sides) and the result of every stage (channels
+        doubled, sides halved).
+        """
         size = (2,) * (x.ndim - 2)
         init = linear_init("torch", 2 ** len(size) * x.shape[-1])
         x = PatchEmbed(self.features, size, dtype=self.dtype, name="patch_embed", **init)(x)
@@ -102,13 +137,16 @@ class SwinEncoder(nn.Module):
                 x = self.conv_block(x.shape[-1], name=f"conv{number}")(x)
             x = stage(name=f"stage{number}")(x, context, train)
             init = linear_init("torch", 2 ** len(size) * x.shape[-1])["kernel_init"]
-            x = PatchMerging(self.merging, kernel_init=init, dtype=self.dtype, name=f"merge{number}")(x)
+            x = PatchMerging(
+                self.merging, kernel_init=init, dtype=self.dtype, name=f"merge{number}"
+            )(x)
             maps.append(x)
         return tuple(whiten(x) for x in maps) if self.normalise else tuple(maps)
 
 
 class SwinUNETR(nn.Module):
-    """Parameters: `swin`, `encoder1/2/3/4/10`, `decoder5/4/3/2/1`, `out`; `bottleneck` if there is one.
+    """Parameters: `swin`, `encoder1/2/3/4/10`, `decoder5/4/3/2/1`, `out`; `bottleneck` if there is
+    one.
 
     Attributes:
       swin: the encoder.
@@ -141,23 +179,39 @@ class SwinUNETR(nn.Module):
             init["bias_init"] = nn.initializers.constant(self.prior)
         self.out = (self.head or nn.Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
-    def encode(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Array]:
-        """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` .. `enc3` the skips, `deepest` (sides / 32, 16 f channels)."""
+    def encode(
+        self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
+    ) -> dict[str, Array]:
+        """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` ..
+
+        `enc3` the skips, `deepest` (sides / 32, 16 f channels).
+        """
         image = image.astype(self.dtype)
         x = self.swin(image, context, train)
-        skips = [self.encoder1(image), self.encoder2(x[0]), self.encoder3(x[1]), self.encoder4(x[2])]
+        skips = [
+            self.encoder1(image),
+            self.encoder2(x[0]),
+            self.encoder3(x[1]),
+            self.encoder4(x[2]),
+        ]
         named = {f"x{i}": y for i, y in enumerate(x)} | {f"enc{i}": y for i, y in enumerate(skips)}
         return named | {"deepest": self.encoder10(x[4])}
 
     def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
-        """The map before the head, from what `encode` gives; `x3` is a skip as it is, without a block of its own."""
+        """The map before the head, from what `encode` gives; `x3` is a skip as it is, without a
+        block of its own.
+        """
         y = self.decoder5(maps["deepest"], maps["x3"])
         for level in (3, 2, 1, 0):
             y = getattr(self, f"decoder{level + 1}")(y, maps[f"enc{level}"])
         return y
 
-    def __call__(self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False) -> dict[str, Any]:
-        """See the module docstring; with `intermediates` also {"features": {name: map}}, `decoded` being the map before the head."""
+    def __call__(
+        self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
+    ) -> dict[str, Any]:
+        """See the module docstring; with `intermediates` also {"features": {name: map}}, `decoded`
+        being the map before the head.
+        """
         self._check_image(image.shape)
         flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
         maps = self.encode(flip(image), context, train)
@@ -165,12 +219,21 @@ class SwinUNETR(nn.Module):
             maps["deepest"] = call(self.bottleneck, maps["deepest"], context)
         maps["decoded"] = self.decode(maps)
         outputs = {"logits": flip(call(self.out, maps["decoded"], context).astype(jnp.float32))}
-        return outputs | {"features": {name: flip(a) for name, a in maps.items()}} if self.intermediates else outputs
+        return (
+            outputs | {"features": {name: flip(a) for name, a in maps.items()}}
+            if self.intermediates
+            else outputs
+        )
 
     def _check_image(self, shape: tuple[int, ...]) -> None:
         if len(shape) != self.dims + 2 or shape[-1] != self.in_channels:
             expected = f"(batch, {self.dims} sides, {self.in_channels} channels)"
-            raise ModelError("the image does not fit the network", found=shape, expected=expected, fix="set dims and in_channels")
+            raise ModelError(
+                "the image does not fit the network",
+                found=shape,
+                expected=expected,
+                fix="set dims and in_channels",
+            )
         check_sides(shape[1:-1])
 
 
@@ -179,16 +242,23 @@ def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
 
 
 def check_sides(sides: Sequence[int]) -> None:
-    """Raises `ModelError` unless every side is a multiple of 32 and the deepest map holds more than one voxel.
+    """Raises `ModelError` unless every side is a multiple of 32 and the deepest map holds more than
+    one voxel.
 
     One voxel would be normalised over itself, to zero: the deepest features would carry nothing.
     """
     if any(side % STRIDE or side < STRIDE for side in sides):
         near = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in sides)
         expected, fix = f"multiples of {STRIDE}", f"set the patch to {near}"
-        raise ModelError("SwinUNETR needs other sides", found=tuple(sides), expected=expected, fix=fix)
+        raise ModelError(
+            "SwinUNETR needs other sides", found=tuple(sides), expected=expected, fix=fix
+        )
     if all(side == STRIDE for side in sides):
-        raise ModelError("the deepest map would be one voxel", found=tuple(sides), fix=f"use at least {2 * STRIDE} along one axis")
+        raise ModelError(
+            "the deepest map would be one voxel",
+            found=tuple(sides),
+            fix=f"use at least {2 * STRIDE} along one axis",
+        )
 
 
 def make(
@@ -219,29 +289,37 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> SwinUNETR:
-    """Builds the network; its defaults are those of the paper and of MONAI's class (whose `feature_size` is 24, though).
+    """Builds the network; its defaults are those of the paper and of MONAI's class (whose
+    `feature_size` is 24, though).
 
     Args:
       classes: channels of the logits.
       in_channels: of the image.
-      feature_size: f, width of the tokens and of the last decoder map; a multiple of 12 in MONAI, here of the heads.
+      feature_size: f, width of the tokens and of the last decoder map; a multiple of 12 in MONAI,
+        here of the heads.
       depths, heads: Swin blocks and heads of each of the four stages.
       window: tokens per axis.
-      merging: order of the merged neighbours (`parts.patch.MERGING`): "fixed", "legacy" (all public weights), "v2order".
+      merging: order of the merged neighbours (`parts.patch.MERGING`): "fixed", "legacy" (all public
+        weights), "v2order".
       use_v2: SwinUNETR-V2, a residual convolution block before every stage.
       dims: 2 or 3 axes.
       normalise: the encoder's maps are whitened before the decoder uses them.
       norm: of the convolution blocks: "instance" without parameters, "instance_affine" with.
-      drop_path: highest rate; it grows linearly over the blocks. Training then needs the rng "dropout".
+      drop_path: highest rate; it grows linearly over the blocks. Training then needs the rng
+        "dropout".
       bias_index: "corner" or "geometric" for shrunken windows (`parts.window.bias_index`).
-      weight_axes: axis order of the arrays that the weights were trained on; "xyz" (MONAI) turns the image before and the maps after.
+      weight_axes: axis order of the arrays that the weights were trained on; "xyz" (MONAI) turns
+        the image before and the maps after.
       intermediates: also return {"features": {name: map}}.
       prior: initial bias of the head, e.g. -2 for rare sigmoid classes; otherwise PyTorch's.
       bottleneck, dense, mlp: sockets; see `SwinUNETR` and `parts.attention`.
-      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
-      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
+        see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
+        corpora share a head.
       dtype: compute type, "float32" or "bfloat16".
-      remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the convolution blocks as well).
+      remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the
+        convolution blocks as well).
 
     Raises: `ModelError` for arguments that describe no network.
     """
@@ -251,9 +329,19 @@ def make(
             ("dims", dims, dims in (2, 3), "2 or 3"),
             ("depths", depths, len(depths) == 4 and min(depths) > 0, "four positive numbers"),
             ("heads", heads, fitting, f"divisors of {feature_size} x (1, 2, 4, 8)"),
-            ("window", window, isinstance(window, int) or len(window) == dims, f"one number or {dims}"),
+            (
+                "window",
+                window,
+                isinstance(window, int) or len(window) == dims,
+                f"one number or {dims}",
+            ),
             ("norm", norm, norm in ("instance", "instance_affine"), "instance or instance_affine"),
-            ("bias_index", bias_index, bias_index in ("corner", "geometric"), "corner or geometric"),
+            (
+                "bias_index",
+                bias_index,
+                bias_index in ("corner", "geometric"),
+                "corner or geometric",
+            ),
             ("weight_axes", weight_axes, weight_axes in ("zyx", "xyz"), "zyx or xyz"),
             ("dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
             ("remat", remat, remat in REMAT, " or ".join(REMAT)),
@@ -262,23 +350,48 @@ def make(
     merging_order(merging, dims)
     precision = jnp.dtype(dtype)
     sizes = (window,) * dims if isinstance(window, int) else tuple(window)
-    shared = {"mlp_ratio": mlp_ratio, "bias_index": bias_index, "dense": dense, "mlp": mlp, "dtype": precision}
+    shared = {
+        "mlp_ratio": mlp_ratio,
+        "bias_index": bias_index,
+        "dense": dense,
+        "mlp": mlp,
+        "dtype": precision,
+    }
     block = SwinBlock if remat == "none" else rematerialised()
     stages = tuple(
         functools.partial(SwinStage, h, sizes, rates, block, **shared)
         for h, rates in zip(heads, drop_path_rates(drop_path, depths), strict=True)
     )
-    instance_norm = functools.partial(InstanceNorm, affine=norm == "instance_affine", dtype=precision)
-    conv_block = functools.partial(nn.remat(ResBlock) if remat == "all" else ResBlock, norm=instance_norm, dtype=precision)
+    instance_norm = functools.partial(
+        InstanceNorm, affine=norm == "instance_affine", dtype=precision
+    )
+    conv_block = functools.partial(
+        nn.remat(ResBlock) if remat == "all" else ResBlock, norm=instance_norm, dtype=precision
+    )
     up_block = functools.partial(UpBlock, block=conv_block, dtype=precision)
     swin = SwinEncoder(feature_size, stages, merging, use_v2, normalise, conv_block, precision)
     return SwinUNETR(
-        classes, swin, dims, in_channels, conv_block, up_block, bottleneck, weight_axes, intermediates, prior, precision,
+        classes,
+        swin,
+        dims,
+        in_channels,
+        conv_block,
+        up_block,
+        bottleneck,
+        weight_axes,
+        intermediates,
+        prior,
+        precision,
         head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
-    )  # fmt: skip
+    )
 
 
 def _check(table: Sequence[tuple[str, Any, bool, str]]) -> None:
     for name, found, good, expected in table:
         if not good:
-            raise ModelError(f"SwinUNETR cannot be built with this {name}", found=found, expected=expected, fix=f"change {name}")
+            raise ModelError(
+                f"SwinUNETR cannot be built with this {name}",
+                found=found,
+                expected=expected,
+                fix=f"change {name}",
+            )

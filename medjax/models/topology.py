@@ -1,4 +1,6 @@
-"""The stages of an encoder-decoder: given, or by nnU-Net's rule (`medjax/topology.py`, which planning shares) from patch and spacing."""
+"""The stages of an encoder-decoder: given, or by nnU-Net's rule (`medjax/topology.py`, which
+planning shares) from patch and spacing.
+"""
 
 from collections.abc import Sequence
 
@@ -19,25 +21,39 @@ def stages(
     max_features: int | None,
     max_stages: int | None,
 ) -> tuple[Sides, tuple[Sides, ...], tuple[Sides, ...]]:
-    """(features, strides, kernels) of every stage, finest first; what is None follows from the others.
+    """(features, strides, kernels) of every stage, finest first; what is None follows from the
+    others.
 
     Args:
       patch, spacing_mm: needed unless strides and kernels are given.
-      features: widths; None doubles `base_features` per stage up to `max_features` (None: nnU-Net's, 320 in three axes, 512 in two).
+      features: widths; None doubles `base_features` per stage up to `max_features` (None:
+        nnU-Net's, 320 in three axes, 512 in two).
       max_stages: bound of the rule.
 
     Raises: `ModelError` where the topology stays open or the lists disagree.
     """
     if strides is None or kernels is None:
         if patch is None or spacing_mm is None:
-            raise ModelError("the topology is open", fix="give patch and spacing_mm, or strides and kernels")
+            raise ModelError(
+                "the topology is open", fix="give patch and spacing_mm, or strides and kernels"
+            )
         found = topology(spacing_mm, patch, max_stages=max_stages)
         strides, kernels = strides or found.strides, kernels or found.kernels
     strides, kernels = tuple(map(tuple, strides)), tuple(map(tuple, kernels))
-    features = tuple(features or features_per_stage(len(strides), base_features, max_features or (320 if len(strides[0]) == 3 else 512)))
-    if not len(features) == len(strides) == len(kernels) or len(features) < 2 or any(s != 1 for s in strides[0]):
+    features = tuple(
+        features
+        or features_per_stage(
+            len(strides), base_features, max_features or (320 if len(strides[0]) == 3 else 512)
+        )
+    )
+    if (
+        not len(features) == len(strides) == len(kernels)
+        or len(features) < 2
+        or any(s != 1 for s in strides[0])
+    ):
         raise ModelError(
-            "features, strides and kernels must agree, with at least 2 stages and a first stride of 1",
+            "features, strides and kernels must agree, with at least 2 stages and a first stride "
+            "of 1",
             found=f"features {features}, strides {strides}, {len(kernels)} kernels",
-        )  # fmt: skip
+        )
     return features, strides, kernels

@@ -1,11 +1,15 @@
-"""TSFM: a residual convolution trunk with a vision transformer at its lowest level (Xie et al., arXiv 2403.06396); without it, STU-Net.
+"""TSFM: a residual convolution trunk with a vision transformer at its lowest level (Xie et al.,
+arXiv 2403.06396); without it, STU-Net.
 
-In: image (b, *vol, m), two or three axes. Out: {"logits": (b, *vol, classes), "deep": [coarser ones, finest first]}, float32.
-The paper fixes the kinds of block and the size of 1.6 billion parameters but not the widths; `VARIANTS` holds the chosen reading (`h`: the
-trunk of STU-Net-H, ViT-B/12, 3x3x3 projections), its family from 3.9 million parameters, the other candidates, and STU-Net's four sizes.
+In: image (b, *vol, m), two or three axes. Out: {"logits": (b, *vol, classes), "deep": [coarser
+ones, finest first]}, float32. The paper fixes the kinds of block and the size of 1.6 billion
+parameters but not the widths; `VARIANTS` holds the chosen reading (`h`: the trunk of STU-Net-H,
+ViT-B/12, 3x3x3 projections), its family from 3.9 million parameters, the other candidates, and
+STU-Net's four sizes.
 
-Parameters: `stem/{conv,norm}`, `enc<s>` and `dec<l>` / `block<b>` / {norm1,conv1,norm2,conv2,short}, `up<l>`, `bott_norm`,
-`vit/{in_proj,pos,layer<i>,ln_f,out_proj}`, `head_norm<l>`, `head<l>`; levels count from the finest, 0.
+Parameters: `stem/{conv,norm}`, `enc<s>` and `dec<l>` / `block<b>` /
+{norm1,conv1,norm2,conv2,short}, `up<l>`, `bott_norm`, `vit/{in_proj,pos,layer<i>,ln_f,out_proj}`,
+`head_norm<l>`, `head<l>`; levels count from the finest, 0.
 """
 
 import functools
@@ -17,7 +21,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts.blocks import check_precision, check_sides, check_word, head, rematerialised
+from medjax.models.parts.blocks import (
+    check_precision,
+    check_sides,
+    check_word,
+    head,
+    rematerialised,
+)
 from medjax.models.parts.conv import Conv
 from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
@@ -27,8 +37,14 @@ from medjax.models.parts.vit import Bottleneck
 from medjax.models.topology import topology
 
 DEFAULTS: dict[str, Any] = {
-    "blocks": 1, "vit": True, "vit_layers": 12, "proj_kernel": (1, 1), "order": "pre", "shortcut_from": "raw", "remat": "none",
-}  # fmt: skip
+    "blocks": 1,
+    "vit": True,
+    "vit_layers": 12,
+    "proj_kernel": (1, 1),
+    "order": "pre",
+    "shortcut_from": "raw",
+    "remat": "none",
+}
 _HUGE = {"vit_width": 768, "vit_heads": 12, "remat": "convs"}
 _STUNET: dict[str, Any] = {"vit": False, "order": "post"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,27 +55,47 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "h": {"channels": (96, 192, 384, 768, 1536, 1536), "blocks": 3, "proj_kernel": (3, 3), **_HUGE},
     "h2": {"channels": (64, 128, 256, 512, 1024, 2048), "blocks": 4, **_HUGE},
     "a1": {"channels": (96, 192, 384, 768, 1536, 1536), "blocks": 3, **_HUGE},
-    "a2": {"channels": (96, 192, 384, 768, 1536, 1536), "blocks": 3, "proj_kernel": (1, 3), **_HUGE},
+    "a2": {
+        "channels": (96, 192, 384, 768, 1536, 1536),
+        "blocks": 3,
+        "proj_kernel": (1, 3),
+        **_HUGE,
+    },
     "c": {"channels": (128, 256, 512, 1024, 2048), "blocks": 4, **_HUGE},
     "d": {"channels": (96, 192, 384, 768, 1536), "blocks": 7, **_HUGE},
     "f": {"channels": (48, 96, 192, 384, 768, 1536), "blocks": 7, **_HUGE},
     "stunet_s": {"channels": (16, 32, 64, 128, 256, 256), **_STUNET},
     "stunet_b": {"channels": (32, 64, 128, 256, 512, 512), **_STUNET},
-    "stunet_l": {"channels": (64, 128, 256, 512, 1024, 1024), "blocks": 2, **_STUNET, "remat": "convs"},
-    "stunet_h": {"channels": (96, 192, 384, 768, 1536, 1536), "blocks": 3, **_STUNET, "remat": "convs"},
+    "stunet_l": {
+        "channels": (64, 128, 256, 512, 1024, 1024),
+        "blocks": 2,
+        **_STUNET,
+        "remat": "convs",
+    },
+    "stunet_h": {
+        "channels": (96, 192, 384, 768, 1536, 1536),
+        "blocks": 3,
+        **_STUNET,
+        "remat": "convs",
+    },
 }
-ORDERS, STEMS, SHORTCUTS, SCANS = ("pre", "post"), ("conv", "conv_bare", "residual"), ("raw", "activated"), ("none", "vit", "all")
+ORDERS, STEMS, SHORTCUTS, SCANS = (
+    ("pre", "post"),
+    ("conv", "conv_bare", "residual"),
+    ("raw", "activated"),
+    ("none", "vit", "all"),
+)
 
 
 class Block(nn.Module):
     """A residual block of two convolutions; the first one carries the stride.
 
-    "pre": norm1 - act - conv1 - norm2 - act - conv2, plus the shortcut. "post": conv1 - norm1 - act - conv2 - norm2, plus the shortcut,
-    act. With `project` the shortcut is a 1x1x1 convolution `short` without norm: of the input, or ("activated") of what conv1 sees, then
-    without bias.
+    "pre": norm1 - act - conv1 - norm2 - act - conv2, plus the shortcut. "post": conv1 - norm1 - act
+    - conv2 - norm2, plus the shortcut, act. With `project` the shortcut is a 1x1x1 convolution
+    `short` without norm: of the input, or ("activated") of what conv1 sees, then without bias.
 
-    With a `skip`, the input is first repeated to the skip's grid and concatenated with it, as (up, skip): inside the block, so that
-    recomputing the block spares the memory of both.
+    With a `skip`, the input is first repeated to the skip's grid and concatenated with it, as (up,
+    skip): inside the block, so that recomputing the block spares the memory of both.
     """
 
     features: int
@@ -70,9 +106,19 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *vol i"], skip: Float[Array, "b *fine j"] | None = None) -> Float[Array, "b *out o"]:
+    def __call__(
+        self, x: Float[Array, "b *vol i"], skip: Float[Array, "b *fine j"] | None = None
+    ) -> Float[Array, "b *out o"]:
         if skip is not None:
-            x = jnp.concatenate([nearest(x, [a // b for a, b in zip(skip.shape[1:-1], x.shape[1:-1], strict=True)]), skip], -1)
+            x = jnp.concatenate(
+                [
+                    nearest(
+                        x, [a // b for a, b in zip(skip.shape[1:-1], x.shape[1:-1], strict=True)]
+                    ),
+                    skip,
+                ],
+                -1,
+            )
         pre, ones = self.order == "pre", (1,) * len(self.stride)
         conv = functools.partial(Conv, self.features, (3,) * len(ones), dtype=self.dtype)
         norm_act = functools.partial(InstanceNorm, dtype=self.dtype, leak=LEAK)
@@ -82,11 +128,20 @@ class Block(nn.Module):
             y = conv(name="conv2")(norm_act(name="norm2")(y))
         else:
             seen = x
-            y = mark(norm_act(name="norm1")(conv(strides=self.stride, bias_matters=False, name="conv1")(x)), UNIT)
-            y = InstanceNorm(dtype=self.dtype, name="norm2")(conv(bias_matters=False, name="conv2")(y))
+            y = mark(
+                norm_act(name="norm1")(
+                    conv(strides=self.stride, bias_matters=False, name="conv1")(x)
+                ),
+                UNIT,
+            )
+            y = InstanceNorm(dtype=self.dtype, name="norm2")(
+                conv(bias_matters=False, name="conv2")(y)
+            )
         if self.project:
             raw = self.shortcut_from == "raw"
-            x = Conv(self.features, ones, self.stride, raw, self.dtype, name="short")(x if raw else seen)
+            x = Conv(self.features, ones, self.stride, raw, self.dtype, name="short")(
+                x if raw else seen
+            )
         return x + y if pre else leaky_relu(x + y)
 
 
@@ -94,12 +149,16 @@ def nearest(x: Float[Array, "b *vol c"], stride: Sequence[int]) -> Float[Array, 
     """Every voxel repeated into a block of `stride` voxels."""
     sides, axes = x.shape[1:-1], len(stride)
     x = x.reshape(x.shape[0], *(n for side in sides for n in (side, 1)), x.shape[-1])
-    x = jnp.broadcast_to(x, (x.shape[0], *(n for pair in zip(sides, stride, strict=True) for n in pair), x.shape[-1]))
+    x = jnp.broadcast_to(
+        x, (x.shape[0], *(n for pair in zip(sides, stride, strict=True) for n in pair), x.shape[-1])
+    )
     return x.reshape(x.shape[0], *(sides[a] * stride[a] for a in range(axes)), x.shape[-1])
 
 
 class Stage(nn.Module):
-    """Blocks `block0`, `block1`, ...; the first one takes the stride, the skip and, if `project`, a shortcut convolution."""
+    """Blocks `block0`, `block1`, ...; the first one takes the stride, the skip and, if `project`, a
+    shortcut convolution.
+    """
 
     features: int
     stride: tuple[int, ...]
@@ -112,19 +171,33 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *vol i"], skip: Float[Array, "b *fine j"] | None = None) -> Float[Array, "b *out o"]:
-        block, shared = rematerialised(Block, self.remat), (self.order, self.shortcut_from, self.dtype)
+    def __call__(
+        self, x: Float[Array, "b *vol i"], skip: Float[Array, "b *fine j"] | None = None
+    ) -> Float[Array, "b *out o"]:
+        block, shared = (
+            rematerialised(Block, self.remat),
+            (self.order, self.shortcut_from, self.dtype),
+        )
         x = block(self.features, self.stride, self.project, *shared, name="block0")(x, skip)
         ones, names = (1,) * len(self.stride), [f"block{b}" for b in range(1, self.blocks)]
         if self.scan:
-            return repeat(self, Block(self.features, ones, False, *shared, parent=None), names, x, scan=True, remat=self.remat)
+            return repeat(
+                self,
+                Block(self.features, ones, False, *shared, parent=None),
+                names,
+                x,
+                scan=True,
+                remat=self.remat,
+            )
         for name in names:
             x = block(self.features, ones, False, *shared, name=name)(x)
         return x
 
 
 class TSFM(nn.Module):
-    """See `make` for the attributes; `bottleneck` is a socket: `bottleneck(name=)` gives a module called with (x, train); or None."""
+    """See `make` for the attributes; `bottleneck` is a socket: `bottleneck(name=)` gives a module
+    called with (x, train); or None.
+    """
 
     classes: int
     channels: tuple[int, ...]
@@ -145,7 +218,10 @@ class TSFM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b *vol m"], context: Mapping[str, Array] | None = None, train: bool = False
+        self,
+        image: Float[Array, "b *vol m"],
+        context: Mapping[str, Array] | None = None,
+        train: bool = False,
     ) -> dict[str, Array | list[Array]]:
         self._check(image)
         ones, last = (1,) * len(self.strides[0]), len(self.channels) - 1
@@ -153,12 +229,16 @@ class TSFM(nn.Module):
 
         def finish(self: nn.Module, x: Array, level: int) -> Array:
             y = norm_act(name=f"head_norm{level}")(x) if self.final_norm else x
-            return head(y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, context)
+            return head(
+                y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, context
+            )
 
         if self.remat != "none":
             finish = nn.remat(finish, static_argnums=(2,))
 
-        def stage(level: int, blocks: int, stride: tuple[int, ...], project: bool, name: str) -> nn.Module:
+        def stage(
+            level: int, blocks: int, stride: tuple[int, ...], project: bool, name: str
+        ) -> nn.Module:
             shared = (self.order, self.shortcut_from, self.remat, self.scan, self.dtype)
             return Stage(self.channels[level], stride, blocks, project, *shared, name=name)
 
@@ -175,7 +255,9 @@ class TSFM(nn.Module):
             x = self.bottleneck(name="vit")(x, train)
         outputs = []
         for level in reversed(range(last)):
-            x = Conv(self.channels[level], ones, dtype=self.dtype, name=f"up{level}")(x)  # before repeating: the two commute
+            x = Conv(self.channels[level], ones, dtype=self.dtype, name=f"up{level}")(
+                x
+            )  # before repeating: the two commute
             x = stage(level, self.blocks_decoder, ones, True, f"dec{level}")(x, skips[level])
             if self.deep_supervision or level == 0:
                 outputs.insert(0, finish(self, x, level))
@@ -188,13 +270,16 @@ class TSFM(nn.Module):
             lowest = [n // s for n, s in zip(lowest, stride, strict=True)]
         if max(lowest) == 1:
             raise ModelError(
-                "the lowest level would be one voxel, which instance norm turns into its bias", found=image.shape[1:-1],
+                "the lowest level would be one voxel, which instance norm turns into its bias",
+                found=image.shape[1:-1],
                 fix="take a larger patch or fewer strides",
-            )  # fmt: skip
+            )
 
 
 class Stem(nn.Module):
-    """One convolution from the raw image, which no norm has touched; with `norm` also instance norm and leaky ReLU."""
+    """One convolution from the raw image, which no norm has touched; with `norm` also instance norm
+    and leaky ReLU.
+    """
 
     features: int
     norm: bool
@@ -202,12 +287,22 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol m"]) -> Float[Array, "b *vol c"]:
-        x = Conv(self.features, (3,) * (x.ndim - 2), dtype=self.dtype, bias_matters=not self.norm, name="conv")(x)
+        x = Conv(
+            self.features,
+            (3,) * (x.ndim - 2),
+            dtype=self.dtype,
+            bias_matters=not self.norm,
+            name="conv",
+        )(x)
         return InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm")(x) if self.norm else x
 
 
-def strides_of(patch: Sequence[int], spacing_mm: Sequence[float | int], levels: int) -> tuple[tuple[int, ...], ...]:
-    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1 (kernels stay 3 everywhere)."""
+def strides_of(
+    patch: Sequence[int], spacing_mm: Sequence[float | int], levels: int
+) -> tuple[tuple[int, ...], ...]:
+    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1 (kernels stay 3
+    everywhere).
+    """
     found = topology(spacing_mm, patch).strides[1:levels]
     return found + ((1,) * len(patch),) * (levels - 1 - len(found))
 
@@ -244,44 +339,70 @@ def make(
     remat: str | None = None,
     dtype: str = "float32",
 ) -> TSFM:
-    """Builds the network. What is not given (None) comes from the variant, and beyond that from `DEFAULTS`.
+    """Builds the network. What is not given (None) comes from the variant, and beyond that from
+    `DEFAULTS`.
 
     Args:
       classes: output channels.
       variant: a key of `VARIANTS`.
-      patch, spacing_mm: give these for nnU-Net's strides, or `strides`, one per level below the finest.
-      channels: per level, finest first. blocks, blocks_decoder: per stage; the decoder's default is the encoder's.
-      order: "pre" (norm, act, conv) or "post" (conv, norm, act: STU-Net and its weights). See `Block`.
-      stem: "conv" (convolution, norm, activation), "conv_bare" (convolution), "residual" (the first block sees the image); default
-        "conv" in order "pre", "residual" in order "post".
+      patch, spacing_mm: give these for nnU-Net's strides, or `strides`, one per level below the
+        finest.
+      channels: per level, finest first. blocks, blocks_decoder: per stage; the decoder's default is
+        the encoder's.
+      order: "pre" (norm, act, conv) or "post" (conv, norm, act: STU-Net and its weights). See
+        `Block`.
+      stem: "conv" (convolution, norm, activation), "conv_bare" (convolution), "residual" (the first
+        block sees the image); default "conv" in order "pre", "residual" in order "post".
       shortcut_from: "raw" or "activated" (nnU-Net's own pre-activation block; order "pre" only).
-      final_norm: instance norm and activation before every head and the transformer; default: in order "pre".
-      vit, vit_width, vit_layers, vit_heads, vit_mlp_ratio, vit_dropout: the transformer at the lowest level.
-      position: its table, "learned" or "sincos"; `parts.position.resize_table` moves a learned one to another grid.
+      final_norm: instance norm and activation before every head and the transformer; default: in
+        order "pre". vit, vit_width, vit_layers, vit_heads, vit_mlp_ratio, vit_dropout: the
+        transformer at the lowest level.
+      position: its table, "learned" or "sincos"; `parts.position.resize_table` moves a learned one
+        to another grid.
       proj_kernel: sides of its convolutions (in, out), 1 or 3.
       bottleneck_residual: add the transformer's input to its output.
-      deep_supervision: logits at every level but the lowest (`deep`, finest first); otherwise `deep` is empty.
-      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
-      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
+      deep_supervision: logits at every level but the lowest (`deep`, finest first); otherwise
+        `deep` is empty.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
+        see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
+        corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
-      scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a stage as well, which stacks their
-        kernels). Names and shapes of the parameters do not depend on it.
-      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "units" (convolutions too), "block"
-        (every block whole); see `parts.remat`. With any of them the transformer's layers are recomputed whole.
+      scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a
+        stage as well, which stacks their kernels). Names and shapes of the parameters do not depend
+        on it.
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
+        "units" (convolutions too), "block" (every block whole); see `parts.remat`. With any of them
+        the transformer's layers are recomputed whole.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
 
     In training with `vit_dropout` the call needs the rng "dropout".
-    Raises: `ModelError` for arguments that describe no network, or (at call time) a patch that cannot be halved evenly.
+    Raises: `ModelError` for arguments that describe no network, or (at call time) a patch that
+      cannot be halved evenly.
     """
     check_word("variant", variant, tuple(VARIANTS))
     given = {
-        "channels": channels, "blocks": blocks, "blocks_decoder": blocks_decoder, "order": order, "stem": stem,
-        "shortcut_from": shortcut_from, "final_norm": final_norm, "vit": vit, "vit_width": vit_width, "vit_layers": vit_layers,
-        "vit_heads": vit_heads, "proj_kernel": proj_kernel, "remat": remat,
-    }  # fmt: skip
+        "channels": channels,
+        "blocks": blocks,
+        "blocks_decoder": blocks_decoder,
+        "order": order,
+        "stem": stem,
+        "shortcut_from": shortcut_from,
+        "final_norm": final_norm,
+        "vit": vit,
+        "vit_width": vit_width,
+        "vit_layers": vit_layers,
+        "vit_heads": vit_heads,
+        "proj_kernel": proj_kernel,
+        "remat": remat,
+    }
     chosen = DEFAULTS | VARIANTS[variant] | {k: v for k, v in given.items() if v is not None}
     pre = chosen["order"] == "pre"
-    chosen = {"stem": "conv" if pre else "residual", "final_norm": pre, "blocks_decoder": chosen["blocks"]} | chosen
+    chosen = {
+        "stem": "conv" if pre else "residual",
+        "final_norm": pre,
+        "blocks_decoder": chosen["blocks"],
+    } | chosen
     check_precision(dtype, chosen["remat"])
     for name, known in (("order", ORDERS), ("stem", STEMS), ("shortcut_from", SHORTCUTS)):
         check_word(name, chosen[name], known)
@@ -292,20 +413,48 @@ def make(
             raise ModelError("the strides are open", fix="give patch and spacing_mm, or strides")
         strides = strides_of(patch, spacing_mm, len(channels))
     strides = tuple(map(tuple, strides))
-    good = len(strides) == len(channels) - 1 > 0 and min(chosen["blocks"], chosen["blocks_decoder"]) > 0
+    good = (
+        len(strides) == len(channels) - 1 > 0
+        and min(chosen["blocks"], chosen["blocks_decoder"]) > 0
+    )
     if not good or (chosen["shortcut_from"] == "activated" and not pre):
         raise ModelError(
-            "these arguments describe no network", found=f"channels {channels}, strides {strides}, {chosen}",
-            expected="one stride per level below the finest, blocks in every stage, shortcut_from=activated with order=pre only",
-        )  # fmt: skip
+            "these arguments describe no network",
+            found=f"channels {channels}, strides {strides}, {chosen}",
+            expected="one stride per level below the finest, blocks in every stage, "
+            "shortcut_from=activated with order=pre only",
+        )
     precision, bottleneck = jnp.dtype(dtype), None
     if chosen["vit"]:
         bottleneck = functools.partial(
-            Bottleneck, chosen["vit_width"], chosen["vit_layers"], chosen["vit_heads"], vit_mlp_ratio, tuple(chosen["proj_kernel"]),
-            bottleneck_residual, vit_dropout, position, scan != "none", chosen["remat"], precision,
-        )  # fmt: skip
+            Bottleneck,
+            chosen["vit_width"],
+            chosen["vit_layers"],
+            chosen["vit_heads"],
+            vit_mlp_ratio,
+            tuple(chosen["proj_kernel"]),
+            bottleneck_residual,
+            vit_dropout,
+            position,
+            scan != "none",
+            chosen["remat"],
+            precision,
+        )
     return TSFM(
-        classes, channels, strides, chosen["blocks"], chosen["blocks_decoder"], bottleneck, chosen["order"], chosen["stem"],
-        chosen["shortcut_from"], chosen["final_norm"], deep_supervision, prior, scan == "all", chosen["remat"], precision,
+        classes,
+        channels,
+        strides,
+        chosen["blocks"],
+        chosen["blocks_decoder"],
+        bottleneck,
+        chosen["order"],
+        chosen["stem"],
+        chosen["shortcut_from"],
+        chosen["final_norm"],
+        deep_supervision,
+        prior,
+        scan == "all",
+        chosen["remat"],
+        precision,
         head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
-    )  # fmt: skip
+    )

@@ -1,10 +1,13 @@
 """nnU-Net's plain U-Net (PlainConvUNet) in two or three dimensions, with deep supervision.
 
-Encoder stage: `convs_per_stage` times convolution, instance norm, leaky ReLU; the first convolution carries the stage's stride. Decoder
-stage: transposed convolution with kernel = stride, concatenation (up, skip), convolutions with the kernels of the skip's stage, and a
-1x1x1 head at every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and heads.
+Encoder stage: `convs_per_stage` times convolution, instance norm, leaky ReLU; the first convolution
+carries the stage's stride. Decoder stage: transposed convolution with kernel = stride,
+concatenation (up, skip), convolutions with the kernels of the skip's stage, and a 1x1x1 head at
+every resolution. MultiTalent's U-Net is this network without bias in transposed convolutions and
+heads.
 
-Parameters: `encoder_<s>` and `decoder_<s>` / `conv_<k>` / `conv`, `norm`; `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
+Parameters: `encoder_<s>` and `decoder_<s>` / `conv_<k>` / `conv`, `norm`; `up_<s>`; `head_<s>`; s
+counts stages from the finest, 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +16,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from medjax.models.parts.blocks import ConvStack, check_precision, check_sides, decode, head, rematerialised
+from medjax.models.parts.blocks import (
+    ConvStack,
+    check_precision,
+    check_sides,
+    decode,
+    head,
+    rematerialised,
+)
 from medjax.models.parts.heads import socket
 from medjax.models.topology import stages
 
@@ -37,21 +47,47 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b *vol m"], context: Mapping[str, Array] | None = None, train: bool = False
+        self,
+        image: Float[Array, "b *vol m"],
+        context: Mapping[str, Array] | None = None,
+        train: bool = False,
     ) -> dict[str, Array | list[Array]]:
         check_sides(image, self.strides, "the U-Net")
         block = rematerialised(ConvStack, self.remat)
         x, skips = image.astype(self.dtype), []
-        for s, (width, stride, kernel) in enumerate(zip(self.features, self.strides, self.kernels, strict=True)):
-            x = block(width, kernel, stride, self.convs_per_stage, self.dtype, name=f"encoder_{s}")(x)
+        for s, (width, stride, kernel) in enumerate(
+            zip(self.features, self.strides, self.kernels, strict=True)
+        ):
+            x = block(width, kernel, stride, self.convs_per_stage, self.dtype, name=f"encoder_{s}")(
+                x
+            )
             skips.append(x)
         ones = (1,) * len(self.strides[0])
         return decode(
-            skips, self.strides,
-            lambda s, name: block(self.features[s], self.kernels[s], ones, self.convs_per_stage_decoder, self.dtype, name=name),
-            lambda x, s: head(x, self.classes, self.head_bias, self.prior, self.dtype, f"head_{s}", self.head, context),
-            deep=self.deep_supervision, up_bias=self.up_bias, dtype=self.dtype,
-        )  # fmt: skip
+            skips,
+            self.strides,
+            lambda s, name: block(
+                self.features[s],
+                self.kernels[s],
+                ones,
+                self.convs_per_stage_decoder,
+                self.dtype,
+                name=name,
+            ),
+            lambda x, s: head(
+                x,
+                self.classes,
+                self.head_bias,
+                self.prior,
+                self.dtype,
+                f"head_{s}",
+                self.head,
+                context,
+            ),
+            deep=self.deep_supervision,
+            up_bias=self.up_bias,
+            dtype=self.dtype,
+        )
 
 
 def make(
@@ -81,29 +117,52 @@ def make(
 
     Args:
       classes: output channels.
-      patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and `kernels` for an explicit one.
-      base_features, max_features, max_stages: widths of the stages: doubled per stage up to the maximum (None: nnU-Net's, 320
-        in three axes, 512 in two); or give `features`.
+      patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and
+        `kernels` for an explicit one.
+      base_features, max_features, max_stages: widths of the stages: doubled per stage up to the
+        maximum (None: nnU-Net's, 320 in three axes, 512 in two); or give `features`.
       strides, kernels: per stage, finest first; the first stride is all 1.
       convs_per_stage, convs_per_stage_decoder: convolutions of each encoder and decoder stage.
-      deep_supervision: logits at every resolution but the coarsest (`deep`, finest first); otherwise `deep` is empty.
+      deep_supervision: logits at every resolution but the coarsest (`deep`, finest first);
+        otherwise `deep` is empty.
       up_bias, head_bias: bias in transposed convolutions and heads.
-      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus; see `parts.heads`.
-      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which corpora share a head.
+      head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
+        see `parts.heads`.
+      corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
+        corpora share a head.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
-      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations), "units" (convolutions too), "block"
-        (every stage whole); see `parts.remat`.
+      remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
+        "units" (convolutions too), "block" (every stage whole); see `parts.remat`.
 
-    Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride, classes), ...]}.
-    Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch that cannot be halved evenly.
+    Call: image (b, *patch, m) -> {"logits": (b, *patch, classes), "deep": [(b, *patch / stride,
+    classes), ...]}.
+    Raises: `ModelError` for arguments that do not describe a network, or (at call time) a patch
+      that cannot be halved evenly.
     """
     check_precision(dtype, remat)
     features, strides, kernels = stages(
-        patch=patch, spacing_mm=spacing_mm, strides=strides, kernels=kernels, features=features, base_features=base_features,
-        max_features=max_features, max_stages=max_stages,
-    )  # fmt: skip
+        patch=patch,
+        spacing_mm=spacing_mm,
+        strides=strides,
+        kernels=kernels,
+        features=features,
+        base_features=base_features,
+        max_features=max_features,
+        max_stages=max_stages,
+    )
     return UNet(
-        classes, features, strides, kernels, convs_per_stage, convs_per_stage_decoder, deep_supervision, up_bias, head_bias, prior,
-        jnp.dtype(dtype), remat, head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
-    )  # fmt: skip
+        classes,
+        features,
+        strides,
+        kernels,
+        convs_per_stage,
+        convs_per_stage_decoder,
+        deep_supervision,
+        up_bias,
+        head_bias,
+        prior,
+        jnp.dtype(dtype),
+        remat,
+        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
+    )

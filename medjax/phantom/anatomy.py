@@ -1,9 +1,10 @@
 """A synthetic patient: its tissues, its habitus, and the trunk with bones and chest.
 
-In: a `Canvas` (fine voxels with patient coordinates) and a numpy Generator. Out: the canvas' tissue codes.
-Coordinates are millimetres: x to the patient's right, y to anterior, z to superior; the origin lies in mid-body at the disc between the
-first and second lumbar vertebra. Sizes and positions are those of a supine adult. Here are the trunk (skin, fat, muscle wall), bones and
-chest; vessels and solid organs are in `phantom_organs`, stomach and bowel in `phantom_bowel`.
+In: a `Canvas` (fine voxels with patient coordinates) and a numpy Generator. Out: the canvas' tissue
+codes. Coordinates are millimetres: x to the patient's right, y to anterior, z to superior; the
+origin lies in mid-body at the disc between the first and second lumbar vertebra. Sizes and
+positions are those of a supine adult. Here are the trunk (skin, fat, muscle wall), bones and chest;
+vessels and solid organs are in `phantom_organs`, stomach and bowel in `phantom_bowel`.
 """
 
 import dataclasses
@@ -11,15 +12,64 @@ import enum
 
 import numpy as np
 
-from medjax.phantom.shapes import FAR, Canvas, Number, branching, bump, capsule, ellipsoid, smooth_max, smooth_min, step, turned
+from medjax.phantom.shapes import (
+    FAR,
+    Canvas,
+    Number,
+    branching,
+    bump,
+    capsule,
+    ellipsoid,
+    smooth_max,
+    smooth_min,
+    step,
+    turned,
+)
 
 
 class T(enum.IntEnum):
     """Tissue codes. Paired organs: the code of the left one follows that of the right one."""
 
-    AIR, COUCH, SKIN, FAT, INNER_FAT, MUSCLE, CARTILAGE, BONE, MARROW, DISC, CSF, CORD, LUNG, LUNG_VESSEL, HEART, BLOOD = range(16)
-    LIVER, HEPATIC_VEIN, PORTAL_BRANCH, LIVER_TUMOUR, LIVER_NECROSIS, SPLEEN, PANCREAS, BILE, ADRENAL = range(16, 25)
-    CORTEX, CORTEX_LEFT, MEDULLA, MEDULLA_LEFT, CYST, CYST_LEFT, KIDNEY_TUMOUR, KIDNEY_TUMOUR_LEFT, URINE = range(25, 34)
+    (
+        AIR,
+        COUCH,
+        SKIN,
+        FAT,
+        INNER_FAT,
+        MUSCLE,
+        CARTILAGE,
+        BONE,
+        MARROW,
+        DISC,
+        CSF,
+        CORD,
+        LUNG,
+        LUNG_VESSEL,
+        HEART,
+        BLOOD,
+    ) = range(16)
+    (
+        LIVER,
+        HEPATIC_VEIN,
+        PORTAL_BRANCH,
+        LIVER_TUMOUR,
+        LIVER_NECROSIS,
+        SPLEEN,
+        PANCREAS,
+        BILE,
+        ADRENAL,
+    ) = range(16, 25)
+    (
+        CORTEX,
+        CORTEX_LEFT,
+        MEDULLA,
+        MEDULLA_LEFT,
+        CYST,
+        CYST_LEFT,
+        KIDNEY_TUMOUR,
+        KIDNEY_TUMOUR_LEFT,
+        URINE,
+    ) = range(25, 34)
     AORTA, CAVA, PORTAL, ARTERY, VEIN = range(34, 39)
     STOMACH_WALL, STOMACH_FLUID, STOMACH_GAS, OESOPHAGUS = range(39, 43)
     BOWEL_WALL, BOWEL_FLUID, BOWEL_CONTRAST, GAS, STOOL, VERTEBRA, VERTEBRA_MARROW = range(43, 50)
@@ -37,7 +87,8 @@ class Patient:
       scale: size of the body (x, y, z) relative to the textbook.
       tilt_deg / offset: how the patient lies in the scanner: turns about x, y, z, and shift.
       fat: subcutaneous fat; belly: how far the abdominal wall bulges.
-      liver, spleen, kidney: size factors. breath: height of the diaphragm. scoliosis: sideways bend of the spine.
+      liver, spleen, kidney: size factors. breath: height of the diaphragm. scoliosis: sideways bend
+        of the spine.
       liver_tumours, kidney_tumours, cysts: how many of each.
     """
 
@@ -56,7 +107,9 @@ class Patient:
     cysts: int = 0
 
 
-def draw_patient(rng: np.random.Generator, *, liver_tumours: bool = False, kidney_tumours: bool = False) -> Patient:
+def draw_patient(
+    rng: np.random.Generator, *, liver_tumours: bool = False, kidney_tumours: bool = False
+) -> Patient:
     """A random patient; the flags ask for at least one tumour, otherwise there may be some."""
 
     def u(low: Number, high: Number) -> float:
@@ -90,21 +143,27 @@ def spine_at(z: np.ndarray | Number, who: Patient) -> tuple[np.ndarray, np.ndarr
     return np.asarray(who.scoliosis * np.sin(z / 70)), np.asarray(y)
 
 
-# --- trunk ---------------------------------------------------------------------------------------------------------------------
+# --- trunk ----------------------------------------------------------------------------------------
 
 
 def _outline(half_width: Number, front: Number, back: Number, power: float) -> np.ndarray:
-    """(720,) radius of a superellipse by direction, from -180 degrees (left) over -90 (back) and 0 (right) to 90 (front)."""
+    """(720,) radius of a superellipse by direction, from -180 degrees (left) over -90 (back) and 0
+    (right) to 90 (front).
+    """
     angle = np.deg2rad(np.arange(720) / 2 - 180)
-    across, along = np.abs(np.cos(angle)) / half_width, np.abs(np.sin(angle)) / np.where(np.sin(angle) > 0, front, back)
+    across, along = (
+        np.abs(np.cos(angle)) / half_width,
+        np.abs(np.sin(angle)) / np.where(np.sin(angle) > 0, front, back),
+    )
     return (across**power + along**power) ** (-1 / power)
 
 
 def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     """Skin, fat and muscle wall from nested outlines.
 
-    Leaves in `state`: `depth` (mm inside the cavity wall and away from the spine), `below` (mm below the diaphragm), `abdomen` (signed
-    distance to the abdominal cavity) and `way` (direction from the body's axis, in half degrees).
+    Leaves in `state`: `depth` (mm inside the cavity wall and away from the spine), `below` (mm
+    below the diaphragm), `abdomen` (signed distance to the abdominal cavity) and `way` (direction
+    from the body's axis, in half degrees).
     """
     x, y, z = c.x, c.y, c.z
     degrees = np.arange(720) / 2 - 180
@@ -118,7 +177,10 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     rho = np.hypot(x, y + 5)
     way = np.minimum(((np.arctan2(y + 5, x) + np.pi) * (360 / np.pi)).astype(np.int32), 719)
     upper = step((z - 15) / 100)
-    wobble = sum(rng.normal(0, 2.0 / k) * np.cos(np.deg2rad(k * degrees + rng.uniform(0, 360))) for k in range(2, 6))
+    wobble = sum(
+        rng.normal(0, 2.0 / k) * np.cos(np.deg2rad(k * degrees + rng.uniform(0, 360)))
+        for k in range(2, 6)
+    )
     furrow = 4 * near(-68, 12) + 4 * near(-112, 12) - 5 * near(-90, 7)
     waist = _outline(141 + 0.35 * who.belly, 96 + who.belly, 92, 2.35) + furrow + wobble
     thorax = _outline(139, 106 + 0.4 * who.belly, 94, 2.3) + furrow + wobble
@@ -126,18 +188,41 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     straight = look(1 / np.sqrt(1 + slope**2))
     muscle = look(waist)
     muscle += (look(thorax) - muscle) * upper
-    fat = who.fat * (0.75 + 0.4 * near(-50, 40) + 0.4 * near(-130, 40) + 0.25 * near(90, 50) - 0.1 * near(-90, 15)) + 2 + 5 * near(-90, 10)
+    fat = (
+        who.fat
+        * (
+            0.75
+            + 0.4 * near(-50, 40)
+            + 0.4 * near(-130, 40)
+            + 0.25 * near(90, 50)
+            - 0.1 * near(-90, 15)
+        )
+        + 2
+        + 5 * near(-90, 10)
+    )
     fat_here = look(fat) * (1 - 0.4 * upper) * (1 + 0.10 * c.rough)
     outer = (muscle - rho) * straight
-    wall_waist = 12 - 6 * near(47, 7) - 6 * near(133, 7) - 1.5 * near(90, 3) + 6 * near(-45, 14) + 6 * near(-135, 14) + 32 * near(-90, 30)
-    wall_chest = 17 + 10 * near(-70, 16) + 10 * near(-110, 16) + 22 * near(-90, 12) - 3 * near(90, 30)
+    wall_waist = (
+        12
+        - 6 * near(47, 7)
+        - 6 * near(133, 7)
+        - 1.5 * near(90, 3)
+        + 6 * near(-45, 14)
+        + 6 * near(-135, 14)
+        + 32 * near(-90, 30)
+    )
+    wall_chest = (
+        17 + 10 * near(-70, 16) + 10 * near(-110, 16) + 22 * near(-90, 12) - 3 * near(90, 30)
+    )
     wall = look(wall_waist)
     wall += (look(wall_chest) - wall) * upper
     depth = outer - wall
     xs, ys = spine_at(z, who)
     ahead = y - ys
     spine = np.hypot(x - xs, ahead) - 26
-    gutter = np.minimum(depth, spine + 1.6 * np.maximum(ahead, 0))  # the lungs reach down beside the spine, not in front of it
+    gutter = np.minimum(
+        depth, spine + 1.6 * np.maximum(ahead, 0)
+    )  # the lungs reach down beside the spine, not in front of it
     np.minimum(depth, spine, out=depth)
     skin = outer + fat_here
     t = c.tissue
@@ -160,7 +245,10 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     state.update(depth=depth, below=below, way=way)
     state["abdomen"] = smooth_max(1 - depth, -below, 8)
 
-    for side in (1, -1):  # back muscles: erector spinae in its sheath, quadratus lumborum, psoas widening downwards
+    for side in (
+        1,
+        -1,
+    ):  # back muscles: erector spinae in its sheath, quadratus lumborum, psoas widening downwards
         box = c.box((-110, -110, -FAR), (110, 10, FAR))
         if box is None:
             continue
@@ -179,26 +267,37 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
         c.solid(box, np.maximum(psoas + c.rough[box], zb - 38), T.MUSCLE, FATTY)
 
 
-# --- bones ---------------------------------------------------------------------------------------------------------------------
+# --- bones ----------------------------------------------------------------------------------------
 
 
 def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Vertebrae with arches and canal, intervertebral discs, ribs that slope down to the costal margin."""
+    """Vertebrae with arches and canal, intervertebral discs, ribs that slope down to the costal
+    margin.
+    """
     box = c.box((-65, -125, -FAR), (65, 15, FAR))
     if box is not None:
         x, y, z = c.points(box)
         xs, ys = spine_at(z, who)
         u, v = np.abs(x - xs), y - ys
         level = (z - 1.5) % 33 - 16.5  # from the middle of the vertebra; discs around +-16.5
-        body = np.hypot(u / 1.3, np.where(v < 0, v * 1.12, v)) - (17.2 - 1.8 * bump(level / 9)) + 0.5 * c.fine[box]
+        body = (
+            np.hypot(u / 1.3, np.where(v < 0, v * 1.12, v))
+            - (17.2 - 1.8 * bump(level / 9))
+            + 0.5 * c.fine[box]
+        )
         flat = smooth_max(body, -(v + 17.5), 5)
         c.solid(box, flat, T.DISC)
         bone = np.maximum(flat, np.abs(level) - 13.2)
         c.paint(box, bone < 0, T.VERTEBRA)
         c.paint(box, bone < -2.0, T.VERTEBRA_MARROW)
-        ring = np.abs(np.hypot(u / 1.15, v + 26) - 12.5) - 3.2  # pedicles, laminae and joints around the canal
+        ring = (
+            np.abs(np.hypot(u / 1.15, v + 26) - 12.5) - 3.2
+        )  # pedicles, laminae and joints around the canal
         arch = np.maximum(ring, np.abs(level - 1 - 0.25 * (v + 26)) - 13)
-        spinous = np.maximum(np.abs(u) - 2.6 - 0.05 * (-v - 36), np.maximum(np.abs(level + 5 + 0.3 * (v + 40)) - 9, np.abs(v + 49) - 15))
+        spinous = np.maximum(
+            np.abs(u) - 2.6 - 0.05 * (-v - 36),
+            np.maximum(np.abs(level + 5 + 0.3 * (v + 40)) - 9, np.abs(v + 49) - 15),
+        )
         transverse = capsule((u, v, level), (12, -25, 4), (38, -33, 6), 4.5, 3.2)[0]
         joint = ellipsoid((u, v, np.abs(level) - 16.5), (15, -31, 0), (6.5, 6.5, 9))
         posterior = np.minimum(smooth_min(smooth_min(arch, spinous, 4), transverse, 3), joint)
@@ -213,8 +312,12 @@ def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     if chest_box is None:
         return
     z = c.z[chest_box]
-    around = np.abs((state["way"][chest_box] / 2 - 90 + 180) % 360 - 180).astype(np.float32)  # degrees from the back's midline
-    drop = 112 * (0.5 - 0.5 * np.cos(np.minimum(around, 112) * (np.pi / 112))) - 45 * np.clip((around - 112) / 68, 0, 1)
+    around = np.abs((state["way"][chest_box] / 2 - 90 + 180) % 360 - 180).astype(
+        np.float32
+    )  # degrees from the back's midline
+    drop = 112 * (0.5 - 0.5 * np.cos(np.minimum(around, 112) * (np.pi / 112))) - 45 * np.clip(
+        (around - 112) / 68, 0, 1
+    )
     shift = float(rng.uniform(-5, 5))
     line = (z + drop - 55 - shift) / 31
     number = np.clip(np.round(line), 0, 9).astype(np.int32)
@@ -228,7 +331,9 @@ def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Lung bases over the domes of the diaphragm, the mediastinum, and the heart resting on the central tendon."""
+    """Lung bases over the domes of the diaphragm, the mediastinum, and the heart resting on the
+    central tendon.
+    """
     depth, below = state["depth"], state["below"]
     t = c.tissue
     t[(depth > 0) & (below < 0) & (below > -3.2)] = T.MUSCLE
@@ -242,15 +347,26 @@ def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
     c.paint(box, middle + 1.5 * c.rough[box] < 0, T.INNER_FAT, (T.LUNG,))
     for side in (1, -1):
         for _ in range(7):
-            start, way = (side * rng.uniform(30, 60), rng.uniform(-40, 20), 175), (side * rng.uniform(0, 0.7), rng.uniform(-0.6, 0.4), -1)
+            start, way = (
+                (side * rng.uniform(30, 60), rng.uniform(-40, 20), 175),
+                (side * rng.uniform(0, 0.7), rng.uniform(-0.6, 0.4), -1),
+            )
             tree = branching(rng, start, way, 3.6, 56, 3, lambda q: bool(40 < q[2] < 240))
             c.tubes(tree, T.LUNG_VESSEL, (T.LUNG,))
     box = c.box((-110, -30, 70), (60, 120, FAR))
     if box is None:
         return
     p = turned(c.points(box), (-24, 42, 150 + who.breath), about_z=-28, about_y=18)
-    floor = smooth_max(ellipsoid(p, (0, 0, 0), (62, 44, 46)), 7 + below[box], 12) + 1.2 * c.rough[box]
+    floor = (
+        smooth_max(ellipsoid(p, (0, 0, 0), (62, 44, 46)), 7 + below[box], 12) + 1.2 * c.rough[box]
+    )
     c.paint(box, floor < 5, T.INNER_FAT, (T.LUNG,))
     c.paint(box, floor < 0, T.HEART)
     c.paint(box, (ellipsoid(p, (-22, -4, -4), (30, 22, 24)) < 0) & (floor < -6), T.BLOOD)
-    c.paint(box, (ellipsoid(p, (16, 10, -2), (34, 22, 30)) < 0) & (floor < -3) & (ellipsoid(p, (-22, -4, -4), (38, 30, 32)) > 0), T.BLOOD)
+    c.paint(
+        box,
+        (ellipsoid(p, (16, 10, -2), (34, 22, 30)) < 0)
+        & (floor < -3)
+        & (ellipsoid(p, (-22, -4, -4), (38, 30, 32)) > 0),
+        T.BLOOD,
+    )

@@ -1,8 +1,11 @@
-"""The drawing tools of the phantom: signed distances, smooth noise, and the canvas on which organs are painted in patient millimetres.
+"""The drawing tools of the phantom: signed distances, smooth noise, and the canvas on which organs
+are painted in patient millimetres.
 
-In: point arrays in millimetres (x to the patient's right, y to anterior, z to superior) and a numpy Generator.
-Out: float32 signed distances (negative inside) and a canvas with one tissue code per fine voxel. Everything stays float32; a distance is
-exact for capsules and first-order for ellipsoids (the usual k0 (k0 - 1) / k1 estimate), which is all that painting and partial volume need.
+In: point arrays in millimetres (x to the patient's right, y to anterior, z to superior) and a numpy
+Generator. Out: float32 signed distances (negative inside) and a canvas with one tissue code per
+fine voxel. Everything stays float32; a distance is exact for capsules and first-order for
+ellipsoids (the usual k0 (k0 - 1) / k1 estimate), which is all that painting and partial volume
+need.
 """
 
 import dataclasses
@@ -27,7 +30,9 @@ def smooth_min(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarr
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarray:
-    """Intersection of two signed distances with a rounded edge; `smooth_max(a, -b)` cuts b out of a."""
+    """Intersection of two signed distances with a rounded edge; `smooth_max(a, -b)` cuts b out of
+    a.
+    """
     h = np.maximum(blend - np.abs(a - b), 0)
     return np.maximum(a, b) + h * h * (0.25 / blend)
 
@@ -56,7 +61,9 @@ def ellipsoid(p: Points, centre: Point, radii: Point) -> np.ndarray:
     return k0 * (k0 - 1) / k1
 
 
-def turned(p: Points, centre: Point, about_x: Number = 0.0, about_y: Number = 0.0, about_z: Number = 0.0) -> Points:
+def turned(
+    p: Points, centre: Point, about_x: Number = 0.0, about_y: Number = 0.0, about_z: Number = 0.0
+) -> Points:
     """Coordinates in a frame at `centre`, turned by the angles (degrees) about z, then y, then x."""
     x, y, z = (q - float(c) for q, c in zip(p, centre, strict=True))
     for angle, axis in ((about_z, 2), (about_y, 1), (about_x, 0)):
@@ -72,18 +79,26 @@ def turned(p: Points, centre: Point, about_x: Number = 0.0, about_y: Number = 0.
 
 
 def curve(t: np.ndarray, knots: Sequence[tuple[Number, Number]]) -> np.ndarray:
-    """A smooth function of one coordinate through (position, value) knots, constant beyond them; looked up at 0.5 mm."""
+    """A smooth function of one coordinate through (position, value) knots, constant beyond them;
+    looked up at 0.5 mm.
+    """
     at, value = zip(*knots, strict=True)
     fine = np.arange(at[0], at[-1] + 0.5, 0.5)
     table = np.interp(fine, at, value)
-    width = max(3, int(0.5 * (at[-1] - at[0]) / len(at)))  # a box as wide as a quarter of the knot distance takes the corners off
-    table = np.convolve(np.pad(table, width, mode="edge"), np.full(2 * width + 1, 1 / (2 * width + 1)), "valid").astype(np.float32)
+    width = max(
+        3, int(0.5 * (at[-1] - at[0]) / len(at))
+    )  # a box as wide as a quarter of the knot distance takes the corners off
+    table = np.convolve(
+        np.pad(table, width, mode="edge"), np.full(2 * width + 1, 1 / (2 * width + 1)), "valid"
+    ).astype(np.float32)
     return np.take(table, np.clip((t - at[0]) * 2, 0, len(table) - 1).astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """A tube: `points` (n, 3) mm with `radii` (n,) mm; straight between them unless made by `Path.smooth`."""
+    """A tube: `points` (n, 3) mm with `radii` (n,) mm; straight between them unless made by
+    `Path.smooth`.
+    """
 
     points: np.ndarray
     radii: np.ndarray
@@ -96,7 +111,15 @@ class Path:
         t = np.linspace(0, 1, per_span, endpoint=False)[:, None]
         spans = []
         for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-            spans.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+            spans.append(
+                0.5
+                * (
+                    2 * b
+                    + (c - a) * t
+                    + (2 * a - 5 * b + 4 * c - d) * t**2
+                    + (3 * b - a - 3 * c + d) * t**3
+                )
+            )
         drawn = np.concatenate([*spans, rows[-1:]])
         return cls(drawn[:, :3], np.maximum(drawn[:, 3], 0.3))
 
@@ -106,10 +129,16 @@ class Path:
         return list(zip(points, points[1:], radii, radii[1:], strict=False))
 
 
-def jitter(rng: np.random.Generator, rows: Sequence[Numbers], shift: Number, radius: Number = 0.08) -> np.ndarray:
-    """Rows of (x, y, z, radius) with every knot moved by about `shift` mm and all radii scaled together."""
+def jitter(
+    rng: np.random.Generator, rows: Sequence[Numbers], shift: Number, radius: Number = 0.08
+) -> np.ndarray:
+    """Rows of (x, y, z, radius) with every knot moved by about `shift` mm and all radii scaled
+    together.
+    """
     rows = np.asarray(rows, float)
-    return rows * [1, 1, 1, 1 + radius * float(np.clip(rng.normal(), -2, 2))] + rng.normal(size=rows.shape) * [shift, shift, shift, 0]
+    return rows * [1, 1, 1, 1 + radius * float(np.clip(rng.normal(), -2, 2))] + rng.normal(
+        size=rows.shape
+    ) * [shift, shift, shift, 0]
 
 
 def capsule(p: Points, a: Point, b: Point, ra: Number, rb: Number) -> tuple[np.ndarray, np.ndarray]:
@@ -123,14 +152,18 @@ def capsule(p: Points, a: Point, b: Point, ra: Number, rb: Number) -> tuple[np.n
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.ndarray:
-    """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on a random lattice); float32 (shape)."""
+    """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on
+    a random lattice); float32 (shape).
+    """
     taps = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
     lattice = rng.standard_normal([first[-1] + 4 for first, _ in taps], dtype=np.float32)
     for axis in (2, 1, 0):
         first, weights = taps[axis]
         lattice = np.moveaxis(lattice, axis, 0)
         drawn = np.empty((len(first), *lattice.shape[1:]), np.float32)
-        for k, (start, w) in enumerate(zip(first, weights, strict=True)):  # no matrix product: BLAS threads would fight with ours
+        for k, (start, w) in enumerate(
+            zip(first, weights, strict=True)
+        ):  # no matrix product: BLAS threads would fight with ours
             np.multiply(lattice[start], w[0], out=drawn[k])
             for tap in (1, 2, 3):
                 drawn[k] += lattice[start + tap] * w[tap]
@@ -139,21 +172,28 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.
 
 
 def _spline(n: int, cell: Number) -> tuple[list[int], np.ndarray]:
-    """First lattice point and (n, 4) cubic B-spline weights of each of n voxels, scaled to keep unit variance on average."""
+    """First lattice point and (n, 4) cubic B-spline weights of each of n voxels, scaled to keep
+    unit variance on average.
+    """
     at = (np.arange(n) + 0.5) / max(cell, 1.0)
     first = at.astype(int)
     t = (at - first)[:, None]
-    w = np.concatenate([(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3], 1)
+    w = np.concatenate(
+        [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3], 1
+    )
     return first.tolist(), (w / np.sqrt(np.mean(np.sum(w**2, 1)))).astype(np.float32)
 
 
 class Canvas:
-    """Fine voxels with a tissue code each; shapes are evaluated only in the box of voxels that they can touch.
+    """Fine voxels with a tissue code each; shapes are evaluated only in the box of voxels that they
+    can touch.
 
     Attributes:
-      x, y, z: (k, j, i) float32 patient coordinates in mm of each fine voxel, already tilted, scaled and warped.
+      x, y, z: (k, j, i) float32 patient coordinates in mm of each fine voxel, already tilted,
+        scaled and warped.
       tissue: (k, j, i) uint8.
-      occupied: (k, j, i) float32, signed distance to the nearest solid organ painted so far (far away: 1000).
+      occupied: (k, j, i) float32, signed distance to the nearest solid organ painted so far (far
+        away: 1000).
       rough, fine: (k, j, i) float32 unit noise of about 25 mm and 9 mm, shared by all surfaces.
     """
 
@@ -163,12 +203,16 @@ class Canvas:
         self.tissue = np.zeros(self.x.shape, np.uint8)
         self.occupied = np.full(self.x.shape, FAR, np.float32)
         others = ((1, 2), (0, 2), (0, 1))
-        self._least = np.concatenate([[q.min(o) for q in points] for o in others], 1)  # (x y z, slices + rows + columns)
+        self._least = np.concatenate(
+            [[q.min(o) for q in points] for o in others], 1
+        )  # (x y z, slices + rows + columns)
         self._most = np.concatenate([[q.max(o) for q in points] for o in others], 1)
         self._ends = np.cumsum((0, *self.x.shape)).tolist()
 
     def box(self, low: Point, high: Point) -> Box | None:
-        """Slices that hold all voxels with coordinates between two corners (an oblique grid: some others too); None if there are none."""
+        """Slices that hold all voxels with coordinates between two corners (an oblique grid: some
+        others too); None if there are none.
+        """
         low, high = np.array(low, np.float32)[:, None], np.array(high, np.float32)[:, None]
         touched = ((self._least <= high) & (self._most >= low)).all(0)
         out = []
@@ -184,7 +228,9 @@ class Canvas:
         return self.x[box], self.y[box], self.z[box]
 
     def paint(self, box: Box, inside: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Sets the tissue where `inside` (the box' shape, bool), limited to voxels that hold one of the tissues in `over`."""
+        """Sets the tissue where `inside` (the box' shape, bool), limited to voxels that hold one of
+        the tissues in `over`.
+        """
         target = self.tissue[box]
         if over is not None:
             allowed = np.zeros(256, bool)
@@ -193,26 +239,49 @@ class Canvas:
         target[inside] = tissue
 
     def solid(self, box: Box, distance: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Paints where the distance is negative and reserves the room, so that bowel painted later makes way."""
+        """Paints where the distance is negative and reserves the room, so that bowel painted later
+        makes way.
+        """
         np.minimum(self.occupied[box], distance, out=self.occupied[box])
         self.paint(box, distance < 0, tissue, over)
 
-    def make_way(self, box: Box, distance: np.ndarray, gap: Number, blend: Number = 3) -> np.ndarray:
-        """Cuts everything solid that was painted before, plus a fat plane of `gap` mm, out of a shape."""
+    def make_way(
+        self, box: Box, distance: np.ndarray, gap: Number, blend: Number = 3
+    ) -> np.ndarray:
+        """Cuts everything solid that was painted before, plus a fat plane of `gap` mm, out of a
+        shape.
+        """
         return smooth_max(distance, gap - self.occupied[box], blend)
 
-    def organ(self, path: Path, tissue: int, over: Sequence[int] | None = None, bumps: np.ndarray | None = None):
-        """Paints a tube-shaped solid organ; `bumps` (the canvas' shape, mm) makes its surface uneven."""
+    def organ(
+        self,
+        path: Path,
+        tissue: int,
+        over: Sequence[int] | None = None,
+        bumps: np.ndarray | None = None,
+    ):
+        """Paints a tube-shaped solid organ; `bumps` (the canvas' shape, mm) makes its surface
+        uneven.
+        """
         drawn = self.tube(path)
         if drawn is not None:
             box, d, _, _ = drawn
             self.solid(box, d if bumps is None else d + bumps[box], tissue, over)
 
-    def tubes(self, segments: Iterable[Segment], tissue: int, over: Sequence[int] | None = None, reserve: bool = False):
+    def tubes(
+        self,
+        segments: Iterable[Segment],
+        tissue: int,
+        over: Sequence[int] | None = None,
+        reserve: bool = False,
+    ):
         """Paints capsules (start, end, radii); `reserve` keeps bowel out of them."""
         for a, b, ra, rb in segments:
             r = max(ra, rb) + (4 if reserve else 0)
-            box = self.box([min(u, v) - r for u, v in zip(a, b, strict=True)], [max(u, v) + r for u, v in zip(a, b, strict=True)])
+            box = self.box(
+                [min(u, v) - r for u, v in zip(a, b, strict=True)],
+                [max(u, v) + r for u, v in zip(a, b, strict=True)],
+            )
             if box is None:
                 continue
             d, _ = capsule(self.points(box), a, b, ra, rb)
@@ -220,8 +289,12 @@ class Canvas:
                 np.minimum(self.occupied[box], d, out=self.occupied[box])
             self.paint(box, d < 0, tissue, over)
 
-    def tube(self, path: Path, margin: Number = 12) -> tuple[Box, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Signed distance to a whole tube in its box, plus the arc length (mm) and the height (y) above the axis at the nearest point."""
+    def tube(
+        self, path: Path, margin: Number = 12
+    ) -> tuple[Box, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Signed distance to a whole tube in its box, plus the arc length (mm) and the height (y)
+        above the axis at the nearest point.
+        """
         reach = float(path.radii.max()) + margin
         box = self.box((path.points.min(0) - reach).tolist(), (path.points.max(0) + reach).tolist())
         if box is None:
@@ -233,9 +306,15 @@ class Canvas:
         for a, b, ra, rb in path.segments():
             length = float(np.linalg.norm(np.subtract(b, a)))
             r = max(ra, rb) + margin
-            part = self.box([min(u, v) - r for u, v in zip(a, b, strict=True)], [max(u, v) + r for u, v in zip(a, b, strict=True)])
+            part = self.box(
+                [min(u, v) - r for u, v in zip(a, b, strict=True)],
+                [max(u, v) + r for u, v in zip(a, b, strict=True)],
+            )
             if part is not None:
-                here = tuple(slice(max(p.start, o.start) - o.start, min(p.stop, o.stop) - o.start) for p, o in zip(part, box, strict=True))
+                here = tuple(
+                    slice(max(p.start, o.start) - o.start, min(p.stop, o.stop) - o.start)
+                    for p, o in zip(part, box, strict=True)
+                )
                 q = tuple(v[box][here] for v in (self.x, self.y, self.z))
                 d, t = capsule(q, a, b, ra, rb)
                 closer = d < distance[here]
@@ -255,8 +334,13 @@ def branching(
     levels: int,
     inside: Callable[[np.ndarray], bool],
 ) -> list[Segment]:
-    """A random vessel tree: each stem bends, then splits into two thinner ones (Murray: r^3 is kept); stems that leave are dropped."""
-    out, queue = [], [(np.asarray(start, float), np.asarray(direction, float), radius, length, levels)]
+    """A random vessel tree: each stem bends, then splits into two thinner ones (Murray: r^3 is
+    kept); stems that leave are dropped.
+    """
+    out, queue = (
+        [],
+        [(np.asarray(start, float), np.asarray(direction, float), radius, length, levels)],
+    )
     while queue:
         at, way, r, reach, left = queue.pop()
         way = way / np.linalg.norm(way)
@@ -276,6 +360,12 @@ def branching(
                 for sign in (1, -1):
                     share = 1 - share
                     queue.append(
-                        (at, way + sign * rng.uniform(0.45, 0.9) * side, r * share ** (1 / 3), reach * rng.uniform(0.65, 0.85), left - 1)
+                        (
+                            at,
+                            way + sign * rng.uniform(0.45, 0.9) * side,
+                            r * share ** (1 / 3),
+                            reach * rng.uniform(0.65, 0.85),
+                            left - 1,
+                        )
                     )
     return out

@@ -1,7 +1,9 @@
-"""What a corpus looks like in numbers: spacings, sizes and intensities, from which `plan.make_plan` decides how to prepare it.
+"""What a corpus looks like in numbers: spacings, sizes and intensities, from which `plan.make_plan`
+decides how to prepare it.
 
-In: a corpus and its raw cases. Out: a `Fingerprint` (JSON). The rule is nnU-Net v2's: crop to non-zero, draw the same number of foreground
-voxels (label > 0) of every case with replacement, pool, and take mean, median, spread and percentiles per channel.
+In: a corpus and its raw cases. Out: a `Fingerprint` (JSON). The rule is nnU-Net v2's: crop to
+non-zero, draw the same number of foreground voxels (label > 0) of every case with replacement,
+pool, and take mean, median, spread and percentiles per channel.
 """
 
 import dataclasses
@@ -23,9 +25,19 @@ from medjax.prepare import geometry, guard
 from medjax.prepare.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
 from medjax.scans import grid
 
-__all__ = ["Fingerprint", "Intensity", "Plan", "Statistics", "check_classes", "fingerprint", "make_plan"]
+__all__ = [
+    "Fingerprint",
+    "Intensity",
+    "Plan",
+    "Statistics",
+    "check_classes",
+    "fingerprint",
+    "make_plan",
+]
 
-SAMPLES = 10_000_000  # pooled voxels per channel, 40 MB; nnU-Net draws 1e8, which moves mean and percentiles by under 1e-3 of the range
+# pooled voxels per channel, 40 MB; nnU-Net draws 1e8, which moves mean and percentiles by under
+# 1e-3 of the range
+SAMPLES = 10_000_000
 SEED = 1234
 VERSION = 2  # of what is measured
 
@@ -44,21 +56,29 @@ def fingerprint(
     """Measures a corpus; a case that cannot be read is recorded and left out.
 
     Args:
-      samples: voxels drawn per channel in all, floor(samples / cases) from each case (100_000_000 gives nnU-Net's very sample).
-      cache: JSON file to keep the result in; used again while no source file has changed (size, times and inode). A file of that name
-        that is no fingerprint is left as it is.
+      samples: voxels drawn per channel in all, floor(samples / cases) from each case (100_000_000
+        gives nnU-Net's very sample).
+      cache: JSON file to keep the result in; used again while no source file has changed (size,
+        times and inode). A file of that name that is no fingerprint is left as it is.
 
     An unlabelled case gives its voxels above the channel's mean instead of the foreground.
     """
-    inputs = json.dumps([VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str)
+    inputs = json.dumps(
+        [VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str
+    )
     key = hashlib.sha256(inputs.encode()).hexdigest()
     kept = _kept(cache) if cache is not None else {}
     if kept and kept["key"] == key and not kept["fingerprint"].failed:
         return kept["fingerprint"]
     per_case = max(1, samples // max(1, len(cases)))
-    outcomes = each(lambda case: _measure(case, corpus, per_case), cases, workers=workers, progress=progress)
+    outcomes = each(
+        lambda case: _measure(case, corpus, per_case), cases, workers=workers, progress=progress
+    )
     good = [o.value for o in outcomes if o.failure is None]
-    intensity = tuple(_statistics([v["drawn"][c] for v in good if len(v["drawn"][c])]) for c in range(len(corpus.channels)))
+    intensity = tuple(
+        _statistics([v["drawn"][c] for v in good if len(v["drawn"][c])])
+        for c in range(len(corpus.channels))
+    )
     result = Fingerprint(
         corpus=corpus.store,
         channels=corpus.channels,
@@ -83,19 +103,30 @@ def fingerprint(
 
 
 def _kept(cache: str | os.PathLike) -> dict | None:
-    """Key and fingerprint of a cache; {} if there is none, None for a file that is no such cache, which is left as it is."""
+    """Key and fingerprint of a cache; {} if there is none, None for a file that is no such cache,
+    which is left as it is.
+    """
     if not os.path.lexists(cache):
         return {}
     try:
         found = files.read_json(cache)
-        return {"key": str(found["key"]), "fingerprint": Fingerprint.from_json(found["fingerprint"])}
+        return {
+            "key": str(found["key"]),
+            "fingerprint": Fingerprint.from_json(found["fingerprint"]),
+        }
     except (MedjaxError, KeyError, TypeError, ValueError, AttributeError) as error:
-        log.warning("%s: no fingerprint of medjax, or a damaged one: measured anew and not kept. Fix: delete it (%s)", cache, error)
+        log.warning(
+            "%s: no fingerprint of medjax, or a damaged one: measured anew and not kept. Fix: "
+            "delete it (%s)",
+            cache,
+            error,
+        )
         return None
 
 
 def check_classes(corpus: Corpus, found: Fingerprint) -> None:
-    """`LabelError` if a class that the corpus is said to annotate occurs in none of its labelled cases.
+    """`LabelError` if a class that the corpus is said to annotate occurs in none of its labelled
+    cases.
 
     Such a class would be trained as background in every one of them.
     """
@@ -107,8 +138,10 @@ def check_classes(corpus: Corpus, found: Fingerprint) -> None:
         f"declared classes that occur in none of the {found.labelled} labelled cases",
         path=corpus.name,
         found=", ".join(f"{name} (label {' or '.join(map(str, v))})" for name, v in values.items()),
-        expected="every annotated class in at least one case; it would be taught as background everywhere",
-        fix='correct the labels, take the class out, or list only what was annotated: "medjax": {"annotated": [...]} in dataset.json; '
+        expected="every annotated class in at least one case; it would be taught as background "
+        "everywhere",
+        fix='correct the labels, take the class out, or list only what was annotated: "medjax": '
+        '{"annotated": [...]} in dataset.json; '
         "to go on all the same: --allow-absent, or --config.data.allow_absent=True",
     )
 
@@ -119,19 +152,29 @@ def _identity(case: Case) -> list:
 
 
 def _measure(case: Case, corpus: Corpus, n: int) -> dict:
-    """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without foreground)."""
+    """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without
+    foreground).
+    """
     volume, ids = load(case, corpus, native=True)
     still_wanted()
     canonical = geometry.fit(volume, None)
     present = None if ids is None else voxel_counts(ids, len(corpus.values))
-    box = grid.nonzero_box(volume.array)  # in stored axes: the order of the voxels decides which are drawn
+    box = grid.nonzero_box(
+        volume.array
+    )  # in stored axes: the order of the voxels decides which are drawn
     inside = tuple(slice(*ends) for ends in box) if box else ...
     image, ids = volume.array[inside], None if ids is None else ids[inside]
     random, drawn = np.random.RandomState(SEED), []
     for c in range(image.shape[-1]):
         channel = image[..., c]
-        pixels = channel[channel > channel.mean(dtype=np.float64)] if ids is None else channel[ids > 0]
-        drawn.append(np.asarray(random.choice(pixels, n, replace=True) if len(pixels) else pixels, np.float32))
+        pixels = (
+            channel[channel > channel.mean(dtype=np.float64)] if ids is None else channel[ids > 0]
+        )
+        drawn.append(
+            np.asarray(
+                random.choice(pixels, n, replace=True) if len(pixels) else pixels, np.float32
+            )
+        )
     return {
         "spacing_mm": canonical.spacing_mm,
         "shape": canonical.box_shape,
@@ -149,8 +192,18 @@ def _statistics(drawn: Sequence[np.ndarray]) -> Statistics | None:
         return None
     pooled = np.concatenate(drawn)
     quantiles = np.percentile(pooled, np.linspace(0, 100, QUANTILES))
-    low, median, high = (float(quantiles[round(p / 100 * (QUANTILES - 1))]) for p in (0.5, 50, 99.5))
+    low, median, high = (
+        float(quantiles[round(p / 100 * (QUANTILES - 1))]) for p in (0.5, 50, 99.5)
+    )
     mean, std = float(pooled.mean(dtype=np.float64)), float(pooled.std(dtype=np.float64))
     return Statistics(
-        mean, median, std, float(quantiles[0]), float(quantiles[-1]), low, high, len(drawn), tuple(float(q) for q in quantiles)
+        mean,
+        median,
+        std,
+        float(quantiles[0]),
+        float(quantiles[-1]),
+        low,
+        high,
+        len(drawn),
+        tuple(float(q) for q in quantiles),
     )

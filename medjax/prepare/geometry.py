@@ -1,8 +1,8 @@
 """From the stored grid to the network's and back, without losing a voxel on the way.
 
-`fit` looks at a volume and returns a `Transform`: axes to canonical order, crop to the non-zero box, target spacing. The transform takes
-images and labels there and scores and masks back, and travels as JSON with the prepared case. Arrays are (z, y, x[, channel]), spacings
-(z, y, x) mm.
+`fit` looks at a volume and returns a `Transform`: axes to canonical order, crop to the non-zero
+box, target spacing. The transform takes images and labels there and scores and masks back, and
+travels as JSON with the prepared case. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm.
 """
 
 import dataclasses
@@ -49,9 +49,13 @@ class Transform:
         return tuple(stop - start for start, stop in self.box)
 
     def image(self, array: np.ndarray) -> np.ndarray:
-        """(z, y, x[, m]) in stored order -> a canonical, cropped view on the original spacing (nothing is resampled)."""
+        """(z, y, x[, m]) in stored order -> a canonical, cropped view on the original spacing
+        (nothing is resampled).
+        """
         self._check(array, self.stored_shape, "stored")
-        return grid.canonical(array, self.axes, self.flips)[tuple(slice(*ends) for ends in self.box)]
+        return grid.canonical(array, self.axes, self.flips)[
+            tuple(slice(*ends) for ends in self.box)
+        ]
 
     def resample_image(self, cropped: np.ndarray) -> np.ndarray:
         """What `image` returned -> float32 (*shape[, m]) at the target spacing; order 3."""
@@ -59,8 +63,14 @@ class Transform:
         return resample.resample_image(cropped, self.shape, self.spacing_mm, self.target_spacing_mm)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
-        """(z, y, x) ids in stored order -> contiguous (*shape) ids of the same type at the target spacing."""
-        return np.ascontiguousarray(resample.resample_label(self.image(ids), self.shape, self.spacing_mm, self.target_spacing_mm))
+        """(z, y, x) ids in stored order -> contiguous (*shape) ids of the same type at the target
+        spacing.
+        """
+        return np.ascontiguousarray(
+            resample.resample_label(
+                self.image(ids), self.shape, self.spacing_mm, self.target_spacing_mm
+            )
+        )
 
     def invert_scores(self, scores: np.ndarray) -> np.ndarray:
         """(*shape, c) scores -> float32 (*stored_shape, c) on the stored grid, 0 outside the crop."""
@@ -69,14 +79,19 @@ class Transform:
             out[rows] = piece
         return out
 
-    def iterate_scores(self, scores: np.ndarray, slab: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """`invert_scores` in slabs of the first stored axis, so that many classes fit into bounded memory.
+    def iterate_scores(
+        self, scores: np.ndarray, slab: int | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """`invert_scores` in slabs of the first stored axis, so that many classes fit into bounded
+        memory.
 
         Args:
           scores: (*shape, c); anything that can be sliced, e.g. a memory map or half precision.
-          slab: rows of the first stored axis per piece; by default a piece holds about 16 million values.
+          slab: rows of the first stored axis per piece; by default a piece holds about 16 million
+            values.
 
-        Yields: (slice of the first stored axis, float32 (rows, y, x, c) piece), in ascending order, covering the whole grid.
+        Yields: (slice of the first stored axis, float32 (rows, y, x, c) piece), in ascending order,
+          covering the whole grid.
         """
         self._check(scores, self.shape, "resampled")
         lead = self.axes.index(0)  # the canonical axis that the first stored axis became
@@ -87,7 +102,9 @@ class Transform:
         inside = [slice(*self.box[axis]) for axis in range(3)]
         for begin in range(0, length, step):
             end = min(begin + step, length)
-            first, last = (length - end, length - begin) if flipped else (begin, end)  # the same rows, counted canonically
+            first, last = (
+                (length - end, length - begin) if flipped else (begin, end)
+            )  # the same rows, counted canonically
             low, high = max(first, start), min(last, stop)
             shape = [self.stored_shape[axis] for axis in self.axes]
             shape[lead] = end - begin
@@ -95,21 +112,37 @@ class Transform:
             if low < high:
                 inside[lead] = slice(low - first, high - first)
                 piece[tuple(inside)] = resample.score_rows(
-                    scores, self.box_shape, self.target_spacing_mm, self.spacing_mm, lead, slice(low - start, high - start)
+                    scores,
+                    self.box_shape,
+                    self.target_spacing_mm,
+                    self.spacing_mm,
+                    lead,
+                    slice(low - start, high - start),
                 )
             yield slice(begin, end), grid.stored(piece, self.axes, self.flips)
 
     def invert_mask(self, ids: np.ndarray) -> np.ndarray:
-        """(*shape) decided ids -> (*stored_shape) ids of the same type by nearest neighbour, 0 outside the crop."""
+        """(*shape) decided ids -> (*stored_shape) ids of the same type by nearest neighbour, 0
+        outside the crop.
+        """
         self._check(ids, self.shape, "resampled")
         if tuple(ids.shape[:3]) != self.box_shape:
-            ids = ids[np.ix_(*[resample.nearest(a, b) for a, b in zip(self.shape, self.box_shape, strict=True)])]
+            ids = ids[
+                np.ix_(
+                    *[
+                        resample.nearest(a, b)
+                        for a, b in zip(self.shape, self.box_shape, strict=True)
+                    ]
+                )
+            ]
         out = np.zeros([self.stored_shape[axis] for axis in self.axes], ids.dtype)
         out[tuple(slice(*ends) for ends in self.box)] = ids
         return np.ascontiguousarray(grid.stored(out, self.axes, self.flips))
 
     def affine(self, stored: np.ndarray) -> np.ndarray:
-        """Affine (nibabel's, (x, y, z) voxel -> RAS+ mm) of the resampled grid, from that of the stored one."""
+        """Affine (nibabel's, (x, y, z) voxel -> RAS+ mm) of the resampled grid, from that of the
+        stored one.
+        """
         affine = grid.canonical_affine(stored, self.stored_shape, self.axes, self.flips)
         start = np.array([ends[0] for ends in self.box][::-1], np.float64)
         scale = np.array(self.box_shape[::-1]) / np.array(self.shape[::-1])
@@ -138,7 +171,9 @@ class Transform:
     def _check(self, array: np.ndarray, shape: Sequence[int], stage: str) -> None:
         if tuple(array.shape[:3]) != tuple(shape) or array.ndim > 4:
             raise DataError(
-                f"array does not belong to this transform ({stage} grid)", found=tuple(array.shape), expected=f"{tuple(shape)} (z, y, x)"
+                f"array does not belong to this transform ({stage} grid)",
+                found=tuple(array.shape),
+                expected=f"{tuple(shape)} (z, y, x)",
             )
 
 
@@ -155,31 +190,49 @@ def fit(
     Args:
       volume: with pixels, unless crop is "none".
       target_spacing_mm: (z, y, x) in the axis order of `orientation`; None keeps the volume's own.
-      orientation: "RAS" (array axes z, y, x grow to Superior, Anterior, Right) or "stored" (axes stay as they are).
-      crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel (an all-zero image warns and stays whole);
-        "none" keeps everything.
-      transpose: for each axis of the result the (z, y, x) axis of the orientation; the target spacing is in the order of the result.
+      orientation: "RAS" (array axes z, y, x grow to Superior, Anterior, Right) or "stored" (axes
+        stay as they are).
+      crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel (an
+        all-zero image warns and stays whole); "none" keeps everything.
+      transpose: for each axis of the result the (z, y, x) axis of the orientation; the target
+        spacing is in the order of the result.
 
     Raises: UsageError for unknown words or a spacing that is not positive.
     """
     if orientation not in ORIENTATIONS:
-        raise UsageError(f"unknown orientation {orientation!r}", fix=did_you_mean(orientation, ORIENTATIONS))
+        raise UsageError(
+            f"unknown orientation {orientation!r}", fix=did_you_mean(orientation, ORIENTATIONS)
+        )
     if crop not in CROPS:
         raise UsageError(f"unknown crop {crop!r}", fix=did_you_mean(crop, CROPS))
-    axes, flips = grid.canonical_axes(volume.affine) if orientation == "RAS" else ((0, 1, 2), (False, False, False))
+    axes, flips = (
+        grid.canonical_axes(volume.affine)
+        if orientation == "RAS"
+        else ((0, 1, 2), (False, False, False))
+    )
     if sorted(transpose) != [0, 1, 2]:
-        raise UsageError("not an order of three axes", found=tuple(transpose), expected="0, 1 and 2 in some order")
+        raise UsageError(
+            "not an order of three axes",
+            found=tuple(transpose),
+            expected="0, 1 and 2 in some order",
+        )
     axes, flips = tuple(axes[a] for a in transpose), tuple(flips[a] for a in transpose)
     spacing = tuple(volume.spacing_mm[axis] for axis in axes)
     target = spacing if target_spacing_mm is None else tuple(float(s) for s in target_spacing_mm)
     if len(target) != 3 or not all(math.isfinite(s) and s > 0 for s in target):
-        raise UsageError("unusable target spacing", found=target_spacing_mm, expected="three positive sizes in mm, (z, y, x)")
+        raise UsageError(
+            "unusable target spacing",
+            found=target_spacing_mm,
+            expected="three positive sizes in mm, (z, y, x)",
+        )
     shape = tuple(volume.shape[axis] for axis in axes)
     box = tuple((0, n) for n in shape)
     if crop == "nonzero":
         found = grid.nonzero_box(grid.canonical(volume.array, axes, flips))
         if found is None:
-            warnings.warn(f"{volume.path}: all voxels are 0; not cropped", DataWarning, stacklevel=2)
+            warnings.warn(
+                f"{volume.path}: all voxels are 0; not cropped", DataWarning, stacklevel=2
+            )
         box = found or box
     new = resample.new_shape([stop - start for start, stop in box], spacing, target)
     return Transform(tuple(volume.shape), axes, flips, box, spacing, target, new)

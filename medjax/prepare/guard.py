@@ -1,8 +1,11 @@
-"""What the scans of a training looked like, so that a prediction can say that a scan looks quite different.
+"""What the scans of a training looked like, so that a prediction can say that a scan looks quite
+different.
 
-In: sizes, spacings and intensities of the training's cases. Out: a `Guard` (JSON, part of plan.json), and sentences about a scan that lies
-far outside. "Far" is meant: a range widened by a factor of 4 for lengths and contrast, and by a quarter of its own width for absolute
-intensities. Scans of another protocol stay silent; a scan in metres, in other units or with one absurd voxel does not.
+In: sizes, spacings and intensities of the training's cases. Out: a `Guard` (JSON, part of
+plan.json), and sentences about a scan that lies far outside. "Far" is meant: a range widened by a
+factor of 4 for lengths and contrast, and by a quarter of its own width for absolute intensities.
+Scans of another protocol stay silent; a scan in metres, in other units or with one absurd voxel
+does not.
 """
 
 import dataclasses
@@ -22,7 +25,8 @@ class Guard:
     """Ranges over the cases of a training.
 
     Attributes:
-      spacing_mm: smallest and largest side of a voxel. field_mm: smallest and largest longest side of the cropped volume.
+      spacing_mm: smallest and largest side of a voxel. field_mm: smallest and largest longest side
+        of the cropped volume.
       intensity: channel name in lower case -> lowest percentile 1, highest percentile 99.
       contrast: channel name in lower case -> range of the difference of percentiles 99 and 1.
     """
@@ -35,7 +39,9 @@ class Guard:
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it exactly."""
         plain = {"spacing_mm": list(self.spacing_mm), "field_mm": list(self.field_mm)}
-        return plain | {k: {n: list(r) for n, r in getattr(self, k).items()} for k in ("intensity", "contrast")}
+        return plain | {
+            k: {n: list(r) for n, r in getattr(self, k).items()} for k in ("intensity", "contrast")
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Guard":
@@ -45,12 +51,17 @@ class Guard:
             low, high = values
             return float(low), float(high)
 
-        by_channel = ({str(n): pair(r) for n, r in fields.get(k, {}).items()} for k in ("intensity", "contrast"))
+        by_channel = (
+            {str(n): pair(r) for n, r in fields.get(k, {}).items()}
+            for k in ("intensity", "contrast")
+        )
         return cls(pair(fields["spacing_mm"]), pair(fields["field_mm"]), *by_channel)
 
 
 def sample(array: np.ndarray) -> np.ndarray:
-    """At most 262,144 voxels of a (z, y, x) array, evenly spread, as float32; the array is not copied."""
+    """At most 262,144 voxels of a (z, y, x) array, evenly spread, as float32; the array is not
+    copied.
+    """
     step = 1
     while np.prod([-(-n // step) for n in array.shape]) > SAMPLE:
         step += 1
@@ -63,12 +74,15 @@ def levels(array: np.ndarray) -> tuple[float, ...]:
 
 
 def from_cases(
-    spacings_mm: Sequence[Sequence[float]], shapes: Sequence[Sequence[int]], channels: Sequence[tuple[str, Sequence[Sequence[float]]]]
+    spacings_mm: Sequence[Sequence[float]],
+    shapes: Sequence[Sequence[int]],
+    channels: Sequence[tuple[str, Sequence[Sequence[float]]]],
 ) -> Guard:
     """The ranges over cases.
 
     Args:
-      spacings_mm, shapes: one row per case. channels: (name, `levels` of every case), a name may occur several times.
+      spacings_mm, shapes: one row per case. channels: (name, `levels` of every case), a name may
+        occur several times.
     """
     sides = np.asarray(spacings_mm, float)
     fields = (sides * np.asarray(shapes, float)).max(1)
@@ -80,7 +94,10 @@ def from_cases(
         (float(sides.min()), float(sides.max())),
         (float(fields.min()), float(fields.max())),
         {name: (float(v[:, 0].min()), float(v[:, 2].max())) for name, v in found.items()},
-        {name: (float((v[:, 2] - v[:, 0]).min()), float((v[:, 2] - v[:, 0]).max())) for name, v in found.items()},
+        {
+            name: (float((v[:, 2] - v[:, 0]).min()), float((v[:, 2] - v[:, 0]).max()))
+            for name, v in found.items()
+        },
     )
 
 
@@ -94,10 +111,18 @@ def lengths_outside(known: Range, lengths: Sequence[float], what: str) -> str:
 
 
 def intensities_outside(known: Range, contrast: Range, found: Sequence[float], channel: str) -> str:
-    """A sentence if percentiles 1, 50, 99 of a scan in absolute units are far from those of the training; else nothing."""
+    """A sentence if percentiles 1, 50, 99 of a scan in absolute units are far from those of the
+    training; else nothing.
+    """
     low, middle, high = found
     margin = MARGIN * (known[1] - known[0])
-    inside = known[0] - margin <= middle <= known[1] + margin and known[0] - margin <= high <= known[1] + margin
+    inside = (
+        known[0] - margin <= middle <= known[1] + margin
+        and known[0] - margin <= high <= known[1] + margin
+    )
     if inside and contrast[0] / FACTOR <= high - low <= contrast[1] * FACTOR:
         return ""
-    return f"intensities of {channel} {low:.4g} to {high:.4g} (percentiles 1 and 99), in training {known[0]:.4g} to {known[1]:.4g}"
+    return (
+        f"intensities of {channel} {low:.4g} to {high:.4g} (percentiles 1 and 99), in training "
+        f"{known[0]:.4g} to {known[1]:.4g}"
+    )

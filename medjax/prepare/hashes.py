@@ -1,11 +1,13 @@
-"""Hashes of prepared arrays: computed when a case is written, compared when a part of it is first read.
+"""Hashes of prepared arrays: computed when a case is written, compared when a part of it is first
+read.
 
     {"image.zarr": {"zarr.json": HASH, "rows": 20, "slabs": [HASH, ...]},         flat: one hash per slab of z rows, about 4 MiB
      "label.zarr": {"zarr.json": HASH, "chunks": {"c/0/0/0": HASH, ...}},         packed: one hash per file of compressed voxels
      "locations.npz": HASH}
 
-They find damage (a disk, a copy that broke off, an editor); they are no protection against somebody who also changes them. A process
-compares a slab or chunk once, when a patch first touches it; a patch costs no more than the slabs it lies in.
+They find damage (a disk, a copy that broke off, an editor); they are no protection against somebody
+who also changes them. A process compares a slab or chunk once, when a patch first touches it; a
+patch costs no more than the slabs it lies in.
 """
 
 import math
@@ -31,14 +33,20 @@ def of_flat(path: Path, array: np.ndarray) -> dict:
     """Hashes of an array (z, y, x, ...) that lies in the folder `path` as one flat chunk."""
     rows = rows_of(array.shape, array.dtype.itemsize)
     little = array.dtype.newbyteorder("<")
-    slabs = [checksum(np.ascontiguousarray(array[k : k + rows], little)) for k in range(0, len(array), rows)]
+    slabs = [
+        checksum(np.ascontiguousarray(array[k : k + rows], little))
+        for k in range(0, len(array), rows)
+    ]
     return {"zarr.json": of_file(path / "zarr.json"), "rows": rows, "slabs": slabs}
 
 
 def of_packed(path: Path) -> dict:
     """Hashes of the chunk files of a packed array; a chunk without a file is 0 everywhere."""
     chunks = sorted(p for p in (path / "c").rglob("*") if p.is_file())
-    return {"zarr.json": of_file(path / "zarr.json"), "chunks": {p.relative_to(path).as_posix(): of_file(p) for p in chunks}}
+    return {
+        "zarr.json": of_file(path / "zarr.json"),
+        "chunks": {p.relative_to(path).as_posix(): of_file(p) for p in chunks},
+    }
 
 
 def of_file(path: str | os.PathLike) -> str:
@@ -46,17 +54,31 @@ def of_file(path: str | os.PathLike) -> str:
     return checksum(Path(path).read_bytes())
 
 
-def compare(path: str | os.PathLike, found: str, expected: object, fix: str, what: str = "its content") -> None:
+def compare(
+    path: str | os.PathLike, found: str, expected: object, fix: str, what: str = "its content"
+) -> None:
     """`DataError` if a hash is not the one that was written down."""
     if found != expected:
-        raise DataError(f"{what} is not what was prepared: the file is damaged", path=path, found=found, expected=expected, fix=fix)
+        raise DataError(
+            f"{what} is not what was prepared: the file is damaged",
+            path=path,
+            found=found,
+            expected=expected,
+            fix=fix,
+        )
 
 
 class Slabs:
     """Compares the slabs of a flat array that a read touches, each once."""
 
     def __init__(self, file: Path, expected: Mapping, fix: str):
-        self.file, self.rows, self.expected, self.fix, self.seen = file, expected["rows"], expected["slabs"], fix, set()
+        self.file, self.rows, self.expected, self.fix, self.seen = (
+            file,
+            expected["rows"],
+            expected["slabs"],
+            fix,
+            set(),
+        )
 
     def __call__(self, array: np.ndarray, slices: Slices) -> None:
         """`array` is the whole mapped array, `slices` what will be read of it."""
@@ -66,7 +88,13 @@ class Slabs:
                 continue
             first, last = k * self.rows, min((k + 1) * self.rows, len(array))
             wanted = self.expected[k] if k < len(self.expected) else "no hash"
-            compare(self.file, checksum(array[first:last]), wanted, self.fix, f"rows {first} to {last - 1}")
+            compare(
+                self.file,
+                checksum(array[first:last]),
+                wanted,
+                self.fix,
+                f"rows {first} to {last - 1}",
+            )
             self.seen.add(k)
 
 
@@ -74,7 +102,13 @@ class Chunks:
     """Compares the chunk files of a packed array that a read touches, each once."""
 
     def __init__(self, path: Path, chunk: tuple[int, ...], expected: Mapping, fix: str):
-        self.path, self.chunk, self.expected, self.fix, self.seen = path, chunk, expected["chunks"], fix, set()
+        self.path, self.chunk, self.expected, self.fix, self.seen = (
+            path,
+            chunk,
+            expected["chunks"],
+            fix,
+            set(),
+        )
 
     def __call__(self, shape: tuple[int, ...], slices: Slices) -> None:
         """`shape` is that of the whole array, `slices` what will be read of it."""

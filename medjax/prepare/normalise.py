@@ -1,11 +1,13 @@
 """Raw intensities -> what a network sees, as float32 or as the int16 that the store keeps.
 
-In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the network's grid. The order is nnU-Net v2's:
-crop, clip (CT), normalise, resample. Normalising a whole channel is linear and can wait: mean and spread of the cropped, clipped, not yet
-resampled channel (of the plan for CT) become gain and bias, which the device applies. A masked channel is normalised before it is
-resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
+In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the
+network's grid. The order is nnU-Net v2's: crop, clip (CT), normalise, resample. Normalising a whole
+channel is linear and can wait: mean and spread of the cropped, clipped, not yet resampled channel
+(of the plan for CT) become gain and bias, which the device applies. A masked channel is normalised
+before it is resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
 
-Everything runs in pieces along the first axis: a volume is never held as float32 at the source's and the target's size at once.
+Everything runs in pieces along the first axis: a volume is never held as float32 at the source's
+and the target's size at once.
 """
 
 import dataclasses
@@ -26,8 +28,12 @@ STEPS = 65_534  # int16 values used, symmetric about 0: half a step is 7.6e-6 of
 EPSILON = 1e-8
 
 
-def network_image(transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = "") -> np.ndarray:
-    """Stored (z, y, x, m) values -> normalised float32 (*transform.shape, m): what prediction feeds to a network."""
+def network_image(
+    transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
+) -> np.ndarray:
+    """Stored (z, y, x, m) values -> normalised float32 (*transform.shape, m): what prediction feeds
+    to a network.
+    """
     out = np.empty((*transform.shape, len(intensities)), np.float32)
     for c, channel in enumerate(channels(transform, array, intensities, path)):
         for rows, piece in channel.resampled(transform):
@@ -38,28 +44,40 @@ def network_image(transform: Transform, array: np.ndarray, intensities: Sequence
 def stored_image(
     transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
-    """Stored (z, y, x, m) values -> int16 (*transform.shape, m) and, per channel, the numbers that undo the quantisation.
+    """Stored (z, y, x, m) values -> int16 (*transform.shape, m) and, per channel, the numbers that
+    undo the quantisation.
 
-    Returns: the array, and lists gain and bias (normalised = stored * gain + bias), scale and offset (clipped raw value = stored * scale +
-      offset; of a masked channel inside the mask).
+    Returns: the array, and lists gain and bias (normalised = stored * gain + bias), scale and
+      offset (clipped raw value = stored * scale + offset; of a masked channel inside the mask).
     """
     out = np.empty((*transform.shape, len(intensities)), np.int16)
     numbers = {name: [] for name in ("gain", "bias", "scale", "offset")}
     for c, channel in enumerate(channels(transform, array, intensities, path)):
-        grid = quantisation(*channel.limits, channel.whole and transform.shape == transform.box_shape)
+        grid = quantisation(
+            *channel.limits, channel.whole and transform.shape == transform.box_shape
+        )
         for rows, piece in channel.resampled(transform):
             still_wanted()
             out[rows, ..., c] = quantise(piece, *grid)
-        raw_scale, raw_offset = (channel.raw_divisor, channel.raw_mean) if channel.mask is not None else (1.0, 0.0)
+        raw_scale, raw_offset = (
+            (channel.raw_divisor, channel.raw_mean) if channel.mask is not None else (1.0, 0.0)
+        )
         scale, offset = grid
-        values = (scale / channel.divisor, (offset - channel.mean) / channel.divisor, scale * raw_scale, offset * raw_scale + raw_offset)
+        values = (
+            scale / channel.divisor,
+            (offset - channel.mean) / channel.divisor,
+            scale * raw_scale,
+            offset * raw_scale + raw_offset,
+        )
         for name, value in zip(numbers, values, strict=True):
             numbers[name].append(float(value))
     return out, numbers
 
 
 def outside_mask(transform: Transform, array: np.ndarray) -> np.ndarray | None:
-    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels; None if there are none."""
+    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels;
+    None if there are none.
+    """
     view = transform.image(array)
     inside = np.empty(view.shape[:3], bool)
     for rows in pieces(view.shape[:3]):
@@ -104,17 +122,30 @@ class Channel:
 
     def resampled(self, transform: Transform) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, float32 piece) at the target spacing."""
-        return image_rows(self.rows, transform.box_shape, transform.shape, transform.spacing_mm, transform.target_spacing_mm, self.limits)
+        return image_rows(
+            self.rows,
+            transform.box_shape,
+            transform.shape,
+            transform.spacing_mm,
+            transform.target_spacing_mm,
+            self.limits,
+        )
 
 
-def channels(transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = "") -> Iterator[Channel]:
-    """The channels of a stored (z, y, x, m) image, one after another, with the numbers that normalise them; a constant one warns."""
+def channels(
+    transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
+) -> Iterator[Channel]:
+    """The channels of a stored (z, y, x, m) image, one after another, with the numbers that
+    normalise them; a constant one warns.
+    """
     mask = outside_mask(transform, array) if any(i.masked for i in intensities) else None
     for c, intensity in enumerate(intensities):
         channel = Channel(transform.image(array[..., c]), intensity)
         mean, divisor = moments(channel, mask if intensity.masked else None)
         if divisor < EPSILON:
-            warnings.warn(f"{path}: constant image (channel {c}); it becomes 0", DataWarning, stacklevel=3)
+            warnings.warn(
+                f"{path}: constant image (channel {c}); it becomes 0", DataWarning, stacklevel=3
+            )
             divisor = 1.0
         if intensity.masked and mask is not None:
             channel = dataclasses.replace(channel, mask=mask, raw_mean=mean, raw_divisor=divisor)
@@ -125,7 +156,8 @@ def channels(transform: Transform, array: np.ndarray, intensities: Sequence[Inte
 
 
 def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, float]:
-    """Mean and divisor of a clipped channel: normalised = (value - mean) / divisor; 0 if a channel to be scaled is constant.
+    """Mean and divisor of a clipped channel: normalised = (value - mean) / divisor; 0 if a channel
+    to be scaled is constant.
 
     With a mask (True outside) z-scores take the voxels inside it.
     """
@@ -149,7 +181,8 @@ def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, fl
 
 
 def quantisation(low: float | int, high: float | int, whole: bool = False) -> tuple[float, float]:
-    """Scale and offset with value = stored * scale + offset for values between low and high; 1 and a whole number for whole numbers.
+    """Scale and offset with value = stored * scale + offset for values between low and high; 1 and
+    a whole number for whole numbers.
 
     Off by at most 7.7e-6 of the range; exact for whole numbers of a range that int16 can hold.
     """
@@ -160,15 +193,23 @@ def quantisation(low: float | int, high: float | int, whole: bool = False) -> tu
 
 def quantise(values: np.ndarray, scale: float, offset: float) -> np.ndarray:
     """float32 values -> int16, see `quantisation`."""
-    return np.clip(np.rint((values.astype(np.float64) - offset) / scale), -STEPS // 2, STEPS // 2).astype(np.int16)
+    return np.clip(
+        np.rint((values.astype(np.float64) - offset) / scale), -STEPS // 2, STEPS // 2
+    ).astype(np.int16)
 
 
 def _span(channel: Channel) -> tuple[float, float, bool]:
     """Smallest and largest value, and whether all are whole."""
     low, high, whole = math.inf, -math.inf, True
-    if channel.view.dtype.kind in "iu" and channel.mask is None:  # no need to convert: clipping keeps the order
+    if (
+        channel.view.dtype.kind in "iu" and channel.mask is None
+    ):  # no need to convert: clipping keeps the order
         ends = np.array([channel.view.min(), channel.view.max()], np.float32)
-        ends = ends if channel.intensity.clip is None else np.clip(ends, *np.float32(channel.intensity.clip))
+        ends = (
+            ends
+            if channel.intensity.clip is None
+            else np.clip(ends, *np.float32(channel.intensity.clip))
+        )
         return float(ends[0]), float(ends[1]), bool(np.array_equal(ends, np.rint(ends)))
     for rows in pieces(channel.view.shape):
         piece = channel.rows(rows)

@@ -1,6 +1,7 @@
 """What a plan.json must look like: every field is checked before a number of it reaches a volume.
 
-In: parsed JSON from a run folder, an archive or a user. Out: nothing, or a `UsageError` that names the file, the field and what it found.
+In: parsed JSON from a run folder, an archive or a user. Out: nothing, or a `UsageError` that names
+the file, the field and what it found.
 """
 
 import math
@@ -12,9 +13,14 @@ from medjax.prepare.presets import Configuration
 
 SCHEMES = ("ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm")
 _WORDS = {
-    "ctnormalization": "ct", "zscorenormalization": "zscore", "rescaleto01normalization": "rescale_to_0_1",
-    "rgbto01normalization": "rgb_to_0_1", "nonormalization": "nonorm", "nonct": "zscore", "ct2": "ct",
-} | {name: name for name in SCHEMES}  # fmt: skip
+    "ctnormalization": "ct",
+    "zscorenormalization": "zscore",
+    "rescaleto01normalization": "rescale_to_0_1",
+    "rgbto01normalization": "rgb_to_0_1",
+    "nonormalization": "nonorm",
+    "nonct": "zscore",
+    "ct2": "ct",
+} | {name: name for name in SCHEMES}
 FINEST_MM, COARSEST_MM = 1e-3, 1e3
 FIX = "give a plan.json that medjax wrote, or correct the field"
 
@@ -23,18 +29,30 @@ def scheme(word: Any) -> str:
     """A normalisation by its name or nnU-Net's, in any capitals; `UsageError` for others."""
     found = _WORDS.get(word.lower()) if isinstance(word, str) else None
     if found is None:
-        raise UsageError(f"unknown intensity scheme {shown(word)[:60]!r}", expected=", ".join(SCHEMES))
+        raise UsageError(
+            f"unknown intensity scheme {shown(word)[:60]!r}", expected=", ".join(SCHEMES)
+        )
     return found
 
 
 def check(fields: Any, path: object = None) -> None:
-    """`UsageError` for what is no plan: missing fields, other types, spacings and statistics that are no finite numbers, unknown words."""
+    """`UsageError` for what is no plan: missing fields, other types, spacings and statistics that
+    are no finite numbers, unknown words.
+    """
 
     def refuse(what: str, found: Any, expected: str) -> UsageError:
-        return UsageError(f"no usable plan: {what}", path=path, found=shown(repr(found))[:120], expected=expected, fix=FIX)
+        return UsageError(
+            f"no usable plan: {what}",
+            path=path,
+            found=shown(repr(found))[:120],
+            expected=expected,
+            fix=FIX,
+        )
 
     if not isinstance(fields, Mapping):
-        raise refuse("it is no object", type(fields).__name__, '{"spacing_mm": ..., "intensity": ...}')
+        raise refuse(
+            "it is no object", type(fields).__name__, '{"spacing_mm": ..., "intensity": ...}'
+        )
     for name in ("spacing_mm", "intensity", "orientation", "crop"):
         if name not in fields:
             raise refuse(f"the field {name!r} is missing", sorted(map(str, fields))[:8], name)
@@ -47,14 +65,22 @@ def check(fields: Any, path: object = None) -> None:
             or len(spacing) != 3
             or not all(_real(s) and FINEST_MM <= s <= COARSEST_MM for s in spacing)
         ):
-            raise refuse(f"the spacing of {shown(corpus)!r}", spacing, f"three sizes in mm from {FINEST_MM:g} to {COARSEST_MM:g}")
+            raise refuse(
+                f"the spacing of {shown(corpus)!r}",
+                spacing,
+                f"three sizes in mm from {FINEST_MM:g} to {COARSEST_MM:g}",
+            )
     for channel, given in fields["intensity"].items():
         _check_intensity(channel, given, path, refuse)
     for name, known in (("orientation", ("RAS", "stored")), ("crop", ("nonzero", "none"))):
         if fields[name] not in known:
             raise refuse(f"unknown {name}", fields[name], " or ".join(known))
     order = fields.get("transpose", (0, 1, 2))
-    if not isinstance(order, list | tuple) or not all(type(a) is int for a in order) or sorted(order) != [0, 1, 2]:
+    if (
+        not isinstance(order, list | tuple)
+        or not all(type(a) is int for a in order)
+        or sorted(order) != [0, 1, 2]
+    ):
         raise refuse("'transpose'", order, "an order of 0, 1, 2")
     if not isinstance(fields.get("configurations", {}), Mapping):
         raise refuse("'configurations' must be an object", fields["configurations"], "{}")
@@ -63,20 +89,38 @@ def check(fields: Any, path: object = None) -> None:
 def _check_intensity(channel: str, given: Any, path: object, refuse: Any) -> None:
     known = {"scheme", "clip", "mean", "std", "masked"}
     if not isinstance(given, Mapping) or not set(given) <= known or "scheme" not in given:
-        raise refuse(f"the intensity of channel {shown(channel)!r}", given, f"an object with {', '.join(sorted(known))}")
+        raise refuse(
+            f"the intensity of channel {shown(channel)!r}",
+            given,
+            f"an object with {', '.join(sorted(known))}",
+        )
     try:
         name = scheme(given["scheme"])
     except UsageError as error:
-        raise UsageError(f"{error.message} of channel {shown(channel)!r}", path=path, expected=error.expected, fix=FIX) from None
+        raise UsageError(
+            f"{error.message} of channel {shown(channel)!r}",
+            path=path,
+            expected=error.expected,
+            fix=FIX,
+        ) from None
     if type(given.get("masked", False)) is not bool:
         raise refuse(f"'masked' of channel {shown(channel)!r}", given["masked"], "true or false")
     if name != "ct":
         return
     clip, mean, std = (given.get(key) for key in ("clip", "mean", "std"))
-    if not (isinstance(clip, list | tuple) and len(clip) == 2 and all(map(_real, clip)) and clip[0] <= clip[1]):
+    if not (
+        isinstance(clip, list | tuple)
+        and len(clip) == 2
+        and all(map(_real, clip))
+        and clip[0] <= clip[1]
+    ):
         raise refuse(f"'clip' of channel {shown(channel)!r}", clip, "two numbers, the lower first")
     if not (_real(mean) and _real(std) and std > 0):
-        raise refuse(f"mean and std of channel {shown(channel)!r}", (mean, std), "a number and a positive number")
+        raise refuse(
+            f"mean and std of channel {shown(channel)!r}",
+            (mean, std),
+            "a number and a positive number",
+        )
 
 
 def configuration(name: str, fields: Any, path: object = None) -> Configuration:
@@ -93,13 +137,24 @@ def configuration(name: str, fields: Any, path: object = None) -> Configuration:
             found.batch,
         ]
         if not found.patch or not all(type(n) is int and 0 < n < 1 << 20 for n in sizes):
-            raise ValueError("patch, batch, features, blocks, strides and kernels must be positive whole numbers")
+            raise ValueError(
+                "patch, batch, features, blocks, strides and kernels must be positive whole numbers"
+            )
         if not all(_real(s) and s > 0 for s in found.spacing_mm):
             raise ValueError("spacings must be positive")
         return found
     except (TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"no usable plan: configuration {shown(name)!r} ({str(error)[:200]})", path=path, fix=FIX) from error
+        raise UsageError(
+            f"no usable plan: configuration {shown(name)!r} ({str(error)[:200]})",
+            path=path,
+            fix=FIX,
+        ) from error
 
 
 def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e30
+        and math.isfinite(value)
+    )

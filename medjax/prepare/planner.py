@@ -1,6 +1,8 @@
-"""A whole plan from fingerprints: how the volumes are prepared, and patch, batch and topology to train on them; and why, in plain words.
+"""A whole plan from fingerprints: how the volumes are prepared, and patch, batch and topology to
+train on them; and why, in plain words.
 
-In: fingerprints, a preset, a memory budget. Out: a `Plan` with its configurations; sentences for the person who asked.
+In: fingerprints, a preset, a memory budget. Out: a `Plan` with its configurations; sentences for
+the person who asked.
 """
 
 import dataclasses
@@ -8,7 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medjax.prepare.plan import ANY, MASK_BELOW, Fingerprint, Intensity, Plan, make_plan, target_spacing
+from medjax.prepare.plan import (
+    ANY,
+    MASK_BELOW,
+    Fingerprint,
+    Intensity,
+    Plan,
+    make_plan,
+    target_spacing,
+)
 from medjax.prepare.presets import PRESETS, Configuration, configurations
 from medjax.prepare.resample import ANISOTROPY, new_shape
 
@@ -26,17 +36,23 @@ def plan_experiment(
     crop: str = "nonzero",
     transpose: str = "coarsest",
 ) -> Plan:
-    """Preparation (see `plan.make_plan`) and the configurations for it (see `presets.configurations`).
+    """Preparation (see `plan.make_plan`) and the configurations for it (see
+    `presets.configurations`).
 
     Args:
       outputs: channels of the network's head, background included.
 
-    Corpora with a spacing of their own are planned at their mean spacing, as one network sees them all.
+    Corpora with a spacing of their own are planned at their mean spacing, as one network sees them
+    all.
     """
-    plan = make_plan(fingerprints, spacing=spacing, orientation=orientation, crop=crop, transpose=transpose)
+    plan = make_plan(
+        fingerprints, spacing=spacing, orientation=orientation, crop=crop, transpose=transpose
+    )
     shapes = prepared_shapes(fingerprints, plan)
     common = np.mean([plan.spacing_of(name) for name in fingerprints], 0)
-    return dataclasses.replace(plan, configurations=configurations(common, shapes, outputs, preset, memory_gib))
+    return dataclasses.replace(
+        plan, configurations=configurations(common, shapes, outputs, preset, memory_gib)
+    )
 
 
 def prepared_shapes(fingerprints: Mapping[str, Fingerprint], plan: Plan) -> np.ndarray:
@@ -44,11 +60,18 @@ def prepared_shapes(fingerprints: Mapping[str, Fingerprint], plan: Plan) -> np.n
     order, found = list(plan.transpose), []
     for name, measured in fingerprints.items():
         spacings, shapes = measured.grids(plan.orientation)
-        found += [new_shape(shape[order], own[order], plan.spacing_of(name)) for shape, own in zip(shapes, spacings, strict=True)]
+        found += [
+            new_shape(shape[order], own[order], plan.spacing_of(name))
+            for shape, own in zip(shapes, spacings, strict=True)
+        ]
     return np.array(found)
 
 
-def explain(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen: str | Sequence[float | int] | None = None) -> list[str]:
+def explain(
+    fingerprints: Mapping[str, Fingerprint],
+    plan: Plan,
+    chosen: str | Sequence[float | int] | None = None,
+) -> list[str]:
     """What was decided and why, one sentence per line.
 
     Args:
@@ -58,20 +81,31 @@ def explain(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen: str | S
     for name, found in fingerprints.items():
         spacings, shapes = found.grids(plan.orientation)
         lines.append(
-            f"{name}: {len(found.cases)} cases, spacing {_times(np.median(spacings, 0))} mm (median; {_times(spacings.min(0))} to "
-            f"{_times(spacings.max(0))}), size {_times(np.median(shapes, 0))} voxels (median, z y x)"
-            + (f"; {len(found.failed)} could not be read" if found.failed else "")
+            f"{name}: {len(found.cases)} cases, spacing {_times(np.median(spacings, 0))} mm "
+            f"(median; {_times(spacings.min(0))} to "
+            f"{_times(spacings.max(0))}), size {_times(np.median(shapes, 0))} voxels (median, z y "
+            "x)" + (f"; {len(found.failed)} could not be read" if found.failed else "")
         )
     if fingerprints:
         lines += _about_spacing(fingerprints, plan, chosen)
-        kept = float(np.median([share for found in fingerprints.values() for share in found.cropped]))
+        kept = float(
+            np.median([share for found in fingerprints.values() for share in found.cropped])
+        )
     else:
-        lines += [f"Spacing{'' if name == ANY else f' for {name}'}: {_times(s)} mm, of the plan." for name, s in plan.spacing_mm.items()]
+        lines += [
+            f"Spacing{'' if name == ANY else f' for {name}'}: {_times(s)} mm, of the plan."
+            for name, s in plan.spacing_mm.items()
+        ]
     if plan.transpose != (0, 1, 2):
         first = AXES[plan.transpose[0]]
-        lines.append(f"Axes: {first} is the coarsest and comes first for the network ({' '.join(AXES[a] for a in plan.transpose)}).")
+        lines.append(
+            f"Axes: {first} is the coarsest and comes first for the network "
+            f"({' '.join(AXES[a] for a in plan.transpose)})."
+        )
     if plan.orientation == "RAS":
-        lines.append("Orientation: all volumes are turned to RAS; masks are turned back exactly on export.")
+        lines.append(
+            "Orientation: all volumes are turned to RAS; masks are turned back exactly on export."
+        )
     else:
         lines.append("Orientation: volumes stay as stored.")
     box = "" if kept is None else f"; that box holds {kept:.0%} of a volume (median)"
@@ -84,17 +118,25 @@ def _about_spacing(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen) 
     different = {store: spacing for store, spacing in plan.spacing_mm.items()}
     if chosen is not None and not isinstance(chosen, str):
         return [f"Spacing: {_times(next(iter(different.values())))} mm, as asked."]
-    groups = {n: [f] for n, f in fingerprints.items()} if chosen == "per_corpus" else {"all corpora": list(fingerprints.values())}
+    groups = (
+        {n: [f] for n, f in fingerprints.items()}
+        if chosen == "per_corpus"
+        else {"all corpora": list(fingerprints.values())}
+    )
     lines = []
     for name, members in groups.items():
-        spacings, shapes = (np.concatenate(part) for part in zip(*(m.grids(plan.orientation) for m in members), strict=True))
+        spacings, shapes = (
+            np.concatenate(part)
+            for part in zip(*(m.grids(plan.orientation) for m in members), strict=True)
+        )
         target, median = target_spacing(spacings, shapes), np.median(spacings, 0)
         coarse = int(np.argmax(median))
         if np.allclose(target, median):
             why = "the median of each axis, nnU-Net's rule"
         else:
             why = (
-                f"the median, but {AXES[coarse]} is over {ANISOTROPY:g} times coarser ({median[coarse]:.4g} mm) with under a third of the "
+                f"the median, but {AXES[coarse]} is over {ANISOTROPY:g} times coarser "
+                f"({median[coarse]:.4g} mm) with under a third of the "
                 f"voxels of the others, so that axis takes its 10th percentile"
             )
         lines.append(f"Spacing for {name}: {_times(target)} mm (z y x): {why}.")
@@ -105,28 +147,40 @@ def _about_channel(name: str, found: Intensity) -> str:
     if found.scheme == "ct":
         low, high = found.clip
         return (
-            f"Channel {name}: CT, clipped to {low:.4g}..{high:.4g} (0.5 and 99.5 percentile of the foreground), then "
-            f"(x - {found.mean:.4g}) / {found.std:.4g}, the foreground's mean and standard deviation."
+            f"Channel {name}: CT, clipped to {low:.4g}..{high:.4g} (0.5 and 99.5 percentile of "
+            "the foreground), then "
+            f"(x - {found.mean:.4g}) / {found.std:.4g}, the foreground's mean and standard "
+            "deviation."
         )
     if found.scheme == "zscore":
         where = (
-            f"inside the non-zero voxels only, because the crop keeps less than {MASK_BELOW:.0%} of a volume"
+            f"inside the non-zero voxels only, because the crop keeps less than {MASK_BELOW:.0%} "
+            "of a volume"
             if found.masked
             else "over the cropped volume"
         )
-        return f"Channel {name}: z-score of each case {where} (its name is not CT, noNorm, rescale_to_0_1 or rgb_to_0_1)."
+        return (
+            f"Channel {name}: z-score of each case {where} (its name is not CT, noNorm, "
+            "rescale_to_0_1 or rgb_to_0_1)."
+        )
     return f"Channel {name}: {found.scheme}, as its name says."
 
 
 def _about_configuration(found: Configuration) -> str:
     preset = PRESETS[found.preset] if found.preset in PRESETS else None
-    shrunk = f"shrunk from {_times(found.first_patch)} to fit" if found.first_patch and found.first_patch != found.patch else "which fits"
+    shrunk = (
+        f"shrunk from {_times(found.first_patch)} to fit"
+        if found.first_patch and found.first_patch != found.patch
+        else "which fits"
+    )
     budget = f"{shrunk} {found.memory_gib:g} GiB ({found.preset})" if preset else "as imported"
     batch = f"batch {found.batch}"
     covers = np.prod(found.patch) / max(1.0, float(np.prod(found.median_shape)))
     return (
-        f"{found.name}: {found.model}, patch {_times(found.patch)} ({min(covers, 1):.0%} of the median, {_times(found.median_shape)}), "
-        f"{budget}; {batch}; {len(found.strides)} stages of {', '.join(map(str, found.features))} features, halving each axis "
+        f"{found.name}: {found.model}, patch {_times(found.patch)} ({min(covers, 1):.0%} of the "
+        f"median, {_times(found.median_shape)}), "
+        f"{budget}; {batch}; {len(found.strides)} stages of {', '.join(map(str, found.features))} "
+        "features, halving each axis "
         f"{_times(np.log2(np.prod(found.strides, 0)))} times"
         + ("" if len(found.spacing_mm) == 2 else f", at {_times(found.spacing_mm)} mm")
         + "."

@@ -2,9 +2,10 @@
 
 In: a corpus, its cases and a plan. Out: one folder per case, see `prepare/store.py`.
 
-A case appears under its name complete or not at all: it is written to a hidden sibling folder that is then renamed. Its key is a hash of
-the source bytes, of the decisions of the plan that concern it and of the declared label values; a case with another key is made again.
-What may be replaced, and what is refused, is decided in `prepare/targets.py`.
+A case appears under its name complete or not at all: it is written to a hidden sibling folder that
+is then renamed. Its key is a hash of the source bytes, of the decisions of the plan that concern it
+and of the declared label values; a case with another key is made again. What may be replaced, and
+what is refused, is decided in `prepare/targets.py`.
 """
 
 import contextlib
@@ -23,7 +24,17 @@ import numpy as np
 from scipy import ndimage
 
 from medjax import files
-from medjax.corpora.cases import Progress, Stopped, bytes_needed, each, labelled, load, stamp, still_wanted, voxel_counts
+from medjax.corpora.cases import (
+    Progress,
+    Stopped,
+    bytes_needed,
+    each,
+    labelled,
+    load,
+    stamp,
+    still_wanted,
+    voxel_counts,
+)
 from medjax.corpora.inputs import Case
 from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
@@ -36,7 +47,9 @@ from medjax.scans.nifti import DataWarning
 
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
-LARGE_BOX = 1 << 24  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
+LARGE_BOX = (
+    1 << 24
+)  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
 DAMAGED = "files (damaged)"
 
 log = logging.getLogger("medjax.prepare")
@@ -51,7 +64,8 @@ class PrepareResult:
       failed: records with case, error, message, path, found, expected, fix.
       stale: name -> what had changed, for the cases that were made again.
       hashed: names of cases from a version without hashes that have got theirs now.
-      cropped: name -> (labelled voxels outside the crop, which are lost, and labelled voxels in all), where there are any.
+      cropped: name -> (labelled voxels outside the crop, which are lost, and labelled voxels in
+        all), where there are any.
     """
 
     ok: list[str]
@@ -66,11 +80,13 @@ class PrepareResult:
         lines = []
         if self.hashed:
             lines.append(
-                f"  {len(self.hashed)} cases were prepared by a version without hashes and have them from now on; earlier damage to their "
+                f"  {len(self.hashed)} cases were prepared by a version without hashes and have "
+                "them from now on; earlier damage to their "
                 "images would not have been noticed (--force makes them again)"
             )
         return lines + [
-            f"  {shown(name)}: {lost} of {total} labelled voxels ({lost / total:.1%}) lie outside the image's non-zero part and are cut off"
+            f"  {shown(name)}: {lost} of {total} labelled voxels ({lost / total:.1%}) lie outside "
+            "the image's non-zero part and are cut off"
             for name, (lost, total) in self.cropped.items()
         ]
 
@@ -88,27 +104,33 @@ def prepare(
     locked: bool = True,
     say: Callable[[str], None] = log.warning,
 ) -> PrepareResult:
-    """Brings the store up to date; only missing and outdated cases are made, and one bad case never stops the others.
+    """Brings the store up to date; only missing and outdated cases are made, and one bad case never
+    stops the others.
 
     Args:
-      corpus: whose dense ids are written; a view shares the store, and the ids, of the corpus it looks at.
+      corpus: whose dense ids are written; a view shares the store, and the ids, of the corpus it
+        looks at.
       root: the store; cases go to <root>/<corpus.store>/<case>.
       workers: threads; default one per core, fewer while the estimated memory does not suffice.
-      progress: called after every case with (done, total, name, "prepared" | "up to date" | "failed").
+      progress: called after every case with (done, total, name, "prepared" | "up to date" |
+        "failed").
       force: make all cases again.
-      packed: write compressed chunks (see `prepare/store.py`); cases that are up to date keep the layout they have.
-      locked: wait while another preparation of this corpus is at work in the store. False: the caller is inside `holding`, or another
-        process of the same job is.
+      packed: write compressed chunks (see `prepare/store.py`); cases that are up to date keep the
+        layout they have.
+      locked: wait while another preparation of this corpus is at work in the store. False: the
+        caller is inside `holding`, or another process of the same job is.
       say: gets a line if there is something to wait for.
 
-    Raises `UsageError` before anything is written for a plan that does not cover the corpus, and for a store that would touch what medjax
-    did not write (see `check_targets`).
+    Raises `UsageError` before anything is written for a plan that does not cover the corpus, and
+    for a store that would touch what medjax did not write (see `check_targets`).
     """
     check_plan(corpus, plan)
     cases = list(cases)
     check_targets(corpus.store, cases, root)
     with holding(root, corpus.store, say) if locked else contextlib.nullcontext():
-        return _prepare(corpus, cases, plan, Path(root) / corpus.store, workers, progress, force, packed)
+        return _prepare(
+            corpus, cases, plan, Path(root) / corpus.store, workers, progress, force, packed
+        )
 
 
 def check_plan(corpus: Corpus, plan: Plan) -> None:
@@ -129,24 +151,51 @@ class _Done:
 
 
 def _prepare(
-    corpus: Corpus, cases: list[Case], plan: Plan, folder: Path, workers: int | None, progress: Progress | None, force: bool, packed: bool
+    corpus: Corpus,
+    cases: list[Case],
+    plan: Plan,
+    folder: Path,
+    workers: int | None,
+    progress: Progress | None,
+    force: bool,
+    packed: bool,
 ) -> PrepareResult:
-    intensities, spacing = tuple(plan.intensity_of(c) for c in corpus.channels), plan.spacing_of(corpus.store)
+    intensities, spacing = (
+        tuple(plan.intensity_of(c) for c in corpus.channels),
+        plan.spacing_of(corpus.store),
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    if targets.sweep(folder):  # another process of this job is at work: start somewhere else, so that the two meet late
+    if targets.sweep(
+        folder
+    ):  # another process of this job is at work: start somewhere else, so that the two meet late
         random.Random(os.getpid()).shuffle(cases)
 
     def one(case: Case) -> _Done:
         final = folder / case.name
         found = targets.look(final, case.name, corpus.store)
         if found.state == "foreign":
-            raise DataError("is in the way of a prepared case", path=final, found=found.reason, fix=targets.ELSEWHERE)
+            raise DataError(
+                "is in the way of a prepared case",
+                path=final,
+                found=found.reason,
+                fix=targets.ELSEWHERE,
+            )
         old = None if force else found.meta
         sources, stat = _sources(case, old)
         inputs = {
             "version": store.VERSION,
-            "plan": [spacing, plan.orientation, plan.crop, list(plan.transpose), [intensity_json(i) for i in intensities]],
-            "labels": [list(corpus.values), corpus.ignore, *([corpus.labels] if case.masks else [])],  # masks: a value is a set of classes
+            "plan": [
+                spacing,
+                plan.orientation,
+                plan.crop,
+                list(plan.transpose),
+                [intensity_json(i) for i in intensities],
+            ],
+            "labels": [
+                list(corpus.values),
+                corpus.ignore,
+                *([corpus.labels] if case.masks else []),
+            ],  # masks: a value is a set of classes
             "sources": list(sources.values()),
         }
         inputs = json.loads(json.dumps(inputs))
@@ -158,36 +207,61 @@ def _prepare(
             "patient": case.patient or case.name,
             "labels": [[value, list(names)] for value, names in corpus.labels],
         }
-        identity = {"sources": sources, "stat": stat, "inputs": inputs, "key": key, "version": store.VERSION}
+        identity = {
+            "sources": sources,
+            "stat": stat,
+            "inputs": inputs,
+            "key": key,
+            "version": store.VERSION,
+        }
         reason = ""
         if old is not None and old["key"] == key:
             try:
                 return _kept(final, old, json.loads(json.dumps(described | identity)), described)
             except WriteError:
                 raise
-            except (MedjaxError, LookupError, TypeError, ValueError, AttributeError) as error:  # also a case.json with odd fields
+            except (
+                MedjaxError,
+                LookupError,
+                TypeError,
+                ValueError,
+                AttributeError,
+            ) as error:  # also a case.json with odd fields
                 log.warning("%s: made again: %s", final, error)
                 reason = DAMAGED
         elif old is not None:
-            reason = ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
+            reason = (
+                ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
+            )
             log.info("%s: made again, changed: %s", final, reason)
         try:
-            lost = _make(case, corpus, plan, final, described, identity, force or reason == DAMAGED, packed)
+            lost = _make(
+                case, corpus, plan, final, described, identity, force or reason == DAMAGED, packed
+            )
         except Stopped:
             raise
         except BaseException:
-            if reason:  # what is there belongs to another plan or other sources: no one may train on it
+            if (
+                reason
+            ):  # what is there belongs to another plan or other sources: no one may train on it
                 targets.discard(final, corpus.store)
             raise
         return _Done("prepared", reason, cropped=lost)
 
     outcomes = each(
-        one, cases, workers=workers, progress=progress, status=lambda v: v.status, needs=lambda case: bytes_needed(case, spacing)
+        one,
+        cases,
+        workers=workers,
+        progress=progress,
+        status=lambda v: v.status,
+        needs=lambda case: bytes_needed(case, spacing),
     )
     good = {o.case.name: o.value for o in outcomes if o.failure is None}
     return PrepareResult(
         ok=sorted(name for name, done in good.items() if done.status == "prepared"),
-        failed=sorted((o.failure for o in outcomes if o.failure is not None), key=lambda f: f["case"]),
+        failed=sorted(
+            (o.failure for o in outcomes if o.failure is not None), key=lambda f: f["case"]
+        ),
         skipped=sum(done.status == "up to date" for done in good.values()),
         stale={name: done.reason for name, done in good.items() if done.reason},
         hashed=tuple(sorted(name for name, done in good.items() if done.hashed)),
@@ -196,9 +270,11 @@ def _prepare(
 
 
 def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
-    """Brings case.json of an up-to-date case up to date, and adds the hashes that earlier versions did not write.
+    """Brings case.json of an up-to-date case up to date, and adds the hashes that earlier versions
+    did not write.
 
-    Raises: `DataError` if the case is damaged as far as can be told from the sizes of its files (or, without hashes, from its label).
+    Raises: `DataError` if the case is damaged as far as can be told from the sizes of its files
+      (or, without hashes, from its label).
     """
     store.check_files(final)
     fresh = old | fields
@@ -218,13 +294,27 @@ def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
 
 
 def _make(
-    case: Case, corpus: Corpus, plan: Plan, final: Path, described: dict, identity: dict, force: bool, packed: bool
+    case: Case,
+    corpus: Corpus,
+    plan: Plan,
+    final: Path,
+    described: dict,
+    identity: dict,
+    force: bool,
+    packed: bool,
 ) -> tuple[int, int]:
-    """Reads, transforms and writes one case, and gives it its name; returns labelled voxels outside the crop, and in all."""
+    """Reads, transforms and writes one case, and gives it its name; returns labelled voxels outside
+    the crop, and in all.
+    """
     volume, ids = load(case, corpus, native=True)
     still_wanted()
-    spacing, intensities = plan.spacing_of(corpus.store), [plan.intensity_of(c) for c in corpus.channels]
-    transform = geometry.fit(volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose)
+    spacing, intensities = (
+        plan.spacing_of(corpus.store),
+        [plan.intensity_of(c) for c in corpus.channels],
+    )
+    transform = geometry.fit(
+        volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
+    )
     masked = any(intensity.masked for intensity in intensities)
     image, numbers = normalise.stored_image(transform, volume.array, intensities, volume.path)
     outside = normalise.outside_mask(transform, volume.array) if masked else None
@@ -260,9 +350,13 @@ def _make(
     temporary = files.temporary(final)
     try:
         (temporary / case.name).mkdir(parents=True)
-        store.write_case(temporary / case.name, image, label, locations, meta | identity, packed=packed)
+        store.write_case(
+            temporary / case.name, image, label, locations, meta | identity, packed=packed
+        )
         still_wanted()
-        targets.publish(temporary / case.name, final, corpus.store, None if force else identity["key"])
+        targets.publish(
+            temporary / case.name, final, corpus.store, None if force else identity["key"]
+        )
     except OSError as error:
         raise files.refused(final, error) from error
     finally:
@@ -273,13 +367,18 @@ def _make(
 def _tell_lost(case: Case, lost: tuple[int, int]) -> None:
     if lost[0]:
         warnings.warn(
-            f"{case.label_files[0]}: {lost[0]} of {lost[1]} labelled voxels ({lost[0] / lost[1]:.1%}) lie outside the non-zero part of the "
-            "image and are cut off with it; is this the label of another image?", DataWarning, stacklevel=2,
-        )  # fmt: skip
+            f"{case.label_files[0]}: {lost[0]} of {lost[1]} labelled voxels "
+            f"({lost[0] / lost[1]:.1%}) lie outside the non-zero part of the "
+            "image and are cut off with it; is this the label of another image?",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarray]:
-    """Up to max(10000, 1 %) voxels of every foreground id but those in `without`, seeded, in ascending order."""
+    """Up to max(10000, 1 %) voxels of every foreground id but those in `without`, seeded, in
+    ascending order.
+    """
     found = {}
     for i, box in enumerate(ndimage.find_objects(label), 1):
         if box is None or i in without:
@@ -290,7 +389,11 @@ def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarra
         total = int(sum(counts))
         wanted = max(min(MOST_LOCATIONS, total), -(-total // round(1 / LEAST_SHARE)))
         ranks = (
-            np.arange(total) if wanted == total else np.random.default_rng([SEED, i]).choice(total, wanted, replace=False, shuffle=False)
+            np.arange(total)
+            if wanted == total
+            else np.random.default_rng([SEED, i]).choice(
+                total, wanted, replace=False, shuffle=False
+            )
         )
         flat = _nth_of(part, i, np.sort(ranks), counts)
         voxels = np.stack(np.unravel_index(flat, part.shape), 1) + [s.start for s in box]
@@ -299,7 +402,9 @@ def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarra
 
 
 def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Flat indices of the voxels with value i that have these (sorted) ranks among them; slice by slice if the counts are per slice."""
+    """Flat indices of the voxels with value i that have these (sorted) ranks among them; slice by
+    slice if the counts are per slice.
+    """
     if len(counts) == 1:
         return np.flatnonzero(part == i)[ranks]
     ends = np.cumsum(counts)
@@ -312,13 +417,19 @@ def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) 
 
 
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Path -> sha256, and path -> stamp; files whose stamp (see `cases.stamp`) is that of the stored case are not read again."""
+    """Path -> sha256, and path -> stamp; files whose stamp (see `cases.stamp`) is that of the
+    stored case are not read again.
+    """
     hashes, stats = {}, {}
     for path in case.files():
         try:
             record = formats.kind_of(path) == "record"
             stats[path] = records.stamp(path) if record else stamp(path)
-            if old is not None and path in old["sources"] and old.get("stat", {}).get(path) == stats[path]:
+            if (
+                old is not None
+                and path in old["sources"]
+                and old.get("stat", {}).get(path) == stats[path]
+            ):
                 hashes[path] = old["sources"][path]
             elif record:
                 hashes[path] = records.digest(path)
@@ -326,5 +437,9 @@ def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, li
                 with open(path, "rb") as file:
                     hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}", path=path, fix="check the path and its permissions") from error
+            raise DataError(
+                f"cannot be read: {error.strerror}",
+                path=path,
+                fix="check the path and its permissions",
+            ) from error
     return hashes, stats

@@ -1,8 +1,10 @@
-"""Patch, batch and network shape from spacing, median size and a memory budget: nnU-Net v2's planners as pure numbers.
+"""Patch, batch and network shape from spacing, median size and a memory budget: nnU-Net v2's
+planners as pure numbers.
 
-In: target spacing, median size after resampling, size of the collection, a preset. Out: a `Configuration`, JSON. No network is built: the
-memory proxy is the number of values that all convolutions put out, which follows from widths and strides alone.
-Source: nnU-Net v2 (experiment planning): the default planner and the residual encoder presets M, L and XL.
+In: target spacing, median size after resampling, size of the collection, a preset. Out: a
+`Configuration`, JSON. No network is built: the memory proxy is the number of values that all
+convolutions put out, which follows from widths and strides alone. Source: nnU-Net v2 (experiment
+planning): the default planner and the residual encoder presets M, L and XL.
 """
 
 import dataclasses
@@ -15,7 +17,8 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.prepare.resample import Spacing
 from medjax.topology import Topology, features_per_stage, topology
 
-LOWRES_BELOW = 0.25  # a patch that covers less of the median volume asks for a low-resolution configuration as well
+# a patch that covers less of the median volume asks for a low-resolution configuration as well
+LOWRES_BELOW = 0.25
 LOWRES_STEP, LOWRES_LEAST = 1.03, 2.0
 LEAST_BATCH = 2
 BASE_FEATURES = 32
@@ -27,8 +30,10 @@ class Preset:
 
     Attributes:
       model: module of `medjax.models`. residual: encoder of residual blocks.
-      encoder: convolutions (plain) or blocks (residual) per encoder stage, the last one repeated. decoder: convolutions per decoder stage.
-      values_3d, values_2d: values of all convolution outputs that fit `memory_gib` at a batch of 2 (3D) or 12 (2D).
+      encoder: convolutions (plain) or blocks (residual) per encoder stage, the last one repeated.
+        decoder: convolutions per decoder stage.
+      values_3d, values_2d: values of all convolution outputs that fit `memory_gib` at a batch of 2
+        (3D) or 12 (2D).
       memory_gib: the memory these numbers stand for; another budget scales them.
       covered: largest share of the collection's voxels in one batch.
     """
@@ -43,7 +48,13 @@ class Preset:
     covered: float
 
 
-RESENC = {"model": "resenc", "residual": True, "encoder": (1, 3, 4, 6), "decoder": 1, "covered": 1.0}
+RESENC = {
+    "model": "resenc",
+    "residual": True,
+    "encoder": (1, 3, 4, 6),
+    "decoder": 1,
+    "covered": 1.0,
+}
 PRESETS = {
     "default": Preset("unet", False, (2,), 2, 560e6, 85e6, 8.0, 0.05),
     "resenc_m": Preset(values_3d=680e6, values_2d=135e6, memory_gib=8.0, **RESENC),
@@ -60,10 +71,12 @@ class Configuration:
       name: "3d_fullres", "3d_lowres" or "2d". preset, memory_gib: what it was made with.
       spacing_mm, median_shape: of the volumes the network sees.
       patch, batch: voxels and samples of a step.
-      model: module of `medjax.models`. strides, kernels, features: per stage, finest first. encoder: convolutions or blocks per stage.
+      model: module of `medjax.models`. strides, kernels, features: per stage, finest first.
+        encoder: convolutions or blocks per stage.
       decoder: convolutions per decoder stage.
       batch_dice: whether Dice is pooled over the batch.
-      values, budget: convolution outputs of one patch (the proxy for memory) and what the budget allows at the reference batch.
+      values, budget: convolution outputs of one patch (the proxy for memory) and what the budget
+        allows at the reference batch.
       first_patch: the patch before it was shrunk to the budget.
     """
 
@@ -106,11 +119,14 @@ def preset_named(name: str) -> Preset:
     return PRESETS[name]
 
 
-def conv_values(patch: Sequence[int], found: Topology, features: Sequence[int], preset: Preset, outputs: int) -> int:
+def conv_values(
+    patch: Sequence[int], found: Topology, features: Sequence[int], preset: Preset, outputs: int
+) -> int:
     """Values that the convolutions of the preset's U-Net put out for one patch.
 
-    Counted are encoder, decoder, transposed convolutions and the full-resolution head with `outputs` channels (background included); a
-    residual block counts its skip once where width or size changes, and the stem counts as one convolution.
+    Counted are encoder, decoder, transposed convolutions and the full-resolution head with
+    `outputs` channels (background included); a residual block counts its skip once where width or
+    size changes, and the stem counts as one convolution.
     """
     sizes, side = [], [int(p) for p in patch]
     for stride in found.strides:
@@ -159,7 +175,9 @@ def configure(
         raise UsageError("no memory to plan for", found=budget, expected="a positive number of GiB")
     reference = (chosen.values_2d if axes == 2 else chosen.values_3d) * (budget / chosen.memory_gib)
     batch_there, largest = (12, 512) if axes == 2 else (2, 320)
-    limit = reference if chosen.residual else reference * batch_there / 2  # the plain planner shrinks for a batch of two
+    limit = (
+        reference if chosen.residual else reference * batch_there / 2
+    )  # the plain planner shrinks for a batch of two
 
     def built(patch: Sequence[int]) -> tuple[Topology, tuple[int, ...], int]:
         found = topology(spacing, patch)
@@ -167,28 +185,54 @@ def configure(
         return found, features, conv_values(found.patch, found, features, chosen, outputs)
 
     inverse = 1 / np.asarray(spacing)
-    side = (256.0**3 / inverse.prod()) ** (1 / 3) if axes == 3 else (2048.0**2 / inverse.prod()) ** (1 / 2)
-    first = [int(min(round(float(a)), b)) for a, b in zip(inverse * side, median_shape, strict=True)]
+    side = (
+        (256.0**3 / inverse.prod()) ** (1 / 3)
+        if axes == 3
+        else (2048.0**2 / inverse.prod()) ** (1 / 2)
+    )
+    first = [
+        int(min(round(float(a)), b)) for a, b in zip(inverse * side, median_shape, strict=True)
+    ]
     found, features, values = built(first)
     first_patch = found.patch
     while values > limit:
         axis = int(np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[-1])
         smaller = list(found.patch)
         smaller[axis] -= divisors(found)[axis]
-        step = divisors(topology(spacing, [max(1, p) for p in smaller]))[axis]  # 256 may go to 224 although it is divisible by 64
+        step = divisors(topology(spacing, [max(1, p) for p in smaller]))[
+            axis
+        ]  # 256 may go to 224 although it is divisible by 64
         patch = list(found.patch)
         patch[axis] -= step
         if patch[axis] < 1:
-            raise UsageError("no patch fits this memory", found=f"{budget:g} GiB", fix="give more memory or a coarser spacing")
+            raise UsageError(
+                "no patch fits this memory",
+                found=f"{budget:g} GiB",
+                fix="give more memory or a coarser spacing",
+            )
         found, features, values = built(patch)
     batch = round(reference / values * batch_there)
     covering = round(voxels * chosen.covered / math.prod(found.patch))
     stages = len(found.strides)
     return Configuration(
-        name, preset, float(budget), tuple(spacing), tuple(round(float(n)) for n in median_shape), found.patch,
-        max(min(batch, covering), LEAST_BATCH), chosen.model, found.strides, found.kernels, features, repeated(chosen.encoder, stages),
-        (chosen.decoder,) * (stages - 1), False, int(values), float(reference), first_patch,
-    )  # fmt: skip
+        name,
+        preset,
+        float(budget),
+        tuple(spacing),
+        tuple(round(float(n)) for n in median_shape),
+        found.patch,
+        max(min(batch, covering), LEAST_BATCH),
+        chosen.model,
+        found.strides,
+        found.kernels,
+        features,
+        repeated(chosen.encoder, stages),
+        (chosen.decoder,) * (stages - 1),
+        False,
+        int(values),
+        float(reference),
+        first_patch,
+    )
 
 
 def divisors(found: Topology) -> tuple[int, ...]:
@@ -197,7 +241,11 @@ def divisors(found: Topology) -> tuple[int, ...]:
 
 
 def configurations(
-    spacing_mm: Spacing, shapes: np.ndarray, outputs: int, preset: str = "default", memory_gib: float | int | None = None
+    spacing_mm: Spacing,
+    shapes: np.ndarray,
+    outputs: int,
+    preset: str = "default",
+    memory_gib: float | int | None = None,
 ) -> dict[str, Configuration]:
     """All configurations of a collection.
 
@@ -206,7 +254,8 @@ def configurations(
       shapes: (n, 3) sizes of the cases after resampling.
       outputs: channels of the head, background included.
 
-    Returns: "3d_fullres" (not for single slices), "3d_lowres" where the patch sees too little of a volume, "2d".
+    Returns: "3d_fullres" (not for single slices), "3d_lowres" where the patch sees too little of a
+      volume, "2d".
     """
     median, target = np.median(shapes, 0), np.asarray(spacing_mm, float)
     voxels, found = float(median.prod() * len(shapes)), {}
@@ -221,7 +270,9 @@ def configurations(
 
 
 def _lowres(full, target, median, cases, outputs, preset, memory_gib) -> Configuration | None:
-    """The finest coarser grid whose patch covers a quarter of the median volume; None if the full one does, or if little is saved."""
+    """The finest coarser grid whose patch covers a quarter of the median volume; None if the full
+    one does, or if little is saved.
+    """
     low, spacing = None, target.copy()
     covered, voxels = math.prod(full.patch), float(median.prod())
     while covered / voxels < LOWRES_BELOW:

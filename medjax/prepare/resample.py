@@ -1,8 +1,10 @@
 """Resampling to another grid with nnU-Net's results at the speed of matrix products.
 
-Spline and linear resampling are linear and separable, so each axis is one matrix: the identity resampled by scipy (which brings the
-boundary rule and the half-pixel centres of the reference along), applied by BLAS. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm.
-Rules: nnU-Net v2, preprocessing/resampling (order 3 for images, 1 for labels and probabilities, separate z beyond anisotropy 3, clipping).
+Spline and linear resampling are linear and separable, so each axis is one matrix: the identity
+resampled by scipy (which brings the boundary rule and the half-pixel centres of the reference
+along), applied by BLAS. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm. Rules: nnU-Net v2,
+preprocessing/resampling (order 3 for images, 1 for labels and probabilities, separate z beyond
+anisotropy 3, clipping).
 """
 
 import functools
@@ -15,7 +17,9 @@ from scipy import ndimage
 
 from medjax.errors import UsageError
 
-ANISOTROPY = 3.0  # beyond this ratio of the largest to the smallest spacing the coarse axis is resampled on its own, by nearest neighbour
+# beyond this ratio of the largest to the smallest spacing the coarse axis is resampled on its own,
+# by nearest neighbour
+ANISOTROPY = 3.0
 _ROWS = 32  # output rows per matrix product
 _UNTHREADED = 1 << 18  # multiplications up to which OpenBLAS keeps a product on the calling thread
 _NEGLIGIBLE = 1e-8  # spline weights below this do not show in float32
@@ -29,14 +33,20 @@ Shape = tuple[int, int, int]
 
 
 def new_shape(shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> Shape:
-    """Size of the grid at another spacing: round(spacing / new * n), halves to even as Python rounds; at least 1."""
-    return tuple(max(1, round(float(a) / float(b) * int(n))) for n, a, b in zip(shape, spacing_mm, new_spacing_mm, strict=True))
+    """Size of the grid at another spacing: round(spacing / new * n), halves to even as Python
+    rounds; at least 1.
+    """
+    return tuple(
+        max(1, round(float(a) / float(b) * int(n)))
+        for n, a, b in zip(shape, spacing_mm, new_spacing_mm, strict=True)
+    )
 
 
 def separate_axis(spacing_mm: Spacing, new_spacing_mm: Spacing) -> int | None:
     """The axis to resample on its own, or None.
 
-    The original spacing decides if its ratio exceeds 3, else the target's; None as well if two or more axes share the largest spacing.
+    The original spacing decides if its ratio exceeds 3, else the target's; None as well if two or
+    more axes share the largest spacing.
     """
     for spacing in (np.asarray(spacing_mm, float), np.asarray(new_spacing_mm, float)):
         if spacing.max() / spacing.min() > ANISOTROPY:
@@ -47,13 +57,17 @@ def separate_axis(spacing_mm: Spacing, new_spacing_mm: Spacing) -> int | None:
 
 @functools.lru_cache(maxsize=64)
 def operator(n_in: int, n_out: int, order: int) -> np.ndarray:
-    """The 1-D resampling matrix (n_out, n_in) float64, read-only: what scipy's zoom (grid mode, edge replication) makes of unit samples.
+    """The 1-D resampling matrix (n_out, n_in) float64, read-only: what scipy's zoom (grid mode,
+    edge replication) makes of unit samples.
 
-    Order 3 includes the spline prefilter over twelve replicated edge samples per side, as scipy's n-D zoom applies it axis by axis.
+    Order 3 includes the spline prefilter over twelve replicated edge samples per side, as scipy's
+    n-D zoom applies it axis by axis.
     """
     if min(n_in, n_out) < 1 or order not in (0, 1, 3):
         raise UsageError(
-            "no such resampling", found=f"{n_in} -> {n_out} samples at order {order}", expected="sizes >= 1 and order 0, 1 or 3"
+            "no such resampling",
+            found=f"{n_in} -> {n_out} samples at order {order}",
+            expected="sizes >= 1 and order 0, 1 or 3",
         )
     if n_in == n_out:
         matrix = np.eye(n_in)
@@ -61,31 +75,44 @@ def operator(n_in: int, n_out: int, order: int) -> np.ndarray:
         matrix = np.eye(n_in)[nearest(n_in, n_out)]
     else:
         units = np.eye(n_in)
-        matrix = np.stack([ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True) for unit in units], axis=1)
+        matrix = np.stack(
+            [
+                ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
+                for unit in units
+            ],
+            axis=1,
+        )
     matrix.setflags(write=False)
     return matrix
 
 
 @functools.lru_cache(maxsize=256)
 def nearest(n_in: int, n_out: int) -> np.ndarray:
-    """(n_out,) source index of each sample at order 0: scipy's rounding of scale * (i + 0.5) - 0.5, clamped to the edges."""
+    """(n_out,) source index of each sample at order 0: scipy's rounding of scale * (i + 0.5) - 0.5,
+    clamped to the edges.
+    """
     centres = n_in / n_out * (np.arange(n_out) + 0.5) - 0.5
-    index = ndimage.map_coordinates(np.arange(n_in, dtype=np.float64), centres[None], order=0, mode="nearest").astype(np.intp)
+    index = ndimage.map_coordinates(
+        np.arange(n_in, dtype=np.float64), centres[None], order=0, mode="nearest"
+    ).astype(np.intp)
     index.setflags(write=False)
     return index
 
 
-def resample_image(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
+def resample_image(
+    array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing
+) -> np.ndarray:
     """Cubic spline resampling of intensities.
 
-    Separate-z volumes: order 3 within slices, nearest slice along the coarse axis. Every channel is clipped to its input range, slice by
-    slice in the separate-z case.
+    Separate-z volumes: order 3 within slices, nearest slice along the coarse axis. Every channel is
+    clipped to its input range, slice by slice in the separate-z case.
 
     Args:
       array: (z, y, x) or (z, y, x, m), any real type.
       new_shape: (z, y, x) of the result.
 
-    Returns: float32 array of shape new_shape (+ (m,)); the input as float32, if the shape is unchanged.
+    Returns: float32 array of shape new_shape (+ (m,)); the input as float32, if the shape is
+      unchanged.
     """
     new_shape = _checked(array, new_shape)
     if tuple(array.shape[:3]) == new_shape:
@@ -93,11 +120,15 @@ def resample_image(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new
     if array.ndim == 4:
         out = np.empty((*new_shape, array.shape[3]), np.float32)
         for channel in range(array.shape[3]):
-            out[..., channel] = resample_image(array[..., channel], new_shape, spacing_mm, new_spacing_mm)
+            out[..., channel] = resample_image(
+                array[..., channel], new_shape, spacing_mm, new_spacing_mm
+            )
         return out
     axis = separate_axis(spacing_mm, new_spacing_mm)
     if axis is None:
-        out = apply(array, [matrix_of(a, b, 3) for a, b in zip(array.shape, new_shape, strict=True)])
+        out = apply(
+            array, [matrix_of(a, b, 3) for a, b in zip(array.shape, new_shape, strict=True)]
+        )
         return np.clip(out, np.float32(array.min()), np.float32(array.max()), out=out)
     return _separate(array, new_shape, axis)
 
@@ -106,14 +137,24 @@ def _separate(array: np.ndarray, new_shape: Shape, axis: int) -> np.ndarray:
     index = nearest(array.shape[axis], new_shape[axis])
     used, back = np.unique(index, return_inverse=True)
     slices = np.take(array, used, axis) if len(used) < array.shape[axis] else array
-    low, high = (f(slices, axis=tuple(a for a in range(3) if a != axis), keepdims=True).astype(np.float32) for f in (np.min, np.max))
-    out = apply(slices, [None if a == axis else matrix_of(array.shape[a], new_shape[a], 3) for a in range(3)])
+    low, high = (
+        f(slices, axis=tuple(a for a in range(3) if a != axis), keepdims=True).astype(np.float32)
+        for f in (np.min, np.max)
+    )
+    out = apply(
+        slices,
+        [None if a == axis else matrix_of(array.shape[a], new_shape[a], 3) for a in range(3)],
+    )
     np.clip(out, low, high, out=out)
     return out if np.array_equal(back, np.arange(out.shape[axis])) else np.take(out, back, axis)
 
 
 def resample_scores(
-    array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing, slab: int | None = None
+    array: np.ndarray,
+    new_shape: Sizes,
+    spacing_mm: Spacing,
+    new_spacing_mm: Spacing,
+    slab: int | None = None,
 ) -> np.ndarray:
     """Linear resampling of probabilities or logits (nearest along the coarse axis if anisotropic).
 
@@ -132,11 +173,21 @@ def resample_scores(
     return out
 
 
-def score_rows(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing, axis: int, rows: slice) -> np.ndarray:
+def score_rows(
+    array: np.ndarray,
+    new_shape: Sizes,
+    spacing_mm: Spacing,
+    new_spacing_mm: Spacing,
+    axis: int,
+    rows: slice,
+) -> np.ndarray:
     """The rows [start, stop) along `axis` of `resample_scores`, at the cost of those rows only."""
     new_shape = _checked(array, new_shape)
     coarse = separate_axis(spacing_mm, new_spacing_mm)
-    matrices = [matrix_of(a, b, 0 if i == coarse else 1) for i, (a, b) in enumerate(zip(array.shape[:3], new_shape, strict=True))]
+    matrices = [
+        matrix_of(a, b, 0 if i == coarse else 1)
+        for i, (a, b) in enumerate(zip(array.shape[:3], new_shape, strict=True))
+    ]
     if matrices[axis] is not None:
         wanted = matrices[axis][rows]
         first, last = support(wanted)
@@ -144,11 +195,14 @@ def score_rows(array: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spa
     return apply(array[(slice(None),) * axis + (rows,)], matrices)
 
 
-def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> np.ndarray:
-    """Label resampling: every label's indicator linearly, arg-max; shared maxima take the nearest neighbour's label, else the lowest.
+def resample_label(
+    ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing
+) -> np.ndarray:
+    """Label resampling: every label's indicator linearly, arg-max; shared maxima take the nearest
+    neighbour's label, else the lowest.
 
-    The indicators of one voxel are non-zero only for the labels of its 2x2x2 source voxels, so only voxels where those differ are computed;
-    time and memory do not depend on the number of labels.
+    The indicators of one voxel are non-zero only for the labels of its 2x2x2 source voxels, so only
+    voxels where those differ are computed; time and memory do not depend on the number of labels.
 
     Args:
       ids: (z, y, x) integers.
@@ -159,7 +213,9 @@ def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_s
     if tuple(ids.shape) == new_shape:
         return ids
     coarse = separate_axis(spacing_mm, new_spacing_mm)
-    taps = [_taps(a, b, i == coarse) for i, (a, b) in enumerate(zip(ids.shape, new_shape, strict=True))]
+    taps = [
+        _taps(a, b, i == coarse) for i, (a, b) in enumerate(zip(ids.shape, new_shape, strict=True))
+    ]
     near = [nearest(a, b) for a, b in zip(ids.shape, new_shape, strict=True)]
     (z_first, z_second), z_weights = taps[0]
     out = np.empty(new_shape, ids.dtype)
@@ -168,7 +224,10 @@ def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_s
         rows = slice(start, min(start + step, new_shape[0]))
         low, high = int(z_first[rows][0]), int(z_second[rows][-1]) + 1
         source = np.ascontiguousarray(ids[low:high])
-        local = ((z_first[rows] - low, z_second[rows] - low), tuple(weight[rows] for weight in z_weights))
+        local = (
+            (z_first[rows] - low, z_second[rows] - low),
+            tuple(weight[rows] for weight in z_weights),
+        )
         piece = source[np.ix_(near[0][rows] - low, near[1], near[2])]
         mixed = _mixed_cells(source, taps)[np.ix_(local[0][0], taps[1][0][0], taps[2][0][0])]
         where = np.nonzero(mixed)
@@ -179,19 +238,28 @@ def resample_label(ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_s
     return out
 
 
-def _taps(n_in: int, n_out: int, by_nearest: bool) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """((first, second source index), (their weights)) of each output sample; the second weighs 0 where one sample decides."""
+def _taps(
+    n_in: int, n_out: int, by_nearest: bool
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """((first, second source index), (their weights)) of each output sample; the second weighs 0
+    where one sample decides.
+    """
     if n_in == n_out or by_nearest or n_in == 1:
         index = nearest(n_in, n_out)
         return (index, index), (np.ones(n_out), np.zeros(n_out))
     matrix, samples = operator(n_in, n_out, 1), np.arange(n_out)
     first = (matrix != 0).argmax(1)
     second = n_in - 1 - (matrix[:, ::-1] != 0).argmax(1)
-    return (first, second), (matrix[samples, first], np.where(first == second, 0.0, matrix[samples, second]))
+    return (first, second), (
+        matrix[samples, first],
+        np.where(first == second, 0.0, matrix[samples, second]),
+    )
 
 
 def _mixed_cells(ids: np.ndarray, taps: Sequence) -> np.ndarray:
-    """(z, y, x) bool: the source voxels at [i, i + 1] along the interpolated axes do not all carry the label of voxel i."""
+    """(z, y, x) bool: the source voxels at [i, i + 1] along the interpolated axes do not all carry
+    the label of voxel i.
+    """
     low = high = ids
     for axis, ((first, second), _) in enumerate(taps):
         if not np.array_equal(first, second):
@@ -208,10 +276,14 @@ def _with_next(function: np.ufunc, array: np.ndarray, axis: int) -> np.ndarray:
     return out
 
 
-def _vote(ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: np.ndarray) -> np.ndarray:
-    """Arg-max over the labels of the (up to) eight source voxels of each output voxel; ties go to `close` if it is among them.
+def _vote(
+    ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: np.ndarray
+) -> np.ndarray:
+    """Arg-max over the labels of the (up to) eight source voxels of each output voxel; ties go to
+    `close` if it is among them.
 
-    Weights are multiplied and added in scipy's order, so that near-ties fall as they do in the reference.
+    Weights are multiplied and added in scipy's order, so that near-ties fall as they do in the
+    reference.
     """
     strides = np.cumprod((1, *ids.shape[:0:-1]))[::-1]
     axes = []  # per axis its one or two samples: (offset into the flat ids, weight)
@@ -224,12 +296,21 @@ def _vote(ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: n
         for x, x_weight in axes[2]:
             labels.append(flat[row + x])
             weights.append(row_weight * x_weight)
-    close_score = sum(weight * (label == close) for weight, label in zip(weights, labels, strict=True))
-    contested = np.flatnonzero(close_score < 0.5 + 1e-6)  # elsewhere the nearest label holds the majority
-    labels, weights = [label[contested] for label in labels], [weight[contested] for weight in weights]
+    close_score = sum(
+        weight * (label == close) for weight, label in zip(weights, labels, strict=True)
+    )
+    contested = np.flatnonzero(
+        close_score < 0.5 + 1e-6
+    )  # elsewhere the nearest label holds the majority
+    labels, weights = (
+        [label[contested] for label in labels],
+        [weight[contested] for weight in weights],
+    )
     best, best_score = close[contested], np.full(len(contested), -1.0)
     for label in labels:
-        score = sum(weight * (other == label) for weight, other in zip(weights, labels, strict=True))
+        score = sum(
+            weight * (other == label) for weight, other in zip(weights, labels, strict=True)
+        )
         better = (score > best_score) | ((score == best_score) & (label < best))
         best, best_score = np.where(better, label, best), np.maximum(best_score, score)
     out = close.copy()
@@ -240,7 +321,11 @@ def _vote(ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: n
 def _checked(array: np.ndarray, new_shape: Sizes) -> Shape:
     shape = tuple(int(n) for n in new_shape)
     if array.ndim not in (3, 4) or len(shape) != 3 or min(shape) < 1 or array.size == 0:
-        raise UsageError("cannot resample", found=f"{array.shape} to {shape}", expected="(z, y, x[, c]) and three sizes >= 1")
+        raise UsageError(
+            "cannot resample",
+            found=f"{array.shape} to {shape}",
+            expected="(z, y, x[, c]) and three sizes >= 1",
+        )
     return shape
 
 
@@ -257,16 +342,20 @@ def support(matrix: np.ndarray) -> tuple[int, int]:
 
 def apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarray:
     """One matrix per axis (None: leave it), the axis that shrinks most first; float32 out."""
-    for _, axis in sorted((m.shape[0] / m.shape[1], axis) for axis, m in enumerate(matrices) if m is not None):
+    for _, axis in sorted(
+        (m.shape[0] / m.shape[1], axis) for axis, m in enumerate(matrices) if m is not None
+    ):
         array = along(array, matrices[axis], axis)
     return np.ascontiguousarray(array, np.float32)
 
 
 def along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
-    """float32 matrix @ array along one axis, as batches of tiles: a block of rows, the columns that it touches, part of another axis.
+    """float32 matrix @ array along one axis, as batches of tiles: a block of rows, the columns that
+    it touches, part of another axis.
 
-    Tiles stay below the size from which OpenBLAS starts its threads. Those pay off on an idle machine only; where cases are prepared side
-    by side, waiting for them at every product costs more than the product.
+    Tiles stay below the size from which OpenBLAS starts its threads. Those pay off on an idle
+    machine only; where cases are prepared side by side, waiting for them at every product costs
+    more than the product.
     """
     out = np.empty((*array.shape[:axis], matrix.shape[0], *array.shape[axis + 1 :]), np.float32)
     blocks = []
@@ -278,7 +367,10 @@ def along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
     step = max(1, PIECE // (array.size // array.shape[across]))
     for start in range(0, array.shape[across], step):
         slab = (slice(None),) * across + (slice(start, start + step),)
-        source, target = _as_rows(np.ascontiguousarray(array[slab], np.float32), axis), _as_rows(out[slab], axis)
+        source, target = (
+            _as_rows(np.ascontiguousarray(array[slab], np.float32), axis),
+            _as_rows(out[slab], axis),
+        )
         for rows, columns, block in blocks:
             tile = max(1, _UNTHREADED // block.size)
             for begin in range(0, source.shape[2], tile):

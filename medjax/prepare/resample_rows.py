@@ -1,8 +1,10 @@
-"""Cubic resampling of a volume in pieces along its first axis, so that the memory of a large scan is bounded.
+"""Cubic resampling of a volume in pieces along its first axis, so that the memory of a large scan
+is bounded.
 
-In: a function that reads rows of the source. Out: float32 rows of the result, in order. The numbers are those of `resample.resample_image`
-(in-plane axes first, then the first axis); what is held between the two is one float32 volume of the source's slices in the new plane, and
-nothing if the first axis does not change.
+In: a function that reads rows of the source. Out: float32 rows of the result, in order. The numbers
+are those of `resample.resample_image` (in-plane axes first, then the first axis); what is held
+between the two is one float32 volume of the source's slices in the new plane, and nothing if the
+first axis does not change.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,14 +25,20 @@ def pieces(shape: Sizes, piece: int = resample.PIECE * 4) -> Iterator[slice]:
 
 
 def image_rows(
-    read: Read, shape: Sizes, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing, limits: tuple[float, float]
+    read: Read,
+    shape: Sizes,
+    new_shape: Sizes,
+    spacing_mm: Spacing,
+    new_spacing_mm: Spacing,
+    limits: tuple[float, float],
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Order-3 resampling with nnU-Net's rules, see `resample.resample_image`.
 
     Args:
       read: rows of the first axis -> float32 (rows, y, x).
       shape, new_shape: (z, y, x) of source and result.
-      limits: smallest and largest value of the source; the result is clipped to them (to each slice's own along a coarse first axis).
+      limits: smallest and largest value of the source; the result is clipped to them (to each
+        slice's own along a coarse first axis).
 
     Yields: (rows of the result, float32 piece), in ascending order, covering all of it.
     """
@@ -40,10 +48,15 @@ def image_rows(
         return
     coarse = resample.separate_axis(spacing_mm, new_spacing_mm)
     if coarse in (1, 2):  # slices across the rows: not worth a path of its own
-        whole = resample.resample_image(read(slice(0, shape[0])), new_shape, spacing_mm, new_spacing_mm)
+        whole = resample.resample_image(
+            read(slice(0, shape[0])), new_shape, spacing_mm, new_spacing_mm
+        )
         yield from ((rows, whole[rows]) for rows in pieces(new_shape))
         return
-    plane = [None, *(resample.matrix_of(a, b, 3) for a, b in zip(shape[1:], new_shape[1:], strict=True))]
+    plane = [
+        None,
+        *(resample.matrix_of(a, b, 3) for a, b in zip(shape[1:], new_shape[1:], strict=True)),
+    ]
     if shape[0] == new_shape[0]:
         yield from ((rows, _in_plane(read(rows), plane, coarse, limits)) for rows in pieces(shape))
         return
@@ -62,11 +75,17 @@ def image_rows(
         yield rows, np.clip(piece, *np.float32(limits), out=piece)
 
 
-def _in_plane(piece: np.ndarray, plane: list, coarse: int | None, limits: tuple[float, float] | None) -> np.ndarray:
-    """Rows resampled within their slices; clipped slice by slice if the first axis is coarse, else to the limits if there are any."""
+def _in_plane(
+    piece: np.ndarray, plane: list, coarse: int | None, limits: tuple[float, float] | None
+) -> np.ndarray:
+    """Rows resampled within their slices; clipped slice by slice if the first axis is coarse, else
+    to the limits if there are any.
+    """
     if plane[1] is None and plane[2] is None:
         return piece
     out = resample.apply(piece, plane)
     if coarse == 0:
-        return np.clip(out, piece.min((1, 2), keepdims=True), piece.max((1, 2), keepdims=True), out=out)
+        return np.clip(
+            out, piece.min((1, 2), keepdims=True), piece.max((1, 2), keepdims=True), out=out
+        )
     return out if limits is None else np.clip(out, *np.float32(limits), out=out)

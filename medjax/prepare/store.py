@@ -1,15 +1,18 @@
-"""Prepared cases on disk: zarr3 arrays that patches are read from without unpacking, and what is known about them.
+"""Prepared cases on disk: zarr3 arrays that patches are read from without unpacking, and what is
+known about them.
 
-Arrays are written in one of two layouts, both plain zarr3: *flat*, one uncompressed chunk that is memory-mapped, so that a patch costs its
-own bytes and all workers share the system's page cache; or *packed*, 64-voxel chunks compressed with lz4, for slow or remote disks.
+Arrays are written in one of two layouts, both plain zarr3: *flat*, one uncompressed chunk that is
+memory-mapped, so that a patch costs its own bytes and all workers share the system's page cache; or
+*packed*, 64-voxel chunks compressed with lz4, for slow or remote disks.
 
     <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16; normalised value = stored * gain + bias
                            label.zarr      (z, y, x) uint8 or uint16 dense ids of the full corpus
                            locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
                            case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key, hashes
 
-`prepare/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable, handles opened when first used. What is read
-is compared with the hashes in case.json, each part once per process (see `prepare/hashes.py`).
+`prepare/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable,
+handles opened when first used. What is read is compared with the hashes in case.json, each part
+once per process (see `prepare/hashes.py`).
 """
 
 import contextlib
@@ -36,14 +39,20 @@ CHUNK = 64
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
 FILES = ("image.zarr", "label.zarr", "locations.npz", "case.json")  # all that a case's folder holds
-HANDLES = 1 << 10  # memory-mapped arrays held open at most; fewer where a process may open few files
+HANDLES = (
+    1 << 10
+)  # memory-mapped arrays held open at most; fewer where a process may open few files
 Slices = tuple[slice, ...]
 
 log = logging.getLogger("medjax.store")
 
 
 class StoredCase:
-    """One prepared case. `meta` is case.json, `image` and `label` read what they are asked for, `locations` maps str(id) to voxels."""
+    """One prepared case.
+
+    `meta` is case.json, `image` and `label` read what they are asked for, `locations` maps str(id)
+    to voxels.
+    """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.fspath(folder)
@@ -62,8 +71,8 @@ class StoredCase:
         """uint8 or uint16 (*slices) dense ids of the corpus.
 
         Args:
-          outside: the value of voxels outside a normalisation mask (skull-stripped MR), which nobody annotated; if it is negative and there
-            are such voxels the result is int16.
+          outside: the value of voxels outside a normalisation mask (skull-stripped MR), which
+            nobody annotated; if it is negative and there are such voxels the result is int16.
         """
         label, hidden = self._read("label.zarr", slices), self.meta.get("outside_id")
         if hidden is None or not (where := label == hidden).any():
@@ -74,7 +83,9 @@ class StoredCase:
 
     @property
     def locations(self) -> Mapping[str, np.ndarray]:
-        """str(dense id) -> (n, 3) int32 voxels (z, y, x) of it, read one id at a time when asked for."""
+        """str(dense id) -> (n, 3) int32 voxels (z, y, x) of it, read one id at a time when asked
+        for.
+        """
         return Locations(self.folder, self._stamp)
 
     def _read(self, name: str, slices: Slices) -> np.ndarray:
@@ -85,14 +96,17 @@ class StoredCase:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
-                _handle.cache_clear()  # of this process' open files most are ours: close them, and try once more
+                # of this process' open files most are ours: close them, and try once more
+                _handle.cache_clear()
                 return _handle(self.folder, name, self._stamp)(slices)
         except OSError as error:
             many = error.errno in (errno.EMFILE, errno.ENFILE)
             fix = "allow more open files: ulimit -n 4096" if many else again(self.folder)
             raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=fix) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{name} cannot be read: {error}", path=self.folder, fix=again(self.folder)) from error
+            raise DataError(
+                f"{name} cannot be read: {error}", path=self.folder, fix=again(self.folder)
+            ) from error
 
     def __reduce__(self):
         return StoredCase, (self.folder,)
@@ -102,7 +116,9 @@ class StoredCase:
 
 
 class Locations(Mapping):
-    """The foreground voxels of a case as a mapping that loads one id at a time; see `StoredCase.locations`."""
+    """The foreground voxels of a case as a mapping that loads one id at a time; see
+    `StoredCase.locations`.
+    """
 
     def __init__(self, folder: str, stamp: tuple[int, int]):
         self._folder, self._stamp = folder, stamp
@@ -123,16 +139,24 @@ class Locations(Mapping):
 
 
 def open_case(folder: str | os.PathLike) -> StoredCase:
-    """The prepared case in a folder; `DataError` naming the command that makes it, if there is none."""
+    """The prepared case in a folder; `DataError` naming the command that makes it, if there is
+    none.
+    """
     return StoredCase(folder)
 
 
 def list_cases(root: str | os.PathLike, corpus: str) -> list[str]:
-    """Names of the prepared cases of a corpus (by its store name), sorted; `UsageError` if there is no such store."""
+    """Names of the prepared cases of a corpus (by its store name), sorted; `UsageError` if there is
+    no such store.
+    """
     folder = Path(root) / corpus
     if not folder.is_dir():
         raise UsageError("no prepared cases", path=folder, fix=REMEDY)
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / "case.json").is_file())
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if not p.name.startswith(".") and (p / "case.json").is_file()
+    )
 
 
 def write_case(
@@ -144,17 +168,21 @@ def write_case(
     *,
     packed: bool = False,
 ) -> None:
-    """Fills an existing empty folder; case.json, with the hashes of the rest, comes last, so a folder with it is complete.
+    """Fills an existing empty folder; case.json, with the hashes of the rest, comes last, so a
+    folder with it is complete.
 
     Args:
-      image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n, 3) int32. meta: JSON-ready.
+      image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n,
+        3) int32. meta: JSON-ready.
       packed: compressed chunks in place of one flat, memory-mapped one.
     """
     folder = Path(folder)
     found = {}
     for name, array in (("image.zarr", image), ("label.zarr", label)):
         write_array(folder / name, array, packed)
-        found[name] = hashes.of_packed(folder / name) if packed else hashes.of_flat(folder / name, array)
+        found[name] = (
+            hashes.of_packed(folder / name) if packed else hashes.of_flat(folder / name, array)
+        )
     np.savez_compressed(folder / "locations.npz", **locations)
     found["locations.npz"] = hashes.of_file(folder / "locations.npz")
     fields = {**meta, "hashes": found}
@@ -175,7 +203,8 @@ def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
 def hashes_of(folder: str | os.PathLike) -> dict:
     """The hashes of a case as it lies on disk, for one that was prepared without.
 
-    Raises: `DataError` if the label does not hold the numbers of voxels that case.json tells of, or a file cannot be read.
+    Raises: `DataError` if the label does not hold the numbers of voxels that case.json tells of, or
+      a file cannot be read.
     """
     case, root = StoredCase(folder), Path(folder)
     expected, counts = case.meta["voxels"], {}
@@ -184,17 +213,29 @@ def hashes_of(folder: str | os.PathLike) -> dict:
         for i, n in zip(ids.tolist(), numbers.tolist(), strict=True):
             counts[str(i)] = counts.get(str(i), 0) + n
     if counts != {str(i): n for i, n in expected.items() if n}:
-        raise DataError("label.zarr holds other voxels than were prepared", path=root, found=counts, expected=expected, fix=again(root))
+        raise DataError(
+            "label.zarr holds other voxels than were prepared",
+            path=root,
+            found=counts,
+            expected=expected,
+            fix=again(root),
+        )
     flat = _is_flat(json.loads((root / "image.zarr" / "zarr.json").read_bytes()))
     return {
-        "image.zarr": hashes.of_flat(root / "image.zarr", case.image()) if flat else hashes.of_packed(root / "image.zarr"),
-        "label.zarr": hashes.of_flat(root / "label.zarr", case._read("label.zarr", ())) if flat else hashes.of_packed(root / "label.zarr"),
+        "image.zarr": hashes.of_flat(root / "image.zarr", case.image())
+        if flat
+        else hashes.of_packed(root / "image.zarr"),
+        "label.zarr": hashes.of_flat(root / "label.zarr", case._read("label.zarr", ()))
+        if flat
+        else hashes.of_packed(root / "label.zarr"),
         "locations.npz": hashes.of_file(root / "locations.npz"),
     }
 
 
 def check_files(folder: str | os.PathLike) -> None:
-    """`DataError` if a file of a prepared case is missing or has another size than it should; contents are not read."""
+    """`DataError` if a file of a prepared case is missing or has another size than it should;
+    contents are not read.
+    """
     case = StoredCase(folder)
     for name in ("image.zarr", "label.zarr"):
         case._read(name, (slice(0, 0),))
@@ -204,7 +245,10 @@ def check_files(folder: str | os.PathLike) -> None:
 def again(folder: str | os.PathLike) -> str:
     """The command that makes one damaged case again."""
     folder = Path(folder)
-    return f"make this case again: `medjax prepare <data set folder> -o {folder.parent.parent} --force --cases {folder.name}`"
+    return (
+        f"make this case again: `medjax prepare <data set folder> -o {folder.parent.parent} "
+        f"--force --cases {folder.name}`"
+    )
 
 
 def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -219,14 +263,27 @@ def write_array(path: Path, array: np.ndarray, packed: bool = False) -> None:
         return
     import tensorstore as ts
 
-    blosc = {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": array.dtype.itemsize, "blocksize": 0}
+    blosc = {
+        "cname": "lz4",
+        "clevel": 5,
+        "shuffle": "shuffle",
+        "typesize": array.dtype.itemsize,
+        "blocksize": 0,
+    }
     metadata = {
         "shape": list(array.shape),
         "data_type": array.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape(array.shape))}},
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(chunk_shape(array.shape))},
+        },
         "codecs": [BYTES, {"name": "blosc", "configuration": blosc}],
     }
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}, "metadata": metadata}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": os.fspath(path)},
+        "metadata": metadata,
+    }
     try:
         ts.open(spec, create=True).result().write(array).result()
     except (ValueError, RuntimeError) as error:  # tensorstore has no OSError
@@ -263,7 +320,9 @@ def flat_file(path: Path, axes: int) -> Path:
 
 
 def _stamp(folder: str) -> tuple[int, int]:
-    """Changes when a case is prepared again, so that handles of the old one are not used for the new."""
+    """Changes when a case is prepared again, so that handles of the old one are not used for the
+    new.
+    """
     try:
         status = os.stat(os.path.join(folder, "case.json"))
     except OSError as error:
@@ -276,20 +335,37 @@ def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
     try:
         meta = files.read_json(Path(folder, "case.json"), error=DataError)
     except DataError as error:
-        raise DataError(f"case.json is damaged: {error.message}", path=folder, fix=REMEDY) from error
+        raise DataError(
+            f"case.json is damaged: {error.message}", path=folder, fix=REMEDY
+        ) from error
     if not isinstance(meta, dict):
         raise DataError("case.json is damaged: no object", path=folder, fix=REMEDY)
     if meta.get("version", VERSION) != VERSION:
-        raise DataError("prepared by another version of medjax", path=folder, found=meta["version"], expected=VERSION, fix=REMEDY)
+        raise DataError(
+            "prepared by another version of medjax",
+            path=folder,
+            found=meta["version"],
+            expected=VERSION,
+            fix=REMEDY,
+        )
     if "checksum" in meta and (sum_ := sealed(meta)["checksum"]) != meta["checksum"]:
         raise DataError(
-            "case.json is damaged: other content than was written", path=folder, found=sum_, expected=meta["checksum"], fix=again(folder)
+            "case.json is damaged: other content than was written",
+            path=folder,
+            found=sum_,
+            expected=meta["checksum"],
+            fix=again(folder),
         )
     shape = meta.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)) or not isinstance(
-        meta.get("voxels"), dict
-    ):
-        raise DataError("case.json is damaged: no shape or no numbers of voxels", path=folder, found=shape, fix=again(folder))
+    if not (
+        isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    ) or not isinstance(meta.get("voxels"), dict):
+        raise DataError(
+            "case.json is damaged: no shape or no numbers of voxels",
+            path=folder,
+            found=shape,
+            fix=again(folder),
+        )
     if "hashes" not in meta:
         _tell_unhashed(os.path.dirname(folder))
     return meta
@@ -299,9 +375,11 @@ def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
 def _tell_unhashed(corpus_folder: str) -> None:
     """Said once per corpus of a store (and process)."""
     log.warning(
-        "%s: prepared without hashes by an earlier version of medjax, so damage to its arrays cannot be noticed; "
-        "`medjax prepare` or a training adds them", corpus_folder,
-    )  # fmt: skip
+        "%s: prepared without hashes by an earlier version of medjax, so damage to its arrays "
+        "cannot be noticed; "
+        "`medjax prepare` or a training adds them",
+        corpus_folder,
+    )
 
 
 def _most_handles() -> int:
@@ -317,11 +395,15 @@ def _most_handles() -> int:
 
 @functools.lru_cache(maxsize=_most_handles())
 def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices], np.ndarray]:
-    """Slices -> array of their own, for either layout; a memory map holds a file descriptor, hence the bound."""
+    """Slices -> array of their own, for either layout; a memory map holds a file descriptor, hence
+    the bound.
+    """
     path, check = Path(folder, name), _check(folder, name, stamp)
     text = (path / "zarr.json").read_bytes()
     if expected := _meta(folder, stamp).get("hashes"):
-        hashes.compare(path / "zarr.json", files.checksum(text), expected[name]["zarr.json"], again(folder))
+        hashes.compare(
+            path / "zarr.json", files.checksum(text), expected[name]["zarr.json"], again(folder)
+        )
     metadata = json.loads(text)
     shape = tuple(metadata["shape"])
     if _is_flat(metadata):
@@ -339,7 +421,11 @@ def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices]
         return read
     import tensorstore as ts
 
-    opened = ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}}, open=True, read=True).result()
+    opened = ts.open(
+        {"driver": "zarr3", "kvstore": {"driver": "file", "path": os.fspath(path)}},
+        open=True,
+        read=True,
+    ).result()
 
     def read_packed(slices: Slices) -> np.ndarray:
         if check is not None:
@@ -351,19 +437,27 @@ def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices]
 
 @functools.lru_cache(maxsize=1 << 15)
 def _check(folder: str, name: str, stamp: tuple[int, int]) -> hashes.Check | None:
-    """What compares an array with its hashes and remembers which parts were; None for a case without hashes."""
+    """What compares an array with its hashes and remembers which parts were; None for a case
+    without hashes.
+    """
     expected = _meta(folder, stamp).get("hashes", {}).get(name)
     if expected is None:
         return None
     path = Path(folder, name)
     if "slabs" in expected:
-        return hashes.Slabs(flat_file(path, 4 if name == "image.zarr" else 3), expected, again(folder))
-    chunk = json.loads((path / "zarr.json").read_bytes())["chunk_grid"]["configuration"]["chunk_shape"]
+        return hashes.Slabs(
+            flat_file(path, 4 if name == "image.zarr" else 3), expected, again(folder)
+        )
+    chunk = json.loads((path / "zarr.json").read_bytes())["chunk_grid"]["configuration"][
+        "chunk_shape"
+    ]
     return hashes.Chunks(path, tuple(chunk), expected, again(folder))
 
 
 def _is_flat(metadata: Mapping) -> bool:
-    return metadata["codecs"] == [BYTES] and list(metadata["chunk_grid"]["configuration"]["chunk_shape"]) == list(metadata["shape"])
+    return metadata["codecs"] == [BYTES] and list(
+        metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    ) == list(metadata["shape"])
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -379,7 +473,9 @@ def _location_keys(folder: str, stamp: tuple[int, int]) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1 << 10)
 def _voxels(folder: str, key: str, stamp: tuple[int, int]) -> np.ndarray:
-    most = 12 * math.prod(_meta(folder, stamp)["shape"]) + 1024  # every voxel, three int32 each, and a header
+    most = (
+        12 * math.prod(_meta(folder, stamp)["shape"]) + 1024
+    )  # every voxel, three int32 each, and a header
     with _locations_of(folder), zipfile.ZipFile(os.path.join(folder, "locations.npz")) as archive:
         return zipped.array(zipped.content(archive, f"{key}.npy", most))
 
@@ -390,4 +486,6 @@ def _locations_of(folder: str) -> Iterator[None]:
     try:
         yield
     except zipped.DAMAGES as error:
-        raise DataError(f"locations.npz cannot be read: {error}", path=folder, fix=again(folder)) from error
+        raise DataError(
+            f"locations.npz cannot be read: {error}", path=folder, fix=again(folder)
+        ) from error

@@ -1,7 +1,9 @@
-"""Where prepared cases may be written: what is in a store already, whose it is, and what must never be touched.
+"""Where prepared cases may be written: what is in a store already, whose it is, and what must never
+be touched.
 
-A folder of the store is replaced or removed only if it is a prepared case: it holds nothing but the files that medjax writes, and its
-case.json names this very case and corpus. Anything else that exists under the name of a case, links included, is refused.
+A folder of the store is replaced or removed only if it is a prepared case: it holds nothing but the
+files that medjax writes, and its case.json names this very case and corpus. Anything else that
+exists under the name of a case, links included, is refused.
 """
 
 import contextlib
@@ -21,14 +23,20 @@ from medjax.errors import DataError, UsageError, WriteError
 from medjax.prepare import store
 from medjax.scans import records
 
-ELSEWHERE = "give another store folder (-o; in a training --config.data.store), or move this one away"
-_PART = re.compile(r"(case\.json(\.\d+-[0-9a-f]{8})?|locations\.npz|(image|label)\.zarr(/zarr\.json|/c(/\d+)*)?)|(.*/)?\.medjax-tmp\..+")
+ELSEWHERE = (
+    "give another store folder (-o; in a training --config.data.store), or move this one away"
+)
+_PART = re.compile(
+    r"(case\.json(\.\d+-[0-9a-f]{8})?|locations\.npz|(image|label)\.zarr(/zarr\.json|/c(/\d+)*)?)|(.*/)?\.medjax-tmp\..+"
+)
 _FORMER = r"\.tmp-{host}-(?P<pid>\d+)-[0-9a-f]{{8}}-.+"  # temporary folders of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What lies under the name of a case: `state` "free", "ours" (with the fields of its case.json), "damaged" or "foreign" (`reason`)."""
+    """What lies under the name of a case: `state` "free", "ours" (with the fields of its
+    case.json), "damaged" or "foreign" (`reason`).
+    """
 
     state: str
     meta: dict | None = None
@@ -36,9 +44,11 @@ class Found:
 
 
 def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
-    """Whose a folder is, for the case `name` of the corpus with the store name `corpus`; nothing is followed or changed.
+    """Whose a folder is, for the case `name` of the corpus with the store name `corpus`; nothing is
+    followed or changed.
 
-    "damaged" is a prepared case whose case.json cannot be read: all four parts are there, and nothing else.
+    "damaged" is a prepared case whose case.json cannot be read: all four parts are there, and
+    nothing else.
     """
     folder = Path(folder)
     try:
@@ -59,19 +69,37 @@ def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
     except DataError:
         meta = None
     if isinstance(meta, dict):
-        if meta.get("name") == name and meta.get("corpus") == corpus and isinstance(meta.get("key"), str) and "version" in meta:
-            whole = all(isinstance(meta.get(field, {}), dict) for field in ("sources", "stat", "inputs"))
-            return Found("ours", meta if whole and "sources" in meta else {"key": "", "sources": {}})
+        if (
+            meta.get("name") == name
+            and meta.get("corpus") == corpus
+            and isinstance(meta.get("key"), str)
+            and "version" in meta
+        ):
+            whole = all(
+                isinstance(meta.get(field, {}), dict) for field in ("sources", "stat", "inputs")
+            )
+            return Found(
+                "ours", meta if whole and "sources" in meta else {"key": "", "sources": {}}
+            )
         if "name" in meta and "corpus" in meta and (meta["name"], meta["corpus"]) != (name, corpus):
-            return Found("foreign", reason=f"the prepared case {str(meta['name'])[:80]!r} of {str(meta['corpus'])[:80]!r}")
-    whole = set(os.listdir(folder)) >= set(store.FILES) and (folder / "image.zarr" / "zarr.json").is_file()
+            return Found(
+                "foreign",
+                reason=f"the prepared case {str(meta['name'])[:80]!r} of "
+                f"{str(meta['corpus'])[:80]!r}",
+            )
+    whole = (
+        set(os.listdir(folder)) >= set(store.FILES)
+        and (folder / "image.zarr" / "zarr.json").is_file()
+    )
     if whole and not foreign_entries(folder):
         return Found("damaged", {"key": "", "sources": {}})
     return Found("foreign", reason="a folder whose case.json is not of medjax, or damaged")
 
 
 def foreign_entries(folder: str | os.PathLike) -> list[str]:
-    """What a folder holds that medjax does not write into a case's folder, as relative paths; links count, whatever their name."""
+    """What a folder holds that medjax does not write into a case's folder, as relative paths; links
+    count, whatever their name.
+    """
     found, todo = [], [""]
     while todo:
         part = todo.pop()
@@ -85,55 +113,91 @@ def foreign_entries(folder: str | os.PathLike) -> list[str]:
 
 
 def check_targets(corpus: str, cases: Sequence[Case], root: str | os.PathLike) -> None:
-    """Refuses a store that would touch anything but prepared cases of this corpus. Nothing is written.
+    """Refuses a store that would touch anything but prepared cases of this corpus. Nothing is
+    written.
 
     Args:
       corpus: the store name of the corpus. cases: all that may be written. root: the store.
 
-    Raises: `UsageError` for names that cannot be folders, two cases of one name, targets that exist and are not medjax' own, links in the
-      store, raw files inside the store's folder for the corpus, and a store inside the folder of a case.
+    Raises: `UsageError` for names that cannot be folders, two cases of one name, targets that exist
+      and are not medjax' own, links in the store, raw files inside the store's folder for the
+      corpus, and a store inside the folder of a case.
     """
     files.check_name(corpus, "corpus name")
-    names = [files.check_name(case.name, "case name", path=case.images[0] if case.images else None) for case in cases]
+    names = [
+        files.check_name(case.name, "case name", path=case.images[0] if case.images else None)
+        for case in cases
+    ]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise UsageError("two cases with one name", path=corpus, found=twice, fix="rename one of them")
+        raise UsageError(
+            "two cases with one name", path=corpus, found=twice, fix="rename one of them"
+        )
     folder = Path(root) / corpus
     try:
         os.lstat(folder)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UsageError(f"the store cannot be made: {error.strerror}", path=folder, fix="check the path and its permissions") from error
+        raise UsageError(
+            f"the store cannot be made: {error.strerror}",
+            path=folder,
+            fix="check the path and its permissions",
+        ) from error
     if folder.is_symlink() or (os.path.lexists(folder) and not folder.is_dir()):
         kind = f"a link to {os.readlink(folder)}" if folder.is_symlink() else "a file"
-        raise UsageError("the store's folder for this corpus is no folder", path=folder, found=kind, fix=ELSEWHERE)
+        raise UsageError(
+            "the store's folder for this corpus is no folder",
+            path=folder,
+            found=kind,
+            fix=ELSEWHERE,
+        )
     _check_sources(cases, folder)
-    foreign = [(name, found) for name in names if (found := look(folder / name, name, corpus)).state == "foreign"]
+    foreign = [
+        (name, found)
+        for name in names
+        if (found := look(folder / name, name, corpus)).state == "foreign"
+    ]
     if foreign:
         name, found = foreign[0]
         rest = f" (and {len(foreign) - 1} more cases)" if len(foreign) > 1 else ""
         raise UsageError(
-            f"is in the way of a prepared case, and medjax did not write it{rest}", path=folder / name, found=found.reason,
-            expected="nothing, or this very case as prepared by medjax", fix=ELSEWHERE,
-        )  # fmt: skip
+            f"is in the way of a prepared case, and medjax did not write it{rest}",
+            path=folder / name,
+            found=found.reason,
+            expected="nothing, or this very case as prepared by medjax",
+            fix=ELSEWHERE,
+        )
 
 
 def _check_sources(cases: Sequence[Case], folder: Path) -> None:
-    """Refuses raw files inside the store's folder, and a store inside a folder that holds the raw files of one case only."""
+    """Refuses raw files inside the store's folder, and a store inside a folder that holds the raw
+    files of one case only.
+    """
     real, users = os.path.realpath(folder), {}
     for number, case in enumerate(cases):
         for path in (*case.images, *case.label_files):
             if (local := _local(path)) is None:
                 continue
-            for place in {os.path.realpath(local), os.path.join(os.path.realpath(os.path.dirname(local)), os.path.basename(local))}:
+            for place in {
+                os.path.realpath(local),
+                os.path.join(os.path.realpath(os.path.dirname(local)), os.path.basename(local)),
+            }:
                 if Path(place).is_relative_to(real):
                     raise UsageError(
-                        "the store would lie among the raw files: its folder for this corpus holds some", path=folder, found=path,
+                        "the store would lie among the raw files: its folder for this corpus "
+                        "holds some",
+                        path=folder,
+                        found=path,
                         fix="give another store folder (-o; in a training --config.data.store)",
-                    )  # fmt: skip
-                own = place if os.path.isdir(place) else os.path.dirname(place)  # a DICOM folder is a case's folder by itself
-                for parent in (own, os.path.dirname(own)):  # and the one above: BIDS has sub-01/anat
+                    )
+                own = (
+                    place if os.path.isdir(place) else os.path.dirname(place)
+                )  # a DICOM folder is a case's folder by itself
+                for parent in (
+                    own,
+                    os.path.dirname(own),
+                ):  # and the one above: BIDS has sub-01/anat
                     users.setdefault(parent, set()).add(number)
                 if os.path.isdir(place):
                     users.setdefault(own, set()).add("series")
@@ -142,9 +206,11 @@ def _check_sources(cases: Sequence[Case], folder: Path) -> None:
         of_one = len(owners) == 1 and (len(cases) > 1 or os.path.basename(parent) == cases[0].name)
         if "series" in owners or of_one:
             raise UsageError(
-                "the store would lie in a folder with the raw files of a case", path=folder, found=parent,
+                "the store would lie in a folder with the raw files of a case",
+                path=folder,
+                found=parent,
                 fix="give another store folder (-o; in a training --config.data.store)",
-            )  # fmt: skip
+            )
 
 
 def _local(path: str) -> str | None:
@@ -152,20 +218,28 @@ def _local(path: str) -> str | None:
     if not records.is_record(path):
         return os.path.abspath(path)
     location = os.fspath(path).removeprefix(records.SCHEME).rpartition("#")[0]
-    return None if "://" in location else os.path.join(os.path.abspath(location), "dataset_info.json")
+    return (
+        None if "://" in location else os.path.join(os.path.abspath(location), "dataset_info.json")
+    )
 
 
 @contextlib.contextmanager
 def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds the store's folder of a corpus, which is made if missing; waits, after a line to `say`, while another process holds it.
+    """Holds the store's folder of a corpus, which is made if missing; waits, after a line to `say`,
+    while another process holds it.
 
-    A folder that can only be read, or a full disk, holds nobody up: what is prepared there can still be used.
+    A folder that can only be read, or a full disk, holds nobody up: what is prepared there can
+    still be used.
     """
     folder = Path(root) / corpus
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the store cannot be made: {error.strerror}", path=folder, fix="check the path and its permissions") from error
+        raise UsageError(
+            f"the store cannot be made: {error.strerror}",
+            path=folder,
+            fix="check the path and its permissions",
+        ) from error
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locks.lock(folder, "preparing", wait=True, say=say))
@@ -176,7 +250,8 @@ def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) ->
 
 
 def publish(temporary: Path, final: Path, corpus: str, key: str | None) -> None:
-    """Gives a finished folder its name; if another process was first with the same key, its folder stays.
+    """Gives a finished folder its name; if another process was first with the same key, its folder
+    stays.
 
     Raises: `DataError` if what has the name is not this case, or holds files of others.
     """
@@ -192,11 +267,17 @@ def publish(temporary: Path, final: Path, corpus: str, key: str | None) -> None:
         if current.meta is not None and current.meta["key"] == key:
             return
         discard(final, corpus)
-    raise DataError("another process keeps writing this case differently", path=final, fix="use one plan per store")
+    raise DataError(
+        "another process keeps writing this case differently",
+        path=final,
+        fix="use one plan per store",
+    )
 
 
 def discard(folder: Path, corpus: str) -> None:
-    """Takes a prepared case away in one step, then deletes it; `DataError` for a folder that is not wholly medjax' own."""
+    """Takes a prepared case away in one step, then deletes it; `DataError` for a folder that is not
+    wholly medjax' own.
+    """
     _check_own(folder, folder.name, corpus, folder)
     trash = files.temporary(folder)
     try:
@@ -204,7 +285,9 @@ def discard(folder: Path, corpus: str) -> None:
     except FileNotFoundError:
         return
     try:
-        _check_own(trash, folder.name, corpus, folder)  # somebody may have exchanged it between the look and the move
+        _check_own(
+            trash, folder.name, corpus, folder
+        )  # somebody may have exchanged it between the look and the move
     except DataError:
         os.rename(trash, folder)
         raise
@@ -214,12 +297,19 @@ def discard(folder: Path, corpus: str) -> None:
 def _check_own(folder: Path, name: str, corpus: str, shown: Path) -> None:
     found = look(folder, name, corpus)
     if found.state == "foreign":
-        raise DataError("is in the way of a prepared case, and medjax did not write it", path=shown, found=found.reason, fix=ELSEWHERE)
+        raise DataError(
+            "is in the way of a prepared case, and medjax did not write it",
+            path=shown,
+            found=found.reason,
+            fix=ELSEWHERE,
+        )
     if found.state != "free" and (others := foreign_entries(folder)):
         raise DataError(
-            "a prepared case that has to be replaced holds files that medjax did not write", path=shown, found=", ".join(others[:4]),
+            "a prepared case that has to be replaced holds files that medjax did not write",
+            path=shown,
+            found=", ".join(others[:4]),
             fix="move them away, then run the same command again",
-        )  # fmt: skip
+        )
 
 
 def sweep(folder: Path) -> bool:
@@ -248,5 +338,7 @@ def check_plan_file(path: str | os.PathLike) -> None:
         Plan.from_json(files.read_json(path))
     except Exception as error:
         raise UsageError(
-            "is in the way of the store's plan, and medjax did not write it", path=path, fix="move it away, or give another store folder"
+            "is in the way of the store's plan, and medjax did not write it",
+            path=path,
+            fix="move it away, or give another store folder",
         ) from error

@@ -1,4 +1,5 @@
-"""Plots as SVG text, sharp in print and small in a page: box plots of scores, and agreement of volumes (Bland and Altman).
+"""Plots as SVG text, sharp in print and small in a page: box plots of scores, and agreement of
+volumes (Bland and Altman).
 
 In: numbers by name. Out: an `<svg>` element whose marks carry their case as a tooltip.
 """
@@ -22,11 +23,18 @@ def escape(name: str) -> str:
     return html.escape(shown(name))
 
 
-def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, Number]]], low: Number | None = None, high: Number | None = None) -> str:
-    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR, every case as a dot.
+def box_plot(
+    title: str,
+    values: Mapping[str, Sequence[tuple[str, Number]]],
+    low: Number | None = None,
+    high: Number | None = None,
+) -> str:
+    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR,
+    every case as a dot.
 
     Args:
-      values: name -> (case, value) of every case. low, high: ends of the axis; default from the values.
+      values: name -> (case, value) of every case. low, high: ends of the axis; default from the
+        values.
     """
     found = [v for cases in values.values() for _, v in cases]
     low = min([0.0, *found]) if low is None else low
@@ -40,12 +48,21 @@ def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, Number]]], low
     marks = [f'<text x="{left}" y="16" font-weight="600" fill="{INK}">{escape(title)}</text>']
     for tick in _ticks(low, high):
         x = at(tick)
-        marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 28}" stroke="{FAINT}" stroke-opacity="0.3"/>')
-        marks.append(f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle" fill="{FAINT}">{tick:g}</text>')
+        marks.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 28}" stroke="{FAINT}" '
+            'stroke-opacity="0.3"/>'
+        )
+        marks.append(
+            f'<text x="{x:.1f}" y="{height - 12}" text-anchor="middle" '
+            f'fill="{FAINT}">{tick:g}</text>'
+        )
     rng = np.random.default_rng(0)
     for row, (name, cases) in enumerate(values.items()):
         y = top + step * (row + 0.5)
-        marks.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" fill="{INK}">{escape(_short(name))}</text>')
+        marks.append(
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" '
+            f'fill="{INK}">{escape(_short(name))}</text>'
+        )
         if not cases:
             marks.append(f'<text x="{left + 4}" y="{y + 4:.1f}" fill="{FAINT}">no case</text>')
             continue
@@ -53,21 +70,34 @@ def box_plot(title: str, values: Mapping[str, Sequence[tuple[str, Number]]], low
         q1, median, q3 = np.percentile(numbers, (25, 50, 75))
         reach = 1.5 * (q3 - q1)
         ends = numbers[numbers >= q1 - reach].min(), numbers[numbers <= q3 + reach].max()
-        marks.append(f'<line x1="{at(ends[0]):.1f}" x2="{at(ends[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" stroke-opacity="0.6"/>')
         marks.append(
-            f'<rect x="{at(q1):.1f}" y="{y - 7:.1f}" width="{max(1.0, at(q3) - at(q1)):.1f}" height="14" rx="2" fill="{FILL}" '
+            f'<line x1="{at(ends[0]):.1f}" x2="{at(ends[1]):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+            f'stroke="{INK}" stroke-opacity="0.6"/>'
+        )
+        marks.append(
+            f'<rect x="{at(q1):.1f}" y="{y - 7:.1f}" width="{max(1.0, at(q3) - at(q1)):.1f}" '
+            f'height="14" rx="2" fill="{FILL}" '
             f'fill-opacity="0.35" stroke="{INK}" stroke-opacity="0.6"/>'
         )
         marks.append(
-            f'<line x1="{at(median):.1f}" x2="{at(median):.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}" stroke="{INK}" stroke-width="2"/>'
+            f'<line x1="{at(median):.1f}" x2="{at(median):.1f}" y1="{y - 7:.1f}" y2="{y + 7:.1f}" '
+            f'stroke="{INK}" stroke-width="2"/>'
         )
         for (case, v), shift in zip(cases, rng.uniform(-5, 5, len(cases)), strict=True):
             tip = f"<title>{escape(case)}: {v:.4g}</title>"
-            marks.append(f'<circle cx="{at(v):.1f}" cy="{y + shift:.1f}" r="2.2" fill="{DOT}" fill-opacity="0.65">{tip}</circle>')
+            marks.append(
+                f'<circle cx="{at(v):.1f}" cy="{y + shift:.1f}" r="2.2" fill="{DOT}" '
+                f'fill-opacity="0.65">{tip}</circle>'
+            )
     return _svg(left + width + 24, height, marks)
 
 
-def bland_altman(title: str, points: Sequence[tuple[str, Number, Number]], bias: Number, limits: Sequence[Number] | None) -> str:
+def bland_altman(
+    title: str,
+    points: Sequence[tuple[str, Number, Number]],
+    bias: Number,
+    limits: Sequence[Number] | None,
+) -> str:
     """Difference of volumes over their mean, with bias and 95 % limits of agreement.
 
     Args:
@@ -85,25 +115,40 @@ def bland_altman(title: str, points: Sequence[tuple[str, Number, Number]], bias:
         return left + width * (x - x0) / (x1 - x0), top + height * (y1 - y) / (y1 - y0)
 
     marks = [f'<text x="{left}" y="16" font-weight="600" fill="{INK}">{escape(title)}</text>']
-    marks.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{FAINT}" stroke-opacity="0.5"/>')
+    marks.append(
+        f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" '
+        f'stroke="{FAINT}" stroke-opacity="0.5"/>'
+    )
     for tick in _ticks(x0, x1):
         x, _ = at(tick, y0)
-        marks.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle" fill="{FAINT}">{tick:g}</text>')
+        marks.append(
+            f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle" '
+            f'fill="{FAINT}">{tick:g}</text>'
+        )
     for tick in _ticks(y0, y1):
         _, y = at(x0, tick)
-        marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="{FAINT}">{tick:g}</text>')
+        marks.append(
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="{FAINT}">{tick:g}</text>'
+        )
     lines = [(bias, "", f"bias {bias:.3g}")] + [(v, "5 4", f"{v:.3g}") for v in limits or ()]
     for value, dash, label in lines:
         (a, y), (b, _) = at(x0, value), at(x1, value)
         marks.append(
-            f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" stroke-dasharray="{dash}" stroke-opacity="0.7"/>'
+            f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{INK}" '
+            f'stroke-dasharray="{dash}" stroke-opacity="0.7"/>'
         )
         marks.append(f'<text x="{b + 5:.1f}" y="{y + 4:.1f}" fill="{FAINT}">{label}</text>')
     for case, x, y in points:
         cx, cy = at(x, y)
         tip = f"<title>{escape(case)}: {y:+.4g} ml at {x:.4g} ml</title>"
-        marks.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{DOT}" fill-opacity="0.65">{tip}</circle>')
-    marks.append(f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle" fill="{FAINT}">mean volume (ml)</text>')
+        marks.append(
+            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3" fill="{DOT}" '
+            f'fill-opacity="0.65">{tip}</circle>'
+        )
+    marks.append(
+        f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle" '
+        f'fill="{FAINT}">mean volume (ml)</text>'
+    )
     return _svg(left + width + 80, top + height + 44, marks)
 
 
@@ -117,7 +162,10 @@ def _ticks(low: Number, high: Number) -> list[Number]:
     raw = (high - low) / 6
     unit = 10 ** math.floor(math.log10(raw))
     step = min((m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw), default=unit)
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        round(k * step, 12)
+        for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def _short(name: str) -> str:

@@ -19,47 +19,88 @@ CASE_ROWS = 2000
 
 
 def scores(result: Result) -> str:
-    """A table per corpus: mean with interval and spread of every metric, and the counts; then groups and pools."""
+    """A table per corpus: mean with interval and spread of every metric, and the counts; then
+    groups and pools.
+    """
     found, parts = result.tables, []
     metrics = [m for m in tables.REPORTED if m in found["metrics"]]
-    heads = ["class", *(tables.TITLES.get(m, m) for m in metrics), "n", "missed", "false positive", "absent"]
+    heads = [
+        "class",
+        *(tables.TITLES.get(m, m) for m in metrics),
+        "n",
+        "missed",
+        "false positive",
+        "absent",
+    ]
     for corpus, cells in found["cells"].items():
         counts = ("n_missed", "n_false_positive", "n_absent")
-        rows = [[n, *(_mean(c[m], m) for m in metrics), c[metrics[0]]["n"], *(c[k] for k in counts)] for n, c in cells.items()]
-        total = ["mean over classes", *(_mean(found["corpora"][corpus][m], m) for m in metrics), "", "", "", ""]
+        rows = [
+            [n, *(_mean(c[m], m) for m in metrics), c[metrics[0]]["n"], *(c[k] for k in counts)]
+            for n, c in cells.items()
+        ]
+        total = [
+            "mean over classes",
+            *(_mean(found["corpora"][corpus][m], m) for m in metrics),
+            "",
+            "",
+            "",
+            "",
+        ]
         parts.append(f"<h3>{text(corpus)}</h3>" + page.table(heads, rows, total))
     pools = {"Groups": found["groups"]} if found["groups"] else {}
     if len(result.corpora) > 1:
-        pools |= {"Classes over corpora": found["classes"], "All": {"mean over corpora and classes": found["overall"]}}
+        pools |= {
+            "Classes over corpora": found["classes"],
+            "All": {"mean over corpora and classes": found["overall"]},
+        }
     for title, table in pools.items():
         rows = [[name, *(_mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
         parts.append(f"<h3>{title}</h3>" + page.table(heads[: len(metrics) + 1], rows))
-    explained = "Mean with 95 % interval over patients; below it the standard deviation and median (interquartile range)."
+    explained = (
+        "Mean with 95 % interval over patients; below it the standard deviation and "
+        "median (interquartile range)."
+    )
     return f'<p class="faint">{explained}</p>' + "".join(parts)
 
 
 def figures(result: Result) -> dict[str, str]:
-    """Name -> SVG: a box plot per corpus and metric, and the agreement of volumes of the first classes."""
+    """Name -> SVG: a box plot per corpus and metric, and the agreement of volumes of the first
+    classes.
+    """
     drawn = {}
     for corpus, names in result.classes.items():
         for metric in (m for m in written.PLOTTED if m in result.tables["metrics"]):
             rows = [row for row in result.rows if row.corpus == corpus and metric in row.scores]
-            values = {name: [(row.case, row.scores[metric]) for row in rows if row.name == name] for name in names}
+            values = {
+                name: [(row.case, row.scores[metric]) for row in rows if row.name == name]
+                for name in names
+            }
             high = 1.0 if metric != "HD95" else None
-            drawn[f"{corpus}_{metric}"] = charts.box_plot(f"{corpus}: {tables.TITLES.get(metric, metric)}", values, 0.0, high)
+            drawn[f"{corpus}_{metric}"] = charts.box_plot(
+                f"{corpus}: {tables.TITLES.get(metric, metric)}", values, 0.0, high
+            )
         for name in names:
             points = _volumes(result, corpus, name)
             cell = result.tables["cells"][corpus][name].get("volume_error_ml", {})
-            if len(points) > 1 and cell.get("mean") is not None and sum("volume" in key for key in drawn) < AGREEMENT_PLOTS:
+            if (
+                len(points) > 1
+                and cell.get("mean") is not None
+                and sum("volume" in key for key in drawn) < AGREEMENT_PLOTS
+            ):
                 title = f"{name}: predicted - reference volume (ml)"
-                drawn[f"{corpus}_{name}_volume"] = charts.bland_altman(title, points, cell["mean"], cell.get("limits"))
+                drawn[f"{corpus}_{name}_volume"] = charts.bland_altman(
+                    title, points, cell["mean"], cell.get("limits")
+                )
     return drawn
 
 
 def comparison(found: Comparison) -> str:
     """The paired differences as one table per metric."""
     first, second = found.names
-    said = f"Difference = {second} minus {first}, with 95 % interval over patients. Test: {found.test}, Holm's correction."
+    said = (
+        f"Difference = {second} minus {first}, with 95 % interval over patients. Test: "
+        f"{found.test}, Holm's correction."
+    )
     parts = [f"<p>{text(said)}</p>"]
     for metric in found.metrics:
         rows = []
@@ -68,12 +109,29 @@ def comparison(found: Comparison) -> str:
                 cell = entry[metric]
                 mark = " *" if cell["p_holm"] is not None and cell["p_holm"] < LEVEL else ""
                 change = Cell(text(tables.mean(cell, metric)) + mark, cell["mean"])
-                means = [Cell("-" if v is None else f"{v:.{tables.DECIMALS[metric]}f}", v) for v in (cell["first"], cell["second"])]
-                chances = [Cell(text(tables.chance(cell[key])), cell[key]) for key in ("p", "p_holm")]
+                means = [
+                    Cell("-" if v is None else f"{v:.{tables.DECIMALS[metric]}f}", v)
+                    for v in (cell["first"], cell["second"])
+                ]
+                chances = [
+                    Cell(text(tables.chance(cell[key])), cell[key]) for key in ("p", "p_holm")
+                ]
                 rows.append([name, corpus, *means, change, *chances, cell["n"]])
         heads = ["class", "corpus", first, second, "difference", "p", "p (Holm)", "n"]
-        total = ["mean over cells", "", "", "", Cell(text(tables.mean(found.overall[metric], metric))), "", "", ""]
-        parts.append(f"<h3>{text(tables.TITLES.get(metric, metric))}</h3>" + page.table(heads, rows, total, text_columns=(0, 1)))
+        total = [
+            "mean over cells",
+            "",
+            "",
+            "",
+            Cell(text(tables.mean(found.overall[metric], metric))),
+            "",
+            "",
+            "",
+        ]
+        parts.append(
+            f"<h3>{text(tables.TITLES.get(metric, metric))}</h3>"
+            + page.table(heads, rows, total, text_columns=(0, 1))
+        )
     return "".join(parts) + f'<p class="faint">* p &lt; {LEVEL} after correction.</p>'
 
 
@@ -85,25 +143,61 @@ def cases(result: Result) -> str:
     for row in result.rows:
         by_case.setdefault((row.corpus, row.case), []).append(row)
     for (corpus, case), members in by_case.items():
-        means = [float(np.mean(v)) if (v := [r.scores[m] for r in members if m in r.scores]) else None for m in metrics]
-        worst = min((r for r in members if "Dice" in r.scores), key=lambda r: r.scores["Dice"], default=None)
-        lowest = Cell(f"{text(worst.name)} <small>{number(worst.scores['Dice'])}</small>", worst.scores["Dice"]) if worst else None
-        counted = [", ".join(r.name for r in members if r.status == status) for status in ("missed", "false_positive")]
-        rows.append([Cell(page.opener(f"{corpus}/{case}", case), case), corpus, *means, lowest, *counted])
-    said = f'<p class="faint">The first {CASE_ROWS} of {len(rows)} cases; all are in cases.csv.</p>' if len(rows) > CASE_ROWS else ""
-    heads = ["case", "corpus", *(f"mean {tables.TITLES.get(m, m)}" for m in metrics), "lowest Dice", "missed", "false positive"]
+        means = [
+            float(np.mean(v)) if (v := [r.scores[m] for r in members if m in r.scores]) else None
+            for m in metrics
+        ]
+        worst = min(
+            (r for r in members if "Dice" in r.scores), key=lambda r: r.scores["Dice"], default=None
+        )
+        lowest = (
+            Cell(
+                f"{text(worst.name)} <small>{number(worst.scores['Dice'])}</small>",
+                worst.scores["Dice"],
+            )
+            if worst
+            else None
+        )
+        counted = [
+            ", ".join(r.name for r in members if r.status == status)
+            for status in ("missed", "false_positive")
+        ]
+        rows.append(
+            [Cell(page.opener(f"{corpus}/{case}", case), case), corpus, *means, lowest, *counted]
+        )
+    said = (
+        f'<p class="faint">The first {CASE_ROWS} of {len(rows)} cases; all are in cases.csv.</p>'
+        if len(rows) > CASE_ROWS
+        else ""
+    )
+    heads = [
+        "case",
+        "corpus",
+        *(f"mean {tables.TITLES.get(m, m)}" for m in metrics),
+        "lowest Dice",
+        "missed",
+        "false positive",
+    ]
     columns = (0, 1, len(heads) - 2, len(heads) - 1)
     return said + page.table(heads, rows[:CASE_ROWS], text_columns=columns)
 
 
 def pictures(drawn: Sequence[tuple[str, Path]]) -> str:
     """The montages of the worst cases, inline."""
-    return '<div class="montages">' + "".join(page.picture(path.read_bytes(), title) for title, path in drawn if path.is_file()) + "</div>"
+    return (
+        '<div class="montages">'
+        + "".join(page.picture(path.read_bytes(), title) for title, path in drawn if path.is_file())
+        + "</div>"
+    )
 
 
 def _mean(cell: dict, metric: str) -> Cell:
     spread = tables.spread(cell, metric) if "median" in cell else ""
-    return Cell(text(tables.mean(cell, metric)) + (f"<small>{text(spread)}</small>" if spread not in ("", "-") else ""), cell["mean"])
+    return Cell(
+        text(tables.mean(cell, metric))
+        + (f"<small>{text(spread)}</small>" if spread not in ("", "-") else ""),
+        cell["mean"],
+    )
 
 
 def _volumes(result: Result, corpus: str, name: str) -> list[tuple[str, float, float]]:

@@ -1,4 +1,5 @@
-"""Which cases of an evaluation to look at, and their pictures: montages of the worst, and what the viewer of a report shows.
+"""Which cases of an evaluation to look at, and their pictures: montages of the worst, and what the
+viewer of a report shows.
 
 In: a `Result`. Out: PNG files, `scans.Shown` records.
 """
@@ -27,14 +28,20 @@ def ranked(result: Result) -> list[Scored]:
         if "Dice" in row.scores:
             values.setdefault((row.corpus, row.case), []).append(row.scores["Dice"])
     found = [
-        (corpus, pair, float(np.mean(values[corpus, pair.case])) if (corpus, pair.case) in values else None)
+        (
+            corpus,
+            pair,
+            float(np.mean(values[corpus, pair.case])) if (corpus, pair.case) in values else None,
+        )
         for corpus, pair in result.pairs
     ]
     return sorted(found, key=lambda entry: (entry[2] is None, entry[2] or 0.0))
 
 
 def chosen(result: Result, count: int) -> list[Scored]:
-    """At most `count` cases, the corpora in turn: mostly the worst, then the middle and the best of each."""
+    """At most `count` cases, the corpora in turn: mostly the worst, then the middle and the best of
+    each.
+    """
     by_corpus: dict[str, list[Scored]] = {}
     for entry in ranked(result):
         by_corpus.setdefault(entry[0], []).append(entry)
@@ -44,12 +51,18 @@ def chosen(result: Result, count: int) -> list[Scored]:
         tail = [scored[-1], scored[len(scored) // 2]] if len(scored) > 3 else []
         worst = [e for e in entries if e not in tail]
         turns.append([*worst[: max(1, count // len(by_corpus) - len(tail))], *tail[::-1]])
-    order = [entry for k in range(max(map(len, turns), default=0)) for entry in (t[k] for t in turns if k < len(t))]
+    order = [
+        entry
+        for k in range(max(map(len, turns), default=0))
+        for entry in (t[k] for t in turns if k < len(t))
+    ]
     return order[:count]
 
 
 def montages(result: Result, folder: Path, count: int) -> tuple[list[tuple[str, Path]], list[dict]]:
-    """Draws the worst `count` cases into `folder`/montages; returns (title, path) of each, and records of those that could not be drawn."""
+    """Draws the worst `count` cases into `folder`/montages; returns (title, path) of each, and
+    records of those that could not be drawn.
+    """
     drawn, failed = [], []
     places = written.montages([(corpus, pair.case) for corpus, pair in result.pairs])
     worst = [entry for entry in ranked(result) if entry[2] is not None][:count]
@@ -75,15 +88,25 @@ def shown(result: Result, count: int) -> list[viewer.Shown]:
         described = result.corpora[corpus]
         names = side.value_names(described)
         found.append(
-            viewer.Shown(f"{corpus}/{pair.case}", title, tuple(paths), pair.reference, pair.prediction, names, described, pair.source)
+            viewer.Shown(
+                f"{corpus}/{pair.case}",
+                title,
+                tuple(paths),
+                pair.reference,
+                pair.prediction,
+                names,
+                described,
+                pair.source,
+            )
         )
     return found
 
 
 def _draw(pair: Pair, corpus: Corpus, path: Path, title: str) -> None:
     maps: Sequence[nifti.Volume] = [
-        side.label_map(pair.reference, corpus, pair.source), side.label_map(pair.prediction, corpus),
-    ]  # fmt: skip
+        side.label_map(pair.reference, corpus, pair.source),
+        side.label_map(pair.prediction, corpus),
+    ]
     images = pair.source.images if pair.source else ()
     scan = formats.read(images[0], frame=0, allow_nonfinite=True) if images else None
     canonical = geometry.fit(scan or maps[0], None, crop="none")
@@ -92,4 +115,6 @@ def _draw(pair: Pair, corpus: Corpus, path: Path, title: str) -> None:
     reference, prediction = (canonical.image(m.array) for m in maps)
     grey = np.zeros(reference.shape, np.float32) if scan is None else canonical.image(scan.array)
     names = side.value_names(corpus)
-    montage.montage(grey, reference, prediction, path, spacing_mm=canonical.spacing_mm, names=names, title=title)
+    montage.montage(
+        grey, reference, prediction, path, spacing_mm=canonical.spacing_mm, names=names, title=title
+    )

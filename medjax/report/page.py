@@ -1,4 +1,5 @@
-"""One HTML file that needs nothing else: style, script, viewer and scans inside, readable from the file system without a network.
+"""One HTML file that needs nothing else: style, script, viewer and scans inside, readable from the
+file system without a network.
 
 In: sections of HTML made of escaped text, and payloads from `scans`. Out: the text of a page.
 """
@@ -29,17 +30,26 @@ def asset(name: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def niivue() -> str:
-    """The viewer as base64 of its gzipped source; `MetricError` if it is not the file that was checked in."""
+    """The viewer as base64 of its gzipped source; `MetricError` if it is not the file that was
+    checked in.
+    """
     packed = asset("niivue.umd.js.gz")
     if hashlib.sha256(decompress(packed)).hexdigest() != NIIVUE_SHA256:
         raise MetricError(
-            "the viewer that came with medjax was changed", path="medjax/metrics/assets/niivue.umd.js.gz", fix="reinstall medjax"
+            "the viewer that came with medjax was changed",
+            path="medjax/metrics/assets/niivue.umd.js.gz",
+            fix="reinstall medjax",
         )
     return base64.b64encode(packed).decode("ascii")
 
 
 def page(
-    title: str, subtitle: str, facts: Sequence[tuple[str, Any]], sections: Sequence[tuple[str, str, str]], scans: Sequence[dict], notes: str
+    title: str,
+    subtitle: str,
+    facts: Sequence[tuple[str, Any]],
+    sections: Sequence[tuple[str, str, str]],
+    scans: Sequence[dict],
+    notes: str,
 ) -> str:
     """The whole page.
 
@@ -51,22 +61,33 @@ def page(
     """
     chips = "".join(f"<div><b>{text(str(value))}</b>{text(name)}</div>" for name, value in facts)
     links = "".join(f'<a href="#{name}">{text(heading)}</a>' for name, heading, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{text(heading)}</h2>{content}</section>\n' for name, heading, content in sections)
+    body = "".join(
+        f'<section id="{name}"><h2>{text(heading)}</h2>{content}</section>\n'
+        for name, heading, content in sections
+    )
     parts = [
         "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width, initial-scale=1">',
         f'<meta name="generator" content="medjax {text(__version__)}">',
         f"<title>{text(title)}</title><style>{asset('report.css').decode()}</style></head><body>",
-        f'<h1>{text(title)}</h1><p class="faint">{text(subtitle)}</p><nav>{links}</nav><div class="facts">{chips}</div>',
+        f'<h1>{text(title)}</h1><p class="faint">{text(subtitle)}</p><nav>{links}</nav><div '
+        f'class="facts">{chips}</div>',
         body,
-        f"<footer><p>{text(notes)}</p><p>Written by medjax {text(__version__)}. Not a medical device.</p>",
+        f"<footer><p>{text(notes)}</p><p>Written by medjax {text(__version__)}. Not a medical "
+        "device.</p>",
     ]
     if scans:
         licences = text(asset("LICENSES.txt").decode())
-        parts.append(f"<details><summary>Viewer: niivue {NIIVUE_VERSION}, licences</summary><pre>{licences}</pre></details>")
+        parts.append(
+            f"<details><summary>Viewer: niivue {NIIVUE_VERSION}, "
+            f"licences</summary><pre>{licences}</pre></details>"
+        )
     parts.append("</footer>")
     if scans:
-        parts.append(data("scans", [{"key": scan["key"], "title": scan["title"]} for scan in scans]))
+        parts.append(
+            data("scans", [{"key": scan["key"], "title": scan["title"]} for scan in scans])
+        )
         parts += [data(f"scan-{k}", scan) for k, scan in enumerate(scans)]
         parts.append(f'<script id="niivue" type="application/gzip">{niivue()}</script>')
     parts.append(f"<script>{asset('report.js').decode()}</script></body></html>\n")
@@ -75,7 +96,10 @@ def page(
 
 def data(name: str, value: Any) -> str:
     """JSON inside a page; no text in it can end the element."""
-    return f'<script id="{name}" type="application/json">{json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")}</script>'
+    return (
+        f'<script id="{name}" '
+        f'type="application/json">{json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")}</script>'
+    )
 
 
 VIEWER = """
@@ -94,18 +118,30 @@ VIEWER = """
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[Any]], total: Sequence[Any] | None = None, text_columns: Sequence[int] = (0,)
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    total: Sequence[Any] | None = None,
+    text_columns: Sequence[int] = (0,),
 ) -> str:
     """A table that sorts by a click on its head.
 
     Args:
-      rows: cells that are text or numbers (None: empty), or ready-made `Cell`s. total: a last line outside the sorting.
+      rows: cells that are text or numbers (None: empty), or ready-made `Cell`s. total: a last line
+        outside the sorting.
       text_columns: positions set to the left.
     """
     side = ["text" if k in text_columns else "" for k in range(len(heads))]
-    head = "".join(f'<th class="sortable {side[k]}">{text(name)}</th>' for k, name in enumerate(heads))
-    body = "".join(f"<tr>{''.join(_cell(cell, side[k]) for k, cell in enumerate(row))}</tr>" for row in rows)
-    foot = f'<tfoot><tr class="total">{"".join(_cell(c, side[k]) for k, c in enumerate(total))}</tr></tfoot>' if total else ""
+    head = "".join(
+        f'<th class="sortable {side[k]}">{text(name)}</th>' for k, name in enumerate(heads)
+    )
+    body = "".join(
+        f"<tr>{''.join(_cell(cell, side[k]) for k, cell in enumerate(row))}</tr>" for row in rows
+    )
+    foot = (
+        f'<tfoot><tr class="total">{"".join(_cell(c, side[k]) for k, c in enumerate(total))}</tr></tfoot>'
+        if total
+        else ""
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table></div>'
 
 
@@ -129,7 +165,10 @@ def opener(key: str, label: str) -> str:
 def picture(png: bytes, caption: str) -> str:
     """An inline PNG."""
     encoded = base64.b64encode(png).decode("ascii")
-    return f'<figure><img alt="{text(caption)}" src="data:image/png;base64,{encoded}"><figcaption>{text(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{text(caption)}" '
+        f'src="data:image/png;base64,{encoded}"><figcaption>{text(caption)}</figcaption></figure>'
+    )
 
 
 def failures(records: Sequence[Mapping]) -> str:
@@ -137,7 +176,12 @@ def failures(records: Sequence[Mapping]) -> str:
     from medjax.errors import sentence
 
     return (
-        "<ul>" + "".join(f'<li><b>{text(str(r["case"]))}</b> <span class="bad">{text(sentence(r))}</span></li>' for r in records) + "</ul>"
+        "<ul>"
+        + "".join(
+            f'<li><b>{text(str(r["case"]))}</b> <span class="bad">{text(sentence(r))}</span></li>'
+            for r in records
+        )
+        + "</ul>"
     )
 
 

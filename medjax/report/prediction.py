@@ -1,7 +1,8 @@
-"""report.html: what an evaluation found, or what a prediction made, in one self-contained page with a viewer of scans and masks.
+"""report.html: what an evaluation found, or what a prediction made, in one self-contained page with
+a viewer of scans and masks.
 
-In: a `Result`, or the folder that `infer.predict.predict_cases` filled. Out: the path of the page. A scan that cannot be shown is named in
-the page and costs nothing else.
+In: a `Result`, or the folder that `infer.predict.predict_cases` filled. Out: the path of the page.
+A scan that cannot be shown is named in the page and costs nothing else.
 """
 
 import os
@@ -36,14 +37,18 @@ def prediction_report(
     path: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `report.html` into a folder of predictions: cases, volumes, seconds, failures, previews, and a viewer.
+    """Writes `report.html` into a folder of predictions: cases, volumes, seconds, failures,
+    previews, and a viewer.
 
     Args:
       folder: with run.json and one sidecar `<case>.json` per mask, as `medjax predict` leaves it.
-      cases: at most so many in the viewer. voxels: per embedded volume. budget_mb: for all of them; the rest is left out, and said so.
-      path: of the page; default `folder/report.html`. overwrite: also replace a page that medjax did not write.
+      cases: at most so many in the viewer. voxels: per embedded volume. budget_mb: for all of them;
+        the rest is left out, and said so.
+      path: of the page; default `folder/report.html`. overwrite: also replace a page that medjax
+        did not write.
 
-    Returns: the path written. Raises: `UsageError` for a folder without run.json, or a page that medjax did not write.
+    Returns: the path written. Raises: `UsageError` for a folder without run.json, or a page that
+      medjax did not write.
     """
     folder = Path(folder)
     path = _page(path or folder / REPORT, overwrite)
@@ -57,13 +62,22 @@ def prediction_report(
     failed = [*manifest.get("failed", []), *broken]
     shown = [
         viewer.Shown(
-            name, name, tuple(p for p in side.get("images", ()) if Path(p).is_file())[:1], None, str(folder / f"{name}.nii.gz"),
-            {int(v): label for v, label in side.get("labels", {}).items()}, frame=side.get("settings", {}).get("frame", 0),
+            name,
+            name,
+            tuple(p for p in side.get("images", ()) if Path(p).is_file())[:1],
+            None,
+            str(folder / f"{name}.nii.gz"),
+            {int(v): label for v, label in side.get("labels", {}).items()},
+            frame=side.get("settings", {}).get("frame", 0),
         )
-        for name, side in sidecars.items() if (folder / f"{name}.nii.gz").is_file()
-    ]  # fmt: skip
+        for name, side in sidecars.items()
+        if (folder / f"{name}.nii.gz").is_file()
+    ]
     payloads, left = embed(shown[:cases], voxels, budget_mb)
-    seconds = [sum(v for v in c.get("seconds", {}).values() if isinstance(v, int | float)) for c in manifest.get("cases", {}).values()]
+    seconds = [
+        sum(v for v in c.get("seconds", {}).values() if isinstance(v, int | float))
+        for c in manifest.get("cases", {}).values()
+    ]
     facts = [
         ("cases predicted", len(sidecars)),
         ("failed", len(failed)),
@@ -74,7 +88,9 @@ def prediction_report(
     if doubtful := _warnings(sidecars):
         content.append(("warnings", "Warnings", doubtful))
     if payloads:
-        content.append(("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER))
+        content.append(
+            ("viewer", "Scans and masks", _left_out(left, len(shown) - len(payloads)) + page.VIEWER)
+        )
     content.append(("volumes", "Volumes and statistics", _statistics(sidecars)))
     content.append(("cases", "Cases", _predicted(manifest, sidecars)))
     if previews := _previews(folder, sidecars):
@@ -83,7 +99,10 @@ def prediction_report(
         content.append(("failed", "Failed", page.failures(failed)))
     versions = ", ".join(f"{k} {v}" for k, v in manifest.get("versions", {}).items())
     subtitle = os.path.realpath(folder) + (f" ({versions})" if versions else "")
-    notes = "Volumes are voxel counts times voxel size on the grid of the scan. Masks are predictions of a model, not findings."
+    notes = (
+        "Volumes are voxel counts times voxel size on the grid of the scan. Masks are "
+        "predictions of a model, not findings."
+    )
     return write(path, page.page("Prediction", subtitle, facts, content, payloads, notes))
 
 
@@ -98,39 +117,58 @@ def evaluation_report(
     budget_mb: float = BUDGET_MB,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `report.html` into the folder of an evaluation: scores, plots, comparison, viewer, cases, worst cases, failures.
+    """Writes `report.html` into the folder of an evaluation: scores, plots, comparison, viewer,
+    cases, worst cases, failures.
 
     Args:
-      comparison: from `compare.compare`. pictures_of: (title, PNG) of the worst cases, from `pictures.montages`.
+      comparison: from `compare.compare`. pictures_of: (title, PNG) of the worst cases, from
+        `pictures.montages`.
       cases, voxels, budget_mb, overwrite: see `prediction_report`; 0 cases leave the viewer out.
 
-    Returns: the path written. Files of the evaluation that have moved since cost the viewer their case, nothing else.
+    Returns: the path written. Files of the evaluation that have moved since cost the viewer their
+      case, nothing else.
     """
     folder = Path(folder)
     path = _page(folder / REPORT, overwrite)
     payloads, left = embed(figures.shown(result, cases), voxels, budget_mb)
     found = result.tables
-    facts = [("cases scored", len(result.pairs)), ("failed", len(result.failed)), ("classes", len(found["classes"]))]
+    facts = [
+        ("cases scored", len(result.pairs)),
+        ("failed", len(result.failed)),
+        ("classes", len(found["classes"])),
+    ]
     measured = [m for m in ("Dice", "NSD", "HD95") if m in found["metrics"]]
-    facts += [(f"mean {tables.TITLES.get(m, m)}", tables.mean(found["overall"][m], m)) for m in measured]
+    facts += [
+        (f"mean {tables.TITLES.get(m, m)}", tables.mean(found["overall"][m], m)) for m in measured
+    ]
     content = [("scores", "Scores", evaluation.scores(result))]
     if comparison is not None:
         content.append(("comparison", "Comparison", evaluation.comparison(comparison)))
     if payloads or left:
         said = _left_out(left, len(result.pairs) - len(payloads))
         content.append(("viewer", "Scans and masks", said + (page.VIEWER if payloads else "")))
-    content.append(("plots", "Plots", "".join(f"<figure>{svg}</figure>" for svg in evaluation.figures(result).values())))
+    content.append(
+        (
+            "plots",
+            "Plots",
+            "".join(f"<figure>{svg}</figure>" for svg in evaluation.figures(result).values()),
+        )
+    )
     content.append(("cases", "Cases", evaluation.cases(result)))
     if pictures_of:
         content.append(("worst", "Worst cases", evaluation.pictures(pictures_of)))
     if result.failed:
         content.append(("failed", "Not scored", page.failures(result.failed)))
     subtitle = f"{', '.join(result.corpora)}; {os.path.realpath(folder)}"
-    return write(path, page.page("Evaluation", subtitle, facts, content, payloads, " ".join(tables.notes(result))))
+    return write(
+        path,
+        page.page("Evaluation", subtitle, facts, content, payloads, " ".join(tables.notes(result))),
+    )
 
 
 def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
-    """Writes the report of what a folder holds: an evaluation, a prediction, or a run with either inside.
+    """Writes the report of what a folder holds: an evaluation, a prediction, or a run with either
+    inside.
 
     Args:
       options: cases, voxels, budget_mb, overwrite; see `prediction_report`.
@@ -142,7 +180,11 @@ def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
         found = folder / "comparison.json"
         drawn = [(path.stem, path) for path in sorted((folder / "montages").glob("*.png"))]
         compared = Comparison.load(found) if found.is_file() else None
-        return [evaluation_report(Result.load(folder), folder, comparison=compared, pictures_of=drawn, **options)]
+        return [
+            evaluation_report(
+                Result.load(folder), folder, comparison=compared, pictures_of=drawn, **options
+            )
+        ]
     if _predicted_here(folder):
         return [prediction_report(folder, **options)]
     inside = [folder / "evaluation", *sorted((folder / "predictions").glob("*"))]
@@ -151,13 +193,18 @@ def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
         raise UsageError(
             "nothing to report",
             path=folder,
-            expected="summary.json of an evaluation, run.json of a prediction, or a run folder with either",
+            expected="summary.json of an evaluation, run.json of a prediction, or a run folder "
+            "with either",
         )
     return [path for part in inside for path in report(part, **options)]
 
 
-def embed(shown: Sequence[viewer.Shown], voxels: int, budget_mb: float) -> tuple[list[dict], list[dict]]:
-    """Payloads of the cases that can be read and fit into the budget, in order; and records of those that cannot be shown."""
+def embed(
+    shown: Sequence[viewer.Shown], voxels: int, budget_mb: float
+) -> tuple[list[dict], list[dict]]:
+    """Payloads of the cases that can be read and fit into the budget, in order; and records of
+    those that cannot be shown.
+    """
     payloads, left, used = [], [], 0
     for one in shown:
         try:
@@ -183,7 +230,13 @@ def write(path: str | os.PathLike, content: str) -> Path:
 def _page(path: str | os.PathLike, overwrite: bool) -> Path:
     """The path, if a page may be written there."""
     path = Path(path)
-    owned.refuse_foreign(path.parent, [path.name], lambda name: owned.is_marked(path), overwrite=overwrite, what="the page")
+    owned.refuse_foreign(
+        path.parent,
+        [path.name],
+        lambda name: owned.is_marked(path),
+        overwrite=overwrite,
+        what="the page",
+    )
     return path
 
 
@@ -192,14 +245,21 @@ def _sidecar(folder: Path, name: str) -> dict:
     files.check_name(name, "case name", path=folder)
     found = read_json(folder / f"{name}.json")
     if not isinstance(found, dict):
-        raise UsageError("not the sidecar of a prediction", path=folder / f"{name}.json", expected="an object")
+        raise UsageError(
+            "not the sidecar of a prediction", path=folder / f"{name}.json", expected="an object"
+        )
     return found
 
 
 def _warnings(sidecars: Mapping[str, Mapping]) -> str:
     """What the predictions warn about, by case."""
-    said = [(name, warning) for name, side in sidecars.items() for warning in side.get("warnings") or ()]
-    rows = "".join(f'<li><b>{text(name)}</b> <span class="bad">{text(str(warning))}</span></li>' for name, warning in said)
+    said = [
+        (name, warning) for name, side in sidecars.items() for warning in side.get("warnings") or ()
+    ]
+    rows = "".join(
+        f'<li><b>{text(name)}</b> <span class="bad">{text(str(warning))}</span></li>'
+        for name, warning in said
+    )
     return f"<ul>{rows}</ul>" if said else ""
 
 
@@ -209,17 +269,29 @@ def _predicted_here(folder: Path) -> bool:
 
 def _manifest(folder: Path) -> dict:
     """run.json; where several calls shared the cases, what all of their manifests tell."""
-    found_here = [path for path in (folder / "run.json", *sorted(folder.glob("run_part*.json"))) if path.is_file()]
+    found_here = [
+        path
+        for path in (folder / "run.json", *sorted(folder.glob("run_part*.json")))
+        if path.is_file()
+    ]
     if not found_here:
         raise UsageError(
-            "no prediction here", path=folder, expected="a folder with run.json", fix="give the output folder of `medjax predict`"
+            "no prediction here",
+            path=folder,
+            expected="a folder with run.json",
+            fix="give the output folder of `medjax predict`",
         )
     joined: dict = {"cases": {}, "failed": []}
     for path in found_here:
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
-            raise UsageError("not the manifest of a prediction", path=path, expected='an object with "cases"')
-        joined = found | {"cases": joined["cases"] | found["cases"], "failed": [*joined["failed"], *found.get("failed", [])]}
+            raise UsageError(
+                "not the manifest of a prediction", path=path, expected='an object with "cases"'
+            )
+        joined = found | {
+            "cases": joined["cases"] | found["cases"],
+            "failed": [*joined["failed"], *found.get("failed", [])],
+        }
     return joined
 
 
@@ -230,12 +302,18 @@ def _first(channels: Any) -> float | None:
 
 def _left_out(left: Sequence[Mapping], others: int) -> str:
     """What the viewer does not show, and why."""
-    said = f'<p class="faint">{others} further cases are in the tables only.</p>' if others > len(left) else ""
+    said = (
+        f'<p class="faint">{others} further cases are in the tables only.</p>'
+        if others > len(left)
+        else ""
+    )
     return said + (f'<p class="bad">Cannot be shown:</p>{page.failures(left)}' if left else "")
 
 
 def _statistics(sidecars: Mapping[str, Mapping]) -> str:
-    """Per class: in how many cases it was found, volume (median, range) and mean intensity; and the volumes of all cases as box plots."""
+    """Per class: in how many cases it was found, volume (median, range) and mean intensity; and the
+    volumes of all cases as box plots.
+    """
     by_class: dict[str, list[tuple[str, Mapping]]] = {}
     for case, side in sidecars.items():
         for name, entry in side.get("classes", {}).items():
@@ -244,7 +322,10 @@ def _statistics(sidecars: Mapping[str, Mapping]) -> str:
     for name, entries in by_class.items():
         volumes = [e["volume_ml"] for _, e in entries if e.get("voxels", 1)]
         grey = [_first(e.get("mean_intensity")) for _, e in entries]
-        spread = Cell(f"{number(min(volumes))} to {number(max(volumes))}" if volumes else "-", max(volumes, default=None))
+        spread = Cell(
+            f"{number(min(volumes))} to {number(max(volumes))}" if volumes else "-",
+            max(volumes, default=None),
+        )
         middle = statistics.median(volumes) if volumes else None
         rows.append(
             [
@@ -256,10 +337,28 @@ def _statistics(sidecars: Mapping[str, Mapping]) -> str:
                 statistics.fmean(seen) if (seen := [v for v in grey if v is not None]) else None,
             ]
         )
-    heads = ["class", "found in", "not found in", "volume ml (median)", "volume ml (range)", "mean intensity"]
-    drawn = {name: [(case, e["volume_ml"]) for case, e in entries if e.get("voxels", 1)] for name, entries in by_class.items()}
-    figure = f"<figure>{charts.box_plot('volume (ml)', drawn)}</figure>" if any(len(v) > 1 for v in drawn.values()) else ""
-    return page.table(heads, rows) + figure if rows else '<p class="faint">no class volumes were recorded</p>'
+    heads = [
+        "class",
+        "found in",
+        "not found in",
+        "volume ml (median)",
+        "volume ml (range)",
+        "mean intensity",
+    ]
+    drawn = {
+        name: [(case, e["volume_ml"]) for case, e in entries if e.get("voxels", 1)]
+        for name, entries in by_class.items()
+    }
+    figure = (
+        f"<figure>{charts.box_plot('volume (ml)', drawn)}</figure>"
+        if any(len(v) > 1 for v in drawn.values())
+        else ""
+    )
+    return (
+        page.table(heads, rows) + figure
+        if rows
+        else '<p class="faint">no class volumes were recorded</p>'
+    )
 
 
 def _predicted(manifest: Mapping, sidecars: Mapping[str, Mapping]) -> str:
@@ -271,16 +370,31 @@ def _predicted(manifest: Mapping, sidecars: Mapping[str, Mapping]) -> str:
         listing = Cell(f'<span title="{text(", ".join(found))}">{len(found)}</span>', len(found))
         inputs = ", ".join(Path(p).name for p in entry.get("inputs", {}))
         rows.append(
-            [Cell(page.opener(name, name), name), inputs, listing, float(sum(seconds)) if seconds else None, len(entry.get("outputs", ()))]
+            [
+                Cell(page.opener(name, name), name),
+                inputs,
+                listing,
+                float(sum(seconds)) if seconds else None,
+                len(entry.get("outputs", ())),
+            ]
         )
-    return page.table(["case", "scan", "classes found", "seconds", "files"], rows, text_columns=(0, 1))
+    return page.table(
+        ["case", "scan", "classes found", "seconds", "files"], rows, text_columns=(0, 1)
+    )
 
 
 def _previews(folder: Path, sidecars: Mapping[str, Mapping]) -> str:
     """The PNG files that `--preview` left beside the masks."""
-    found = [(name, path) for name in sidecars for path in (folder / f"{name}.png", folder / f"{name}_preview.png") if path.is_file()]
+    found = [
+        (name, path)
+        for name in sidecars
+        for path in (folder / f"{name}.png", folder / f"{name}_preview.png")
+        if path.is_file()
+    ]
     return (
-        "".join(page.picture(path.read_bytes(), name) for name, path in found[: 4 * CASES]).join(('<div class="montages">', "</div>"))
+        "".join(page.picture(path.read_bytes(), name) for name, path in found[: 4 * CASES]).join(
+            ('<div class="montages">', "</div>")
+        )
         if found
         else ""
     )

@@ -28,12 +28,27 @@ def present(
       montages: pictures of so many of the worst cases. viewer_cases: scans inside the page.
       overwrite: also replace files that medjax did not write.
 
-    Returns: the path of report.html. Raises: `UsageError` if a file is in the way that medjax did not write.
+    Returns: the path of report.html. Raises: `UsageError` if a file is in the way that medjax did
+      not write.
     """
     folder, places = Path(folder), written.plots(result.classes)
-    names = written.planned(result.classes, [(corpus, pair.case) for corpus, pair in result.pairs] if montages else [])
-    written.check(folder, [name for name in names if name not in written.NUMBERS], overwrite=overwrite)
+    names = written.planned(
+        result.classes, [(corpus, pair.case) for corpus, pair in result.pairs] if montages else []
+    )
+    written.check(
+        folder, [name for name in names if name not in written.NUMBERS], overwrite=overwrite
+    )
     for name, svg in evaluation.figures(result).items():
-        prediction.write(folder / places[name], f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"))
+        prediction.write(
+            folder / places[name],
+            f"<!-- medjax {__version__} -->\n" + svg.replace("currentColor", "#1b1f24"),
+        )
     drawn, _ = figures.montages(result, folder, montages)
-    return prediction.evaluation_report(result, folder, comparison=comparison, pictures_of=drawn, cases=viewer_cases, overwrite=overwrite)
+    return prediction.evaluation_report(
+        result,
+        folder,
+        comparison=comparison,
+        pictures_of=drawn,
+        cases=viewer_cases,
+        overwrite=overwrite,
+    )

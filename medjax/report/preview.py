@@ -1,6 +1,8 @@
-"""Pictures of what a network is given: prepared cases and drawn samples, with their labels in colour. The first thing to look at.
+"""Pictures of what a network is given: prepared cases and drawn samples, with their labels in
+colour. The first thing to look at.
 
-In: normalised images (z, y, x[, m]) or (y, x[, m]) and label ids of one shape. Out: PNG sheets, one row per case or sample.
+In: normalised images (z, y, x[, m]) or (y, x[, m]) and label ids of one shape. Out: PNG sheets, one
+row per case or sample.
 """
 
 import dataclasses
@@ -35,8 +37,12 @@ class Panel:
     aspect: float = 1.0
 
 
-def planes(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str = "") -> list[Panel]:
-    """The three orthogonal slices of a (z, y, x[, m]) volume with most labelled voxels; first channel."""
+def planes(
+    image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str = ""
+) -> list[Panel]:
+    """The three orthogonal slices of a (z, y, x[, m]) volume with most labelled voxels; first
+    channel.
+    """
     values = image[..., 0] if image.ndim == 4 else image
     panels, foreground = [], label > 0
     for axis, name in enumerate(PLANES):
@@ -46,13 +52,20 @@ def planes(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str
         where = f"{name} {place + 1}/{values.shape[axis]}"
         aspect = float(spacing_mm[rest[0]]) / float(spacing_mm[rest[1]])
         panels.append(
-            Panel(values.take(place, axis), label.take(place, axis), f"{title}\n{where}" if axis == 0 and title else where, aspect)
+            Panel(
+                values.take(place, axis),
+                label.take(place, axis),
+                f"{title}\n{where}" if axis == 0 and title else where,
+                aspect,
+            )
         )
     return panels
 
 
 def middle(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str = "") -> Panel:
-    """The slice of constant z of a patch with most labelled voxels (a 2D patch as it is); first channel."""
+    """The slice of constant z of a patch with most labelled voxels (a 2D patch as it is); first
+    channel.
+    """
     values = image[..., 0]
     if values.ndim == 3:
         counts = (label > 0).sum((1, 2))
@@ -61,17 +74,27 @@ def middle(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str
     return Panel(values, label, title, float(spacing_mm[-2]) / float(spacing_mm[-1]))
 
 
-def sheet(rows: Sequence[Sequence[Panel]], path: str | os.PathLike, *, title: str = "", names: Mapping[int, str] | None = None) -> None:
+def sheet(
+    rows: Sequence[Sequence[Panel]],
+    path: str | os.PathLike,
+    *,
+    title: str = "",
+    names: Mapping[int, str] | None = None,
+) -> None:
     """Draws rows of panels as one PNG; a picture of an earlier call is replaced.
 
     Args:
       names: label id -> name for the legend.
 
-    Raises: `DataError` for nothing to draw, or a panel whose label has another shape than its image; `UsageError` for a file in the way
-      that this function did not write.
+    Raises: `DataError` for nothing to draw, or a panel whose label has another shape than its
+      image; `UsageError` for a file in the way that this function did not write.
     """
     if os.path.lexists(path) and not _is_sheet(path):
-        raise UsageError("is in the way of a picture, and medjax did not write it", path=path, fix="move it away, or give another folder")
+        raise UsageError(
+            "is in the way of a picture, and medjax did not write it",
+            path=path,
+            fix="move it away, or give another folder",
+        )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -87,11 +110,33 @@ def sheet(rows: Sequence[Sequence[Panel]], path: str | os.PathLike, *, title: st
             axis.set_axis_off()
         for axis, panel in zip(line, panels, strict=False):
             if panel.image.shape != panel.label.shape:
-                raise DataError("a label on another grid than its image", path=path, found=panel.label.shape, expected=panel.image.shape)
+                raise DataError(
+                    "a label on another grid than its image",
+                    path=path,
+                    found=panel.label.shape,
+                    expected=panel.image.shape,
+                )
             seen |= _draw(axis, panel)
-    handles = [Line2D([], [], marker="s", linestyle="", color=colour(i), label=(names or {}).get(i, f"label {i}")) for i in sorted(seen)]
+    handles = [
+        Line2D(
+            [],
+            [],
+            marker="s",
+            linestyle="",
+            color=colour(i),
+            label=(names or {}).get(i, f"label {i}"),
+        )
+        for i in sorted(seen)
+    ]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, labelcolor=INK, fontsize=7)
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(6, len(handles)),
+            frameon=False,
+            labelcolor=INK,
+            fontsize=7,
+        )
     if title:
         figure.suptitle(title, color=INK, fontsize=9)
     FigureCanvasAgg(figure)
@@ -118,7 +163,9 @@ def _draw(axis, panel: Panel) -> set[int]:
     inside = panel.label >= 0
     grey = panel.image[inside] if inside.any() else panel.image
     low, high = (float(v) for v in np.percentile(grey, (1, 99)))
-    picture = np.repeat(np.clip((panel.image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, -1)
+    picture = np.repeat(
+        np.clip((panel.image - low) / max(high - low, 1e-6), 0, 1)[..., None], 3, -1
+    )
     picture[~inside] = to_rgb(PADDED)
     found = {int(i) for i in np.unique(panel.label) if i > 0}
     for i in found:

@@ -1,6 +1,8 @@
-"""What the viewer of a report shows of one case: scan, masks and where they differ, small enough to travel inside a page.
+"""What the viewer of a report shows of one case: scan, masks and where they differ, small enough to
+travel inside a page.
 
-In: file paths of a case and what its label values mean. Out: JSON-ready payloads with base64 NIfTI files.
+In: file paths of a case and what its label values mean. Out: JSON-ready payloads with base64 NIfTI
+files.
 """
 
 import base64
@@ -18,7 +20,11 @@ from medjax.report.montage import colour
 from medjax.scans import formats, grid, nifti
 
 AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
-DIFFERENCES = (("missed by the prediction", "#D55E00"), ("only in the prediction", "#56B4E9"), ("another class", "#F0E442"))
+DIFFERENCES = (
+    ("missed by the prediction", "#D55E00"),
+    ("only in the prediction", "#56B4E9"),
+    ("another class", "#F0E442"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Shown:
       reference, prediction: paths of label maps, or None.
       names: label value -> class name.
       frame: of a 4D scan, the one that is shown.
-      corpus, source: for references and predictions that are no plain label maps; see `masks.open_masks`.
+      corpus, source: for references and predictions that are no plain label maps; see
+        `masks.open_masks`.
     """
 
     key: str
@@ -51,12 +58,19 @@ def payload(shown: Shown, voxels: int) -> dict:
     Args:
       voxels: at most so many per volume.
 
-    Returns: {"image", "layers": {name: {"data", "labels"}}, "window", "focus", "note"}; images as base64 of .nii.gz.
+    Returns: {"image", "layers": {name: {"data", "labels"}}, "window", "focus", "note"}; images as
+      base64 of .nii.gz.
     Raises: `DataError` for unreadable files or masks on another grid.
     """
     paths = {"reference": (shown.reference, shown.source), "prediction": (shown.prediction, None)}
-    maps = {name: _map(path, shown.corpus, source) for name, (path, source) in paths.items() if path}
-    scan = formats.read(shown.images[0], frame=shown.frame, allow_nonfinite=True) if shown.images else None
+    maps = {
+        name: _map(path, shown.corpus, source) for name, (path, source) in paths.items() if path
+    }
+    scan = (
+        formats.read(shown.images[0], frame=shown.frame, allow_nonfinite=True)
+        if shown.images
+        else None
+    )
     like = scan if scan is not None else next(iter(maps.values()))
     for other in maps.values():
         nifti.check_same_geometry(like, other)
@@ -74,10 +88,17 @@ def payload(shown: Shown, voxels: int) -> dict:
         grey = np.nan_to_num(small.image(canonical.image(scan.array)), posinf=0.0, neginf=0.0)
         low, high = (float(v) for v in np.percentile(grey, (0.1, 99.9)))
     window = _window(grey) if scan is not None else [0.0, 1.0]
-    shown_labels = [{"name": shown.names.get(v, f"label {v}"), "rgb": _rgb(colour(k))} for k, v in enumerate(values)]
+    shown_labels = [
+        {"name": shown.names.get(v, f"label {v}"), "rgb": _rgb(colour(k))}
+        for k, v in enumerate(values)
+    ]
     drawn = {name: _layer(ids, shown_labels, affine) for name, ids in layers.items()}
     if len(layers) == 2:
-        drawn["differences"] = _layer(_differences(*layers.values()), [{"name": n, "rgb": _rgb(c)} for n, c in DIFFERENCES], affine)
+        drawn["differences"] = _layer(
+            _differences(*layers.values()),
+            [{"name": n, "rgb": _rgb(c)} for n, c in DIFFERENCES],
+            affine,
+        )
     return {
         "key": shown.key,
         "image": _text(embed.encode(*_scaled(grey, low, high, affine))),
@@ -89,7 +110,9 @@ def payload(shown: Shown, voxels: int) -> dict:
 
 
 def _window(grey: np.ndarray) -> list[float]:
-    """The grey range to begin with: soft tissue where the values are Hounsfield units (air far below 0), else percentiles 1 and 99."""
+    """The grey range to begin with: soft tissue where the values are Hounsfield units (air far
+    below 0), else percentiles 1 and 99.
+    """
     low, high = (float(v) for v in np.percentile(grey, (1, 99)))
     if low <= AIR_HU:
         return list(SOFT_TISSUE_HU)
@@ -100,7 +123,9 @@ def _map(path: str, corpus: Corpus | None, source: Case | None) -> nifti.Volume:
     return formats.read(path, "label") if corpus is None else side.label_map(path, corpus, source)
 
 
-def _scaled(grey: np.ndarray, low: float, high: float, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+def _scaled(
+    grey: np.ndarray, low: float, high: float, affine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     stored, slope, intercept = embed.to_bytes(grey, low, high)
     return stored, affine, slope, intercept
 
@@ -123,7 +148,10 @@ def _differences(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 def _layer(ids: np.ndarray, labels: Sequence[dict], affine: np.ndarray) -> dict:
     seen = set(np.unique(ids).tolist())
-    return {"data": _text(embed.encode(ids, affine)), "labels": [label | {"seen": k + 1 in seen} for k, label in enumerate(labels)]}
+    return {
+        "data": _text(embed.encode(ids, affine)),
+        "labels": [label | {"seen": k + 1 in seen} for k, label in enumerate(labels)],
+    }
 
 
 def _focus(layers: Mapping[str, np.ndarray], affine: np.ndarray) -> list[float] | None:
@@ -134,7 +162,9 @@ def _focus(layers: Mapping[str, np.ndarray], affine: np.ndarray) -> list[float] 
             z = int(mask.sum((1, 2)).argmax())
             rows, columns = np.nonzero(mask[z])
             nearest = int(((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2).argmin())
-            return [round(float(v), 3) for v in (affine @ [columns[nearest], rows[nearest], z, 1])[:3]]
+            return [
+                round(float(v), 3) for v in (affine @ [columns[nearest], rows[nearest], z, 1])[:3]
+            ]
     return None
 
 
@@ -144,9 +174,15 @@ def _note(small: embed.Reduction, canonical: geometry.Transform, with_scan: bool
         parts.append("cropped to the masks")
     if small.factors != (1, 1, 1):
         parts.append(
-            "shown at {:.3g} x {:.3g} x {:.3g} mm".format(*(s * f for s, f in zip(canonical.spacing_mm, small.factors, strict=True)))
+            "shown at {:.3g} x {:.3g} x {:.3g} mm".format(
+                *(s * f for s, f in zip(canonical.spacing_mm, small.factors, strict=True))
+            )
         )
-    return ("For display only: " + ", ".join(parts) + ". All numbers are from the full files.") if parts else ""
+    return (
+        ("For display only: " + ", ".join(parts) + ". All numbers are from the full files.")
+        if parts
+        else ""
+    )
 
 
 def _rgb(value: str | tuple[float, float, float]) -> list[int]:

@@ -1,6 +1,8 @@
-"""What a source run's parameters need before `train.transfer` can compare leaf with leaf: experts by modality name, heads by corpus name.
+"""What a source run's parameters need before `train.transfer` can compare leaf with leaf: experts
+by modality name, heads by corpus name.
 
-In: the configs and label spaces of both runs and their parameters. Out: rearranged source parameters; names along the axes of heads.
+In: the configs and label spaces of both runs and their parameters. Out: rearranged source
+parameters; names along the axes of heads.
 """
 
 from collections.abc import Mapping
@@ -19,22 +21,31 @@ from medjax.weights import experts
 
 
 def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, ...]:
-    """Names of the experts of a run's network: the first modality that is routed to each, "expert3" where there is none."""
+    """Names of the experts of a run's network: the first modality that is routed to each, "expert3"
+    where there is none.
+    """
     modalities = space.modalities
-    expert_of = fields["model"].get("expert_of") or (range(len(modalities)) if count >= len(modalities) else ())
+    expert_of = fields["model"].get("expert_of") or (
+        range(len(modalities)) if count >= len(modalities) else ()
+    )
     names = {}
     for modality, expert in zip(modalities, expert_of, strict=True) if expert_of else ():
         names.setdefault(expert, modality)
     return tuple(names.get(e, f"expert{e}") for e in range(count))
 
 
-def rearranged(source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours: tuple[Mapping, LabelSpace]) -> Any:
-    """The source's parameters after `config.init`: `copy`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
+def rearranged(
+    source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours: tuple[Mapping, LabelSpace]
+) -> Any:
+    """The source's parameters after `config.init`: `copy`, `experts_from`, `upcycle`, `experts` and
+    `gate`, in this order.
 
     Args:
-      source, theirs: parameters of the source, its config and label space. fresh, ours: the target's.
+      source, theirs: parameters of the source, its config and label space. fresh, ours: the
+        target's.
 
-    Raises: `UsageError` for names that do not exist, or experts that nothing says where to take from.
+    Raises: `UsageError` for names that do not exist, or experts that nothing says where to take
+      from.
     """
     given = ours[0]["init"]
     if given.get("copy"):
@@ -47,10 +58,18 @@ def rearranged(source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours
     wanted = expert_names(*ours, here)
     if not given.get("upcycle"):
         known = expert_names(*theirs, there)
-        source = experts.aligned(source, fresh, experts.origins(wanted, known, given.get("experts", {})), given.get("gate", "fresh"))
+        source = experts.aligned(
+            source,
+            fresh,
+            experts.origins(wanted, known, given.get("experts", {})),
+            given.get("gate", "fresh"),
+        )
     for name, other in given.get("experts_from", {}).items():
         if name not in wanted:
-            raise UsageError(f"config.init.experts_from names the unknown expert {name!r}", expected=", ".join(wanted))
+            raise UsageError(
+                f"config.init.experts_from names the unknown expert {name!r}",
+                expected=", ".join(wanted),
+            )
         params, where = _other(Path(other).expanduser(), name)
         source = experts.from_other(source, params, wanted.index(name), where)
     return source
@@ -58,21 +77,30 @@ def rearranged(source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours
 
 def _other(folder: Path, name: str) -> tuple[Any, int]:
     params = fitted.check_finite(checkpoint.read_params(folder), folder)
-    known = expert_names(runfolder.read_config(folder), runfolder.read_space(folder), experts.count(params))
+    known = expert_names(
+        runfolder.read_config(folder), runfolder.read_space(folder), experts.count(params)
+    )
     if known and name not in known:
-        raise UsageError(f"this run has no expert for {name!r}", path=folder, found=", ".join(known))
+        raise UsageError(
+            f"this run has no expert for {name!r}", path=folder, found=", ".join(known)
+        )
     return params, known.index(name) if known else 0
 
 
-def channel_names(ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def channel_names(
+    ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names along the class axis of the heads of (this run, the source): like names are copied.
 
-    Those of the label space for sigmoid heads; for heads by corpus one name per column, "corpus/class" as the corpus calls it and
-    "corpus/background", a head that corpora share being named after one that both runs know.
+    Those of the label space for sigmoid heads; for heads by corpus one name per column,
+    "corpus/class" as the corpus calls it and "corpus/background", a head that corpora share being
+    named after one that both runs know.
     """
     if "corpus_softmax" not in (_kind(ours[0]), _kind(theirs[0])):
         return ours[1].classes, theirs[1].classes
-    stores = {corpus.name for corpus in theirs[1].corpora} & {corpus.name for corpus in ours[1].corpora}
+    stores = {corpus.name for corpus in theirs[1].corpora} & {
+        corpus.name for corpus in ours[1].corpora
+    }
     return _column_names(*ours, stores), _column_names(*theirs, stores)
 
 
@@ -88,9 +116,13 @@ def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple
     numbers = heads.numbered(fields["model"].get("share_heads", "corpus"), channels)
     table = heads.columns(len(space.classes), channels, numbers)
     names = [""] * (int(table.max()) + 1)
-    order = sorted(range(len(numbers)), key=lambda k: space.corpora[k].name in common)  # a common corpus has the last word
+    order = sorted(
+        range(len(numbers)), key=lambda k: space.corpora[k].name in common
+    )  # a common corpus has the last word
     for k in order:
-        own = {channel: local for local, channel in space.names[k]}  # the same whichever way the run shares classes between corpora
+        own = {
+            channel: local for local, channel in space.names[k]
+        }  # the same whichever way the run shares classes between corpora
         for column, channel in zip(table[k], ("", *space.classes), strict=True):
             if column >= 0:
                 names[column] = f"{space.corpora[k].name}/{own.get(channel, 'background')}"

@@ -1,7 +1,9 @@
-"""Config -> network, losses, task, optimizer: the objects of one training, built by name with plain arguments.
+"""Config -> network, losses, task, optimizer: the objects of one training, built by name with plain
+arguments.
 
-What the data decides (numbers of classes, channels and modalities, target spacing, the channels each corpus annotates) is offered to a
-model's `make` beside what its config says; a model takes what its signature names.
+What the data decides (numbers of classes, channels and modalities, target spacing, the channels
+each corpus annotates) is offered to a model's `make` beside what its config says; a model takes
+what its signature names.
 """
 
 import dataclasses
@@ -29,7 +31,8 @@ class Network:
     """A model as functions.
 
     Attributes:
-      apply: (params, image (b, *patch, m), context, train, key) -> outputs; the key is for what training draws (stochastic depth).
+      apply: (params, image (b, *patch, m), context, train, key) -> outputs; the key is for what
+        training draws (stochastic depth).
       init: key -> params.
       patch: (z, y, x), or (y, x) for a 2D model.
       channels: m.
@@ -45,7 +48,9 @@ class Network:
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def make_network(fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, float, float]) -> Network:
+def make_network(
+    fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, float, float]
+) -> Network:
     """Builds `fields["model"]` for a label space.
 
     Args:
@@ -56,16 +61,30 @@ def make_network(fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, fl
     name, patch = given.pop("name"), tuple(fields["train"]["patch"])
     channels = max(len(corpus.channels) for corpus in space.corpora)
     offered = {
-        "classes": len(space.classes), "in_channels": channels, "patch": patch, "spacing_mm": spacing_mm[3 - len(patch) :],
-        "modalities": len(space.modalities), "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
-    }  # fmt: skip
-    module = build("models", name, **{k: v for k, v in offered.items() if k in _signature(name)} | given)
+        "classes": len(space.classes),
+        "in_channels": channels,
+        "patch": patch,
+        "spacing_mm": spacing_mm[3 - len(patch) :],
+        "modalities": len(space.modalities),
+        "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
+    }
+    module = build(
+        "models", name, **{k: v for k, v in offered.items() if k in _signature(name)} | given
+    )
 
     def apply(params, image, context=None, train=False, key=None):
-        return module.apply({"params": params}, image, context, train, rngs=None if key is None else {"dropout": key})
+        return module.apply(
+            {"params": params},
+            image,
+            context,
+            train,
+            rngs=None if key is None else {"dropout": key},
+        )
 
     def init(key):
-        return module.init(key, jnp.zeros((1, *patch, channels), jnp.float32), None, False)["params"]
+        return module.init(key, jnp.zeros((1, *patch, channels), jnp.float32), None, False)[
+            "params"
+        ]
 
     return Network(apply, init, patch, channels)
 
@@ -78,13 +97,19 @@ def _signature(name: str, room: str = "models") -> Mapping:
 
 
 def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = None) -> Any:
-    """The task that turns the sampler's batches into a loss (and validation counts); `mesh`: the devices a batch is spread over."""
+    """The task that turns the sampler's batches into a loss (and validation counts); `mesh`: the
+    devices a batch is spread over.
+    """
     losses = []
     for name, given in fields["losses"].items():
         given = dict(given)
         weight = given.pop("weight", 1.0)
         losses.append((name, weight, build("losses", name, **given)))
-    named = {"modalities": space.modalities} if "modalities" in _signature(fields["task"], "tasks") else {}
+    named = (
+        {"modalities": space.modalities}
+        if "modalities" in _signature(fields["task"], "tasks")
+        else {}
+    )
     return build(
         "tasks",
         fields["task"],
@@ -103,7 +128,9 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
     )
 
 
-def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelSpace) -> Callable | None:
+def _augmenter(
+    fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelSpace
+) -> Callable | None:
     given = dict(fields["augment"])
     if not given.pop("on"):
         return None
@@ -114,38 +141,55 @@ def _augmenter(fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelS
     if kind == "flips":
         axes = tuple(given.pop("flip_axes", (len(patch) - 1,)))
         if given:
-            raise UsageError(f"config.augment has no field {min(given)!r} for flips", expected="flip_axes")
+            raise UsageError(
+                f"config.augment has no field {min(given)!r} for flips", expected="flip_axes"
+            )
         return lambda key, image, label: turns.flips(key, image, label, patch, axes)
     if kind != "nnunet":
         raise UsageError(f"unknown augmentation {kind!r}", expected="nnunet, turns or flips")
     if pairs := given.pop("lateral", ()):
         given["swap"] = lateral.swaps(space.corpora, pairs)
         if fields["data"].get("orientation") != "RAS" and "swap_axis" not in given:
-            raise UsageError("left and right are known in RAS orientation only", fix="name the axis: --config.augment.swap_axis=2")
+            raise UsageError(
+                "left and right are known in RAS orientation only",
+                fix="name the axis: --config.augment.swap_axis=2",
+            )
     settings = fill(Augmentation, given, "config.augment")
 
     def augmented(key, image, label, corpus=None):
-        return augment(key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=AXES)
+        return augment(
+            key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=AXES
+        )
 
     augmented.by_corpus = any(settings.swap)
     return augmented
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:
-    """What the sampler cuts: enough around the patch for rotation and scaling, or the patch itself without augmentation."""
+    """What the sampler cuts: enough around the patch for rotation and scaling, or the patch itself
+    without augmentation.
+    """
     patch = tuple(fields["train"]["patch"])
     given = fields["augment"]
-    return tuple(enlarged_patch(patch)) if given["on"] and given.get("kind", "nnunet") == "nnunet" else patch
+    return (
+        tuple(enlarged_patch(patch))
+        if given["on"] and given.get("kind", "nnunet") == "nnunet"
+        else patch
+    )
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:
-    """`fields["optim"]` over the run's number of steps, in phases if it lists any; unknown fields raise `UsageError`."""
+    """`fields["optim"]` over the run's number of steps, in phases if it lists any; unknown fields
+    raise `UsageError`.
+    """
     given = dict(fields["optim"])
     in_turn = given.pop("phases", {})
     known = inspect.signature(optim.make).parameters
     for key in given:
         if key not in known:
-            raise UsageError(f"config.optim has no field {key!r}", expected=", ".join((*known, "phases")))
+            raise UsageError(
+                f"config.optim has no field {key!r}", expected=", ".join((*known, "phases"))
+            )
     if in_turn:
         return phases.make(tuple(in_turn.values()), given, fields["train"]["steps"])
     return optim.make(**given, steps=fields["train"]["steps"])
@@ -158,4 +202,8 @@ def count(tree: Any) -> int:
 
 def bytes_of(tree: Any) -> int:
     """Bytes of a (possibly abstract) tree."""
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
+    return sum(
+        int(np.prod(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "dtype")
+    )

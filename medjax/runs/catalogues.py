@@ -1,6 +1,8 @@
-"""Catalogues of public corpora that installed packages offer, found by their entry points: medjax itself knows none of them.
+"""Catalogues of public corpora that installed packages offer, found by their entry points: medjax
+itself knows none of them.
 
-A package registers a function without arguments that returns {"corpora": {name: facts}, "pools": {name: [names]}}:
+A package registers a function without arguments that returns {"corpora": {name: facts}, "pools":
+{name: [names]}}:
 
     [project.entry-points."medjax.corpora"]
     public = "data_pipelines.catalogue:catalogue"
@@ -21,30 +23,53 @@ def registered(reference: str = "") -> dict:
 
     Raises: `UsageError` without any catalogue, or for one that cannot be loaded.
     """
-    points = [EntryPoint("given", reference, GROUP)] if reference else list(entry_points(group=GROUP))
+    points = (
+        [EntryPoint("given", reference, GROUP)] if reference else list(entry_points(group=GROUP))
+    )
     if not points:
         raise UsageError(
             f'no catalogue is registered in the entry points "{GROUP}"',
-            fix="install the checkout again (pip install -e .), or name one with --catalogue data_pipelines.catalogue:catalogue",
+            fix="install the checkout again (pip install -e .), or name one with --catalogue "
+            "data_pipelines.catalogue:catalogue",
         )
     merged: dict = {"corpora": {}, "pools": {}}
     for point in points:
         try:
             found = point.load()()
         except (ImportError, AttributeError, ValueError) as error:
-            raise UsageError(f"the catalogue cannot be loaded: {error}", found=point.value, expected="module:function") from error
+            raise UsageError(
+                f"the catalogue cannot be loaded: {error}",
+                found=point.value,
+                expected="module:function",
+            ) from error
         for part, entries in merged.items():
             entries.update(found.get(part, {}))
     return merged
 
 
 def as_table(facts: dict) -> str:
-    """One line per corpus: name, cases, modality, number of annotated classes, command, licence; then the pools."""
+    """One line per corpus: name, cases, modality, number of annotated classes, command, licence;
+    then the pools.
+    """
     rows = [("corpus", "cases", "modality", "classes", "ingest with", "licence")]
     for name, row in facts["corpora"].items():
         cases = str(row["cases"]) if isinstance(row["cases"], int) else "?"
-        rows.append((name, cases, row["modality"], str(len(row["annotated"])), row["command"], row["licence"]))
+        rows.append(
+            (
+                name,
+                cases,
+                row["modality"],
+                str(len(row["annotated"])),
+                row["command"],
+                row["licence"],
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[5][:60]]) for row in rows]
+    lines = [
+        "  ".join(
+            [cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[5][:60]]
+        )
+        for row in rows
+    ]
     lines += ["", *(f"pool {name}: {', '.join(names)}" for name, names in facts["pools"].items())]
     return "\n".join(lines)

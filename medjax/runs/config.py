@@ -1,8 +1,10 @@
-"""What a plan file decides in place of the config: patch, batch and network of one of its configurations.
+"""What a plan file decides in place of the config: patch, batch and network of one of its
+configurations.
 
-In: a config as plain values. Out: the same with the numbers filled in, so that the run folder holds them and nothing downstream needs to
-know of the file. `config.data.plan` names the file; `config.data.configuration` one of its configurations (empty: only spacing and
-normalisation are taken from the plan); `config.model.name = "plan"` takes the network as well.
+In: a config as plain values. Out: the same with the numbers filled in, so that the run folder holds
+them and nothing downstream needs to know of the file. `config.data.plan` names the file;
+`config.data.configuration` one of its configurations (empty: only spacing and normalisation are
+taken from the plan); `config.model.name = "plan"` takes the network as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,10 @@ FROM_PLAN = "plan"
 
 
 def load(fields: Mapping) -> Plan | None:
-    """The plan that the config names, at the spacing of its configuration; None if it names none. nnU-Net's plans are understood too."""
+    """The plan that the config names, at the spacing of its configuration; None if it names none.
+
+    nnU-Net's plans are understood too.
+    """
     given = fields["data"]
     if not given.get("plan"):
         return None
@@ -29,31 +34,61 @@ def load(fields: Mapping) -> Plan | None:
 def resolve(fields: Mapping) -> dict:
     """The config with what its plan decides filled in; unchanged without a plan.
 
-    Raises: `UsageError` for a configuration or a network that is asked for without a plan, or that the plan lacks.
+    Raises: `UsageError` for a configuration or a network that is asked for without a plan, or that
+      the plan lacks.
     """
     given, fields = fields["data"], dict(fields)
     wants_network = fields["model"]["name"] == FROM_PLAN
     if not given.get("plan") or not given.get("configuration"):
         if given.get("configuration") or wants_network:
-            fix = "medjax plan FOLDERS -o plan.json, then --config.data.plan=plan.json --config.data.configuration=3d_fullres"
-            raise UsageError("the config asks for what a plan decides, but names no plan or no configuration of it", fix=fix)
+            fix = (
+                "medjax plan FOLDERS -o plan.json, then --config.data.plan=plan.json "
+                "--config.data.configuration=3d_fullres"
+            )
+            raise UsageError(
+                "the config asks for what a plan decides, but names no plan or no configuration "
+                "of it",
+                fix=fix,
+            )
         return fields
     plan = load(fields)
     chosen = plan.configuration(given["configuration"])
     fields["train"] = dict(fields["train"]) | {"patch": chosen.patch, "batch": chosen.batch}
     if wants_network:
-        fields["model"] = network_fields(chosen) | {k: v for k, v in fields["model"].items() if k != "name"}
-    if plan.transpose != (0, 1, 2) and fields["augment"].get("lateral") and "swap_axis" not in fields["augment"]:
+        fields["model"] = network_fields(chosen) | {
+            k: v for k, v in fields["model"].items() if k != "name"
+        }
+    if (
+        plan.transpose != (0, 1, 2)
+        and fields["augment"].get("lateral")
+        and "swap_axis" not in fields["augment"]
+    ):
         axis = plan.transpose.index(2) - (3 - len(chosen.patch))
         fields["augment"] = dict(fields["augment"]) | {"swap_axis": axis}
     return fields
 
 
 def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
-    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask, unless it says something itself."""
-    masked = tuple(sorted({c for corpus in corpora for c, name in enumerate(corpus.channels) if plan.intensity_of(name).masked}))
+    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask,
+    unless it says something itself.
+    """
+    masked = tuple(
+        sorted(
+            {
+                c
+                for corpus in corpora
+                for c, name in enumerate(corpus.channels)
+                if plan.intensity_of(name).masked
+            }
+        )
+    )
     given = fields["augment"]
-    if not masked or not given.get("on") or given.get("kind", "nnunet") != "nnunet" or "mask_channels" in given:
+    if (
+        not masked
+        or not given.get("on")
+        or given.get("kind", "nnunet") != "nnunet"
+        or "mask_channels" in given
+    ):
         return dict(fields)
     return dict(fields) | {"augment": dict(given) | {"mask_channels": masked}}
 
@@ -62,4 +97,8 @@ def network_fields(chosen: Configuration) -> dict:
     """`config.model` for the network of a configuration."""
     common = {"features": chosen.features, "strides": chosen.strides, "kernels": chosen.kernels}
     common |= {"name": chosen.model, "convs_per_stage_decoder": chosen.decoder[0]}
-    return common | ({"blocks": chosen.encoder} if chosen.model == "resenc" else {"convs_per_stage": chosen.encoder[0]})
+    return common | (
+        {"blocks": chosen.encoder}
+        if chosen.model == "resenc"
+        else {"convs_per_stage": chosen.encoder[0]}
+    )

@@ -1,7 +1,9 @@
-"""`--mode=crossval`: every fold trained and scored in a folder of its own, one store for all, then one table over all cases.
+"""`--mode=crossval`: every fold trained and scored in a folder of its own, one store for all, then
+one table over all cases.
 
-In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs: together they are an ensemble), RUN/evaluation with every
-case scored once, by the network that did not see it, and RUN/crossval.json with the folds and their means. Finished folds are not repeated.
+In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs: together they are an
+ensemble), RUN/evaluation with every case scored once, by the network that did not see it, and
+RUN/crossval.json with the folds and their means. Finished folds are not repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,17 +18,26 @@ from medjax.runs import open as corpora
 
 
 def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
-    """Trains and scores `folds` (default all); the joint table is written by the call that finds all of them finished.
+    """Trains and scores `folds` (default all); the joint table is written by the call that finds
+    all of them finished.
 
-    Returns: the exit code. Raises: `UsageError` for a fold that does not exist, or several processes (give each fold a run of its own).
+    Returns: the exit code. Raises: `UsageError` for a fold that does not exist, or several
+      processes (give each fold a run of its own).
     """
     import jax
 
     if jax.process_count() > 1:
-        raise UsageError("cross-validation runs in one process", fix="train each fold with --mode=train --config.data.split.fold=K")
+        raise UsageError(
+            "cross-validation runs in one process",
+            fix="train each fold with --mode=train --config.data.split.fold=K",
+        )
     count = int(fields["data"]["split"]["folds"])
     if wrong := [fold for fold in folds if not 0 <= fold < count]:
-        raise UsageError(f"no fold {wrong[0]}", expected=f"0 to {count - 1}", fix="see --folds and config.data.split.folds")
+        raise UsageError(
+            f"no fold {wrong[0]}",
+            expected=f"0 to {count - 1}",
+            fix="see --folds and config.data.split.folds",
+        )
     code = EXIT_OK
     for fold in folds or range(count):
         stages.say(f"fold {fold} of {count}")
@@ -34,7 +45,11 @@ def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
             experiment = stages.open_run(of_fold(fields, workdir, fold), folder_of(workdir, fold))
             stages.train(experiment)
             code = max(code, stages.evaluate(experiment))
-    missing = [fold for fold in range(count) if not (folder_of(workdir, fold) / "evaluation" / "summary.json").is_file()]
+    missing = [
+        fold
+        for fold in range(count)
+        if not (folder_of(workdir, fold) / "evaluation" / "summary.json").is_file()
+    ]
     if missing:
         stages.say(f"the joint table waits for folds {', '.join(map(str, missing))}")
         return code
@@ -49,7 +64,14 @@ def folder_of(workdir: Path, fold: int) -> Path:
 def of_fold(fields: Mapping, workdir: Path, fold: int) -> dict:
     """The config of one fold: its number, and the store that all folds share."""
     data = dict(fields["data"])
-    return {**fields, "data": {**data, "split": {**data["split"], "fold": fold}, "store": data["store"] or str(workdir / "store")}}
+    return {
+        **fields,
+        "data": {
+            **data,
+            "split": {**data["split"], "fold": fold},
+            "store": data["store"] or str(workdir / "store"),
+        },
+    }
 
 
 def _together(fields: Mapping, workdir: Path, count: int) -> int:
@@ -61,8 +83,16 @@ def _together(fields: Mapping, workdir: Path, count: int) -> int:
         found = []
         for fold in range(count):
             masks = folder_of(workdir, fold) / "predictions" / corpus.name
-            wanted = {name.split("/", 1)[1] for name in data.splits[fold]["val"] if name.startswith(f"{corpus.name}/")}
-            found += [(c, masks / f"{c.name}.nii.gz") for c in data.cases[corpus.name] if c.name in wanted and c.label]
+            wanted = {
+                name.split("/", 1)[1]
+                for name in data.splits[fold]["val"]
+                if name.startswith(f"{corpus.name}/")
+            }
+            found += [
+                (c, masks / f"{c.name}.nii.gz")
+                for c in data.cases[corpus.name]
+                if c.name in wanted and c.label
+            ]
         held[corpus.name] = (corpus, [(case, mask) for case, mask in found if mask.is_file()])
     failed, result = test.score(held, fields["evaluate"])
     if result is None:
@@ -71,7 +101,9 @@ def _together(fields: Mapping, workdir: Path, count: int) -> int:
     means = {}
     for fold in range(count):
         means[f"fold_{fold}"] = _foreground(folder_of(workdir, fold) / "evaluation")
-    runfolder.write_json(workdir / "crossval.json", {"folds": means, "together": result.summary()["foreground_mean"]})
+    runfolder.write_json(
+        workdir / "crossval.json", {"folds": means, "together": result.summary()["foreground_mean"]}
+    )
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
@@ -79,7 +111,10 @@ def _foreground(folder: Path) -> dict:
     found = runfolder.read_json(folder, "summary.json")
     if not isinstance(found, dict) or "foreground_mean" not in found:
         raise UsageError(
-            "no scores of a fold", path=folder / "summary.json", expected="a field foreground_mean", fix="evaluate the fold again"
+            "no scores of a fold",
+            path=folder / "summary.json",
+            expected="a field foreground_mean",
+            fix="evaluate the fold again",
         )
     return found["foreground_mean"]
 

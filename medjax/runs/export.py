@@ -1,7 +1,9 @@
-"""`medjax export`: a run folder -> an archive with weights, an archive with one compiled function, or a slim run folder.
+"""`medjax export`: a run folder -> an archive with weights, an archive with one compiled function,
+or a slim run folder.
 
-In: a run. Out: a file (or folder) that predicts what the run predicts, and says where it comes from and under which licences its training
-data stand. Paths of the machine that trained it do not travel along.
+In: a run. Out: a file (or folder) that predicts what the run predicts, and says where it comes from
+and under which licences its training data stand. Paths of the machine that trained it do not travel
+along.
 """
 
 import json
@@ -23,24 +25,42 @@ UNKNOWN = "not stated"
 
 
 def export(
-    path: Path, out: Path, kind: str = "weights", *, checkpoint: str = "", platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-    licences: Mapping[str, str] | None = None, overwrite: bool = False,
-) -> str:  # fmt: skip
+    path: Path,
+    out: Path,
+    kind: str = "weights",
+    *,
+    checkpoint: str = "",
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    licences: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> str:
     """Writes the model of a run; returns what to tell the user.
 
     Args:
       path: run folder or weights archive. out: file, or folder for kind "orbax".
-      kind: "weights", "function" or "orbax". licences: corpus -> licence, where the data set states none.
+      kind: "weights", "function" or "orbax". licences: corpus -> licence, where the data set states
+        none.
     """
     if os.path.lexists(out) and (not overwrite or out.is_dir()):
-        raise UsageError("exists already", path=out, fix="choose another name" + ("" if out.is_dir() else ", or add --overwrite"))
+        raise UsageError(
+            "exists already",
+            path=out,
+            fix="choose another name" + ("" if out.is_dir() else ", or add --overwrite"),
+        )
     if kind != "orbax" and out.suffix != ".medjax":
         raise UsageError("unusable name", path=out, expected="a name that ends in .medjax")
     if os.path.lexists(out) and not archive.is_ours(out):
-        raise UsageError("exists and is no model archive, so it is not replaced", path=out, fix="choose another name")
+        raise UsageError(
+            "exists and is no model archive, so it is not replaced",
+            path=out,
+            fix="choose another name",
+        )
     trained = models.read_model(path)
     params = trained.params(checkpoint)
-    documents, facts = describe(trained, licences or {}), {"provenance": provenance(trained, checkpoint)}
+    documents, facts = (
+        describe(trained, licences or {}),
+        {"provenance": provenance(trained, checkpoint)},
+    )
     facts["licences"] = documents.pop("licences")
     if kind == "orbax":
         return _slim_run(out, trained, params, documents, facts)
@@ -53,7 +73,11 @@ def export(
         payload = archive.pack_arrays(named_arrays(params))
     digest = archive.write(out, kind, documents, payload, facts, overwrite=overwrite)
     missing = [name for name, text in facts["licences"].items() if text == UNKNOWN]
-    note = f"\nno licence is stated for {', '.join(missing)}: add --licence CORPUS=TEXT" if missing else ""
+    note = (
+        f"\nno licence is stated for {', '.join(missing)}: add --licence CORPUS=TEXT"
+        if missing
+        else ""
+    )
     return f"{out}  {out.stat().st_size / 2**20:.1f} MiB\nsha256 {digest}{note}"
 
 
@@ -65,9 +89,13 @@ def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, 
         if name not in stores:
             raise UsageError(f"no corpus {name!r} to license", fix=did_you_mean(name, stores))
     found = {
-        "config": without_paths(trained.fields), "labels": space.to_json(), "plan": trained.plan.to_json(),
-        "licences": {name: licences.get(name) or _stated(trained, name) or UNKNOWN for name in stores},
-    }  # fmt: skip
+        "config": without_paths(trained.fields),
+        "labels": space.to_json(),
+        "plan": trained.plan.to_json(),
+        "licences": {
+            name: licences.get(name) or _stated(trained, name) or UNKNOWN for name in stores
+        },
+    }
     if trained.postprocess:
         found["postprocess"] = trained.postprocess
     if trained.archive:
@@ -77,12 +105,18 @@ def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, 
             if name in trained.archive.documents
         }
         return found | kept
-    files = {"environment": runfolder.ENVIRONMENT, "splits_final": runfolder.SPLITS, "summary": "evaluation/summary.json"}
+    files = {
+        "environment": runfolder.ENVIRONMENT,
+        "splits_final": runfolder.SPLITS,
+        "summary": "evaluation/summary.json",
+    }
     for name, file in files.items():
         if (trained.path / file).is_file():
             found[name] = runfolder.read_json(trained.path, file)
     if "environment" in found:
-        found["environment"] = {k: v for k, v in found["environment"].items() if k in ("versions", "devices", "git")}
+        found["environment"] = {
+            k: v for k, v in found["environment"].items() if k in ("versions", "devices", "git")
+        }
     return found
 
 
@@ -99,9 +133,13 @@ def without_paths(fields: Mapping) -> dict:
 
 
 def provenance(trained: models.Trained, checkpoint: str) -> dict:
-    """What was exported: experiment, step, exporter, and the digest of the archive it was made from, if it was one."""
+    """What was exported: experiment, step, exporter, and the digest of the archive it was made
+    from, if it was one.
+    """
     if trained.archive:
-        return dict(trained.archive.manifest.get("provenance", {})) | {"from_archive": trained.archive.sha256}
+        return dict(trained.archive.manifest.get("provenance", {})) | {
+            "from_archive": trained.archive.sha256
+        }
     from medjax.train import checkpoint as checkpoints
 
     which = checkpoint or trained.fields["infer"].get("checkpoint", "last")
@@ -119,7 +157,10 @@ def named_arrays(params: Any) -> dict[str, np.ndarray]:
 
     from medjax.train import rules
 
-    return {rules.path_name(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        rules.path_name(keys): np.asarray(leaf)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def given_licences(texts: Sequence[str]) -> dict[str, str]:
@@ -140,9 +181,9 @@ def _stated(trained: models.Trained, store: str) -> str:
     from medjax.corpora.sources import read_labels
 
     data = trained.fields.get("data") or {"folders": ""}  # an imported run has none
-    folders = [Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()] + sorted(
-        (trained.path / "phantoms").glob("*")
-    )
+    folders = [
+        Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()
+    ] + sorted((trained.path / "phantoms").glob("*"))
     folders += [Path(data["root"]) / store] if data.get("root") else []
     for folder in folders:
         try:
@@ -159,14 +200,25 @@ def _stated(trained: models.Trained, store: str) -> str:
     return ""
 
 
-def _slim_run(out: Path, trained: models.Trained, params: Any, documents: Mapping, facts: Mapping) -> str:
+def _slim_run(
+    out: Path, trained: models.Trained, params: Any, documents: Mapping, facts: Mapping
+) -> str:
     from medjax.train import checkpoint as checkpoints
 
-    names = {"config": runfolder.CONFIG, "labels": runfolder.LABELS, "plan": runfolder.PLAN, "postprocess": models.POSTPROCESS}
+    names = {
+        "config": runfolder.CONFIG,
+        "labels": runfolder.LABELS,
+        "plan": runfolder.PLAN,
+        "postprocess": models.POSTPROCESS,
+    }
     for name, file in names.items():
         if name in documents:
             runfolder.write_json(out / file, documents[name])
     runfolder.write_json(out / "provenance.json", facts)
     with checkpoints.Checkpoints(out / "checkpoints") as target:
-        target.save(facts["provenance"].get("step", 0), {"params": params}, {"provenance": facts["provenance"]})
+        target.save(
+            facts["provenance"].get("step", 0),
+            {"params": params},
+            {"provenance": facts["provenance"]},
+        )
     return f"{out}  a run folder with the parameters only: `medjax predict -m {out}` reads it"

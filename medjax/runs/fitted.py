@@ -1,6 +1,8 @@
-"""Whether what a file says of a model can be used: its config before a network is built, its arrays before they predict.
+"""Whether what a file says of a model can be used: its config before a network is built, its arrays
+before they predict.
 
-In: the config and arrays of a run folder or an archive. Out: nothing, or a sentence that names the file and the field or arrays.
+In: the config and arrays of a run folder or an archive. Out: nothing, or a sentence that names the
+file and the field or arrays.
 """
 
 import math
@@ -18,24 +20,37 @@ SHOWN = 6
 
 
 def check_config(config: Any, path: object, error: type[MedjaxError]) -> None:
-    """What prediction rests on: model, patch and how to predict; `error` naming the file, the field, what it holds and what it should.
+    """What prediction rests on: model, patch and how to predict; `error` naming the file, the
+    field, what it holds and what it should.
 
     Args:
       path: of the file the config came from. error: the class to raise.
     """
 
     def refuse(field: str, found: Any, expected: str, what: str = "unusable") -> MedjaxError:
-        return error(f"{what} config: {field}", path=path, found=shown(repr(found))[:120], expected=expected)
+        return error(
+            f"{what} config: {field}", path=path, found=shown(repr(found))[:120], expected=expected
+        )
 
     if not isinstance(config, Mapping):
         raise refuse("it is no object", config, "{...}")
     for name in ("model", "train", "infer"):
         if not isinstance(config.get(name), Mapping):
-            raise refuse(f"the field {name!r} is missing", sorted(map(str, config))[:8], f'"{name}": {{...}}')
-    for part, names in (("model", ("name",)), ("train", ("patch",)), ("infer", ("overlap", "mirror_axes", "average", "batch_windows"))):
+            raise refuse(
+                f"the field {name!r} is missing", sorted(map(str, config))[:8], f'"{name}": {{...}}'
+            )
+    for part, names in (
+        ("model", ("name",)),
+        ("train", ("patch",)),
+        ("infer", ("overlap", "mirror_axes", "average", "batch_windows")),
+    ):
         for name in names:
             if name not in config[part]:
-                raise refuse(f"the field '{part}.{name}' is missing", sorted(map(str, config[part]))[:8], name)
+                raise refuse(
+                    f"the field '{part}.{name}' is missing",
+                    sorted(map(str, config[part]))[:8],
+                    name,
+                )
     model, patch, infer = config["model"]["name"], config["train"]["patch"], config["infer"]
     if not isinstance(model, str) or not model.isidentifier():
         raise refuse("model.name", model, "a model of medjax")
@@ -44,7 +59,9 @@ def check_config(config: Any, path: object, error: type[MedjaxError]) -> None:
     overlap, axes, batch = infer["overlap"], infer["mirror_axes"], infer["batch_windows"]
     if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise refuse("infer.overlap", overlap, "a number from 0 to below 1")
-    if not isinstance(axes, list | tuple) or any(type(a) is not int or not 0 <= a < len(patch) for a in axes):
+    if not isinstance(axes, list | tuple) or any(
+        type(a) is not int or not 0 <= a < len(patch) for a in axes
+    ):
         raise refuse("infer.mirror_axes", axes, f"axes from 0 to {len(patch) - 1}")
     if batch is not None and (type(batch) is not int or not 0 <= batch <= BATCH):
         raise refuse("infer.batch_windows", batch, f"a whole number up to {BATCH}")
@@ -59,7 +76,9 @@ def check_config(config: Any, path: object, error: type[MedjaxError]) -> None:
 
 
 def _whole(values: Any, most: int) -> bool:
-    return isinstance(values, list | tuple) and all(type(n) is int and 0 < n <= most for n in values)
+    return isinstance(values, list | tuple) and all(
+        type(n) is int and 0 < n <= most for n in values
+    )
 
 
 def fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: object) -> Any:
@@ -68,7 +87,8 @@ def fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: object) -> Any
     Args:
       abstract: shapes and types of the parameters.
 
-    Raises: `ModelError` listing every difference in names, shapes and types, or the arrays that hold numbers that are not finite.
+    Raises: `ModelError` listing every difference in names, shapes and types, or the arrays that
+      hold numbers that are not finite.
     """
     import jax
 
@@ -85,31 +105,50 @@ def fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: object) -> Any
         elif found is not None and found.dtype != leaf.dtype:
             problems.append(f"{name}: {found.dtype} stored, {leaf.dtype} wanted")
     if problems:
-        raise ModelError(f"the weights do not fit their config ({len(problems)} differences)", path=path, found="; ".join(problems[:12]))
+        raise ModelError(
+            f"the weights do not fit their config ({len(problems)} differences)",
+            path=path,
+            found="; ".join(problems[:12]),
+        )
     tree = jax.tree.unflatten(structure, [arrays[name] for name in wanted])
     check_finite(tree, path)
     return jax.tree.map(jax.numpy.asarray, tree)
 
 
 def check_finite(params: Any, path: object) -> Any:
-    """The parameters, if every number of them is finite; `ModelError` naming the arrays that hold others."""
+    """The parameters, if every number of them is finite; `ModelError` naming the arrays that hold
+    others.
+    """
     import jax
 
     from medjax.train import rules
 
-    bad = [rules.path_name(keys) for keys, leaf in jax.tree_util.tree_leaves_with_path(params) if not _is_finite(leaf)]
+    bad = [
+        rules.path_name(keys)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if not _is_finite(leaf)
+    ]
     if bad:
         more = f", ... ({len(bad)} in all)" if len(bad) > SHOWN else ""
         raise ModelError(
-            "the weights hold numbers that are not finite", path=path, found=", ".join(bad[:SHOWN]) + more, expected="finite numbers",
+            "the weights hold numbers that are not finite",
+            path=path,
+            found=", ".join(bad[:SHOWN]) + more,
+            expected="finite numbers",
             fix="obtain the model again, or use an earlier checkpoint",
-        )  # fmt: skip
+        )
     return params
 
 
 def _is_finite(leaf: Any) -> bool:
-    """Smallest and largest value tell it, without a temporary of the leaf's size; of arrays spread over processes, the part here."""
-    shards = [s.data for s in leaf.addressable_shards] if not getattr(leaf, "is_fully_addressable", True) else [leaf]
+    """Smallest and largest value tell it, without a temporary of the leaf's size; of arrays spread
+    over processes, the part here.
+    """
+    shards = (
+        [s.data for s in leaf.addressable_shards]
+        if not getattr(leaf, "is_fully_addressable", True)
+        else [leaf]
+    )
     for shard in shards:
         if not np.issubdtype(shard.dtype, np.floating) and str(shard.dtype) != "bfloat16":
             continue

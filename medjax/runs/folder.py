@@ -1,8 +1,10 @@
-"""The run folder: what it holds, how it is written and read. Enough to resume, to predict and to explain.
+"""The run folder: what it holds, how it is written and read. Enough to resume, to predict and to
+explain.
 
-config.json (resolved), labels.json, plan.json, splits_final.json, environment.json, metrics.jsonl, checkpoints/, predictions/, evaluation/,
-and hashes.json: the hashes of config, labels and plan, which decide what the weights mean. An edited one is refused until it is restored or
-accepted (`medjax info RUN --accept`).
+config.json (resolved), labels.json, plan.json, splits_final.json, environment.json, metrics.jsonl,
+checkpoints/, predictions/, evaluation/, and hashes.json: the hashes of config, labels and plan,
+which decide what the weights mean. An edited one is refused until it is restored or accepted
+(`medjax info RUN --accept`).
 """
 
 import json
@@ -18,7 +20,13 @@ from medjax.registry import plain
 from medjax.train import hashes, stepfolder
 
 SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits
-CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = "config.json", "labels.json", "plan.json", "splits_final.json", "environment.json"
+CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = (
+    "config.json",
+    "labels.json",
+    "plan.json",
+    "splits_final.json",
+    "environment.json",
+)
 SOURCES = "sources.json"  # case -> hash of the files it was prepared from
 HASHES = "hashes.json"
 HASHED = (CONFIG, LABELS, PLAN)
@@ -30,9 +38,11 @@ NEEDED = {
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One file of a run folder, whole or not at all; of config, labels and plan the hash is kept as well.
+    """One file of a run folder, whole or not at all; of config, labels and plan the hash is kept as
+    well.
 
-    The hash comes first, beside the one before it: a kill between the two writes leaves a document that fits one of both.
+    The hash comes first, beside the one before it: a kill between the two writes leaves a document
+    that fits one of both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1) + "\n"
@@ -48,10 +58,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """One file of a run folder; `UsageError` if it is missing, damaged, or was edited since medjax wrote it."""
+    """One file of a run folder; `UsageError` if it is missing, damaged, or was edited since medjax
+    wrote it.
+    """
     folder = Path(folder)
     if not (folder / name).is_file():
-        raise UsageError("not a run folder", path=folder, expected=f"a file {name}", fix="name the --workdir of a training")
+        raise UsageError(
+            "not a run folder",
+            path=folder,
+            expected=f"a file {name}",
+            fix="name the --workdir of a training",
+        )
     value = files.read_json(folder / name)
     if name in HASHED:
         _compare(folder, name, value)
@@ -59,16 +76,28 @@ def read_json(folder: Path, name: str) -> Any:
 
 
 def read_config(folder: Path) -> dict:
-    """The resolved config as plain values (lists become tuples again); `UsageError` naming a section or field that it lacks."""
+    """The resolved config as plain values (lists become tuples again); `UsageError` naming a
+    section or field that it lacks.
+    """
     fields = read_json(folder, CONFIG)
     problem = "" if isinstance(fields, dict) else f"no fields: {str(fields)[:80]}"
     for section, keys in NEEDED.items() if not problem else ():
         held = fields.get(section)
-        missing = [section] if not isinstance(held, dict) else [f"{section}.{key}" for key in keys if key not in held]
+        missing = (
+            [section]
+            if not isinstance(held, dict)
+            else [f"{section}.{key}" for key in keys if key not in held]
+        )
         problem = problem or (f"no {', '.join(missing)}" if missing else "")
     if problem:
         expected = f"the sections {', '.join(NEEDED)}"
-        raise UsageError("no config of a run", path=Path(folder) / CONFIG, found=problem, expected=expected, fix="restore the file")
+        raise UsageError(
+            "no config of a run",
+            path=Path(folder) / CONFIG,
+            found=problem,
+            expected=expected,
+            fix="restore the file",
+        )
     return plain(fields)
 
 
@@ -91,15 +120,29 @@ def check(folder: Path) -> None:
 
 def edited(folder: Path) -> list[str]:
     """Which of config, labels and plan are not what medjax wrote."""
-    known, found = _hashes(folder), {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
-    return [name for name, value in found.items() if name in known and hashes.of_json(value) not in known[name]]
+    known, found = (
+        _hashes(folder),
+        {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()},
+    )
+    return [
+        name
+        for name, value in found.items()
+        if name in known and hashes.of_json(value) not in known[name]
+    ]
 
 
 def accept(folder: Path) -> list[str]:
-    """Takes config, labels and plan as they are; returns the names of those whose hash was another one, or none."""
+    """Takes config, labels and plan as they are; returns the names of those whose hash was another
+    one, or none.
+    """
     found = {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
     if CONFIG not in found:
-        raise UsageError("not a run folder", path=folder, expected=f"a file {CONFIG}", fix="name the --workdir of a training")
+        raise UsageError(
+            "not a run folder",
+            path=folder,
+            expected=f"a file {CONFIG}",
+            fix="name the --workdir of a training",
+        )
     known = _hashes(folder)
     digests = {name: [hashes.of_json(value)] for name, value in found.items()}
     files.write_json(folder / HASHES, digests)
@@ -107,10 +150,16 @@ def accept(folder: Path) -> list[str]:
 
 
 def require_checkpoint(folder: Path) -> None:
-    """`UsageError` for a run that has not been trained, `TrainError` for one whose checkpoints are damaged or missing."""
+    """`UsageError` for a run that has not been trained, `TrainError` for one whose checkpoints are
+    damaged or missing.
+    """
     stepfolder.require_readable(folder / "checkpoints")
     if stepfolder.latest_step(folder / "checkpoints") is None:
-        raise UsageError("the run has no checkpoint", path=folder, fix="train it first: the same command with --mode=train")
+        raise UsageError(
+            "the run has no checkpoint",
+            path=folder,
+            fix="train it first: the same command with --mode=train",
+        )
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
@@ -131,9 +180,10 @@ def _compare(folder: Path, name: str, value: Any) -> None:
         hashes.unhashed(folder)
     elif hashes.of_json(value) not in known[name]:
         raise UsageError(
-            "edited since medjax wrote it: what the weights mean depends on it", path=folder / name,
+            "edited since medjax wrote it: what the weights mean depends on it",
+            path=folder / name,
             fix=f"restore the file; to use it as it is, `medjax info {folder} --accept`",
-        )  # fmt: skip
+        )
 
 
 def _hashes(folder: Path) -> dict[str, list[str]]:
@@ -143,7 +193,11 @@ def _hashes(folder: Path) -> dict[str, list[str]]:
         return {}
     found = files.read_json(path)
     if not isinstance(found, dict) or not all(isinstance(v, list) for v in found.values()):
-        raise UsageError("a damaged list of hashes", path=path, fix=f"restore the file; to use the run as it is, delete {path}")
+        raise UsageError(
+            "a damaged list of hashes",
+            path=path,
+            fix=f"restore the file; to use the run as it is, delete {path}",
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """Memory of a training step from shapes alone, and tables of text.
 
-In: the config as plain values, a network and a label space. Out: bytes by what they are for; nothing is allocated.
+In: the config as plain values, a network and a label space. Out: bytes by what they are for;
+nothing is allocated.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ MIB, GIB = 2**20, 2**30
 
 
 def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
-    """Bytes of one training step on one device: parameters, optimizer state, gradients, batch, and what is kept for the backward pass."""
+    """Bytes of one training step on one device: parameters, optimizer state, gradients, batch, and
+    what is kept for the backward pass.
+    """
     params = net.abstract()
     task = build.make_task(fields, space, net)
     state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
@@ -39,17 +42,25 @@ def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
     b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
     shapes = {
-        "image": ((b, *patch, m), jnp.int16), "gain": ((b, m), jnp.float32), "bias": ((b, m), jnp.float32),
-        "label": ((b, *patch), jnp.int16), "corpus": ((b,), jnp.int32), "modality": ((b,), jnp.int32),
-        "spacing_mm": ((b, 3), jnp.float32), "case": ((b,), jnp.int32),
-    }  # fmt: skip
+        "image": ((b, *patch, m), jnp.int16),
+        "gain": ((b, m), jnp.float32),
+        "bias": ((b, m), jnp.float32),
+        "label": ((b, *patch), jnp.int16),
+        "corpus": ((b,), jnp.int32),
+        "modality": ((b,), jnp.int32),
+        "spacing_mm": ((b, 3), jnp.float32),
+        "case": ((b,), jnp.int32),
+    }
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
     """Rows of text as aligned columns; the last column is not padded."""
     widths = np.array([[len(cell) for cell in row] for row in rows]).max(0)
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)) + "  " + row[-1] for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row[:-1], widths, strict=False)) + "  " + row[-1]
+        for row in rows
+    )
 
 
 def size(n: int) -> str:

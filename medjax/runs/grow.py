@@ -1,7 +1,9 @@
-"""A trained run grows: a modality (an expert, a gate column, a head) or a corpus of a known modality (a head alone) is added to it.
+"""A trained run grows: a modality (an expert, a gate column, a head) or a corpus of a known
+modality (a head alone) is added to it.
 
-In: a run folder and the folders of the new corpora. Out: the config of a new run that begins as the old one with the new parts, the proof
-that nothing else changed, and what was added. The new run is an ordinary one: it trains, resumes, predicts and grows like any other.
+In: a run folder and the folders of the new corpora. Out: the config of a new run that begins as the
+old one with the new parts, the proof that nothing else changed, and what was added. The new run is
+an ordinary one: it trains, resumes, predicts and grows like any other.
 """
 
 import copy
@@ -23,7 +25,9 @@ from medjax.runs.open import open_data
 from medjax.train import checkpoint
 from medjax.weights import experts
 
-UNCHANGED = 1e-4  # largest change of an old logit that counts as none (float32 sums in another order)
+UNCHANGED = (
+    1e-4  # largest change of an old logit that counts as none (float32 sums in another order)
+)
 PARTS = {"experts": r"/mlp/(w1|b1|w2|b2)$", "gate": r"/mlp/gate/", "heads": r"^head"}
 
 
@@ -50,10 +54,14 @@ class Growth:
 
     def text(self) -> str:
         """For the person who waits."""
-        what = f"new modalities: {', '.join(self.modalities) or 'none'}; new corpora: {', '.join(self.corpora)}"
+        what = (
+            f"new modalities: {', '.join(self.modalities) or 'none'}; new corpora: "
+            f"{', '.join(self.corpora)}"
+        )
         parts = ", ".join(f"{name} {n:,}" for name, n in self.added.items())
         return (
-            f"{what}\nparameters: {self.before:,} + {self.after - self.before:,} = {self.after:,} ({parts})\n"
+            f"{what}\nparameters: {self.before:,} + {self.after - self.before:,} = {self.after:,} "
+            f"({parts})\n"
             f"largest change of an old corpus' logits before training: {self.change:.2g}"
         )
 
@@ -72,12 +80,13 @@ def grown_fields(
     """The config of the new run.
 
     Args:
-      run: the trained run. folders: raw folders of the new corpora. workdir: of the new run; its splits are written there.
-      begin: where new experts begin: "fresh", "copy" (of the expert `source`), or a run folder with masked pre-training on the new modality
-        (blocks that it lacks are copied from `source`).
+      run: the trained run. folders: raw folders of the new corpora. workdir: of the new run; its
+        splits are written there.
+      begin: where new experts begin: "fresh", "copy" (of the expert `source`), or a run folder with
+        masked pre-training on the new modality (blocks that it lacks are copied from `source`).
       source: an expert of the run; needed only if it has several.
-      gate: a word of `train.experts.GATES`; default "apart" for a copy ("split" with `freeze`: its original stays as it is), otherwise
-        "closed".
+      gate: a word of `train.experts.GATES`; default "apart" for a copy ("split" with `freeze`: its
+        original stays as it is), otherwise "closed".
       freeze: train the new expert, its gate columns and the new head only.
       changes: "train.steps" and other dotted fields with their values.
 
@@ -86,7 +95,9 @@ def grown_fields(
     old, space = folder.read_config(run), folder.read_space(run)
     fields = copy.deepcopy(old)
     known = old["data"]["folders"]
-    fields["data"]["folders"] = ",".join([*([known] if known else []), *(str(Path(f).expanduser().resolve()) for f in folders)])
+    fields["data"]["folders"] = ",".join(
+        [*([known] if known else []), *(str(Path(f).expanduser().resolve()) for f in folders)]
+    )
     for path, value in changes.items():
         _set(fields, path, value)
     fields["data"]["store"] = old["data"]["store"] or str((run / "store").resolve())
@@ -96,13 +107,21 @@ def grown_fields(
     names = adapt.expert_names(old, space, count)
     grows = bool(added and count)
     if grows and old["model"].get("expert_of") is not None:
-        raise UsageError("expert_of fixes which modality has which expert", found=old["model"]["expert_of"], fix="add to it by hand")
+        raise UsageError(
+            "expert_of fixes which modality has which expert",
+            found=old["model"]["expert_of"],
+            fix="add to it by hand",
+        )
     if grows and old["model"].get("experts") is not None:
         fields["model"]["experts"] = count + len(added)
     wanted = adapt.expert_names(fields, new, count + len(added)) if grows else ()
-    fields["init"] = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze)) | {"source": str(run.resolve())}
+    fields["init"] = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze)) | {
+        "source": str(run.resolve())
+    }
     if freeze:
-        fields["optim"] |= _frozen(fields, new, old, space, tuple(wanted.index(name) for name in added) if grows else ())
+        fields["optim"] |= _frozen(
+            fields, new, old, space, tuple(wanted.index(name) for name in added) if grows else ()
+        )
     return plain(fields)
 
 
@@ -112,33 +131,61 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     Args:
       run: the old run. fields, space: of the new one.
 
-    Raises: `TrainError` if an old logit changed although the gate columns were to keep it (`UNCHANGED`).
+    Raises: `TrainError` if an old logit changed although the gate columns were to keep it
+      (`UNCHANGED`).
     """
     old_fields, old_space = folder.read_config(run), folder.read_space(run)
     spacing = tuple(float(v) for v in np.mean(list(folder.read_plan(run).spacing_mm.values()), 0))
-    before, after = (build.make_network(_exact(f), s, spacing) for f, s in ((old_fields, old_space), (fields, space)))
-    old = fitted.check_finite(checkpoint.load_params(run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"]), run)
-    new = initial.borrower(fields, space, after, Path("."), report=False)(jax.jit(after.init)(jax.random.key(fields["seed"])))
+    before, after = (
+        build.make_network(_exact(f), s, spacing)
+        for f, s in ((old_fields, old_space), (fields, space))
+    )
+    old = fitted.check_finite(
+        checkpoint.load_params(
+            run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"]
+        ),
+        run,
+    )
+    new = initial.borrower(fields, space, after, Path("."), report=False)(
+        jax.jit(after.init)(jax.random.key(fields["seed"]))
+    )
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
     apply_old, apply_new = jax.jit(before.apply), jax.jit(after.apply)
     change = 0.0
     for k, corpus in enumerate(old_space.corpora):
         there = space.corpus_index(corpus.name)
         modalities = [s.modalities.index(corpus.modality) for s in (old_space, space)]
-        contexts = [{"corpus": jnp.full(1, c), "modality": jnp.full(1, m)} for c, m in zip((k, there), modalities, strict=True)]
-        one, two = apply_old(old, image, contexts[0])["logits"], apply_new(new, image, contexts[1])["logits"]
-        own = [name for name, known in zip(old_space.classes, old_space.known[k], strict=True) if known]
-        one, two = (np.asarray(x)[..., [s.class_index(n) for n in own]] for x, s in ((one, old_space), (two, space)))
+        contexts = [
+            {"corpus": jnp.full(1, c), "modality": jnp.full(1, m)}
+            for c, m in zip((k, there), modalities, strict=True)
+        ]
+        one, two = (
+            apply_old(old, image, contexts[0])["logits"],
+            apply_new(new, image, contexts[1])["logits"],
+        )
+        own = [
+            name for name, known in zip(old_space.classes, old_space.known[k], strict=True) if known
+        ]
+        one, two = (
+            np.asarray(x)[..., [s.class_index(n) for n in own]]
+            for x, s in ((one, old_space), (two, space))
+        )
         change = max(change, float(np.abs(one - two).max()))
     if change > UNCHANGED and fields["init"]["gate"] != "fresh":
-        raise TrainError("the grown network answers otherwise than the old one", found=f"{change:.2g}", expected=f"at most {UNCHANGED:g}")
+        raise TrainError(
+            "the grown network answers otherwise than the old one",
+            found=f"{change:.2g}",
+            expected=f"at most {UNCHANGED:g}",
+        )
     sizes = [_sizes(net.abstract()) for net in (before, after)]
     added = {part: sizes[1][part] - sizes[0][part] for part in PARTS}
     return Growth(
         tuple(m for m in space.modalities if m not in old_space.modalities),
         tuple(c.name for c in space.corpora if c.name not in [o.name for o in old_space.corpora]),
-        *(build.count(net.abstract()) for net in (before, after)), added, change,
-    )  # fmt: skip
+        *(build.count(net.abstract()) for net in (before, after)),
+        added,
+        change,
+    )
 
 
 def _exact(fields: Mapping) -> dict:
@@ -150,72 +197,137 @@ def _gate(begin: str, freeze: bool) -> str:
     return "closed" if begin != "copy" else "split" if freeze else "apart"
 
 
-def _begin(names: Sequence[str], wanted: Sequence[str], added: Sequence[str], begin: str, source: str, word: str) -> dict:
+def _begin(
+    names: Sequence[str],
+    wanted: Sequence[str],
+    added: Sequence[str],
+    begin: str,
+    source: str,
+    word: str,
+) -> dict:
     """`config.init` of the new run."""
     init = {
-        "checkpoint": "last", "rename": (), "heads": ((r"^head", -1),), "classes": {}, "resize": (), "widen": "repeat", "fresh": "",
-        "copy": (), "upcycle": False, "experts": {}, "experts_from": {}, "gate": "fresh",
-    }  # fmt: skip
+        "checkpoint": "last",
+        "rename": (),
+        "heads": ((r"^head", -1),),
+        "classes": {},
+        "resize": (),
+        "widen": "repeat",
+        "fresh": "",
+        "copy": (),
+        "upcycle": False,
+        "experts": {},
+        "experts_from": {},
+        "gate": "fresh",
+    }
     if not wanted:
         return init
     if source and source not in names:
         raise UsageError(f"the run has no expert {source!r}", expected=", ".join(names))
     if begin != "fresh" and not source and len(names) > 1:
-        raise UsageError("which expert is to be copied?", expected=", ".join(names), fix="name it with --expert")
+        raise UsageError(
+            "which expert is to be copied?", expected=", ".join(names), fix="name it with --expert"
+        )
     if word not in experts.GATES:
-        raise UsageError(f"unknown rule {word!r} for gate columns", expected=", ".join(experts.GATES))
+        raise UsageError(
+            f"unknown rule {word!r} for gate columns", expected=", ".join(experts.GATES)
+        )
     if word in experts.SHARING and begin != "copy":
-        raise UsageError("only a copy can share a gate column", found=f"begin {begin!r}", fix='take gate "closed" or "fresh"')
+        raise UsageError(
+            "only a copy can share a gate column",
+            found=f"begin {begin!r}",
+            fix='take gate "closed" or "fresh"',
+        )
     origin = "" if begin == "fresh" else source or names[0]
-    other = {} if begin in ("fresh", "copy") else {name: str(Path(begin).expanduser().resolve()) for name in added}
-    unnamed = iter(name for name in names if name not in wanted)  # experts beyond the modalities only have numbers, and those may move
-    begins = {name: origin if name in added else next(unnamed) for name in wanted if name not in names}
+    other = (
+        {}
+        if begin in ("fresh", "copy")
+        else {name: str(Path(begin).expanduser().resolve()) for name in added}
+    )
+    unnamed = iter(
+        name for name in names if name not in wanted
+    )  # experts beyond the modalities only have numbers, and those may move
+    begins = {
+        name: origin if name in added else next(unnamed) for name in wanted if name not in names
+    }
     return init | {"experts": begins, "experts_from": other, "gate": word}
 
 
-def _new_parts(fields: dict, run: Path, space: LabelSpace, workdir: Path) -> tuple[LabelSpace, tuple[str, ...]]:
-    """The label space of the new run, and the modalities that the old one does not know; the splits are extended."""
+def _new_parts(
+    fields: dict, run: Path, space: LabelSpace, workdir: Path
+) -> tuple[LabelSpace, tuple[str, ...]]:
+    """The label space of the new run, and the modalities that the old one does not know; the splits
+    are extended.
+    """
     data = open_data(fields["data"], run)
     new, given = data.space, fields["data"]["split"]
     lost = [c.name for c in space.corpora if c.name not in [n.name for n in new.corpora]]
     if lost:
         raise UsageError(
-            "corpora of the run are not found again", found=lost, fix="put their folders back, or mend data.folders of the run"
+            "corpora of the run are not found again",
+            found=lost,
+            fix="put their folders back, or mend data.folders of the run",
         )
     if len(new.corpora) == len(space.corpora):
-        raise UsageError("the run already knows these corpora", found=[c.name for c in new.corpora], fix="name the folder of a new one")
-    splits = extended_splits(folder.read_json(run, folder.SPLITS), data.cases, given["folds"], given["seed"])
+        raise UsageError(
+            "the run already knows these corpora",
+            found=[c.name for c in new.corpora],
+            fix="name the folder of a new one",
+        )
+    splits = extended_splits(
+        folder.read_json(run, folder.SPLITS), data.cases, given["folds"], given["seed"]
+    )
     folder.write_json(workdir / "grown_splits.json", splits)
     fields["data"]["split"]["file"] = str((workdir / "grown_splits.json").resolve())
     return new, tuple(m for m in new.modalities if m not in space.modalities)
 
 
-def extended_splits(old: Sequence[Mapping], cases: Mapping[str, Sequence[Any]], folds: int, seed: int) -> list[dict]:
-    """The old folds with the cases of new corpora added: patients stay on their side, new patients are dealt out.
+def extended_splits(
+    old: Sequence[Mapping], cases: Mapping[str, Sequence[Any]], folds: int, seed: int
+) -> list[dict]:
+    """The old folds with the cases of new corpora added: patients stay on their side, new patients
+    are dealt out.
 
     Args:
-      old: folds of "corpus/case" names. cases: corpus -> its cases, old and new. folds, seed: for new patients.
+      old: folds of "corpus/case" names. cases: corpus -> its cases, old and new. folds, seed: for
+        new patients.
     """
     known = {name.split("/")[0] for split in old for name in (*split["train"], *split["val"])}
-    patient = {f"{corpus}/{c.name}": c.patient for corpus, members in cases.items() for c in members}
+    patient = {
+        f"{corpus}/{c.name}": c.patient for corpus, members in cases.items() for c in members
+    }
     fresh = {corpus: members for corpus, members in cases.items() if corpus not in known}
     folds = max(folds, len(old))
-    dealt = make_splits(fresh, folds, seed) if len({c.patient for m in fresh.values() for c in m}) >= folds else None
+    dealt = (
+        make_splits(fresh, folds, seed)
+        if len({c.patient for m in fresh.values() for c in m}) >= folds
+        else None
+    )
     out = []
     for fold, split in enumerate(old):
-        held, trained = ({patient[n] for n in split[side] if n in patient} for side in ("val", "train"))
+        held, trained = (
+            {patient[n] for n in split[side] if n in patient} for side in ("val", "train")
+        )
         new = {"train": list(split["train"]), "val": list(split["val"])}
         for corpus, members in fresh.items():
             for case in members:
                 name = f"{corpus}/{case.name}"
                 chance = dealt is not None and name in dealt[fold]["val"]
-                new["val" if case.patient in held or (chance and case.patient not in trained) else "train"].append(name)
+                new[
+                    "val"
+                    if case.patient in held or (chance and case.patient not in trained)
+                    else "train"
+                ].append(name)
         out.append(new)
     return out
 
 
-def _frozen(fields: Mapping, new: LabelSpace, old: Mapping, space: LabelSpace, added: tuple[int, ...]) -> dict:
-    """`config.optim`: everything frozen but the new expert, its gate column and the new head's columns."""
+def _frozen(
+    fields: Mapping, new: LabelSpace, old: Mapping, space: LabelSpace, added: tuple[int, ...]
+) -> dict:
+    """`config.optim`: everything frozen but the new expert, its gate column and the new head's
+    columns.
+    """
     here, there = adapt.channel_names((fields, new), (old, space))
     columns = tuple(i for i, name in enumerate(here) if name not in there)
     trainable, only = [(r"^head", True)], [(r"^head", (-1, columns))]
@@ -236,7 +348,10 @@ def _sizes(abstract: Any) -> dict[str, int]:
     import re
 
     flat = experts.flat(abstract)
-    return {part: sum(int(np.prod(v.shape)) for k, v in flat.items() if re.search(pattern, k)) for part, pattern in PARTS.items()}
+    return {
+        part: sum(int(np.prod(v.shape)) for k, v in flat.items() if re.search(pattern, k))
+        for part, pattern in PARTS.items()
+    }
 
 
 def _set(fields: dict, path: str, value: Any) -> None:

@@ -21,20 +21,33 @@ NAMES = ("MEDJAX_COORDINATOR", "MEDJAX_PROCESSES", "MEDJAX_PROCESS")
 
 
 def settings(environment: Mapping[str, str]) -> dict | None:
-    """Arguments for `jax.distributed.initialize`, or None for a process that is alone; `UsageError` for half a description."""
+    """Arguments for `jax.distributed.initialize`, or None for a process that is alone; `UsageError`
+    for half a description.
+    """
     given = {name: environment[name] for name in NAMES if environment.get(name)}
     if len(given) not in (0, len(NAMES)):
-        raise UsageError("the processes are not fully described", found=given, expected=f"all of {', '.join(NAMES)}, or none")
+        raise UsageError(
+            "the processes are not fully described",
+            found=given,
+            expected=f"all of {', '.join(NAMES)}, or none",
+        )
     if given:
         address, count, index = given.values()
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise UsageError("processes are numbered from 0", found=f"process {index} of {count}")
-        return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+        return {
+            "coordinator_address": address,
+            "num_processes": int(count),
+            "process_id": int(index),
+        }
     return {} if environment.get("MEDJAX_DISTRIBUTED") == "auto" else None
 
 
 def connect() -> None:
-    """Joins the other processes of this run, if the environment names any. Before the first use of a device."""
+    """Joins the other processes of this run, if the environment names any.
+
+    Before the first use of a device.
+    """
     import jax
 
     arguments = settings(os.environ)
@@ -45,13 +58,18 @@ def connect() -> None:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise TrainError("the processes did not meet", found=reason, fix="check address, port and number of processes") from error
+        raise TrainError(
+            "the processes did not meet",
+            found=reason,
+            fix="check address, port and number of processes",
+        ) from error
 
 
 def first(work: Callable[[], object] = lambda: None) -> None:
     """Runs `work` in the first process only; all go on when it is done (also a barrier).
 
-    Its `MedjaxError` is raised in the first process, and a `TrainError` that points there in the others.
+    Its `MedjaxError` is raised in the first process, and a `TrainError` that points there in the
+    others.
     """
     import jax
 
@@ -64,7 +82,10 @@ def first(work: Callable[[], object] = lambda: None) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        if not multihost_utils.process_allgather(np.asarray(problem is None)).all() and problem is None:
+        if (
+            not multihost_utils.process_allgather(np.asarray(problem is None)).all()
+            and problem is None
+        ):
             problem = TrainError("the first process cannot go on", fix="see its message")
     if problem is not None:
         raise problem
@@ -72,13 +93,21 @@ def first(work: Callable[[], object] = lambda: None) -> None:
 
 @contextlib.contextmanager
 def holding(
-    folder: Path, what: str, *, wait: bool = False, needed: bool = True, say: Callable[[str], None] = lambda line: None
+    folder: Path,
+    what: str,
+    *,
+    wait: bool = False,
+    needed: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
-    """Locks a folder for the length of the block, for all processes of this run: the first one holds the lock.
+    """Locks a folder for the length of the block, for all processes of this run: the first one
+    holds the lock.
 
     Args:
-      folder: is made if missing, and removed again if nothing was written into it. what, wait, say: see `locks.lock`.
-      needed: whether a folder that cannot be written to is an error; else it is used without a lock.
+      folder: is made if missing, and removed again if nothing was written into it. what, wait, say:
+        see `locks.lock`.
+      needed: whether a folder that cannot be written to is an error; else it is used without a
+        lock.
 
     Raises: what `locks.lock` raises, and `WriteError` if the folder cannot be made.
     """
@@ -122,8 +151,8 @@ def part(flags: Sequence[str]) -> bool:
     Args:
       flags: of this program.
 
-    Otherwise the others are done (False), and the first one starts again by itself (see `restart`): readers of checkpoints would go on
-    waiting for the others in a process that once had company.
+    Otherwise the others are done (False), and the first one starts again by itself (see `restart`):
+    readers of checkpoints would go on waiting for the others in a process that once had company.
     """
     import jax
 

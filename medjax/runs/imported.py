@@ -1,8 +1,9 @@
-"""`medjax import`: a weight file of another program becomes a run folder that predicts, and that other runs can begin from.
+"""`medjax import`: a weight file of another program becomes a run folder that predicts, and that
+other runs can begin from.
 
-In: a weight file, its family, and what the file does not say (plan and classes, where it has none). Out: config.json, labels.json,
-plan.json, a checkpoint and import.json, the account of every tensor. Files that say too little to predict make a folder that
-`config.init.source` takes all the same.
+In: a weight file, its family, and what the file does not say (plan and classes, where it has none).
+Out: config.json, labels.json, plan.json, a checkpoint and import.json, the account of every tensor.
+Files that say too little to predict make a folder that `config.init.source` takes all the same.
 """
 
 import contextlib
@@ -30,29 +31,52 @@ from medjax.weights.formats import torch_file
 from medjax.weights.nnunet_plan import Description
 
 ACCOUNT = "import.json"
-TOOLS = ("core", "opcodes", "values", "torch_file", "nnunet_plan", "plans_v1")  # modules of the port room that are no family
+TOOLS = (
+    "core",
+    "opcodes",
+    "values",
+    "torch_file",
+    "nnunet_plan",
+    "plans_v1",
+)  # modules of the port room that are no family
 
 
 def families() -> list[str]:
     """The modules of `medjax.weights.families` that describe a family."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("medjax.weights.families").__path__) if m.name not in TOOLS)
+    return sorted(
+        m.name
+        for m in pkgutil.iter_modules(importlib.import_module("medjax.weights.families").__path__)
+        if m.name not in TOOLS
+    )
 
 
 def import_weights(
-    path: Path, family: str, out: Path, *, plan: Path | None = None, dataset: Path | Sequence[Path] | None = None,
-    configuration: str = "3d_fullres", name: str = "", patch: Sequence[int] = (), model: Mapping[str, Any] | None = None,
-) -> str:  # fmt: skip
+    path: Path,
+    family: str,
+    out: Path,
+    *,
+    plan: Path | None = None,
+    dataset: Path | Sequence[Path] | None = None,
+    configuration: str = "3d_fullres",
+    name: str = "",
+    patch: Sequence[int] = (),
+    model: Mapping[str, Any] | None = None,
+) -> str:
     """Makes the run folder `out`.
 
     Args:
       path: the weight file. family: see `families`.
-      plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed where the checkpoint carries its plans.
-      dataset: dataset.json with the classes; likewise. One for each head, in their order, of networks with heads by corpus.
-      configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) that the network was trained on, if nothing says it.
+      plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed where the
+        checkpoint carries its plans.
+      dataset: dataset.json with the classes; likewise. One for each head, in their order, of
+        networks with heads by corpus.
+      configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) that the
+        network was trained on, if nothing says it.
       model: arguments of our network that the file does not tell, e.g. {"merging": "fixed"}.
 
     Returns: the report for the person who asked.
-    Raises: `UsageError` for an unknown family or an occupied folder; `ModelError` for a file that does not fit, listing every tensor.
+    Raises: `UsageError` for an unknown family or an occupied folder; `ModelError` for a file that
+      does not fit, listing every tensor.
     """
     import jax.numpy as jnp
 
@@ -61,7 +85,11 @@ def import_weights(
     if family not in families():
         raise UsageError(f"unknown family {family!r}", fix=did_you_mean(family, families()))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError("exists already" if not out.is_dir() else "the folder is not empty", path=out, fix="give another -o")
+        raise UsageError(
+            "exists already" if not out.is_dir() else "the folder is not empty",
+            path=out,
+            fix="give another -o",
+        )
     module = importlib.import_module(f"medjax.weights.families.{family}")
     structure = accounts.read(path)
     datasets = (dataset,) if isinstance(dataset, Path) else tuple(dataset or ())
@@ -72,8 +100,12 @@ def import_weights(
         ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
         tensors = getattr(module, "gathered", dict)(tensors)
         found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
-        params, account = accounts.convert(tensors, module.table(tensors), accounts.abstract(found), ignored=ignored, absent=absent)
-        heads = found.arguments.get("corpus_channels")  # softmax heads by corpus, which our network keeps as they are
+        params, account = accounts.convert(
+            tensors, module.table(tensors), accounts.abstract(found), ignored=ignored, absent=absent
+        )
+        heads = found.arguments.get(
+            "corpus_channels"
+        )  # softmax heads by corpus, which our network keeps as they are
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
         if activation == "softmax" and not heads:
@@ -89,10 +121,14 @@ def import_weights(
         "model": {"name": found.model, **_without_data(found.arguments)},
         "train": {"patch": patch, "batch": described.batch, "steps": 0},
         "infer": {
-            "checkpoint": "last", "overlap": 0.5, "mirror_axes": () if heads else described.mirror_axes,
-            "average": "prob" if heads else described.average, "batch_windows": 2 if len(patch) == 3 else 16, "activation": activation,
+            "checkpoint": "last",
+            "overlap": 0.5,
+            "mirror_axes": () if heads else described.mirror_axes,
+            "average": "prob" if heads else described.average,
+            "batch_windows": 2 if len(patch) == 3 else 16,
+            "activation": activation,
         },
-    }  # fmt: skip
+    }
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / folder.CONFIG, plain(fields))
     folder.write_json(out / folder.LABELS, space.to_json())
@@ -103,16 +139,30 @@ def import_weights(
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params, "step": jnp.zeros((), jnp.int32)}, facts)
         checkpoints.wait()
-    lines = [account.text(), f"network: {found.model}, {_count(params):,} parameters, {len(space.classes)} classes ({activation})"]
+    lines = [
+        account.text(),
+        f"network: {found.model}, {_count(params):,} parameters, {len(space.classes)} classes "
+        f"({activation})",
+    ]
     if count := found.arguments.get("experts", 0):
         lines.append(f"experts by modality: {', '.join(adapt.expert_names(fields, space, count))}")
     lines += [f"note: {note}" for note in described.notes]
     if whole:
         lines.append(f"{out} predicts: medjax predict SCANS -m {out} -o MASKS")
     else:
-        missing = [w for w, there in (("a plan (--plan)", described.plan), ("classes (--dataset)", described.space)) if there is None]
+        missing = [
+            w
+            for w, there in (
+                ("a plan (--plan)", described.plan),
+                ("classes (--dataset)", described.space),
+            )
+            if there is None
+        ]
         missing += ["the layers listed above"] * bool(account.absent)
-        lines.append(f"{out} cannot predict without {' and '.join(missing)}; it can be a beginning: --config.init.source={out}")
+        lines.append(
+            f"{out} cannot predict without {' and '.join(missing)}; it can be a beginning: "
+            f"--config.init.source={out}"
+        )
         if account.absent:
             lines.append(f"  with --config.init.fresh='{_fresh(params)}'")
     return "\n".join(lines)
@@ -126,37 +176,66 @@ def _understood(path: Path, family: str) -> Iterator[None]:
     except MedjaxError as error:
         if error.path:
             raise
-        raise type(error)(error.message, path=path, found=error.found, expected=error.expected, fix=error.fix) from error
-    except Exception as error:  # fields that are missing or of another kind, shapes that no network has
-        reason = f"the field {error} is missing" if isinstance(error, KeyError) else f"{type(error).__name__}: {str(error)[:200]}"
+        raise type(error)(
+            error.message, path=path, found=error.found, expected=error.expected, fix=error.fix
+        ) from error
+    except (
+        Exception
+    ) as error:  # fields that are missing or of another kind, shapes that no network has
+        reason = (
+            f"the field {error} is missing"
+            if isinstance(error, KeyError)
+            else f"{type(error).__name__}: {str(error)[:200]}"
+        )
         raise ModelError(
-            f"the file cannot be understood as one of the family {family} ({reason})", path=path,
+            f"the file cannot be understood as one of the family {family} ({reason})",
+            path=path,
             fix="check --family, --plan and --dataset",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
-    """A family's rules, which may depend on the file: a function `ignored` or `absent`, or a constant of that name."""
-    return getattr(module, word)(tensors) if hasattr(module, word) else getattr(module, word.upper(), ())
+    """A family's rules, which may depend on the file: a function `ignored` or `absent`, or a
+    constant of that name.
+    """
+    return (
+        getattr(module, word)(tensors)
+        if hasattr(module, word)
+        else getattr(module, word.upper(), ())
+    )
 
 
-def _describe(structure: Any, path: Path, plan: Path | None, datasets: Sequence[Path], configuration: str, name: str) -> Description:
+def _describe(
+    structure: Any,
+    path: Path,
+    plan: Path | None,
+    datasets: Sequence[Path],
+    configuration: str,
+    name: str,
+) -> Description:
     """From the files given, else from what the checkpoint carries, else nothing."""
     dataset = datasets[0] if datasets else None
     carried = structure.get("init_args") if isinstance(structure, Mapping) else None
     if plan is None and isinstance(carried, Mapping) and "plans" in carried:
         mirrored = structure.get("inference_allowed_mirroring_axes")
         return nnunet_plan.from_v2(
-            carried["plans"], carried.get("configuration", configuration), _json(dataset) if dataset else carried["dataset_json"], name,
+            carried["plans"],
+            carried.get("configuration", configuration),
+            _json(dataset) if dataset else carried["dataset_json"],
+            name,
             () if mirrored is None else mirrored,
-        )  # fmt: skip
+        )
     if plan is None and dataset is None:
         return Description(notes=("the file says neither classes nor preparation of scans",))
     labels = _json(dataset) if dataset else {}
     own = plan is not None and plan.suffix != ".pkl" and "spacing_mm" in _json(plan)
     if len(datasets) > 1:
         if plan is not None and not own:
-            raise UsageError("several data sets need a plan of medjax", path=plan, fix="give the plan.json of a run")
+            raise UsageError(
+                "several data sets need a plan of medjax",
+                path=plan,
+                fix="give the plan.json of a run",
+            )
         space = merge([describe(one)[0] for one in datasets], "per_corpus")
         return Description(space, _own_plan(plan, space) if plan else None)
     if plan is None or own:
@@ -164,18 +243,28 @@ def _describe(structure: Any, path: Path, plan: Path | None, datasets: Sequence[
         return Description(space, _own_plan(plan, space) if plan else None)
     name = name or nnunet_plan.dataset_name(dataset or path)
     if plan.suffix == ".pkl":
-        return nnunet_plan.from_v1(torch_file.read_plain(plan), _needed(labels, "a plan of nnU-Net v1"), name)
-    return nnunet_plan.from_v2(_json(plan), configuration, _needed(labels, "plans of nnU-Net v2"), name)
+        return nnunet_plan.from_v1(
+            torch_file.read_plain(plan), _needed(labels, "a plan of nnU-Net v1"), name
+        )
+    return nnunet_plan.from_v2(
+        _json(plan), configuration, _needed(labels, "plans of nnU-Net v2"), name
+    )
 
 
 def _one_corpus(dataset: Path, name: str) -> LabelSpace:
-    """The classes of a dataset.json in the order of the file's channels, named and described as a training on it would be."""
+    """The classes of a dataset.json in the order of the file's channels, named and described as a
+    training on it would be.
+    """
     corpus, spec, _ = describe(dataset)
-    return nnunet_plan.label_space(spec["labels"], corpus.channels, name or corpus.name, corpus.modality)
+    return nnunet_plan.label_space(
+        spec["labels"], corpus.channels, name or corpus.name, corpus.modality
+    )
 
 
 def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
-    """A run's plan for the corpora of the space: where it has one spacing only, that is theirs whatever it was called."""
+    """A run's plan for the corpora of the space: where it has one spacing only, that is theirs
+    whatever it was called.
+    """
     plan = Plan.from_json(_json(path), path)
     if space is None:
         return plan
@@ -184,53 +273,95 @@ def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
         for channel in corpus.channels:
             plan.intensity_of(channel)
     return dataclasses.replace(
-        plan, spacing_mm={c.name: next(iter(common)) if len(common) == 1 else plan.spacing_of(c.name) for c in space.corpora}
+        plan,
+        spacing_mm={
+            c.name: next(iter(common)) if len(common) == 1 else plan.spacing_of(c.name)
+            for c in space.corpora
+        },
     )
 
 
-def _meaning(space: LabelSpace | None, found: accounts.Architecture, name: str) -> tuple[LabelSpace, str]:
+def _meaning(
+    space: LabelSpace | None, found: accounts.Architecture, name: str
+) -> tuple[LabelSpace, str]:
     """The label space, and whether the channels are exclusive; without one, classes are numbered."""
     if space is None:
         rows = tuple((i, (f"class_{i}",)) for i in range(1, found.channels_out + 1))
-        corpus = Corpus(name, rows, channels=tuple(f"channel_{i}" for i in range(found.channels_in)), modality="unknown")
+        corpus = Corpus(
+            name,
+            rows,
+            channels=tuple(f"channel_{i}" for i in range(found.channels_in)),
+            modality="unknown",
+        )
         return merge([corpus]), "sigmoid"
     if len(space.corpora) > 1:
-        raise UsageError("the network has one set of heads", found=f"{len(space.corpora)} data sets", fix="give one --dataset")
+        raise UsageError(
+            "the network has one set of heads",
+            found=f"{len(space.corpora)} data sets",
+            fix="give one --dataset",
+        )
     if found.channels_out not in (len(space.classes), len(space.classes) + 1):
         raise ModelError(
-            "the classes do not fit the network's heads", found=f"{found.channels_out} channels, {len(space.classes)} classes",
-            expected="as many channels as classes, or one more for the background", fix="give the right --dataset",
-        )  # fmt: skip
+            "the classes do not fit the network's heads",
+            found=f"{found.channels_out} channels, {len(space.classes)} classes",
+            expected="as many channels as classes, or one more for the background",
+            fix="give the right --dataset",
+        )
     return space, "sigmoid" if found.channels_out == len(space.classes) else "softmax"
 
 
-def _by_corpus(space: LabelSpace | None, found: accounts.Architecture, name: str) -> tuple[LabelSpace, str]:
-    """The label space of softmax heads by corpus, in the order of the heads; without one, a corpus of numbered classes for each."""
+def _by_corpus(
+    space: LabelSpace | None, found: accounts.Architecture, name: str
+) -> tuple[LabelSpace, str]:
+    """The label space of softmax heads by corpus, in the order of the heads; without one, a corpus
+    of numbered classes for each.
+    """
     wanted = tuple(tuple(channels) for channels in found.arguments["corpus_channels"])
     if space is None:
         names = [name] if len(wanted) == 1 else [f"{name}_{k}" for k in range(len(wanted))]
         rows = [tuple((i, (f"class_{i}",)) for i in range(1, len(own) + 1)) for own in wanted]
-        numbered = [Corpus(n, r, channels=("channel_0",), modality="unknown") for n, r in zip(names, rows, strict=True)]
+        numbered = [
+            Corpus(n, r, channels=("channel_0",), modality="unknown")
+            for n, r in zip(names, rows, strict=True)
+        ]
         return merge(numbered, "per_corpus"), "softmax"
     given = tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known)
     if given != wanted:
         raise ModelError(
-            "the classes do not fit the network's heads", found=f"data sets of {[len(own) for own in given]} classes",
-            expected=f"heads of {[len(own) for own in wanted]}, the background left out", fix="give one --dataset for each head, in order",
-        )  # fmt: skip
-    if (channels := max(len(corpus.channels) for corpus in space.corpora)) not in (1, found.channels_in):
-        raise ModelError("the channels do not fit the network", found=channels, expected=f"1 (repeated) or {found.channels_in}")
+            "the classes do not fit the network's heads",
+            found=f"data sets of {[len(own) for own in given]} classes",
+            expected=f"heads of {[len(own) for own in wanted]}, the background left out",
+            fix="give one --dataset for each head, in order",
+        )
+    if (channels := max(len(corpus.channels) for corpus in space.corpora)) not in (
+        1,
+        found.channels_in,
+    ):
+        raise ModelError(
+            "the channels do not fit the network",
+            found=channels,
+            expected=f"1 (repeated) or {found.channels_in}",
+        )
     return space, "softmax"
 
 
 def _without_data(arguments: Mapping[str, Any]) -> dict:
     """Arguments that belong into a config: what the data decides is offered to the network anyway."""
-    return {k: v for k, v in arguments.items() if k not in ("classes", "in_channels", "corpus_channels", "modalities")}
+    return {
+        k: v
+        for k, v in arguments.items()
+        if k not in ("classes", "in_channels", "corpus_channels", "modalities")
+    }
 
 
 def _fresh(params: Any) -> str:
     """A pattern over the parameters that the tree does not hold."""
-    held = sorted({re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2])) for path in accounts.shapes_of(params)})
+    held = sorted(
+        {
+            re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2]))
+            for path in accounts.shapes_of(params)
+        }
+    )
     return f"^(?!({'|'.join(held)})/)"
 
 
@@ -241,7 +372,9 @@ def _count(tree: Any) -> int:
 def _json(path: Path) -> dict:
     found = read_json(path)
     if not isinstance(found, dict):
-        raise UsageError("a JSON file that is no object", path=path, found=type(found).__name__, expected="{...}")
+        raise UsageError(
+            "a JSON file that is no object", path=path, found=type(found).__name__, expected="{...}"
+        )
     return found
 
 

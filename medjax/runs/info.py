@@ -1,4 +1,7 @@
-"""Facts for people and programs: what is installed here, and what a run folder knows. Imports jax only to list the devices."""
+"""Facts for people and programs: what is installed here, and what a run folder knows.
+
+Imports jax only to list the devices.
+"""
 
 import importlib.metadata
 import json
@@ -13,7 +16,19 @@ from medjax.files import read_json
 from medjax.labels import LabelSpace
 from medjax.runs import folder as runfolder
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "nibabel", "ml_collections", "numpy", "scipy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorstore",
+    "nibabel",
+    "ml_collections",
+    "numpy",
+    "scipy",
+)
 
 
 def versions() -> dict[str, str]:
@@ -28,16 +43,28 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict:
-    """Commit and uncommitted files of the checkout this package runs from; empty outside a checkout."""
+    """Commit and uncommitted files of the checkout this package runs from; empty outside a
+    checkout.
+    """
     here = Path(__file__).resolve().parent
 
     def ask(*command: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), *command],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "changed": ask("status", "--porcelain").splitlines()} if commit else {}
+        return (
+            {"commit": commit, "changed": ask("status", "--porcelain").splitlines()}
+            if commit
+            else {}
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
 
@@ -64,24 +91,36 @@ def about() -> dict:
 
 
 def about_run(folder: Path) -> dict:
-    """What a run folder can predict and how it came about; a folder that is no run raises `UsageError`."""
+    """What a run folder can predict and how it came about; a folder that is no run raises
+    `UsageError`.
+    """
     for name in (runfolder.CONFIG, runfolder.LABELS):
         if not (folder / name).is_file():
-            raise UsageError("not a run folder", path=folder, fix="name the --workdir of a training")
-    config = read_json(folder / runfolder.CONFIG)  # as they are: an edited document is listed, not refused
+            raise UsageError(
+                "not a run folder", path=folder, fix="name the --workdir of a training"
+            )
+    config = read_json(
+        folder / runfolder.CONFIG
+    )  # as they are: an edited document is listed, not refused
     space = LabelSpace.from_json(read_json(folder / runfolder.LABELS), folder / runfolder.LABELS)
     if not isinstance(config, dict):
         raise UsageError("unusable config: it is no object", path=folder / runfolder.CONFIG)
     for name in ("name", "model", "train"):
         if name not in config:
-            raise UsageError(f"unusable config: the field {name!r} is missing", path=folder / runfolder.CONFIG, found=sorted(config)[:8])
+            raise UsageError(
+                f"unusable config: the field {name!r} is missing",
+                path=folder / runfolder.CONFIG,
+                found=sorted(config)[:8],
+            )
     corpora = [corpus.to_json() for corpus in space.corpora]
     steps = config["train"].get("steps") if isinstance(config["train"], dict) else None
     facts = {
         "name": config["name"],
         "model": config["model"],
         "classes": list(space.classes),
-        "corpora": [{k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in corpora],
+        "corpora": [
+            {k: c[k] for k in ("name", "modality", "channels", "annotated")} for c in corpora
+        ],
         "steps": steps,
     }
     if changed := runfolder.edited(folder):
@@ -104,7 +143,11 @@ def as_text(facts: dict, indent: int = 0) -> str:
         if isinstance(value, dict):
             lines += [" " * indent + f"{key}:", as_text(value, indent + 2)]
         elif isinstance(value, list | tuple):
-            lines.append(" " * indent + f"{key}: " + ", ".join(json.dumps(v) if isinstance(v, dict) else shown(v) for v in value))
+            lines.append(
+                " " * indent
+                + f"{key}: "
+                + ", ".join(json.dumps(v) if isinstance(v, dict) else shown(v) for v in value)
+            )
         else:
             lines.append(" " * indent + f"{key}: {shown(value)}")
     return "\n".join(line for line in lines if line)

@@ -1,7 +1,9 @@
-"""`config.init`: parameters of a finished run (or an imported model) as the beginning of another one.
+"""`config.init`: parameters of a finished run (or an imported model) as the beginning of another
+one.
 
-In: the source's run folder or archive with its class names, and this run's label space and network. Out: the function that the loop calls
-on its fresh parameters; it prints the report and writes transfer.json into the run folder.
+In: the source's run folder or archive with its class names, and this run's label space and network.
+Out: the function that the loop calls on its fresh parameters; it prints the report and writes
+transfer.json into the run folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,21 +27,26 @@ TRANSFER = "transfer.json"
 
 
 def trilinear(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A position table (d, h, w, features) on another grid: half-pixel centres, edges clamped, no anti-aliasing."""
+    """A position table (d, h, w, features) on another grid: half-pixel centres, edges clamped, no
+    anti-aliasing.
+    """
     return np.asarray(jax.image.resize(jnp.asarray(table), shape, "linear", antialias=False))
 
 
 RESIZERS: Mapping[str, Callable] = {"trilinear": trilinear}
 
 
-def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, report: bool = True) -> Callable[[Any], Any] | None:
-    """fresh parameters -> parameters begun from `fields["init"]["source"]`; None where no source is named.
+def borrower(
+    fields: Mapping, space: LabelSpace, net: Network, workdir: Path, report: bool = True
+) -> Callable[[Any], Any] | None:
+    """fresh parameters -> parameters begun from `fields["init"]["source"]`; None where no source is
+    named.
 
     Args:
       report: print and write the account of what was taken.
 
-    Raises: `UsageError` now for a source that is no run or names its classes otherwise than the config expects; the function raises what
-    `medjax.weights.transfer` raises.
+    Raises: `UsageError` now for a source that is no run or names its classes otherwise than the
+      config expects; the function raises what `medjax.weights.transfer` raises.
     """
     given = fields["init"]
     if not given["source"]:
@@ -48,26 +55,48 @@ def borrower(fields: Mapping, space: LabelSpace, net: Network, workdir: Path, re
     trained = models.read_model(folder)
     source = trained.space
     if workdir.resolve() == folder.resolve():
-        raise UsageError("a run cannot begin from itself", path=folder, fix="give another --workdir, or leave config.init.source empty")
-    wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted({v for v in given["classes"].values() if v} - set(source.classes))
+        raise UsageError(
+            "a run cannot begin from itself",
+            path=folder,
+            fix="give another --workdir, or leave config.init.source empty",
+        )
+    wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted(
+        {v for v in given["classes"].values() if v} - set(source.classes)
+    )
     if wrong:
         raise UsageError(
-            f"config.init.classes names unknown classes {wrong}", expected=f"here: {list(space.classes)}; source: {list(source.classes)}"
+            f"config.init.classes names unknown classes {wrong}",
+            expected=f"here: {list(space.classes)}; source: {list(source.classes)}",
         )
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
     here, there = adapt.channel_names((fields, space), (trained.fields, source))
 
     def borrow(fresh: Any) -> Any:
-        begun = trained.params() if trained.archive else fitted.check_finite(checkpoint.read_params(folder, given["checkpoint"]), folder)
+        begun = (
+            trained.params()
+            if trained.archive
+            else fitted.check_finite(checkpoint.read_params(folder, given["checkpoint"]), folder)
+        )
         begun = adapt.rearranged(begun, (trained.fields, source), fresh, (fields, space))
         params, account = transfer(
-            fresh, begun, rename=given["rename"], heads=given["heads"],
-            source_classes=there, target_classes=here, same_class=given["classes"], resize=given["resize"],
-            resizers=RESIZERS, input_channels=channels, widen=given["widen"], fresh=given["fresh"],
-        )  # fmt: skip
+            fresh,
+            begun,
+            rename=given["rename"],
+            heads=given["heads"],
+            source_classes=there,
+            target_classes=here,
+            same_class=given["classes"],
+            resize=given["resize"],
+            resizers=RESIZERS,
+            input_channels=channels,
+            widen=given["widen"],
+            fresh=given["fresh"],
+        )
         if report and jax.process_index() == 0:
             print(f"{account.text()}\n  source          {folder}", flush=True)
-            runfolder.write_json(workdir / TRANSFER, {"source": str(folder.resolve())} | account.to_json())
+            runfolder.write_json(
+                workdir / TRANSFER, {"source": str(folder.resolve())} | account.to_json()
+            )
         return params
 
     return borrow

@@ -1,7 +1,9 @@
-"""Config -> corpora, cases, label space and splits: everything an experiment knows before a voxel is read.
+"""Config -> corpora, cases, label space and splits: everything an experiment knows before a voxel
+is read.
 
-In: `config.data`. Out: `Data`, the resolved collection. Folders are read through `data.sources`; phantoms are generated when asked for;
-corpora that a paper's config only *declares* may have no files yet (enough for a dry run).
+In: `config.data`. Out: `Data`, the resolved collection. Folders are read through `data.sources`;
+phantoms are generated when asked for; corpora that a paper's config only *declares* may have no
+files yet (enough for a dry run).
 """
 
 import dataclasses
@@ -36,8 +38,10 @@ class Data:
       splits: folds of "store/case" names; empty in a dry run without files.
       fold: index into `splits`.
       problems: what is wrong with the cases that were left out.
-      twins: cases of different corpora that show the same scan, by the corpora's rules; kept on one side by splits made here.
-      groups: store name -> the data set it is a part of, where several corpora count as one in sampling.
+      twins: cases of different corpora that show the same scan, by the corpora's rules; kept on one
+        side by splits made here.
+      groups: store name -> the data set it is a part of, where several corpora count as one in
+        sampling.
     """
 
     stores: tuple[Corpus, ...]
@@ -54,14 +58,20 @@ class Data:
     def side(self, store: str, side: str) -> list[str]:
         """Case names of a store on one side ("train" or "val") of the chosen fold."""
         prefix = store + "/"
-        return [name[len(prefix) :] for name in self.splits[self.fold][side] if name.startswith(prefix)]
+        return [
+            name[len(prefix) :] for name in self.splits[self.fold][side] if name.startswith(prefix)
+        ]
 
     def leaks(self) -> tuple[Pair, ...]:
-        """Twins of which one is trained on and the other validated on in the chosen fold; only a split from a file can have any."""
+        """Twins of which one is trained on and the other validated on in the chosen fold; only a
+        split from a file can have any.
+        """
         return straddling(self.splits[self.fold], self.twins) if self.splits else ()
 
     def training_cases(self, corpus: Corpus) -> list[str]:
-        """Cases a corpus of the space may train on: its store's training side, or the view's share of it."""
+        """Cases a corpus of the space may train on: its store's training side, or the view's share
+        of it.
+        """
         return part_of(self.side(corpus.store, "train"), self.parts.get(corpus.name, ""))
 
 
@@ -73,8 +83,8 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
       workdir: where phantoms are written.
       files: False for a dry run: declared corpora need no folder and phantoms are only described.
 
-    Raises: `UsageError` when no corpus is named, a view or fold does not exist, a folder is missing, or the store would touch what medjax
-      did not write (see `data.targets`).
+    Raises: `UsageError` when no corpus is named, a view or fold does not exist, a folder is
+      missing, or the store would touch what medjax did not write (see `data.targets`).
     """
     stores, cases, counts, problems, rules = [], {}, {}, [], {}
     for folder in _folders(data, workdir, files):
@@ -98,24 +108,37 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
     if not stores:
         raise UsageError(
             "no corpora named",
-            fix="give --config.data.folders=/path/Task04_X,/path/Dataset012_Y or --config.data.phantom_cases=10 for the embedded ones",
+            fix="give --config.data.folders=/path/Task04_X,/path/Dataset012_Y or "
+            "--config.data.phantom_cases=10 for the embedded ones",
         )
     if repeated := {c.name for c in stores if sum(o.name == c.name for o in stores) > 1}:
-        raise UsageError(f"two corpora are called {sorted(repeated)}", fix='give one "medjax": {"name": ...} in its dataset.json')
+        raise UsageError(
+            f"two corpora are called {sorted(repeated)}",
+            fix='give one "medjax": {"name": ...} in its dataset.json',
+        )
     for corpus in stores if files else ():
         check_targets(corpus.store, cases[corpus.name], data.get("store") or workdir / "store")
     for name, rule in data.get("subset", {}).items():
         if name not in cases:
-            raise UsageError(f"config.data.subset names an unknown corpus {name!r}", fix=did_you_mean(name, cases))
+            raise UsageError(
+                f"config.data.subset names an unknown corpus {name!r}",
+                fix=did_you_mean(name, cases),
+            )
         cases[name], counts[name] = _subset(name, rule, cases[name], counts[name])
     used, parts = _apply_views(stores, data["views"])
     used = _only(used, data.get("only", ""))
     space = merge(used, data["share"], data["rename"], data["precedence"])
     present = {n: m for n, m in cases.items() if m}
-    twins = by_name(present, rules, {n: f["source"] for n, f in data["declared"].items() if f.get("source")})
+    twins = by_name(
+        present, rules, {n: f["source"] for n, f in data["declared"].items() if f.get("source")}
+    )
     splits, fold = _splits(present, data["split"], twins)
-    groups = {name: fields["group"] for name, fields in data["declared"].items() if fields.get("group")}
-    return Data(tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups)
+    groups = {
+        name: fields["group"] for name, fields in data["declared"].items() if fields.get("group")
+    }
+    return Data(
+        tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups
+    )
 
 
 def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
@@ -124,8 +147,17 @@ def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
     if data["phantom_cases"] and files:
         from medjax.phantom.corpora import write_corpora
 
-        print(f"synthetic corpora, {data['phantom_cases']} cases each, in {workdir / 'phantoms'} (drawn once)", flush=True)
-        folders += [Path(f) for f in write_corpora(workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"])]
+        print(
+            f"synthetic corpora, {data['phantom_cases']} cases each, in {workdir / 'phantoms'} "
+            "(drawn once)",
+            flush=True,
+        )
+        folders += [
+            Path(f)
+            for f in write_corpora(
+                workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"]
+            )
+        ]
     return folders
 
 
@@ -139,29 +171,48 @@ def _described_phantoms(count: int) -> list[Corpus]:
         return [read_labels(path) for path in sorted(Path(folder).iterdir())]
 
 
-def _declared(name: str, fields: Mapping, root: str, files: bool) -> tuple[Corpus, tuple[Case, ...], list]:
+def _declared(
+    name: str, fields: Mapping, root: str, files: bool
+) -> tuple[Corpus, tuple[Case, ...], list]:
     labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
-    kind = {"modality": fields["modality"], "channels": tuple(fields["channels"]), "meanings": tuple(fields.get("meanings", {}).items())}
+    kind = {
+        "modality": fields["modality"],
+        "channels": tuple(fields["channels"]),
+        "meanings": tuple(fields.get("meanings", {}).items()),
+    }
     corpus = Corpus(name, labels, tuple(fields.get("annotated", ())), **kind)
     places = [Path(root or ".") / place for place in (name, fields.get("source")) if place]
-    folder = next((p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None)
+    folder = next(
+        (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
+    )
     if folder is None:
         if files:
             raise UsageError(
-                "this corpus of the config is not on disk", path=" or ".join(map(str, places)),
-                fix="set --config.data.root to the folder that holds it, such as the --out of `python -m data_pipelines.CORPUS`",
-            )  # fmt: skip
+                "this corpus of the config is not on disk",
+                path=" or ".join(map(str, places)),
+                fix="set --config.data.root to the folder that holds it, such as the --out of "
+                "`python -m data_pipelines.CORPUS`",
+            )
         return corpus, (), []
     found, members, wrong = scan_corpus(folder)
     if {v for v, _ in labels} - set(found.values):
-        raise UsageError("the labels on disk are not those the config declares", path=folder, found=found.values, expected=corpus.values)
+        raise UsageError(
+            "the labels on disk are not those the config declares",
+            path=folder,
+            found=found.values,
+            expected=corpus.values,
+        )
     labels = (*corpus.labels, *_further_labels(corpus, found, any(c.masks for c in members)))
     corpus = dataclasses.replace(corpus, labels=labels, ignore=found.ignore)
     return corpus, tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
 
 
-def _further_labels(corpus: Corpus, found: Corpus, masks: bool) -> list[tuple[int, tuple[str, ...]]]:
-    """Values on disk that the config does not name: overlaps of its masks, or structures it does not use (background, if of no class)."""
+def _further_labels(
+    corpus: Corpus, found: Corpus, masks: bool
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Values on disk that the config does not name: overlaps of its masks, or structures it does
+    not use (background, if of no class).
+    """
     known, further = {frozenset(names) for _, names in corpus.labels}, []
     for value, names in found.labels:
         kept = tuple(name for name in names if name in corpus.classes)
@@ -171,19 +222,30 @@ def _further_labels(corpus: Corpus, found: Corpus, masks: bool) -> list[tuple[in
     return further
 
 
-def _subset(name: str, rule: Mapping, members: tuple[Case, ...], count: int) -> tuple[tuple[Case, ...], int]:
-    """The cases of a corpus that the run knows, and their number (that of the rule where the corpus is only declared)."""
+def _subset(
+    name: str, rule: Mapping, members: tuple[Case, ...], count: int
+) -> tuple[tuple[Case, ...], int]:
+    """The cases of a corpus that the run knows, and their number (that of the rule where the corpus
+    is only declared).
+    """
     if unknown := set(rule) - {"file", "count", "seed"}:
-        raise UsageError(f"config.data.subset.{name} has no field {min(unknown)!r}", expected="file, or count and seed")
+        raise UsageError(
+            f"config.data.subset.{name} has no field {min(unknown)!r}",
+            expected="file, or count and seed",
+        )
     known = [case.name for case in members]
     if path := rule.get("file"):
         try:
             chosen = Path(path).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             fix = "give a file with one case name per line"
-            raise UsageError(f"cannot read the cases of {name}: {error}", path=path, fix=fix) from error
+            raise UsageError(
+                f"cannot read the cases of {name}: {error}", path=path, fix=fix
+            ) from error
         if missing := [case for case in chosen if members and case not in known]:
-            raise UsageError(f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path)
+            raise UsageError(
+                f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path
+            )
     elif not members:
         return (), min(count, rule["count"])
     else:
@@ -197,7 +259,10 @@ def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], di
     by_name, parts, seen = {c.name: c for c in stores}, {}, []
     for name, view in views.items():
         if view["corpus"] not in by_name:
-            raise UsageError(f"view {name!r} looks at an unknown corpus {view['corpus']!r}", fix=did_you_mean(view["corpus"], by_name))
+            raise UsageError(
+                f"view {name!r} looks at an unknown corpus {view['corpus']!r}",
+                fix=did_you_mean(view["corpus"], by_name),
+            )
         parts[name] = view.get("part", "")
         seen.append(by_name[view["corpus"]].view(view["annotated"], name))
     hidden = {view.store for view in seen}
@@ -205,21 +270,37 @@ def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], di
 
 
 def _only(used: list[Corpus], listed: str) -> list[Corpus]:
-    """The corpora and views that are trained and scored; the others are prepared and split with them all the same."""
-    known, names = [corpus.name for corpus in used], [name.strip() for name in listed.split(",") if name.strip()]
+    """The corpora and views that are trained and scored; the others are prepared and split with
+    them all the same.
+    """
+    known, names = (
+        [corpus.name for corpus in used],
+        [name.strip() for name in listed.split(",") if name.strip()],
+    )
     if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"config.data.only names an unknown corpus {unknown[0]!r}", fix=did_you_mean(unknown[0], known))
+        raise UsageError(
+            f"config.data.only names an unknown corpus {unknown[0]!r}",
+            fix=did_you_mean(unknown[0], known),
+        )
     return [corpus for corpus in used if not names or corpus.name in names]
 
 
-def _splits(cases: Mapping[str, tuple[Case, ...]], split: Mapping, twins: Sequence[Pair]) -> tuple[tuple[Split, ...], int]:
+def _splits(
+    cases: Mapping[str, tuple[Case, ...]], split: Mapping, twins: Sequence[Pair]
+) -> tuple[tuple[Split, ...], int]:
     if not cases:
         return (), 0
-    splits = read_splits(Path(split["file"]), cases) if split["file"] else make_splits(cases, split["folds"], split["seed"], twins)
+    splits = (
+        read_splits(Path(split["file"]), cases)
+        if split["file"]
+        else make_splits(cases, split["folds"], split["seed"], twins)
+    )
     if split["fold"] == EVERYTHING:
         every = [name for side in ("train", "val") for name in splits[0][side]]
         return (*splits, {"train": sorted(every), "val": []}), len(splits)
     if not 0 <= split["fold"] < len(splits):
         expected = f"0 to {len(splits) - 1}, or {EVERYTHING} for training on every case"
-        raise UsageError(f"no fold {split['fold']}", expected=expected, fix="set --config.data.split.fold")
+        raise UsageError(
+            f"no fold {split['fold']}", expected=expected, fix="set --config.data.split.fold"
+        )
     return tuple(splits), split["fold"]

@@ -26,7 +26,11 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float | np.integer | np.floating)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -35,16 +39,26 @@ def _is_count(value: Any) -> bool:
 
 _KNOWN = {  # option -> whether a value will do, and what would
     "tta": (lambda v: v in ("", None, "none", "mirror"), '"none" or "mirror"'),
-    "overlap": (lambda v: v is None or (_is_number(v) and 0 <= v < 1), "a number from 0 to below 1, or None"),
+    "overlap": (
+        lambda v: v is None or (_is_number(v) and 0 <= v < 1),
+        "a number from 0 to below 1, or None",
+    ),
     "window": (
-        lambda v: isinstance(v, Sequence | np.ndarray) and not isinstance(v, str) and all(map(_is_count, v)),
+        lambda v: (
+            isinstance(v, Sequence | np.ndarray)
+            and not isinstance(v, str)
+            and all(map(_is_count, v))
+        ),
         "2 or 3 whole numbers >= 1",
     ),
     "batch_windows": (lambda v: v is None or _is_count(v), "a whole number >= 1, or None"),
     "memory_gib": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or None"),
     "device": (lambda v: v is None or isinstance(v, str), '"cpu", "gpu", "gpu:1", ...'),
     "checkpoint": (lambda v: v is None or isinstance(v, str), '"last", "best" or a step'),
-    "postprocess": (lambda v: v is None or isinstance(v, str), '"none", "chosen" or the path of a JSON file'),
+    "postprocess": (
+        lambda v: v is None or isinstance(v, str),
+        '"none", "chosen" or the path of a JSON file',
+    ),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
 }

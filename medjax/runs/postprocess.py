@@ -1,7 +1,9 @@
-"""Which classes gain from keeping their largest component only, decided on validation masks as nnU-Net does, and recorded.
+"""Which classes gain from keeping their largest component only, decided on validation masks as
+nnU-Net does, and recorded.
 
-In: folders of reference and predicted masks. Out: a JSON file with the rules (see `infer.postprocess.Rules`) and, per class, the mean Dice
-before and after on which the choice rests. A class is chosen if its mean Dice grows; cases without it in both masks do not count.
+In: folders of reference and predicted masks. Out: a JSON file with the rules (see
+`infer.postprocess.Rules`) and, per class, the mean Dice before and after on which the choice rests.
+A class is chosen if its mean Dice grows; cases without it in both masks do not count.
 """
 
 from pathlib import Path
@@ -27,7 +29,9 @@ def place(run: Path) -> Path:
     return run / POSTPROCESS
 
 
-def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path | None = None) -> str:
+def choose(
+    reference: str, prediction: str, labels: Path, out: Path, run: Path | None = None
+) -> str:
     """Decides and writes `out`; returns the table it rests on.
 
     Args:
@@ -38,7 +42,9 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
     corpus = read_labels(labels)
     pairs = [pair for pair in find_pairs(reference, prediction)[0] if pair.prediction]
     if not pairs:
-        raise UsageError("no pair of masks", found=prediction, expected=f"files named like those in {reference}")
+        raise UsageError(
+            "no pair of masks", found=prediction, expected=f"files named like those in {reference}"
+        )
     names = global_names(corpus, run)
     before, after = ({name: [] for name in corpus.annotated} for _ in range(2))
     for pair in pairs:
@@ -51,15 +57,35 @@ def choose(reference: str, prediction: str, labels: Path, out: Path, run: Path |
                 before[name].append(dice(wanted, mask))
                 after[name].append(dice(wanted, largest(mask)[0]))
     evidence = {
-        names[name]: {"dice_before": _mean(before[name]), "dice_after": _mean(after[name]), "cases": len(before[name])}
+        names[name]: {
+            "dice_before": _mean(before[name]),
+            "dice_after": _mean(after[name]),
+            "cases": len(before[name]),
+        }
         for name in corpus.annotated
-    }  # fmt: skip
-    chosen = [name for name, seen in evidence.items() if seen["cases"] and seen["dice_after"] > seen["dice_before"]]
-    basis = {"reference": reference, "prediction": prediction, "masks": {p.case: sha256(p.prediction) for p in pairs}}
-    folder.write_json(out, mark("postprocessing") | {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis})
+    }
+    chosen = [
+        name
+        for name, seen in evidence.items()
+        if seen["cases"] and seen["dice_after"] > seen["dice_before"]
+    ]
+    basis = {
+        "reference": reference,
+        "prediction": prediction,
+        "masks": {p.case: sha256(p.prediction) for p in pairs},
+    }
+    folder.write_json(
+        out,
+        mark("postprocessing")
+        | {"rules": {"largest": chosen}, "evidence": evidence, "basis": basis},
+    )
     rows = [("class", "cases", "Dice", "largest only", "chosen")]
     for name, seen in evidence.items():
-        numbers = ("-", "-") if not seen["cases"] else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
+        numbers = (
+            ("-", "-")
+            if not seen["cases"]
+            else (f"{seen['dice_before']:.4f}", f"{seen['dice_after']:.4f}")
+        )
         rows.append((shown(name), str(seen["cases"]), *numbers, "yes" if name in chosen else ""))
     return f"{table(rows)}\n{shown(out)}"
 

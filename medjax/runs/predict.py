@@ -1,6 +1,7 @@
 """`medjax predict`: from what a user names (models, scans, protocol, limits) to masks in a folder.
 
-In: paths and words. Out: `infer.predict.Result`. Everything that is wrong with the request is said before a model is compiled.
+In: paths and words. Out: `infer.predict.Result`. Everything that is wrong with the request is said
+before a model is compiled.
 """
 
 import functools
@@ -20,27 +21,49 @@ GIB = 2**30
 
 
 def predict(
-    models: Sequence[Path | str], inputs: Sequence[str], out: Path, *, corpus: str = "", classes: Sequence[str] | None = None,
-    part: tuple[int, int] = (0, 1), continue_: bool = False, one_file_per_class: bool = False, probabilities: bool = False,
-    statistics: bool = False, preview: bool = False, report: Path | None = None, max_memory_gib: float | None = None,
-    frame: int | None = None, replace_nan: float | str | None = None,
-    overwrite: bool = False, page: bool = False, say: Callable[[str], None] = lambda line: None, progress: Any = None,
-    warn: Callable[[str], None] | None = None, **options: Any,
-) -> Any:  # fmt: skip
+    models: Sequence[Path | str],
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    corpus: str = "",
+    classes: Sequence[str] | None = None,
+    part: tuple[int, int] = (0, 1),
+    continue_: bool = False,
+    one_file_per_class: bool = False,
+    probabilities: bool = False,
+    statistics: bool = False,
+    preview: bool = False,
+    report: Path | None = None,
+    max_memory_gib: float | None = None,
+    frame: int | None = None,
+    replace_nan: float | str | None = None,
+    overwrite: bool = False,
+    page: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Any = None,
+    warn: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Any:
     """Scans through one model or an ensemble.
 
     Args:
-      models: run folders or archives. inputs: files, folders, globs or lists. out: folder for the masks.
-      corpus: whose annotation protocol to write; needed when the models know several and `classes` does not settle it.
+      models: run folders or archives. inputs: files, folders, globs or lists. out: folder for the
+        masks.
+      corpus: whose annotation protocol to write; needed when the models know several and `classes`
+        does not settle it.
       classes: which to write; default all that the corpus annotates.
       part: (i, n): every n-th case, from the i-th.
-      report: where the manifest is written as well. max_memory_gib: what the process may use in all.
+      report: where the manifest is written as well. max_memory_gib: what the process may use in
+        all.
       frame, replace_nan: see `data.formats.Reading`.
-      overwrite: also replace files that medjax did not write. page: report.html will be written as well, by the caller.
-      say: receives lines for the person who waits. warn: what that person should not miss; default `say`. options: see `load_predictor`.
+      overwrite: also replace files that medjax did not write. page: report.html will be written as
+        well, by the caller.
+      say: receives lines for the person who waits. warn: what that person should not miss; default
+        `say`. options: see `load_predictor`.
 
-    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class, nothing found, an output that must not
-      or cannot be written, or a memory limit that the model alone exceeds.
+    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
+      nothing found, an output that must not or cannot be written, or a memory limit that the model
+      alone exceeds.
     """
     from medjax.infer import guard, outputs, segment, write
     from medjax.infer.cases import Files, forecasts, predict_cases
@@ -55,7 +78,15 @@ def predict(
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     endings = ("_preview.png",) if preview else ()
-    files = Files(tuple(classes) if classes else None, one_file_per_class, probabilities, statistics, picture, suffix, endings)
+    files = Files(
+        tuple(classes) if classes else None,
+        one_file_per_class,
+        probabilities,
+        statistics,
+        picture,
+        suffix,
+        endings,
+    )
     written = segment.wanted_classes(space, described.name, files.settled(space.classes).classes)
     maps = tuple(segment.UNCERTAINTIES) if options.get("uncertainty") else ()
     outputs.check(cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page)
@@ -66,60 +97,102 @@ def predict(
     if left := guard.unchecked(predictor.model.plan, described.channels):
         say(f"{shown(predictor.name)}: {left} are not compared with the scans")
     if max_memory_gib is not None:
-        predictor.program(len(predictor.asked(classes or described_classes(predictor.model.space, described))))  # part of what is resident
+        predictor.program(
+            len(predictor.asked(classes or described_classes(predictor.model.space, described)))
+        )  # part of what is resident
         left = int(max_memory_gib * GIB) - resident()
         if left <= 0:
             raise UsageError(
-                "the model alone takes more than --max-memory", found=f"{resident() / GIB:.1f} GiB", expected=f"{max_memory_gib}"
+                "the model alone takes more than --max-memory",
+                found=f"{resident() / GIB:.1f} GiB",
+                expected=f"{max_memory_gib}",
             )
         predictor.limit = left
-    say(outlook(forecasts(predictor, mine, described.name, classes), len(mine), predictor, max_memory_gib))
+    say(
+        outlook(
+            forecasts(predictor, mine, described.name, classes),
+            len(mine),
+            predictor,
+            max_memory_gib,
+        )
+    )
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
     result = predict_cases(
-        predictor, mine, out, described.name, files=files, continue_=continue_, overwrite=overwrite,
-        progress=progress, notes=notes, warn=warn, reading=reading,
-    )  # fmt: skip
+        predictor,
+        mine,
+        out,
+        described.name,
+        files=files,
+        continue_=continue_,
+        overwrite=overwrite,
+        progress=progress,
+        notes=notes,
+        warn=warn,
+        reading=reading,
+    )
     if report:
         write.write_json(report, result.manifest)
-    say(f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} failed; masks in {shown(out)}")
+    say(
+        f"{len(result.ok)} predicted, {len(result.skipped)} complete before, {len(result.failed)} "
+        f"failed; masks in {shown(out)}"
+    )
     return result
 
 
-def protocol(space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_file_per_class: bool = False) -> Corpus:
-    """The corpus whose values are written: the one named, the only one, or the only one that annotates all `classes`.
+def protocol(
+    space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_file_per_class: bool = False
+) -> Corpus:
+    """The corpus whose values are written: the one named, the only one, or the only one that
+    annotates all `classes`.
 
-    Raises: `LabelError` for unknown names; `UsageError` where several would do, or a class has no value in the protocol and no file.
+    Raises: `LabelError` for unknown names; `UsageError` where several would do, or a class has no
+      value in the protocol and no file.
     """
     for name in classes or ():
         space.class_index(name)
     known = {
-        c.name: {g for g, yes in zip(space.classes, row, strict=True) if yes} for c, row in zip(space.corpora, space.known, strict=True)
+        c.name: {g for g, yes in zip(space.classes, row, strict=True) if yes}
+        for c, row in zip(space.corpora, space.known, strict=True)
     }
     fitting = [name for name in known if classes and set(classes) <= known[name]]
     if not corpus and len(known) > 1 and len(fitting) != 1:
         raise UsageError(
-            "the model knows several annotation protocols", expected=", ".join(fitting or known), fix="choose one with --corpus"
+            "the model knows several annotation protocols",
+            expected=", ".join(fitting or known),
+            fix="choose one with --corpus",
         )
     chosen = corpus or (fitting[0] if len(fitting) == 1 else next(iter(known)))
     found = space.corpora[space.corpus_index(chosen)]
     strange = sorted(set(classes or ()) - known[chosen])
     if strange and not one_file_per_class:
         raise UsageError(
-            f"corpus {chosen!r} has no label value for {', '.join(strange)}", expected=", ".join(sorted(known[chosen])),
+            f"corpus {chosen!r} has no label value for {', '.join(strange)}",
+            expected=", ".join(sorted(known[chosen])),
             fix="choose another --corpus, or add --one-file-per-class",
-        )  # fmt: skip
+        )
     return found
 
 
 def described_classes(space: LabelSpace, corpus: Corpus) -> tuple[str, ...]:
     """The global classes that a corpus annotates, in channel order."""
-    return tuple(name for name, known in zip(space.classes, space.known[space.corpus_index(corpus.name)], strict=True) if known)
+    return tuple(
+        name
+        for name, known in zip(
+            space.classes, space.known[space.corpus_index(corpus.name)], strict=True
+        )
+        if known
+    )
 
 
 def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:
     """Every n-th case from the i-th; `UsageError` for a part that does not exist."""
     if n < 1 or not 0 <= i < n:
-        raise UsageError("no such part", found=f"part {i} of {n}", expected=f"0 to {max(n, 1) - 1}", fix="--part-id counts from 0")
+        raise UsageError(
+            "no such part",
+            found=f"part {i} of {n}",
+            expected=f"0 to {max(n, 1) - 1}",
+            fix="--part-id counts from 0",
+        )
     return list(cases[i::n])
 
 
@@ -136,13 +209,17 @@ def outlook(found: dict, cases: int, predictor: Any, max_memory_gib: float | Non
     unknown = f"; {cases - len(found)} that will not do as they are" if cases > len(found) else ""
     shape = "x".join(map(str, found[largest].shape))
     return (
-        f"{cases} cases{unknown}, at most {windows:,} windows of {size} on {predictor.device.platform}:{predictor.device.id}; largest "
-        f"{shown(largest)}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} GiB{limit}"
+        f"{cases} cases{unknown}, at most {windows:,} windows of {size} on "
+        f"{predictor.device.platform}:{predictor.device.id}; largest "
+        f"{shown(largest)}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} "
+        f"GiB{limit}"
     )
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now (its peak so far where the system does not tell)."""
+    """Bytes of this process that are in memory now (its peak so far where the system does not
+    tell).
+    """
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -152,10 +229,15 @@ def resident() -> int:
 
 def origin(model: Trained) -> dict:
     """What identifies a model in a manifest."""
-    return {"name": model.fields.get("name", ""), **({"sha256": model.archive.sha256} if model.archive else {})}
+    return {
+        "name": model.fields.get("name", ""),
+        **({"sha256": model.archive.sha256} if model.archive else {}),
+    }
 
 
-def draw_preview(names: Mapping[int, str], case: Case, volume: Any, segmentation: Any, folder: Path) -> list[str]:
+def draw_preview(
+    names: Mapping[int, str], case: Case, volume: Any, segmentation: Any, folder: Path
+) -> list[str]:
     """`<case>_preview.png`: the scan with the contours of the label map in three planes."""
     from medjax.prepare import geometry
     from medjax.report.montage import montage

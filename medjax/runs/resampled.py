@@ -1,8 +1,10 @@
-"""Scores on the network's own grid instead of the scan's, and M4oE's published rule for empty classes: to compare with such tables only.
+"""Scores on the network's own grid instead of the scan's, and M4oE's published rule for empty
+classes: to compare with such tables only.
 
-In: a predictor, held-out cases and the store that holds their resampled labels. Out: Dice and IoU per corpus and class. The usual numbers
-(`metrics`) are taken on the original grid; these flatter whatever resampling hides, and the released rule gives a perfect score to a class
-that is found where there is none, and 0 where both sides rightly have none.
+In: a predictor, held-out cases and the store that holds their resampled labels. Out: Dice and IoU
+per corpus and class. The usual numbers (`metrics`) are taken on the original grid; these flatter
+whatever resampling hides, and the released rule gives a perfect score to a class that is found
+where there is none, and 0 where both sides rightly have none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,16 +27,21 @@ def check(rule: str) -> None:
     """`UsageError` for a rule that does not exist."""
     if rule not in RULES:
         raise UsageError(
-            f"unknown rule {rule!r} for empty classes", expected=" or ".join(RULES), fix="set config.evaluate.resampled to one"
+            f"unknown rule {rule!r} for empty classes",
+            expected=" or ".join(RULES),
+            fix="set config.evaluate.resampled to one",
         )
 
 
-def class_scores(reference: np.ndarray, prediction: np.ndarray, rule: str = "standard") -> tuple[float, float] | None:
+def class_scores(
+    reference: np.ndarray, prediction: np.ndarray, rule: str = "standard"
+) -> tuple[float, float] | None:
     """(Dice, IoU) of two masks; None where the case does not count.
 
     Args:
-      rule: "standard": both empty does not count, one empty scores 0. "released" (M4oE's code): reference empty and prediction not scores
-        (1, 1); both empty, or the prediction alone, (0, 0).
+      rule: "standard": both empty does not count, one empty scores 0. "released" (M4oE's code):
+        reference empty and prediction not scores (1, 1); both empty, or the prediction alone, (0,
+        0).
     """
     check(rule)
     truth, found = bool(reference.any()), bool(prediction.any())
@@ -42,26 +49,42 @@ def class_scores(reference: np.ndarray, prediction: np.ndarray, rule: str = "sta
         return (1.0, 1.0) if found else (0.0, 0.0)
     if not truth and not found:
         return None
-    overlap, total = int((reference & prediction).sum()), int(reference.sum()) + int(prediction.sum())
+    overlap, total = (
+        int((reference & prediction).sum()),
+        int(reference.sum()) + int(prediction.sum()),
+    )
     return 2 * overlap / total, overlap / (total - overlap)
 
 
 def class_masks(ids: np.ndarray, space: LabelSpace, corpus: str) -> dict[str, np.ndarray]:
-    """Dense ids (z, y, x) of a corpus -> class name -> mask, for the classes it annotates (regions include what is nested in them)."""
+    """Dense ids (z, y, x) of a corpus -> class name -> mask, for the classes it annotates (regions
+    include what is nested in them).
+    """
     k = space.corpus_index(corpus)
     inside = np.minimum(ids, space.table.shape[1] - 1)
-    return {name: space.table[k, :, c][inside] for c, name in enumerate(space.classes) if space.known[k, c]}
+    return {
+        name: space.table[k, :, c][inside]
+        for c, name in enumerate(space.classes)
+        if space.known[k, c]
+    }
 
 
-def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], store: Path, rule: str = "standard") -> dict:
+def score(
+    predictor: Any,
+    held: Mapping[str, tuple[Corpus, Iterable[Case]]],
+    store: Path,
+    rule: str = "standard",
+) -> dict:
     """Mean Dice and IoU on the network's grid: classes over volumes, corpora over classes.
 
     Args:
-      held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the reference.
+      held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the
+        reference.
 
-    Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ..., "IoU": ..., "n": volumes}}},
-      "not prepared": ["corpus/case", ...], "failed": [record, ...]}; cases that the store does not hold, and those that cannot be read or
-      predicted (see `data.cases.failure`), count for nothing.
+    Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ...,
+      "IoU": ..., "n": volumes}}}, "not prepared": ["corpus/case", ...], "failed": [record, ...]};
+      cases that the store does not hold, and those that cannot be read or predicted (see
+      `data.cases.failure`), count for nothing.
     """
     check(rule)
     out, missing, failed = {"rule": rule, "grid": "network"}, [], []
@@ -72,20 +95,29 @@ def score(predictor: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], sto
                 missing.append(f"{name}/{case.name}")
                 continue
             try:
-                results = _case_scores(predictor, case, name, Path(store) / corpus.store / case.name, rule)
+                results = _case_scores(
+                    predictor, case, name, Path(store) / corpus.store / case.name, rule
+                )
             except Exception as error:
                 failed.append({"corpus": name} | failure(case, error))
                 continue
             for label, result in results.items():
                 values.setdefault(label, []).append(result)
-        classes = {c: dict(zip(("Dice", "IoU"), np.mean(v, 0).tolist(), strict=True)) | {"n": len(v)} for c, v in values.items()}
+        classes = {
+            c: dict(zip(("Dice", "IoU"), np.mean(v, 0).tolist(), strict=True)) | {"n": len(v)}
+            for c, v in values.items()
+        }
         if classes:
-            mean = {m: float(np.mean([entry[m] for entry in classes.values()])) for m in ("Dice", "IoU")}
+            mean = {
+                m: float(np.mean([entry[m] for entry in classes.values()])) for m in ("Dice", "IoU")
+            }
             out[name] = mean | {"classes": classes}
     return out | {"not prepared": missing, "failed": failed}
 
 
-def _case_scores(predictor: Any, case: Case, name: str, prepared: Path, rule: str) -> dict[str, tuple[float, float]]:
+def _case_scores(
+    predictor: Any, case: Case, name: str, prepared: Path, rule: str
+) -> dict[str, tuple[float, float]]:
     """Class -> (Dice, IoU) of one case, for the classes that count."""
     space = predictor.model.space
     probabilities, _ = predictor.scores(formats.read_case(case.images), name)
@@ -94,13 +126,23 @@ def _case_scores(predictor: Any, case: Case, name: str, prepared: Path, rule: st
     label = open_case(prepared).label()
     if label.shape != ids.shape:
         raise DataError(
-            "the store holds this case on another grid than the network's", path=prepared, found=label.shape, expected=ids.shape,
+            "the store holds this case on another grid than the network's",
+            path=prepared,
+            found=label.shape,
+            expected=ids.shape,
             fix="prepare it by the plan of this run",
-        )  # fmt: skip
+        )
     if int(label.max(initial=0)) >= len(space.corpora[space.corpus_index(name)].values):
-        raise DataError("undeclared ids in a prepared label", path=prepared, found=int(label.max()), fix=again(prepared))
+        raise DataError(
+            "undeclared ids in a prepared label",
+            path=prepared,
+            found=int(label.max()),
+            fix=again(prepared),
+        )
     truth = class_masks(label, space, name)
-    scores = {c: class_scores(truth[c], found, rule) for c, found in class_masks(ids, space, name).items()}
+    scores = {
+        c: class_scores(truth[c], found, rule) for c, found in class_masks(ids, space, name).items()
+    }
     return {c: found for c, found in scores.items() if found is not None}
 
 

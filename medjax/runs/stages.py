@@ -1,6 +1,8 @@
-"""The stages of an experiment, each finished before the next: open the run, prepare, train, predict the held-out cases, score them.
+"""The stages of an experiment, each finished before the next: open the run, prepare, train, predict
+the held-out cases, score them.
 
-In: a config as plain values and a run folder. Out: the run folder filled. Every stage finds what an earlier call left and goes on.
+In: a config as plain values and a run folder. Out: the run folder filled. Every stage finds what an
+earlier call left and goes on.
 """
 
 import dataclasses
@@ -33,8 +35,10 @@ class Run:
     """An experiment in progress.
 
     Attributes:
-      fields: the config as plain values. workdir: the run folder. data: corpora, cases, label space, splits.
-      plan: spacing and normalisation, once prepared. failed: records of cases that could not be prepared, predicted or scored.
+      fields: the config as plain values. workdir: the run folder. data: corpora, cases, label
+        space, splits.
+      plan: spacing and normalisation, once prepared. failed: records of cases that could not be
+        prepared, predicted or scored.
       altered: cases whose files are not those that the run began with.
     """
 
@@ -59,8 +63,8 @@ def say(text: str) -> None:
 def open_run(fields: Mapping, workdir: Path) -> Run:
     """Resolves the data and writes what defines the run.
 
-    Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents, `TrainError` if its checkpoints are
-    damaged; it is left as it was.
+    Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents,
+      `TrainError` if its checkpoints are damaged; it is left as it was.
     """
     fields = config.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
@@ -73,7 +77,10 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
         runfolder.write_json(workdir / runfolder.CONFIG, fields)
         runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
         runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
-        runfolder.write_json(workdir / runfolder.SPLITS_INFO, provenance(data.splits, data.cases, data.twins, **settings))
+        runfolder.write_json(
+            workdir / runfolder.SPLITS_INFO,
+            provenance(data.splits, data.cases, data.twins, **settings),
+        )
         runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
 
     hosts.first(write)
@@ -87,10 +94,20 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
 
 def _about_twins(data: corpora.Data) -> list[str]:
     """What a user should know of scans that several corpora share."""
-    lines = [f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of the split"] if data.twins else []
+    lines = (
+        [
+            f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of "
+            "the split"
+        ]
+        if data.twins
+        else []
+    )
     if leaks := data.leaks():
         first = f"{leaks[0].first} is trained on, {leaks[0].second} validated on ({leaks[0].why})"
-        lines = [f"LEAK: {len(leaks)} of {len(data.twins)} pairs of shared scans are split between training and validation: {first}"]
+        lines = [
+            f"LEAK: {len(leaks)} of {len(data.twins)} pairs of shared scans are split between "
+            f"training and validation: {first}"
+        ]
     return lines
 
 
@@ -109,22 +126,38 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
         changed.append("splits_final.json: other cases or folds")
     if changed:
         raise UsageError(
-            "this folder holds a run with another recipe", path=workdir, found="; ".join(changed[:12]),
+            "this folder holds a run with another recipe",
+            path=workdir,
+            found="; ".join(changed[:12]),
             fix="use another --workdir, or go back to the first recipe",
-        )  # fmt: skip
+        )
 
 
 def recipe_fields(fields: Mapping) -> dict:
-    """The part of a config that decides the weights; where files lie and how many threads read them does not."""
+    """The part of a config that decides the weights; where files lie and how many threads read them
+    does not.
+    """
     ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
-    kept = ("seed", "model", "losses", "deep_weights", "task", "task_options", "mask_padding", "augment", "optim")
+    kept = (
+        "seed",
+        "model",
+        "losses",
+        "deep_weights",
+        "task",
+        "task_options",
+        "mask_padding",
+        "augment",
+        "optim",
+    )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
     return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
 
 
 def prepare_stage(run: Run) -> None:
-    """Fingerprint, plan and store; cases that fail are reported and left out, a corpus without a usable case is an error."""
+    """Fingerprint, plan and store; cases that fail are reported and left out, a corpus without a
+    usable case is an error.
+    """
     import jax
 
     given = run.fields["data"]
@@ -132,8 +165,12 @@ def prepare_stage(run: Run) -> None:
     run.plan = config.load(run.fields)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
-        cache = run.store / ".fingerprints" / f"{corpus.name}.json"  # with the volumes: runs that share a store share them
-        measure = functools.partial(fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache)
+        cache = (
+            run.store / ".fingerprints" / f"{corpus.name}.json"
+        )  # with the volumes: runs that share a store share them
+        measure = functools.partial(
+            fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache
+        )
         if several:
             hosts.first(measure)  # the others read what it found
         prints[corpus.name] = measure()
@@ -141,16 +178,26 @@ def prepare_stage(run: Run) -> None:
             check_classes(corpus, prints[corpus.name])
     if run.plan is None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
-        run.plan = make_plan(prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"])
-    run.plan = dataclasses.replace(run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores})
-    if run.plan.key() == _plan_key(run.workdir, run.plan.key()):  # what a network was trained with is not replaced by another plan
+        run.plan = make_plan(
+            prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"]
+        )
+    run.plan = dataclasses.replace(
+        run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores}
+    )
+    if run.plan.key() == _plan_key(
+        run.workdir, run.plan.key()
+    ):  # what a network was trained with is not replaced by another plan
         hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
         make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
         line = _line(f"prepare {corpus.name}")
-        if several:  # each process makes its share first; then all make sure that nothing is missing
-            with hosts.holding(run.store / corpus.store, "preparing", wait=True, needed=False, say=say):
+        if (
+            several
+        ):  # each process makes its share first; then all make sure that nothing is missing
+            with hosts.holding(
+                run.store / corpus.store, "preparing", wait=True, needed=False, say=say
+            ):
                 make(cases[jax.process_index() :: jax.process_count()], locked=False)
                 hosts.first()
                 result = make(cases, progress=line, locked=False)
@@ -158,7 +205,10 @@ def prepare_stage(run: Run) -> None:
             result = make(cases, progress=line)
         run.failed += result.failed
         spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
-        say(f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} already there, {len(result.failed)} failed")
+        say(
+            f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} "
+            f"already there, {len(result.failed)} failed"
+        )
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
             say(f"  {again} of them were there already, but made from other {reason}: made again")
@@ -167,7 +217,9 @@ def prepare_stage(run: Run) -> None:
         for entry in result.failed:
             say(f"  left out: {entry['case']}: {sentence(entry)}")
         if len(result.failed) == len(cases):
-            raise DataError("no case could be prepared", path=corpus.name, fix="see `medjax verify`")
+            raise DataError(
+                "no case could be prepared", path=corpus.name, fix="see `medjax verify`"
+            )
     hosts.first(lambda: _note_sources(run))
 
 
@@ -175,12 +227,17 @@ def _plan_key(workdir: Path, default: str) -> str:
     """The key of the plan that a run was trained with; `default` for a run that has no checkpoint."""
     from medjax.train import stepfolder
 
-    trained = stepfolder.latest_step(workdir / "checkpoints") is not None and (workdir / runfolder.PLAN).is_file()
+    trained = (
+        stepfolder.latest_step(workdir / "checkpoints") is not None
+        and (workdir / runfolder.PLAN).is_file()
+    )
     return runfolder.read_plan(workdir).key() if trained else default
 
 
 def _note_sources(run: Run) -> None:
-    """Writes which files the run is trained on; of a run that has begun, says which are other ones now."""
+    """Writes which files the run is trained on; of a run that has begun, says which are other ones
+    now.
+    """
     from medjax.train import hashes, stepfolder
 
     found = {}
@@ -189,31 +246,55 @@ def _note_sources(run: Run) -> None:
             path = run.store / corpus.store / case.name / "case.json"
             if path.is_file():
                 meta = files.read_json(path, error=DataError, fix="prepare it again")
-                found[f"{corpus.store}/{case.name}"] = hashes.of_json(sorted(map(str, dict(meta).get("sources", {}).values())))
+                found[f"{corpus.store}/{case.name}"] = hashes.of_json(
+                    sorted(map(str, dict(meta).get("sources", {}).values()))
+                )
     path = run.workdir / runfolder.SOURCES
     if path.is_file() and stepfolder.latest_step(run.workdir / "checkpoints") is not None:
         before = runfolder.read_json(run.workdir, runfolder.SOURCES)
         run.altered = [name for name in found if name in before and before[name] != found[name]]
         for name in run.altered:
-            print(f"medjax: {name}: its files are not those that this run began with", file=sys.stderr, flush=True)
+            print(
+                f"medjax: {name}: its files are not those that this run began with",
+                file=sys.stderr,
+                flush=True,
+            )
         return
     runfolder.write_json(path, found)
 
 
 def pools(run: Run, side: str) -> list[stream.Pool]:
-    """The corpora of the label space as the sampler draws them; views validate on all cases of their store."""
+    """The corpora of the label space as the sampler draws them; views validate on all cases of
+    their store.
+    """
     bad = {(entry.get("corpus", ""), entry["case"]) for entry in run.failed}
     found = []
     for k, corpus in enumerate(run.data.space.corpora):
-        names = run.data.training_cases(corpus) if side == "train" else run.data.side(corpus.store, side)
-        names = [n for n in names if (corpus.store, n) not in bad and (run.store / corpus.store / n / "case.json").is_file()]
+        names = (
+            run.data.training_cases(corpus)
+            if side == "train"
+            else run.data.side(corpus.store, side)
+        )
+        names = [
+            n
+            for n in names
+            if (corpus.store, n) not in bad
+            and (run.store / corpus.store / n / "case.json").is_file()
+        ]
         if names:
             modality = run.data.space.modalities.index(corpus.modality)
             folder, classes = str(run.store / corpus.store), corpus_classes(corpus)
             group = run.data.groups.get(corpus.store, "")
-            found.append(stream.Pool(k, folder, tuple(names), corpus.foreground_ids, modality, classes, group))
+            found.append(
+                stream.Pool(
+                    k, folder, tuple(names), corpus.foreground_ids, modality, classes, group
+                )
+            )
         elif side == "train":
-            raise UsageError(f"corpus {corpus.name!r} has no case to train on", fix="check split, view and failed cases")
+            raise UsageError(
+                f"corpus {corpus.name!r} has no case to train on",
+                fix="check split, view and failed cases",
+            )
     return found
 
 
@@ -238,8 +319,17 @@ def train(run: Run) -> None:
     fields = config.with_masks(run.fields, run.plan, space.corpora)
     net = build.make_network(fields, space, mean_spacing(run))
     given, patch = fields["sampler"], build.sampled_patch(fields)
-    ways = {k: given[k] for k in ("exponent", "draw", "foreground", "oversample", "balance", "by") if k in given}
-    common = {"batch": fields["train"]["batch"], "final": net.patch, "dims": len(net.patch), "channels": net.channels}
+    ways = {
+        k: given[k]
+        for k in ("exponent", "draw", "foreground", "oversample", "balance", "by")
+        if k in given
+    }
+    common = {
+        "batch": fields["train"]["batch"],
+        "final": net.patch,
+        "dims": len(net.patch),
+        "channels": net.channels,
+    }
     recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
@@ -247,13 +337,18 @@ def train(run: Run) -> None:
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
     settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
-    say(f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, {settings['steps']:,} steps of {recipe.batch}")
+    say(
+        f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
+        f"{settings['steps']:,} steps of {recipe.batch}"
+    )
     task = build.make_task(fields, space, net, mesh)
     loop.fit(
         task=task,
         init=net.init,
         optimizer=build.make_optimizer(fields),
-        stream=lambda start: stream.stream(drawn, recipe, start=start, workers=given["workers"], **hosts),
+        stream=lambda start: stream.stream(
+            drawn, recipe, start=start, workers=given["workers"], **hosts
+        ),
         validation_stream=(lambda: stream.stream(held, checked, **hosts)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
@@ -268,13 +363,19 @@ def train(run: Run) -> None:
 def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
     """Everything that decides the weights, for the loop's own check on resume."""
     return recipe_fields(run.fields) | {
-        "plan": run.plan.key(), "splits": digest(run.data.splits), "labels": run.data.space.to_json(),
-        "cases": {run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn},
-    }  # fmt: skip
+        "plan": run.plan.key(),
+        "splits": digest(run.data.splits),
+        "labels": run.data.space.to_json(),
+        "cases": {
+            run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn
+        },
+    }
 
 
 def _refuse_other_data(run: Run, recipe: Mapping) -> None:
-    """`UsageError` if a trained run would go on with other cases or another plan; it ends with the cases that are the reason."""
+    """`UsageError` if a trained run would go on with other cases or another plan; it ends with the
+    cases that are the reason.
+    """
     from medjax.train import stepfolder
 
     folder = run.workdir / "checkpoints"
@@ -285,7 +386,11 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
         cases = dict(began["cases"])
     except (DataError, TrainError, KeyError, TypeError, ValueError):
         return  # the loop says what is wrong with the checkpoint
-    changed = [f"the training cases of {name}" for name in recipe["cases"] if name in cases and cases[name] != recipe["cases"][name]]
+    changed = [
+        f"the training cases of {name}"
+        for name in recipe["cases"]
+        if name in cases and cases[name] != recipe["cases"][name]
+    ]
     if "plan" in began and began["plan"] != recipe["plan"]:
         changed.append("spacing or normalisation, which follow from the images")
     if not changed:
@@ -293,9 +398,12 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
     reasons = [f"{entry['case']}: {sentence(entry)}" for entry in run.failed]
     reasons += [f"{name}: its files changed since the run began" for name in run.altered]
     raise UsageError(
-        "the data are not those that this run began with", path=run.workdir, found="; ".join(changed),
-        fix="restore the data, or use another --workdir" + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
-    )  # fmt: skip
+        "the data are not those that this run began with",
+        path=run.workdir,
+        found="; ".join(changed),
+        fix="restore the data, or use another --workdir"
+        + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
+    )
 
 
 def _devices(batch: int) -> list | None:
@@ -309,11 +417,16 @@ def _devices(batch: int) -> list | None:
 
 
 def evaluate(run: Run) -> int:
-    """Predicts and scores the held-out cases of every corpus against all their labels; returns the exit code."""
+    """Predicts and scores the held-out cases of every corpus against all their labels; returns the
+    exit code.
+    """
     from medjax.runs import test
 
     if not run.fields["evaluate"].get("on", True):
-        say("nothing to evaluate: this config only prepares weights for another one (config.evaluate.on)")
+        say(
+            "nothing to evaluate: this config only prepares weights for another one "
+            "(config.evaluate.on)"
+        )
         return EXIT_OK
     if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
@@ -323,14 +436,24 @@ def evaluate(run: Run) -> int:
     held: dict[str, tuple[Corpus, list[Case]]] = {}
     for corpus in space.corpora:
         wanted = set(run.data.side(corpus.name, "val"))
-        held[corpus.name] = (corpus, [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled])
-    run.failed += test.predict_and_score(predictor, held, run.workdir, run.fields["evaluate"], _line)
+        held[corpus.name] = (
+            corpus,
+            [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled],
+        )
+    run.failed += test.predict_and_score(
+        predictor, held, run.workdir, run.fields["evaluate"], _line
+    )
     if rule := run.fields["evaluate"].get("resampled", ""):
         found = resampled.score(predictor, held, run.store, rule)
         known = {(entry["case"], entry["message"]) for entry in run.failed}
-        run.failed += [entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known]
+        run.failed += [
+            entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known
+        ]
         runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
-        say(f"on the network's grid, empty classes by the {rule} rule: see {run.workdir / 'evaluation' / 'resampled.json'}")
+        say(
+            f"on the network's grid, empty classes by the {rule} rule: see "
+            f"{run.workdir / 'evaluation' / 'resampled.json'}"
+        )
         if left := found["not prepared"]:
             say(f"  without {len(left)} cases that the store does not hold: {', '.join(left[:4])}")
     for entry in run.failed:
@@ -339,13 +462,24 @@ def evaluate(run: Run) -> int:
 
 
 def _line(what: str):
-    """A progress callback: one live line on a terminal, a line for trouble and one at the end elsewhere."""
+    """A progress callback: one live line on a terminal, a line for trouble and one at the end
+    elsewhere.
+    """
     live = sys.stderr.isatty() and not os.environ.get("CI")
 
     def show(done: int, total: int, name: str, status: str) -> None:
         if live:
-            print(f"\r{what} {done}/{total} {name}: {status}".ljust(100), end="" if done < total else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r{what} {done}/{total} {name}: {status}".ljust(100),
+                end="" if done < total else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
         elif status == "failed" or done == total:
-            print(f"{what} {done}/{total}" + (f" {name}: failed" if status == "failed" else ""), file=sys.stderr, flush=True)
+            print(
+                f"{what} {done}/{total}" + (f" {name}: failed" if status == "failed" else ""),
+                file=sys.stderr,
+                flush=True,
+            )
 
     return show

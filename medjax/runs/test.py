@@ -1,7 +1,8 @@
 """Held-out cases -> predictions/, evaluation/ and a table: the last stage of a run.
 
-In: a predictor and, per corpus, the cases with their reference labels. Out: masks, numbers, plots, pictures and
-report.html in the run folder; the table on the screen; the records of cases that failed.
+In: a predictor and, per corpus, the cases with their reference labels. Out: masks, numbers, plots,
+pictures and report.html in the run folder; the table on the screen; the records of cases that
+failed.
 """
 
 import sys
@@ -24,14 +25,32 @@ def say(text: str) -> None:
 
 
 def predict_and_score(
-    predictor: Any, held: Mapping[str, tuple[Corpus, list[Case]]], workdir: Path, settings: Mapping, line: Callable
+    predictor: Any,
+    held: Mapping[str, tuple[Corpus, list[Case]]],
+    workdir: Path,
+    settings: Mapping,
+    line: Callable,
 ) -> list[dict]:
-    """Predicts `held` (corpus name -> corpus, cases) into the run folder, scores it, prints the table; returns failure records."""
+    """Predicts `held` (corpus name -> corpus, cases) into the run folder, scores it, prints the
+    table; returns failure records.
+    """
     failed, masks = [], {}
     written.check(workdir / "evaluation", written.NUMBERS)  # before the work of predicting
     for name, (corpus, cases) in held.items():
         out = workdir / "predictions" / name
-        done = predict_cases(predictor, cases, out, name, continue_=True, progress=line(f"predict {name}"), warn=say) if cases else None
+        done = (
+            predict_cases(
+                predictor,
+                cases,
+                out,
+                name,
+                continue_=True,
+                progress=line(f"predict {name}"),
+                warn=say,
+            )
+            if cases
+            else None
+        )
         failed += done.failed if done else []
         fine = [c for c in cases if done and c.name in {*done.ok, *done.skipped}]
         masks[name] = (corpus, [(case, out / f"{case.name}.nii.gz") for case in fine])
@@ -42,34 +61,52 @@ def predict_and_score(
     return failed + wrong
 
 
-def score(masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]], settings: Mapping) -> tuple[list[dict], Any]:
+def score(
+    masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]], settings: Mapping
+) -> tuple[list[dict], Any]:
     """Compares masks with references.
 
     Args:
       masks: corpus name -> corpus and (case, predicted mask).
       settings: `config.evaluate`: surface, groups, baseline, difficult_below.
 
-    Returns: records of what could not be scored, and the result over all corpora (None if there is nothing).
+    Returns: records of what could not be scored, and the result over all corpora (None if there is
+      nothing).
     """
     results = []
     grouping = groups(settings)
     for corpus, found in masks.values():
-        pairs = [metrics.Pair(case.name, case.label_files[0], str(mask), case.patient, case) for case, mask in found]
+        pairs = [
+            metrics.Pair(case.name, case.label_files[0], str(mask), case.patient, case)
+            for case, mask in found
+        ]
         if pairs:
-            results.append(metrics.evaluate(pairs, corpus, surface=settings["surface"], groups=grouping))
+            results.append(
+                metrics.evaluate(pairs, corpus, surface=settings["surface"], groups=grouping)
+            )
     failed = [record for result in results for record in result.failed]
-    return failed, (metrics.join(results, grouping) if len(results) > 1 else results[0] if results else None)
+    return failed, (
+        metrics.join(results, grouping) if len(results) > 1 else results[0] if results else None
+    )
 
 
 def groups(settings: Mapping) -> dict[str, tuple[str, ...]]:
-    """Group -> its classes as "class" or "corpus/class": those of the config, and "difficult" where a baseline says what is.
+    """Group -> its classes as "class" or "corpus/class": those of the config, and "difficult" where
+    a baseline says what is.
 
     MultiTalent calls difficult what the baseline segments with a mean Dice below 0.75.
     """
     found = {name: tuple(members) for name, members in settings.get("groups", {}).items()}
     if settings.get("baseline"):
-        cells = runfolder.read_json(Path(settings["baseline"]).expanduser() / "evaluation", "summary.json")["cells"]
-        low = [f"{corpus}/{name}" for corpus, row in cells.items() for name, cell in row.items() if _below(cell, settings)]
+        cells = runfolder.read_json(
+            Path(settings["baseline"]).expanduser() / "evaluation", "summary.json"
+        )["cells"]
+        low = [
+            f"{corpus}/{name}"
+            for corpus, row in cells.items()
+            for name, cell in row.items()
+            if _below(cell, settings)
+        ]
         found["difficult"] = tuple(low)
     return found
 
@@ -80,7 +117,9 @@ def _below(cell: Mapping, settings: Mapping) -> bool:
 
 
 def publish(result: Any, workdir: Path, settings: Mapping) -> None:
-    """Writes evaluation/ in a run folder (numbers, plots, pictures, report.html) and prints the table."""
+    """Writes evaluation/ in a run folder (numbers, plots, pictures, report.html) and prints the
+    table.
+    """
     folder = workdir / "evaluation"
     result.write(folder)
     page = present.present(result, folder, montages=settings["montages"])

@@ -1,7 +1,8 @@
 """Finished models as predictors: run folders and archives become an `infer.predictor.Predictor`.
 
-In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: what a model knows (`Trained`), and a predictor. Everything
-that loads "a model" comes through `read_model` and `load_predictor`; several models make an ensemble.
+In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: what a model knows
+(`Trained`), and a predictor. Everything that loads "a model" comes through `read_model` and
+`load_predictor`; several models make an ensemble.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ class Trained:
     """What a run folder or an archive knows, without its arrays.
 
     Attributes:
-      path: where it is. fields: the resolved config. space: as trained, views included. plan: spacing and normalisation.
+      path: where it is. fields: the resolved config. space: as trained, views included. plan:
+        spacing and normalisation.
       postprocess: what `medjax postprocess` chose on validation data, if it did.
       archive: the checked archive it came from; None for a run folder.
     """
@@ -49,9 +51,15 @@ class Trained:
 
     @functools.cached_property
     def network(self) -> network.Network:
-        """The network of its config; `UsageError` for an exported function, which has none, `ModelError` where none can be made."""
+        """The network of its config; `UsageError` for an exported function, which has none,
+        `ModelError` where none can be made.
+        """
         if self.archive and self.archive.kind != "weights":
-            raise UsageError("an exported function holds no network", path=self.path, fix="use the run folder or a weights archive")
+            raise UsageError(
+                "an exported function holds no network",
+                path=self.path,
+                fix="use the run folder or a weights archive",
+            )
         with _refusing(self):
             made = network.make_network(self.fields, self.space, self.spacing_mm)
             if self.archive:
@@ -64,16 +72,30 @@ class Trained:
         Args:
           checkpoint: "last", "best" or a step of a run folder; by default what the config says.
 
-        Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are not finite.
+        Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are
+          not finite.
         """
         from medjax.train import checkpoint as checkpoints
 
         if self.archive is None:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
-            return fitted.check_finite(checkpoints.load_params(self.path / "checkpoints", self.network.abstract(), which=which), self.path)
+            return fitted.check_finite(
+                checkpoints.load_params(
+                    self.path / "checkpoints", self.network.abstract(), which=which
+                ),
+                self.path,
+            )
         if checkpoint:
-            raise UsageError("an archive holds one set of parameters", path=self.path, fix="leave out --checkpoint")
-        return fitted.fitted(archives.unpack_arrays(self.archive.payload, str(self.path)), self.network.abstract(), self.path)
+            raise UsageError(
+                "an archive holds one set of parameters",
+                path=self.path,
+                fix="leave out --checkpoint",
+            )
+        return fitted.fitted(
+            archives.unpack_arrays(self.archive.payload, str(self.path)),
+            self.network.abstract(),
+            self.path,
+        )
 
 
 def read_model(path: Path | str) -> Trained:
@@ -82,7 +104,8 @@ def read_model(path: Path | str) -> Trained:
     Args:
       path: a run folder or an archive.
 
-    Raises: `UsageError` for what is neither, or a run without a checkpoint; `ModelError` for an archive that cannot be trusted.
+    Raises: `UsageError` for what is neither, or a run without a checkpoint; `ModelError` for an
+      archive that cannot be trusted.
     """
     path = Path(path)
     if archives.is_archive(path):
@@ -99,14 +122,23 @@ def _of_archive(path: Path, found: archives.Archive) -> Trained:
     try:
         config = plain(found.documents["config"])
         fitted.check_config(config, path, ModelError)
-        space, plan = LabelSpace.from_json(found.documents["labels"]), Plan.from_json(found.documents["plan"])
+        space, plan = (
+            LabelSpace.from_json(found.documents["labels"]),
+            Plan.from_json(found.documents["plan"]),
+        )
         for corpus in space.corpora:
             plan.spacing_of(corpus.store)
             for channel in corpus.channels:
                 plan.intensity_of(channel)
         chosen = found.documents.get("postprocess")
-        if chosen is not None and not (isinstance(chosen, Mapping) and isinstance(chosen.get("rules"), Mapping)):
-            raise ModelError("unusable postprocess.json", found=type(chosen).__name__, expected='{"rules": {...}}')
+        if chosen is not None and not (
+            isinstance(chosen, Mapping) and isinstance(chosen.get("rules"), Mapping)
+        ):
+            raise ModelError(
+                "unusable postprocess.json",
+                found=type(chosen).__name__,
+                expected='{"rules": {...}}',
+            )
     except MedjaxError as error:
         raise _refused(path, error) from error
     return Trained(path, config, space, plan, chosen, found)
@@ -114,7 +146,11 @@ def _of_archive(path: Path, found: archives.Archive) -> Trained:
 
 def _refused(path: Path, error: MedjaxError) -> ModelError:
     return ModelError(
-        f"model archive refused: {error.message}", path=path, found=error.found, expected=error.expected, fix=error.fix or "do not use it"
+        f"model archive refused: {error.message}",
+        path=path,
+        found=error.found,
+        expected=error.expected,
+        fix=error.fix or "do not use it",
     )
 
 
@@ -130,35 +166,51 @@ def _refusing(one: Trained) -> Iterator[None]:
     except Exception as error:  # whatever a network raises for arguments it was not made for
         what = "model archive refused" if one.archive else "unusable config"
         raise ModelError(
-            f"{what}: no network can be made of its config ({type(error).__name__}: {str(error)[:200]})", path=one.path,
+            f"{what}: no network can be made of its config ({type(error).__name__}: "
+            f"{str(error)[:200]})",
+            path=one.path,
             fix="export it again" if one.archive else "correct config.json",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def load_predictor(
-    models: Path | str | Trained | Sequence[Path | str | Trained], *, checkpoint: str = "", tta: str = "", overlap: float | None = None,
-    window: Sequence[int] = (), batch_windows: int | None = None, device: str = "", memory_gib: float | None = None,
-    uncertainty: bool = False, postprocess: str = "", fast: bool = False,
-) -> Any:  # fmt: skip
+    models: Path | str | Trained | Sequence[Path | str | Trained],
+    *,
+    checkpoint: str = "",
+    tta: str = "",
+    overlap: float | None = None,
+    window: Sequence[int] = (),
+    batch_windows: int | None = None,
+    device: str = "",
+    memory_gib: float | None = None,
+    uncertainty: bool = False,
+    postprocess: str = "",
+    fast: bool = False,
+) -> Any:
     """A `Predictor` from one or several models; what is not given follows the first one's config.
 
-    Its label space has every corpus as annotated (no views), under the name of its store. Members of one architecture run as one program;
-    others are averaged on the scan's grid.
+    Its label space has every corpus as annotated (no views), under the name of its store. Members
+    of one architecture run as one program; others are averaged on the scan's grid.
 
     Args:
       models: run folders, archives, or what `read_model` made of them.
-      tta: "none" or "mirror". window: (z, y, x) or (y, x) in place of the training patch. device: "cpu", "gpu:1", ...
+      tta: "none" or "mirror". window: (z, y, x) or (y, x) in place of the training patch. device:
+        "cpu", "gpu:1", ...
       memory_gib: what a case may use. uncertainty: carry how far mirrors and members disagree.
-      postprocess: "" as configured, "none", "chosen" (what validation decided) or a JSON file of rules.
+      postprocess: "" as configured, "none", "chosen" (what validation decided) or a JSON file of
+        rules.
       fast: the coarser companion that the models name in `infer.fast`.
 
-    Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the network cannot take, rules or a
-      companion that do not exist; `TrainError` or `ModelError` for weights that do not fit their config.
+    Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
+      network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
+      weights that do not fit their config.
     """
     from medjax.infer.cases import Predictor
 
     single = isinstance(models, Path | str | Trained)
-    trained = [m if isinstance(m, Trained) else read_model(m) for m in ([models] if single else models)]
+    trained = [
+        m if isinstance(m, Trained) else read_model(m) for m in ([models] if single else models)
+    ]
     if not trained:
         raise UsageError("no model given")
     if fast:
@@ -173,7 +225,11 @@ def load_predictor(
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
             configured = configured.checked(model.space) if configured else None
-        axes = {"none": (), "mirror": tuple(range(model.dims))}[tta] if tta else tuple(given["mirror_axes"])
+        axes = (
+            {"none": (), "mirror": tuple(range(model.dims))}[tta]
+            if tta
+            else tuple(given["mirror_axes"])
+        )
         return Predictor(
             model,
             ensemble=[member.params(checkpoint) for member in members[1:]],
@@ -208,7 +264,9 @@ def rules(model: Trained, wanted: str = "") -> Any:
         path = Path(wanted)
         found = folder.read_json(path.parent, path.name) if path.is_file() else None
         if not isinstance(found, dict):
-            raise UsageError(f"no postprocessing {wanted!r}", expected="none, chosen, or a JSON file of rules")
+            raise UsageError(
+                f"no postprocessing {wanted!r}", expected="none, chosen, or a JSON file of rules"
+            )
         return Rules.from_json(found.get("rules", found)) or None
     configured = model.fields["infer"].get("postprocess") or {}
     return Rules.from_json({**configured, "min_ml": dict(configured.get("min_ml") or {})}) or None
@@ -229,7 +287,9 @@ def named_devices(name: str) -> list | None:
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
 
 
-def _model(one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None) -> Any:
+def _model(
+    one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None
+) -> Any:
     from medjax.infer.model import Model
 
     space, conditions = one.space.unveiled(), one.space.conditions()
@@ -238,12 +298,16 @@ def _model(one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequ
 
         apply, own = stablehlo.function(one.archive, devices[0].platform if devices else "")
         if window and window != own:
-            raise UsageError("an exported function has one window", path=one.path, found=window, expected=own)
+            raise UsageError(
+                "an exported function has one window", path=one.path, found=window, expected=own
+            )
         return Model(apply, {}, one.plan, space, own, len(own), conditions)
     net = one.network
     window = window or net.patch
     _check_window(one, window)
-    return Model(net.apply, one.params(checkpoint), one.plan, space, window, len(net.patch), conditions)
+    return Model(
+        net.apply, one.params(checkpoint), one.plan, space, window, len(net.patch), conditions
+    )
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
@@ -253,32 +317,55 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
 
     net = one.network
     if len(window) != len(net.patch) or min(window) < 1:
-        raise UsageError("unusable window", found=window, expected=f"{len(net.patch)} sizes, e.g. {net.patch}")
+        raise UsageError(
+            "unusable window", found=window, expected=f"{len(net.patch)} sizes, e.g. {net.patch}"
+        )
     if window == net.patch:
         return
     image = jax.ShapeDtypeStruct((1, *window, net.channels), jnp.float32)
     number = jax.ShapeDtypeStruct((1,), jnp.int32)
-    context = {"corpus": number, "modality": number, "spacing_mm": jax.ShapeDtypeStruct((1, 3), jnp.float32)}
+    context = {
+        "corpus": number,
+        "modality": number,
+        "spacing_mm": jax.ShapeDtypeStruct((1, 3), jnp.float32),
+    }
     try:
         shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
     except Exception as error:  # whatever a network raises for sizes it was not made for
         raise UsageError(
-            f"the network cannot take this window ({type(error).__name__})", found=window, expected=f"e.g. {net.patch}"
+            f"the network cannot take this window ({type(error).__name__})",
+            found=window,
+            expected=f"e.g. {net.patch}",
         ) from error
     if shape != window:
-        raise UsageError("the network changes the size of this window", found=f"{window} -> {shape}", expected=f"e.g. {net.patch}")
+        raise UsageError(
+            "the network changes the size of this window",
+            found=f"{window} -> {shape}",
+            expected=f"e.g. {net.patch}",
+        )
 
 
 def _companion(one: Trained) -> Trained:
-    """The coarser model that a config names in `infer.fast`: relative to a run, and beside an archive, which may not name other folders."""
+    """The coarser model that a config names in `infer.fast`: relative to a run, and beside an
+    archive, which may not name other folders.
+    """
     name = one.fields["infer"].get("fast", "")
     if not name:
-        raise UsageError("the model offers no fast version", path=one.path, fix="name a run with a coarser spacing in config.infer.fast")
+        raise UsageError(
+            "the model offers no fast version",
+            path=one.path,
+            fix="name a run with a coarser spacing in config.infer.fast",
+        )
     if one.archive is None:
         return read_model(one.path / name)
     check_name(name, "fast version", path=one.path, error=ModelError)
     if not is_within(one.path.parent / name, one.path.parent):
-        raise ModelError("the fast version is a link to another folder", path=one.path, found=name, fix="give it with -m")
+        raise ModelError(
+            "the fast version is a link to another folder",
+            path=one.path,
+            found=name,
+            fix="give it with -m",
+        )
     return read_model(one.path.parent / name)
 
 
@@ -286,5 +373,10 @@ def _architecture(one: Trained) -> str:
     """Equal for models whose parameters can be stacked into one program."""
     if one.archive and one.archive.kind == "function":
         return one.archive.sha256
-    kept = {"model": one.fields["model"], "patch": one.fields["train"]["patch"], "plan": one.plan.key(), "space": one.space.to_json()}
+    kept = {
+        "model": one.fields["model"],
+        "patch": one.fields["train"]["patch"],
+        "plan": one.plan.key(),
+        "space": one.space.to_json(),
+    }
     return repr(sorted(kept.items()))

@@ -1,1 +1,3 @@
-"""Sampling: the store -> batches of integers with their meaning, a pure function of the sample number."""
+"""Sampling: the store -> batches of integers with their meaning, a pure function of the sample
+number.
+"""

@@ -1,7 +1,7 @@
 """One training sample: which case, which patch. A pure function of (pools, recipe, sample number).
 
-In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: a dictionary of numpy arrays, one row of the batch that
-`sample/stream.py` stacks.
+In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: a dictionary of numpy arrays,
+one row of the batch that `sample/stream.py` stacks.
 """
 
 import dataclasses
@@ -21,7 +21,9 @@ OVERSAMPLES = ("last", "probabilistic")
 BALANCES = ("case", "class")
 UNITS = ("set", "class")
 CACHE_BYTES = 2 << 30
-SMALL_CASE_BYTES = 8 << 20  # larger cases are never held whole: a patch of them is cheaper to read than the case
+SMALL_CASE_BYTES = (
+    8 << 20
+)  # larger cases are never held whole: a patch of them is cheaper to read than the case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Pool:
       cases: case names, one folder each.
       foreground_ids: dense ids that may be forced into a patch; leave out what a view hides.
       modality: index in the label space.
-      classes: per annotated class the dense ids of its voxels (nested classes share ids), for `Recipe.by` "class"; empty: every id is one.
-      group: pools of one name are one data set when it comes to how often a corpus is drawn (AMOS22's CT and MR); empty: one of its own.
+      classes: per annotated class the dense ids of its voxels (nested classes share ids), for
+        `Recipe.by` "class"; empty: every id is one.
+      group: pools of one name are one data set when it comes to how often a corpus is drawn
+        (AMOS22's CT and MR); empty: one of its own.
     """
 
     corpus: int
@@ -47,10 +51,14 @@ class Pool:
     group: str = ""
 
     def groups(self, by: str) -> tuple[tuple[int, ...], ...]:
-        """What is drawn from with equal chances: groups of dense ids that may be forced into a patch."""
+        """What is drawn from with equal chances: groups of dense ids that may be forced into a
+        patch.
+        """
         allowed = set(self.foreground_ids)
         if by == "class" and self.classes:
-            return tuple(found for ids in self.classes if (found := tuple(i for i in ids if i in allowed)))
+            return tuple(
+                found for ids in self.classes if (found := tuple(i for i in ids if i in allowed))
+            )
         return tuple((i,) for i in self.foreground_ids)
 
 
@@ -61,17 +69,24 @@ class Recipe:
     Attributes:
       patch: voxels to cut, (z, y, x), or (y, x) with `dims` 2; usually `enlarged_patch(final)`.
       batch: samples of one global batch, over all hosts.
-      exponent: weight n^-exponent of each case of a corpus with n cases; 0.5 is MultiTalent's, 0 draws cases evenly, 1 corpora evenly.
-      draw: "iid" draws every sample independently, with replacement; "mix" interleaves the corpora, each without replacement per epoch.
+      exponent: weight n^-exponent of each case of a corpus with n cases; 0.5 is MultiTalent's, 0
+        draws cases evenly, 1 corpora evenly.
+      draw: "iid" draws every sample independently, with replacement; "mix" interleaves the corpora,
+        each without replacement per epoch.
       foreground: share of samples forced to hold an annotated class.
-      oversample: "last" forces the last round-half-even share of every global batch, "probabilistic" each sample by chance.
+      oversample: "last" forces the last round-half-even share of every global batch,
+        "probabilistic" each sample by chance.
       seed: of everything.
-      balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's class first, then a case that has it.
-      by: what a forced sample draws: "set", one of the label sets (dense ids) with equal chances, or "class", one of the classes, where
-        a nested class shares the voxels of the one around it (nnU-Net's region sampling).
+      balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's
+        class first, then a case that has it.
+      by: what a forced sample draws: "set", one of the label sets (dense ids) with equal chances,
+        or "class", one of the classes, where a nested class shares the voxels of the one around it
+        (nnU-Net's region sampling).
       dims: 3, or 2 for slices of constant z, whose axis is dropped.
-      final: the patch after augmentation, which bounds how far a patch leaves the image; None is `patch`.
-      channels: image channels of a sample; a case with fewer is filled up with zeros. None: as stored, the same in all pools.
+      final: the patch after augmentation, which bounds how far a patch leaves the image; None is
+        `patch`.
+      channels: image channels of a sample; a case with fewer is filled up with zeros. None: as
+        stored, the same in all pools.
     """
 
     patch: tuple[int, ...]
@@ -88,36 +103,56 @@ class Recipe:
     by: str = "set"
 
     def __post_init__(self):
-        for name, known in (("draw", DRAWS), ("oversample", OVERSAMPLES), ("balance", BALANCES), ("by", UNITS), ("dims", (2, 3))):
+        for name, known in (
+            ("draw", DRAWS),
+            ("oversample", OVERSAMPLES),
+            ("balance", BALANCES),
+            ("by", UNITS),
+            ("dims", (2, 3)),
+        ):
             value = getattr(self, name)
             if value not in known:
-                raise UsageError(f"unknown {name} {value!r} in the sampling recipe", fix=did_you_mean(str(value), map(str, known)))
+                raise UsageError(
+                    f"unknown {name} {value!r} in the sampling recipe",
+                    fix=did_you_mean(str(value), map(str, known)),
+                )
         if self.balance == "class" and self.draw == "mix":
-            raise UsageError('balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"')
+            raise UsageError(
+                'balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"'
+            )
         for name in ("patch", "final"):
             value = getattr(self, name)
             if value is not None and (len(value) != self.dims or min(value) < 1):
                 raise UsageError(
-                    f"the sampling recipe's {name} has the wrong sides", found=tuple(value), expected=f"{self.dims} positive sides"
+                    f"the sampling recipe's {name} has the wrong sides",
+                    found=tuple(value),
+                    expected=f"{self.dims} positive sides",
                 )
         if self.batch < 1 or self.seed < 0 or not 0 <= self.foreground <= 1:
             raise UsageError(
-                "batch, seed or foreground share of the sampling recipe out of range", found=(self.batch, self.seed, self.foreground)
+                "batch, seed or foreground share of the sampling recipe out of range",
+                found=(self.batch, self.seed, self.foreground),
             )
         object.__setattr__(self, "patch", tuple(map(int, self.patch)))
         object.__setattr__(self, "final", tuple(map(int, self.final)) if self.final else self.patch)
 
 
-def corpus_probabilities(cases: Sequence[int], exponent: float = 0.5, groups: Sequence[str] = ()) -> np.ndarray:
-    """(corpora,) float64 probability of drawing from each corpus: n N^-exponent, normalised (MultiTalent: sqrt(n)).
+def corpus_probabilities(
+    cases: Sequence[int], exponent: float = 0.5, groups: Sequence[str] = ()
+) -> np.ndarray:
+    """(corpora,) float64 probability of drawing from each corpus: n N^-exponent, normalised
+    (MultiTalent: sqrt(n)).
 
     Args:
       cases: n of each corpus.
-      groups: name of the data set of each corpus; N is the number of cases in all corpora of that name. "" or nothing: N = n.
+      groups: name of the data set of each corpus; N is the number of cases in all corpora of that
+        name. "" or nothing: N = n.
     """
     n = np.asarray(cases, float)
     names = [group or k for k, group in enumerate(groups or [""] * len(n))]
-    together = np.array([sum(m for m, other in zip(n, names, strict=True) if other == name) for name in names])
+    together = np.array(
+        [sum(m for m, other in zip(n, names, strict=True) if other == name) for name in names]
+    )
     weights = n * together**-exponent
     return weights / weights.sum()
 
@@ -133,12 +168,13 @@ def forced_positions(batch: int, share: float) -> int:
 
 
 class Samples:
-    """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i. Picklable; safe to use from several threads.
+    """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
+    Picklable; safe to use from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
-      cache_bytes: how much of the small cases (8 MiB at most each) is held in memory; 0 reads from the store every time. It never changes
-        a sample.
+      cache_bytes: how much of the small cases (8 MiB at most each) is held in memory; 0 reads from
+        the store every time. It never changes a sample.
     """
 
     def __init__(self, pools: Sequence[Pool], recipe: Recipe, cache_bytes: int = CACHE_BYTES):
@@ -147,7 +183,9 @@ class Samples:
         self.patch, self.final = ((1, *p) if flat else p for p in (recipe.patch, recipe.final))
         counts = [len(pool.cases) for pool in self.pools]
         self.first = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        self.cumulative = np.cumsum(corpus_probabilities(counts, recipe.exponent, [pool.group for pool in self.pools]))
+        self.cumulative = np.cumsum(
+            corpus_probabilities(counts, recipe.exponent, [pool.group for pool in self.pools])
+        )
         self.forced_from = forced_positions(recipe.batch, recipe.foreground)
         self._reset()
 
@@ -162,12 +200,20 @@ class Samples:
         self.__dict__.update(state)
         self._reset()
 
-    def __call__(self, index: int, choice: tuple[int, int] | tuple[()] = ()) -> dict[str, np.ndarray]:
-        """The sample with number `index` of the global stream; `choice` is (pool, case) if the mixture has drawn it."""
+    def __call__(
+        self, index: int, choice: tuple[int, int] | tuple[()] = ()
+    ) -> dict[str, np.ndarray]:
+        """The sample with number `index` of the global stream; `choice` is (pool, case) if the
+        mixture has drawn it.
+        """
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, int(index)))
         drawn = choice or self._draw(rng)
         chance = rng.random()
-        forced = index % recipe.batch >= self.forced_from if recipe.oversample == "last" else chance < recipe.foreground
+        forced = (
+            index % recipe.batch >= self.forced_from
+            if recipe.oversample == "last"
+            else chance < recipe.foreground
+        )
         wanted = None
         if forced and recipe.balance == "class":
             drawn, wanted = self._draw_class(rng, drawn)
@@ -177,18 +223,32 @@ class Samples:
             sample = self._cut(rng, folder, pool, forced, wanted)
         except MedjaxError:
             raise
-        except Exception as error:  # whatever the store meets, the user must learn which case it was
+        except (
+            Exception
+        ) as error:  # whatever the store meets, the user must learn which case it was
             fix = "prepare this case again (`medjax prepare`) or leave it out"
-            raise DataError(f"cannot cut a patch: {type(error).__name__}: {error}", path=folder, fix=fix) from error
-        numbers = {"corpus": pool.corpus, "modality": pool.modality, "case": self.first[drawn[0]] + drawn[1]}
+            raise DataError(
+                f"cannot cut a patch: {type(error).__name__}: {error}", path=folder, fix=fix
+            ) from error
+        numbers = {
+            "corpus": pool.corpus,
+            "modality": pool.modality,
+            "case": self.first[drawn[0]] + drawn[1],
+        }
         return sample | {name: np.int32(value) for name, value in numbers.items()}
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        k = min(int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1)
+        k = min(
+            int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1
+        )
         return k, int(rng.integers(len(self.pools[k].cases)))
 
-    def _draw_class(self, rng: np.random.Generator, drawn: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, ...] | None]:
-        """A class of the drawn corpus, then a case that has it; the drawn case if the corpus has no foreground at all."""
+    def _draw_class(
+        self, rng: np.random.Generator, drawn: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, ...] | None]:
+        """A class of the drawn corpus, then a case that has it; the drawn case if the corpus has no
+        foreground at all.
+        """
         k = drawn[0]
         with self._lock:
             if k not in self._holders:
@@ -196,7 +256,10 @@ class Samples:
                 for name in pool.cases:
                     counts = _open(Path(pool.folder) / name).meta["voxels"]
                     voxels.append({int(i) for i, n in counts.items() if n})
-                holders = {group: [c for c, ids in enumerate(voxels) if ids & set(group)] for group in pool.groups(self.recipe.by)}
+                holders = {
+                    group: [c for c, ids in enumerate(voxels) if ids & set(group)]
+                    for group in pool.groups(self.recipe.by)
+                }
                 self._holders[k] = {group: cases for group, cases in holders.items() if cases}
             holders = self._holders[k]
         if not holders:
@@ -204,7 +267,9 @@ class Samples:
         wanted = list(holders)[rng.integers(len(holders))]
         return (k, holders[wanted][rng.integers(len(holders[wanted]))]), wanted
 
-    def _cut(self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: tuple | None) -> dict[str, np.ndarray]:
+    def _cut(
+        self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: tuple | None
+    ) -> dict[str, np.ndarray]:
         case = _open(folder)
         shape = tuple(case.meta["shape"])
         gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
@@ -224,39 +289,60 @@ class Samples:
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
         if missing := (self.recipe.channels or len(gain)) - len(gain):
-            sample["image"] = np.pad(sample["image"], [(0, 0)] * (sample["image"].ndim - 1) + [(0, missing)])
+            sample["image"] = np.pad(
+                sample["image"], [(0, 0)] * (sample["image"].ndim - 1) + [(0, missing)]
+            )
             gain, bias = np.pad(gain, (0, missing), constant_values=1), np.pad(bias, (0, missing))
-        return sample | {"gain": gain, "bias": bias, "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32)}
+        return sample | {
+            "gain": gain,
+            "bias": bias,
+            "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32),
+        }
 
     @staticmethod
-    def _foreground_voxel(rng: np.random.Generator, case: Any, groups: Sequence[tuple[int, ...]]) -> np.ndarray | None:
-        """A voxel of one of the groups that the case has; within a group ids weigh as their voxels do."""
+    def _foreground_voxel(
+        rng: np.random.Generator, case: Any, groups: Sequence[tuple[int, ...]]
+    ) -> np.ndarray | None:
+        """A voxel of one of the groups that the case has; within a group ids weigh as their voxels
+        do.
+        """
         locations, voxels = case.locations, case.meta["voxels"]
-        present = [found for group in groups if (found := [str(i) for i in group if str(i) in locations])]
+        present = [
+            found for group in groups if (found := [str(i) for i in group if str(i) in locations])
+        ]
         while present:
             group = present.pop(rng.integers(len(present)))
             if len(group) > 1:
                 weights = np.cumsum([voxels.get(i, 0) for i in group], dtype=float)
-                group = [group[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]]
+                group = [
+                    group[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+                ]
             found = locations[group[0]]
             if len(found):
                 return found[rng.integers(len(found))]
         return None
 
     def _readers(self, folder: Path, case: Any, shape: tuple[int, ...], channels: int):
-        """Two functions slices -> array; small cases are read whole once and then held, as long as there is room."""
+        """Two functions slices -> array; small cases are read whole once and then held, as long as
+        there is room.
+        """
         size = int(np.prod(shape)) * (2 * channels + 2)
         held = self._held.get(folder)
         if held is None and size <= min(SMALL_CASE_BYTES, self.cache_bytes - self._held_bytes):
             whole = tuple(slice(0, n) for n in shape)
-            held = np.asarray(case.image(whole)), np.asarray(case.label(whole, outside=PADDING), np.int16)
+            held = (
+                np.asarray(case.image(whole)),
+                np.asarray(case.label(whole, outside=PADDING), np.int16),
+            )
             with self._lock:
                 if folder not in self._held:
                     self._held[folder] = held
                     self._held_bytes += size
         if held is not None:
             return held[0].__getitem__, held[1].__getitem__
-        return case.image, functools.partial(case.label, outside=PADDING)  # outside a normalisation mask: as outside the image
+        return case.image, functools.partial(
+            case.label, outside=PADDING
+        )  # outside a normalisation mask: as outside the image
 
 
 def _open(folder: Path) -> Any:

@@ -1,8 +1,9 @@
-"""Where a training patch lies: nnU-Net's enlarged patch, the bounds of its start, and the padded read of it from a stored case.
+"""Where a training patch lies: nnU-Net's enlarged patch, the bounds of its start, and the padded
+read of it from a stored case.
 
-In: patch sizes, a case's shape and foreground voxels, a random generator. Out: integer starts and numpy patches. No jax, no files opened.
-A patch is *cut* larger than the network sees it, so that rotation and scaling find real voxels; the *final* patch sets how far it may
-leave the image.
+In: patch sizes, a case's shape and foreground voxels, a random generator. Out: integer starts and
+numpy patches. No jax, no files opened. A patch is *cut* larger than the network sees it, so that
+rotation and scaling find real voxels; the *final* patch sets how far it may leave the image.
 """
 
 import math
@@ -13,8 +14,11 @@ import numpy as np
 
 from medjax.errors import UsageError
 
-ANISOTROPIC = 3  # longest / first axis beyond which a patch is augmented slice by slice (nnU-Net's "dummy 2D")
-SCALE_MIN = 0.85  # nnU-Net enlarges by 1 / 0.85, less than the augmentation's largest scaling of 1.4
+# longest / first axis beyond which a patch is augmented slice by slice (nnU-Net's "dummy 2D")
+ANISOTROPIC = 3
+SCALE_MIN = (
+    0.85  # nnU-Net enlarges by 1 / 0.85, less than the augmentation's largest scaling of 1.4
+)
 Sides = Sequence[int] | np.ndarray
 PADDING = -1  # label of voxels outside the image
 
@@ -25,17 +29,22 @@ def is_anisotropic(patch: Sequence[int]) -> bool:
 
 
 def rotation_limit(patch: Sequence[int]) -> float:
-    """nnU-Net's largest rotation in rad: 30 degrees in 3D, 180 within slices; in 2D 15 if one side is over 1.5 times the other, or 180."""
+    """nnU-Net's largest rotation in rad: 30 degrees in 3D, 180 within slices; in 2D 15 if one side
+    is over 1.5 times the other, or 180.
+    """
     if len(patch) == 3:
         return math.pi if is_anisotropic(patch) else math.pi / 6
     return math.pi / 12 if max(patch) / min(patch) > 1.5 else math.pi
 
 
-def enlarged_patch(patch: Sequence[int], rotation_rad: float | None = None, scale_min: float = SCALE_MIN) -> tuple[int, ...]:
+def enlarged_patch(
+    patch: Sequence[int], rotation_rad: float | None = None, scale_min: float = SCALE_MIN
+) -> tuple[int, ...]:
     """The patch to cut so that augmentation to `patch` rarely meets the border (nnU-Net's rule).
 
-    The vector of patch sides (not its bounding box) is turned by the limit, 90 degrees at most, about each axis in turn; the largest
-    absolute components are divided by `scale_min` and truncated. A thin first axis (`is_anisotropic`) is kept as it is.
+    The vector of patch sides (not its bounding box) is turned by the limit, 90 degrees at most,
+    about each axis in turn; the largest absolute components are divided by `scale_min` and
+    truncated. A thin first axis (`is_anisotropic`) is kept as it is.
 
     Args:
       patch: final patch, (z, y, x) or (y, x) voxels.
@@ -51,7 +60,9 @@ def enlarged_patch(patch: Sequence[int], rotation_rad: float | None = None, scal
     cos, sin = math.cos(angle), math.sin(angle)
     sides = np.array(patch, float)
     largest = sides.copy()
-    turns = [(1, 2, 1), (0, 2, -1), (0, 1, 1)] if len(patch) == 3 else [(0, 1, 1)]  # plane of each turn and its sense
+    turns = (
+        [(1, 2, 1), (0, 2, -1), (0, 1, 1)] if len(patch) == 3 else [(0, 1, 1)]
+    )  # plane of each turn and its sense
     for a, b, sense in turns:
         turned = sides.copy()
         turned[a] = sides[a] * cos + sense * sides[b] * sin
@@ -62,7 +73,9 @@ def enlarged_patch(patch: Sequence[int], rotation_rad: float | None = None, scal
 
 
 def start_bounds(shape: Sides, patch: Sides, final: Sides) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest start (both allowed) of a patch cut from an image of `shape`; starts may be negative (nnU-Net's rule)."""
+    """Lowest and highest start (both allowed) of a patch cut from an image of `shape`; starts may
+    be negative (nnU-Net's rule).
+    """
     shape, patch, final = (np.asarray(v, np.int64) for v in (shape, patch, final))
     need = np.maximum(patch - final, patch - shape)
     return -((need + 1) // 2), shape + need // 2 + need % 2 - patch
@@ -75,25 +88,42 @@ def random_start(rng: np.random.Generator, shape: Sides, patch: Sides, final: Si
 
 
 def centred_start(voxel: Sides, shape: Sides, patch: Sides, final: Sides) -> np.ndarray:
-    """The start that puts `voxel` at the centre of the patch, but not below the lowest start (nnU-Net bounds it on that side only)."""
-    return np.maximum(start_bounds(shape, patch, final)[0], np.asarray(voxel, np.int64) - np.asarray(patch) // 2)
+    """The start that puts `voxel` at the centre of the patch, but not below the lowest start
+    (nnU-Net bounds it on that side only).
+    """
+    return np.maximum(
+        start_bounds(shape, patch, final)[0], np.asarray(voxel, np.int64) - np.asarray(patch) // 2
+    )
 
 
-def read_patch(read: Callable[[tuple[slice, ...]], np.ndarray], shape: Sides, start: Sides, patch: Sides, fill: Any) -> np.ndarray:
-    """A (z, y, x, ...) patch, `fill` (scalar or per channel) where it leaves the image; only the voxels inside are read.
+def read_patch(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: Sides,
+    start: Sides,
+    patch: Sides,
+    fill: Any,
+) -> np.ndarray:
+    """A (z, y, x, ...) patch, `fill` (scalar or per channel) where it leaves the image; only the
+    voxels inside are read.
 
     Args:
       read: slices of (z, y, x) -> array; called once, with the overlap of patch and image.
       shape: (z, y, x) of the image.
       start, patch: corner (may be negative) and size in voxels.
-      fill: value outside; the result has the type of what `read` returns, or of `fill` if that is a numpy value.
+      fill: value outside; the result has the type of what `read` returns, or of `fill` if that is a
+        numpy value.
     """
-    inside = [(min(n, max(0, s)), max(0, min(n, s + p))) for s, p, n in zip(map(int, start), patch, shape, strict=True)]
+    inside = [
+        (min(n, max(0, s)), max(0, min(n, s + p)))
+        for s, p, n in zip(map(int, start), patch, shape, strict=True)
+    ]
     values = read(tuple(slice(a, b) for a, b in inside))
     dtype = fill.dtype if isinstance(fill, np.ndarray | np.generic) else values.dtype
     if all(b - a == p for (a, b), p in zip(inside, patch, strict=True)):
         return np.asarray(values, dtype)
     out = np.empty((*patch, *values.shape[3:]), dtype)
     out[...] = fill
-    out[tuple(slice(a - int(s), b - int(s)) for (a, b), s in zip(inside, start, strict=True))] = values
+    out[tuple(slice(a - int(s), b - int(s)) for (a, b), s in zip(inside, start, strict=True))] = (
+        values
+    )
     return out

@@ -1,4 +1,5 @@
-"""The training stream: which case, which patch, in which batch. Random access from (seed, sample number) alone.
+"""The training stream: which case, which patch, in which batch. Random access from (seed, sample
+number) alone.
 
 In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batches
 
@@ -7,9 +8,9 @@ In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batche
   corpus (b,), modality (b,), case (b,) int32                    case: running number over all pools
   spacing_mm (b, 3) f32                                          (z, y, x)
 
-Every sample is a function of (recipe, pools, sample number), so the position in the stream *is* the training step: resuming means
-slicing, and threads, worker processes and the number of hosts change nothing. A changed recipe or changed pools mean another stream:
-keep both with the run.
+Every sample is a function of (recipe, pools, sample number), so the position in the stream *is* the
+training step: resuming means slicing, and threads, worker processes and the number of hosts change
+nothing. A changed recipe or changed pools mean another stream: keep both with the run.
 """
 
 import functools
@@ -21,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UsageError
-from medjax.sample.draw import CACHE_BYTES, Pool, Recipe, Samples, case_probabilities, corpus_probabilities, forced_positions
+from medjax.sample.draw import (
+    CACHE_BYTES,
+    Pool,
+    Recipe,
+    Samples,
+    case_probabilities,
+    corpus_probabilities,
+    forced_positions,
+)
 from medjax.sample.patches import enlarged_patch
 
 __all__ = [
@@ -38,7 +47,8 @@ __all__ = [
 
 
 class _Epochs:
-    """The cases of one pool as an endless grain source: epoch after epoch, each in its own order, without replacement.
+    """The cases of one pool as an endless grain source: epoch after epoch, each in its own order,
+    without replacement.
 
     (grain's own shuffle takes milliseconds per element for the small corpora of this field.)
     """
@@ -60,7 +70,10 @@ def _order(seed: int, pool: int, epoch: int, cases: int) -> np.ndarray:
 
 
 class _Endless:
-    """A grain source that chooses nothing: in the i.i.d. stream a sample's number says everything. (None would be an element left out.)"""
+    """A grain source that chooses nothing: in the i.i.d. stream a sample's number says everything.
+
+    (None would be an element left out.)
+    """
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -69,10 +82,19 @@ class _Endless:
         return ()
 
 
-def dataset(pools: Sequence[Pool], recipe: Recipe, *, host: int = 0, hosts: int = 1, cache_bytes: int = CACHE_BYTES):
-    """The stream as a random-access `grain.MapDataset`: element k is this host's share of global batch k.
+def dataset(
+    pools: Sequence[Pool],
+    recipe: Recipe,
+    *,
+    host: int = 0,
+    hosts: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+):
+    """The stream as a random-access `grain.MapDataset`: element k is this host's share of global
+    batch k.
 
-    Host h takes samples h, h + hosts, ... of the one global stream, batch // hosts of them per batch.
+    Host h takes samples h, h + hosts, ... of the one global stream, batch // hosts of them per
+    batch.
     """
     import grain
 
@@ -81,10 +103,17 @@ def dataset(pools: Sequence[Pool], recipe: Recipe, *, host: int = 0, hosts: int 
     if recipe.draw == "iid":
         chosen = grain.MapDataset.source(_Endless())
     else:
-        parts = [grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed)) for k, pool in enumerate(pools)]
-        shares = corpus_probabilities([len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools])
+        parts = [
+            grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed))
+            for k, pool in enumerate(pools)
+        ]
+        shares = corpus_probabilities(
+            [len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools]
+        )
         chosen = grain.MapDataset.mix(parts, shares.tolist())
-    return chosen.map_with_index(samples)[host::hosts].batch(recipe.batch // hosts, drop_remainder=True)
+    return chosen.map_with_index(samples)[host::hosts].batch(
+        recipe.batch // hosts, drop_remainder=True
+    )
 
 
 def stream(
@@ -103,25 +132,41 @@ def stream(
     Args:
       pools, recipe: what is drawn and how; see `Recipe`.
       start: training step to go on from.
-      threads: batches read ahead at once in this process (each worker has as many); 0 reads in the caller's thread.
-      workers: extra processes; only worth it when profiling says that the threads cannot keep up. Scripts then need a `__main__` guard.
+      threads: batches read ahead at once in this process (each worker has as many); 0 reads in the
+        caller's thread.
+      workers: extra processes; only worth it when profiling says that the threads cannot keep up.
+        Scripts then need a `__main__` guard.
       host, hosts: which share of each batch.
       cache_bytes: memory for small cases, over all workers.
 
-    Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when its turn comes, for one that cannot be read.
+    Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when its
+      turn comes, for one that cannot be read.
     """
     import grain
 
     if start < 0 or threads < 0 or workers < 0:
-        raise UsageError("start, threads and workers cannot be negative", found=(start, threads, workers))
-    batches = dataset(pools, recipe, host=host, hosts=hosts, cache_bytes=cache_bytes // max(1, workers))[start:]
-    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0))
+        raise UsageError(
+            "start, threads and workers cannot be negative", found=(start, threads, workers)
+        )
+    batches = dataset(
+        pools, recipe, host=host, hosts=hosts, cache_bytes=cache_bytes // max(1, workers)
+    )[start:]
+    batches = batches.to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
+        )
+    )
     if workers:
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which a plain script has not parsed
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # grain's workers read absl flags, which a plain script has not parsed
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), _start_worker)
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+            _start_worker,
+        )
     return _iterate(batches)
 
 
@@ -143,8 +188,16 @@ def _check(pools: Sequence[Pool], recipe: Recipe, host: int, hosts: int):
         raise UsageError("there is nothing to draw from: no pools")
     for pool in pools:
         if not pool.cases:
-            raise UsageError("a pool without cases", path=pool.folder, fix="check the split: every corpus needs at least one training case")
+            raise UsageError(
+                "a pool without cases",
+                path=pool.folder,
+                fix="check the split: every corpus needs at least one training case",
+            )
     if not 0 <= host < hosts:
         raise UsageError("no such host", found=host, expected=f"0 to {hosts - 1}")
     if recipe.batch % hosts:
-        raise UsageError("the global batch must divide among the hosts", found=recipe.batch, expected=f"a multiple of {hosts}")
+        raise UsageError(
+            "the global batch must divide among the hosts",
+            found=recipe.batch,
+            expected=f"a multiple of {hosts}",
+        )

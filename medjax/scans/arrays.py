@@ -5,7 +5,8 @@
     image.npy          M3D-Seg: (1, x, y, z)
     mask_(k, x, y, z).npz   M3D-Seg: SciPy sparse rows, one class each; the shape stands in the name
 
-Without a sidecar the array takes the grid of the image it belongs to, or 1 mm voxels with a warning.
+Without a sidecar the array takes the grid of the image it belongs to, or 1 mm voxels with a
+warning.
 """
 
 import math
@@ -30,22 +31,42 @@ M3D_MASK = re.compile(r"^mask_\((\d+), ?(\d+), ?(\d+), ?(\d+)\)\.npz$")
 def read(path: str, *, pixels: bool = True, like: Volume | None = None) -> Volume:
     """Reads an array and its geometry; (z, y, x) or (z, y, x, m).
 
-    Raises: `DataError` for a missing or damaged file, object arrays (they could execute code), or axes that do not fit.
+    Raises: `DataError` for a missing or damaged file, object arrays (they could execute code), or
+      axes that do not fit.
     """
     check_file(path)
     try:
         stored = _sparse(path) if M3D_MASK.match(os.path.basename(path)) else _dense(path)
     except MemoryError as error:
-        raise DataError("larger than the memory", path=path, found=str(error)[:200], fix="obtain the file again") from error
+        raise DataError(
+            "larger than the memory", path=path, found=str(error)[:200], fix="obtain the file again"
+        ) from error
     except zipped.DAMAGES as error:
-        raise DataError(f"not a readable array ({error})", path=path, fix="obtain the file again; object arrays are refused") from error
+        raise DataError(
+            f"not a readable array ({error})",
+            path=path,
+            fix="obtain the file again; object arrays are refused",
+        ) from error
     if stored.dtype.kind not in "iufb":
-        raise DataError("unusable voxels", path=path, found=str(stored.dtype), expected="integers or real numbers")
+        raise DataError(
+            "unusable voxels",
+            path=path,
+            found=str(stored.dtype),
+            expected="integers or real numbers",
+        )
     sidecar = _sidecar(path)
     array = _axes(stored, sidecar.get("axes") or _usual_axes(path, stored.ndim), path)
     affine = _affine(sidecar, path, like, array.shape[:3])
-    array = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(np.float32) if array.dtype.kind == "f" else array
-    header = headers.new(array.shape, affine, np.float32 if array.dtype.itemsize > 4 else array.dtype)
+    array = (
+        array.astype(np.uint8)
+        if array.dtype.kind == "b"
+        else array.astype(np.float32)
+        if array.dtype.kind == "f"
+        else array
+    )
+    header = headers.new(
+        array.shape, affine, np.float32 if array.dtype.itemsize > 4 else array.dtype
+    )
     return Volume(array if pixels else None, affine, header, path)
 
 
@@ -59,7 +80,9 @@ def _dense(path: str) -> np.ndarray:
 
 
 def _mapped(path: str) -> np.ndarray:
-    """The array of an `.npy` file, mapped; the header is checked against the size of the file first."""
+    """The array of an `.npy` file, mapped; the header is checked against the size of the file
+    first.
+    """
     size = os.stat(path).st_size
     with open(path, "rb") as file:
         begin, kind, shape, order = zipped.layout(file.read(zipped.HEADER + 12), size)
@@ -88,7 +111,12 @@ def _sparse(path: str) -> np.ndarray:
         raise ValueError(f"a sparse array of format {kind!r}, expected csr, csc or coo")
     data = found["data"]
     for index, most in zip(where, (rows, columns), strict=True):
-        if data.ndim != 1 or index.shape != data.shape or index.dtype.kind not in "iu" or data.dtype.kind not in "iufb":
+        if (
+            data.ndim != 1
+            or index.shape != data.shape
+            or index.dtype.kind not in "iu"
+            or data.dtype.kind not in "iufb"
+        ):
             raise ValueError("data and indices do not fit together")
         if data.size and not 0 <= int(index.min()) <= int(index.max()) < most:
             raise ValueError("an index outside of the array")
@@ -111,20 +139,33 @@ def _sidecar(path: str) -> dict:
     stem = Path(path).with_suffix(".json")
     found = read_json(stem) if stem.is_file() else {}
     if not isinstance(found, dict):
-        raise DataError("the sidecar must be an object", path=stem, expected='{"axes": "zyx", "spacing_mm": [5, 0.8, 0.8]}')
+        raise DataError(
+            "the sidecar must be an object",
+            path=stem,
+            expected='{"axes": "zyx", "spacing_mm": [5, 0.8, 0.8]}',
+        )
     return found
 
 
 def _usual_axes(path: str, dimensions: int) -> str:
-    m3d = M3D_MASK.match(os.path.basename(path)) or (os.path.basename(path) == "image.npy" and dimensions == 4)
+    m3d = M3D_MASK.match(os.path.basename(path)) or (
+        os.path.basename(path) == "image.npy" and dimensions == 4
+    )
     return "cxyz" if m3d else "zyx" if dimensions == 3 else "zyxc"
 
 
 def _axes(array: np.ndarray, axes: str, path: str) -> np.ndarray:
     """Any order of axes -> (z, y, x[, c]); a single channel loses its axis."""
-    if not isinstance(axes, str) or sorted(axes) not in (sorted("zyx"), sorted("zyxc")) or len(axes) != array.ndim:
+    if (
+        not isinstance(axes, str)
+        or sorted(axes) not in (sorted("zyx"), sorted("zyxc"))
+        or len(axes) != array.ndim
+    ):
         raise DataError(
-            "axes and array do not fit", path=path, found=f"axes {axes!r}, shape {array.shape}", expected='e.g. "zyx" or "cxyz"'
+            "axes and array do not fit",
+            path=path,
+            found=f"axes {axes!r}, shape {array.shape}",
+            expected='e.g. "zyx" or "cxyz"',
         )
     array = array.transpose([axes.index(a) for a in "zyxc"[: array.ndim]])
     return array[..., 0] if array.ndim == 4 and array.shape[-1] == 1 else array
@@ -135,16 +176,27 @@ def _affine(sidecar: dict, path: str, like: Volume | None, shape: tuple[int, ...
         affine = headers.check_affine(sidecar["affine"], Path(path).with_suffix(".json"))
     elif "spacing_mm" in sidecar:
         spacing = sidecar["spacing_mm"]
-        if not isinstance(spacing, list) or len(spacing) != 3 or not all(type(s) in (int, float) and 0 < s < 1e9 for s in spacing):
+        if (
+            not isinstance(spacing, list)
+            or len(spacing) != 3
+            or not all(type(s) in (int, float) and 0 < s < 1e9 for s in spacing)
+        ):
             raise DataError(
-                "unusable spacing_mm in the sidecar", path=Path(path).with_suffix(".json"), found=repr(spacing)[:120],
-                expected="three positive numbers (z, y, x)", fix="correct the sidecar",
-            )  # fmt: skip
+                "unusable spacing_mm in the sidecar",
+                path=Path(path).with_suffix(".json"),
+                found=repr(spacing)[:120],
+                expected="three positive numbers (z, y, x)",
+                fix="correct the sidecar",
+            )
         affine = np.diag([*np.asarray(spacing, np.float64)[::-1], 1.0])
     elif like is not None and like.shape == tuple(shape):
         affine = like.affine
     else:
-        warnings.warn(f"{path}: an array without a sidecar; 1 mm voxels assumed, position unknown", DataWarning, stacklevel=3)
+        warnings.warn(
+            f"{path}: an array without a sidecar; 1 mm voxels assumed, position unknown",
+            DataWarning,
+            stacklevel=3,
+        )
         affine = np.eye(4)
     affine = headers.check_regular(affine, path)
     headers.check_shear(affine, path)

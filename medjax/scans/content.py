@@ -1,7 +1,8 @@
 """The bytes of a scan file: opened only if it is a file, inflated no further than somebody asks.
 
-In: a path. Out: a `Stream` of its bytes, decompressed if they are gzip (told by content), with the checksums verified where a member ends.
-Pipes, devices and folders are refused before they are opened, so nothing blocks; nothing is held in memory but what is asked for.
+In: a path. Out: a `Stream` of its bytes, decompressed if they are gzip (told by content), with the
+checksums verified where a member ends. Pipes, devices and folders are refused before they are
+opened, so nothing blocks; nothing is held in memory but what is asked for.
 """
 
 import contextlib
@@ -29,16 +30,27 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISBLK, "a device, not a scan"),
 )
 _CONTENT = (
-    (b"PK\3\4", "a zip archive"), (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"), (b"\x28\xb5\x2f\xfd", "zstandard data"),
-    (GZIP_MAGIC, "gzip data inside gzip"), (b"NRRD", "a NRRD file"), (b"\x89PNG", "a PNG picture"), (b"\xff\xd8", "a JPEG picture"),
-    (b"%PDF", "a PDF file"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"), (b"#!", "a script"), (b"\x7fELF", "a program"),
-)  # fmt: skip
+    (b"PK\3\4", "a zip archive"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstandard data"),
+    (GZIP_MAGIC, "gzip data inside gzip"),
+    (b"NRRD", "a NRRD file"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8", "a JPEG picture"),
+    (b"%PDF", "a PDF file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"#!", "a script"),
+    (b"\x7fELF", "a program"),
+)
 
 
 def check_file(path: str | os.PathLike) -> os.stat_result:
     """What the system says about a file, without opening it.
 
-    Raises: `DataError` for what is missing, a broken or circular link, a folder, pipe, socket or device, or no permission.
+    Raises: `DataError` for what is missing, a broken or circular link, a folder, pipe, socket or
+      device, or no permission.
     """
     path = os.fspath(path)
     try:
@@ -60,14 +72,27 @@ def unreadable(path: str, error: OSError | ValueError) -> DataError:
         with contextlib.suppress(OSError):
             target = f"-> {os.readlink(path)}"
     if error.errno == errno.ELOOP:
-        return DataError("a symbolic link that leads back to itself", path=path, found=target, fix="point it at the scan")
+        return DataError(
+            "a symbolic link that leads back to itself",
+            path=path,
+            found=target,
+            fix="point it at the scan",
+        )
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if target:
-            return DataError("broken symbolic link", path=path, found=target, fix="restore the target")
+            return DataError(
+                "broken symbolic link", path=path, found=target, fix="restore the target"
+            )
         return DataError("file not found", path=path, fix="check the path")
     if isinstance(error, IsADirectoryError):
-        return DataError(_KINDS[0][1], path=path, fix="give the file of the scan, e.g. a .nii.gz file")
-    fix = "check the permissions" if isinstance(error, PermissionError) else "check the path, and the disk it lies on"
+        return DataError(
+            _KINDS[0][1], path=path, fix="give the file of the scan, e.g. a .nii.gz file"
+        )
+    fix = (
+        "check the permissions"
+        if isinstance(error, PermissionError)
+        else "check the path, and the disk it lies on"
+    )
     return DataError(f"cannot read ({error.strerror or error})", path=path, fix=fix)
 
 
@@ -76,18 +101,26 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     path = os.fspath(path)
     check_file(path)
     try:  # a pipe that takes the file's place in between does not block either
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+        file = open(
+            path,
+            "rb",
+            opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)),
+        )
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise DataError("not a regular file", path=path, fix="give the file of the scan, e.g. a .nii.gz file")
+        raise DataError(
+            "not a regular file", path=path, fix="give the file of the scan, e.g. a .nii.gz file"
+        )
     return file
 
 
 @contextlib.contextmanager
 def stream(path: str | os.PathLike) -> Iterator["Stream"]:
-    """The bytes of a file, decompressed if they are gzip; `DataError` if it cannot be opened, is empty, or turns out damaged."""
+    """The bytes of a file, decompressed if they are gzip; `DataError` if it cannot be opened, is
+    empty, or turns out damaged.
+    """
     path = os.fspath(path)
     with open_file(path) as file:
         yield Stream(file, path)
@@ -97,7 +130,8 @@ class Stream:
     """Bytes of a file from its first to its last, decompressed.
 
     Attributes:
-      path: of the file. size: its bytes on disk. compressed: whether it is gzip. position: bytes given so far.
+      path: of the file. size: its bytes on disk. compressed: whether it is gzip. position: bytes
+        given so far.
     """
 
     def __init__(self, file: BinaryIO, path: str):
@@ -142,7 +176,10 @@ class Stream:
         return passed
 
     def rest(self, limit: int) -> "Rest":
-        """What is left; at most about `limit` bytes of it are looked at. Reading to the end verifies the checksum of a gzip stream."""
+        """What is left; at most about `limit` bytes of it are looked at.
+
+        Reading to the end verifies the checksum of a gzip stream.
+        """
         start, count, zero = b"", 0, True
         while count <= limit and (piece := self._next(1 << 20)):
             start = start if len(start) >= 540 else start + piece[:540]
@@ -152,12 +189,18 @@ class Stream:
         return Rest(count, zero, count <= limit, start[:540])
 
     def check_promise(self, needed: int, path: str) -> None:
-        """`DataError` if the file is too small to hold `needed` (inflated) bytes, whatever it holds."""
+        """`DataError` if the file is too small to hold `needed` (inflated) bytes, whatever it
+        holds.
+        """
         most = self.size * INFLATION if self.compressed else self.size
         if most < needed:
             found = f"{self.size} bytes" + (" compressed" if self.compressed else "")
             raise DataError(
-                "truncated: shorter than its header says", path=path, found=found, expected=f"{needed} bytes", fix="obtain the file again"
+                "truncated: shorter than its header says",
+                path=path,
+                found=found,
+                expected=f"{needed} bytes",
+                fix="obtain the file again",
             )
 
     def _fill_plain(self, view: memoryview) -> int:
@@ -199,13 +242,22 @@ class Stream:
                     self._pending, self._decoder = self._decoder.unused_data, None
                 elif not data and not piece:
                     raise DataError(
-                        "truncated gzip", path=self.path, found=f"{self.size} bytes, no end of stream", fix="obtain the file again"
+                        "truncated gzip",
+                        path=self.path,
+                        found=f"{self.size} bytes, no end of stream",
+                        fix="obtain the file again",
                     )
                 if piece:
                     return piece
         except zlib.error as error:
-            what = "CRC check failed" if "data check" in str(error) or "length check" in str(error) else "corrupt gzip"
-            raise DataError(f"{what} ({error})", path=self.path, fix="obtain the file again") from error
+            what = (
+                "CRC check failed"
+                if "data check" in str(error) or "length check" in str(error)
+                else "corrupt gzip"
+            )
+            raise DataError(
+                f"{what} ({error})", path=self.path, fix="obtain the file again"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +265,8 @@ class Rest:
     """What follows behind the last byte that was wanted.
 
     Attributes:
-      size: bytes; at least so many if not `complete`. zero: all that was looked at is 0. complete: all of it was looked at.
+      size: bytes; at least so many if not `complete`. zero: all that was looked at is 0. complete:
+        all of it was looked at.
       start: the first 540 bytes.
     """
 
@@ -234,9 +287,12 @@ def check_memory(needed: int, path: str, what: str = "voxels") -> None:
     """`DataError` naming both sizes if `needed` bytes do not fit into the free memory."""
     if needed > KNOWN_SMALL and needed > (free := free_memory()):
         raise DataError(
-            "larger than the free memory", path=path, found=f"{needed / 2**30:.2f} GiB of {what}, by its header",
-            expected=f"at most {free / 2**30:.2f} GiB", fix="check the sizes in the header; if they are right, use more memory",
-        )  # fmt: skip
+            "larger than the free memory",
+            path=path,
+            found=f"{needed / 2**30:.2f} GiB of {what}, by its header",
+            expected=f"at most {free / 2**30:.2f} GiB",
+            fix="check the sizes in the header; if they are right, use more memory",
+        )
 
 
 @contextlib.contextmanager
@@ -246,24 +302,37 @@ def memory(path: str | os.PathLike) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise DataError(
-            "the memory does not suffice to read it", path=path, fix="use a machine with more memory, or raise the limit (ulimit -v)"
+            "the memory does not suffice to read it",
+            path=path,
+            fix="use a machine with more memory, or raise the limit (ulimit -v)",
         ) from error
 
 
 def free_memory() -> int:
-    """Bytes that may be used: what the system calls available, or the container's limit if that is less."""
+    """Bytes that may be used: what the system calls available, or the container's limit if that is
+    less.
+    """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/meminfo") as file:
-            found = [next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))]
+            found = [
+                next(
+                    int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")
+                )
+            ]
     with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+        with (
+            open("/sys/fs/cgroup/memory.max") as limit,
+            open("/sys/fs/cgroup/memory.current") as used,
+        ):
             found.append(int(limit.read()) - int(used.read()))
     return max(min(found), 1 << 28)
 
 
 def looks_like(start: bytes) -> str:
-    """What the first bytes of a file that is no scan seem to be, in words; never the bytes themselves, which may be anybody's."""
+    """What the first bytes of a file that is no scan seem to be, in words; never the bytes
+    themselves, which may be anybody's.
+    """
     if not start:
         return "zero length"
     text = start.lstrip()

@@ -1,4 +1,6 @@
-"""Libraries of the extra `formats`: imported when a file needs them, or reported with the command that installs them."""
+"""Libraries of the extra `formats`: imported when a file needs them, or reported with the command
+that installs them.
+"""
 
 import importlib
 
@@ -6,10 +8,14 @@ from medjax.errors import UsageError
 
 
 def needs(library: str, path: object = None):
-    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that needs it."""
+    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that
+    needs it.
+    """
     try:
         return importlib.import_module(library)
     except ImportError as error:
         raise UsageError(
-            f"this format needs {library.split('.')[0]}, which is not installed", path=path, fix='pip install "medjax[formats]"'
+            f"this format needs {library.split('.')[0]}, which is not installed",
+            path=path,
+            fix='pip install "medjax[formats]"',
         ) from error

@@ -1,4 +1,5 @@
-"""Any scan or label map in, one `nifti.Volume` out, whatever the file is: (z, y, x[, m]) array and RAS+ affine.
+"""Any scan or label map in, one `nifti.Volume` out, whatever the file is: (z, y, x[, m]) array and
+RAS+ affine.
 
     ending or content                       read by
     .nii, .nii.gz                           scans/nifti.py (nibabel)
@@ -35,9 +36,11 @@ class Reading:
 
     Attributes:
       frame: the frame of a 4D file that is the scan, counted from 0; None: all are channels.
-      replace_nan: what non-finite voxels become: a number, or "min" for the smallest finite one of their channel; None: they are an error.
+      replace_nan: what non-finite voxels become: a number, or "min" for the smallest finite one of
+        their channel; None: they are an error.
 
-    Raises: `UsageError` for a negative frame, and for a replacement that is no number float32 holds.
+    Raises: `UsageError` for a negative frame, and for a replacement that is no number float32
+      holds.
     """
 
     frame: int | None = None
@@ -45,7 +48,11 @@ class Reading:
 
     def __post_init__(self):
         if self.frame is not None and self.frame < 0:
-            raise UsageError("no such frame", found=f"--frame {self.frame}", expected="0 or more: frames are counted from 0")
+            raise UsageError(
+                "no such frame",
+                found=f"--frame {self.frame}",
+                expected="0 or more: frames are counted from 0",
+            )
         if self.replace_nan in (None, voxels.MINIMUM):
             return
         try:
@@ -54,28 +61,39 @@ class Reading:
             number = math.nan
         if not abs(number) <= float(np.finfo(np.float32).max):
             raise UsageError(
-                "unusable replacement of non-finite voxels", found=f"--replace-nan {self.replace_nan}", expected="a finite number, or min"
+                "unusable replacement of non-finite voxels",
+                found=f"--replace-nan {self.replace_nan}",
+                expected="a finite number, or min",
             )
         object.__setattr__(self, "replace_nan", number)
 
     def settings(self) -> dict:
-        """JSON-ready; what a finished case must agree with to be left alone. Empty where nothing was chosen."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        """JSON-ready; what a finished case must agree with to be left alone.
+
+        Empty where nothing was chosen.
+        """
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if value is not None
+        }
 
 
 AS_STORED = Reading()
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record (a case in tensorflow-datasets).
+    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record
+    (a case in tensorflow-datasets).
 
-    A folder that is called like a file counts as that file, which it will fail to be, unless it holds DICOM slices.
+    A folder that is called like a file counts as that file, which it will fail to be, unless it
+    holds DICOM slices.
     """
     if os.fspath(path).startswith("tfds:"):
         return "record"
     path = Path(path)
     name = path.name.lower()
-    if os.path.isdir(path) and not (name.endswith((*ENDINGS, *ARRAY_ENDINGS)) and not _holds_dicom(path)):
+    if os.path.isdir(path) and not (
+        name.endswith((*ENDINGS, *ARRAY_ENDINGS)) and not _holds_dicom(path)
+    ):
         return "series"
     if name.endswith(ITK_ENDINGS):
         return "itk"
@@ -85,27 +103,37 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def read(
-    path: str | os.PathLike, want: str = "image", *, frame: int | None = None, allow_nonfinite: bool = False, like: Volume | None = None,
+    path: str | os.PathLike,
+    want: str = "image",
+    *,
+    frame: int | None = None,
+    allow_nonfinite: bool = False,
+    like: Volume | None = None,
     replace_nan: float | str | None = None,
-) -> Volume:  # fmt: skip
+) -> Volume:
     """Reads any supported file or DICOM folder.
 
     Args:
       path: see the table above.
-      want: "image" returns float32 or the stored integers, "label" whole numbers that are not negative.
+      want: "image" returns float32 or the stored integers, "label" whole numbers that are not
+        negative.
       frame: one frame or channel of a 4D file; None keeps all as the last axis.
       allow_nonfinite: keep NaN and infinite voxels, with a warning that counts them.
-      replace_nan: put this number, or "min" for the smallest finite one, in place of NaN and infinite voxels of an image, with a warning.
+      replace_nan: put this number, or "min" for the smallest finite one, in place of NaN and
+        infinite voxels of an image, with a warning.
       like: the image a label belongs to; arrays without geometry of their own take its grid.
 
     Returns: `nifti.Volume`; its header is a NIfTI header, so that masks can be written for it.
-    Raises: `DataError` for what is missing, damaged or not a scan; `UsageError` if the format needs a library that is not installed.
+    Raises: `DataError` for what is missing, damaged or not a scan; `UsageError` if the format needs
+      a library that is not installed.
     """
     if want not in WANTED:
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, WANTED))
     kind, path = kind_of(path), os.fspath(path)
     if kind == "nifti":
-        return nifti.read(path, frame=frame, allow_nonfinite=allow_nonfinite, want=want, replace_nan=replace_nan)
+        return nifti.read(
+            path, frame=frame, allow_nonfinite=allow_nonfinite, want=want, replace_nan=replace_nan
+        )
     further = {"array": {"like": like}, "record": {"want": want}}.get(kind, {})
     if kind in ("itk", "array", "dicom"):
         content.check_file(path)
@@ -115,20 +143,39 @@ def read(
     if frame is not None:
         frames = array.shape[-1] if array.ndim == 4 else 1
         if not 0 <= frame < frames:
-            fix = "frames are counted from 0" if frames > 1 else "it is one 3D scan: leave --frame out"
-            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix)
+            fix = (
+                "frames are counted from 0"
+                if frames > 1
+                else "it is one 3D scan: leave --frame out"
+            )
+            raise DataError(
+                "no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix
+            )
         array = array[..., frame] if array.ndim == 4 else array
     if want == "label" and array.ndim == 4:
         raise DataError(
-            "a label map with several channels", path=path, found=f"{array.shape[-1]} channels", expected="one label map",
+            "a label map with several channels",
+            path=path,
+            found=f"{array.shape[-1]} channels",
+            expected="one label map",
             fix="give one file, or say which frame is meant",
-        )  # fmt: skip
+        )
     return nifti.replaced(volume, nifti.finished(array, want, path, allow_nonfinite, replace_nan))
 
 
-def read_case(image_paths: Sequence[str | os.PathLike], reading: Reading = AS_STORED, *, native: bool = False) -> Volume:
-    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as stored if `native`."""
-    return nifti.read_case(image_paths, reader=read, native=native, frame=reading.frame, replace_nan=reading.replace_nan)
+def read_case(
+    image_paths: Sequence[str | os.PathLike], reading: Reading = AS_STORED, *, native: bool = False
+) -> Volume:
+    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as
+    stored if `native`.
+    """
+    return nifti.read_case(
+        image_paths,
+        reader=read,
+        native=native,
+        frame=reading.frame,
+        replace_nan=reading.replace_nan,
+    )
 
 
 def read_geometry(path: str | os.PathLike) -> Volume:
@@ -150,14 +197,17 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
       like: volume whose grid the masks belong to (`array` may be None).
 
     Returns: mask -> (z, y, x) bool on the grid of `like`.
-    Raises: `DataError` for another grid, more than one value where a binary mask is expected, or something that is not in the file.
+    Raises: `DataError` for another grid, more than one value where a binary mask is expected, or
+      something that is not in the file.
     """
     path, kind = os.fspath(path), kind_of(path)
     if kind == "dicom":
         from medjax.scans import dicom_masks
 
         return dicom_masks.open_masks(path, like)
-    whole = functools.cache(lambda: _label_slices(path, like) if kind == "series" else read(path, "image", like=like))
+    whole = functools.cache(
+        lambda: _label_slices(path, like) if kind == "series" else read(path, "image", like=like)
+    )
 
     def mask_of(mask: Mask) -> np.ndarray:
         volume = whole()
@@ -166,39 +216,65 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
         array = volume.array
         if rule == "frame":
             if array.ndim != 4 or not what.isdigit() or int(what) >= array.shape[-1]:
-                raise DataError("no such frame", path=path, found=mask.pick, expected=f"shape {array.shape} (z, y, x, frame)")
+                raise DataError(
+                    "no such frame",
+                    path=path,
+                    found=mask.pick,
+                    expected=f"shape {array.shape} (z, y, x, frame)",
+                )
             array = array[..., int(what)]
         elif array.ndim == 4:
             raise DataError(
-                "a mask with several frames", path=path, found=array.shape, expected="(z, y, x)", fix="say which frame is meant"
+                "a mask with several frames",
+                path=path,
+                found=array.shape,
+                expected="(z, y, x)",
+                fix="say which frame is meant",
             )
         array = nifti.finished(array, "label", path)
         if rule == "value":
             return np.isin(array, [int(v) for v in what.split(",")])
         if rule not in ("", "frame"):
-            raise UsageError(f"cannot pick {mask.pick!r}", path=path, expected='"", "frame:N" or "value:V"')
-        values = np.flatnonzero(np.bincount(array.ravel())) if array.size and array.max() < 1 << 16 else np.unique(array)
+            raise UsageError(
+                f"cannot pick {mask.pick!r}", path=path, expected='"", "frame:N" or "value:V"'
+            )
+        values = (
+            np.flatnonzero(np.bincount(array.ravel()))
+            if array.size and array.max() < 1 << 16
+            else np.unique(array)
+        )
         if len(set(values.tolist()) - {0}) > 1:
             raise DataError(
-                f"mask of {mask.name!r} holds several values", path=path, found=values.tolist()[:8], expected="0 and one other value",
+                f"mask of {mask.name!r} holds several values",
+                path=path,
+                found=values.tolist()[:8],
+                expected="0 and one other value",
                 fix="it looks like a label map: declare its values",
-            )  # fmt: skip
+            )
         return array != 0
 
     return mask_of
 
 
 def _label_slices(path: str, like: Volume) -> Volume:
-    """A folder of mask slices: DICOM slices with their own positions, or pictures that follow the image's slices."""
+    """A folder of mask slices: DICOM slices with their own positions, or pictures that follow the
+    image's slices.
+    """
     from medjax.scans import slices
 
-    return nifti.replaced(like, slices.read(path, like)) if slices.is_pictures(path) else read(path, "image")
+    return (
+        nifti.replaced(like, slices.read(path, like))
+        if slices.is_pictures(path)
+        else read(path, "image")
+    )
 
 
 def _holds_dicom(folder: Path) -> bool:
     """Whether one of the first files of a folder is DICOM."""
     try:
-        files = sorted(p for p in folder.iterdir() if os.path.isfile(p) and not p.name.startswith("."))
+        files = sorted(
+            p for p in folder.iterdir() if os.path.isfile(p) and not p.name.startswith(".")
+        )
     except OSError:
         return False
     return any(is_dicom(p) for p in files[:5])

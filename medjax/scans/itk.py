@@ -1,7 +1,8 @@
 """NRRD and MetaImage files through SimpleITK, with the checks that ITK leaves out.
 
-A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the first two rows of the affine change sign. ITK does not look at
-a gzip stream's checksum, so compressed data is read to its end here as well.
+A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the first two rows of the
+affine change sign. ITK does not look at a gzip stream's checksum, so compressed data is read to its
+end here as well.
 """
 
 import math
@@ -19,14 +20,17 @@ from medjax.scans.nifti import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
-_REST = 1 << 26  # inflated bytes behind the last voxel that are passed over, or as many as there should be
+_REST = (
+    1 << 26
+)  # inflated bytes behind the last voxel that are passed over, or as many as there should be
 _WIDTH = re.compile(r"(\d+)-bit")
 
 
 def read(path: str, *, pixels: bool = True) -> Volume:
     """Reads .nrrd, .nhdr, .mha or .mhd; (z, y, x) or (z, y, x, m).
 
-    Raises: `DataError` for a missing, damaged or truncated file, RGB or complex voxels, or an unusable geometry.
+    Raises: `DataError` for a missing, damaged or truncated file, RGB or complex voxels, or an
+      unusable geometry.
     """
     content.check_file(path)
     sitk, meta = needs("SimpleITK", path), path.lower().endswith((".mha", ".mhd"))
@@ -45,18 +49,31 @@ def read(path: str, *, pixels: bool = True) -> Volume:
         image = reader.Execute() if pixels else None
     except (RuntimeError, OverflowError, ValueError) as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise DataError("cannot be read (damaged or truncated)", path=path, found=reason[:200], fix="obtain the file again") from error
+        raise DataError(
+            "cannot be read (damaged or truncated)",
+            path=path,
+            found=reason[:200],
+            fix="obtain the file again",
+        ) from error
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()).lower()
     channels, dimension = reader.GetNumberOfComponents(), reader.GetDimension()
     if "complex" in kind or (channels == 3 and "8-bit" in kind):
         what = "complex" if "complex" in kind else "RGB"
         raise DataError(
-            f"{what} voxels", path=path, found=kind, expected="integers or real numbers", fix="convert to one grey value per voxel"
+            f"{what} voxels",
+            path=path,
+            found=kind,
+            expected="integers or real numbers",
+            fix="convert to one grey value per voxel",
         )
     size = reader.GetSize()
     if dimension > 4 or (dimension == 4 and channels > 1):
         raise DataError(
-            "more than four dimensions", path=path, found=f"{size} (x, y, z, ...)", expected="3D, or 4D with channels", fix="split it"
+            "more than four dimensions",
+            path=path,
+            found=f"{size} (x, y, z, ...)",
+            expected="3D, or 4D with channels",
+            fix="split it",
         )
     affine = affine_of(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), path)
     shape = (*(*size, 1)[2::-1], *((channels,) if channels > 1 else size[3:]))
@@ -64,18 +81,43 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     if pixels:
         array = sitk.GetArrayFromImage(image)
         found = check_stream(path, needed)
-        if meta and found is not None and found != zlib.crc32(array.byteswap() if text_header.is_big_endian(fields) else array):
+        if (
+            meta
+            and found is not None
+            and found
+            != zlib.crc32(array.byteswap() if text_header.is_big_endian(fields) else array)
+        ):
             raise DataError(
-                "compressed voxels that were not unpacked", path=path, found=f"CompressedDataSize {fields.get('compresseddatasize')}",
-                expected="the size of what follows the header", fix="obtain the file again, or write it without compression",
-            )  # fmt: skip
-        array = np.moveaxis(array, 0, -1) if dimension == 4 else array[None] if dimension == 2 else array
-        array = array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
-    return Volume(array, affine, headers.new(shape, affine, np.float32 if array is None else array.dtype), path)
+                "compressed voxels that were not unpacked",
+                path=path,
+                found=f"CompressedDataSize {fields.get('compresseddatasize')}",
+                expected="the size of what follows the header",
+                fix="obtain the file again, or write it without compression",
+            )
+        array = (
+            np.moveaxis(array, 0, -1)
+            if dimension == 4
+            else array[None]
+            if dimension == 2
+            else array
+        )
+        array = (
+            array.astype(np.float32)
+            if array.dtype.kind == "f" and array.dtype != np.float32
+            else array
+        )
+    return Volume(
+        array,
+        affine,
+        headers.new(shape, affine, np.float32 if array is None else array.dtype),
+        path,
+    )
 
 
 def affine_of(spacing: tuple, origin: tuple, direction: tuple, path: str) -> np.ndarray:
-    """ITK's spacing, origin (mm, LPS) and row-major direction of 2 to 4 axes -> checked RAS+ affine, nibabel's (x, y, z) order."""
+    """ITK's spacing, origin (mm, LPS) and row-major direction of 2 to 4 axes -> checked RAS+
+    affine, nibabel's (x, y, z) order.
+    """
     n, used = len(spacing), min(len(spacing), 3)
     affine = np.eye(4)
     affine[:used, :used] = np.reshape(direction, (n, n))[:used, :used] * np.array(spacing[:used])
@@ -89,10 +131,12 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
     """Reads the compressed voxels of a NRRD or MetaImage file to their end.
 
     Args:
-      needed: bytes that the voxels should have; far more of them are an error before all are inflated.
+      needed: bytes that the voxels should have; far more of them are an error before all are
+        inflated.
 
     Returns: the CRC-32 of those bytes, None where nothing is compressed.
-    Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer bytes.
+    Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer
+      bytes.
     """
     meta = path.lower().endswith((".mha", ".mhd"))
     fields, parts = text_header.read(path)
@@ -101,27 +145,47 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
     total, crc = 0, 0
     limit = None if needed is None else needed + max(needed, _REST)
     for part, start in parts:
-        stream, count = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib or gzip, told apart by the first bytes
+        stream, count = (
+            zlib.decompressobj(zlib.MAX_WBITS | 32),
+            0,
+        )  # zlib or gzip, told apart by the first bytes
         try:
             with content.open_file(part) as file:
                 file.seek(start)
                 while not stream.eof and (piece := stream.unconsumed_tail or file.read(_CHUNK)):
                     inflated = stream.decompress(piece, _PIECE)
-                    crc = zlib.crc32(inflated if needed is None else inflated[: max(0, needed - total - count)], crc)
+                    crc = zlib.crc32(
+                        inflated if needed is None else inflated[: max(0, needed - total - count)],
+                        crc,
+                    )
                     count += len(inflated)
                     if limit is not None and count > limit:
                         raise DataError(
-                            "the file holds more than its header says", path=part, found=f"over {count} bytes of voxels",
-                            expected=f"{needed} bytes", fix="the sizes in the header are too small: obtain the file again",
-                        )  # fmt: skip
+                            "the file holds more than its header says",
+                            path=part,
+                            found=f"over {count} bytes of voxels",
+                            expected=f"{needed} bytes",
+                            fix="the sizes in the header are too small: obtain the file again",
+                        )
         except (OSError, zlib.error) as error:
-            raise DataError(f"corrupt compressed voxels ({error})", path=part, fix="obtain the file again") from error
+            raise DataError(
+                f"corrupt compressed voxels ({error})", path=part, fix="obtain the file again"
+            ) from error
         if not stream.eof:
-            raise DataError("truncated compressed voxels", path=part, found="no end of stream", fix="obtain the file again")
+            raise DataError(
+                "truncated compressed voxels",
+                path=part,
+                found="no end of stream",
+                fix="obtain the file again",
+            )
         total += count
     if needed is not None and total < needed:
         raise DataError(
-            "truncated compressed voxels", path=path, found=f"{total} bytes", expected=f"{needed} bytes", fix="obtain the file again"
+            "truncated compressed voxels",
+            path=path,
+            found=f"{total} bytes",
+            expected=f"{needed} bytes",
+            fix="obtain the file again",
         )
     return crc
 
@@ -129,15 +193,26 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
 def _bytes(sitk, reader) -> int:
     """Bytes of the voxels, by the header."""
     width = _WIDTH.search(sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()))
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (int(width[1]) // 8 if width else 1)
+    return (
+        math.prod(reader.GetSize())
+        * reader.GetNumberOfComponents()
+        * (int(width[1]) // 8 if width else 1)
+    )
 
 
-def _check_promise(needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str) -> None:
+def _check_promise(
+    needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str
+) -> None:
     """`DataError` if the files are too small to hold `needed` bytes of voxels, whatever they hold."""
     size = sum(max(0, os.path.getsize(part) - start) for part, start in parts)
-    raw = not text_header.is_compressed(fields, meta) and (meta or fields.get("encoding", "") == "raw")
+    raw = not text_header.is_compressed(fields, meta) and (
+        meta or fields.get("encoding", "") == "raw"
+    )
     if (size if raw else size * content.INFLATION) < needed:
         raise DataError(
-            "cannot be read (truncated: shorter than its header says)", path=path, found=f"{size} bytes", expected=f"{needed} bytes",
+            "cannot be read (truncated: shorter than its header says)",
+            path=path,
+            found=f"{size} bytes",
+            expected=f"{needed} bytes",
             fix="obtain the file again",
-        )  # fmt: skip
+        )

@@ -1,7 +1,8 @@
 """NIfTI files in and out: the only place that knows nibabel's (x, y, z) order.
 
-A path goes in; a `Volume` with a (z, y, x[, m]) array, its affine and its exact header comes out, or a `DataError` that names file, finding
-and fix. A mask goes in with the volume it belongs to; a file with the same grid and header comes out, complete or not at all.
+A path goes in; a `Volume` with a (z, y, x[, m]) array, its affine and its exact header comes out,
+or a `DataError` that names file, finding and fix. A mask goes in with the volume it belongs to; a
+file with the same grid and header comes out, complete or not at all.
 """
 
 import dataclasses
@@ -25,12 +26,23 @@ from medjax.scans.header import DataWarning
 from medjax.scans.voxels import finished
 
 __all__ = [
-    "GZIP_MAGIC", "DataWarning", "Volume", "check_same_geometry", "finished", "label_names", "read", "read_case", "read_geometry", "write",
-]  # fmt: skip
+    "GZIP_MAGIC",
+    "DataWarning",
+    "Volume",
+    "check_same_geometry",
+    "finished",
+    "label_names",
+    "read",
+    "read_case",
+    "read_geometry",
+    "write",
+]
 
 GZIP_LEVEL = 1
 SAME_VOXELS, OTHER_VOXELS = 1e-3, 0.5
-REST = 1 << 26  # bytes behind the last voxel that are looked at, or as many as there should be in all
+REST = (
+    1 << 26
+)  # bytes behind the last voxel that are looked at, or as many as there should be in all
 PADDING = 4096  # bytes behind the last voxel that are no sign of wrong sizes
 EXTENSIONS = 1 << 24  # bytes of header extensions in which names are searched
 
@@ -40,7 +52,8 @@ class Volume:
     """A scan or label map as stored, with its geometry.
 
     Attributes:
-      array: (z, y, x) or (z, y, x, m) values with slope and intercept applied; may be read-only. None after `read_geometry`.
+      array: (z, y, x) or (z, y, x, m) values with slope and intercept applied; may be read-only.
+        None after `read_geometry`.
       affine: (4, 4) float64, nibabel's (x, y, z) voxel -> RAS+ mm.
       header: nibabel header exactly as in the file, for `write`.
       path: where it came from.
@@ -64,23 +77,30 @@ class Volume:
 
 
 def read(
-    path: str | os.PathLike, *, frame: int | None = None, allow_nonfinite: bool = False, want: str = "image",
+    path: str | os.PathLike,
+    *,
+    frame: int | None = None,
+    allow_nonfinite: bool = False,
+    want: str = "image",
     replace_nan: voxels.Replacement = None,
-) -> Volume:  # fmt: skip
+) -> Volume:
     """Reads a `.nii` or `.nii.gz` file (told apart by content, not by name) to its last byte.
 
     Args:
-      frame: picks one frame or channel of a 4D file, counted from 0; None keeps all of them as the last axis.
-      allow_nonfinite: keep NaN and infinite voxels (with a DataWarning that counts them) instead of raising.
-      want: "image" returns float32, or the stored integer type if slope is 1 and intercept 0; "label" returns integers and refuses
-        fractions, negative values and several channels.
+      frame: picks one frame or channel of a 4D file, counted from 0; None keeps all of them as the
+        last axis.
+      allow_nonfinite: keep NaN and infinite voxels (with a DataWarning that counts them) instead of
+        raising.
+      want: "image" returns float32, or the stored integer type if slope is 1 and intercept 0;
+        "label" returns integers and refuses fractions, negative values and several channels.
       replace_nan: of an image: see `voxels.finished`.
 
     Returns: `Volume` with (z, y, x), or (z, y, x, m) for a 4D file.
 
-    Raises: DataError for a file that is missing, unreadable, no regular file, a broken link, empty, not NIfTI, truncated, much longer than
-      its header says, larger than the memory, fails its CRC, has voxels that are no real numbers, non-finite values, or a geometry that
-      `header.affine_of` refuses. Doubtful geometry, bytes left over and voxels far from all others warn (DataWarning).
+    Raises: DataError for a file that is missing, unreadable, no regular file, a broken link, empty,
+      not NIfTI, truncated, much longer than its header says, larger than the memory, fails its CRC,
+      has voxels that are no real numbers, non-finite values, or a geometry that `header.affine_of`
+      refuses. Doubtful geometry, bytes left over and voxels far from all others warn (DataWarning).
     """
     if want not in ("image", "label"):
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, ("image", "label")))
@@ -95,10 +115,15 @@ def read(
         array = voxels.scaled(stored, slope, inter)
         if want == "label" and array.ndim == 4:
             raise DataError(
-                "a label map with several channels", path=path, found=f"{array.shape[-1]} in 4D", expected="one 3D label map",
+                "a label map with several channels",
+                path=path,
+                found=f"{array.shape[-1]} in 4D",
+                expected="one 3D label map",
                 fix="give one file, or say which frame is meant",
-            )  # fmt: skip
-        return Volume(voxels.finished(array, want, path, allow_nonfinite, replace_nan), affine, header, path)
+            )
+        return Volume(
+            voxels.finished(array, want, path, allow_nonfinite, replace_nan), affine, header, path
+        )
 
 
 def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
@@ -107,7 +132,9 @@ def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
 
 
 def read_geometry(path: str | os.PathLike) -> Volume:
-    """Like `read`, but only the header: `array` is None and damage behind the header goes unnoticed, unless the file is far too short."""
+    """Like `read`, but only the header: `array` is None and damage behind the header goes
+    unnoticed, unless the file is far too short.
+    """
     path = os.fspath(path)
     with content.stream(path) as source:
         header = headers.parse(source.read(540), path)
@@ -123,12 +150,14 @@ def read_case(
     native: bool = False,
     **options: Any,
 ) -> Volume:
-    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m) float32.
+    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m)
+    float32.
 
-    `reader` reads one file, with `options` (default: `read`). `native` keeps what `read` gives for a single
-    file: unscaled integers stay integers.
+    `reader` reads one file, with `options` (default: `read`). `native` keeps what `read` gives for
+    a single file: unscaled integers stay integers.
 
-    Geometry and header are the first file's; a channel on another grid is a DataError that names both files.
+    Geometry and header are the first file's; a channel on another grid is a DataError that names
+    both files.
     """
     if not image_paths:
         raise UsageError("a case without images", fix="give at least one image path")
@@ -138,9 +167,13 @@ def read_case(
     for volume in volumes:
         if len(volumes) > 1 and volume.array.ndim == 4:
             raise DataError(
-                "a 4D file among several channel files", path=volume.path, found=f"{volume.array.shape[-1]} frames",
-                expected="one 3D file per channel", fix="pick one with --frame, or give the 4D file alone to use its frames as channels",
-            )  # fmt: skip
+                "a 4D file among several channel files",
+                path=volume.path,
+                found=f"{volume.array.shape[-1]} frames",
+                expected="one 3D file per channel",
+                fix="pick one with --frame, or give the 4D file alone to use its frames as "
+                "channels",
+            )
     first = volumes[0]
     if len(volumes) == 1:
         array = first.array if native else np.asarray(first.array, np.float32)
@@ -152,32 +185,50 @@ def read_case(
 
 
 def check_same_geometry(a: Volume, b: Volume) -> None:
-    """Passes if two volumes share one grid: same shape, corners within 1e-3 voxel; beyond it warns, beyond 0.5 voxel raises DataError."""
+    """Passes if two volumes share one grid: same shape, corners within 1e-3 voxel; beyond it warns,
+    beyond 0.5 voxel raises DataError.
+    """
     if a.shape != b.shape:
         raise DataError(
-            "different shapes", path=f"{a.path} and {b.path}", found=f"{b.shape} (z, y, x)", expected=f"{a.shape}",
+            "different shapes",
+            path=f"{a.path} and {b.path}",
+            found=f"{b.shape} (z, y, x)",
+            expected=f"{a.shape}",
             fix="resample one of them to the grid of the other",
-        )  # fmt: skip
+        )
     points = headers.corners(a.shape[::-1])
     apart_mm = ((b.affine - a.affine) @ points)[:3]
     voxels = float(np.abs(np.linalg.inv(a.affine[:3, :3]) @ apart_mm).max())
     millimetres = float(np.linalg.norm(apart_mm, axis=0).max())
     if voxels > OTHER_VOXELS:
         raise DataError(
-            "different geometry", path=f"{a.path} and {b.path}", found=f"corners {millimetres:.4g} mm ({voxels:.3g} voxels) apart",
-            expected=f"at most {OTHER_VOXELS} voxel", fix="check origin and direction; resample one of them to the grid of the other",
-        )  # fmt: skip
+            "different geometry",
+            path=f"{a.path} and {b.path}",
+            found=f"corners {millimetres:.4g} mm ({voxels:.3g} voxels) apart",
+            expected=f"at most {OTHER_VOXELS} voxel",
+            fix="check origin and direction; resample one of them to the grid of the other",
+        )
     if voxels > SAME_VOXELS:
         warnings.warn(
-            f"{a.path} and {b.path}: grids {millimetres:.3g} mm ({voxels:.2g} voxels) apart at a corner", DataWarning, stacklevel=2
+            f"{a.path} and {b.path}: grids {millimetres:.3g} mm ({voxels:.2g} voxels) apart at a "
+            "corner",
+            DataWarning,
+            stacklevel=2,
         )
 
 
-def write(path: str | os.PathLike, array: np.ndarray, like: Volume, *, labels: Mapping[int, str] | None = None) -> None:
+def write(
+    path: str | os.PathLike,
+    array: np.ndarray,
+    like: Volume,
+    *,
+    labels: Mapping[int, str] | None = None,
+) -> None:
     """Writes a mask or probability map on the grid of `like`, atomically.
 
-    Shape, affine, qform/sform with codes, pixdim and xyzt_units are the input's, bit by bit; slope 1, intercept 0; bool and integers become
-    uint8 (uint16 from value 256), floats float32; gzip level 1. The file appears under its name complete or not at all.
+    Shape, affine, qform/sform with codes, pixdim and xyzt_units are the input's, bit by bit; slope
+    1, intercept 0; bool and integers become uint8 (uint16 from value 256), floats float32; gzip
+    level 1. The file appears under its name complete or not at all.
 
     Args:
       array: (z, y, x), or (z, y, x, c) for several maps in one file.
@@ -189,29 +240,46 @@ def write(path: str | os.PathLike, array: np.ndarray, like: Volume, *, labels: M
     path = _checked_name(path)
     array = np.asarray(array)
     if array.shape[:3] != like.shape or array.ndim > 4:
-        raise DataError("array and reference differ in shape", path=path, found=array.shape, expected=f"{like.shape} of {like.path}")
+        raise DataError(
+            "array and reference differ in shape",
+            path=path,
+            found=array.shape,
+            expected=f"{like.shape} of {like.path}",
+        )
     header = headers.for_array(array, like.header, path)
     extension = headers.label_table(labels, header) if labels else b""
     _put(path, header, array, extension)
 
 
 def write_scan(path: str | os.PathLike, volume: Volume) -> None:
-    """Writes an image or label with its values as they are (float64 and bool become float32 and uint8), on its own grid, atomically.
+    """Writes an image or label with its values as they are (float64 and bool become float32 and
+    uint8), on its own grid, atomically.
 
-    The header is the volume's with its geometry from `volume.affine`: sform and qform with code 1 unless the volume has others.
+    The header is the volume's with its geometry from `volume.affine`: sform and qform with code 1
+    unless the volume has others.
     """
     path, array = _checked_name(path), volume.array
-    array = array.astype(np.uint8) if array.dtype.kind == "b" else array.astype(np.float32) if array.dtype.kind == "f" else array
+    array = (
+        array.astype(np.uint8)
+        if array.dtype.kind == "b"
+        else array.astype(np.float32)
+        if array.dtype.kind == "f"
+        else array
+    )
     header = headers.new(array.shape, volume.affine, array.dtype)
     for name in ("qform_code", "sform_code"):
-        header[name] = max(int(header[name]) and 1, int(volume.header[name])) if int(header[name]) else 0
+        header[name] = (
+            max(int(header[name]) and 1, int(volume.header[name])) if int(header[name]) else 0
+        )
     _put(path, header, array, b"")
 
 
 def _checked_name(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.name.endswith((".nii.gz", ".nii")):
-        raise UsageError("unknown file type", path=path, expected="a name that ends in .nii.gz or .nii")
+        raise UsageError(
+            "unknown file type", path=path, expected="a name that ends in .nii.gz or .nii"
+        )
     return path
 
 
@@ -219,7 +287,9 @@ def _put(path: Path, header: nib.Nifti1Header, array: np.ndarray, extension: byt
     """The bytes of a file, which gets its name when they are complete."""
     compress = path.name.endswith(".nii.gz")
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4 + len(extension)
-    data = np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 4 else array, header.get_data_dtype())
+    data = np.ascontiguousarray(
+        np.moveaxis(array, -1, 0) if array.ndim == 4 else array, header.get_data_dtype()
+    )
     with files.replacing(path, error=DataError) as file:
         sink = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if compress else file
         sink.write(header.binaryblock + (b"\1\0\0\0" if extension else b"\0\0\0\0") + extension)
@@ -231,34 +301,51 @@ def _put(path: Path, header: nib.Nifti1Header, array: np.ndarray, extension: byt
 
 
 def label_names(path: str | os.PathLike) -> dict[int, str]:
-    """Label value -> name from the Caret label table in a file's header (ours or TotalSegmentator's); {} without one."""
+    """Label value -> name from the Caret label table in a file's header (ours or
+    TotalSegmentator's); {} without one.
+    """
     path = os.fspath(path)
     with content.stream(path) as source:
         start = source.read(540)
         header = headers.parse(start, path)
         end = min(int(header["vox_offset"]), EXTENSIONS)
         raw = start + source.read(end - len(start))
-    return headers.parse_label_table(raw[int(header["sizeof_hdr"]) : end].decode("utf-8", "replace"))
+    return headers.parse_label_table(
+        raw[int(header["sizeof_hdr"]) : end].decode("utf-8", "replace")
+    )
 
 
 def _needed(header: nib.Nifti1Header, path: str) -> int:
     """Bytes up to and with the last voxel."""
-    return int(header["vox_offset"]) + math.prod(map(int, header.get_data_shape())) * headers.voxel_type(header, path).itemsize
+    return (
+        int(header["vox_offset"])
+        + math.prod(map(int, header.get_data_shape())) * headers.voxel_type(header, path).itemsize
+    )
 
 
-def _stored_voxels(source: content.Stream, start: bytes, header: nib.Nifti1Header, frame: int | None, path: str) -> np.ndarray:
-    """Voxels as stored, (z, y, x) or (z, y, x, m) in native byte order; the file is read to its end.
+def _stored_voxels(
+    source: content.Stream, start: bytes, header: nib.Nifti1Header, frame: int | None, path: str
+) -> np.ndarray:
+    """Voxels as stored, (z, y, x) or (z, y, x, m) in native byte order; the file is read to its
+    end.
 
     Args:
-      start: the bytes that were read already, header and what follows. frame: the only one of a 4D file that is kept in memory.
+      start: the bytes that were read already, header and what follows. frame: the only one of a 4D
+        file that is kept in memory.
     """
     dtype, needed = headers.voxel_type(header, path), _needed(header, path)
     *spatial, frames = _sizes(header, path)
     offset, first, kept = int(header["vox_offset"]), 0, frames
     if frame is not None:
         if not 0 <= frame < frames:
-            fix = "frames are counted from 0" if frames > 1 else "the file holds one 3D scan: leave --frame out"
-            raise DataError("no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix)
+            fix = (
+                "frames are counted from 0"
+                if frames > 1
+                else "the file holds one 3D scan: leave --frame out"
+            )
+            raise DataError(
+                "no such frame", path=path, found=frame, expected=f"0 to {frames - 1}", fix=fix
+            )
         first, kept = frame, 1
     each = math.prod(spatial) * dtype.itemsize
     raw = content.reserve(kept * each, path)
@@ -270,9 +357,12 @@ def _stored_voxels(source: content.Stream, start: bytes, header: nib.Nifti1Heade
     source.skip(needed - source.position)
     if source.position < needed:
         raise DataError(
-            "truncated: shorter than its header says", path=path, found=f"{source.position} bytes", expected=f"{needed} bytes",
+            "truncated: shorter than its header says",
+            path=path,
+            found=f"{source.position} bytes",
+            expected=f"{needed} bytes",
             fix="obtain the file again",
-        )  # fmt: skip
+        )
     _check_rest(source, start[needed:], needed, each // max(1, spatial[0]), path)
     stored = raw.view(dtype).reshape(kept, *spatial)
     stored = stored if dtype.isnative else stored.astype(dtype.newbyteorder("="))
@@ -285,14 +375,20 @@ def _sizes(header: nib.Nifti1Header, path: str) -> tuple[int, int, int, int]:
     further = [n for n in shape[3:] if n > 1]
     if len(further) > 1:
         raise DataError(
-            "more than four dimensions", path=path, found=f"{tuple(map(int, header.get_data_shape()))} (x, y, z, ...)",
-            expected="3D, or 4D with channels", fix="split it",
-        )  # fmt: skip
+            "more than four dimensions",
+            path=path,
+            found=f"{tuple(map(int, header.get_data_shape()))} (x, y, z, ...)",
+            expected="3D, or 4D with channels",
+            fix="split it",
+        )
     return (*shape[2::-1], further[0] if further else 1)
 
 
-def _check_rest(source: content.Stream, passed: bytes, needed: int, slice_bytes: int, path: str) -> None:
-    """Reads to the end of the file. Bytes behind the last voxel warn; as much as a slice of them says that the header is wrong.
+def _check_rest(
+    source: content.Stream, passed: bytes, needed: int, slice_bytes: int, path: str
+) -> None:
+    """Reads to the end of the file. Bytes behind the last voxel warn; as much as a slice of them
+    says that the header is wrong.
 
     Args:
       passed: those that were read already. slice_bytes: of one slice, as the header has it.
@@ -302,11 +398,24 @@ def _check_rest(source: content.Stream, passed: bytes, needed: int, slice_bytes:
     if not size:
         return
     zero, most = rest.zero and not any(passed), max(slice_bytes, PADDING)
-    found, expected = f"{'' if rest.complete else 'over '}{size} bytes behind the last voxel", f"{needed} bytes in all, by the header"
+    found, expected = (
+        f"{'' if rest.complete else 'over '}{size} bytes behind the last voxel",
+        f"{needed} bytes in all, by the header",
+    )
     fix = "the sizes in the header are too small, or something was appended: obtain the file again"
     another = start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] == b"n+2\0"
     if (not rest.complete and source.compressed) or (size >= most and not zero and not another):
-        raise DataError("the file holds more than its header says", path=path, found=found, expected=expected, fix=fix)
+        raise DataError(
+            "the file holds more than its header says",
+            path=path,
+            found=found,
+            expected=expected,
+            fix=fix,
+        )
     if another or not zero or size >= most:
-        what = "another NIfTI file, which is not read" if another else "zeros" if zero else "left over"
-        warnings.warn(f"{path}: {found} ({what}); expected {expected}. Fix: {fix}", DataWarning, stacklevel=4)
+        what = (
+            "another NIfTI file, which is not read" if another else "zeros" if zero else "left over"
+        )
+        warnings.warn(
+            f"{path}: {found} ({what}); expected {expected}. Fix: {fix}", DataWarning, stacklevel=4
+        )

@@ -9,7 +9,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (".nii.gz", ".nii"), (".nrrd", ".nhdr", ".mha", ".mhd"), (".npy", ".npz")
+NIFTI_ENDINGS, ITK_ENDINGS, ARRAY_ENDINGS = (
+    (".nii.gz", ".nii"),
+    (".nrrd", ".nhdr", ".mha", ".mhd"),
+    (".npy", ".npz"),
+)
 ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
@@ -21,8 +25,9 @@ class Mask:
     Attributes:
       name: the class.
       path: the file.
-      pick: what of the file is meant. "" every voxel that is not 0 (0 and one other value), "frame:N" one frame or channel,
-        "value:V" or "value:V,W" the voxels of these values, "segment:NAME" of a DICOM-SEG, "roi:NAME" of an RTSTRUCT.
+      pick: what of the file is meant. "" every voxel that is not 0 (0 and one other value),
+        "frame:N" one frame or channel, "value:V" or "value:V,W" the voxels of these values,
+        "segment:NAME" of a DICOM-SEG, "roi:NAME" of an RTSTRUCT.
     """
 
     name: str
@@ -40,11 +45,17 @@ def image_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
     """The scans and label files of a folder, sorted; hidden and AppleDouble files are passed over."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(tuple(endings)) and not p.name.startswith("."))
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.name.endswith(tuple(endings)) and not p.name.startswith(".")
+    )
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened: they would block."""
+    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened:
+    they would block.
+    """
     try:
         if not os.path.isfile(path):
             return False

@@ -1,4 +1,5 @@
-"""ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them), read like any scan.
+"""ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them), read like any
+scan.
 
     tfds:/data/tfds/corpora/AMOS22_CT/1.0.0          a data set: dataset_info.json, features.json, corpus.json, records
     tfds:gs://bucket/corpora/AMOS22_CT/1.0.0         in a bucket: its files are fetched once, to $MEDJAX_HOME/tfds
@@ -31,7 +32,9 @@ def is_record(path: str | os.PathLike) -> bool:
 
 
 def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
-    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine; `pixels` False leaves the array out."""
+    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine;
+    `pixels` False leaves the array out.
+    """
     from medjax.scans import header as headers
     from medjax.scans.nifti import Volume  # here, so that reading descriptions stays light
 
@@ -56,7 +59,9 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def stamp(path: str | os.PathLike) -> list[int]:
-    """What changes when the data set is built again: number of the record, and time of its description."""
+    """What changes when the data set is built again: number of the record, and time of its
+    description.
+    """
     location, _, number = location_of(path).rpartition("#")
     return [int(number), os.stat(local_folder(location) / DESCRIPTION).st_mtime_ns]
 
@@ -71,7 +76,11 @@ def local_folder(location: str) -> Path:
     """The folder itself, or a copy of what a bucket holds, complete under its name or not there."""
     if "://" not in location:
         if not (Path(location) / "dataset_info.json").is_file():
-            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+            raise UsageError(
+                "no data set of tensorflow-datasets here",
+                path=location,
+                expected="dataset_info.json, such as .../1.0.0",
+            )
         return Path(location)
     from etils import epath
 
@@ -79,7 +88,11 @@ def local_folder(location: str) -> Path:
     final, remote = home / hashlib.sha256(location.encode()).hexdigest()[:24], epath.Path(location)
     if not final.is_dir():
         if not (remote / "dataset_info.json").exists():
-            raise UsageError("no data set of tensorflow-datasets here", path=location, expected="dataset_info.json, such as .../1.0.0")
+            raise UsageError(
+                "no data set of tensorflow-datasets here",
+                path=location,
+                expected="dataset_info.json, such as .../1.0.0",
+            )
         temporary = files.temporary(final)
         try:
             temporary.mkdir(parents=True)
@@ -105,10 +118,15 @@ def source(location: str, features: tuple[str, ...]):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UsageError("this corpus needs tensorflow-datasets", fix="pip install tensorflow-datasets array-record") from error
+        raise UsageError(
+            "this corpus needs tensorflow-datasets",
+            fix="pip install tensorflow-datasets array-record",
+        ) from error
     with _lock:
         builder = tfds.builder_from_directory(str(local_folder(location)))
-        skipped = dict.fromkeys(set(builder.info.features) - set(features), tfds.decode.SkipDecoding())
+        skipped = dict.fromkeys(
+            set(builder.info.features) - set(features), tfds.decode.SkipDecoding()
+        )
         return builder.as_data_source(split=SPLIT, decoders=skipped)
 
 
@@ -118,5 +136,7 @@ def example(location: str, index: int, features: tuple[str, ...]) -> dict:
         return source(location, features)[index]
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the record cannot be read: {error}", path=f"{SCHEME}{location}#{index}", fix="build the data set again"
+            f"the record cannot be read: {error}",
+            path=f"{SCHEME}{location}#{index}",
+            fix="build the data set again",
         ) from error

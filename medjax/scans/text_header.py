@@ -1,8 +1,9 @@
 """The text header of a NRRD or MetaImage file, read and checked before ITK sees it.
 
-In: a path. Out: its fields, and where its voxels are. ITK believes what a header says: a MetaImage number of dimensions it has no room for,
-or a NRRD line of some thousand characters, overwrites its memory. So fields of a wrong form are refused here, and files that the header
-names are looked at like any other file.
+In: a path. Out: its fields, and where its voxels are. ITK believes what a header says: a MetaImage
+number of dimensions it has no room for, or a NRRD line of some thousand characters, overwrites its
+memory. So fields of a wrong form are refused here, and files that the header names are looked at
+like any other file.
 """
 
 import glob
@@ -18,10 +19,26 @@ META_ENDINGS = (".mha", ".mhd")
 DIMENSIONS = range(2, 5)
 _HEADER = 1 << 20
 _META_LINE = re.compile(r"\s*\w{1,60} ?= ?[^\x00-\x08\x0e-\x1f]{0,2000}")
-_NRRD_LINE = re.compile(r"#.*|[\w .^-]{1,60}: ?[^\x00-\x08\x0e-\x1f]{0,500}|[^\x00-\x08\x0e-\x1f:]{1,200}:=[^\x00]{0,16000}", re.ASCII)
-_VECTORS = ("dimsize", "elementspacing", "elementsize", "offset", "origin", "position", "centerofrotation")
+_NRRD_LINE = re.compile(
+    r"#.*|[\w .^-]{1,60}: "
+    r"?[^\x00-\x08\x0e-\x1f]{0,500}|[^\x00-\x08\x0e-\x1f:]{1,200}:=[^\x00]{0,16000}",
+    re.ASCII,
+)
+_VECTORS = (
+    "dimsize",
+    "elementspacing",
+    "elementsize",
+    "offset",
+    "origin",
+    "position",
+    "centerofrotation",
+)
 _MATRICES = ("transformmatrix", "rotation", "orientation")
-_WHOLE = {"elementnumberofchannels": (1, 1024), "headersize": (-1, 1 << 40), "compresseddatasize": (0, 1 << 50)}
+_WHOLE = {
+    "elementnumberofchannels": (1, 1024),
+    "headersize": (-1, 1 << 40),
+    "compresseddatasize": (0, 1 << 50),
+}
 
 
 def is_meta(path: str) -> bool:
@@ -30,10 +47,11 @@ def is_meta(path: str) -> bool:
 
 
 def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
-    """The header's fields by lower-case name, and the files that hold the voxels with the byte where they begin.
+    """The header's fields by lower-case name, and the files that hold the voxels with the byte
+    where they begin.
 
-    Raises: `DataError` for content of another kind, fields that the formats do not have in that form, and voxels in a file that is no
-      regular one or lies outside the header's folder.
+    Raises: `DataError` for content of another kind, fields that the formats do not have in that
+      form, and voxels in a file that is no regular one or lies outside the header's folder.
     """
     meta = is_meta(path)
     with content.open_file(path) as file:
@@ -41,32 +59,52 @@ def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
     if not (re.match(rb"\s*[A-Za-z]+\s*=", start) if meta else start.startswith(b"NRRD")):
         what = "MetaImage" if meta else "NRRD"
         found = content.looks_like(start)
-        raise DataError(f"cannot be read: no {what} file", path=path, found=found, expected=f"a {what} header", fix="obtain the file again")
+        raise DataError(
+            f"cannot be read: no {what} file",
+            path=path,
+            found=found,
+            expected=f"a {what} header",
+            fix="obtain the file again",
+        )
     text, end = _header_text(start, meta)
     fields = dict(_fields(text, meta))
     if meta:
         _check_meta(text, fields, path)
     else:
         _check_nrrd(text, path)
-    named = fields.get("elementdatafile", "LOCAL") if meta else fields.get("data file", fields.get("datafile", "LOCAL"))
+    named = (
+        fields.get("elementdatafile", "LOCAL")
+        if meta
+        else fields.get("data file", fields.get("datafile", "LOCAL"))
+    )
     if named.upper() == "LOCAL":
         return fields, [(path, end)]
     if named.upper().startswith("LIST"):
-        names = [line.strip() for line in start[end if meta else text.rfind("LIST") :].decode("latin-1").splitlines()]
+        names = [
+            line.strip()
+            for line in start[end if meta else text.rfind("LIST") :].decode("latin-1").splitlines()
+        ]
         names = [name for name in names if name and not name.upper().startswith("LIST")]
     else:
         first = named.split()[0] if named.split() and "%" in named else named
         pattern = re.sub(r"%\d*d", "*", first) if "%" in first else ""
         folder = glob.escape(str(Path(path).parent))
-        names = sorted(glob.glob(os.path.join(folder, pattern))) if pattern and "/" not in pattern else [first]
+        names = (
+            sorted(glob.glob(os.path.join(folder, pattern)))
+            if pattern and "/" not in pattern
+            else [first]
+        )
     parts = []
     for name in names:
         part = os.path.join(Path(path).parent, name)
         if "\0" in name or not files.is_within(part, Path(path).parent):
             raise DataError(
-                "its voxels lie outside its folder", path=path, found=name[:200], expected="a file beside the header",
+                "its voxels lie outside its folder",
+                path=path,
+                found=name[:200],
+                expected="a file beside the header",
                 fix="put the file of the voxels beside the header, and its name into the header",
-            )  # fmt: skip
+            )
         content.check_file(part)
         parts.append((part, 0))
     return fields, parts
@@ -74,22 +112,33 @@ def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
 
 def is_compressed(fields: dict[str, str], meta: bool) -> bool:
     """Whether the voxels are a zlib or gzip stream."""
-    return fields.get("compresseddata", "").lower() == "true" if meta else fields.get("encoding", "") in ("gzip", "gz")
+    return (
+        fields.get("compresseddata", "").lower() == "true"
+        if meta
+        else fields.get("encoding", "") in ("gzip", "gz")
+    )
 
 
 def is_big_endian(fields: dict[str, str]) -> bool:
     """Whether a MetaImage file says that its most significant byte comes first."""
-    return "true" in (fields.get(name, "").lower() for name in ("binarydatabyteordermsb", "elementbyteordermsb"))
+    return "true" in (
+        fields.get(name, "").lower() for name in ("binarydatabyteordermsb", "elementbyteordermsb")
+    )
 
 
 def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
-    """`DataError` for a MetaImage header whose fields have another form or length than the format gives them."""
+    """`DataError` for a MetaImage header whose fields have another form or length than the format
+    gives them.
+    """
 
     def refuse(name: str, expected: str) -> None:
         raise DataError(
-            "cannot be read: unusable MetaImage header", path=path, found=f"{name} = {fields.get(name, '')[:60]!r}", expected=expected,
+            "cannot be read: unusable MetaImage header",
+            path=path,
+            found=f"{name} = {fields.get(name, '')[:60]!r}",
+            expected=expected,
             fix="obtain the file again",
-        )  # fmt: skip
+        )
 
     lines = [line for line in text.split("\n") if line.strip()]
     names = [line.partition("=")[0].strip().lower() for line in lines]
@@ -117,15 +166,25 @@ def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
 def _check_nrrd(text: str, path: str) -> None:
     """`DataError` for lines that no NRRD header has: ITK has little room for them."""
     magic, *lines = text.split("\n") or [""]
-    listed = next((i for i, line in enumerate(lines) if re.match(r"data ?file: *LIST", line, re.IGNORECASE)), len(lines))
+    listed = next(
+        (i for i, line in enumerate(lines) if re.match(r"data ?file: *LIST", line, re.IGNORECASE)),
+        len(lines),
+    )
     for number, line in enumerate(lines[: listed + 1], 2):
         if line.strip() and not _NRRD_LINE.fullmatch(line.rstrip("\r")):
             raise DataError(
-                "cannot be read: unusable NRRD header", path=path, found=f"line {number} of {len(line)} characters",
-                expected="a comment, 'field: value' or 'key:=value'", fix="obtain the file again",
-            )  # fmt: skip
+                "cannot be read: unusable NRRD header",
+                path=path,
+                found=f"line {number} of {len(line)} characters",
+                expected="a comment, 'field: value' or 'key:=value'",
+                fix="obtain the file again",
+            )
     if not re.fullmatch(r"NRRD000\d", magic.strip()):
-        raise DataError("cannot be read: unusable NRRD header", path=path, expected="NRRD0001 to NRRD0005 as its first line")
+        raise DataError(
+            "cannot be read: unusable NRRD header",
+            path=path,
+            expected="NRRD0001 to NRRD0005 as its first line",
+        )
 
 
 def _header_text(start: bytes, meta: bool) -> tuple[str, int]:

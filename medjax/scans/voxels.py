@@ -1,6 +1,8 @@
-"""Voxels as stored -> values that can be believed: scaled, finite, whole where they are labels, without a voxel that hides all others.
+"""Voxels as stored -> values that can be believed: scaled, finite, whole where they are labels,
+without a voxel that hides all others.
 
-In: arrays of any format. Out: float32 or the stored integers. Everything runs in pieces, so that the temporaries stay small.
+In: arrays of any format. Out: float32 or the stored integers. Everything runs in pieces, so that
+the temporaries stay small.
 """
 
 import math
@@ -12,7 +14,9 @@ from medjax.errors import DataError
 from medjax.scans.header import DataWarning
 
 MINIMUM = "min"  # replaces non-finite voxels by the smallest finite one
-FAR = 30.0  # spreads, times the square root of the number of voxels, by which an extreme flattens the rest (see `check_extremes`)
+# spreads, times the square root of the number of voxels, by which an extreme flattens the rest (see
+# `check_extremes`)
+FAR = 30.0
 LARGEST_LABEL = 1 << 31
 _PIECE = 1 << 23  # voxels
 _SAMPLE = 1 << 18  # voxels that percentiles are taken from
@@ -20,14 +24,24 @@ _SAMPLE = 1 << 18  # voxels that percentiles are taken from
 Replacement = float | str | None
 
 
-def finished(array: np.ndarray, want: str, path: str, allow_nonfinite: bool = False, replace_nan: Replacement = None) -> np.ndarray:
-    """What every format's voxels go through: finite, for "label" whole and not negative, for "image" without a voxel far off.
+def finished(
+    array: np.ndarray,
+    want: str,
+    path: str,
+    allow_nonfinite: bool = False,
+    replace_nan: Replacement = None,
+) -> np.ndarray:
+    """What every format's voxels go through: finite, for "label" whole and not negative, for
+    "image" without a voxel far off.
 
     Args:
       allow_nonfinite: keep NaN and infinite voxels, counted in a warning.
-      replace_nan: put this number, or "min" for the smallest finite one of the channel, in their place, counted in a warning.
+      replace_nan: put this number, or "min" for the smallest finite one of the channel, in their
+        place, counted in a warning.
     """
-    narrow = array.dtype.kind in "iub" and array.dtype.itemsize <= 2  # finite, and of too small a range for an extreme
+    narrow = (
+        array.dtype.kind in "iub" and array.dtype.itemsize <= 2
+    )  # finite, and of too small a range for an extreme
     low, high = (0.0, 0.0) if narrow else ends(array)
     if not (math.isfinite(low) and math.isfinite(high)):
         if replace_nan is not None and want == "image":
@@ -57,14 +71,20 @@ def ends(array: np.ndarray) -> tuple[float, float]:
 
 
 def check_extremes(array: np.ndarray, low: float, high: float, path: str) -> None:
-    """Warns (DataWarning) if few voxels lie so far from the others that mean and spread would make the others one value.
+    """Warns (DataWarning) if few voxels lie so far from the others that mean and spread would make
+    the others one value.
 
-    One voxel at distance d among n voxels gives a standard deviation of at least d / sqrt(n); the rest is flat where its own spread (5th to
-    95th percentile) is a small part of that.
+    One voxel at distance d among n voxels gives a standard deviation of at least d / sqrt(n); the
+    rest is flat where its own spread (5th to 95th percentile) is a small part of that.
     """
     channels = [array[..., c] for c in range(array.shape[3])] if array.ndim == 4 else [array]
     for c, channel in enumerate(channels):
-        _check_channel(channel, *((low, high) if len(channels) == 1 else ends(channel)), path, f" in channel {c}" if c else "")
+        _check_channel(
+            channel,
+            *((low, high) if len(channels) == 1 else ends(channel)),
+            path,
+            f" in channel {c}" if c else "",
+        )
 
 
 def _check_channel(array: np.ndarray, low: float, high: float, path: str, where: str) -> None:
@@ -88,18 +108,27 @@ def _check_channel(array: np.ndarray, low: float, high: float, path: str, where:
         outside = (array[piece] < limit[0]) | (array[piece] > limit[1])
         if outside.any() and not example:
             at = np.unravel_index(int(np.argmax(outside)), outside.shape)
-            example = f"{float(array[piece][at]):g} at {(int(at[0]) + piece.start, *map(int, at[1:]))} (z, y, x)"
+            example = (
+                f"{float(array[piece][at]):g} at "
+                f"{(int(at[0]) + piece.start, *map(int, at[1:]))} (z, y, x)"
+            )
         count += int(outside.sum())
     warnings.warn(
-        f"{path}: {count} voxels{where} lie far from all others ({example}; most are between {first:.4g} and {last:.4g}): normalising by "
+        f"{path}: {count} voxels{where} lie far from all others ({example}; most are between "
+        f"{first:.4g} and {last:.4g}): normalising by "
         "mean and spread makes the others one value. Fix: correct the file",
-        DataWarning, stacklevel=4,
-    )  # fmt: skip
+        DataWarning,
+        stacklevel=4,
+    )
 
 
 def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """slope * stored + inter, computed in float64 as nibabel does, kept as float32; integers without scaling stay as they are."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit into float32 is reported as not finite
+    """slope * stored + inter, computed in float64 as nibabel does, kept as float32; integers
+    without scaling stay as they are.
+    """
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what does not fit into float32 is reported as not finite
         if slope == 1.0 and inter == 0.0:
             return stored if stored.dtype.kind in "iu" else np.ascontiguousarray(stored, np.float32)
         out = np.empty(stored.shape, np.float32)
@@ -117,14 +146,19 @@ def pieces(array: np.ndarray) -> list[slice]:
 def first_of(mask: np.ndarray, array: np.ndarray) -> str:
     """How many voxels a mask holds, and value and place of the first."""
     position = tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
-    return f"{int(mask.sum())} voxels, first {float(array[position]):g} at {position} (z, y, x{', channel' if array.ndim == 4 else ''})"
+    return (
+        f"{int(mask.sum())} voxels, first {float(array[position]):g} at {position} (z, y, "
+        f"x{', channel' if array.ndim == 4 else ''})"
+    )
 
 
 def _refuse_nonfinite(array: np.ndarray, path: str, allowed: bool) -> None:
     found = first_of(~np.isfinite(array), array)
     if not allowed:
         fix = "correct the file, or predict with --replace-nan VALUE (a number, or min)"
-        raise DataError("non-finite voxels", path=path, found=found, expected="finite numbers", fix=fix)
+        raise DataError(
+            "non-finite voxels", path=path, found=found, expected="finite numbers", fix=fix
+        )
     warnings.warn(f"{path}: non-finite voxels kept: {found}", DataWarning, stacklevel=3)
 
 
@@ -141,7 +175,9 @@ def _replaced(array: np.ndarray, value: float | str, path: str) -> np.ndarray:
         used.append(float(part[~wrong].min()) if value == MINIMUM else float(value))
         part[wrong] = used[-1]
     put = ", ".join(f"{number:g}" for number in dict.fromkeys(used))
-    warnings.warn(f"{path}: non-finite voxels replaced by {put}: {found}", DataWarning, stacklevel=4)
+    warnings.warn(
+        f"{path}: non-finite voxels replaced by {put}: {found}", DataWarning, stacklevel=4
+    )
     return array
 
 
@@ -151,16 +187,30 @@ def _as_labels(array: np.ndarray, path: str) -> np.ndarray:
         broken = array != np.rint(array)
         if broken.any():
             raise DataError(
-                "label values that are not whole numbers", path=path, found=first_of(broken, array), expected="integers",
+                "label values that are not whole numbers",
+                path=path,
+                found=first_of(broken, array),
+                expected="integers",
                 fix="round or redraw",
-            )  # fmt: skip
+            )
         if array.max(initial=0) > LARGEST_LABEL:
             raise DataError(
-                "label values that are too large", path=path, found=first_of(array > LARGEST_LABEL, array),
-                expected=f"at most {LARGEST_LABEL}", fix="renumber the labels",
-            )  # fmt: skip
+                "label values that are too large",
+                path=path,
+                found=first_of(array > LARGEST_LABEL, array),
+                expected=f"at most {LARGEST_LABEL}",
+                fix="renumber the labels",
+            )
     if array.dtype.kind != "u" and array.min(initial=0) < 0:
         raise DataError(
-            "negative label values", path=path, found=first_of(array < 0, array), expected="0 or more", fix="renumber the labels"
+            "negative label values",
+            path=path,
+            found=first_of(array < 0, array),
+            expected="0 or more",
+            fix="renumber the labels",
         )
-    return array.astype(np.min_scalar_type(int(array.max(initial=0)))) if array.dtype.kind == "f" else array
+    return (
+        array.astype(np.min_scalar_type(int(array.max(initial=0))))
+        if array.dtype.kind == "f"
+        else array
+    )

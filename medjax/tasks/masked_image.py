@@ -1,8 +1,10 @@
-"""The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels are not looked at.
+"""The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels
+are not looked at.
 
-Flows in: the sampler's batch on the device, as for `tasks.supervised`. Flows out: the loss over the hidden patches, in validation of
-each modality. The network gets context["masked"] (b, *grid), true where a token is hidden, beside corpus and modality. Source: Swin-MAE
-(Xu et al. 2022): whole blocks of tokens are hidden, the same share in every sample, every sample with its own choice.
+Flows in: the sampler's batch on the device, as for `tasks.supervised`. Flows out: the loss over the
+hidden patches, in validation of each modality. The network gets context["masked"] (b, *grid), true
+where a token is hidden, beside corpus and modality. Source: Swin-MAE (Xu et al. 2022): whole blocks
+of tokens are hidden, the same share in every sample, every sample with its own choice.
 """
 
 import dataclasses
@@ -17,21 +19,35 @@ from jaxtyping import Array, Bool
 from medjax.errors import UsageError
 from medjax.tasks import supervised
 
-HELD_OUT = 0  # seed of the masks in validation: always the same ones, so that its numbers are comparable
+HELD_OUT = (
+    0  # seed of the masks in validation: always the same ones, so that its numbers are comparable
+)
 
 
-def block_mask(key: Array, samples: int, grid: tuple[int, ...], block: int, ratio: float) -> Bool[Array, "b *grid"]:
-    """True on randomly chosen blocks of `block` tokens per axis: the same number, at least `ratio` of them, in every sample.
+def block_mask(
+    key: Array, samples: int, grid: tuple[int, ...], block: int, ratio: float
+) -> Bool[Array, "b *grid"]:
+    """True on randomly chosen blocks of `block` tokens per axis: the same number, at least `ratio`
+    of them, in every sample.
 
     Raises: `UsageError` if blocks do not fill the grid, or if none or all of them would be hidden.
     """
     if any(g % block for g in grid):
-        raise UsageError("blocks do not fill the token grid", found=grid, expected=f"multiples of {block}", fix="change task_options.block")
+        raise UsageError(
+            "blocks do not fill the token grid",
+            found=grid,
+            expected=f"multiples of {block}",
+            fix="change task_options.block",
+        )
     blocks = tuple(g // block for g in grid)
     count = math.prod(blocks)
     kept = int(count * (1 - ratio))
     if not 0 < kept < count:
-        raise UsageError("nothing to guess, or to guess from", found=f"ratio {ratio} of {count} blocks", fix="change task_options.ratio")
+        raise UsageError(
+            "nothing to guess, or to guess from",
+            found=f"ratio {ratio} of {count} blocks",
+            fix="change task_options.ratio",
+        )
     place = jnp.argsort(jnp.argsort(jax.random.uniform(key, (samples, count)), -1), -1)
     mask = (place >= kept).reshape(samples, *blocks)
     for axis in range(1, mask.ndim):
@@ -49,27 +65,45 @@ class MaskedImage:
     ratio: float
     names: tuple[str, ...]
 
-    def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Any, batch: Mapping[str, Any], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """The loss of one batch, and each loss as "loss/<name>" (before its weight)."""
         prepared = self.batches.prepare(batch, key)
-        masked = block_mask(jax.random.fold_in(key, 2), prepared["image"].shape[0], self.grid, self.block, self.ratio)
+        masked = block_mask(
+            jax.random.fold_in(key, 2),
+            prepared["image"].shape[0],
+            self.grid,
+            self.block,
+            self.ratio,
+        )
         context = self.batches.context(batch) | {"masked": masked}
-        outputs = self.batches.apply(params, prepared["image"], context, True, jax.random.fold_in(key, 1))
+        outputs = self.batches.apply(
+            params, prepared["image"], context, True, jax.random.fold_in(key, 1)
+        )
         parts = {name: f(outputs, prepared) for name, _, f in self.batches.losses}
-        total = sum((weight * parts[name] for name, weight, _ in self.batches.losses), start=jnp.zeros(()))
+        total = sum(
+            (weight * parts[name] for name, weight, _ in self.batches.losses), start=jnp.zeros(())
+        )
         return total, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """The loss without augmentation under masks that never change: its sum `error` (n,) over the samples of each modality, and their
-        number `weight` (n,).
+        """The loss without augmentation under masks that never change: its sum `error` (n,) over
+        the samples of each modality, and their number `weight` (n,).
         """
         prepared = self.batches.prepare(batch, None)
-        masked = block_mask(jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio)
-        outputs = self.batches.apply(params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None)
+        masked = block_mask(
+            jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
+        )
+        outputs = self.batches.apply(
+            params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None
+        )
 
         def of_sample(*arrays: Any) -> Array:
             alone = jax.tree.map(lambda a: a[None], arrays)
-            return sum((weight * f(*alone) for _, weight, f in self.batches.losses), start=jnp.zeros(()))
+            return sum(
+                (weight * f(*alone) for _, weight, f in self.batches.losses), start=jnp.zeros(())
+            )
 
         errors = jax.vmap(of_sample)(outputs, prepared)
         own = batch["modality"][:, None] == jnp.arange(len(self.names))
@@ -97,14 +131,24 @@ def make(
       ratio: share of hidden blocks.
       block: tokens per block and axis.
       patch_size: voxels per token and axis, as the network has it.
-      batches: the other arguments of `supervised.make` (label space, augmentation): batches are prepared the same way.
+      batches: the other arguments of `supervised.make` (label space, augmentation): batches are
+        prepared the same way.
 
     Raises: `UsageError` for a patch that tokens or blocks do not fill.
     """
     if any(side % patch_size for side in patch):
         raise UsageError(
-            "tokens do not fill the patch", found=tuple(patch), expected=f"multiples of {patch_size}", fix="change train.patch"
+            "tokens do not fill the patch",
+            found=tuple(patch),
+            expected=f"multiples of {patch_size}",
+            fix="change train.patch",
         )
     grid = tuple(side // patch_size for side in patch)
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
-    return MaskedImage(supervised.make(apply, losses, patch=patch, **batches), grid, block, float(ratio), tuple(modalities))
+    return MaskedImage(
+        supervised.make(apply, losses, patch=patch, **batches),
+        grid,
+        block,
+        float(ratio),
+        tuple(modalities),
+    )

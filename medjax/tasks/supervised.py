@@ -1,8 +1,10 @@
-"""The supervised task: sampler batches and a network -> the weighted sum of losses, and hard counts for validation.
+"""The supervised task: sampler batches and a network -> the weighted sum of losses, and hard counts
+for validation.
 
-Flows in: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1 outside the image, corpus,
-modality, spacing). Flows out: one differentiable scalar with its parts; counts of true and false positives and false negatives per class.
-The network is any callable, so the task knows no architecture; the losses see outputs and batch only.
+Flows in: the sampler's batch on the device (quantised image with its gain and bias, dense ids with
+-1 outside the image, corpus, modality, spacing). Flows out: one differentiable scalar with its
+parts; counts of true and false positives and false negatives per class. The network is any
+callable, so the task knows no architecture; the losses see outputs and batch only.
 """
 
 import dataclasses
@@ -18,7 +20,13 @@ from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, targets
 
-CONSUMED = ("image", "gain", "bias", "label", "case")  # what the task turns into network input and target; the rest is context
+CONSUMED = (
+    "image",
+    "gain",
+    "bias",
+    "label",
+    "case",
+)  # what the task turns into network input and target; the rest is context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +45,32 @@ class Supervised:
     activation: str
     names: tuple[str, ...] = ()
 
-    def loss(self, params: Any, batch: Mapping[str, Any], key: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(
+        self, params: Any, batch: Mapping[str, Any], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
         prepared = self.prepare(batch, key)
-        outputs = self.apply(params, prepared["image"], self.context(batch), True, jax.random.fold_in(key, 1))
+        outputs = self.apply(
+            params, prepared["image"], self.context(batch), True, jax.random.fold_in(key, 1)
+        )
         value, parts = deep.total(self.losses, outputs, prepared, self.deep_weights)
         return value, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision (probability > 1/2, or the largest of a softmax) on the central patch.
+        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision (probability > 1/2, or the
+        largest of a softmax) on the central patch.
 
-        Only samples whose corpus annotates a class count for it, and only voxels that the loss would see.
+        Only samples whose corpus annotates a class count for it, and only voxels that the loss
+        would see.
         """
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
-        found = logits > 0 if self.activation == "sigmoid" else exclusive.decide(logits, prepared["table"])
+        found = (
+            logits > 0
+            if self.activation == "sigmoid"
+            else exclusive.decide(logits, prepared["table"])
+        )
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -61,23 +79,39 @@ class Supervised:
         def count(mask: Array) -> Array:
             return jnp.sum(mask & valid, (0, *axes), dtype=jnp.int32)
 
-        return {"tp": count(found & truth), "fp": count(found & ~truth), "fn": count(~found & truth)}
+        return {
+            "tp": count(found & truth),
+            "fp": count(found & ~truth),
+            "fn": count(~found & truth),
+        }
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-        """The batch as the losses see it: normalised, augmented (with a key) or centre-cropped, with table and known rows.
+        """The batch as the losses see it: normalised, augmented (with a key) or centre-cropped,
+        with table and known rows.
 
-        `weight` is there only if something can be masked: the ignore id of a corpus, or padding under `mask_padding`.
+        `weight` is there only if something can be masked: the ignore id of a corpus, or padding
+        under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(batch["gain"], axes) + jnp.expand_dims(batch["bias"], axes)
+        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
+            batch["gain"], axes
+        ) + jnp.expand_dims(batch["bias"], axes)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
-            extra = {"corpus": batch["corpus"]} if getattr(self.augment, "by_corpus", False) else {}  # sides of lateral classes
+            extra = (
+                {"corpus": batch["corpus"]} if getattr(self.augment, "by_corpus", False) else {}
+            )  # sides of lateral classes
             image, label = self.augment(key, image, label, **extra)
-        image, label = centre_crop(image, self.patch, first=1), centre_crop(label, self.patch, first=1)
+        image, label = (
+            centre_crop(image, self.patch, first=1),
+            centre_crop(label, self.patch, first=1),
+        )
         corpus = batch["corpus"]
         prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
-        prepared |= {"table": jnp.asarray(self.table)[corpus], "known": jnp.asarray(self.known)[corpus]}
+        prepared |= {
+            "table": jnp.asarray(self.table)[corpus],
+            "known": jnp.asarray(self.known)[corpus],
+        }
         masks = []
         if (self.ignore_ids >= 0).any():
             masks.append(label == jnp.expand_dims(jnp.asarray(self.ignore_ids)[corpus], axes))
@@ -109,14 +143,17 @@ def make(
     """Builds the task.
 
     Args:
-      apply: (params, image (b, *patch, m) f32, context dict, train bool, key or None) -> outputs with `logits` (b, *patch, c) and
-        optionally `deep`.
+      apply: (params, image (b, *patch, m) f32, context dict, train bool, key or None) -> outputs
+        with `logits` (b, *patch, c) and optionally `deep`.
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
-      table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool, (corpora,) int, -2 for no ignore id.
+      table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool,
+        (corpora,) int, -2 for no ignore id.
       patch: spatial shape the network sees; batches may be larger (room for rotation).
-      augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger: then the centre is taken); one with a
-        true attribute `by_corpus` is also given `corpus` (b,).
-      mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's convention).
+      augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger:
+        then the centre is taken); one with a true attribute `by_corpus` is also given `corpus`
+        (b,).
+      mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's
+        convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
       activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
       classes: names of the channels, which become the task's `names`: of what `validate` counts.
@@ -126,8 +163,21 @@ def make(
     losses = tuple((str(name), float(weight), f) for name, weight, f in losses)
     names = [name for name, _, _ in losses]
     if not losses or len(set(names)) != len(names):
-        raise UsageError("losses need unique names, and there must be one", found=names, fix="rename or add a loss")
+        raise UsageError(
+            "losses need unique names, and there must be one",
+            found=names,
+            fix="rename or add a loss",
+        )
     return Supervised(
-        apply, losses, np.asarray(table, bool), np.asarray(known, bool), np.asarray(ignore_ids, np.int32),
-        augment, tuple(patch), bool(mask_padding), deep_weights or "halving", activation, tuple(classes),
-    )  # fmt: skip
+        apply,
+        losses,
+        np.asarray(table, bool),
+        np.asarray(known, bool),
+        np.asarray(ignore_ids, np.int32),
+        augment,
+        tuple(patch),
+        bool(mask_padding),
+        deep_weights or "halving",
+        activation,
+        tuple(classes),
+    )

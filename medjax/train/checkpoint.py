@@ -1,9 +1,12 @@
-"""Checkpoints: atomic, asynchronous, kept by age and by metric, restored onto any number of devices. The only file that knows orbax.
+"""Checkpoints: atomic, asynchronous, kept by age and by metric, restored onto any number of
+devices. The only file that knows orbax.
 
-On disk: <folder>/<step>/ with the parameters, the rest of the state, JSON facts (step, metric, recipe, progress of the run) and hashes of
-all files. A step is written under a temporary name and renamed when complete, so a step folder is whole or absent. One that cannot be read
-anyway (a bad disk, a partial copy) is set aside in favour of the one before it; if none can be read, nothing is touched and that is an
-error. `saved.json` beside the folder names the newest step, so that a folder that went missing is noticed too.
+On disk: <folder>/<step>/ with the parameters, the rest of the state, JSON facts (step, metric,
+recipe, progress of the run) and hashes of all files. A step is written under a temporary name and
+renamed when complete, so a step folder is whole or absent. One that cannot be read anyway (a bad
+disk, a partial copy) is set aside in favour of the one before it; if none can be read, nothing is
+touched and that is an error. `saved.json` beside the folder names the newest step, so that a folder
+that went missing is noticed too.
 """
 
 import contextlib
@@ -38,7 +41,7 @@ from medjax.train.stepfolder import (
     require_readable,
     saved_path,
     steps,
-)  # fmt: skip
+)
 
 __all__ = [
     "FACTS",
@@ -54,9 +57,10 @@ __all__ = [
 ]
 
 FULL = {
-    "No space left on device": "the disk is full: ", "Disk quota exceeded": "the quota is used up: ",
+    "No space left on device": "the disk is full: ",
+    "Disk quota exceeded": "the quota is used up: ",
     "File too large": "files may not grow that large here: ",
-}  # fmt: skip
+}
 TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 
 
@@ -65,10 +69,10 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
 
     Args:
       path: see `find`.
-      target: tree of arrays or `jax.ShapeDtypeStruct`; shapes must agree, values take the target's type
-        and sharding (or the default device).
-      keep: regex over paths; matching leaves of the target are returned as they are, matching leaves on disk are left there
-        (a new head on an old encoder). Empty: none.
+      target: tree of arrays or `jax.ShapeDtypeStruct`; shapes must agree, values take the target's
+        type and sharding (or the default device).
+      keep: regex over paths; matching leaves of the target are returned as they are, matching
+        leaves on disk are left there (a new head on an old encoder). Empty: none.
       which: see `find`.
 
     Raises: `TrainError` listing the names that only one side has, and the shapes that differ.
@@ -77,25 +81,36 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
     flat, structure = jax.tree_util.tree_flatten_with_path(target)
     names = [rule_lists.path_name(keys) for keys, _ in flat]
     kept = {name for name in names if keep and re.search(keep, name)}
-    wanted = {name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept}
+    wanted = {
+        name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept
+    }
     arrays = _checked(folder)
-    stored = {name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))}
+    stored = {
+        name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))
+    }
     _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
     loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
     values = dict(zip(rule_lists.paths(loaded), jax.tree.leaves(loaded), strict=True))
-    leaves = [leaf if name in kept else values[name] for name, (_, leaf) in zip(names, flat, strict=True)]
+    leaves = [
+        leaf if name in kept else values[name] for name, (_, leaf) in zip(names, flat, strict=True)
+    ]
     return jax.tree.unflatten(structure, leaves)
 
 
 def read_params(path: str | Path, which: str = "last") -> dict:
-    """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays, whatever the model (see `find`)."""
+    """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays, whatever the
+    model (see `find`).
+    """
     folder = find(path, which)
     try:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # a process that was told to see accelerators only
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = _checked(folder)
-    target = {name: jax.ShapeDtypeStruct(tuple(shape), np.float32, sharding=where) for name, shape in shapes.items()}
+    target = {
+        name: jax.ShapeDtypeStruct(tuple(shape), np.float32, sharding=where)
+        for name, shape in shapes.items()
+    }
     return jax.tree.map(np.asarray, _load(folder, {"params": _nest(target)})["params"])
 
 
@@ -113,7 +128,9 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         policies = ocp.training.preservation_policies
-        best = policies.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(
+            get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False
+        )
         context = ocp.Context()
         context.asynchronous.post_finalization_callback = lambda: (
             self._hash()
@@ -123,7 +140,9 @@ class Checkpoints:
             str(self.folder),
             context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(max(1, keep)), best]),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(max(1, keep)), best]
+            ),
             cleanup_tmp_directories=True,
         )
         self._orbax, self._pending, self._writing, self._facts = None, None, None, {}
@@ -134,10 +153,18 @@ class Checkpoints:
     def __exit__(self, *failure: Any) -> None:
         self.close()
 
-    def save(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], metric: float | None = None) -> None:
-        """Starts writing a checkpoint; waits for the write before it, not for this one. A step that exists is replaced.
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        metric: float | None = None,
+    ) -> None:
+        """Starts writing a checkpoint; waits for the write before it, not for this one. A step that
+        exists is replaced.
 
-        Raises: `TrainError` if this or the previous write failed (a full disk): the older checkpoints are untouched.
+        Raises: `TrainError` if this or the previous write failed (a full disk): the older
+          checkpoints are untouched.
         """
         parts = _parts(state)
         arrays = {part: _shapes(tree) for part, tree in parts.items()}
@@ -158,16 +185,19 @@ class Checkpoints:
                 overwrite=step in steps(self.folder),
             )
 
-    def restore(self, target: Mapping[str, Any], accept: Callable[[dict], None] = lambda facts: None) -> tuple[dict[str, Any], dict] | None:
+    def restore(
+        self, target: Mapping[str, Any], accept: Callable[[dict], None] = lambda facts: None
+    ) -> tuple[dict[str, Any], dict] | None:
         """The newest readable checkpoint as (state, facts), or None if the folder has none.
 
         Args:
           target: abstract state with shardings, on any number of devices.
           accept: is shown the facts of a checkpoint before its arrays are read, and may raise.
 
-        Raises: `TrainError` if the stored names or shapes are not those of `target`, or if checkpoints were saved but none can be read: a
-        run never starts again silently, and nothing is touched. Unreadable ones beside a readable one are renamed to <step>.unreadable
-        with a warning.
+        Raises: `TrainError` if the stored names or shapes are not those of `target`, or if
+          checkpoints were saved but none can be read: a run never starts again silently, and
+          nothing is touched. Unreadable ones beside a readable one are renamed to <step>.unreadable
+          with a warning.
         """
         self.close()
         require_readable(self.folder)
@@ -178,13 +208,25 @@ class Checkpoints:
             state = facts = problem = None
             try:
                 facts = read_facts(self.folder, step)
-                arrays = {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in facts["arrays"][part].items()}
+                arrays = {
+                    f"{part}/{k}": tuple(shape)
+                    for part in wanted
+                    for k, shape in facts["arrays"][part].items()
+                }
                 hashes.check(folder, facts, share=(jax.process_index(), jax.process_count()))
             except (TrainError, KeyError, AttributeError, TypeError) as error:
                 problem = error
             if _everywhere(problem is None):
                 accept(facts)
-                _compare(folder, {f"{part}/{k}": tuple(shape) for part in wanted for k, shape in _shapes(wanted[part]).items()}, arrays)
+                _compare(
+                    folder,
+                    {
+                        f"{part}/{k}": tuple(shape)
+                        for part in wanted
+                        for k, shape in _shapes(wanted[part]).items()
+                    },
+                    arrays,
+                )
                 try:
                     loaded = _load(folder, wanted)
                     state = {**loaded.get("train", {}), "params": loaded["params"]}
@@ -193,7 +235,10 @@ class Checkpoints:
                 if _everywhere(problem is None):
                     self._set_aside(problems)
                     if missing:
-                        text = f"{self.folder}: step {newest_saved(self.folder)} was saved but cannot be used; going on from step {step}"
+                        text = (
+                            f"{self.folder}: step {newest_saved(self.folder)} was saved but "
+                            f"cannot be used; going on from step {step}"
+                        )
                         warnings.warn(text, RuntimeWarning, stacklevel=2)
                     return state, facts
             problems[folder] = problem or "another process cannot read it"
@@ -201,9 +246,12 @@ class Checkpoints:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         if found:
             raise TrainError(
-                "no checkpoint can be read", path=self.folder, found="; ".join(f"{path.name}: {why}" for path, why in problems.items()),
-                fix="copy the whole folder again; to start from the first step, use another --workdir",
-            )  # fmt: skip
+                "no checkpoint can be read",
+                path=self.folder,
+                found="; ".join(f"{path.name}: {why}" for path, why in problems.items()),
+                fix="copy the whole folder again; to start from the first step, use another "
+                "--workdir",
+            )
         return None
 
     def wait(self) -> None:
@@ -231,16 +279,22 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if self._writing is not None and jax.process_index() == 0:  # half a checkpoint, which nobody can use
+            if (
+                self._writing is not None and jax.process_index() == 0
+            ):  # half a checkpoint, which nobody can use
                 shutil.rmtree(self.folder / f"{self._writing}{TEMPORARY}", ignore_errors=True)
             self._pending = self._writing = None
             raise TrainError(
-                "a checkpoint could not be written; the older ones are untouched", path=self.folder, found=_reason(error),
+                "a checkpoint could not be written; the older ones are untouched",
+                path=self.folder,
+                found=_reason(error),
                 fix="free disk space, then start the same command again",
-            ) from error  # fmt: skip
+            ) from error
 
     def _hash(self) -> None:
-        """Called when all files of the step are written, before it gets its name; in the first process only."""
+        """Called when all files of the step are written, before it gets its name; in the first
+        process only.
+        """
         folder = self.folder / f"{self._writing}{TEMPORARY}"
         hashes.write(folder if folder.is_dir() else self.folder / str(self._writing), self._facts)
 
@@ -248,10 +302,19 @@ class Checkpoints:
         """Renames step folders that cannot be read: they would count among the newest."""
         if jax.process_index() == 0:
             partial = [self.folder / name for name in damaged(self.folder) if name.isdecimal()]
-            for folder, reason in (dict.fromkeys(partial, f"no file {FACTS}") | dict(problems)).items():
-                others = (folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else "")) for n in itertools.count())
+            for folder, reason in (
+                dict.fromkeys(partial, f"no file {FACTS}") | dict(problems)
+            ).items():
+                others = (
+                    folder.with_name(f"{folder.name}.unreadable" + (f"-{n}" if n else ""))
+                    for n in itertools.count()
+                )
                 target = next(path for path in others if not path.exists())
-                warnings.warn(f"{folder}: unreadable checkpoint set aside as {target.name} ({reason})", RuntimeWarning, stacklevel=3)
+                warnings.warn(
+                    f"{folder}: unreadable checkpoint set aside as {target.name} ({reason})",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
                 folder.rename(target)
         _everywhere(True)
 
@@ -263,7 +326,9 @@ def _checked(folder: Path) -> dict[str, Sequence[int]]:
     try:
         return dict(facts["arrays"]["params"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TrainError("no list of parameters", path=folder / FACTS, fix="use a checkpoint that medjax wrote") from error
+        raise TrainError(
+            "no list of parameters", path=folder / FACTS, fix="use a checkpoint that medjax wrote"
+        ) from error
 
 
 class _Unheard(logging.Filter):
@@ -287,13 +352,18 @@ def _reason(error: BaseException) -> str:
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The two trees of a checkpoint: parameters, which are also read alone, and the rest, if there is any."""
+    """The two trees of a checkpoint: parameters, which are also read alone, and the rest, if there
+    is any.
+    """
     rest = {name: value for name, value in state.items() if name != "params"}
     return {"params": state["params"]} | ({"train": rest} if rest else {})
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
-    return {name: list(leaf.shape) for name, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)}
+    return {
+        name: list(leaf.shape)
+        for name, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)
+    }
 
 
 def _load(folder: Path, target: Any, partial: bool = False) -> Any:
@@ -306,9 +376,20 @@ def _load(folder: Path, target: Any, partial: bool = False) -> Any:
             loaded = ocp.load_checkpointables(str(folder.absolute()), target)
     except Exception as error:  # whatever the storage layer raises for damaged files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TrainError("the arrays cannot be read", path=folder, found=reason[:300], fix="use another checkpoint") from error
-    if abstract := [rule_lists.path_name(k) for k, v in jax.tree_util.tree_leaves_with_path(loaded) if not isinstance(v, jax.Array)]:
-        raise TrainError("leaves were not restored", path=folder, found=abstract[:12])  # orbax hands missing ones back as they came in
+        raise TrainError(
+            "the arrays cannot be read",
+            path=folder,
+            found=reason[:300],
+            fix="use another checkpoint",
+        ) from error
+    if abstract := [
+        rule_lists.path_name(k)
+        for k, v in jax.tree_util.tree_leaves_with_path(loaded)
+        if not isinstance(v, jax.Array)
+    ]:
+        raise TrainError(
+            "leaves were not restored", path=folder, found=abstract[:12]
+        )  # orbax hands missing ones back as they came in
     return loaded
 
 
@@ -317,17 +398,23 @@ def _compare(folder: Path, wanted: Mapping[str, tuple], stored: Mapping[str, tup
     problems = [f"{name} is not in the checkpoint" for name in wanted if name not in stored]
     problems += [f"{name} is not in the model" for name in stored if name not in wanted]
     problems += [
-        f"{name}: {stored[name]} stored, {wanted[name]} wanted" for name in wanted if name in stored and stored[name] != wanted[name]
+        f"{name}: {stored[name]} stored, {wanted[name]} wanted"
+        for name in wanted
+        if name in stored and stored[name] != wanted[name]
     ]
     if problems:
         raise TrainError(
-            f"the checkpoint does not fit ({len(problems)} differences)", path=folder, found="; ".join(problems[:12]),
+            f"the checkpoint does not fit ({len(problems)} differences)",
+            path=folder,
+            found="; ".join(problems[:12]),
             fix="use the model of the checkpoint, or keep the leaves that differ by pattern",
-        )  # fmt: skip
+        )
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

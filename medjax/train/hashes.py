@@ -1,9 +1,11 @@
-"""Hashes of a checkpoint's files: written into its folder before the folder gets its name, compared when it is read.
+"""Hashes of a checkpoint's files: written into its folder before the folder gets its name, compared
+when it is read.
 
     <step>/hashes.json    {"files": {"params/d/1f...": [bytes, "xxh3:..."], ...}, "facts": "xxh3:..."}
 
-A checkpoint is therefore hashed or absent, also after a kill. Those of earlier versions have no hashes; that is said once per run folder.
-The hash finds damage and is no protection against forgery.
+A checkpoint is therefore hashed or absent, also after a kill. Those of earlier versions have no
+hashes; that is said once per run folder. The hash finds damage and is no protection against
+forgery.
 """
 
 import json
@@ -17,7 +19,10 @@ from medjax import files
 from medjax.errors import TrainError, shown
 
 NAME = "hashes.json"
-LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")  # of the step folder itself: written again after the hashes
+LATER = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+)  # of the step folder itself: written again after the hashes
 THREADS = 4  # files read at a time
 AGAIN = "copy the run folder again, or use another checkpoint (`--checkpoint STEP`)"
 
@@ -25,18 +30,32 @@ _said: set[Path] = set()
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Hashes all files of a step folder, and its facts, into `hashes.json`; `OSError` or `WriteError` if that fails."""
+    """Hashes all files of a step folder, and its facts, into `hashes.json`; `OSError` or
+    `WriteError` if that fails.
+    """
     names = sorted(_listed(folder))
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda name: [(folder / name).stat().st_size, files.checksum_of(folder / name)], names))
-    files.write_json(folder / NAME, {"files": dict(zip(names, found, strict=True)), "facts": of_json(facts)}, error=TrainError)
+        found = list(
+            pool.map(
+                lambda name: [(folder / name).stat().st_size, files.checksum_of(folder / name)],
+                names,
+            )
+        )
+    files.write_json(
+        folder / NAME,
+        {"files": dict(zip(names, found, strict=True)), "facts": of_json(facts)},
+        error=TrainError,
+    )
 
 
-def check(folder: Path, facts: Mapping[str, Any], part: str = "", share: tuple[int, int] = (0, 1)) -> None:
+def check(
+    folder: Path, facts: Mapping[str, Any], part: str = "", share: tuple[int, int] = (0, 1)
+) -> None:
     """Compares a step folder with its hashes.
 
     Args:
-      facts: of the checkpoint, as read. part: only the files of this subfolder ("params"); empty: all.
+      facts: of the checkpoint, as read. part: only the files of this subfolder ("params"); empty:
+        all.
       share: (i, n): every n-th file, from the i-th.
 
     Raises: `TrainError` naming the first file that is missing or differs.
@@ -49,24 +68,36 @@ def check(folder: Path, facts: Mapping[str, Any], part: str = "", share: tuple[i
         return
     stored = files.read_json(path, error=TrainError, fix=AGAIN)
     try:
-        listed = {str(name): (int(size), str(digest)) for name, (size, digest) in stored["files"].items()}
+        listed = {
+            str(name): (int(size), str(digest)) for name, (size, digest) in stored["files"].items()
+        }
         known = stored["facts"]
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in listed):
             raise ValueError("a path that leaves the folder")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise TrainError("damaged list of hashes", path=path, fix=AGAIN) from error
     if of_json(facts) != known:
-        raise TrainError("the facts of the checkpoint differ from their hash", path=folder / LATER[0], fix=AGAIN)
-    names = [name for name in sorted(listed) if not part or name.startswith(f"{part}/")][share[0] :: share[1]]
+        raise TrainError(
+            "the facts of the checkpoint differ from their hash", path=folder / LATER[0], fix=AGAIN
+        )
+    names = [name for name in sorted(listed) if not part or name.startswith(f"{part}/")][
+        share[0] :: share[1]
+    ]
     with ThreadPoolExecutor(THREADS) as pool:
-        for name, problem in zip(names, pool.map(lambda name: _problem(folder / name, *listed[name]), names), strict=True):
+        for name, problem in zip(
+            names, pool.map(lambda name: _problem(folder / name, *listed[name]), names), strict=True
+        ):
             if problem:
-                raise TrainError(f"a damaged file of a checkpoint: {problem}", path=folder / name, fix=AGAIN)
+                raise TrainError(
+                    f"a damaged file of a checkpoint: {problem}", path=folder / name, fix=AGAIN
+                )
 
 
 def of_json(value: Any) -> str:
     """The hash of JSON values, whatever their layout in a file."""
-    return files.checksum(json.dumps(value, sort_keys=True, separators=(",", ":")).encode("utf-8", "backslashreplace"))
+    return files.checksum(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    )
 
 
 def unhashed(run: Path) -> None:
@@ -74,7 +105,10 @@ def unhashed(run: Path) -> None:
     run = Path(run).absolute()
     if run not in _said:
         _said.add(run)
-        text = f"medjax: {shown(run)}: made by an earlier version, without hashes: damage and edits cannot be noticed"
+        text = (
+            f"medjax: {shown(run)}: made by an earlier version, without hashes: damage and "
+            "edits cannot be noticed"
+        )
         print(text, file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,11 @@
-"""What a run tells: metrics.jsonl (the record), system.jsonl (speed), TensorBoard copy, progress line, progress.png.
+"""What a run tells: metrics.jsonl (the record), system.jsonl (speed), TensorBoard copy, progress
+line, progress.png.
 
-Flows in: device scalars of each step and counts of each validation. Flows out: files in the run folder and text for people. metrics.jsonl
-holds nothing that depends on the clock, and a resumed run cuts it back to its checkpoint, so its lines equal those of a run that was never
-stopped. Device numbers are read one step late: reading never waits for the step that was just started. Only the first process writes.
+Flows in: device scalars of each step and counts of each validation. Flows out: files in the run
+folder and text for people. metrics.jsonl holds nothing that depends on the clock, and a resumed run
+cuts it back to its checkpoint, so its lines equal those of a run that was never stopped. Device
+numbers are read one step late: reading never waits for the step that was just started. Only the
+first process writes.
 """
 
 import contextlib
@@ -25,21 +28,32 @@ MUST_BE_FINITE = ("loss", "grad_norm")
 
 
 class Progress:
-    """The host's running numbers, saved with every checkpoint so that a resumed run continues them exactly.
+    """The host's running numbers, saved with every checkpoint so that a resumed run continues them
+    exactly.
 
     Attributes:
       sums, count: scalars added up since the last line of the record.
       ema: class name -> moving average of its pseudo Dice, for classes seen so far.
       error: mean error of the last validation, of tasks that measure one.
-      best: the highest rating of a validation so far (the mean of `ema`, or the error with its sign changed). waited: validations since.
+      best: the highest rating of a validation so far (the mean of `ema`, or the error with its sign
+        changed). waited: validations since.
       validated: step of the last complete validation.
     """
 
     def __init__(self, names: Sequence[str], stored: Mapping[str, Any] | None = None):
         self.names = list(names)
         stored = stored or {"sums": {}, "count": 0, "ema": {}, "best": None, "validated": 0}
-        self.sums, self.count, self.ema, self.error = dict(stored["sums"]), stored["count"], dict(stored["ema"]), stored.get("error")
-        self.best, self.validated, self.waited = stored["best"], stored["validated"], stored.get("waited", 0)
+        self.sums, self.count, self.ema, self.error = (
+            dict(stored["sums"]),
+            stored["count"],
+            dict(stored["ema"]),
+            stored.get("error"),
+        )
+        self.best, self.validated, self.waited = (
+            stored["best"],
+            stored["validated"],
+            stored.get("waited", 0),
+        )
 
     def to_json(self) -> dict:
         """JSON-ready fields for the second argument of the constructor."""
@@ -65,12 +79,15 @@ class Progress:
         self.sums, self.count = {}, 0
         return means
 
-    def judge(self, step: int, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], bool]:
+    def judge(
+        self, step: int, sums: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, float | None], bool]:
         """Takes in one validation.
 
         Args:
           step: when it was made.
-          sums: over all validation batches, one entry per name: counts `tp`, `fp`, `fn`, or `error` and the `weight` it is a sum over.
+          sums: over all validation batches, one entry per name: counts `tp`, `fp`, `fn`, or `error`
+            and the `weight` it is a sum over.
 
         Returns: the record, and whether its rating is the highest so far.
         """
@@ -82,26 +99,50 @@ class Progress:
         self.best, self.waited = (rating, 0) if improved else (self.best, self.waited + 1)
         return record, improved
 
-    def _dice(self, counts: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], float | None]:
-        """The pseudo Dice of a class is 2 TP / (2 TP + FP + FN); classes without any such voxel are left out of the means and keep their
-        moving average. The rating is the mean of the moving averages.
+    def _dice(
+        self, counts: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, float | None], float | None]:
+        """The pseudo Dice of a class is 2 TP / (2 TP + FP + FN); classes without any such voxel are
+        left out of the means and keep their moving average. The rating is the mean of the moving
+        averages.
         """
         tp, union = counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]
-        now = {name: 2 * float(t) / float(u) for name, t, u in zip(self.names, tp, union, strict=True) if u > 0}
+        now = {
+            name: 2 * float(t) / float(u)
+            for name, t, u in zip(self.names, tp, union, strict=True)
+            if u > 0
+        }
         for name, value in now.items():
             self.ema[name] = OLD * self.ema[name] + NEW * value if name in self.ema else value
-        record = {f"dice/{name}": value for name, value in now.items()} | {f"dice_ema/{name}": value for name, value in self.ema.items()}
+        record = {f"dice/{name}": value for name, value in now.items()} | {
+            f"dice_ema/{name}": value for name, value in self.ema.items()
+        }
         if not self.ema:
             return record, None
         mean = math.fsum(self.ema.values()) / len(self.ema)
-        return {"dice": math.fsum(now.values()) / len(now) if now else None, "dice_ema": mean} | record, mean
+        return {
+            "dice": math.fsum(now.values()) / len(now) if now else None,
+            "dice_ema": mean,
+        } | record, mean
 
-    def _errors(self, sums: Mapping[str, np.ndarray]) -> tuple[dict[str, float | None], float | None]:
-        """Mean error by name, and the mean over the names that have any; the lower the better. A number that is not finite is no rating."""
-        means = {name: float(e) / float(w) for name, e, w in zip(self.names, sums["error"], sums["weight"], strict=True) if w > 0}
+    def _errors(
+        self, sums: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, float | None], float | None]:
+        """Mean error by name, and the mean over the names that have any; the lower the better.
+
+        A number that is not finite is no rating.
+        """
+        means = {
+            name: float(e) / float(w)
+            for name, e, w in zip(self.names, sums["error"], sums["weight"], strict=True)
+            if w > 0
+        }
         mean = math.fsum(means.values()) / len(means) if means else math.nan
         self.error = mean if math.isfinite(mean) else None
-        record = {f"validation_loss/{name}": value if math.isfinite(value) else None for name, value in means.items()}
+        record = {
+            f"validation_loss/{name}": value if math.isfinite(value) else None
+            for name, value in means.items()
+        }
         return {"validation_loss": self.error} | record, None if self.error is None else -self.error
 
     def text(self) -> str:
@@ -140,16 +181,31 @@ class Log:
       workdir: run folder.
       progress: running numbers, fresh or restored.
       steps: length of the run; start: completed steps so far.
-      log_every: steps per line of the record (means since the line before; the learning rate is the last).
+      log_every: steps per line of the record (means since the line before; the learning rate is the
+        last).
       print_seconds: pause between plain lines; 0 is silent. A terminal gets a live line instead.
       tensorboard, picture: also write TensorBoard scalars; also draw progress.png.
     """
 
     def __init__(
-        self, workdir: Path, progress: Progress, *, steps: int, start: int, log_every: int, print_seconds: float = 30.0,
-        tensorboard: bool = False, picture: bool = True,
-    ):  # fmt: skip
-        self.workdir, self.progress, self.steps, self.start, self.log_every = workdir, progress, steps, start, log_every
+        self,
+        workdir: Path,
+        progress: Progress,
+        *,
+        steps: int,
+        start: int,
+        log_every: int,
+        print_seconds: float = 30.0,
+        tensorboard: bool = False,
+        picture: bool = True,
+    ):
+        self.workdir, self.progress, self.steps, self.start, self.log_every = (
+            workdir,
+            progress,
+            steps,
+            start,
+            log_every,
+        )
         self.primary = jax.process_index() == 0
         self.picture, self.tensorboard = picture and self.primary, None
         self.console = Console(steps, start, print_seconds if self.primary else 0.0)
@@ -159,7 +215,9 @@ class Log:
         self.compiles = Compiles()
         if self.primary:
             truncate(workdir / "metrics.jsonl", start)
-            self.files = {name: _opened(workdir / f"{name}.jsonl") for name in ("metrics", "system")}
+            self.files = {
+                name: _opened(workdir / f"{name}.jsonl") for name in ("metrics", "system")
+            }
             if tensorboard:
                 from tensorboardX import SummaryWriter
 
@@ -179,7 +237,9 @@ class Log:
                 with contextlib.suppress(OSError):
                     self.tensorboard.close()
             if self.picture and (failure[0] is None or issubclass(failure[0], Exception)):
-                with contextlib.suppress(Exception) if failure[0] else contextlib.nullcontext():  # the first failure is the one to report
+                with (
+                    contextlib.suppress(Exception) if failure[0] else contextlib.nullcontext()
+                ):  # the first failure is the one to report
                     self._draw()
 
     def submit(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
@@ -199,9 +259,11 @@ class Log:
         for name in MUST_BE_FINITE:
             if not math.isfinite(values.get(name, 0.0)):
                 raise TrainError(
-                    f"{name} is {values[name]} at step {step}", path=self.workdir,
-                    fix="lower the learning rate, clip the gradients or compute in float32, and check the data (medjax verify)",
-                )  # fmt: skip
+                    f"{name} is {values[name]} at step {step}",
+                    path=self.workdir,
+                    fix="lower the learning rate, clip the gradients or compute in float32, and "
+                    "check the data (medjax verify)",
+                )
         self.loss = values.get("loss", self.loss)
         self.progress.add(values)
         if step % self.log_every == 0 or step == self.steps:
@@ -240,14 +302,21 @@ class Log:
                 self.tensorboard.add_scalar(name, value, step)
 
     def _speed(self, step: int) -> None:
-        """One line of system.jsonl: steps/s, share of the time spent waiting for data, compilations, memory, time left."""
+        """One line of system.jsonl: steps/s, share of the time spent waiting for data,
+        compilations, memory, time left.
+        """
         now, (then, last) = time.monotonic(), self.mark
         self.rate = (step - last) / max(now - then, 1e-9)
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         line = {
-            "step": step, "time": time.time(), "steps_per_s": self.rate, "data_wait": self.waited / max(now - then, 1e-9),
-            "compiles": self.compiles.total, "eta_s": (self.steps - step) / max(self.rate, 1e-9), "peak_bytes": memory,
-        }  # fmt: skip
+            "step": step,
+            "time": time.time(),
+            "steps_per_s": self.rate,
+            "data_wait": self.waited / max(now - then, 1e-9),
+            "compiles": self.compiles.total,
+            "eta_s": (self.steps - step) / max(self.rate, 1e-9),
+            "peak_bytes": memory,
+        }
         self.console.wait = line["data_wait"]
         self.mark, self.waited = (now, step), 0.0
         if self.primary:
@@ -255,26 +324,48 @@ class Log:
 
 
 class Console:
-    """A live line on a terminal, else a plain line every `seconds` (0: silent); both on standard error."""
+    """A live line on a terminal, else a plain line every `seconds` (0: silent); both on standard
+    error.
+    """
 
     def __init__(self, steps: int, start: int, seconds: float):
-        self.steps, self.seconds, self.last, self.wait, self.live = steps, seconds, -math.inf, 0.0, None
+        self.steps, self.seconds, self.last, self.wait, self.live = (
+            steps,
+            seconds,
+            -math.inf,
+            0.0,
+            None,
+        )
         if seconds and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console as Terminal
 
-            columns = ("{task.completed}/{task.total}", progress.BarColumn(None), "{task.description}", progress.TimeRemainingColumn())
-            self.live = progress.Progress(*columns, console=Terminal(stderr=True), refresh_per_second=4)
+            columns = (
+                "{task.completed}/{task.total}",
+                progress.BarColumn(None),
+                "{task.description}",
+                progress.TimeRemainingColumn(),
+            )
+            self.live = progress.Progress(
+                *columns, console=Terminal(stderr=True), refresh_per_second=4
+            )
             self.task = self.live.add_task("", total=steps, completed=start)
             self.live.start()
 
     def show(self, step: int, loss: float, score: str, rate: float) -> None:
         """Tells where the run is."""
-        text = f"loss {loss:.4f}  {score + '  ' if score else ''}{rate:.2f} steps/s  waiting for data {self.wait:.0%}"
+        text = (
+            f"loss {loss:.4f}  {score + '  ' if score else ''}{rate:.2f} steps/s  waiting for "
+            f"data {self.wait:.0%}"
+        )
         if self.live:
             self.live.update(self.task, completed=step, description=text)
         elif self.seconds and (time.monotonic() - self.last > self.seconds or step == self.steps):
-            left = "" if not rate else time.strftime("  %H:%M:%S left", time.gmtime((self.steps - step) / rate))
+            left = (
+                ""
+                if not rate
+                else time.strftime("  %H:%M:%S left", time.gmtime((self.steps - step) / rate))
+            )
             print(f"step {step}/{self.steps}  {text}{left}", file=sys.stderr, flush=True)
             self.last = time.monotonic()
 
@@ -292,7 +383,9 @@ def _opened(path: Path) -> TextIO:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and a half-written last line, from a record; nothing if there is no file."""
+    """Drops the lines after `step`, and a half-written last line, from a record; nothing if there
+    is no file.
+    """
     if path.is_file():
         kept = [line for line in _lines(path) if (row := _parse(line)) and row["step"] <= step]
         files.write_text(path, "".join(line + "\n" for line in kept), error=TrainError)
@@ -317,7 +410,9 @@ def _parse(line: str) -> dict | None:
 
 
 def draw(workdir: Path) -> None:
-    """progress.png from metrics.jsonl: loss (of validation in black), moving average of the pseudo Dice per class, learning rate."""
+    """progress.png from metrics.jsonl: loss (of validation in black), moving average of the pseudo
+    Dice per class, learning rate.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -337,11 +432,18 @@ def draw(workdir: Path) -> None:
         line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1)
     line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
     line(panels[2], "lr", color="tab:blue")
-    for panel, title in zip(panels, ("loss", "pseudo Dice, moving average", "learning rate"), strict=True):
+    for panel, title in zip(
+        panels, ("loss", "pseudo Dice, moving average", "learning rate"), strict=True
+    ):
         panel.set_ylabel(title)
         panel.grid(alpha=0.3)
     panels[2].set_xlabel("step")
     if classes:
-        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small", ncols=1 + len(classes) // 24)
+        panels[1].legend(
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            fontsize="x-small",
+            ncols=1 + len(classes) // 24,
+        )
     with files.replacing_path(workdir / "progress.png") as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -1,8 +1,10 @@
-"""The one training loop: set-up, mesh, state, update, restore, loop. It knows a task's two functions and nothing of models, losses or data.
+"""The one training loop: set-up, mesh, state, update, restore, loop. It knows a task's two
+functions and nothing of models, losses or data.
 
-Started again in the same run folder it goes on where the last checkpoint left off, on any number of devices, and the record of the run
-equals that of one that was never stopped. SIGTERM and SIGINT end the step, save, and raise `Preempted`; until the first step has been
-compiled there is nothing to save, and they end the program at once.
+Started again in the same run folder it goes on where the last checkpoint left off, on any number of
+devices, and the record of the run equals that of one that was never stopped. SIGTERM and SIGINT end
+the step, save, and raise `Preempted`; until the first step has been compiled there is nothing to
+save, and they end the program at once.
 """
 
 import dataclasses
@@ -39,7 +41,8 @@ class Settings:
     Attributes:
       steps: updates in all. seed: of the initial parameters and of every step's key.
       validate_every, validation_batches: steps between validations (0: never) and batches in each.
-      checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: not by this clock); the end is always saved.
+      checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: not by this
+        clock); the end is always saved.
       patience: validations without a better one after which training ends early (0: never).
       keep: newest checkpoints that stay, beside the best.
       log_every, print_seconds, tensorboard, picture: see `medjax.train.log.Log`.
@@ -60,9 +63,16 @@ class Settings:
 
     def __post_init__(self):
         wrong = {f: v for f in ("steps", "log_every", "keep") if (v := getattr(self, f)) < 1}
-        wrong |= {f: v for f in ("validate_every", "patience", "checkpoint_every", "checkpoint_minutes") if (v := getattr(self, f)) < 0}
+        wrong |= {
+            f: v
+            for f in ("validate_every", "patience", "checkpoint_every", "checkpoint_minutes")
+            if (v := getattr(self, f)) < 0
+        }
         if wrong or (self.validate_every and self.validation_batches < 1):
-            raise UsageError("training settings out of range", found=wrong or {"validation_batches": self.validation_batches})
+            raise UsageError(
+                "training settings out of range",
+                found=wrong or {"validation_batches": self.validation_batches},
+            )
 
 
 def fit(
@@ -83,20 +93,26 @@ def fit(
     """Trains to `settings.steps` and returns the final state.
 
     Args:
-      task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> sums` as `log.Progress.judge` reads them: counts
-        {"tp", "fp", "fn"}, or {"error", "weight"}, of one entry per name.
+      task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> sums` as
+        `log.Progress.judge` reads them: counts {"tp", "fp", "fn"}, or {"error", "weight"}, of one
+        entry per name.
       init: key -> parameters (pure; run under jit, so that large models are born sharded).
       optimizer: see `medjax.train.optim.make`; its `steps` should be those of the settings.
-      stream: number of completed steps -> host batches from there on, this process' part of each; must not depend on how it was reached.
+      stream: number of completed steps -> host batches from there on, this process' part of each;
+        must not depend on how it was reached.
       validation_stream: -> at least `validation_batches` host batches, the same at every call.
-      workdir: run folder; checkpoints/, metrics.jsonl, system.jsonl and progress.png are written there.
+      workdir: run folder; checkpoints/, metrics.jsonl, system.jsonl and progress.png are written
+        there.
       names: of the entries of what validation sums up.
-      recipe: JSON-ready description of everything a resumed run must share with its beginning (data, model, optimizer).
+      recipe: JSON-ready description of everything a resumed run must share with its beginning
+        (data, model, optimizer).
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
-      borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called on resume.
+      borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called
+        on resume.
 
-    Raises: `Preempted` after a signal (state saved); `TrainError` for a non-finite loss (naming the step), another recipe than the run
-    began with, an unusable checkpoint, changing batch shapes, or a stream that ends early.
+    Raises: `Preempted` after a signal (state saved); `TrainError` for a non-finite loss (naming the
+      step), another recipe than the run began with, an unusable checkpoint, changing batch shapes,
+      or a stream that ends early.
     """
     # set-up
     workdir = Path(workdir)
@@ -117,7 +133,9 @@ def fit(
         Requests(mesh, settings.checkpoint_minutes, begun=False) as requests,
     ):
         # restore: the run's own checkpoint, else borrowed parameters, else fresh ones
-        restored = checkpoints.restore(target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir))
+        restored = checkpoints.restore(
+            target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir)
+        )
         if restored:
             state, facts = restored
             start, progress = facts["step"], Progress(names, facts["progress"])
@@ -128,26 +146,52 @@ def fit(
                 state = states.with_params(state, borrow(state["params"]))
 
         # loop
-        limits = dict(steps=settings.steps, start=start, log_every=settings.log_every, print_seconds=settings.print_seconds)
+        limits = dict(
+            steps=settings.steps,
+            start=start,
+            log_every=settings.log_every,
+            print_seconds=settings.print_seconds,
+        )
         with (
-            Log(workdir, progress, **limits, tensorboard=settings.tensorboard, picture=settings.picture) as log,
+            Log(
+                workdir,
+                progress,
+                **limits,
+                tensorboard=settings.tensorboard,
+                picture=settings.picture,
+            ) as log,
             sharding.prefetch(stream(start) if start < settings.steps else (), place) as batches,
         ):
             for step in range(start, settings.steps + 1):
                 request = NOTHING
                 if step > start:
                     batch = _next(batches, log, step)
-                    state, scalars = requests.begin(functools.partial(update, state, batch, requests.array()))
-                    request = log.settle()  # of the step before: the device is already busy with this one
+                    state, scalars = requests.begin(
+                        functools.partial(update, state, batch, requests.array())
+                    )
+                    request = (
+                        log.settle()
+                    )  # of the step before: the device is already busy with this one
                     log.submit(step, scalars)
-                checked = validates and step > 0 and step % settings.validate_every == 0 and progress.validated < step
-                saved = step > start and (step == settings.steps or (settings.checkpoint_every and step % settings.checkpoint_every == 0))
+                checked = (
+                    validates
+                    and step > 0
+                    and step % settings.validate_every == 0
+                    and progress.validated < step
+                )
+                saved = step > start and (
+                    step == settings.steps
+                    or (settings.checkpoint_every and step % settings.checkpoint_every == 0)
+                )
                 if checked or saved or request:
-                    request = max(request, log.settle())  # now this step too: nothing non-finite is ever saved
+                    request = max(
+                        request, log.settle()
+                    )  # now this step too: nothing non-finite is ever saved
                 improved = False
                 if checked and request < STOP:
                     with sharding.prefetch(
-                        itertools.islice(validation_stream(), settings.validation_batches), place_validation
+                        itertools.islice(validation_stream(), settings.validation_batches),
+                        place_validation,
                     ) as held_out:
                         sums = _evaluate(validate, state["params"], held_out, requests)
                     request = STOP if sums is None else request
@@ -159,31 +203,52 @@ def fit(
                     requests.saved()
                 if request == STOP:
                     checkpoints.wait()
-                    raise Preempted(f"stopped on request after step {step}, state saved", path=workdir, fix="start the same command again")
+                    raise Preempted(
+                        f"stopped on request after step {step}, state saved",
+                        path=workdir,
+                        fix="start the same command again",
+                    )
                 if ended:
-                    print(f"stopped after step {step}: {progress.waited} validations without a better one", flush=True)
+                    print(
+                        f"stopped after step {step}: {progress.waited} validations without a "
+                        "better one",
+                        flush=True,
+                    )
                     break
     return state
 
 
 class Requests:
-    """What this process asks of the loop: a context that turns SIGTERM and SIGINT, and a clock, into a device array for every step.
+    """What this process asks of the loop: a context that turns SIGTERM and SIGINT, and a clock,
+    into a device array for every step.
 
-    A second SIGINT interrupts at once, and so does the first signal as long as no step has begun, in a run of one process. Outside the main
-    thread signals are left alone.
+    A second SIGINT interrupts at once, and so does the first signal as long as no step has begun,
+    in a run of one process. Outside the main thread signals are left alone.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh, checkpoint_minutes: float = 0.0, begun: bool = True):
-        self.seconds, self.last, self.stopped, self.before = checkpoint_minutes * 60, time.monotonic(), False, {}
+    def __init__(
+        self, mesh: jax.sharding.Mesh, checkpoint_minutes: float = 0.0, begun: bool = True
+    ):
+        self.seconds, self.last, self.stopped, self.before = (
+            checkpoint_minutes * 60,
+            time.monotonic(),
+            False,
+            {},
+        )
         self.alone = jax.process_count() == 1
         self.begun = begun or not self.alone  # from then on a signal is obeyed at the end of a step
         local = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
         place = sharding.split(mesh)
-        self.arrays = [jax.make_array_from_process_local_data(place, np.full(local, v, np.int32)) for v in (NOTHING, SAVE, STOP)]
+        self.arrays = [
+            jax.make_array_from_process_local_data(place, np.full(local, v, np.int32))
+            for v in (NOTHING, SAVE, STOP)
+        ]
 
     def __enter__(self) -> "Requests":
         if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self._heard) for s in (signal.SIGTERM, signal.SIGINT)}
+            self.before = {
+                s: signal.signal(s, self._heard) for s in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *failure: Any) -> None:
@@ -207,7 +272,11 @@ class Requests:
 
     def array(self) -> jax.Array:
         """The present request on this process' devices."""
-        due = self.seconds and jax.process_index() == 0 and time.monotonic() - self.last > self.seconds
+        due = (
+            self.seconds
+            and jax.process_index() == 0
+            and time.monotonic() - self.last > self.seconds
+        )
         return self.arrays[STOP if self.stopped else SAVE if due else NOTHING]
 
     def saved(self) -> None:
@@ -215,12 +284,20 @@ class Requests:
         self.last = time.monotonic()
 
 
-def _evaluate(validate: Callable, params: Any, batches: Iterable[Any], requests: Requests) -> dict[str, np.ndarray] | None:
-    """What `validate` returns, summed over the validation batches and read one batch late; None if a stop was requested meanwhile."""
+def _evaluate(
+    validate: Callable, params: Any, batches: Iterable[Any], requests: Requests
+) -> dict[str, np.ndarray] | None:
+    """What `validate` returns, summed over the validation batches and read one batch late; None if
+    a stop was requested meanwhile.
+    """
     totals, waiting = [], None
     for batch in batches:
         ask = functools.partial(validate, params, batch, requests.array())
-        done, sums = interruptibly(ask, lambda: requests.stopped) if requests.alone and not totals and waiting is None else (True, ask())
+        done, sums = (
+            interruptibly(ask, lambda: requests.stopped)
+            if requests.alone and not totals and waiting is None
+            else (True, ask())
+        )
         if not done:
             return None
         totals += [jax.device_get(waiting)] if waiting is not None else []
@@ -228,14 +305,18 @@ def _evaluate(validate: Callable, params: Any, batches: Iterable[Any], requests:
         if totals and totals[-1]["request"] == STOP:
             return None
     if waiting is None:
-        raise TrainError("the validation stream is empty", fix="give it cases, or set validate_every to 0")
+        raise TrainError(
+            "the validation stream is empty", fix="give it cases, or set validate_every to 0"
+        )
     totals.append(jax.device_get(waiting))
     return {name: sum(_wide(t[name]) for t in totals) for name in totals[0] if name != "request"}
 
 
 def _wide(values: Any) -> np.ndarray:
     """In the widest type of its kind, so that sums over many batches neither wrap nor round."""
-    return np.asarray(values, np.float64 if np.issubdtype(np.asarray(values).dtype, np.floating) else np.int64)
+    return np.asarray(
+        values, np.float64 if np.issubdtype(np.asarray(values).dtype, np.floating) else np.int64
+    )
 
 
 def _next(batches: Iterator[Any], log: Log, step: int) -> Any:
@@ -243,7 +324,11 @@ def _next(batches: Iterator[Any], log: Log, step: int) -> Any:
     batch = next(batches, None)
     log.waited += time.monotonic() - began
     if batch is None:
-        raise TrainError(f"the stream ended before step {step}", found=f"{step - 1} steps", fix="give an endless stream")
+        raise TrainError(
+            f"the stream ended before step {step}",
+            found=f"{step - 1} steps",
+            fix="give an endless stream",
+        )
     return batch
 
 
@@ -251,13 +336,17 @@ def _same_recipe(stored: Any, given: Any, workdir: Path) -> None:
     """Raises `TrainError` listing the entries that changed since the run began."""
     old, new = dict(_flat(stored)), dict(_flat(given))
     missing = "nothing"
-    pairs = [(name, old.get(name, missing), new.get(name, missing)) for name in sorted({**old, **new})]
+    pairs = [
+        (name, old.get(name, missing), new.get(name, missing)) for name in sorted({**old, **new})
+    ]
     changed = [f"{name}: was {was}, is {now}" for name, was, now in pairs if was != now]
     if changed:
         raise TrainError(
-            "the recipe is not the one this run began with", path=workdir, found="; ".join(changed[:12]),
+            "the recipe is not the one this run began with",
+            path=workdir,
+            found="; ".join(changed[:12]),
             fix="use another workdir, or go back to the first recipe",
-        )  # fmt: skip
+        )
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,9 @@
-"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; schedules; clipping; frozen leaves.
+"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; schedules;
+clipping; frozen leaves.
 
-Flows in: numbers and rule lists over parameter paths. Flows out: `Optimizer`, an optax transformation with its schedule and the mask of
-trained leaves. Frozen leaves have no optimizer state, no update and no share in the clipping norm. Several in a row: `train/phases.py`.
+Flows in: numbers and rule lists over parameter paths. Flows out: `Optimizer`, an optax
+transformation with its schedule and the mask of trained leaves. Frozen leaves have no optimizer
+state, no update and no share in the clipping norm. Several in a row: `train/phases.py`.
 """
 
 import dataclasses
@@ -66,7 +68,8 @@ def make(
 ) -> Optimizer:
     """Builds the optimizer; the defaults are nnU-Net's.
 
-    Per step, over the trained leaves only: clip the gradients' global norm to `clip_norm` (0: never), then
+    Per step, over the trained leaves only: clip the gradients' global norm to `clip_norm` (0:
+    never), then
 
       sgd     g += wd p;  m = momentum m + g;  u = g + momentum m (nesterov) or m          torch.optim.SGD: decay is coupled
       adamw   u = mhat / (sqrt(vhat) + eps) + wd p                                          torch.optim.AdamW: decay is decoupled
@@ -75,26 +78,41 @@ def make(
       p -= lr(step) lr_scale u          wd = weight_decay x decay
 
     Args:
-      steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see `make_schedule`.
+      steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see
+      `make_schedule`.
       trainable: (regex, bool); False freezes.
       lr_scale: (regex, factor of the learning rate).
       decay: (regex, bool or factor of `weight_decay`).
-      only: (regex, (axis, indices)): of these trained leaves just those slices move, e.g. one expert of a stack; others move as a whole.
+      only: (regex, (axis, indices)): of these trained leaves just those slices move, e.g. one
+        expert of a stack; others move as a whole.
 
-    Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not cover the parameters.
+    Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not
+      cover the parameters.
     """
     if name not in NAMES:
         raise UsageError(f"unknown optimizer {name!r}", fix=did_you_mean(name, NAMES))
     unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
     rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
-    add_decay = _per_leaf(lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules")
+    add_decay = _per_leaf(
+        lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules"
+    )
     if name == "sgd":
         core = [add_decay, optax.trace(momentum, nesterov)] if momentum else [add_decay]
     else:
         core = [_amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps), add_decay]
     scale = _per_leaf(lambda g, _, factor: g * float(factor), lr_scale, "learning-rate rules")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    part = [_per_leaf(lambda g, _, where: g if where is None else g * _slices(g, *where), (*only, (".*", None)), "slices")] if only else []
+    part = (
+        [
+            _per_leaf(
+                lambda g, _, where: g if where is None else g * _slices(g, *where),
+                (*only, (".*", None)),
+                "slices",
+            )
+        ]
+        if only
+        else []
+    )
     chain = optax.chain(*part, *clip, *core, scale, optax.scale_by_learning_rate(rate), *part)
 
     def trained(params: Any) -> Any:
@@ -107,24 +125,37 @@ def make(
         if only:
             rule_lists.assign(params, (*only, (".*", None)), "slices that are trained")
         for rules, what in ((decay, "weight decay rules"), (lr_scale, "learning-rate rules")):
-            rule_lists.assign(params, rules, what)  # unmatched paths and unused rules show before training, on the whole tree
+            rule_lists.assign(
+                params, rules, what
+            )  # unmatched paths and unused rules show before training, on the whole tree
         return tx.init(params)
 
     tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
 
     def norm(gradients: Any, step: Any) -> Any:
-        return optax.global_norm(jax.tree.map(lambda g, on: g if on else None, gradients, trained(gradients)))
+        return optax.global_norm(
+            jax.tree.map(lambda g, on: g if on else None, gradients, trained(gradients))
+        )
 
     return Optimizer(optax.GradientTransformation(init, tx.update), rate, trained, norm)
 
 
 def make_schedule(
-    name: str, lr: float, steps: int, *, power: float = 0.9, steps_per_epoch: int = 1, warmup_steps: int = 0, final: float = 0.0,
-    span: int = 0, shift: int = 0,
-) -> Callable[[Any], Any]:  # fmt: skip
+    name: str,
+    lr: float,
+    steps: int,
+    *,
+    power: float = 0.9,
+    steps_per_epoch: int = 1,
+    warmup_steps: int = 0,
+    final: float = 0.0,
+    span: int = 0,
+    shift: int = 0,
+) -> Callable[[Any], Any]:
     """step (0-based) -> learning rate.
 
-    With t = max(floor(step / steps_per_epoch) + shift, 0), W and T the warm-up and total length in the same unit:
+    With t = max(floor(step / steps_per_epoch) + shift, 0), W and T the warm-up and total length in
+    the same unit:
       warm-up    lr (t + 1) / W                                        while t < W
       poly       lr (final + (1 - final) (1 - s)^power)                s = (t - W) / (T - W)
       cosine     lr (final + (1 - final) (1 + cos(pi s)) / 2)
@@ -136,7 +167,8 @@ def make_schedule(
       steps_per_epoch: 1 changes the rate at every step, more makes a staircase (nnU-Net: 250).
       warmup_steps: a multiple of `steps_per_epoch`.
       final: share of `lr` at the end.
-      span: steps that T stands for where the schedule is longer or shorter than the run; 0: `steps`.
+      span: steps that T stands for where the schedule is longer or shorter than the run; 0:
+        `steps`.
       shift: epochs by which the schedule is ahead (or, negative, late).
 
     Raises: `UsageError` for an unknown name or a warm-up that does not fit.
@@ -144,11 +176,17 @@ def make_schedule(
     if name not in SCHEDULES:
         raise UsageError(f"unknown schedule {name!r}", fix=did_you_mean(name, SCHEDULES))
     steps = span or steps
-    if steps < 1 or steps_per_epoch < 1 or warmup_steps % steps_per_epoch or not 0 <= warmup_steps < steps:
+    if (
+        steps < 1
+        or steps_per_epoch < 1
+        or warmup_steps % steps_per_epoch
+        or not 0 <= warmup_steps < steps
+    ):
         raise UsageError(
-            "warm-up does not fit the run", found=f"warmup_steps={warmup_steps}, steps={steps}, steps_per_epoch={steps_per_epoch}",
+            "warm-up does not fit the run",
+            found=f"warmup_steps={warmup_steps}, steps={steps}, steps_per_epoch={steps_per_epoch}",
             fix="take a multiple of steps_per_epoch below steps",
-        )  # fmt: skip
+        )
     warm, total = warmup_steps // steps_per_epoch, steps / steps_per_epoch
     shape = {
         "poly": lambda left: left**power,
@@ -168,10 +206,14 @@ def make_schedule(
 
 
 def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformation:
-    """A stateless transformation g -> f(g, p, factor), the factor taken from a rule list by the leaf's path."""
+    """A stateless transformation g -> f(g, p, factor), the factor taken from a rule list by the
+    leaf's path.
+    """
 
     def update(updates, state, params=None):
-        factors = rule_lists.assign(updates, rules, what, all_used=False)  # only the trained leaves arrive here
+        factors = rule_lists.assign(
+            updates, rules, what, all_used=False
+        )  # only the trained leaves arrive here
         return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -191,7 +233,9 @@ class _Amsgrad(NamedTuple):
 
 
 def _amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """AMSGrad as in torch.optim: the largest v is kept before the bias correction (optax' own keeps it after)."""
+    """AMSGrad as in torch.optim: the largest v is kept before the bias correction (optax' own keeps
+    it after).
+    """
 
     def init(params: Any) -> _Amsgrad:
         mu, nu, largest = (jax.tree.map(jnp.zeros_like, params) for _ in range(3))
@@ -203,6 +247,8 @@ def _amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
         nu = jax.tree.map(lambda v, x: b2 * v + (1 - b2) * x**2, state.nu, g)
         largest = jax.tree.map(jnp.maximum, state.largest, nu)
         one, two = 1 - b1**count, 1 - b2**count
-        return jax.tree.map(lambda m, v: m / one / (jnp.sqrt(v / two) + eps), mu, largest), _Amsgrad(count, mu, nu, largest)
+        return jax.tree.map(
+            lambda m, v: m / one / (jnp.sqrt(v / two) + eps), mu, largest
+        ), _Amsgrad(count, mu, nu, largest)
 
     return optax.GradientTransformation(init, update)

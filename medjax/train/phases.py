@@ -1,7 +1,9 @@
-"""Several optimizers in a row as one: fine-tuning that trains the heads first, warms the whole network up and then follows its schedule.
+"""Several optimizers in a row as one: fine-tuning that trains the heads first, warms the whole
+network up and then follows its schedule.
 
-In: phases as plain data (steps, which leaves are trained, optimizer, schedule). Out: one `Optimizer` whose state holds the states of all
-phases, so a run that is stopped in any phase goes on there. The step alone says which phase it is.
+In: phases as plain data (steps, which leaves are trained, optimizer, schedule). Out: one
+`Optimizer` whose state holds the states of all phases, so a run that is stopped in any phase goes
+on there. The step alone says which phase it is.
 """
 
 import inspect
@@ -24,36 +26,54 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
     """One optimizer from several.
 
     Args:
-      phases: in order; `steps`, `continues` (True: goes on with the momentum of the phase before, which must train the same leaves with the
-        same optimizer; only learning rate and schedule may differ), and any argument of `optim.make` that differs from `common`. Schedules
-        count from the phase's first step.
+      phases: in order; `steps`, `continues` (True: goes on with the momentum of the phase before,
+        which must train the same leaves with the same optimizer; only learning rate and schedule
+        may differ), and any argument of `optim.make` that differs from `common`. Schedules count
+        from the phase's first step.
       common: arguments of `optim.make` that the phases share.
       steps: of the whole run; must be the phases' sum.
 
     Leaves that a phase does not train keep their value and have no share in its clipping norm.
-    Raises: `UsageError` for fields that do not exist, lengths that do not add up, or a phase that cannot continue the one before.
+    Raises: `UsageError` for fields that do not exist, lengths that do not add up, or a phase that
+      cannot continue the one before.
     """
     known = (*OWN, *inspect.signature(optim.make).parameters)
     for k, phase in enumerate(phases):
         for key in phase:
             if key not in known:
-                raise UsageError(f"phase {k} of the optimizer has no field {key!r}", fix=did_you_mean(key, known))
+                raise UsageError(
+                    f"phase {k} of the optimizer has no field {key!r}", fix=did_you_mean(key, known)
+                )
     lengths = [int(phase.get("steps", 0)) for phase in phases]
     if not phases or min(lengths) < 1 or sum(lengths) != steps:
         raise UsageError(
-            "the phases do not fill the run", found=f"{lengths}, together {sum(lengths)}", expected=f"config.train.steps = {steps}",
+            "the phases do not fill the run",
+            found=f"{lengths}, together {sum(lengths)}",
+            expected=f"config.train.steps = {steps}",
             fix="set train.steps to the sum of config.optim.phases",
-        )  # fmt: skip
-    made = [optim.make(**{**common, **{key: v for key, v in phase.items() if key != "continues"}}) for phase in phases]
+        )
+    made = [
+        optim.make(**{**common, **{key: v for key, v in phase.items() if key != "continues"}})
+        for phase in phases
+    ]
     starts = [int(v) for v in np.cumsum([0, *lengths[:-1]])]
     groups = _groups(phases, common)
     rates = [optimizer.schedule for optimizer in made]
 
     def phase_of(step: Any) -> Any:
-        return sum((jnp.asarray(step) >= start).astype(jnp.int32) for start in starts[1:]) if starts[1:] else jnp.zeros((), jnp.int32)
+        return (
+            sum((jnp.asarray(step) >= start).astype(jnp.int32) for start in starts[1:])
+            if starts[1:]
+            else jnp.zeros((), jnp.int32)
+        )
 
     def schedule(step: Any) -> Any:
-        values = jnp.stack([jnp.asarray(r(jnp.asarray(step) - s), jnp.float32) for r, s in zip(rates, starts, strict=True)])
+        values = jnp.stack(
+            [
+                jnp.asarray(r(jnp.asarray(step) - s), jnp.float32)
+                for r, s in zip(rates, starts, strict=True)
+            ]
+        )
         return values[phase_of(step)]
 
     def trained(params: Any) -> Any:
@@ -62,8 +82,14 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
     def norm(gradients: Any, step: Any) -> Any:
         return jnp.stack([optimizer.norm(gradients, step) for optimizer in made])[phase_of(step)]
 
-    # one transformation per group of phases that share a state; the learning rate comes from the phase, so each runs at rate 1
-    units = [optim.make(**_arguments(phases[members[0]], common), lr=1.0, schedule="constant", steps=1).tx for members in groups]
+    # one transformation per group of phases that share a state; the learning rate comes from the
+    # phase, so each runs at rate 1
+    units = [
+        optim.make(
+            **_arguments(phases[members[0]], common), lr=1.0, schedule="constant", steps=1
+        ).tx
+        for members in groups
+    ]
     group_of = np.array([g for g, members in enumerate(groups) for _ in members])
 
     def init(params: Any) -> dict:
@@ -82,9 +108,14 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
             return run
 
         branches = [branch(g) for g in range(len(units))]
-        changes, states = jax.lax.switch(jnp.asarray(group_of)[phase_of(step)], branches, (gradients, states, params))
+        changes, states = jax.lax.switch(
+            jnp.asarray(group_of)[phase_of(step)], branches, (gradients, states, params)
+        )
         rate = schedule(step)
-        return jax.tree.map(lambda c: (rate * c).astype(c.dtype), changes), {"step": step + 1, "states": states}
+        return jax.tree.map(lambda c: (rate * c).astype(c.dtype), changes), {
+            "step": step + 1,
+            "states": states,
+        }
 
     return Optimizer(optax.GradientTransformation(init, update), schedule, trained, norm)
 
@@ -97,15 +128,30 @@ def _groups(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> l
             groups.append([k])
             continue
         if not k:
-            raise UsageError("the first phase has nothing to continue", fix="remove `continues` there")
+            raise UsageError(
+                "the first phase has nothing to continue", fix="remove `continues` there"
+            )
         old, new = _arguments(phases[k - 1], common), _arguments(phase, common)
         if changed := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
-            raise UsageError(f"phase {k} cannot continue phase {k - 1}: {', '.join(changed)} differ", fix="remove `continues` there")
+            raise UsageError(
+                f"phase {k} cannot continue phase {k - 1}: {', '.join(changed)} differ",
+                fix="remove `continues` there",
+            )
         groups[-1].append(k)
     return groups
 
 
 def _arguments(phase: Mapping[str, Any], common: Mapping[str, Any]) -> dict:
     """What makes the optimizer of a phase, without its learning rate."""
-    rate = ("lr", "schedule", "power", "warmup_steps", "final", "span", "shift", "steps_per_epoch", *OWN)
+    rate = (
+        "lr",
+        "schedule",
+        "power",
+        "warmup_steps",
+        "final",
+        "span",
+        "shift",
+        "steps_per_epoch",
+        *OWN,
+    )
     return {key: value for key, value in {**common, **phase}.items() if key not in rate}

@@ -1,8 +1,10 @@
-"""Rule lists: ordered (regex, value) pairs over parameter paths. First match wins; a path that matches nothing is an error.
+"""Rule lists: ordered (regex, value) pairs over parameter paths. First match wins; a path that
+matches nothing is an error.
 
-Used for sharding, trainable groups, learning-rate factors and weight decay. A path is the keys joined by "/", e.g. "encoder/0/conv/kernel";
-a pattern may match anywhere in it (`re.search`), so anchor with ^ and $ where that matters. A rule that no path reaches is an error too,
-except the catch-all ".*": a misspelt "^encodr" must not quietly hand its leaves to the next rule.
+Used for sharding, trainable groups, learning-rate factors and weight decay. A path is the keys
+joined by "/", e.g. "encoder/0/conv/kernel"; a pattern may match anywhere in it (`re.search`), so
+anchor with ^ and $ where that matters. A rule that no path reaches is an error too, except the
+catch-all ".*": a misspelt "^encodr" must not quietly hand its leaves to the next rule.
 """
 
 import re
@@ -28,15 +30,18 @@ def paths(tree: Any) -> list[str]:
 
 
 def assign(tree: Any, rules: Rules, what: str = "rule list", *, all_used: bool = True) -> Any:
-    """The tree with every leaf replaced by the value of the first rule whose pattern is found in the leaf's path.
+    """The tree with every leaf replaced by the value of the first rule whose pattern is found in
+    the leaf's path.
 
     Args:
       tree: any pytree, usually parameters (abstract ones will do).
       rules: (regex, value) pairs in order of precedence.
       what: names the list in error messages.
-      all_used: whether a rule that no path reaches is an error (off for a part of a tree that was checked as a whole).
+      all_used: whether a rule that no path reaches is an error (off for a part of a tree that was
+        checked as a whole).
 
-    Raises: `TrainError` for an invalid pattern, listing the paths no rule matches, or listing the rules no path reaches.
+    Raises: `TrainError` for an invalid pattern, listing the paths no rule matches, or listing the
+      rules no path reaches.
     """
     names = paths(tree)
     try:
@@ -46,12 +51,16 @@ def assign(tree: Any, rules: Rules, what: str = "rule list", *, all_used: bool =
     first = [next((i for i, p in enumerate(patterns) if p.search(name)), None) for name in names]
     if unmatched := [name for name, i in zip(names, first, strict=True) if i is None]:
         raise TrainError(
-            f"{what}: no rule matches {_some(unmatched)}", found=[p for p, _ in rules], fix='add a rule, or end with the catch-all ".*"'
+            f"{what}: no rule matches {_some(unmatched)}",
+            found=[p for p, _ in rules],
+            fix='add a rule, or end with the catch-all ".*"',
         )
     unused = [rules[i][0] for i in range(len(rules)) if i not in first and rules[i][0] != CATCH_ALL]
     if all_used and unused:
         raise TrainError(
-            f"{what}: no parameter is left for {_some(unused)}", expected=f"a match among {_some(names)}", fix="mend the pattern"
+            f"{what}: no parameter is left for {_some(unused)}",
+            expected=f"a match among {_some(names)}",
+            fix="mend the pattern",
         )
     return jax.tree.unflatten(jax.tree.structure(tree), [rules[i][1] for i in first])
 

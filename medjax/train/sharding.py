@@ -1,7 +1,9 @@
-"""Where arrays live: the mesh, the sharding of the state by rules, the placing of batches, and prefetching.
+"""Where arrays live: the mesh, the sharding of the state by rules, the placing of batches, and
+prefetching.
 
-The mesh has two axes: "data" (copies of the model) and "fsdp" (devices that share one copy). A batch is split over both. The compiler keeps
-the global view: a sum over the batch is a sum over all devices and processes.
+The mesh has two axes: "data" (copies of the model) and "fsdp" (devices that share one copy). A
+batch is split over both. The compiler keeps the global view: a sum over the batch is a sum over all
+devices and processes.
 """
 
 import contextlib
@@ -25,16 +27,22 @@ SMALL = 1024  # leaves with fewer elements are cheaper to copy than to gather
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh ("data", "fsdp") over all devices, or the given ones; `fsdp` devices share one copy of the state.
+    """The mesh ("data", "fsdp") over all devices, or the given ones; `fsdp` devices share one copy
+    of the state.
 
-    Axes are `Auto` on purpose: the compiler chooses the communication (`jax.make_mesh` would default to explicit axes).
+    Axes are `Auto` on purpose: the compiler chooses the communication (`jax.make_mesh` would
+    default to explicit axes).
     """
     devices = list(devices) if devices is not None else jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
         raise UsageError(
-            "the devices cannot be split", found=f"{len(devices)} devices, fsdp={fsdp}", fix="choose a divisor of the device count"
+            "the devices cannot be split",
+            found=f"{len(devices)} devices, fsdp={fsdp}",
+            fix="choose a divisor of the device count",
         )
-    return jax.make_mesh((len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def spec(shape: Sequence[int], kind: str, size: int, small: int = SMALL) -> PartitionSpec:
@@ -42,8 +50,9 @@ def spec(shape: Sequence[int], kind: str, size: int, small: int = SMALL) -> Part
 
     Args:
       shape: of the leaf.
-      kind: "replicate", or "fsdp": its largest axis that `size` divides is split over the "fsdp" axis (the last one among equals); leaves
-        of fewer than `small` elements, or without such an axis, are replicated.
+      kind: "replicate", or "fsdp": its largest axis that `size` divides is split over the "fsdp"
+        axis (the last one among equals); leaves of fewer than `small` elements, or without such an
+        axis, are replicated.
       size: of the "fsdp" axis.
     """
     if kind not in KINDS:
@@ -55,16 +64,23 @@ def spec(shape: Sequence[int], kind: str, size: int, small: int = SMALL) -> Part
     return PartitionSpec(*("fsdp" if axis == chosen else None for axis in range(len(shape))))
 
 
-def of_state(state: Mapping[str, Any], mesh: Mesh | AbstractMesh, rules: Rules, small: int = SMALL) -> dict[str, Any]:
+def of_state(
+    state: Mapping[str, Any], mesh: Mesh | AbstractMesh, rules: Rules, small: int = SMALL
+) -> dict[str, Any]:
     """The sharding of every leaf of an abstract state {"step", "params", "opt"}.
 
-    Parameters follow the rules (regex over the parameter path, "replicate" or "fsdp"). An optimizer leaf follows the parameter whose path
-    ends its own path and whose shape it has (moments repeat the parameter tree); all others are replicated.
+    Parameters follow the rules (regex over the parameter path, "replicate" or "fsdp"). An optimizer
+    leaf follows the parameter whose path ends its own path and whose shape it has (moments repeat
+    the parameter tree); all others are replicated.
     """
     params, size = state["params"], mesh.shape["fsdp"]
     kinds = rule_lists.assign(params, rules, "sharding rules")
-    named = jax.tree.map(lambda leaf, kind: NamedSharding(mesh, spec(leaf.shape, kind, size, small)), params, kinds)
-    leaves = zip(rule_lists.paths(params), jax.tree.leaves(params), jax.tree.leaves(named), strict=True)
+    named = jax.tree.map(
+        lambda leaf, kind: NamedSharding(mesh, spec(leaf.shape, kind, size, small)), params, kinds
+    )
+    leaves = zip(
+        rule_lists.paths(params), jax.tree.leaves(params), jax.tree.leaves(named), strict=True
+    )
     by_path = {path: (leaf.shape, where) for path, leaf, where in leaves}
 
     def follow(keys: Sequence[Any], leaf: Any) -> NamedSharding:
@@ -75,7 +91,10 @@ def of_state(state: Mapping[str, Any], mesh: Mesh | AbstractMesh, rules: Rules, 
                 return where
         return replicated(mesh)
 
-    return {**{k: jax.tree_util.tree_map_with_path(follow, v) for k, v in state.items()}, "params": named}
+    return {
+        **{k: jax.tree_util.tree_map_with_path(follow, v) for k, v in state.items()},
+        "params": named,
+    }
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -89,10 +108,12 @@ def split(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def put(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Places one host batch: every process gives its own part, the result is the global batch spread over all devices.
+    """Places one host batch: every process gives its own part, the result is the global batch
+    spread over all devices.
 
     Args:
-      batch: arrays (possibly in nested dictionaries) whose first axis runs over this process' samples.
+      batch: arrays (possibly in nested dictionaries) whose first axis runs over this process'
+        samples.
 
     Raises: `TrainError` if the global batch cannot be spread evenly.
     """
@@ -100,37 +121,52 @@ def put(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     for name, array in zip(rule_lists.paths(batch), jax.tree.leaves(batch), strict=True):
         if (len(array) * count) % mesh.size:
             raise TrainError(
-                f"batch entry {name!r} cannot be spread over the devices", found=f"{len(array) * count} samples, {mesh.size} devices",
+                f"batch entry {name!r} cannot be spread over the devices",
+                found=f"{len(array) * count} samples, {mesh.size} devices",
                 fix="choose a batch that is a multiple of the device count, or fewer devices",
-            )  # fmt: skip
+            )
     where = split(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(where, np.asarray(array)), dict(batch))
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(where, np.asarray(array)), dict(batch)
+    )
 
 
 class Placer:
-    """`put` that holds every batch to the shapes and types of the first one, so that nothing is ever compiled twice."""
+    """`put` that holds every batch to the shapes and types of the first one, so that nothing is
+    ever compiled twice.
+    """
 
     def __init__(self, mesh: Mesh):
         self.mesh, self.first = mesh, None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The placed batch; `TrainError` if it differs from the first one in names, shapes or types."""
+        """The placed batch; `TrainError` if it differs from the first one in names, shapes or
+        types.
+        """
         leaves = zip(rule_lists.paths(batch), jax.tree.leaves(batch), strict=True)
         described = {name: (tuple(a.shape), str(a.dtype)) for name, a in leaves}
         self.first = self.first or described
         if described != self.first:
-            wrong = {k: v for k, v in described.items() if self.first.get(k) != v} or "missing entries"
+            wrong = {
+                k: v for k, v in described.items() if self.first.get(k) != v
+            } or "missing entries"
             raise TrainError(
-                "a batch differs from the first one", found=wrong, expected=self.first, fix="deliver one patch shape and one type"
+                "a batch differs from the first one",
+                found=wrong,
+                expected=self.first,
+                fix="deliver one patch shape and one type",
             )
         return put(batch, self.mesh)
 
 
 @contextlib.contextmanager
-def prefetch(items: Iterable[Any], place: Callable[[Any], Any], depth: int = 2) -> Iterator[Iterator[Any]]:
+def prefetch(
+    items: Iterable[Any], place: Callable[[Any], Any], depth: int = 2
+) -> Iterator[Iterator[Any]]:
     """Context whose value iterates over `place(item)`, kept `depth` ahead by one thread.
 
-    An exception of the stream or of `place` is raised, with its own traceback, where the item would have been delivered.
+    An exception of the stream or of `place` is raised, with its own traceback, where the item would
+    have been delivered.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     closed, end = threading.Event(), object()

@@ -1,7 +1,8 @@
 """The training state: {"step", "params", "opt"}, a plain dictionary, born where it will live.
 
-Flows in: `init(key) -> parameters`, an optimizer, a mesh and sharding rules. Flows out: the abstract state with its shardings (the target
-of every restore), and a fresh state made directly on the devices, so that no host ever holds a whole large model.
+Flows in: `init(key) -> parameters`, an optimizer, a mesh and sharding rules. Flows out: the
+abstract state with its shardings (the target of every restore), and a fresh state made directly on
+the devices, so that no host ever holds a whole large model.
 """
 
 from collections.abc import Callable
@@ -24,31 +25,44 @@ def maker(init: Callable[[jax.Array], Any], optimizer: Optimizer) -> Callable[[j
     """key -> fresh state at step 0 (int32 scalar `step`, `params`, optimizer state `opt`)."""
 
     def make_state(key: jax.Array) -> State:
-        params = jax.tree.map(lambda p: p.astype(p.dtype), init(key))  # no weak types: they would be compiled once more than trained ones
-        return {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optimizer.tx.init(params)}
+        params = jax.tree.map(
+            lambda p: p.astype(p.dtype), init(key)
+        )  # no weak types: they would be compiled once more than trained ones
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "opt": optimizer.tx.init(params),
+        }
 
     return make_state
 
 
 def abstract(
-    init: Callable[[jax.Array], Any], optimizer: Optimizer, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rules: Rules
+    init: Callable[[jax.Array], Any],
+    optimizer: Optimizer,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    rules: Rules,
 ) -> State:
     """The state as `jax.ShapeDtypeStruct` leaves that carry their shardings; costs no memory."""
     shapes = jax.eval_shape(maker(init, optimizer), jax.random.key(0))
     shardings = sharding.of_state(shapes, mesh, rules)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+    )
 
 
 def born(init: Callable[[jax.Array], Any], optimizer: Optimizer, target: State, seed: int) -> State:
     """A fresh state from `seed`, made in place with the shardings of `target`.
 
-    On CPUs it is compiled without optimization: it runs once, and the optimizer of the compiler spends seconds on every random draw (12.0
-    against 0.4 CPU seconds for one kernel).
+    On CPUs it is compiled without optimization: it runs once, and the optimizer of the compiler
+    spends seconds on every random draw (12.0 against 0.4 CPU seconds for one kernel).
     """
     where = shardings_of(target)
     on_cpu = all(d.platform == "cpu" for d in jax.tree.leaves(where)[0].device_set)
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(maker(init, optimizer), out_shardings=where, compiler_options=options)(jax.random.key(seed))
+    return jax.jit(maker(init, optimizer), out_shardings=where, compiler_options=options)(
+        jax.random.key(seed)
+    )
 
 
 def shardings_of(target: State) -> State:
@@ -57,20 +71,30 @@ def shardings_of(target: State) -> State:
 
 
 def with_params(state: State, params: Any) -> State:
-    """The state with other parameters, placed like the old ones; names and shapes must agree, else `TrainError`."""
-    old = dict(zip(rule_lists.paths(state["params"]), jax.tree.leaves(state["params"]), strict=True))
+    """The state with other parameters, placed like the old ones; names and shapes must agree, else
+    `TrainError`.
+    """
+    old = dict(
+        zip(rule_lists.paths(state["params"]), jax.tree.leaves(state["params"]), strict=True)
+    )
     new = dict(zip(rule_lists.paths(params), jax.tree.leaves(params), strict=True))
-    wrong = sorted(set(old) ^ set(new)) + [k for k in old.keys() & new.keys() if old[k].shape != new[k].shape]
+    wrong = sorted(set(old) ^ set(new)) + [
+        k for k in old.keys() & new.keys() if old[k].shape != new[k].shape
+    ]
     if wrong:
         raise TrainError(
-            "borrowed parameters do not fit the model", found=wrong[:12], fix="return the tree that was given, leaves replaced"
+            "borrowed parameters do not fit the model",
+            found=wrong[:12],
+            fix="return the tree that was given, leaves replaced",
         )
     placed = [_place(new[k], old[k]) for k in old]
     return state | {"params": jax.tree.unflatten(jax.tree.structure(state["params"]), placed)}
 
 
 def _place(value: Any, like: Any) -> Any:
-    """Numpy arrays (the same on every process) go where `like` lives; device arrays of another placing are moved."""
+    """Numpy arrays (the same on every process) go where `like` lives; device arrays of another
+    placing are moved.
+    """
     if isinstance(value, np.ndarray):
         value = value.astype(like.dtype, copy=False)
         return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])

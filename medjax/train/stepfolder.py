@@ -1,7 +1,8 @@
-"""The folders of a run's checkpoints: which steps there are, which are damaged, which one a word names. Reads JSON, never an array.
+"""The folders of a run's checkpoints: which steps there are, which are damaged, which one a word
+names. Reads JSON, never an array.
 
-In: a run folder or its `checkpoints` folder. Out: steps, facts, and errors that tell a run without checkpoints from one whose
-checkpoints are damaged, partly copied or missing.
+In: a run folder or its `checkpoints` folder. Out: steps, facts, and errors that tell a run without
+checkpoints from one whose checkpoints are damaged, partly copied or missing.
 """
 
 import logging
@@ -19,43 +20,64 @@ log = logging.getLogger("medjax.checkpoint")
 
 
 def steps(folder: str | Path) -> list[int]:
-    """The complete checkpoints of a folder, ascending; empty for a missing folder. Reads no arrays."""
+    """The complete checkpoints of a folder, ascending; empty for a missing folder.
+
+    Reads no arrays.
+    """
     return _survey(Path(folder))[0]
 
 
 def damaged(folder: str | Path) -> list[str]:
-    """Names of the folders that are or were steps but cannot be read as they are: partial copies, and those that were set aside."""
+    """Names of the folders that are or were steps but cannot be read as they are: partial copies,
+    and those that were set aside.
+    """
     return _survey(Path(folder))[1]
 
 
 def require_readable(folder: str | Path) -> None:
-    """Raises `TrainError` if checkpoints were saved in a folder but none is complete; a folder that never had one is fine."""
+    """Raises `TrainError` if checkpoints were saved in a folder but none is complete; a folder that
+    never had one is fine.
+    """
     folder = Path(folder)
     found, broken = _survey(folder)
     if found:
         return
     if broken:
         raise TrainError(
-            "no checkpoint can be read: the step folders are damaged or partly copied", path=folder, found=", ".join(broken[:12]),
+            "no checkpoint can be read: the step folders are damaged or partly copied",
+            path=folder,
+            found=", ".join(broken[:12]),
             expected=f"step folders with a file {FACTS}",
             fix="copy the whole folder again; to start from the first step, use another --workdir",
-        )  # fmt: skip
+        )
     if (step := newest_saved(folder)) is not None:
         raise TrainError(
-            "the checkpoints of this run are missing", path=folder, expected=f"the checkpoint of step {step}",
-            fix=f"copy the folder again; to start from the first step, use another --workdir, or delete {saved_path(folder)}",
-        )  # fmt: skip
+            "the checkpoints of this run are missing",
+            path=folder,
+            expected=f"the checkpoint of step {step}",
+            fix="copy the folder again; to start from the first step, use another --workdir, or "
+            f"delete {saved_path(folder)}",
+        )
 
 
 def newest_saved(folder: str | Path) -> int | None:
-    """The newest step that was saved in a folder named `checkpoints`, as noted beside it; None if nothing is noted."""
+    """The newest step that was saved in a folder named `checkpoints`, as noted beside it; None if
+    nothing is noted.
+    """
     path = saved_path(Path(folder))
     if path is None or not path.is_file():
         return None
-    found = files.read_json(path, error=TrainError, fix="delete the file if the checkpoints are complete")
+    found = files.read_json(
+        path, error=TrainError, fix="delete the file if the checkpoints are complete"
+    )
     step = found.get("step") if isinstance(found, dict) else None
     if not isinstance(step, int):
-        raise TrainError("no step is noted", path=path, found=str(found)[:80], fix="delete the file if the checkpoints are complete")
+        raise TrainError(
+            "no step is noted",
+            path=path,
+            found=str(found)[:80],
+            fix="delete the file if the checkpoints are complete",
+        )
     return step
 
 
@@ -66,12 +88,18 @@ def latest_step(folder: str | Path) -> int | None:
 
 def best_step(folder: str | Path) -> int | None:
     """The checkpoint with the highest metric (the newest among equals), or None if none has one."""
-    rated = [(facts["metric"], step) for step in steps(folder) if (facts := read_facts(folder, step)).get("metric") is not None]
+    rated = [
+        (facts["metric"], step)
+        for step in steps(folder)
+        if (facts := read_facts(folder, step)).get("metric") is not None
+    ]
     return max(rated)[1] if rated else None
 
 
 def read_facts(folder: str | Path, step: int) -> dict:
-    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays; `TrainError` if they cannot be read."""
+    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays;
+    `TrainError` if they cannot be read.
+    """
     return facts_of(Path(folder) / str(step))
 
 
@@ -96,17 +124,35 @@ def find(path: str | Path, which: str = "last") -> Path:
         if partial := [n for n in broken if n.isdecimal()]:
             log.warning("%s: %s cannot be read and are not compared", folder, ", ".join(partial))
     elif which == "last":
-        step, name = newest, max((n for n in broken if n.isdecimal() and int(n) > (newest or 0)), key=int, default="")
+        step, name = (
+            newest,
+            max(
+                (n for n in broken if n.isdecimal() and int(n) > (newest or 0)), key=int, default=""
+            ),
+        )
         if (saved := newest_saved(folder) or 0) > (newest or 0):
-            log.warning("%s: step %d was saved here, but the newest that is left is %s", folder, saved, newest)
+            log.warning(
+                "%s: step %d was saved here, but the newest that is left is %s",
+                folder,
+                saved,
+                newest,
+            )
     else:
         step, name = int(which) if which.isdecimal() else None, which if which in broken else ""
     if name:
         fix = f"copy it again, or use another one: --checkpoint {newest}"
-        raise TrainError("a damaged or partly copied checkpoint", path=folder / name, expected=f"a file {FACTS}", fix=fix)
+        raise TrainError(
+            "a damaged or partly copied checkpoint",
+            path=folder / name,
+            expected=f"a file {FACTS}",
+            fix=fix,
+        )
     if step is None or step not in known:
         raise TrainError(
-            f"no checkpoint {which!r}", path=folder, found=known or "no complete checkpoint", fix="train first, or name another step"
+            f"no checkpoint {which!r}",
+            path=folder,
+            found=known or "no complete checkpoint",
+            fix="train first, or name another step",
         )
     return folder / str(step)
 
@@ -127,12 +173,26 @@ def facts_of(folder: Path) -> dict:
 
 
 def _survey(folder: Path) -> tuple[list[int], list[str]]:
-    """(complete steps, names of folders that are or were steps but are incomplete or set aside), ascending; of one look at the folder."""
+    """(complete steps, names of folders that are or were steps but are incomplete or set aside),
+    ascending; of one look at the folder.
+    """
     try:
         names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-        complete = sorted(int(name) for name in names if _STEP.fullmatch(name) and (folder / name / FACTS).is_file())
+        complete = sorted(
+            int(name)
+            for name in names
+            if _STEP.fullmatch(name) and (folder / name / FACTS).is_file()
+        )
     except OSError as error:
-        raise TrainError(f"cannot be read ({error.strerror or error})", path=folder, fix="check the path and its permissions") from error
+        raise TrainError(
+            f"cannot be read ({error.strerror or error})",
+            path=folder,
+            fix="check the path and its permissions",
+        ) from error
     known = {str(step) for step in complete}
-    broken = [name for name in names if (_STEP.fullmatch(name) and name not in known) or _ASIDE.fullmatch(name)]
+    broken = [
+        name
+        for name in names
+        if (_STEP.fullmatch(name) and name not in known) or _ASIDE.fullmatch(name)
+    ]
     return complete, sorted(broken, key=lambda name: (int(name.split(".")[0]), name))

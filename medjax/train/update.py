@@ -3,8 +3,9 @@
   update(state, batch, request)    -> (state, scalars)     the old state's buffers are reused (donated)
   validate(params, batch, request) -> what the task's `validate` sums up, and "request"
 
-`request` (devices,) int32 carries what a process wants (nothing, save, save and stop) and comes back as its maximum over all devices: so
-all processes learn of a signal at the same step, without a synchronisation of their own.
+`request` (devices,) int32 carries what a process wants (nothing, save, save and stop) and comes
+back as its maximum over all devices: so all processes learn of a signal at the same step, without a
+synchronisation of their own.
 """
 
 from collections.abc import Callable
@@ -19,29 +20,44 @@ from medjax.train.state import State, shardings_of
 
 
 def make(
-    task: Any, optimizer: Optimizer, seed: int, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, target: State
+    task: Any,
+    optimizer: Optimizer,
+    seed: int,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+    target: State,
 ) -> tuple[Callable, Callable]:
     """The jitted (update, validate).
 
     Args:
-      task: has `loss(params, batch, key) -> (scalar, dict of scalars)` and `validate(params, batch) -> dict of (n,) sums`.
+      task: has `loss(params, batch, key) -> (scalar, dict of scalars)` and `validate(params, batch)
+        -> dict of (n,) sums`.
       optimizer: see `medjax.train.optim`.
       seed: step s uses the key fold_in(key(seed), s), s counted from 0.
       mesh, target: where the batch and the state live.
 
-    Scalars: `loss`, the task's own, `grad_norm` (over the trained leaves, before clipping), `lr`, and `request`.
+    Scalars: `loss`, the task's own, `grad_norm` (over the trained leaves, before clipping), `lr`,
+    and `request`.
     """
     where, rep, spread = shardings_of(target), sharding.replicated(mesh), sharding.split(mesh)
     trained = optimizer.trained(target["params"])
 
     def update(state: State, batch: dict, request: jax.Array) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (loss, scalars), gradients = jax.value_and_grad(task.loss, has_aux=True)(state["params"], batch, key)
+        (loss, scalars), gradients = jax.value_and_grad(task.loss, has_aux=True)(
+            state["params"], batch, key
+        )
         changes, opt = optimizer.tx.update(gradients, state["opt"], state["params"])
         # frozen leaves are passed on as they are: adding 0 would turn -0.0 into 0.0
-        params = jax.tree.map(lambda p, u, on: (p + u).astype(p.dtype) if on else p, state["params"], changes, trained)
+        params = jax.tree.map(
+            lambda p, u, on: (p + u).astype(p.dtype) if on else p, state["params"], changes, trained
+        )
         step = state["step"]
-        facts = {"loss": loss, "grad_norm": optimizer.norm(gradients, step), "lr": optimizer.schedule(step), "request": request.max()}
+        facts = {
+            "loss": loss,
+            "grad_norm": optimizer.norm(gradients, step),
+            "lr": optimizer.schedule(step),
+            "request": request.max(),
+        }
         scalars = scalars | facts
         return {"step": state["step"] + 1, "params": params, "opt": opt}, scalars
 
@@ -49,6 +65,11 @@ def make(
         return {**task.validate(params, batch), "request": jnp.max(request)}
 
     return (
-        jax.jit(update, in_shardings=(where, spread, spread), out_shardings=(where, rep), donate_argnums=0),
+        jax.jit(
+            update,
+            in_shardings=(where, spread, spread),
+            out_shardings=(where, rep),
+            donate_argnums=0,
+        ),
         jax.jit(validate, in_shardings=(where["params"], spread, spread), out_shardings=rep),
     )

@@ -1,7 +1,9 @@
-"""Waiting for work that does not return to Python for minutes (a compilation) while signals are still heard.
+"""Waiting for work that does not return to Python for minutes (a compilation) while signals are
+still heard.
 
-Python runs signal handlers in the main thread, between two of its instructions. Work in a thread of its own leaves the main thread waiting
-where a handler may raise. The work itself cannot be stopped: whoever gives it up ends the process with `leave`.
+Python runs signal handlers in the main thread, between two of its instructions. Work in a thread of
+its own leaves the main thread waiting where a handler may raise. The work itself cannot be stopped:
+whoever gives it up ends the process with `leave`.
 """
 
 import multiprocessing
@@ -15,11 +17,14 @@ NAME = "medjax-uninterruptible"
 GRACE = 2.0  # seconds that work may still take when it is no longer wanted
 
 
-def interruptibly(work: Callable[[], Any], unwanted: Callable[[], bool] = lambda: False) -> tuple[bool, Any]:
+def interruptibly(
+    work: Callable[[], Any], unwanted: Callable[[], bool] = lambda: False
+) -> tuple[bool, Any]:
     """Runs `work` and returns (True, its result); an exception of it is raised here.
 
     Args:
-      unwanted: asked while waiting; if it holds for `GRACE` seconds, the answer is (False, None) and the work is given up.
+      unwanted: asked while waiting; if it holds for `GRACE` seconds, the answer is (False, None)
+        and the work is given up.
 
     Outside the main thread, where no handler runs, the work is simply called.
     """
@@ -52,7 +57,9 @@ def unfinished() -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends the process at once although such work still runs: it would end in the middle of the interpreter's own end."""
+    """Ends the process at once although such work still runs: it would end in the middle of the
+    interpreter's own end.
+    """
     for child in multiprocessing.active_children():
         child.terminate()
     for stream in (sys.stdout, sys.stderr):

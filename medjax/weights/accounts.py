@@ -1,8 +1,10 @@
-"""From named tensors of another program to a parameter tree, by a table, with an account of every tensor on both sides.
+"""From named tensors of another program to a parameter tree, by a table, with an account of every
+tensor on both sides.
 
-A family is a module with a table: rows of (pattern over source names, path in our tree, layout). To add one, write the rows, the names
-that are ignored and why, and the parameters that no file of the family holds and why; `convert` does the rest and refuses whatever is
-left over on either side. Reading is `read`: PyTorch files (see `torch_file`), safetensors, npz.
+A family is a module with a table: rows of (pattern over source names, path in our tree, layout). To
+add one, write the rows, the names that are ignored and why, and the parameters that no file of the
+family holds and why; `convert` does the rest and refuses whatever is left over on either side.
+Reading is `read`: PyTorch files (see `torch_file`), safetensors, npz.
 """
 
 import dataclasses
@@ -22,7 +24,10 @@ from medjax.errors import ModelError
 from medjax.scans import zipped
 from medjax.weights.formats import torch_file
 
-WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training and torch.compile, before every name
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+)  # of data-parallel training and torch.compile, before every name
 SHOWN = 3
 Tensors = Mapping[str, np.ndarray]
 
@@ -39,9 +44,13 @@ def _flat_heads(a: np.ndarray) -> np.ndarray:
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda a: a,
     "conv": _moved,  # (out, in, *k) -> (*k, in, out)
-    "up": lambda a: np.moveaxis(a, (0, 1), (-2, -1)),  # transposed convolution (in, out, *k) -> (*k, in, out), not flipped
+    "up": lambda a: np.moveaxis(
+        a, (0, 1), (-2, -1)
+    ),  # transposed convolution (in, out, *k) -> (*k, in, out), not flipped
     "linear": lambda a: a.T,  # (out, in) -> (in, out)
-    "point": lambda a: a.reshape(a.shape[:2]).T,  # 1x1x1 convolution (out, in, 1, 1, 1) -> (in, out)
+    "point": lambda a: (
+        a.reshape(a.shape[:2]).T
+    ),  # 1x1x1 convolution (out, in, 1, 1, 1) -> (in, out)
     "split": _flat_heads,  # (..., heads, width) -> (..., heads * width)
     "joined": lambda a: a.reshape(-1, a.shape[-1]),  # (heads, width, out) -> (heads * width, out)
 }
@@ -70,7 +79,8 @@ class Architecture:
       model: name of the module in `medjax.models`.
       channels_out, channels_in: of the heads (a softmax counts the background) and of the image.
       arguments: of its `make`, beside `classes`.
-      sides: of the smallest image it takes, to find the shapes of its parameters; empty: from `arguments["strides"]`.
+      sides: of the smallest image it takes, to find the shapes of its parameters; empty: from
+        `arguments["strides"]`.
     """
 
     model: str
@@ -85,7 +95,8 @@ class Account:
     """What became of everything.
 
     Attributes:
-      matched: source name -> path. ignored: reason -> source names. absent: reason -> paths that the source does not have.
+      matched: source name -> path. ignored: reason -> source names. absent: reason -> paths that
+        the source does not have.
     """
 
     matched: Mapping[str, str]
@@ -94,18 +105,23 @@ class Account:
 
     def to_json(self) -> dict:
         """JSON-ready fields."""
-        return {"matched": dict(self.matched)} | {k: {r: list(n) for r, n in getattr(self, k).items()} for k in ("ignored", "absent")}
+        return {"matched": dict(self.matched)} | {
+            k: {r: list(n) for r, n in getattr(self, k).items()} for k in ("ignored", "absent")
+        }
 
     def text(self) -> str:
         """The printed report."""
         lines = [f"import: {len(self.matched)} tensors matched"]
         lines += [f"  ignored {some(names)}: {reason}" for reason, names in self.ignored.items()]
-        lines += [f"  not in the file {some(paths)}: {reason}" for reason, paths in self.absent.items()]
+        lines += [
+            f"  not in the file {some(paths)}: {reason}" for reason, paths in self.absent.items()
+        ]
         return "\n".join(lines)
 
 
 def read(path: str | Path) -> Any:
-    """What a weight file holds: the nested structure of a PyTorch file, or a flat mapping of arrays (safetensors, npz).
+    """What a weight file holds: the nested structure of a PyTorch file, or a flat mapping of arrays
+    (safetensors, npz).
 
     Raises: `ModelError` for missing, damaged or unsafe files.
     """
@@ -130,18 +146,25 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ModelError("reading safetensors needs the safetensors package", path=path, fix="pip install safetensors") from error
+        raise ModelError(
+            "reading safetensors needs the safetensors package",
+            path=path,
+            fix="pip install safetensors",
+        ) from error
     try:
         return load_file(path)
     except Exception as error:
         raise ModelError(f"not a readable safetensors file: {error}", path=path) from error
 
 
-def tensors_of(structure: Any, containers: Sequence[str] = ("network_weights", "state_dict", "model", "net")) -> dict[str, np.ndarray]:
+def tensors_of(
+    structure: Any, containers: Sequence[str] = ("network_weights", "state_dict", "model", "net")
+) -> dict[str, np.ndarray]:
     """The named tensors within what `read` returned, as arrays and without wrappers' prefixes.
 
     Args:
-      containers: keys under which files put the state dict; the first that is there is taken, else the structure itself.
+      containers: keys under which files put the state dict; the first that is there is taken, else
+        the structure itself.
 
     Raises: `ModelError` where there is no tensor.
     """
@@ -153,11 +176,18 @@ def tensors_of(structure: Any, containers: Sequence[str] = ("network_weights", "
     found = {str(k): v for k, v in items if isinstance(v, torch_file.Tensor | np.ndarray)}
     if not found:
         keys = some([str(k) for k, _ in items])
-        raise ModelError("no tensors in the file", found=keys, expected=f"a state dict, bare or under one of {list(containers)}")
+        raise ModelError(
+            "no tensors in the file",
+            found=keys,
+            expected=f"a state dict, bare or under one of {list(containers)}",
+        )
     while any(all(name.startswith(w) for name in found) for w in WRAPPERS):
         wrapper = next(w for w in WRAPPERS if all(name.startswith(w) for name in found))
         found = {name[len(wrapper) :]: value for name, value in found.items()}
-    return {name: value.array() if isinstance(value, torch_file.Tensor) else value for name, value in found.items()}
+    return {
+        name: value.array() if isinstance(value, torch_file.Tensor) else value
+        for name, value in found.items()
+    }
 
 
 def convert(
@@ -173,13 +203,15 @@ def convert(
     Args:
       tensors: source name -> array.
       table: the first row whose pattern matches a whole name takes it.
-      target: abstract parameters of the network (leaves with shapes), which names every path there must be.
+      target: abstract parameters of the network (leaves with shapes), which names every path there
+        must be.
       ignored: (pattern over source names, reason): what is left behind.
-      absent: (pattern over paths, reason): parameters that the file may lack; they are left out of the tree.
+      absent: (pattern over paths, reason): parameters that the file may lack; they are left out of
+        the tree.
 
     Returns: nested dictionaries of float32 arrays, and the account.
-    Raises: `ModelError` listing source tensors no row knows, paths without a source, shapes that differ, paths given twice, integers, and
-      numbers that are not finite.
+    Raises: `ModelError` listing source tensors no row knows, paths without a source, shapes that
+      differ, paths given twice, integers, and numbers that are not finite.
     """
     wanted = shapes_of(target)
     found: dict[str, np.ndarray] = {}
@@ -189,7 +221,9 @@ def convert(
         if reason is not None:
             left.setdefault(reason, []).append(name)
             continue
-        row, match = next(((row, m) for row in table if (m := re.fullmatch(row.pattern, name))), (None, None))
+        row, match = next(
+            ((row, m) for row in table if (m := re.fullmatch(row.pattern, name))), (None, None)
+        )
         if row is None:
             problems.append(f"{name} {tuple(value.shape)} is not known to the family")
             continue
@@ -204,7 +238,9 @@ def convert(
         elif path in found:
             problems.append(f"{name} and another tensor both belong to {path}")
         elif array.shape != wanted[path]:
-            problems.append(f"{name} -> {path}: {array.shape} in the file, {wanted[path]} in the network")
+            problems.append(
+                f"{name} -> {path}: {array.shape} in the file, {wanted[path]} in the network"
+            )
         elif problem := _unusable(name, array):
             problems.append(problem)
         else:
@@ -220,9 +256,10 @@ def convert(
             missing.setdefault(reason, []).append(path)
     if problems:
         raise ModelError(
-            f"the file does not fit the network ({len(problems)} tensors)", found="; ".join(problems[:12]),
+            f"the file does not fit the network ({len(problems)} tensors)",
+            found="; ".join(problems[:12]),
             fix="check --family and the arguments of the network",
-        )  # fmt: skip
+        )
     if not found:
         raise ModelError("nothing in the file belongs to the network", found=some(list(tensors)))
     counted = ({r: tuple(n) for r, n in given.items()} for given in (left, missing))
@@ -240,14 +277,18 @@ def _unusable(name: str, array: np.ndarray) -> str:
 
 def sides_of(found: Architecture) -> tuple[int, ...]:
     """A small image that the network takes."""
-    return found.sides or tuple(2 * math.prod(stride) for stride in zip(*found.arguments["strides"], strict=True))
+    return found.sides or tuple(
+        2 * math.prod(stride) for stride in zip(*found.arguments["strides"], strict=True)
+    )
 
 
 def abstract(found: Architecture) -> Any:
     """Shapes of the network's parameters; allocates nothing."""
     import jax
 
-    network = importlib.import_module(f"medjax.models.{found.model}").make(found.channels_out, **found.arguments)
+    network = importlib.import_module(f"medjax.models.{found.model}").make(
+        found.channels_out, **found.arguments
+    )
     image = jax.ShapeDtypeStruct((1, *sides_of(found), found.channels_in), np.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
@@ -256,7 +297,10 @@ def shapes_of(target: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
     """Path -> shape of every leaf of nested dictionaries (paths are joined with "/")."""
     if not isinstance(target, Mapping):
         return {prefix: tuple(target.shape)}
-    parts = (shapes_of(value, f"{prefix}/{name}" if prefix else str(name)) for name, value in target.items())
+    parts = (
+        shapes_of(value, f"{prefix}/{name}" if prefix else str(name))
+        for name, value in target.items()
+    )
     return {path: shape for part in parts for path, shape in part.items()}
 
 
@@ -266,7 +310,8 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 
 def relative_to_background(tree: Any, heads: str) -> Any:
-    """Softmax heads with the background as channel 0 -> heads of the classes alone, whose logits are relative to the background's.
+    """Softmax heads with the background as channel 0 -> heads of the classes alone, whose logits
+    are relative to the background's.
 
     A softmax depends on differences of logits only, so the probabilities stay the same.
 

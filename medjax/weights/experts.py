@@ -1,8 +1,10 @@
-"""Experts from elsewhere: a source's parameters rearranged so that `train.transfer` finds every expert under its own modality.
+"""Experts from elsewhere: a source's parameters rearranged so that `train.transfer` finds every
+expert under its own modality.
 
-In: the source's parameters, the target's fresh ones, and the names of the experts on both sides. Out: source parameters with the expert
-axis of the target. Experts are the stacked leaves `.../mlp/{w1,b1,w2,b2}` (axis 0) and the columns of
-`.../mlp/gate/{kernel,bias}` (last axis), see `models.parts.moe`. Leaves of other names pass through.
+In: the source's parameters, the target's fresh ones, and the names of the experts on both sides.
+Out: source parameters with the expert axis of the target. Experts are the stacked leaves
+`.../mlp/{w1,b1,w2,b2}` (axis 0) and the columns of `.../mlp/gate/{kernel,bias}` (last axis), see
+`models.parts.moe`. Leaves of other names pass through.
 """
 
 import re
@@ -21,7 +23,9 @@ DENSE = {"w1": "fc1/kernel", "b1": "fc1/bias", "w2": "fc2/kernel", "b2": "fc2/bi
 SHARING = ("apart", "split")  # a copy has the gate column of its original, which only a copy can
 GATES = (*SHARING, "closed", "fresh")
 APART = 0.3  # of the spread of `w2`: how far the copies that share a gate column are moved apart
-CLOSED = -12.0  # added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as small
+# added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as
+# small
+CLOSED = -12.0
 
 Flat = dict[str, Any]
 
@@ -40,49 +44,71 @@ def nested(leaves: Mapping[str, Any]) -> dict:
 
 def count(params: Any) -> int:
     """Number of experts of a tree (the same in every block), 0 without any."""
-    numbers = {leaf.shape[0] for name, leaf in flat(params).items() if EXPERT.match(name) and name.endswith("/w1")}
+    numbers = {
+        leaf.shape[0]
+        for name, leaf in flat(params).items()
+        if EXPERT.match(name) and name.endswith("/w1")
+    }
     if len(numbers) > 1:
         raise TrainError("blocks have different numbers of experts", found=sorted(numbers))
     return numbers.pop() if numbers else 0
 
 
-def origins(wanted: Sequence[str], known: Sequence[str], same: Mapping[str, str]) -> tuple[int | None, ...]:
+def origins(
+    wanted: Sequence[str], known: Sequence[str], same: Mapping[str, str]
+) -> tuple[int | None, ...]:
     """For every wanted expert the source's expert it begins from, None for a fresh one.
 
     Args:
       same: expert here -> expert of the source, where the names differ; "" begins fresh.
 
-    Raises: `UsageError` for an expert that the source lacks and `same` does not mention, and for names nobody has.
+    Raises: `UsageError` for an expert that the source lacks and `same` does not mention, and for
+      names nobody has.
     """
     unknown = sorted(set(same) - set(wanted)) + sorted({v for v in same.values() if v} - set(known))
     if unknown:
-        raise UsageError(f"config.init.experts names unknown experts {unknown}", expected=f"here: {list(wanted)}; source: {list(known)}")
-    named = [same.get(name, name) for name in wanted]
-    if missing := [name for name, origin in zip(wanted, named, strict=True) if origin and origin not in known]:
         raise UsageError(
-            f"the source has no expert for {missing}", found=list(known), expected=list(wanted),
-            fix=f'say where it begins: config.init.experts = {{"{missing[0]}": "{known[0] if known else ""}"}}, or "" for a fresh one',
-        )  # fmt: skip
+            f"config.init.experts names unknown experts {unknown}",
+            expected=f"here: {list(wanted)}; source: {list(known)}",
+        )
+    named = [same.get(name, name) for name in wanted]
+    if missing := [
+        name for name, origin in zip(wanted, named, strict=True) if origin and origin not in known
+    ]:
+        raise UsageError(
+            f"the source has no expert for {missing}",
+            found=list(known),
+            expected=list(wanted),
+            fix=f'say where it begins: config.init.experts = {{"{missing[0]}": '
+            f'"{known[0] if known else ""}"}}, or "" for a fresh one',
+        )
     return tuple(list(known).index(name) if name else None for name in named)
 
 
 def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "fresh") -> dict:
-    """The source with the experts of `begin`, fresh ones taken from the target's own initial values.
+    """The source with the experts of `begin`, fresh ones taken from the target's own initial
+    values.
 
     Args:
       source, fresh: parameter trees; `fresh` may lack what the source has and the other way round.
       begin: see `origins`.
-      gate: columns of experts that are fresh or a further copy of another's: "fresh" takes the target's initial values, "closed" adds
-        `CLOSED` to the bias so that the others' outputs stay, "split" shares the column among the copies of one expert, "apart" also
-        moves their `w2` apart in directions that cancel. Both leave the function exactly as it was; copies that are trained together need
-        "apart": equal ones with equal shares get equal gradients and stay equal for ever.
+      gate: columns of experts that are fresh or a further copy of another's: "fresh" takes the
+        target's initial values, "closed" adds `CLOSED` to the bias so that the others' outputs
+        stay, "split" shares the column among the copies of one expert, "apart" also moves their
+        `w2` apart in directions that cancel. Both leave the function exactly as it was; copies that
+        are trained together need "apart": equal ones with equal shares get equal gradients and stay
+        equal for ever.
 
     Raises: `UsageError` for an unknown word, or "split" and "apart" where an expert is not a copy.
     """
     if gate not in GATES:
         raise UsageError(f"unknown rule {gate!r} for gate columns", expected=", ".join(GATES))
     if gate in SHARING and None in begin:
-        raise UsageError("a fresh expert has no gate column to share", found=f"gate {gate!r}", fix='copy an expert, or take gate "closed"')
+        raise UsageError(
+            "a fresh expert has no gate column to share",
+            found=f"gate {gate!r}",
+            fix='copy an expert, or take gate "closed"',
+        )
     old, new, out = flat(source), flat(fresh), {}
     for name, leaf in old.items():
         out[name] = leaf
@@ -91,20 +117,27 @@ def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "f
             if gate == "apart" and match[2] == "w2" and _gated(old, match[1]):
                 out[name] = _apart(out[name], begin, name)
         elif (match := GATE.match(name)) and _gated(old, match[1]):
-            out[name] = _columns(np.asarray(leaf), new.get(name), begin, gate, bias=match[2] == "bias")
+            out[name] = _columns(
+                np.asarray(leaf), new.get(name), begin, gate, bias=match[2] == "bias"
+            )
     return nested(out)
 
 
 def _gated(leaves: Flat, mlp: str) -> bool:
     """Whether the block has experts with a column of the gate each."""
     names = (f"{mlp}/w1", f"{mlp}/gate/kernel")
-    return all(name in leaves for name in names) and leaves[names[1]].shape[-1] == leaves[names[0]].shape[0]
+    return (
+        all(name in leaves for name in names)
+        and leaves[names[1]].shape[-1] == leaves[names[0]].shape[0]
+    )
 
 
 def _apart(leaf: np.ndarray, begin: Sequence[int | None], name: str) -> np.ndarray:
     """The copies of one expert moved apart, their mean unchanged; the same for the same name."""
     found = leaf.copy()
-    noise = np.random.default_rng(list(name.encode())).standard_normal(leaf.shape) * APART * leaf.std()
+    noise = (
+        np.random.default_rng(list(name.encode())).standard_normal(leaf.shape) * APART * leaf.std()
+    )
     for origin in set(begin):
         copies = [e for e, other in enumerate(begin) if other == origin]
         if len(copies) > 1:
@@ -116,10 +149,14 @@ def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> np.ndarray
     fits = new is not None and new.shape == (len(begin), *leaf.shape[1:])
     if None in begin and not fits:
         return leaf  # transfer says what does not fit
-    return np.stack([np.asarray(new[e]) if origin is None else leaf[origin] for e, origin in enumerate(begin)])
+    return np.stack(
+        [np.asarray(new[e]) if origin is None else leaf[origin] for e, origin in enumerate(begin)]
+    )
 
 
-def _columns(leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str, bias: bool) -> np.ndarray:
+def _columns(
+    leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str, bias: bool
+) -> np.ndarray:
     first = {origin: begin.index(origin) for origin in begin if origin is not None}
     found = []
     for e, origin in enumerate(begin):
@@ -148,7 +185,8 @@ def upcycled(source: Any, fresh: Any) -> dict:
 
 
 def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
-    """The source with one expert of another tree (its `origin`th, or its plain MLP) in place of its own `expert`th, wherever it has one.
+    """The source with one expert of another tree (its `origin`th, or its plain MLP) in place of its
+    own `expert`th, wherever it has one.
 
     Raises: `TrainError` if the other tree has no MLP for any block with experts.
     """
@@ -159,9 +197,14 @@ def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
             row = given[name][origin] if name in given else given.get(dense)
             if row is not None:
                 taken += 1
-                out[name] = np.concatenate([leaf[:expert], np.asarray(row)[None], leaf[expert + 1 :]])
+                out[name] = np.concatenate(
+                    [leaf[:expert], np.asarray(row)[None], leaf[expert + 1 :]]
+                )
     if not taken:
-        raise TrainError("the other run has no MLP for any block with experts", fix="pre-train the same architecture")
+        raise TrainError(
+            "the other run has no MLP for any block with experts",
+            fix="pre-train the same architecture",
+        )
     return nested(out)
 
 
@@ -169,15 +212,26 @@ def copied(source: Any, rules: rule_lists.Rules) -> dict:
     """The source with leaves offered under a second path as well.
 
     Args:
-      rules: (regex, replacement) over paths, e.g. (r"^encoder/stage2/block", "up1/block"): Swin-Unet's decoder begins as its encoder.
+      rules: (regex, replacement) over paths, e.g. (r"^encoder/stage2/block", "up1/block"):
+        Swin-Unet's decoder begins as its encoder.
 
     Raises: `UsageError` for a rule that matches nothing or a path that exists.
     """
     given = flat(source)
     out = dict(given)
     for pattern, replacement in rules:
-        hits = {re.sub(pattern, replacement, name): leaf for name, leaf in given.items() if re.search(pattern, name)}
+        hits = {
+            re.sub(pattern, replacement, name): leaf
+            for name, leaf in given.items()
+            if re.search(pattern, name)
+        }
         if not hits:
-            raise UsageError(f"config.init.copy: nothing matches {pattern!r}", found=sorted(given)[:6], fix="mend or remove the rule")
-        out = {k: v for k, v in out.items() if k not in hits} | hits  # what pre-training threw away gives way
+            raise UsageError(
+                f"config.init.copy: nothing matches {pattern!r}",
+                found=sorted(given)[:6],
+                fix="mend or remove the rule",
+            )
+        out = {
+            k: v for k, v in out.items() if k not in hits
+        } | hits  # what pre-training threw away gives way
     return nested(out)

@@ -1,8 +1,10 @@
-"""What nnU-Net's plans and dataset.json say beside the weights: classes, normalisation, spacing, patch, how to predict.
+"""What nnU-Net's plans and dataset.json say beside the weights: classes, normalisation, spacing,
+patch, how to predict.
 
-In: the JSON-like structures of version 2 (they are in every checkpoint) or version 1 (plans.pkl beside it, and the data set's
-dataset.json). Out: a `Description` in medjax's terms. nnU-Net may have transposed the axes of its arrays; everything here is in the order
-(z, y, x) of the image again, and `in_image_order` does the same to the kernels.
+In: the JSON-like structures of version 2 (they are in every checkpoint) or version 1 (plans.pkl
+beside it, and the data set's dataset.json). Out: a `Description` in medjax's terms. nnU-Net may
+have transposed the axes of its arrays; everything here is in the order (z, y, x) of the image
+again, and `in_image_order` does the same to the kernels.
 """
 
 import dataclasses
@@ -43,29 +45,53 @@ class Description:
     notes: tuple[str, ...] = ()
 
 
-def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = "", mirror_axes: Sequence[int] | None = None) -> Description:
+def from_v2(
+    plans: Mapping,
+    configuration: str,
+    dataset: Mapping,
+    name: str = "",
+    mirror_axes: Sequence[int] | None = None,
+) -> Description:
     """The description in a version 2 checkpoint's `init_args` (or in plans.json and dataset.json).
 
     Args:
-      configuration: "3d_fullres", "3d_lowres", ... name: of the corpus; default the plans' data set.
+      configuration: "3d_fullres", "3d_lowres", ... name: of the corpus; default the plans' data
+        set.
       mirror_axes: of nnU-Net's arrays; None: all three.
 
-    Raises: `ModelError` for 2D and cascaded configurations and for layers medjax does not have, `UsageError` for a configuration or a
-      normalisation it does not know.
+    Raises: `ModelError` for 2D and cascaded configurations and for layers medjax does not have,
+      `UsageError` for a configuration or a normalisation it does not know.
     """
     chosen = inherited(plans["configurations"], configuration)
-    if len(chosen["patch_size"]) != 3 or chosen.get("previous_stage") or chosen.get("previous_stage_name"):
-        raise ModelError("only single 3D configurations can be imported", found=configuration, fix="import 3d_fullres or 3d_lowres")
+    if (
+        len(chosen["patch_size"]) != 3
+        or chosen.get("previous_stage")
+        or chosen.get("previous_stage_name")
+    ):
+        raise ModelError(
+            "only single 3D configurations can be imported",
+            found=configuration,
+            fix="import 3d_fullres or 3d_lowres",
+        )
     given = chosen.get("architecture", {}).get("arch_kwargs", {})
-    for key, wanted in (("nonlin", "LeakyReLU"), ("norm_op", "InstanceNorm"), ("dropout_op", "None")):
+    for key, wanted in (
+        ("nonlin", "LeakyReLU"),
+        ("norm_op", "InstanceNorm"),
+        ("dropout_op", "None"),
+    ):
         if wanted not in str(given.get(key, wanted)):
             raise ModelError(f"the plans ask for another {key}", found=given[key], expected=wanted)
     forward, backward = _transposed(plans)
     channels = _channels(dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"})
-    statistics, masks = plans["foreground_intensity_properties_per_channel"], chosen.get("use_mask_for_norm", [False] * len(channels))
+    statistics, masks = (
+        plans["foreground_intensity_properties_per_channel"],
+        chosen.get("use_mask_for_norm", [False] * len(channels)),
+    )
     intensity = {
         channel: intensity_of(scheme, statistics.get(str(i), {}), bool(masked))
-        for i, (channel, scheme, masked) in enumerate(zip(channels, chosen["normalization_schemes"], masks, strict=True))
+        for i, (channel, scheme, masked) in enumerate(
+            zip(channels, chosen["normalization_schemes"], masks, strict=True)
+        )
     }
     name = name or str(plans["dataset_name"])
     orientation = "RAS" if plans.get("image_reader_writer") in REORIENTING else "stored"
@@ -83,7 +109,8 @@ def from_v2(plans: Mapping, configuration: str, dataset: Mapping, name: str = ""
 
 
 def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = None) -> Description:
-    """The description in version 1's plans.pkl (read with `torch_file.read_plain`) and dataset.json.
+    """The description in version 1's plans.pkl (read with `torch_file.read_plain`) and
+    dataset.json.
 
     Args:
       stage: of the plan; None: the finest.
@@ -94,10 +121,17 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
     channels = _channels(dataset.get("modality") or dataset.get("channel_names") or {"0": "CT"})
     statistics = plans["dataset_properties"].get("intensityproperties") or {}
     schemes, masks = plans["normalization_schemes"], plans.get("use_mask_for_norm") or {}
-    intensity = {c: intensity_of(str(schemes[i]), statistics.get(i) or {}, bool(masks.get(i))) for i, c in enumerate(channels)}
+    intensity = {
+        c: intensity_of(str(schemes[i]), statistics.get(i) or {}, bool(masks.get(i)))
+        for i, c in enumerate(channels)
+    }
     return Description(
         label_space(dataset["labels"], channels, name),
-        Plan({name: tuple(float(s) for s in _back(chosen["current_spacing"], backward))}, intensity, "stored"),
+        Plan(
+            {name: tuple(float(s) for s in _back(chosen["current_spacing"], backward))},
+            intensity,
+            "stored",
+        ),
         tuple(int(n) for n in _back(chosen["patch_size"], backward)),
         int(chosen["batch_size"]),
         "prob",
@@ -107,8 +141,12 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
     )
 
 
-def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str, modality: str = "") -> LabelSpace:
-    """A dataset.json's labels (either direction), or regions in the order of their channels, as a label space of one corpus."""
+def label_space(
+    labels: Mapping[str, Any], channels: Sequence[str], name: str, modality: str = ""
+) -> LabelSpace:
+    """A dataset.json's labels (either direction), or regions in the order of their channels, as a
+    label space of one corpus.
+    """
     if labels and all(str(key).lstrip("-").isdigit() for key in labels):
         labels = {str(label): int(value) for value, label in labels.items()}
     values = {str(k): tuple(v) if isinstance(v, list | tuple) else (v,) for k, v in labels.items()}
@@ -118,21 +156,37 @@ def label_space(labels: Mapping[str, Any], channels: Sequence[str], name: str, m
         values = dict(sorted(values.items(), key=lambda item: item[1]))
     raw = sorted({i for v in values.values() for i in v if i})
     rows = tuple((i, tuple(k for k, v in values.items() if i in v)) for i in raw)
-    corpus = Corpus(name, rows, channels=tuple(channels), modality=modality or _modality(channels), ignore=ignore)
+    corpus = Corpus(
+        name,
+        rows,
+        channels=tuple(channels),
+        modality=modality or _modality(channels),
+        ignore=ignore,
+    )
     classes = tuple(values)
     return LabelSpace(classes, (corpus,), (tuple((k, k) for k in classes),), classes)
 
 
-def in_image_order(tensors: Mapping[str, np.ndarray], backward: Sequence[int]) -> dict[str, np.ndarray]:
-    """Convolution kernels (out, in, *k) with their spatial axes in the image's order instead of nnU-Net's."""
+def in_image_order(
+    tensors: Mapping[str, np.ndarray], backward: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Convolution kernels (out, in, *k) with their spatial axes in the image's order instead of
+    nnU-Net's.
+    """
     if tuple(backward) == (0, 1, 2):
         return dict(tensors)
-    return {n: t.transpose(0, 1, *(2 + b for b in backward)) if t.ndim == 5 else t for n, t in tensors.items()}
+    return {
+        n: t.transpose(0, 1, *(2 + b for b in backward)) if t.ndim == 5 else t
+        for n, t in tensors.items()
+    }
 
 
 def dataset_name(path: Path) -> str:
     """A corpus name for files that have none: that of the folder they lie in, or of the file."""
-    found = next((p.name for p in path.absolute().parents if p.name.startswith(("Dataset", "Task"))), path.stem)
+    found = next(
+        (p.name for p in path.absolute().parents if p.name.startswith(("Dataset", "Task"))),
+        path.stem,
+    )
     return found.replace("/", "_")
 
 

@@ -1,10 +1,12 @@
-"""Parameters from elsewhere: another run's (or an imported model's) leaves into a fresh tree, every leaf accounted for.
+"""Parameters from elsewhere: another run's (or an imported model's) leaves into a fresh tree, every
+leaf accounted for.
 
-In: fresh parameters, source parameters by the same or renamable paths, and what may differ: class heads, position tables, input channels.
-Out: the tree with leaves replaced, and a `Report` of what became of every leaf on both sides. What nobody expected to differ is an error.
+In: fresh parameters, source parameters by the same or renamable paths, and what may differ: class
+heads, position tables, input channels. Out: the tree with leaves replaced, and a `Report` of what
+became of every leaf on both sides. What nobody expected to differ is an error.
 
-Sources: MultiTalent (Ulrich et al., MICCAI 2023) sec. 3.3 copies all but the heads; STU-Net repeats the first kernel over new input
-channels without dividing it.
+Sources: MultiTalent (Ulrich et al., MICCAI 2023) sec. 3.3 copies all but the heads; STU-Net repeats
+the first kernel over new input channels without dividing it.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ class Report:
 
     Attributes:
       loaded: copied as they are.
-      classes: head path -> names of the classes whose channels were copied; the other channels are fresh.
+      classes: head path -> names of the classes whose channels were copied; the other channels are
+        fresh.
       fresh: left as initialised (by rule, or heads without a class in common).
       resized: path -> how ("(7, 5, 6, 768) -> (4, 4, 4, 768) trilinear").
       input: path -> how the input channels were widened or averaged.
@@ -48,14 +51,20 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Share of the target's elements that come from the source (partly copied heads count in full)."""
-        taken = sum(self.sizes[name] for name in (*self.loaded, *self.classes, *self.resized, *self.input))
+        """Share of the target's elements that come from the source (partly copied heads count in
+        full).
+        """
+        taken = sum(
+            self.sizes[name] for name in (*self.loaded, *self.classes, *self.resized, *self.input)
+        )
         return taken / max(sum(self.sizes.values()), 1)
 
     def to_json(self) -> dict:
         """JSON-ready fields."""
         named = ("loaded", "classes", "fresh", "resized", "input", "skipped")
-        return {"share": round(self.share, 6)} | {name: _plain(getattr(self, name)) for name in named}
+        return {"share": round(self.share, 6)} | {
+            name: _plain(getattr(self, name)) for name in named
+        }
 
     def text(self) -> str:
         """The printed report: one line per kind, the first names of each."""
@@ -66,7 +75,9 @@ class Report:
         by_names: dict[tuple[str, ...], list[str]] = {}
         for path, names in self.classes.items():
             by_names.setdefault(names, []).append(path)
-        lines += [f"  by class name   {_some(paths)}: {_some(names)}" for names, paths in by_names.items()]
+        lines += [
+            f"  by class name   {_some(paths)}: {_some(names)}" for names, paths in by_names.items()
+        ]
         lines.append(f"  re-initialised  {_some(self.fresh)}")
         lines.append(f"  skipped         {_some(self.skipped)}")
         return "\n".join(lines)
@@ -89,30 +100,38 @@ def transfer(
 ) -> tuple[Any, Report]:
     """The target with leaves of the source.
 
-    Each target leaf is, in this order: left as it is where `fresh` matches; treated as a head where `heads` matches; copied where the
-    source has its path and shape; resized by the first rule of `resize` that matches; widened or averaged where its shape differs only in
-    the number of input channels. Anything else is an error.
+    Each target leaf is, in this order: left as it is where `fresh` matches; treated as a head where
+    `heads` matches; copied where the source has its path and shape; resized by the first rule of
+    `resize` that matches; widened or averaged where its shape differs only in the number of input
+    channels. Anything else is an error.
 
     Args:
       target: fresh parameters (arrays anywhere, also spread over processes).
       source: parameters as arrays.
-      rename: (regex, replacement) applied to source paths: the first rule whose pattern is found replaces its first match (`re.sub`).
+      rename: (regex, replacement) applied to source paths: the first rule whose pattern is found
+        replaces its first match (`re.sub`).
       heads: (regex over target paths, axis of the classes, or None to re-initialise always).
       source_classes, target_classes: names along those axes; like names are the same class.
-      same_class: target class -> source class, where the names differ ("" re-initialises a class in spite of its name).
+      same_class: target class -> source class, where the names differ ("" re-initialises a class in
+        spite of its name).
       resize: (regex over target paths, name in `resizers`).
       resizers: name -> f(array, wanted shape) -> array.
-      input_channels: of source and target images; lets leaves that see the raw image differ in that axis.
-      widen: "repeat": target channel j takes source channel j mod n, undivided; fewer target than source channels take their mean.
-        "average": the mean over the source channels times n / m, which keeps the response to equal channels. "fresh": re-initialised.
+      input_channels: of source and target images; lets leaves that see the raw image differ in that
+        axis.
+      widen: "repeat": target channel j takes source channel j mod n, undivided; fewer target than
+        source channels take their mean. "average": the mean over the source channels times n / m,
+        which keeps the response to equal channels. "fresh": re-initialised.
       fresh: regex over target paths that stay as initialised; empty: none.
 
     Returns: the new tree (copied leaves are numpy arrays), and the report.
-    Raises: `TrainError` listing target leaves without a source and shapes that no rule allows, or if nothing matched at all; `UsageError`
-    for unknown names, rules that match nothing and class lists that do not fit the heads.
+    Raises: `TrainError` listing target leaves without a source and shapes that no rule allows, or
+      if nothing matched at all; `UsageError` for unknown names, rules that match nothing and class
+      lists that do not fit the heads.
     """
     if widen not in INPUT_RULES:
-        raise UsageError(f"unknown rule {widen!r} for input channels", fix=did_you_mean(widen, INPUT_RULES))
+        raise UsageError(
+            f"unknown rule {widen!r} for input channels", fix=did_you_mean(widen, INPUT_RULES)
+        )
     resizers = resizers or {}
     if unknown := [name for _, name in resize if name not in resizers]:
         raise UsageError(f"unknown resizer {unknown[0]!r}", fix=did_you_mean(unknown[0], resizers))
@@ -128,7 +147,9 @@ def transfer(
         if fresh and re.search(fresh, name):
             kept.append(name)
         elif head:
-            value, copied = _head(name, leaf, array, axis, source_classes, target_classes, same_class or {})
+            value, copied = _head(
+                name, leaf, array, axis, source_classes, target_classes, same_class or {}
+            )
             kept += [] if copied else [name]
             by_class |= {name: copied} if copied else {}
         elif array is None:
@@ -153,14 +174,18 @@ def transfer(
     skipped = tuple(sorted(own for path, (own, _) in given.items() if path not in used))
     if not (loaded or resized or widened):
         raise TrainError(
-            "nothing of the source fits the model", found=_some([own for own, _ in given.values()]), expected=_some(names),
+            "nothing of the source fits the model",
+            found=_some([own for own, _ in given.values()]),
+            expected=_some(names),
             fix="check that it is the same architecture, or give rename rules (config.init.rename)",
-        )  # fmt: skip
+        )
     if problems:
         raise TrainError(
-            f"the source does not fit the model ({len(problems)} leaves)", found="; ".join(problems[:12]),
-            fix="config.init: `fresh` for leaves that shall stay as initialised, `rename` or `resize` for the others",
-        )  # fmt: skip
+            f"the source does not fit the model ({len(problems)} leaves)",
+            found="; ".join(problems[:12]),
+            fix="config.init: `fresh` for leaves that shall stay as initialised, `rename` or "
+            "`resize` for the others",
+        )
     report = Report(tuple(loaded), by_class, tuple(kept), resized, widened, skipped, sizes)
     return jax.tree.unflatten(jax.tree.structure(target), values), report
 
@@ -174,19 +199,33 @@ def _renamed(source: Any, rename: Rules) -> dict[str, tuple[str, Any]]:
         pattern, replacement = _first(rename, name)
         new = re.sub(pattern, replacement, name, count=1) if pattern else name
         if new in found:
-            raise UsageError(f"two source leaves are renamed to {new!r}", found=[found[new][0], name], fix="make the rename rules finer")
+            raise UsageError(
+                f"two source leaves are renamed to {new!r}",
+                found=[found[new][0], name],
+                fix="make the rename rules finer",
+            )
         found[new] = (name, leaf)
     return found
 
 
 def _first(rules: Rules, name: str) -> tuple[str, Any]:
-    return next(((pattern, value) for pattern, value in rules if re.search(pattern, name)), ("", None))
+    return next(
+        ((pattern, value) for pattern, value in rules if re.search(pattern, name)), ("", None)
+    )
 
 
 def _all_used(rules: Rules, names: Sequence[str], what: str) -> None:
-    unused = [pattern for pattern, _ in rules if pattern != rule_lists.CATCH_ALL and not any(re.search(pattern, n) for n in names)]
+    unused = [
+        pattern
+        for pattern, _ in rules
+        if pattern != rule_lists.CATCH_ALL and not any(re.search(pattern, n) for n in names)
+    ]
     if unused:
-        raise UsageError(f"{what}: nothing matches {unused}", expected=f"a match among {_some(names)}", fix="mend or remove the rule")
+        raise UsageError(
+            f"{what}: nothing matches {unused}",
+            expected=f"a match among {_some(names)}",
+            fix="mend or remove the rule",
+        )
 
 
 def _head(
@@ -198,36 +237,64 @@ def _head(
     target_classes: Sequence[str],
     same: Mapping[str, str],
 ) -> tuple[Any, tuple[str, ...]]:
-    """A head with the channels of like-named classes copied, and their names; the head as it is where nothing fits."""
+    """A head with the channels of like-named classes copied, and their names; the head as it is
+    where nothing fits.
+    """
     if array is None or axis is None:
         return leaf, ()
     shape, axis = tuple(leaf.shape), axis % leaf.ndim
-    for where, length, classes in (("source", array.shape[axis], source_classes), ("target", shape[axis], target_classes)):
+    for where, length, classes in (
+        ("source", array.shape[axis], source_classes),
+        ("target", shape[axis], target_classes),
+    ):
         if length != len(classes):
             raise UsageError(
-                f"{name}: axis {axis} is not the axis of the classes of the {where}", found=length, expected=f"{len(classes)} classes",
+                f"{name}: axis {axis} is not the axis of the classes of the {where}",
+                found=length,
+                expected=f"{len(classes)} classes",
                 fix="mend config.init.heads",
-            )  # fmt: skip
-    if {k: n for k, n in enumerate(array.shape) if k != axis} != {k: n for k, n in enumerate(shape) if k != axis}:
+            )
+    if {k: n for k, n in enumerate(array.shape) if k != axis} != {
+        k: n for k, n in enumerate(shape) if k != axis
+    }:
         return leaf, ()
-    pairs = [(i, same.get(c, c)) for i, c in enumerate(target_classes) if same.get(c, c) in source_classes]
+    pairs = [
+        (i, same.get(c, c))
+        for i, c in enumerate(target_classes)
+        if same.get(c, c) in source_classes
+    ]
     if not pairs:
         return leaf, ()
     to = [i for i, _ in pairs]
-    values, mask = np.zeros(shape, leaf.dtype), np.zeros([shape[axis] if k == axis else 1 for k in range(len(shape))], bool)
+    values, mask = (
+        np.zeros(shape, leaf.dtype),
+        np.zeros([shape[axis] if k == axis else 1 for k in range(len(shape))], bool),
+    )
     place = (slice(None),) * axis
-    values[(*place, to)] = np.asarray(array)[(*place, [list(source_classes).index(c) for _, c in pairs])]
+    values[(*place, to)] = np.asarray(array)[
+        (*place, [list(source_classes).index(c) for _, c in pairs])
+    ]
     mask[(*place, to)] = True
-    mix = jax.jit(lambda fresh: jnp.where(mask, values, fresh), out_shardings=getattr(leaf, "sharding", None))
-    return mix(leaf), tuple(target_classes[i] for i in to)  # under jit: the fresh head may be spread over processes
+    mix = jax.jit(
+        lambda fresh: jnp.where(mask, values, fresh), out_shardings=getattr(leaf, "sharding", None)
+    )
+    return mix(leaf), tuple(
+        target_classes[i] for i in to
+    )  # under jit: the fresh head may be spread over processes
 
 
-def _input_axis(old: tuple[int, ...], new: tuple[int, ...], channels: tuple[int, int] | None) -> int | None:
+def _input_axis(
+    old: tuple[int, ...], new: tuple[int, ...], channels: tuple[int, int] | None
+) -> int | None:
     """The one axis in which two shapes differ as the images' channels do, else None."""
     if channels is None or len(old) != len(new):
         return None
     different = [k for k, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-    return different[0] if len(different) == 1 and (old[different[0]], new[different[0]]) == tuple(channels) else None
+    return (
+        different[0]
+        if len(different) == 1 and (old[different[0]], new[different[0]]) == tuple(channels)
+        else None
+    )
 
 
 def _widen(array: np.ndarray, axis: int, wanted: int, rule: str) -> tuple[np.ndarray, str]:
@@ -235,7 +302,11 @@ def _widen(array: np.ndarray, axis: int, wanted: int, rule: str) -> tuple[np.nda
     if rule == "repeat" and wanted > n:
         return np.take(array, np.arange(wanted) % n, axis), "repeated"
     mean = np.repeat(array.mean(axis, keepdims=True, dtype=np.float64), wanted, axis)
-    scaled, how = (mean, "averaged") if rule == "repeat" else (mean * n / wanted, f"averaged, times {n}/{wanted}")
+    scaled, how = (
+        (mean, "averaged")
+        if rule == "repeat"
+        else (mean * n / wanted, f"averaged, times {n}/{wanted}")
+    )
     return scaled.astype(array.dtype), how
 
 
@@ -245,4 +316,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+    return (
+        {k: _plain(v) for k, v in value.items()}
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+    )

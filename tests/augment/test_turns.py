@@ -1,4 +1,6 @@
-"""Slice augmentation by quarter turns, small rotations and flips: image and label move together, and by what was asked for."""
+"""Slice augmentation by quarter turns, small rotations and flips: image and label move together,
+and by what was asked for.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ ROTATE = jax.jit(turns.rotate, static_argnums=3)
 
 
 def _slices(b=64):
-    """Every pixel has its own value; the label is the value's parity, the border is outside the image."""
+    """Every pixel has its own value; the label is the value's parity, the border is outside the
+    image.
+    """
     values = np.arange(SIDE * SIDE, dtype=np.float32).reshape(1, SIDE, SIDE, 1) + 1
     label = (values[..., 0] % 2).astype(np.int32)
     label[:, 0] = -1
@@ -32,7 +36,9 @@ def test_quarter_turns_with_a_flip_move_image_and_label_alike():
     moved, ids = AUGMENT(jax.random.key(0), image, label, (SIDE, SIDE), turns.Turns(turn=1.0))
     wanted = _dihedral(np.asarray(image[0, ..., 0]))
     found = {np.asarray(m[..., 0]).tobytes() for m in moved}
-    assert found <= wanted and len(found) == 4  # a turn and then a flip: the four reflections, whichever axis is flipped
+    assert (
+        found <= wanted and len(found) == 4
+    )  # a turn and then a flip: the four reflections, whichever axis is flipped
     for m, i in zip(np.asarray(moved), np.asarray(ids), strict=True):
         inside = i >= 0
         np.testing.assert_array_equal(i[inside], (m[..., 0] % 2)[inside])
@@ -44,7 +50,9 @@ def test_half_of_the_slices_turn_a_quarter_rotate_and_a_quarter_stay():
     same = np.asarray((moved == image).all((1, 2, 3)))
     wanted = _dihedral(np.asarray(image[0, ..., 0]))
     turned = np.array([np.asarray(m[..., 0]).tobytes() in wanted for m in np.asarray(moved)])
-    np.testing.assert_allclose([turned.mean(), same.mean()], [0.5, 0.25 + 0.25 / 40], atol=0.03)  # 1 of 40 angles is 0
+    np.testing.assert_allclose(
+        [turned.mean(), same.mean()], [0.5, 0.25 + 0.25 / 40], atol=0.03
+    )  # 1 of 40 angles is 0
 
 
 @pytest.mark.parametrize("nearest", [False, True])
@@ -65,9 +73,13 @@ def test_corners_are_filled_with_the_minimum_or_as_released_with_0():
 
 def test_flips_alone_and_what_is_refused():
     image, label = _slices(200)
-    moved, ids = jax.jit(turns.flips, static_argnums=(3, 4))(jax.random.key(0), image, label, (SIDE, SIDE), (1,))
+    moved, ids = jax.jit(turns.flips, static_argnums=(3, 4))(
+        jax.random.key(0), image, label, (SIDE, SIDE), (1,)
+    )
     flipped = np.asarray((moved == image[:, :, ::-1]).all((1, 2, 3)))
-    assert 0.4 < flipped.mean() < 0.6 and np.asarray((moved == image).all((1, 2, 3)))[~flipped].all()
+    assert (
+        0.4 < flipped.mean() < 0.6 and np.asarray((moved == image).all((1, 2, 3)))[~flipped].all()
+    )
     np.testing.assert_array_equal(np.asarray(ids)[flipped], np.asarray(label)[flipped][:, :, ::-1])
     with pytest.raises(UsageError, match="square"):
         turns.turns(jax.random.key(0), image, label, (SIDE, SIDE - 1))

@@ -1,4 +1,6 @@
-"""The attack as a command: all 91 rows are there, the judge fails what is wrong, and a fast subset passes."""
+"""The attack as a command: all 91 rows are there, the judge fails what is wrong, and a fast subset
+passes.
+"""
 
 import dataclasses
 
@@ -7,9 +9,13 @@ from benchmarks.attack import harness, surfaces
 from benchmarks.attack.harness import Said
 
 IDS = {
-    *(f"D{i}" for i in range(1, 9)), *(f"S{i}" for i in range(1, 30)), *(f"M{i}" for i in range(1, 15)),
-    *(f"P{i}" for i in range(1, 17)), *(f"I{i}" for i in range(1, 20)), *(f"A{i}" for i in range(1, 6)),
-}  # fmt: skip
+    *(f"D{i}" for i in range(1, 9)),
+    *(f"S{i}" for i in range(1, 30)),
+    *(f"M{i}" for i in range(1, 15)),
+    *(f"P{i}" for i in range(1, 17)),
+    *(f"I{i}" for i in range(1, 20)),
+    *(f"A{i}" for i in range(1, 6)),
+}
 FAST = ("D6", "S9", "S12", "S16", "S29", "M5", "P12", "P14", "I5", "I11", "A4")
 
 
@@ -17,18 +23,36 @@ def test_every_row_of_the_table_is_there():
     rows = surfaces.load()
     assert set(rows) == IDS and len(rows) == 91
     assert {r.before for r in rows.values()} == {"pass", "weak", "fail"}
-    counts = {word: sum(r.before == word for r in rows.values()) for word in ("pass", "weak", "fail")}
+    counts = {
+        word: sum(r.before == word for r in rows.values()) for word in ("pass", "weak", "fail")
+    }
     assert counts == {"pass": 32, "weak": 36, "fail": 23}
     assert all(r.what and r.limit > 0 for r in rows.values())
 
 
 def test_a_traceback_or_a_signal_is_raw_and_a_sentence_is_not():
     trace = "Traceback (most recent call last):\n  File x\nValueError: y\n"
-    assert Said(1, trace).raw and Said(139, "").raw and Said(-11, "medjax: x").raw and Said(None, "").raw
-    assert not Said(1, trace + "medjax: a: cannot be read. Fix: b").raw  # a library's own, explained by a sentence
-    assert Said(3, "medjax: case failed: OSError: [Errno 28]").raw and not Said(3, "medjax: case failed: a.nii: not NIfTI").raw
-    assert harness.refused("x", Said(2, "medjax: no"), "no").ok and not harness.refused("x", Said(0, "medjax: no"), "no").ok
-    assert not harness.refused("x", Said(2, "medjax: no"), "why").ok and not harness.fine("x", Said(2, "")).ok
+    assert (
+        Said(1, trace).raw
+        and Said(139, "").raw
+        and Said(-11, "medjax: x").raw
+        and Said(None, "").raw
+    )
+    assert not Said(
+        1, trace + "medjax: a: cannot be read. Fix: b"
+    ).raw  # a library's own, explained by a sentence
+    assert (
+        Said(3, "medjax: case failed: OSError: [Errno 28]").raw
+        and not Said(3, "medjax: case failed: a.nii: not NIfTI").raw
+    )
+    assert (
+        harness.refused("x", Said(2, "medjax: no"), "no").ok
+        and not harness.refused("x", Said(0, "medjax: no"), "no").ok
+    )
+    assert (
+        not harness.refused("x", Said(2, "medjax: no"), "why").ok
+        and not harness.fine("x", Said(2, "")).ok
+    )
 
 
 def test_what_changed_is_seen(tmp_path):
@@ -42,14 +66,19 @@ def test_what_changed_is_seen(tmp_path):
 
 
 def test_verdicts():
-    assert attack.verdict([{"ok": True}, {"ok": None}]) == "pass" and attack.verdict([{"ok": None}]) == "skip"
+    assert (
+        attack.verdict([{"ok": True}, {"ok": None}]) == "pass"
+        and attack.verdict([{"ok": None}]) == "skip"
+    )
     assert attack.verdict([{"ok": True}, {"ok": False}]) == "FAIL"
     assert attack.verdict([]) == "FAIL"  # a row that judges nothing is a defect
 
 
 def test_a_row_that_hangs_has_failed_and_the_next_one_runs(tmp_path):
     rows = surfaces.load()
-    hanging, next_one = attack.attack([dataclasses.replace(rows["S12"], limit=0.0), rows["S29"]], tmp_path, workers=1)
+    hanging, next_one = attack.attack(
+        [dataclasses.replace(rows["S12"], limit=0.0), rows["S29"]], tmp_path, workers=1
+    )
     assert hanging["verdict"] == "FAIL" and "still running after 0 s" in hanging["seen"][-1]["seen"]
     assert next_one["verdict"] == "pass", attack.line(next_one)
 

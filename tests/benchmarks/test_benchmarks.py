@@ -1,4 +1,6 @@
-"""The command lines that benchmarks start are ones that the program takes: every run length has a schedule."""
+"""The command lines that benchmarks start are ones that the program takes: every run length has a
+schedule.
+"""
 
 import argparse
 
@@ -20,11 +22,22 @@ def test_m4oes_jobs_have_a_schedule_at_any_length(steps, tmp_path, repository, m
         if "medjax.main" not in line:
             continue
         fields = plain(main.parse(line[2:]).config)
-        assert fields["train"]["steps"] == steps and fields["train"]["batch"] == 3 and fields["train"]["validation_batches"] == 2
+        assert (
+            fields["train"]["steps"] == steps
+            and fields["train"]["batch"] == 3
+            and fields["train"]["validation_batches"] == 2
+        )
         rate = build.make_optimizer(fields).schedule
-        assert 0 < float(rate(steps - 1)) < float(rate(steps // 10)) <= fields["optim"]["lr"] * 1.001, name
+        assert (
+            0 < float(rate(steps - 1)) < float(rate(steps // 10)) <= fields["optim"]["lr"] * 1.001
+        ), name
         assert fields["model"]["patch_size"] == 4
         if name.startswith("pretrain"):
-            assert fields["task_options"]["patch_size"] * fields["task_options"]["block"] == m4oe.HIDDEN
+            assert (
+                fields["task_options"]["patch_size"] * fields["task_options"]["block"]
+                == m4oe.HIDDEN
+            )
             # the configs' share of warm-up, and no more than their steps of it
-            assert fields["optim"]["warmup_steps"] == min(40, steps // 10) and fields["train"]["validate_every"] == max(steps // 10, 1)
+            assert fields["optim"]["warmup_steps"] == min(40, steps // 10) and fields["train"][
+                "validate_every"
+            ] == max(steps // 10, 1)

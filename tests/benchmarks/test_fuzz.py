@@ -24,17 +24,23 @@ def test_whole_files_are_read_and_mutants_depend_on_the_seed_alone(tmp_path):
         path.write_bytes(data)
         assert fuzz.read("torch", path) == ("read", "")
         assert mutants.kind_of(path) == "torch"
-    first, again = ([mutants.mutant("torch", sources, random.Random(f"1 {k}")) for k in range(40)] for _ in range(2))
+    first, again = (
+        [mutants.mutant("torch", sources, random.Random(f"1 {k}")) for k in range(40)]
+        for _ in range(2)
+    )
     assert first == again and len(set(first)) > 35
 
 
 @pytest.mark.parametrize(
     ("what", "outcome"),
     [
-        (KeyError("x"), "traceback"), (MemoryError(), "memory"), (ModelError("without its file"), "unreadable message"),
-        (ModelError("two\nlines", path="torch-1.pth"), "refused"), (None, "read"),
+        (KeyError("x"), "traceback"),
+        (MemoryError(), "memory"),
+        (ModelError("without its file"), "unreadable message"),
+        (ModelError("two\nlines", path="torch-1.pth"), "refused"),
+        (None, "read"),
     ],
-)  # fmt: skip
+)
 def test_outcomes_are_told_apart(tmp_path, monkeypatch, what, outcome):
     def raising(kind, path):
         if what is not None:
@@ -47,7 +53,8 @@ def test_outcomes_are_told_apart(tmp_path, monkeypatch, what, outcome):
 def test_a_crash_is_counted_its_bytes_are_kept_and_the_next_file_is_read(tmp_path, monkeypatch):
     def started(self):
         code = (
-            "import os, sys\nfor line in sys.stdin:\n    data = open(line.strip().split(' ', 1)[1], 'rb').read()\n"
+            "import os, sys\nfor line in sys.stdin:\n    data = open(line.strip().split(' ', "
+            "1)[1], 'rb').read()\n"
             '    os.kill(os.getpid(), 11) if len(data) % 2 else print(\'["read", ""]\', flush=True)'
         )
         self.process = fuzz.subprocess.Popen([fuzz.sys.executable, "-c", code], stdin=-1, stdout=-1)

@@ -1,4 +1,6 @@
-"""Every shipped config builds abstractly, the papers' sizes are exact, and wrong names are refused with a suggestion."""
+"""Every shipped config builds abstractly, the papers' sizes are exact, and wrong names are refused
+with a suggestion.
+"""
 
 import importlib
 from pathlib import Path
@@ -12,8 +14,14 @@ from medjax.runs import build as network
 from medjax.runs import dry
 from medjax.runs import open as corpora
 
-CONFIGS = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.py") if p.stem not in ("__init__", "base"))
-VARIANTS = [(name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS]
+CONFIGS = sorted(
+    p.stem
+    for p in (Path(__file__).parents[2] / "configs").glob("*.py")
+    if p.stem not in ("__init__", "base")
+)
+VARIANTS = [
+    (name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS
+]
 
 
 def _fields(name, variant):
@@ -27,7 +35,10 @@ def _with_phantoms(fields, name):
     return fields
 
 
-BIG = {"tsfm": ("t_small",), "multitalent": ("demo", "unet_softmax", "resenc_small")}  # of these two, what is traced step and all
+BIG = {
+    "tsfm": ("t_small",),
+    "multitalent": ("demo", "unet_softmax", "resenc_small"),
+}  # of these two, what is traced step and all
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)
@@ -35,11 +46,16 @@ def test_every_config_is_read(name, variant, tmp_path):
     fields = _with_phantoms(_fields(name, variant), name)
     data = corpora.open_data(fields["data"], tmp_path, files=False)
     rate = network.make_optimizer(fields).schedule
-    assert len(data.space.classes) and 0 < float(rate(0)) <= float(rate(fields["train"]["steps"] // 20)) * 20
+    assert (
+        len(data.space.classes)
+        and 0 < float(rate(0)) <= float(rate(fields["train"]["steps"] // 20)) * 20
+    )
     assert importlib.import_module(f"configs.{name}").__doc__.count("python -m medjax.main") >= 1
 
 
-@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v)
+@pytest.mark.parametrize(
+    ("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v
+)
 def test_configs_build_abstractly(name, variant, tmp_path):
     text = dry.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
     assert "parameters" in text and "annotated by" in text and "kept for backward" in text
@@ -51,36 +67,81 @@ def test_configs_build_abstractly(name, variant, tmp_path):
         ("multitalent", "unet", 29_319_560, (13, 47, 1477)),
         ("multitalent", "resenc", 69_335_475, (13, 47, 1477)),
         ("multitalent", "swin", 62_188_913, (13, 47, 1477)),
-        ("multitalent", "swin_softmax", 62_189_550, (13, 47, 1477)),  # 49 x (47 + 13) numbers in place of 49 x 47
+        (
+            "multitalent",
+            "swin_softmax",
+            62_189_550,
+            (13, 47, 1477),
+        ),  # 49 x (47 + 13) numbers in place of 49 x 47
         ("tsfm", "h", 1_606_287_227, (11, 31, 2778)),
         ("tsfm", "t", 3_917_923, (11, 31, 2778)),
     ],
 )
-def test_the_papers_networks_and_pools_have_their_sizes(name, variant, parameters, corpora_classes_cases, tmp_path):
+def test_the_papers_networks_and_pools_have_their_sizes(
+    name, variant, parameters, corpora_classes_cases, tmp_path
+):
     fields = _fields(name, variant)
     data = corpora.open_data(fields["data"], tmp_path, files=False)
     net = network.make_network(fields, data.space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0))
     assert network.count(net.abstract()) == parameters
-    assert (len(data.space.corpora), len(data.space.classes), sum(data.counts.values())) == corpora_classes_cases
+    assert (
+        len(data.space.corpora),
+        len(data.space.classes),
+        sum(data.counts.values()),
+    ) == corpora_classes_cases
 
 
 def test_the_papers_recipes():
-    unet, swin, tsfm = (_fields(*v) for v in (("multitalent", "unet"), ("multitalent", "swin"), ("tsfm", "h")))
-    assert (unet["train"]["steps"], unet["train"]["batch"], unet["train"]["patch"]) == (500_000, 4, (96, 192, 192))
-    assert (tsfm["train"]["steps"], tsfm["train"]["batch"], tsfm["train"]["patch"]) == (250_000, 2, (112, 160, 192))
+    unet, swin, tsfm = (
+        _fields(*v) for v in (("multitalent", "unet"), ("multitalent", "swin"), ("tsfm", "h"))
+    )
+    assert (unet["train"]["steps"], unet["train"]["batch"], unet["train"]["patch"]) == (
+        500_000,
+        4,
+        (96, 192, 192),
+    )
+    assert (tsfm["train"]["steps"], tsfm["train"]["batch"], tsfm["train"]["patch"]) == (
+        250_000,
+        2,
+        (112, 160, 192),
+    )
     rate = network.make_optimizer(tsfm).schedule
-    for epoch, lr in {0: 1e-3, 1: 9.990999550e-4, 500: 5.358867313e-4, 999: 1.995262315e-6}.items():  # specification, 6.1
-        assert float(rate(250 * epoch)) == float(rate(250 * epoch + 249)) == pytest.approx(lr, rel=1e-5)
+    for epoch, lr in {
+        0: 1e-3,
+        1: 9.990999550e-4,
+        500: 5.358867313e-4,
+        999: 1.995262315e-6,
+    }.items():  # specification, 6.1
+        assert (
+            float(rate(250 * epoch))
+            == float(rate(250 * epoch + 249))
+            == pytest.approx(lr, rel=1e-5)
+        )
     rate = network.make_optimizer(swin).schedule
     assert float(rate(250_000)) == pytest.approx(2.679433656e-4, rel=1e-5)
-    for epochs, lr in {10: 1.258925412e-3, 20: 6.746414238e-4, 50: 2.957515273e-4, 100: 1.584893192e-4}.items():
+    for epochs, lr in {
+        10: 1.258925412e-3,
+        20: 6.746414238e-4,
+        50: 2.957515273e-4,
+        100: 1.584893192e-4,
+    }.items():
         fields = _fields("tsfm", f"brats_{epochs}")
-        assert fields["train"]["steps"] == 250 * epochs and len(fields["data"]["declared"]["BraTS2020"]["channels"]) == 4
-        assert float(network.make_optimizer(fields).schedule(250 * epochs - 1)) == pytest.approx(lr, rel=1e-5)
+        assert (
+            fields["train"]["steps"] == 250 * epochs
+            and len(fields["data"]["declared"]["BraTS2020"]["channels"]) == 4
+        )
+        assert float(network.make_optimizer(fields).schedule(250 * epochs - 1)) == pytest.approx(
+            lr, rel=1e-5
+        )
     for architecture in ("unet", "resenc", "swin"):
-        softmax, finetuned = (_fields("multitalent", architecture + kind) for kind in ("_softmax", "_finetune"))
+        softmax, finetuned = (
+            _fields("multitalent", architecture + kind) for kind in ("_softmax", "_finetune")
+        )
         assert softmax["model"]["head"] == finetuned["model"]["head"] == "corpus_softmax"
-        assert softmax["losses"]["softmax_dice"]["reduction"] == "sum" and finetuned["losses"]["softmax_dice"]["reduction"] == "mean"
+        assert (
+            softmax["losses"]["softmax_dice"]["reduction"] == "sum"
+            and finetuned["losses"]["softmax_dice"]["reduction"] == "mean"
+        )
     finetune = _fields("multitalent", "unet_finetune")
     assert finetune["train"]["steps"] == 1060 * 250 and finetune["train"]["batch"] == 2
 
@@ -89,7 +150,9 @@ def test_dry_allocates_nothing_and_shows_the_mixture(capsys):
     assert main.main(["--config=configs/multitalent.py:unet", "--mode=dry"]) == 0
     shown = capsys.readouterr().out
     assert "29,319,560" in shown and "064_KiTS19/kidney tumour" in shown
-    assert "008_HepaticVessel" in shown and "0.136" in shown  # sqrt(242) of sum of sqrt(n), spec table 3.4
+    assert (
+        "008_HepaticVessel" in shown and "0.136" in shown
+    )  # sqrt(242) of sum of sqrt(n), spec table 3.4
 
 
 @pytest.mark.parametrize(
@@ -107,7 +170,13 @@ def test_wrong_flags_are_usage_errors_with_a_hint(arguments, hint, repository):
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-m", "medjax.main", *arguments], cwd=repository, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "medjax.main", *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2, done.stderr
     assert hint in done.stderr and "Traceback" not in done.stderr
 
@@ -120,11 +189,19 @@ def test_unknown_names_and_arguments_are_refused_with_the_known_ones():
 
 
 def test_of_a_flag_that_comes_twice_the_last_counts():
-    flags = ["medjax", "--config=configs/multitalent.py:demo", "--workdir=x", "--config.train.patch=1,2,3", "--config.train.patch=8,16,24"]
+    flags = [
+        "medjax",
+        "--config=configs/multitalent.py:demo",
+        "--workdir=x",
+        "--config.train.patch=1,2,3",
+        "--config.train.patch=8,16,24",
+    ]
     config = main.parse([*flags, "--config.optim.lr=1", "--config.optim.lr=0.5"]).config
     assert config.train.patch == (8, 16, 24) and config.optim.lr == 0.5
 
 
 def test_declared_corpora_keep_the_papers_order():
     names = list(_fields("multitalent", "unet")["data"]["declared"])
-    assert names[-1].startswith("018_") and names[7].startswith("046_"), "channel = global id - 1; task 018 comes last"
+    assert names[-1].startswith("018_") and names[7].startswith("046_"), (
+        "channel = global id - 1; task 018 comes last"
+    )

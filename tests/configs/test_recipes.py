@@ -1,4 +1,6 @@
-"""Every shipped recipe has exactly the values of the table in `published_recipes`; wrong edits of configs and defaults are noticed."""
+"""Every shipped recipe has exactly the values of the table in `published_recipes`; wrong edits of
+configs and defaults are noticed.
+"""
 
 import importlib
 
@@ -46,9 +48,19 @@ def test_the_rate_follows_the_published_schedule(config, variant):
 
 EDITS = [  # module, what it says, what it would say, the recipe and field that show it
     ("configs.base", "momentum = 0.99", "momentum = 0.5", "multitalent:unet optim.momentum"),
-    ("configs.base", "weight_decay = 3e-5", "weight_decay = 3e-2", "multitalent:unet optim.weight_decay"),
+    (
+        "configs.base",
+        "weight_decay = 3e-5",
+        "weight_decay = 3e-2",
+        "multitalent:unet optim.weight_decay",
+    ),
     ("configs.base", "clip_norm = 12.0", "clip_norm = 0.001", "multitalent:unet optim.clip_norm"),
-    ("configs.base", "foreground = 0.33", "foreground = 0.0", "multitalent:unet sampler.foreground"),
+    (
+        "configs.base",
+        "foreground = 0.33",
+        "foreground = 0.0",
+        "multitalent:unet sampler.foreground",
+    ),
     (
         "configs.base",
         "losses.dice = ordered(dict(weight=1.0))",
@@ -67,11 +79,26 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "weight_decay = 1.0\n    c.train.patch = (112",
         "tsfm:h optim.weight_decay",
     ),
-    ("configs.tsfm", 'init.checkpoint = "best"', 'init.checkpoint = "last"', "tsfm:brats_100 init.checkpoint"),
-    ("configs.tsfm", "patch = (128, 128, 128)", "patch = (64, 64, 64)", "tsfm:brats_100 train.patch"),
+    (
+        "configs.tsfm",
+        'init.checkpoint = "best"',
+        'init.checkpoint = "last"',
+        "tsfm:brats_100 init.checkpoint",
+    ),
+    (
+        "configs.tsfm",
+        "patch = (128, 128, 128)",
+        "patch = (64, 64, 64)",
+        "tsfm:brats_100 train.patch",
+    ),
     ("configs.tsfm", "((1, 2, 2),)", "((2, 2, 2),)", "tsfm:h model.strides"),
     ("configs.tsfm", "1000 * EPOCH", "100 * EPOCH", "tsfm:h train.steps"),
-    ("configs.tsfm", "_transfer(c)\n    per_corpus_softmax", "per_corpus_softmax", "tsfm:brats_10 init.resize"),
+    (
+        "configs.tsfm",
+        "_transfer(c)\n    per_corpus_softmax",
+        "per_corpus_softmax",
+        "tsfm:brats_10 init.resize",
+    ),
     ("configs.tsfm", "count=50", "count=500", "tsfm:abdomen_10 data.subset"),
     ("configs.m4oe", "lr=5e-4", "lr=0.5", "m4oe:finetune optim.lr"),
     ("configs.m4oe", "weight_decay=1e-4", "weight_decay=1.0", "m4oe:finetune optim.weight_decay"),
@@ -90,15 +117,55 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
     ("configs.m4oe", "= 0.9, 0.95", "= 0.5, 0.5", "m4oe:pretrain optim.b2"),
     ("configs.m4oe", "lr=0.05 * 36 / 24", "lr=5.0", "m4oe:release optim.lr"),
     ("configs.m4oe", "shift = -1", "shift = 0", "m4oe:release optim.shift"),
-    ("configs.m4oe", '"encoder_hard": ("encoder", "hard")', '"encoder_hard": ("decoder", "gate")', "m4oe:encoder_hard model.routing"),
-    ("configs.m4oe", '{"pretrain": "encoder"', '{"pretrain": "none"', "m4oe:pretrain model.experts_in"),
-    ("configs.m4oe", "spacing_mm = (3.0, 1.6, 1.6)", "spacing_mm = (3.0, 1.0, 1.0)", "m4oe:both_hard data.spacing_mm"),
-    ("configs.m4oe", "warmup_steps = 10 * EPOCH_PRETRAIN", "warmup_steps = 0", "m4oe:pretrain optim.warmup_steps"),
-    ("configs.m4oe", "c.sampler.exponent = 0.0", "c.sampler.exponent = 0.5", "m4oe:without_mr sampler.exponent"),
+    (
+        "configs.m4oe",
+        '"encoder_hard": ("encoder", "hard")',
+        '"encoder_hard": ("decoder", "gate")',
+        "m4oe:encoder_hard model.routing",
+    ),
+    (
+        "configs.m4oe",
+        '{"pretrain": "encoder"',
+        '{"pretrain": "none"',
+        "m4oe:pretrain model.experts_in",
+    ),
+    (
+        "configs.m4oe",
+        "spacing_mm = (3.0, 1.6, 1.6)",
+        "spacing_mm = (3.0, 1.0, 1.0)",
+        "m4oe:both_hard data.spacing_mm",
+    ),
+    (
+        "configs.m4oe",
+        "warmup_steps = 10 * EPOCH_PRETRAIN",
+        "warmup_steps = 0",
+        "m4oe:pretrain optim.warmup_steps",
+    ),
+    (
+        "configs.m4oe",
+        "c.sampler.exponent = 0.0",
+        "c.sampler.exponent = 0.5",
+        "m4oe:without_mr sampler.exponent",
+    ),
     ("configs.multitalent", "eps = 1e-4", "eps = 1e-8", "multitalent:swin optim.eps"),
-    ("configs.multitalent", "mirror_axes = (0, 1, 2)", "mirror_axes = ()", "multitalent:unet infer.mirror_axes"),
-    ("configs.multitalent", "else 1e-5", "else 0.5", "multitalent:unet_finetune losses.softmax_dice.smooth"),
-    ("configs.multitalent", '"steps": 10 * EPOCH', '"steps": 11 * EPOCH', "multitalent:unet_finetune optim.phases.heads.steps"),
+    (
+        "configs.multitalent",
+        "mirror_axes = (0, 1, 2)",
+        "mirror_axes = ()",
+        "multitalent:unet infer.mirror_axes",
+    ),
+    (
+        "configs.multitalent",
+        "else 1e-5",
+        "else 0.5",
+        "multitalent:unet_finetune losses.softmax_dice.smooth",
+    ),
+    (
+        "configs.multitalent",
+        '"steps": 10 * EPOCH',
+        '"steps": 11 * EPOCH',
+        "multitalent:unet_finetune optim.phases.heads.steps",
+    ),
     (
         "configs.multitalent",
         '"amsgrad": True, "lr": 5e-4',
@@ -120,18 +187,62 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
     ),  # a new field
     ("configs.hippocampus", '"part": "1/2"', '"part": "0/2"', "hippocampus:partial data.views"),
     # defaults in the code that a recipe relies on
-    ("medjax.losses.softmax_dice", "smooth: float = 1e-5", "smooth: float = 1.0", "m4oe:finetune losses.softmax_dice.smooth"),
-    ("medjax.losses.softmax_dice", "squared: bool = True", "squared: bool = False", "m4oe:finetune losses.softmax_dice.squared"),
-    ("medjax.losses.dice", 'pool: str = "global"', 'pool: str = "sample"', "multitalent:unet losses.dice.pool"),
-    ("medjax.losses.cross_entropy", 'reduction: str = "sum"', 'reduction: str = "mean"', "tsfm:h losses.cross_entropy.reduction"),
-    ("medjax.models.tsfm", "vit_dropout: float | int = 0.1", "vit_dropout: float | int = 0.5", "tsfm:h model.vit_dropout"),
-    ("medjax.models.tsfm", '"blocks": 3, "proj_kernel": (3, 3)', '"blocks": 2, "proj_kernel": (3, 3)', "tsfm:h model.blocks"),
-    ("medjax.models.resenc", '"blocks": (1, 2, 3, 4)', '"blocks": (1, 3, 4, 6)', "multitalent:resenc model.blocks"),
-    ("medjax.models.swin_unet", "mlp_ratio: float | int = 4.0", "mlp_ratio: float | int = 2.0", "m4oe:release model.mlp_ratio"),
+    (
+        "medjax.losses.softmax_dice",
+        "smooth: float = 1e-5",
+        "smooth: float = 1.0",
+        "m4oe:finetune losses.softmax_dice.smooth",
+    ),
+    (
+        "medjax.losses.softmax_dice",
+        "squared: bool = True",
+        "squared: bool = False",
+        "m4oe:finetune losses.softmax_dice.squared",
+    ),
+    (
+        "medjax.losses.dice",
+        'pool: str = "global"',
+        'pool: str = "sample"',
+        "multitalent:unet losses.dice.pool",
+    ),
+    (
+        "medjax.losses.cross_entropy",
+        'reduction: str = "sum"',
+        'reduction: str = "mean"',
+        "tsfm:h losses.cross_entropy.reduction",
+    ),
+    (
+        "medjax.models.tsfm",
+        "vit_dropout: float | int = 0.1",
+        "vit_dropout: float | int = 0.5",
+        "tsfm:h model.vit_dropout",
+    ),
+    (
+        "medjax.models.tsfm",
+        '"blocks": 3, "proj_kernel": (3, 3)',
+        '"blocks": 2, "proj_kernel": (3, 3)',
+        "tsfm:h model.blocks",
+    ),
+    (
+        "medjax.models.resenc",
+        '"blocks": (1, 2, 3, 4)',
+        '"blocks": (1, 3, 4, 6)',
+        "multitalent:resenc model.blocks",
+    ),
+    (
+        "medjax.models.swin_unet",
+        "mlp_ratio: float | int = 4.0",
+        "mlp_ratio: float | int = 2.0",
+        "m4oe:release model.mlp_ratio",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("module", "old", "new", "where"), EDITS, ids=[f"{m.split('.')[-1]}-{n}" for m, _, n, _ in EDITS])
+@pytest.mark.parametrize(
+    ("module", "old", "new", "where"),
+    EDITS,
+    ids=[f"{m.split('.')[-1]}-{n}" for m, _, n, _ in EDITS],
+)
 def test_a_wrong_edit_is_noticed(module, old, new, where):
     recipe, field = where.split()
     with mutated(module, old, new):
@@ -140,7 +251,10 @@ def test_a_wrong_edit_is_noticed(module, old, new, where):
     assert _wrong(recipe) == [], "the right modules are back"
 
 
-@pytest.mark.parametrize(("old", "new"), [("mirror: float = 0.5", "mirror: float = 0.0"), ("gamma: float = 0.3", "gamma: float = 0.0")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("mirror: float = 0.5", "mirror: float = 0.0"), ("gamma: float = 0.3", "gamma: float = 0.0")],
+)
 def test_a_changed_augmentation_is_noticed(old, new):
     with mutated("medjax.augment.nnunet", old, new):
         wrong = _wrong("multitalent:unet")

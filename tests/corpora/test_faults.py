@@ -1,6 +1,7 @@
 """The faults a data set or a run can meet, planted, and what is said of each.
 
-Verification is tested here, for every fault at once, by what `benchmarks/faults.py` plants. Which tests show the rest:
+Verification is tested here, for every fault at once, by what `benchmarks/faults.py` plants. Which
+tests show the rest:
 
    1-4    damaged files            test_truncated_gzip, test_crc_mismatch_and_damaged_stream, test_not_nifti,
                                    test_shorter_than_the_header_says
@@ -54,7 +55,11 @@ CLOSED_TO_ALL = os.geteuid() != 0  # to root every file is open
 
 def test_the_table_above_names_tests_that_exist(repository):
     named = set(re.findall(r"test_[a-z0-9_]+", __doc__))
-    there = {name for path in (repository / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
+    there = {
+        name
+        for path in (repository / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
     assert named - there == set() and len(named) > 40
 
 
@@ -69,11 +74,15 @@ def reports(tmp_path_factory):
         for corpus, cases in planted.items():
             report = verify(root / "planted" / corpus).to_json()
             found |= {fault: (name, report) for name, fault in cases.items()}
-    assert not [w for w in heard if issubclass(w.category, nifti.DataWarning)]  # all of them belong to the report
+    assert not [
+        w for w in heard if issubclass(w.category, nifti.DataWarning)
+    ]  # all of them belong to the report
     return found
 
 
-@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda f: f"{f.number}-{f.what.replace(' ', '_')}")
+@pytest.mark.parametrize(
+    "fault", faults.FAULTS, ids=lambda f: f"{f.number}-{f.what.replace(' ', '_')}"
+)
 def test_verification_says_this_and_nothing_else(reports, fault):
     if fault.number == "5b" and not CLOSED_TO_ALL:
         pytest.skip("to root every file is readable")
@@ -87,7 +96,11 @@ def test_every_line_names_file_and_fix(reports):
     lines = [p for found in problems.values() for p in found if "constant" not in p["what"]]
     assert len(lines) > 25
     for problem in lines:
-        assert problem["file"] and problem["what"] and (problem["severity"] == "warning" or problem["fix"]), problem
+        assert (
+            problem["file"]
+            and problem["what"]
+            and (problem["severity"] == "warning" or problem["fix"])
+        ), problem
 
 
 def test_the_numbers_are_complete():
@@ -95,7 +108,9 @@ def test_the_numbers_are_complete():
     assert numbers == set(range(1, 29)) and len(faults.ORIENTATIONS) == 48
 
 
-ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
+ORIENTATIONS = list(
+    itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
+)
 
 
 def grid(orientation, spacing, degrees, shear, axis):
@@ -114,7 +129,9 @@ def grid(orientation, spacing, degrees, shear, axis):
     return affine
 
 
-@settings(max_examples=96, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=96, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(ORIENTATIONS),
     st.tuples(*[st.floats(0.3, 10)] * 3),
@@ -124,8 +141,12 @@ def grid(orientation, spacing, degrees, shear, axis):
     st.tuples(*[st.integers(1, 7)] * 3),
     st.sampled_from([".nii.gz", ".nii", ".mha", ".nrrd"]),
 )
-def test_any_file_comes_back_as_it_was(tmp_path, orientation, spacing, degrees, shear, axis, shape, ending):
-    """File -> volume -> canonical grid -> stored grid -> file: the same voxels at the same places, for any axes, angle, shear and shape."""
+def test_any_file_comes_back_as_it_was(
+    tmp_path, orientation, spacing, degrees, shear, axis, shape, ending
+):
+    """File -> volume -> canonical grid -> stored grid -> file: the same voxels at the same places,
+    for any axes, angle, shear and shape.
+    """
     affine = grid(orientation, spacing, degrees, shear, axis)
     array = np.random.default_rng(sum(shape)).integers(0, 5, shape).astype(np.uint8)
     array[tuple(n // 2 for n in shape)] = 3
@@ -147,16 +168,24 @@ def test_any_file_comes_back_as_it_was(tmp_path, orientation, spacing, degrees, 
         warnings.simplefilter("always")
         volume = formats.read(path, "label")
     found = headers.shear_of(affine)
-    assert any("sheared voxel grid" in str(w.message) for w in heard) == (found > headers.SHEAR_SILENT + 1e-6)
+    assert any("sheared voxel grid" in str(w.message) for w in heard) == (
+        found > headers.SHEAR_SILENT + 1e-6
+    )
     assert np.array_equal(volume.array, array)
     assert np.allclose(volume.affine, affine, rtol=1e-5, atol=1e-4)  # files hold float32
     transform = geometry.fit(volume, None, crop="nonzero")
     canonical = transform.image(volume.array)
     z, y, x = np.argwhere(canonical == 3)[0]
     world = transform.affine(volume.affine) @ (x, y, z, 1)
-    k, j, i = np.argwhere(array == 3)[np.argmin([np.linalg.norm(volume.affine @ (*p[::-1], 1) - world) for p in np.argwhere(array == 3)])]
+    k, j, i = np.argwhere(array == 3)[
+        np.argmin(
+            [np.linalg.norm(volume.affine @ (*p[::-1], 1) - world) for p in np.argwhere(array == 3)]
+        )
+    ]
     assert np.allclose(volume.affine @ (i, j, k, 1), world, atol=1e-6)  # a voxel is where it was
-    nifti.write(tmp_path / "mask.nii.gz", transform.invert_mask(transform.label(volume.array)), volume)
+    nifti.write(
+        tmp_path / "mask.nii.gz", transform.invert_mask(transform.label(volume.array)), volume
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mask = formats.read(tmp_path / "mask.nii.gz", "label")

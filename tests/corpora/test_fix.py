@@ -21,7 +21,11 @@ SHAPE = (8, 12, 10)
 
 
 def tree(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -31,7 +35,9 @@ def corpus(tmp_path):
 
 
 def mended(folder, out, changes=1):
-    """The copy with its only change; the source is as it was, untouched files are copied byte by byte."""
+    """The copy with its only change; the source is as it was, untouched files are copied byte by
+    byte.
+    """
     before = tree(folder)
     result = fix(folder, out)
     assert tree(folder) == before
@@ -41,7 +47,9 @@ def mended(folder, out, changes=1):
     for case in ("case_000", "case_002"):
         assert copied[f"imagesTr/{case}_0000.nii.gz"] == before[f"imagesTr/{case}.nii.gz"]
         assert copied[f"labelsTr/{case}.nii.gz"] == before[f"labelsTr/{case}.nii.gz"]
-    return result.changes[0]["what"] if changes else "", nifti.read(out / "labelsTr" / "case_001.nii.gz", want="label")
+    return result.changes[0]["what"] if changes else "", nifti.read(
+        out / "labelsTr" / "case_001.nii.gz", want="label"
+    )
 
 
 def test_nothing_to_mend(corpus, tmp_path):
@@ -53,7 +61,11 @@ def test_nothing_to_mend(corpus, tmp_path):
 
 def test_label_one_slice_short_is_resampled(corpus, tmp_path):
     before = nifti.read(corpus[2]).array
-    faults.rewrite(corpus[2], array=lambda a: a[:, :, 1:], affine=lambda a: a @ nib.affines.from_matvec(np.eye(3), [0, 0, 1]))
+    faults.rewrite(
+        corpus[2],
+        array=lambda a: a[:, :, 1:],
+        affine=lambda a: a @ nib.affines.from_matvec(np.eye(3), [0, 0, 1]),
+    )
     what, label = mended(corpus[0], tmp_path / "out")
     assert "resampled onto the image's grid (7, 12, 10) -> (8, 12, 10)" in what
     assert np.array_equal(label.array[1:], before[1:]) and not label.array[0].any()
@@ -90,12 +102,16 @@ def test_tiny_shear_is_removed_about_the_centre(corpus, tmp_path):
     what, label = mended(corpus[0], tmp_path / "out")
     assert "shear of 0.57 degrees removed, corners move by at most 0.0" in what
     image = nifti.read(tmp_path / "out" / "imagesTr" / "case_001_0000.nii.gz")
-    assert np.array_equal(image.array, nifti.read(corpus[1]).array) and np.array_equal(image.affine, label.affine)
+    assert np.array_equal(image.array, nifti.read(corpus[1]).array) and np.array_equal(
+        image.affine, label.affine
+    )
     columns = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
     assert np.allclose(columns.T @ columns, np.eye(3), atol=1e-6)
     centre = (np.array(SHAPE[::-1]) - 1) / 2
     assert np.allclose(
-        nib.affines.apply_affine(image.affine, centre), nib.affines.apply_affine(nifti.read(corpus[1]).affine, centre), atol=1e-4
+        nib.affines.apply_affine(image.affine, centre),
+        nib.affines.apply_affine(nifti.read(corpus[1]).affine, centre),
+        atol=1e-4,
     )
 
 
@@ -104,11 +120,16 @@ def test_forms_and_codes(corpus, tmp_path):
     faults.forms(site)
     what, _ = mended(corpus[0], tmp_path / "out")
     header = nib.load(tmp_path / "out" / "imagesTr" / "case_001_0000.nii.gz").header
-    assert "both written from the sform" in what and np.allclose(header.get_qform(), header.get_sform(), atol=1e-5)
+    assert "both written from the sform" in what and np.allclose(
+        header.get_qform(), header.get_sform(), atol=1e-5
+    )
     faults.no_codes(site)
     what, _ = mended(corpus[0], tmp_path / "out2")
     header = nib.load(tmp_path / "out2" / "imagesTr" / "case_001_0000.nii.gz").header
-    assert "neither sform nor qform was set" in what and int(header["sform_code"]) == int(header["qform_code"]) == 1
+    assert (
+        "neither sform nor qform was set" in what
+        and int(header["sform_code"]) == int(header["qform_code"]) == 1
+    )
 
 
 def test_labels_stored_as_floats(corpus, tmp_path):
@@ -116,7 +137,9 @@ def test_labels_stored_as_floats(corpus, tmp_path):
     faults.rewrite(corpus[2], array=lambda a: a * np.float32(0.99999), dtype=np.float32)
     assert "not whole numbers" in verify(corpus[0]).problems[0]["what"]
     what, label = mended(corpus[0], tmp_path / "out")
-    assert what == f"{np.count_nonzero(before)} voxels rounded to whole numbers (off by at most 2e-05)"
+    assert (
+        what == f"{np.count_nonzero(before)} voxels rounded to whole numbers (off by at most 2e-05)"
+    )
     assert np.array_equal(label.array, before) and label.array.dtype == np.uint8
     faults.rewrite(corpus[2], array=lambda a: np.rint(a), dtype=np.float64)
     assert mended(corpus[0], tmp_path / "out2")[0] == "whole numbers stored as integers"
@@ -131,20 +154,39 @@ def test_what_would_be_a_guess_is_left_out(corpus, tmp_path):
     faults.rewrite(corpus[0] / "labelsTr" / "case_002.nii.gz", array=faults.put(9))
     result = fix(corpus[0], tmp_path / "out")
     why = {left["case"]: left["why"] for left in result.left_out}
-    assert "truncated gzip" in why["case_001"] and "non-finite" in why["case_000"] and "undeclared" in why["case_002"]
-    assert result.report is None and not result.ok and tree(tmp_path / "out").keys() == {"dataset.json"}
+    assert (
+        "truncated gzip" in why["case_001"]
+        and "non-finite" in why["case_000"]
+        and "undeclared" in why["case_002"]
+    )
+    assert (
+        result.report is None
+        and not result.ok
+        and tree(tmp_path / "out").keys() == {"dataset.json"}
+    )
 
 
 def test_channels_and_names_of_files(tmp_path):
     folder = write_corpus(
-        tmp_path / "Task01_A", 2, SHAPE, channels=("T1", "T2"), medjax={"patients": {"regex": "^(case)"}, "annotated": ["organ"]}
+        tmp_path / "Task01_A",
+        2,
+        SHAPE,
+        channels=("T1", "T2"),
+        medjax={"patients": {"regex": "^(case)"}, "annotated": ["organ"]},
     )
-    faults.unpacked(faults.Site("case_001", [folder / "labelsTr" / "case_001.nii.gz"], folder), ".nii.gz")
+    faults.unpacked(
+        faults.Site("case_001", [folder / "labelsTr" / "case_001.nii.gz"], folder), ".nii.gz"
+    )
     result = fix(folder, tmp_path / "out")
-    assert result.ok and {c["what"] for c in result.changes} == {"a 4D file split into one file per channel", "written as .nii.gz"}
+    assert result.ok and {c["what"] for c in result.changes} == {
+        "a 4D file split into one file per channel",
+        "written as .nii.gz",
+    }
     old, new = read_corpus(folder), read_corpus(tmp_path / "out")
     assert new[0] == old[0] and new[1][0].patient == "case" and len(new[1][0].images) == 2
-    assert np.array_equal(nifti.read_case(new[1][1].images).array, nifti.read_case(old[1][1].images).array)
+    assert np.array_equal(
+        nifti.read_case(new[1][1].images).array, nifti.read_case(old[1][1].images).array
+    )
 
 
 def test_masks_and_other_formats_become_one_layout(tmp_path):
@@ -154,7 +196,8 @@ def test_masks_and_other_formats_become_one_layout(tmp_path):
         save(tmp_path / "M" / "s1" / "segmentations" / f"{name}.nii.gz", array.astype(np.uint8))
     sitk = pytest.importorskip("SimpleITK")
     sitk.WriteImage(
-        sitk.GetImageFromArray(np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)), str(tmp_path / "M" / "s1" / "ct.mha")
+        sitk.GetImageFromArray(np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)),
+        str(tmp_path / "M" / "s1" / "ct.mha"),
     )
     for path in (tmp_path / "M" / "s1" / "segmentations").iterdir():
         image = nib.load(path)
@@ -167,7 +210,9 @@ def test_masks_and_other_formats_become_one_layout(tmp_path):
     corpus, (case,) = read_corpus(tmp_path / "out")
     assert corpus.classes == ("organ", "tumour") and corpus.modality == "CT"
     ids = read_label(case, corpus)
-    assert np.array_equal(np.isin(ids, corpus.ids_of("tumour")), tumour) and np.array_equal(np.isin(ids, corpus.ids_of("organ")), organ)
+    assert np.array_equal(np.isin(ids, corpus.ids_of("tumour")), tumour) and np.array_equal(
+        np.isin(ids, corpus.ids_of("organ")), organ
+    )
 
 
 def test_never_in_place(corpus, tmp_path):
@@ -190,7 +235,12 @@ def test_command(corpus, tmp_path, capsys):
     code, out = run("--json")
     assert code == 4 and json.loads(out)[0]["ok"] is False
     code, out = run("--fix", str(tmp_path / "out"), "--layout", "msd")
-    assert code == 0 and f"FIXED {corpus[2]}: " in out and "3 cases written to" in out and "verified, 0 errors" in out
+    assert (
+        code == 0
+        and f"FIXED {corpus[2]}: " in out
+        and "3 cases written to" in out
+        and "verified, 0 errors" in out
+    )
     code, out = run("--json", "--fix", str(tmp_path / "out2"))
     assert code == 0 and json.loads(out)[0]["fix"]["report"]["cases"] == 3
 
@@ -208,7 +258,9 @@ def test_onto_follows_world_space():
     header.set_data_shape((9, 8, 7))
     target = nib.Nifti1Header()
     target.set_data_shape((6, 7, 8))
-    moved = grid.onto(nifti.Volume(source, one, header, "a"), nifti.Volume(None, other, target, "b"))
+    moved = grid.onto(
+        nifti.Volume(source, one, header, "a"), nifti.Volume(None, other, target, "b")
+    )
     for z, y, x in np.ndindex(8, 7, 6):
         at = np.linalg.inv(one) @ other @ (x, y, z, 1)
         i, j, k = np.floor(at[:3] + 0.5).astype(int)

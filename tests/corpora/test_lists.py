@@ -52,7 +52,14 @@ def test_what_spreadsheets_write_is_read(scans, kind):
     assert case.name == "a" and os.path.isfile(case.images[0])
 
 
-@pytest.mark.parametrize("content", [b"image\nscan.nii.gz\n", b"\xef\xbb\xbfimage\r\n\r\nscan.nii.gz\r\n", b"sep=;\nimage\nscan.nii.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image\nscan.nii.gz\n",
+        b"\xef\xbb\xbfimage\r\n\r\nscan.nii.gz\r\n",
+        b"sep=;\nimage\nscan.nii.gz",
+    ],
+)
 def test_a_table_of_one_column_is_read(scans, content):
     path = scans / "one.csv"
     path.write_bytes(content)
@@ -69,14 +76,29 @@ def test_a_header_that_could_mean_two_things_is_refused(scans):
 
 NEST = b"[" * 200_000
 BAD = {
-    "latin-1.csv": ("image,name\ngröße.nii.gz,a\n".encode("latin-1"), "another encoding than UTF-8; found Latin-1.*CSV UTF-8"),
-    "utf16-unmarked.csv": ("image,name\nscan.nii.gz,a\n".encode("utf-16-le"), "found UTF-16 without its mark"),
+    "latin-1.csv": (
+        "image,name\ngröße.nii.gz,a\n".encode("latin-1"),
+        "another encoding than UTF-8; found Latin-1.*CSV UTF-8",
+    ),
+    "utf16-unmarked.csv": (
+        "image,name\nscan.nii.gz,a\n".encode("utf-16-le"),
+        "found UTF-16 without its mark",
+    ),
     "utf32.csv": ("image,name\nscan.nii.gz,a\n".encode("utf-32"), "another encoding than UTF-8"),
-    "utf16-cut.csv": ("image,name\nscan.nii.gz,a".encode("utf-16")[:-1], "another encoding than UTF-8"),
+    "utf16-cut.csv": (
+        "image,name\nscan.nii.gz,a".encode("utf-16")[:-1],
+        "another encoding than UTF-8",
+    ),
     "nul.csv": (b"image,name\nscan.nii.gz,a\0\n", r"line 2 \(a NUL"),
     "nul-path.csv": (b"image,name\n\0scan.nii.gz,a\n", "line 2"),
-    "more.csv": (b"image,name\nscan.nii.gz,a,b,c\n", "line 2 has more cells than the header; found 4; expected 2"),
-    "sep-more.csv": (b"sep=,\nimage,name\nscan.nii.gz,a\nscan.nii.gz,b,c\n", "line 4 has more cells"),
+    "more.csv": (
+        b"image,name\nscan.nii.gz,a,b,c\n",
+        "line 2 has more cells than the header; found 4; expected 2",
+    ),
+    "sep-more.csv": (
+        b"sep=,\nimage,name\nscan.nii.gz,a\nscan.nii.gz,b,c\n",
+        "line 4 has more cells",
+    ),
     "twice.csv": (b"image,image\nscan.nii.gz,two.nii.gz\n", "two columns are called 'image'"),
     "quote.csv": (b'image,name\n"scan.nii.gz,a\n', "damaged table"),
     "long.csv": (b"image,name\n" + b"x" * 200_000 + b",a\n", "line 2.*field larger"),
@@ -84,7 +106,10 @@ BAD = {
     "header.csv": (b"image,name\n", "lists no cases"),
     "no-image.csv": (b"image,name\n,a\n", "line 2 has no image"),
     "column.csv": (b"scan,name\nscan.nii.gz,a\n", "no column of images; found scan,name"),
-    "cases.csv": (b"image,name\nscan.nii.gz,a\ntwo.nii.gz,a\n", "case name 'a' occurs twice|occurs twice"),
+    "cases.csv": (
+        b"image,name\nscan.nii.gz,a\ntwo.nii.gz,a\n",
+        "case name 'a' occurs twice|occurs twice",
+    ),
     "binary.csv": (bytes(range(256)) * 4, "another encoding"),
     "five.json": (b"[5]", "entry 1.*is no path; found 5"),
     "null.json": (b"null", "not a list of scans; found None"),
@@ -98,18 +123,36 @@ BAD = {
     "image.json": (b'[{"image": 5}]', '"image" of entry 1 is no path; found 5'),
     "image-object.json": (b'[{"image": {"a": 1}}]', '"image" of entry 1 is no path'),
     "images.json": (b'[{"image": ["scan.nii.gz", 5]}]', '"image" of entry 1 is no path; found 5'),
-    "label.json": (b'[{"image": "scan.nii.gz", "label": 5}]', '"label" of entry 1 is no path; found 5'),
+    "label.json": (
+        b'[{"image": "scan.nii.gz", "label": 5}]',
+        '"label" of entry 1 is no path; found 5',
+    ),
     "name.json": (b'[{"image": "scan.nii.gz", "name": ["a"]}]', '"name" of entry 1 is no text'),
-    "bool.json": (b'[{"image": "scan.nii.gz", "name": true}]', '"name" of entry 1 is no text; found True'),
-    "patient.json": (b'["scan.nii.gz", {"image": "two.nii.gz", "patient": {}}]', '"patient" of entry 2 is no text'),
-    "modality.json": (b'[{"image": "scan.nii.gz", "modality": [5]}]', '"modality" of entry 1 is no text'),
+    "bool.json": (
+        b'[{"image": "scan.nii.gz", "name": true}]',
+        '"name" of entry 1 is no text; found True',
+    ),
+    "patient.json": (
+        b'["scan.nii.gz", {"image": "two.nii.gz", "patient": {}}]',
+        '"patient" of entry 2 is no text',
+    ),
+    "modality.json": (
+        b'[{"image": "scan.nii.gz", "modality": [5]}]',
+        '"modality" of entry 1 is no text',
+    ),
     "deep.json": (NEST, "nested too deeply"),
     "deep-closed.json": (NEST + b"]" * 200_000, "nested too deeply"),
     "deep-object.json": (b'{"a":' * 200_000, "nested too deeply"),
-    "twice.json": (b'[{"image": "scan.nii.gz", "image": "two.nii.gz"}]', "key 'image' appears twice"),
+    "twice.json": (
+        b'[{"image": "scan.nii.gz", "image": "two.nii.gz"}]',
+        "key 'image' appears twice",
+    ),
     "cut.json": (b'[{"image": "scan.nii.gz"', "damaged JSON"),
     "comma.json": (b'["scan.nii.gz",]', "damaged JSON"),
-    "latin-1.json": ('["größe.nii.gz"]'.encode("latin-1"), "another encoding than UTF-8; found Latin-1"),
+    "latin-1.json": (
+        '["größe.nii.gz"]'.encode("latin-1"),
+        "another encoding than UTF-8; found Latin-1",
+    ),
     "utf16.json": ('["scan.nii.gz"]'.encode("utf-16"), "another encoding than UTF-8; found UTF-16"),
     "digits.json": (b"[" + b"9" * 100_000 + b"]", "damaged JSON"),
     "empty.json": (b"", "damaged JSON"),
@@ -142,7 +185,11 @@ def test_numbers_may_be_names(scans):
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda t: ("image,name\n" + t).encode("utf-8", "replace"))), st.booleans()
+    st.one_of(
+        st.binary(max_size=60),
+        st.text(max_size=60).map(lambda t: ("image,name\n" + t).encode("utf-8", "replace")),
+    ),
+    st.booleans(),
 )
 def test_any_bytes_are_a_list_or_a_sentence(tmp_path_factory, content, table):
     path = tmp_path_factory.getbasetemp() / ("any.csv" if table else "any.json")
@@ -153,7 +200,7 @@ def test_any_bytes_are_a_list_or_a_sentence(tmp_path_factory, content, table):
         assert "\n" not in str(error)
 
 
-# -- links, pipes and folders among the inputs -------------------------------------------------------------------------------------------
+# -- links, pipes and folders among the inputs -----------------------------------------------------
 
 
 def test_a_link_in_a_circle_costs_only_its_case(tmp_path):
@@ -162,9 +209,14 @@ def test_a_link_in_a_circle_costs_only_its_case(tmp_path):
         save(tmp_path / place / "scan.nii.gz", np.ones((3, 4, 5), np.float32))
         (tmp_path / place / "loop.nii.gz").symlink_to("loop.nii.gz")
     assert {c.name for c in find_inputs(tmp_path / "a")} == {"loop", "scan"}
-    found = find_inputs([tmp_path / "a", tmp_path / "b"])  # equal names: the folders' names come in front
+    found = find_inputs(
+        [tmp_path / "a", tmp_path / "b"]
+    )  # equal names: the folders' names come in front
     assert {c.name for c in found} == {"a_loop", "a_scan", "b_loop", "b_scan"}
-    assert {c.name for c in find_inputs(str(tmp_path / "*" / "loop.nii.gz"))} == {"a_loop", "b_loop"}
+    assert {c.name for c in find_inputs(str(tmp_path / "*" / "loop.nii.gz"))} == {
+        "a_loop",
+        "b_loop",
+    }
 
 
 def test_a_pipe_is_never_waited_for(tmp_path):
@@ -193,16 +245,31 @@ def test_verify_reports_links_pipes_and_folders_case_by_case(tmp_path, capsys):
             os.mkfifo(label)
         elif name == "folder":
             label.mkdir()
-    rows += [{"image": "good.nii.gz", "label": ["a"]}, {"image": "good.nii.gz", "label": {"a": 1}}, {"image": 5}, {"image": "x" * 5000}]
-    described = {"training": rows, "labels": {"0": "background", "1": "organ"}, "modality": {"0": "CT"}}
+    rows += [
+        {"image": "good.nii.gz", "label": ["a"]},
+        {"image": "good.nii.gz", "label": {"a": 1}},
+        {"image": 5},
+        {"image": "x" * 5000},
+    ]
+    described = {
+        "training": rows,
+        "labels": {"0": "background", "1": "organ"},
+        "modality": {"0": "CT"},
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     assert cli.main(["verify", str(tmp_path), "--quiet"]) == 4
     out = capsys.readouterr().out
     for words in (
-        "label of case 'loop' is a broken symbolic link", "label of case 'pipe' is no file", "label of case 'folder' is no file",
-        "label of case 'gone' is missing", "the label of training entry 6 is no path", "the label of training entry 7 is no path",
-        "the image of training entry 8 is no path", "is missing", "9 cases, CT",
-    ):  # fmt: skip
+        "label of case 'loop' is a broken symbolic link",
+        "label of case 'pipe' is no file",
+        "label of case 'folder' is no file",
+        "label of case 'gone' is missing",
+        "the label of training entry 6 is no path",
+        "the label of training entry 7 is no path",
+        "the image of training entry 8 is no path",
+        "is missing",
+        "9 cases, CT",
+    ):
         assert words in out, out
 
 
@@ -214,7 +281,11 @@ def test_an_error_shows_nothing_of_a_file_that_is_no_scan(tmp_path, capsys):
     data.mkdir()
     save(data / "a.nii.gz", np.arange(60, dtype=np.float32).reshape(3, 4, 5))
     rows = [{"image": "../elsewhere/secret.txt"}, {"image": "a.nii.gz", "label": str(secret)}]
-    described = {"training": rows, "labels": {"0": "background", "1": "organ"}, "modality": {"0": "CT"}}
+    described = {
+        "training": rows,
+        "labels": {"0": "background", "1": "organ"},
+        "modality": {"0": "CT"},
+    }
     (data / "dataset.json").write_text(json.dumps(described))
     assert cli.main(["verify", str(data), "--quiet"]) == 4
     shown = "".join(capsys.readouterr())

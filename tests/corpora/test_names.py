@@ -1,4 +1,6 @@
-"""Names that files give never become paths, in any layout, list or description; wrong types and slow expressions are a sentence."""
+"""Names that files give never become paths, in any layout, list or description; wrong types and
+slow expressions are a sentence.
+"""
 
 import copy
 import json
@@ -25,7 +27,17 @@ from medjax.labels import Corpus
 from tests.support.raw import save
 
 SHAPE = (5, 6, 7)
-HOSTILE = ["../../pwn", "/pwn", "a/b", "..", ".hidden", "a\\b", "a\0b", "x" * 300, "../" * 40 + "tmp/pwn"]
+HOSTILE = [
+    "../../pwn",
+    "/pwn",
+    "a/b",
+    "..",
+    ".hidden",
+    "a\\b",
+    "a\0b",
+    "x" * 300,
+    "../" * 40 + "tmp/pwn",
+]
 LABELS = {"background": 0, "organ": 1}
 
 
@@ -34,24 +46,44 @@ def _pair(folder, name="a"):
     label = np.zeros(SHAPE, np.uint8)
     label[2:4, 2:4, 2:4] = 1
     (folder / "files").mkdir(parents=True, exist_ok=True)
-    for kind, array in (("image", np.arange(210).reshape(SHAPE).astype(np.float32) + 1), ("label", label)):
+    for kind, array in (
+        ("image", np.arange(210).reshape(SHAPE).astype(np.float32) + 1),
+        ("label", label),
+    ):
         save(folder / "files" / f"{name}_{kind}.nii.gz", array)
     return f"files/{name}_image.nii.gz", f"files/{name}_label.nii.gz"
 
 
 def _monai(name, images):
-    rows = [{"image": i, "label": k, "name": n} for (i, k), n in zip(images, (name, "good"), strict=True)]
-    return "list.json", {"training": rows, "labels": {"0": "background", "1": "organ"}, "modality": "CT"}
+    rows = [
+        {"image": i, "label": k, "name": n}
+        for (i, k), n in zip(images, (name, "good"), strict=True)
+    ]
+    return "list.json", {
+        "training": rows,
+        "labels": {"0": "background", "1": "organ"},
+        "modality": "CT",
+    }
 
 
 def _explicit(name, images):
-    rows = {n: {"images": [i], "label": k} for (i, k), n in zip(images, (name, "good"), strict=True)}
-    return "dataset.json", {"dataset": rows, "labels": LABELS, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    rows = {
+        n: {"images": [i], "label": k} for (i, k), n in zip(images, (name, "good"), strict=True)
+    }
+    return "dataset.json", {
+        "dataset": rows,
+        "labels": LABELS,
+        "channel_names": {"0": "CT"},
+        "file_ending": ".nii.gz",
+    }
 
 
 def _ingested(name, images):
     corpus = Corpus("Corpus", ((1, ("organ",)),)).to_json()
-    rows = [{"name": n, "images": [i], "label": k, "patient": "p"} for (i, k), n in zip(images, (name, "good"), strict=True)]
+    rows = [
+        {"name": n, "images": [i], "label": k, "patient": "p"}
+        for (i, k), n in zip(images, (name, "good"), strict=True)
+    ]
     return "corpus.json", {"format": 1, "corpus": corpus, "cases": rows}
 
 
@@ -60,7 +92,9 @@ DESCRIPTIONS = {"datalist": _monai, "explicit": _explicit, "described": _ingeste
 
 @pytest.fixture
 def make(tmp_path):
-    """(layout, case name) -> data set folder deep below tmp_path with that case and one called good."""
+    """(layout, case name) -> data set folder deep below tmp_path with that case and one called
+    good.
+    """
 
     def function(layout, name):
         folder = tmp_path / "deep" / "er" / "data"
@@ -94,9 +128,17 @@ def test_nothing_is_written_outside_of_the_copy_or_the_store(make, tmp_path, cap
     assert cli.main(["verify", str(folder), "--quiet"]) == 4
     assert "unusable case name" in capsys.readouterr().out
     result = fix(folder, out, workers=1)
-    assert not result.ok and "unusable case name" in result.left_out[0]["why"] and result.report.cases == 1
+    assert (
+        not result.ok
+        and "unusable case name" in result.left_out[0]["why"]
+        and result.report.cases == 1
+    )
     new = set(_files(tmp_path)) - set(before)
-    assert new == {"out/copy/dataset.json", "out/copy/imagesTr/good_0000.nii.gz", "out/copy/labelsTr/good.nii.gz"}
+    assert new == {
+        "out/copy/dataset.json",
+        "out/copy/imagesTr/good_0000.nii.gz",
+        "out/copy/labelsTr/good.nii.gz",
+    }
     cli.main(["prepare", str(folder), "-o", str(tmp_path / "store"), "--quiet"])
     assert all(p.startswith(("store/", "out/copy/")) for p in set(_files(tmp_path)) - set(before))
     assert not list(tmp_path.rglob("pwn*"))
@@ -114,7 +156,9 @@ def test_a_corpus_with_a_hostile_name_is_refused(make, tmp_path, capsys, field, 
     assert cli.main(["verify", str(folder), "--quiet"]) == 4
     assert "unusable corpus name" in capsys.readouterr().out
     before = _files(tmp_path)
-    assert cli.main(["prepare", str(folder), "-o", str(tmp_path / "deep" / "store"), "--quiet"]) == 2
+    assert (
+        cli.main(["prepare", str(folder), "-o", str(tmp_path / "deep" / "store"), "--quiet"]) == 2
+    )
     assert _files(tmp_path) == before
 
 
@@ -134,7 +178,11 @@ def test_a_name_in_a_description_is_checked(make, file, name):
 def test_no_layout_can_forget_the_check(tmp_path, monkeypatch, layout):
     """Whatever a layout returns, present or future, passes through `scan_corpus`."""
     (tmp_path / "x").touch()
-    wrong = (Corpus("C", ((1, ("organ",)),)), (Case("../x", ("i",), patient="p"), Case("good", ("i",), patient="p")), [])
+    wrong = (
+        Corpus("C", ((1, ("organ",)),)),
+        (Case("../x", ("i",), patient="p"), Case("good", ("i",), patient="p")),
+        [],
+    )
     monkeypatch.setattr(layouts.LAYOUTS[layout], "scan", lambda path: wrong)
     _, cases, problems = scan_corpus(tmp_path, layout)
     assert [c.name for c in cases] == ["good"] and "unusable case name" in str(problems[0])
@@ -159,7 +207,11 @@ def test_a_usable_name_stays_in_its_folder(name):
     assert len(good) + len(problems) == 1
     if good:
         place = os.path.join("/store/corpus", name)
-        assert os.path.dirname(os.path.normpath(place)) == "/store/corpus" and len(os.fsencode(name)) <= 255 and "\0" not in name
+        assert (
+            os.path.dirname(os.path.normpath(place)) == "/store/corpus"
+            and len(os.fsencode(name)) <= 255
+            and "\0" not in name
+        )
 
 
 def test_odd_names_that_are_legal_are_kept(make):
@@ -174,7 +226,11 @@ def test_control_characters_are_printed_as_escapes(make, capsys):
     said["training"][0]["label"] = "files/gone\x1b.nii.gz"
     (folder / "list.json").write_text(json.dumps(said))
     (folder / "medjax.json").write_text(json.dumps({"name": "corpus\x1b[31m"}))
-    for arguments in (["verify", str(folder)], ["verify", str(folder), "--fix", str(folder.parent / "out")], ["overlap", str(folder)]):
+    for arguments in (
+        ["verify", str(folder)],
+        ["verify", str(folder), "--fix", str(folder.parent / "out")],
+        ["overlap", str(folder)],
+    ):
         cli.main(arguments)
         shown = "".join(capsys.readouterr())
         assert "\x1b" not in shown and "\x07" not in shown
@@ -194,7 +250,7 @@ def test_a_description_is_not_written_over_a_foreign_file(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-# -- expressions of a data set ---------------------------------------------------------------------------------------------------------
+# -- expressions of a data set ---------------------------------------------------------------------
 
 SLOW = [
     r"^(a+)+$|^hip",
@@ -223,7 +279,9 @@ HUGE = [
 def test_an_expression_of_patients_ends(make, tmp_path, pattern):
     """In a process with a limit of memory and time, so that a failure is a failure and no hang."""
     folder = make("explicit", "a" * 60 + "!")
-    said = json.loads((folder / "dataset.json").read_text()) | {"medjax": {"patients": {"regex": pattern}}}
+    said = json.loads((folder / "dataset.json").read_text()) | {
+        "medjax": {"patients": {"regex": pattern}}
+    }
     (folder / "dataset.json").write_text(json.dumps(said))
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
@@ -231,30 +289,61 @@ def test_an_expression_of_patients_ends(make, tmp_path, pattern):
         "try: print([c.patient for c in scan_corpus(sys.argv[1])[1]])\n"
         "except MedjaxError as error: print('refused:', error)"
     )
-    ran = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0 and (ran.stdout.startswith("refused: ") or "['" in ran.stdout), ran.stderr[-500:]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0 and (ran.stdout.startswith("refused: ") or "['" in ran.stdout), (
+        ran.stderr[-500:]
+    )
     if ran.stdout.startswith("refused"):
         assert "dataset.json" in ran.stdout and "patients" in ran.stdout
 
 
 def test_the_budget_is_for_all_names_together(monkeypatch):
     monkeypatch.setattr("medjax.corpora.patterns.PER_NAME_S", 0.05)
-    with pytest.raises(UsageError, match=r"list\.json: the \"patients\" expression takes too long for 'aaa.*found \^\(a\|a\)\*\$"):
+    with pytest.raises(
+        UsageError,
+        match=r"list\.json: the \"patients\" expression takes too long for 'aaa.*found \^\(a\|a\)\*\$",
+    ):
         Pattern(r"^(a|a)*$", '"patients"', "list.json", UsageError).search("a" * 200 + "!")
     pattern = Pattern(r"^case_(\d+)_[a-z]{1,9}$", '"patients"')
     assert [pattern.search(f"case_{n}_x")[1] for n in range(500)] == [str(n) for n in range(500)]
 
 
-# -- values of other types than described ------------------------------------------------------------------------------------------------
+# -- values of other types than described ----------------------------------------------------------
 
 STRANGE = st.sampled_from(
-    [None, True, -1, 5, 1e300, "", "x", "a\0b", "../x", [], [[]], [5], {}, {"a": {}}, {"0": 1}, [None, {}], "x" * 5000]
+    [
+        None,
+        True,
+        -1,
+        5,
+        1e300,
+        "",
+        "x",
+        "a\0b",
+        "../x",
+        [],
+        [[]],
+        [5],
+        {},
+        {"a": {}},
+        {"0": 1},
+        [None, {}],
+        "x" * 5000,
+    ]
 )
 
 
 def _places(value, path=()):
     yield path
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from _places(inner, (*path, key))
 
 
@@ -289,9 +378,26 @@ def _descriptions(images):
     for function in DESCRIPTIONS.values():
         file, content = function("case", images)
         yield file, content | {"medjax": BLOCK} if file == "dataset.json" else content
-    yield "dataset.json", {"training": [{"image": i, "label": k} for i, k in images], "labels": {"0": "background", "1": "organ"},
-                           "modality": {"0": "CT"}, "numTraining": 2}  # fmt: skip
-    yield "medjax.json", BLOCK | {"labels": LABELS, "channels": ["CT"], "layout": "pairs", "select": "label", "absent": "background"}
+    yield (
+        "dataset.json",
+        {
+            "training": [{"image": i, "label": k} for i, k in images],
+            "labels": {"0": "background", "1": "organ"},
+            "modality": {"0": "CT"},
+            "numTraining": 2,
+        },
+    )
+    yield (
+        "medjax.json",
+        BLOCK
+        | {
+            "labels": LABELS,
+            "channels": ["CT"],
+            "layout": "pairs",
+            "select": "label",
+            "absent": "background",
+        },
+    )
 
 
 @settings(deadline=None, max_examples=400)
@@ -305,7 +411,11 @@ def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
     file, content = data.draw(st.sampled_from(list(_descriptions(images))))
     place = folder / "files" if file == "medjax.json" else folder
     for _ in range(data.draw(st.integers(1, 2))):
-        content = _with(content, data.draw(st.sampled_from(sorted(_places(content), key=str))), data.draw(STRANGE))
+        content = _with(
+            content,
+            data.draw(st.sampled_from(sorted(_places(content), key=str))),
+            data.draw(STRANGE),
+        )
     (place / file).write_text(json.dumps(content))
     try:
         for use in (scan_corpus, read_protocol, read_labels):
@@ -322,7 +432,7 @@ def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
         (place / file).unlink()
 
 
-# -- twin rules, splits, published trees -------------------------------------------------------------------------------------------------
+# -- twin rules, splits, published trees -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -356,13 +466,24 @@ def test_a_twin_rule_that_adds_to_a_word_or_takes_too_long(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", ["5", "[5]", '[{"train": ["a"]}]', '[{"train": "a", "val": []}]', '[{"train": [5], "val": []}]', "[" * 99_999, "{"]
+    "content",
+    [
+        "5",
+        "[5]",
+        '[{"train": ["a"]}]',
+        '[{"train": "a", "val": []}]',
+        '[{"train": [5], "val": []}]',
+        "[" * 99_999,
+        "{",
+    ],
 )
 def test_splits_that_are_none(tmp_path, content):
     from medjax.corpora.splits import read_splits
 
     (tmp_path / "s.json").write_text(content)
-    with pytest.raises(UsageError, match=r"s\.json: (not splits|JSON that is nested too deeply|damaged JSON)"):
+    with pytest.raises(
+        UsageError, match=r"s\.json: (not splits|JSON that is nested too deeply|damaged JSON)"
+    ):
         read_splits(tmp_path / "s.json", {"A": (Case("a", ("i",)),)})
 
 
@@ -390,5 +511,9 @@ def test_links_that_lead_back_end_the_search(tmp_path):
     (tmp_path / "raw" / "a" / "over").symlink_to(tmp_path / "raw" / "b")
     (tmp_path / "raw" / "b" / "over").symlink_to(tmp_path / "raw" / "a")
     (tmp_path / "raw" / "self").symlink_to("self")
-    found = sorted(path for path, folder in _tree(tmp_path / "raw").items() if not folder and path.endswith(".gz"))
+    found = sorted(
+        path
+        for path, folder in _tree(tmp_path / "raw").items()
+        if not folder and path.endswith(".gz")
+    )
     assert found == ["a/over/x.nii.gz", "a/x.nii.gz", "b/over/x.nii.gz", "b/x.nii.gz", "c/y.nii.gz"]

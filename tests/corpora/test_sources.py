@@ -1,4 +1,6 @@
-"""Raw folders and lists: both layouts, every way a description can be wrong, and what a user may name as prediction input."""
+"""Raw folders and lists: both layouts, every way a description can be wrong, and what a user may
+name as prediction input.
+"""
 
 import json
 import os
@@ -22,12 +24,23 @@ def msd(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nnunet(tmp_path_factory):
     labels = {"organ": [1, 2], "tumour": 2, "ignore": 3}
-    return write_corpus(tmp_path_factory.mktemp("raw") / "Dataset007_Two", 2, (6, 7, 8), "nnunet", labels, channels=("CT", "PET"))
+    return write_corpus(
+        tmp_path_factory.mktemp("raw") / "Dataset007_Two",
+        2,
+        (6, 7, 8),
+        "nnunet",
+        labels,
+        channels=("CT", "PET"),
+    )
 
 
 def described(tmp_path, **fields):
     """A folder with only a dataset.json; for what is decided before scans are looked for."""
-    base = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "training": []}
+    base = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": [],
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(base | fields))
     return tmp_path
 
@@ -40,22 +53,49 @@ def refused(folder, error=UsageError):
 
 def test_msd(msd):
     corpus, cases = read_corpus(msd)
-    assert (corpus.name, corpus.modality, corpus.channels, corpus.ignore) == ("Blobs", "MR", ("MRI",), None)
-    assert corpus.labels == ((0, ()), (1, ("organ",)), (2, ("tumour",))) and corpus.annotated == ("organ", "tumour")
-    image, label = str(msd / "imagesTr" / "case_001.nii.gz"), str(msd / "labelsTr" / "case_001.nii.gz")
-    assert cases[1] == Case("case_001", (image,), label, "Blobs", "MR", "case_001") and len(cases) == 2
+    assert (corpus.name, corpus.modality, corpus.channels, corpus.ignore) == (
+        "Blobs",
+        "MR",
+        ("MRI",),
+        None,
+    )
+    assert corpus.labels == ((0, ()), (1, ("organ",)), (2, ("tumour",))) and corpus.annotated == (
+        "organ",
+        "tumour",
+    )
+    image, label = (
+        str(msd / "imagesTr" / "case_001.nii.gz"),
+        str(msd / "labelsTr" / "case_001.nii.gz"),
+    )
+    assert (
+        cases[1] == Case("case_001", (image,), label, "Blobs", "MR", "case_001") and len(cases) == 2
+    )
 
 
 def test_nnunet_regions_channels_and_ignore(nnunet):
     corpus, cases = read_corpus(nnunet)
-    assert (corpus.name, corpus.modality, corpus.channels, corpus.ignore) == ("Two", "CT", ("CT", "PET"), 3)
+    assert (corpus.name, corpus.modality, corpus.channels, corpus.ignore) == (
+        "Two",
+        "CT",
+        ("CT", "PET"),
+        3,
+    )
     assert corpus.labels == ((0, ()), (1, ("organ",)), (2, ("organ", "tumour")))
     assert corpus.values == (0, 1, 2, 3) and corpus.ignore_id == 3
-    assert [os.path.basename(p) for p in cases[0].images] == ["case_000_0000.nii.gz", "case_000_0001.nii.gz"]
+    assert [os.path.basename(p) for p in cases[0].images] == [
+        "case_000_0000.nii.gz",
+        "case_000_0001.nii.gz",
+    ]
 
 
 def test_medjax_block(tmp_path):
-    block = {"annotated": ["whole"], "modality": "PET", "regions": {"whole": [1, 2]}, "patients": {"case_001": "p"}, "name": "Mine"}
+    block = {
+        "annotated": ["whole"],
+        "modality": "PET",
+        "regions": {"whole": [1, 2]},
+        "patients": {"case_001": "p"},
+        "name": "Mine",
+    }
     corpus, cases = read_corpus(write_corpus(tmp_path / "Task02_X", 2, (6, 7, 8), medjax=block))
     assert (corpus.name, corpus.modality, corpus.annotated) == ("Mine", "PET", ("whole",))
     assert corpus.labels[1:] == ((1, ("organ", "whole")), (2, ("tumour", "whole")))
@@ -70,7 +110,11 @@ def test_patients_by_expression(tmp_path, rule):
 
 def test_read_labels_needs_no_scans(tmp_path):
     corpus = read_labels(described(tmp_path) / "dataset.json")
-    assert corpus.classes == ("a", "b") and corpus.name == tmp_path.name and read_labels(tmp_path) == corpus
+    assert (
+        corpus.classes == ("a", "b")
+        and corpus.name == tmp_path.name
+        and read_labels(tmp_path) == corpus
+    )
 
 
 def test_apple_double_files_are_ignored(tmp_path):
@@ -80,7 +124,9 @@ def test_apple_double_files_are_ignored(tmp_path):
         (folder / "labelsTr" / "._case_000.nii.gz").write_bytes(b"\0" * 10)
         spec = json.loads((folder / "dataset.json").read_text())
         if layout == "msd":
-            spec["training"].append({"image": f"./imagesTr/._{image}", "label": "./labelsTr/._case_000.nii.gz"})
+            spec["training"].append(
+                {"image": f"./imagesTr/._{image}", "label": "./labelsTr/._case_000.nii.gz"}
+            )
             (folder / "dataset.json").write_text(json.dumps(spec))
         assert [c.name for c in read_corpus(folder)[1]] == ["case_000"]
 
@@ -96,7 +142,9 @@ def test_nnunet_v1_list_with_channel_suffixes(tmp_path):
 def test_explicit_nnunet_list(tmp_path):
     folder = write_corpus(tmp_path / "D", 1, (6, 7, 8), "nnunet")
     spec = json.loads((folder / "dataset.json").read_text())
-    spec["dataset"] = {"other": {"images": ["imagesTr/case_000_0000.nii.gz"], "label": "labelsTr/case_000.nii.gz"}}
+    spec["dataset"] = {
+        "other": {"images": ["imagesTr/case_000_0000.nii.gz"], "label": "labelsTr/case_000.nii.gz"}
+    }
     (folder / "dataset.json").write_text(json.dumps(spec))
     assert read_corpus(folder)[1][0].name == "other"
 
@@ -134,16 +182,23 @@ def test_missing_files_name_the_file_and_how_many(tmp_path):
     (folder / "labelsTr" / "case_001.nii.gz").unlink()
     (folder / "imagesTr" / "case_002.nii.gz").unlink()
     message = refused(folder)
-    assert "label of case 'case_001' is missing (and 1 more" in message and str(folder / "labelsTr" / "case_001.nii.gz") in message
+    assert (
+        "label of case 'case_001' is missing (and 1 more" in message
+        and str(folder / "labelsTr" / "case_001.nii.gz") in message
+    )
     _, cases, problems = scan_corpus(folder)
-    assert [c.name for c in cases] == ["case_000"] and [type(p) for p in problems] == [UsageError] * 2
+    assert [c.name for c in cases] == ["case_000"] and [type(p) for p in problems] == [
+        UsageError
+    ] * 2
 
 
 def test_nnunet_files_must_match(nnunet, tmp_path):
     folder = write_corpus(tmp_path / "A", 2, (6, 7, 8), "nnunet", channels=("CT", "PET"))
     (folder / "imagesTr" / "case_000_0001.nii.gz").unlink()
     message = refused(folder)
-    assert "wrong number of channels in case 'case_000'" in message and "expected 2 files" in message
+    assert (
+        "wrong number of channels in case 'case_000'" in message and "expected 2 files" in message
+    )
     (folder / "imagesTr" / "case_000_0000.nii.gz").unlink()
     assert "image of case 'case_000' is missing" in refused(folder)
 
@@ -168,7 +223,10 @@ def test_a_case_without_label_in_a_labelled_corpus(tmp_path):
         ({"labels": {"background": 0, "a": []}}, "belongs to no class"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "the ignore value is also a label"),
         ({"labels": {"background": 0, "a": 1, "ignore": [2, 3]}}, "must be one value"),
-        ({"medjax": {"regions": {"c": [1, 9]}}}, "region 'c' uses undeclared values; found [9]; expected some of [1, 2]"),
+        (
+            {"medjax": {"regions": {"c": [1, 9]}}},
+            "region 'c' uses undeclared values; found [9]; expected some of [1, 2]",
+        ),
         ({"medjax": {"annotated": ["aa"]}}, "unknown class 'aa'. Fix: did you mean a? Known: a, b"),
         ({"medjax": {"annotated": "a"}}, "must be a list of class names"),
     ],
@@ -196,16 +254,28 @@ def test_malformed_descriptions(tmp_path, fields, words):
 
 @pytest.mark.parametrize(
     ("patients", "words"),
-    [({"case_00": "p"}, "did you mean case_000?"), ({"regex": "("}, "not a regular expression"), ("x(.)", "not match case 'case_000'")],
+    [
+        ({"case_00": "p"}, "did you mean case_000?"),
+        ({"regex": "("}, "not a regular expression"),
+        ("x(.)", "not match case 'case_000'"),
+    ],
 )
 def test_malformed_patients(tmp_path, patients, words):
-    assert words in refused(write_corpus(tmp_path / "A", 1, (6, 7, 8), medjax={"patients": patients}))
+    assert words in refused(
+        write_corpus(tmp_path / "A", 1, (6, 7, 8), medjax={"patients": patients})
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from("abcdef"), st.lists(st.integers(1, 6), min_size=1, max_size=4), min_size=1
+    )
+)
 def test_every_listed_value_belongs_to_its_class(tmp_path_factory, regions):
-    corpus = read_labels(described(tmp_path_factory.mktemp("d"), labels={"background": 0, **regions}))
+    corpus = read_labels(
+        described(tmp_path_factory.mktemp("d"), labels={"background": 0, **regions})
+    )
     for name, values in regions.items():
         assert {corpus.values[i] for i in corpus.ids_of(name)} == set(values)
 
@@ -229,9 +299,15 @@ def summary(cases):
 
 
 def test_inputs_from_a_folder(scans):
-    folder = scans("a_0000.nii.gz", "a_0001.nii.gz", "b.nii", "c_0000.nii.gz", "._d.nii.gz", "notes.txt")
+    folder = scans(
+        "a_0000.nii.gz", "a_0001.nii.gz", "b.nii", "c_0000.nii.gz", "._d.nii.gz", "notes.txt"
+    )
     found = find_inputs(folder)
-    assert summary(found) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b": ["b.nii"], "c": ["c_0000.nii.gz"]}
+    assert summary(found) == {
+        "a": ["a_0000.nii.gz", "a_0001.nii.gz"],
+        "b": ["b.nii"],
+        "c": ["c_0000.nii.gz"],
+    }
     assert [c.patient for c in found] == ["a", "b", "c"]
 
 
@@ -245,7 +321,9 @@ def test_numbered_cases_are_not_channels(scans):
 def test_inputs_from_a_file(scans):
     folder = scans("a_0000.nii.gz", "a_0001.nii.gz", "a_0003.nii.gz", "b.nii.gz")
     assert summary(find_inputs(folder / "b.nii.gz")) == {"b": ["b.nii.gz"]}
-    assert summary(find_inputs(str(folder / "a_0000.nii.gz"))) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+    assert summary(find_inputs(str(folder / "a_0000.nii.gz"))) == {
+        "a": ["a_0000.nii.gz", "a_0001.nii.gz"]
+    }
     assert summary(find_inputs(folder / "a_0000.nii.gz", channels=1)) == {"a": ["a_0000.nii.gz"]}
 
 
@@ -263,17 +341,32 @@ def test_odd_names_need_no_shell(scans):
 
 def test_inputs_from_lists(scans):
     folder = scans("x/a.nii.gz", "x/b0.nii.gz", "x/b1.nii.gz")
-    (folder / "list.csv").write_text("name,image_0,image_1,label,modality,patient\nB,x/b0.nii.gz,x/b1.nii.gz,y.nii.gz,MR,p1\n")
+    (folder / "list.csv").write_text(
+        "name,image_0,image_1,label,modality,patient\nB,x/b0.nii.gz,x/b1.nii.gz,y.nii.gz,MR,p1\n"
+    )
     (case,) = find_inputs(folder / "list.csv")
-    assert (case.corpus, case.modality, case.patient) == ("", "MR", "p1") and case.label == str(folder / "y.nii.gz")
+    assert (case.corpus, case.modality, case.patient) == ("", "MR", "p1") and case.label == str(
+        folder / "y.nii.gz"
+    )
     assert summary([case]) == {"B": ["b0.nii.gz", "b1.nii.gz"]}
-    (folder / "list.json").write_text(json.dumps({"testing": ["x/a.nii.gz", {"image": ["x/b0.nii.gz", "x/b1.nii.gz"], "name": "b"}]}))
-    assert summary(find_inputs(folder / "list.json")) == {"a": ["a.nii.gz"], "b": ["b0.nii.gz", "b1.nii.gz"]}
+    (folder / "list.json").write_text(
+        json.dumps(
+            {"testing": ["x/a.nii.gz", {"image": ["x/b0.nii.gz", "x/b1.nii.gz"], "name": "b"}]}
+        )
+    )
+    assert summary(find_inputs(folder / "list.json")) == {
+        "a": ["a.nii.gz"],
+        "b": ["b0.nii.gz", "b1.nii.gz"],
+    }
 
 
 def test_other_formats_and_dicom_folders(scans):
     folder = scans("x/a.nrrd", "x/b.mha", "x/c.nii.gz", "x/._b.mha", "x/d.txt")
-    assert summary(find_inputs(folder / "x")) == {"a": ["a.nrrd"], "b": ["b.mha"], "c": ["c.nii.gz"]}
+    assert summary(find_inputs(folder / "x")) == {
+        "a": ["a.nrrd"],
+        "b": ["b.mha"],
+        "c": ["c.nii.gz"],
+    }
     assert summary(find_inputs(folder / "x" / "b.mha")) == {"b": ["b.mha"]}
     for name in ("p1", "p2"):
         (folder / "dicom" / name).mkdir(parents=True)
@@ -289,7 +382,11 @@ def test_nothing_found_says_what_was_searched_for(scans, msd):
     (folder / "odd.csv").write_text("file\na.nii.gz\n")
     for spec, words in [
         (folder / "haert.nii.gz", "did you mean heart.nii.gz?"),
-        (folder / "sub", "no scans in this folder; found 1 other entries; expected files ending in .nii.gz, .nii, .nrrd or .mha"),
+        (
+            folder / "sub",
+            "no scans in this folder; found 1 other entries; expected files ending in .nii.gz, "
+            ".nii, .nrrd or .mha",
+        ),
         (folder / "*.mha", "nothing matches this pattern"),
         (folder / "scan.txt", "not a scan"),
         (folder / "empty.json", "lists no cases"),
@@ -305,7 +402,10 @@ def test_nothing_found_says_what_was_searched_for(scans, msd):
 
 def test_reading_descriptions_is_light(repository):
     script = (
-        "import sys, medjax.corpora.sources; print([m for m in ('jax', 'nibabel', 'scipy', 'tensorstore', 'grain') if m in sys.modules])"
+        "import sys, medjax.corpora.sources; print([m for m in ('jax', 'nibabel', 'scipy', "
+        "'tensorstore', 'grain') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "[]"

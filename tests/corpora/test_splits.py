@@ -12,12 +12,22 @@ from medjax.errors import UsageError
 
 
 def _cases(corpus, patients):
-    return tuple(Case(f"{corpus}{i}", (f"{i}.nii.gz",), None, corpus, "CT", patient) for i, patient in enumerate(patients))
+    return tuple(
+        Case(f"{corpus}{i}", (f"{i}.nii.gz",), None, corpus, "CT", patient)
+        for i, patient in enumerate(patients)
+    )
 
 
-@given(st.lists(st.integers(0, 12), min_size=6, max_size=30), st.lists(st.integers(6, 20), min_size=1, max_size=20), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 12), min_size=6, max_size=30),
+    st.lists(st.integers(6, 20), min_size=1, max_size=20),
+    st.integers(0, 99),
+)
 def test_patients_stay_on_one_side_across_corpora(first, second, seed):
-    cases = {"a": _cases("a", [f"p{i}" for i in first]), "b": _cases("b", [f"p{i}" for i in second])}
+    cases = {
+        "a": _cases("a", [f"p{i}" for i in first]),
+        "b": _cases("b", [f"p{i}" for i in second]),
+    }
     patient = {f"{c}/{case.name}": case.patient for c, members in cases.items() for case in members}
     if len(set(patient.values())) < 3:
         return
@@ -29,7 +39,10 @@ def test_patients_stay_on_one_side_across_corpora(first, second, seed):
 
 
 def test_folds_are_balanced_within_each_corpus():
-    cases = {"a": _cases("a", [f"p{i}" for i in range(213)]), "b": _cases("b", [f"q{i}" for i in range(15)])}
+    cases = {
+        "a": _cases("a", [f"p{i}" for i in range(213)]),
+        "b": _cases("b", [f"q{i}" for i in range(15)]),
+    }
     splits = make_splits(cases)
     assert [sum(n.startswith("a/") for n in s["val"]) for s in splits] == [43, 43, 43, 42, 42]
     assert [sum(n.startswith("b/") for n in s["val"]) for s in splits] == [3, 3, 3, 3, 3]
@@ -48,7 +61,11 @@ def test_a_subset_depends_on_names_and_seed_alone():
     names = [f"Case_{i:05d}" for i in range(1, 1001)]
     chosen = subset(names, "AbdomenCT_1K", 50, 12345)
     assert len(chosen) == 50 and chosen == sorted(chosen)
-    assert set(subset(names[::-1], "AbdomenCT_1K", 50, 12345)) == set(chosen) != set(subset(names, "AbdomenCT_1K", 50, 0))
+    assert (
+        set(subset(names[::-1], "AbdomenCT_1K", 50, 12345))
+        == set(chosen)
+        != set(subset(names, "AbdomenCT_1K", 50, 0))
+    )
     assert set(subset(names, "AbdomenCT_1K", 20, 12345)) < set(chosen)
     with pytest.raises(UsageError, match=r"has 3 cases.*AbdomenCT_1K\.count"):
         subset(names[:3], "AbdomenCT_1K", 50, 12345)

@@ -27,7 +27,10 @@ def _multitalent():
     tcia = [f"PANCREAS_{n:04d}" for n in (*range(1, 40), *range(41, 45))]
     cases = {
         "017_BTCV": _cases("017_BTCV", [f"img{n:04d}" for n in (*range(1, 11), *range(21, 41))]),
-        "046_BTCV2": _cases("046_BTCV2", [f"img{n:04d}" for n in (*range(1, 11), *range(21, 41), *range(61, 78))] + tcia),
+        "046_BTCV2": _cases(
+            "046_BTCV2",
+            [f"img{n:04d}" for n in (*range(1, 11), *range(21, 41), *range(61, 78))] + tcia,
+        ),
         "062_NIHPancreas": _cases("062_NIHPancreas", [f"PANCREAS_{n:04d}" for n in range(1, 83)]),
     }
     rules = {name: read_rules(declared[name]["twins"]) for name in cases}
@@ -37,15 +40,23 @@ def _multitalent():
 def test_rules_name_the_twins_of_multitalents_pool():
     pairs = by_name(*_multitalent())
     ends = {(p.first, p.second) for p in pairs}
-    assert ("017_BTCV/img0001", "046_BTCV2/img0001") in ends and ("046_BTCV2/PANCREAS_0002", "062_NIHPancreas/PANCREAS_0002") in ends
-    assert len(pairs) == 30 + 43  # every BTCV training scan and every TCIA scan of the 90-case set has one twin here
+    assert ("017_BTCV/img0001", "046_BTCV2/img0001") in ends and (
+        "046_BTCV2/PANCREAS_0002",
+        "062_NIHPancreas/PANCREAS_0002",
+    ) in ends
+    assert (
+        len(pairs) == 30 + 43
+    )  # every BTCV training scan and every TCIA scan of the 90-case set has one twin here
     assert not any("img0061" in p.first for p in pairs)
 
 
 def test_splits_keep_twins_together_where_name_blind_splits_leak():
     cases, rules, public = _multitalent()
     pairs = by_name(cases, rules, public)
-    apart = {c: tuple(Case(m.name, m.images, None, c, "CT", f"{c}:{m.name}") for m in members) for c, members in cases.items()}
+    apart = {
+        c: tuple(Case(m.name, m.images, None, c, "CT", f"{c}:{m.name}") for m in members)
+        for c, members in cases.items()
+    }
     leaks = [len(straddling(split, pairs)) for split in make_splits(apart)]
     assert sum(leaks) > 40, leaks  # the released splits have 68 in their five folds
     guarded = make_splits(apart, twins=pairs)
@@ -53,7 +64,11 @@ def test_splits_keep_twins_together_where_name_blind_splits_leak():
     for corpus, members in apart.items():
         sizes = [sum(n.startswith(corpus) for n in split["val"]) for split in guarded]
         assert sum(sizes) == len(members) and max(sizes) - min(sizes) <= 3, (corpus, sizes)
-    assert digest(guarded) == digest(make_splits(apart, twins=list(reversed(pairs)))) != digest(make_splits(apart, twins=pairs, seed=7))
+    assert (
+        digest(guarded)
+        == digest(make_splits(apart, twins=list(reversed(pairs))))
+        != digest(make_splits(apart, twins=pairs, seed=7))
+    )
 
 
 @settings(deadline=None)
@@ -61,14 +76,19 @@ def test_splits_keep_twins_together_where_name_blind_splits_leak():
 def test_no_chain_of_twins_is_ever_cut(links, seed):
     from medjax.corpora.twins import Pair
 
-    cases = {"a": _cases("a", [f"a{i}" for i in range(20)]), "b": _cases("b", [f"b{i}" for i in range(20)])}
+    cases = {
+        "a": _cases("a", [f"a{i}" for i in range(20)]),
+        "b": _cases("b", [f"b{i}" for i in range(20)]),
+    }
     pairs = [Pair(f"a/a{i}", f"b/b{j}", "drawn") for i, j in links]
     try:
         splits = make_splits(cases, folds=3, seed=seed, twins=pairs)
     except UsageError:
         return
     assert all(straddling(split, pairs) == () for split in splits)
-    assert sorted(n for s in splits for n in s["val"]) == sorted(f"{c}/{m.name}" for c, ms in cases.items() for m in ms)
+    assert sorted(n for s in splits for n in s["val"]) == sorted(
+        f"{c}/{m.name}" for c, ms in cases.items() for m in ms
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,12 +112,22 @@ def test_the_published_rules(corpus, case, other, expected):
 
 def test_every_rule_points_back():
     """If a rule says that x of A is y of B, B's rule for A says that y is x."""
-    examples = {"BTCV": "img0001", "BTCV_TCIA": "PANCREAS_0001", "KiTS19": "case_00001", "LiTS": "volume-30", "IRCADb": "3Dircadb1.3"}
+    examples = {
+        "BTCV": "img0001",
+        "BTCV_TCIA": "PANCREAS_0001",
+        "KiTS19": "case_00001",
+        "LiTS": "volume-30",
+        "IRCADb": "3Dircadb1.3",
+    }
     checked = 0
     for name, case in examples.items():
         for rule in read_rules(t.to_json() for t in corpora()[name].twins):
             if (twin := rule.other_name(case)) is not None:
-                back = [r.other_name(twin) for r in read_rules(t.to_json() for t in corpora()[rule.corpus].twins) if r.corpus == name]
+                back = [
+                    r.other_name(twin)
+                    for r in read_rules(t.to_json() for t in corpora()[rule.corpus].twins)
+                    if r.corpus == name
+                ]
                 assert case in back, (name, case, rule.corpus, twin)
                 checked += 1
     assert checked >= 7
@@ -112,13 +142,18 @@ def test_content_finds_twins_under_other_names_formats_and_orientations(tmp_path
     save(tmp_path / "b" / "y.nii", scans[0].astype(np.float32), (2, 1, 1), "LPI")
     (tmp_path / "b" / "z.nii").write_bytes(b"broken")
     cases = {
-        "a": (Case("one", (str(tmp_path / "a/one.nii.gz"),)), Case("two", (str(tmp_path / "a/two.nii.gz"),))),
+        "a": (
+            Case("one", (str(tmp_path / "a/one.nii.gz"),)),
+            Case("two", (str(tmp_path / "a/two.nii.gz"),)),
+        ),
         "b": tuple(Case(n, (str(tmp_path / f"b/{n}.nii"),)) for n in "xyz"),
     }
     pairs, failed = by_content(cases, workers=1)
     assert [(p.first, p.second, p.why) for p in pairs] == [("a/one", "b/y", "equal images")]
     assert [f["case"] for f in failed] == ["b/z"]
-    assert [(p.first, p.second) for p in between(["b/y"], ["a/one", "a/two"], pairs)] == [("b/y", "a/one")]
+    assert [(p.first, p.second) for p in between(["b/y"], ["a/one", "a/two"], pairs)] == [
+        ("b/y", "a/one")
+    ]
 
 
 def test_the_command_reports_an_overlap_of_training_and_evaluation(tmp_path, capsys):
@@ -127,21 +162,40 @@ def test_the_command_reports_an_overlap_of_training_and_evaluation(tmp_path, cap
     second = write_corpus(tmp_path / "Task02_Second", n=2, seed=9)
     third = write_corpus(tmp_path / "Task03_Third", n=2, seed=1)
     assert cli.main(["overlap", str(first), "--against", str(second)]) == 4
-    assert "First/case_000  =  Second/case_000" in (text := capsys.readouterr().out) and "2 scans shared by training and evaluation" in text
+    assert (
+        "First/case_000  =  Second/case_000" in (text := capsys.readouterr().out)
+        and "2 scans shared by training and evaluation" in text
+    )
     assert cli.main(["overlap", str(first), "--against", str(third)]) == 0
     capsys.readouterr()
-    assert cli.main(["overlap", str(first), "--against", str(third), "--content", "--json", "--quiet"]) == 4
-    assert [row["why"] for row in json.loads(capsys.readouterr().out)] == ["equal images", "equal images"]
+    assert (
+        cli.main(["overlap", str(first), "--against", str(third), "--content", "--json", "--quiet"])
+        == 4
+    )
+    assert [row["why"] for row in json.loads(capsys.readouterr().out)] == [
+        "equal images",
+        "equal images",
+    ]
 
 
 def test_a_split_file_with_leaks_is_read_and_the_leaks_are_told(tmp_path):
     cases = {"a": _cases("a", ["a1", "a2"]), "b": _cases("b", ["b1", "b2"])}
     pairs = by_name(cases, {"a": (Twin("b", r"a(\d)", r"b\1"),)})
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a1", "b2"], "val": ["a2", "b1"]}]))
+    (tmp_path / "splits_final.json").write_text(
+        json.dumps([{"train": ["a1", "b2"], "val": ["a2", "b1"]}])
+    )
     splits = read_splits(tmp_path / "splits_final.json", cases)
-    assert [(p.first, p.second) for p in straddling(splits[0], pairs)] == [("a/a1", "b/b1"), ("b/b2", "a/a2")]
+    assert [(p.first, p.second) for p in straddling(splits[0], pairs)] == [
+        ("a/a1", "b/b1"),
+        ("b/b2", "a/a2"),
+    ]
     told = json.loads(json.dumps(provenance(splits, cases, pairs, seed=3)))
-    assert told["sha256"] == digest(splits) and told["groups"] == 2 and told["patients"] == 4 and told["settings"] == {"seed": 3}
+    assert (
+        told["sha256"] == digest(splits)
+        and told["groups"] == 2
+        and told["patients"] == 4
+        and told["settings"] == {"seed": 3}
+    )
     assert told["corpora"]["a"]["sha256"] != told["corpora"]["b"]["sha256"]
 
 

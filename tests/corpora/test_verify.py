@@ -1,4 +1,6 @@
-"""Verification finds every planted fault, each with file, finding and fix, and never stops at the first."""
+"""Verification finds every planted fault, each with file, finding and fix, and never stops at the
+first.
+"""
 
 import json
 import os
@@ -18,7 +20,10 @@ def change(path, function=lambda a: a, affine=None, dtype=None):
     """Rewrites a NIfTI file with its (x, y, z) array, affine or type changed."""
     image = nib.load(path)
     array = function(np.asanyarray(image.dataobj).copy())
-    new = nib.Nifti1Image(array if dtype is None else array.astype(dtype), image.affine if affine is None else affine(image.affine.copy()))
+    new = nib.Nifti1Image(
+        array if dtype is None else array.astype(dtype),
+        image.affine if affine is None else affine(image.affine.copy()),
+    )
     new.set_qform(new.affine, 1)
     new.set_sform(new.affine, 1)
     nib.save(new, path)
@@ -56,12 +61,22 @@ def only(report, severity="error"):
 def test_a_sound_data_set(corpus):
     report = verify(corpus[0], workers=2)
     assert report.ok and report.problems == () and report.cases == 3 and report.empty == ()
-    labels = [np.asanyarray(nib.load(corpus[0] / "labelsTr" / f"case_{i:03d}.nii.gz").dataobj) for i in range(3)]
+    labels = [
+        np.asanyarray(nib.load(corpus[0] / "labelsTr" / f"case_{i:03d}.nii.gz").dataobj)
+        for i in range(3)
+    ]
     assert [row["voxels"][2] for row in report.rows] == [int((a == 2).sum()) for a in labels]
-    assert report.classes["organ"]["voxels"] == sum(int((a == 1).sum()) for a in labels) and report.classes["organ"]["cases"] == 3
+    assert (
+        report.classes["organ"]["voxels"] == sum(int((a == 1).sum()) for a in labels)
+        and report.classes["organ"]["cases"] == 3
+    )
     assert report.rows[0]["shape"] == SHAPE and report.rows[0]["spacing_mm"] == (1, 1, 1)
     text = report.text()
-    assert "3 cases, MR, channels MRI" in text and "8 x 10 x 9" in text and "verified, 0 errors, 0 warnings" in text
+    assert (
+        "3 cases, MR, channels MRI" in text
+        and "8 x 10 x 9" in text
+        and "verified, 0 errors, 0 warnings" in text
+    )
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
 
 
@@ -70,10 +85,14 @@ def test_one_line_per_problem(corpus):
     change(label, put(7))
     problem = only(verify(folder))
     assert problem["file"] == str(label) and problem["what"] == "undeclared label value 7"
-    assert problem["found"] == "1 voxels, first at (1, 2, 3) (z, y, x)" and problem["expected"] == "one of [0, 1, 2]"
+    assert (
+        problem["found"] == "1 voxels, first at (1, 2, 3) (z, y, x)"
+        and problem["expected"] == "one of [0, 1, 2]"
+    )
     text = verify(folder).text()
     assert (
-        f"ERROR {label}: undeclared label value 7; found 1 voxels, first at (1, 2, 3) (z, y, x); expected one of [0, 1, 2]; fix: " in text
+        f"ERROR {label}: undeclared label value 7; found 1 voxels, first at (1, 2, 3) (z, y, x); "
+        "expected one of [0, 1, 2]; fix: " in text
     )
 
 
@@ -86,7 +105,11 @@ def test_one_line_per_problem(corpus):
         ("label", {"affine": shift(1.0)}, "different geometry"),
         ("image", {"function": put(np.nan)}, "non-finite"),
         ("image", {"function": put(np.inf)}, "non-finite"),
-        ("image", {"function": lambda a: np.stack([a, a], -1)}, "a 4D image where one 3D scan is declared"),
+        (
+            "image",
+            {"function": lambda a: np.stack([a, a], -1)},
+            "a 4D image where one 3D scan is declared",
+        ),
     ],
 )
 def test_bad_values_and_geometry(corpus, which, how, words):
@@ -150,14 +173,18 @@ def test_annotated_class_that_never_occurs(corpus):
     spec["labels"]["5"] = "ghost"
     (folder / "dataset.json").write_text(json.dumps(spec))
     problem = only(verify(folder), "warning")
-    assert problem["what"] == "class 'ghost' is annotated but occurs in no case" and problem["file"].endswith("dataset.json")
+    assert problem["what"] == "class 'ghost' is annotated but occurs in no case" and problem[
+        "file"
+    ].endswith("dataset.json")
     spec["medjax"] = {"annotated": ["organ", "tumour"]}
     (folder / "dataset.json").write_text(json.dumps(spec))
     assert verify(folder).problems == () and "hidden" in verify(folder).text()
 
 
 def test_channels_on_different_grids(tmp_path):
-    folder = write_corpus(tmp_path / "Dataset001_A", 2, SHAPE, "nnunet", channels=("T1", "T2"), vary=False)
+    folder = write_corpus(
+        tmp_path / "Dataset001_A", 2, SHAPE, "nnunet", channels=("T1", "T2"), vary=False
+    )
     change(folder / "imagesTr" / "case_001_0001.nii.gz", affine=shift(2.0))
     problem = only(verify(folder))
     assert "different geometry" in problem["what"] and "2 mm" in problem["found"]
@@ -173,20 +200,30 @@ def test_all_problems_of_all_cases(corpus):
     report = verify(folder, workers=2, progress=lambda *a: seen.append(a))
     whats = sorted(p["what"] for p in report.problems)
     assert len(whats) == 4 and whats[2:] == ["undeclared label value 8", "undeclared label value 9"]
-    assert [a[0] for a in seen] == [1, 2, 3] and {(a[2], a[3]) for a in seen} >= {("case_000", "ok"), ("case_002", "failed")}
+    assert [a[0] for a in seen] == [1, 2, 3] and {(a[2], a[3]) for a in seen} >= {
+        ("case_000", "ok"),
+        ("case_002", "failed"),
+    }
     assert not report.ok and "NOT usable as it is, 4 errors" in report.text()
 
 
 def test_wrong_description(corpus, tmp_path):
     folder = corpus[0]
-    (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": {"background": 0, "a": -2}}))
-    assert "no integer value" in only(verify(folder))["what"] and "no integer value" in verify(folder).text()
+    (folder / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "MRI"}, "labels": {"background": 0, "a": -2}})
+    )
+    assert (
+        "no integer value" in only(verify(folder))["what"]
+        and "no integer value" in verify(folder).text()
+    )
     with pytest.raises(UsageError, match="no such data set folder"):
         verify(tmp_path / "absent")
 
 
 def test_sparse_values_and_ignore(tmp_path):
-    folder = write_corpus(tmp_path / "B", 1, (12, 12, 12), "nnunet", {"a": 5, "b": 200, "ignore": 255})
+    folder = write_corpus(
+        tmp_path / "B", 1, (12, 12, 12), "nnunet", {"a": 5, "b": 200, "ignore": 255}
+    )
     label = folder / "labelsTr" / "case_000.nii.gz"
     change(label, put(255))
     report = verify(folder)

@@ -1,4 +1,6 @@
-"""Every public corpus, in miniature and under its published names, goes through the ingestion label by label."""
+"""Every public corpus, in miniature and under its published names, goes through the ingestion label
+by label.
+"""
 
 import functools
 import json
@@ -24,18 +26,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::medjax.scans.nifti.DataWarning"
 def _small(tmp_path, monkeypatch):
     """Nothing kept outside the test, and a small sample of intensities for small volumes."""
     monkeypatch.setenv("MEDJAX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(fingerprints, "fingerprint", functools.partial(fingerprints.fingerprint, samples=2000))
+    monkeypatch.setattr(
+        fingerprints, "fingerprint", functools.partial(fingerprints.fingerprint, samples=2000)
+    )
 
 
 def _needs(tree) -> None:
-    """Skips where the libraries of the extra `formats` are not installed and the download needs them."""
+    """Skips where the libraries of the extra `formats` are not installed and the download needs
+    them.
+    """
     if any(path.endswith(("/", ".nrrd", ".mhd")) for case in tree.cases for path in case.images):
         pytest.importorskip("SimpleITK")
         pytest.importorskip("pydicom")
 
 
 def _ingest(name: str, raw: Path, out: Path, *flags: str) -> int:
-    return ingest.run((corpora()[name],), ["--raw", str(raw), "--out", str(out), "--quiet", "--workers", "1", *flags])
+    return ingest.run(
+        (corpora()[name],),
+        ["--raw", str(raw), "--out", str(out), "--quiet", "--workers", "1", *flags],
+    )
 
 
 @pytest.mark.parametrize("name", sorted(corpora()))
@@ -44,25 +53,41 @@ def test_a_miniature_download_is_ingested_label_by_label(name, tmp_path, capsys)
     tree = tree_of(name, list(corpus.corpus().classes))
     _needs(tree)
     truths = write(tree, corpus, tmp_path / "raw")
-    assert _ingest(name, tmp_path / "raw", tmp_path / "store", "--no-verify", *tree.flags) == 0, capsys.readouterr()
+    assert _ingest(name, tmp_path / "raw", tmp_path / "store", "--no-verify", *tree.flags) == 0, (
+        capsys.readouterr()
+    )
     found, cases, problems = scan_corpus(tmp_path / "store" / name)
-    assert [c.name for c in cases] == sorted(truths) == store.list_cases(tmp_path / "store", name) and not problems
-    assert set(found.classes) == set(corpus.corpus().classes) and found.annotated == corpus.corpus().annotated
+    assert [c.name for c in cases] == sorted(truths) == store.list_cases(
+        tmp_path / "store", name
+    ) and not problems
+    assert (
+        set(found.classes) == set(corpus.corpus().classes)
+        and found.annotated == corpus.corpus().annotated
+    )
     for case, truth in truths.items():
         prepared = store.open_case(tmp_path / "store" / name / case)
         ids, meta = prepared.label(), prepared.meta
-        assert ids.shape == SHAPE and (name.startswith("M3D") or meta["spacing_mm"] == list(SPACING_MM))
+        assert ids.shape == SHAPE and (
+            name.startswith("M3D") or meta["spacing_mm"] == list(SPACING_MM)
+        )
         for class_, mask in truth.masks.items():
             assert (np.isin(ids, found.ids_of(class_)) == mask).all(), f"{case}: {class_}"
         image = prepared.image().astype(np.float32)
         for c in range(image.shape[-1]):
-            kept = (image[..., c] > image[..., c].min()) & (image[..., c] < image[..., c].max())  # what CT's clipping left
-            assert np.corrcoef(image[..., c][kept], truth.image[..., c][kept])[0, 1] > 0.99, f"{case}: channel {c}"
+            kept = (image[..., c] > image[..., c].min()) & (
+                image[..., c] < image[..., c].max()
+            )  # what CT's clipping left
+            assert np.corrcoef(image[..., c][kept], truth.image[..., c][kept])[0, 1] > 0.99, (
+                f"{case}: channel {c}"
+            )
 
 
 def test_every_corpus_has_a_tree_and_states_what_a_user_must_know():
     for name, corpus in corpora().items():
-        assert all((corpus.title, corpus.citation, corpus.licence, corpus.url, corpus.obtain)) and corpus.cases >= 0
+        assert (
+            all((corpus.title, corpus.citation, corpus.licence, corpus.url, corpus.obtain))
+            and corpus.cases >= 0
+        )
         assert tree_of(name, list(corpus.corpus().classes)).cases
         for twin in corpus.twins:
             assert twin.corpus in corpora(), f"{name} has a twin {twin.corpus} that does not exist"
@@ -76,9 +101,14 @@ def test_every_corpus_has_a_tree_and_states_what_a_user_must_know():
 def test_the_page_of_the_catalogue_is_up_to_date(repository):
     from data_pipelines.catalogue import markdown
 
-    assert (repository / "docs" / "corpora.md").read_text() == markdown(), "run: python -m data_pipelines.catalogue > docs/corpora.md"
+    assert (repository / "docs" / "corpora.md").read_text() == markdown(), (
+        "run: python -m data_pipelines.catalogue > docs/corpora.md"
+    )
     facts = json.loads(json.dumps(catalogue()))
-    assert facts["corpora"]["KiTS21"]["command"] == "python -m data_pipelines.kits21" and module_of("AMOS22_MR") == "amos22"
+    assert (
+        facts["corpora"]["KiTS21"]["command"] == "python -m data_pipelines.kits21"
+        and module_of("AMOS22_MR") == "amos22"
+    )
     assert len(facts["pools"]["multitalent"]) == 13
 
 
@@ -88,7 +118,16 @@ def test_several_corpora_of_one_download_and_a_part_of_it(tmp_path, capsys):
     for name in ("AMOS22_CT", "AMOS22_MR"):
         tree = tree_of(name, [])
         write(type(tree)(tree.cases), corpora()[name], tmp_path / "raw")
-    arguments = ["--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "store"), "--quiet", "--no-verify", "--where", "part=Tr"]
+    arguments = [
+        "--raw",
+        str(tmp_path / "raw"),
+        "--out",
+        str(tmp_path / "store"),
+        "--quiet",
+        "--no-verify",
+        "--where",
+        "part=Tr",
+    ]
     assert ingest.run(CORPORA, arguments) == 0
     assert [c.name for c in scan_corpus(tmp_path / "store" / "AMOS22_CT")[1]] == ["amos_0001"]
     assert [c.name for c in scan_corpus(tmp_path / "store" / "AMOS22_MR")[1]] == ["amos_0507"]
@@ -104,9 +143,23 @@ def test_a_bad_case_fails_alone_and_a_second_run_only_makes_what_is_missing(tmp_
     scan.write_bytes(whole[: len(whole) // 2])
     assert _ingest("WORD", tmp_path / "raw", tmp_path / "store") == 3
     out = capsys.readouterr()
-    assert "word_0002" in out.err and "truncated" in out.err and "2 prepared" in out.out and "NOT usable" in out.out
+    assert (
+        "word_0002" in out.err
+        and "truncated" in out.err
+        and "2 prepared" in out.out
+        and "NOT usable" in out.out
+    )
     scan.write_bytes(whole)
-    assert _ingest("WORD", tmp_path / "raw", tmp_path / "store", "--plan", str(tmp_path / "store" / "WORD" / "plan.json")) == 0
+    assert (
+        _ingest(
+            "WORD",
+            tmp_path / "raw",
+            tmp_path / "store",
+            "--plan",
+            str(tmp_path / "store" / "WORD" / "plan.json"),
+        )
+        == 0
+    )
     assert "1 prepared, 2 already there" in capsys.readouterr().out
 
 
@@ -119,12 +172,31 @@ def test_a_class_that_never_occurs_is_refused_with_the_reason(tmp_path, capsys):
         path = tmp_path / "raw" / case.label
         label = nib.load(path)
         nib.save(
-            nib.Nifti1Image(np.where(np.asarray(label.dataobj) == 3, 0, label.dataobj).astype(np.uint8), label.affine, label.header), path
+            nib.Nifti1Image(
+                np.where(np.asarray(label.dataobj) == 3, 0, label.dataobj).astype(np.uint8),
+                label.affine,
+                label.header,
+            ),
+            path,
         )
     assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify") == 4
-    assert "trachea (label 3)" in (message := capsys.readouterr().err) and "taught as background" in message and "--allow-absent" in message
+    assert (
+        "trachea (label 3)" in (message := capsys.readouterr().err)
+        and "taught as background" in message
+        and "--allow-absent" in message
+    )
     assert not corpus_json.detect(tmp_path / "store" / "SegTHOR")
-    assert _ingest("SegTHOR", tmp_path / "raw", tmp_path / "store", "--no-verify", "--allow-absent", "trachea") == 0
+    assert (
+        _ingest(
+            "SegTHOR",
+            tmp_path / "raw",
+            tmp_path / "store",
+            "--no-verify",
+            "--allow-absent",
+            "trachea",
+        )
+        == 0
+    )
     assert corpus_json.detect(tmp_path / "store" / "SegTHOR")
 
 
@@ -138,7 +210,10 @@ def test_known_bad_cases_are_left_out_unless_asked_for(tmp_path, capsys):
         (tmp_path / f"TCIA_pancreas_labels-02-05-2017/label{number}.nii.gz").touch()
     found = find_cases(corpora()["NIH_Pancreas"], tmp_path)
     assert [c.name for c in found.cases] == ["PANCREAS_0001"]
-    assert "copy of PANCREAS_0002" in found.left_out["PANCREAS_0025"] and "not registered" in found.left_out["PANCREAS_0045"]
+    assert (
+        "copy of PANCREAS_0002" in found.left_out["PANCREAS_0025"]
+        and "not registered" in found.left_out["PANCREAS_0045"]
+    )
     assert len(find_cases(corpora()["NIH_Pancreas"], tmp_path, keep_suspects=True).cases) == 3
 
 
@@ -150,14 +225,21 @@ def test_a_missing_mask_is_a_problem_of_its_case_unless_it_may_be_absent(tmp_pat
     (tmp_path / "set_1/case_02/case_02_OAR_Pituitary.seg.nrrd").unlink()
     found = find_cases(corpus, tmp_path)
     assert [c.name for c in found.cases] == ["case_01"] and isinstance(found.problems[0], DataError)
-    assert "case_02" in str(found.problems[0]) and "pituitary" in str(found.problems[0]) and "29 of 30" in str(found.problems[0])
+    assert (
+        "case_02" in str(found.problems[0])
+        and "pituitary" in str(found.problems[0])
+        and "29 of 30" in str(found.problems[0])
+    )
     assert len(find_cases(corpus, tmp_path, allow_missing_masks=True).cases) == 2
 
 
 def test_nothing_found_and_two_copies_are_usage_errors_that_say_what_was_sought(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert _ingest("KiTS19", tmp_path / "empty", tmp_path / "store") == 2
-    assert "data/{case}/imaging.nii.gz" in (message := capsys.readouterr().err) and "clone the repository" in message
+    assert (
+        "data/{case}/imaging.nii.gz" in (message := capsys.readouterr().err)
+        and "clone the repository" in message
+    )
     assert _ingest("KiTS19", tmp_path / "nowhere", tmp_path / "store") == 2
     for copy in ("a", "b"):
         write(tree_of("KiTS19", []), corpora()["KiTS19"], tmp_path / "raw" / copy)

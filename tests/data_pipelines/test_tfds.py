@@ -1,4 +1,6 @@
-"""tensorflow-datasets: a corpus built from a miniature download comes back as the same prepared arrays, without TensorFlow."""
+"""tensorflow-datasets: a corpus built from a miniature download comes back as the same prepared
+arrays, without TensorFlow.
+"""
 
 import json
 import subprocess
@@ -27,7 +29,9 @@ NAME = "KiTS19"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A miniature download with one bad case, the data set built from it by the command, and the command's output."""
+    """A miniature download with one bad case, the data set built from it by the command, and the
+    command's output.
+    """
     folder = tmp_path_factory.mktemp("tfds")
     tree = tree_of(NAME, [])
     write(tree, corpora()[NAME], folder / "raw")
@@ -35,11 +39,24 @@ def built(tmp_path_factory):
     bad.mkdir()
     (bad / "imaging.nii.gz").write_bytes(b"not a scan")
     (bad / "segmentation.nii.gz").write_bytes(b"not a label")
-    command = [sys.executable, "-m", "data_pipelines.tfds", "--corpus", NAME, "--raw", str(folder / "raw"), "--out", str(folder / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "data_pipelines.tfds",
+        "--corpus",
+        NAME,
+        "--raw",
+        str(folder / "raw"),
+        "--out",
+        str(folder / "out"),
+    ]
     code = (
-        "import sys, runpy\ntry: runpy.run_module('data_pipelines.tfds', run_name='__main__')\nfinally: print('tensorflow' in sys.modules)"
+        "import sys, runpy\ntry: runpy.run_module('data_pipelines.tfds', "
+        "run_name='__main__')\nfinally: print('tensorflow' in sys.modules)"
     )
-    done = subprocess.run([command[0], "-c", code, *command[3:]], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [command[0], "-c", code, *command[3:]], capture_output=True, text=True, timeout=300
+    )
     return folder, folder / "out/corpora" / NAME / "1.0.0", done
 
 
@@ -48,17 +65,32 @@ def test_the_command_builds_records_leaves_bad_cases_out_and_never_imports_tenso
     assert done.returncode == 3, done.stderr
     assert "2 cases in" in done.stdout and done.stdout.splitlines()[-1] == "False"
     assert "case_00100 failed" in done.stderr and "not NIfTI" in done.stderr
-    assert list(location.glob("*.array_record*")) and json.loads((location / "corpus.json").read_text())["licence"] == "CC BY-NC-SA 4.0"
+    assert (
+        list(location.glob("*.array_record*"))
+        and json.loads((location / "corpus.json").read_text())["licence"] == "CC BY-NC-SA 4.0"
+    )
 
 
 def test_records_prepare_to_the_arrays_that_the_raw_files_give(built, tmp_path):
     folder, location, _ = built
-    raw = [c for c in ingest.find_cases(corpora()[NAME], folder / "raw").cases if c.name != "case_00100"]
+    raw = [
+        c
+        for c in ingest.find_cases(corpora()[NAME], folder / "raw").cases
+        if c.name != "case_00100"
+    ]
     corpus, cases, problems = scan_corpus(f"tfds:{location}")
     assert [c.name for c in cases] == ["case_00000", "case_00209"] and not problems
-    assert corpus == corpora()[NAME].corpus() and [c.patient for c in cases] == [c.name for c in cases]
-    prints = {kind: fingerprints.fingerprint(corpus, members, samples=2000) for kind, members in (("raw", raw), ("tfds", cases))}
-    assert prints["raw"].intensity == prints["tfds"].intensity and prints["raw"].spacings_mm == prints["tfds"].spacings_mm
+    assert corpus == corpora()[NAME].corpus() and [c.patient for c in cases] == [
+        c.name for c in cases
+    ]
+    prints = {
+        kind: fingerprints.fingerprint(corpus, members, samples=2000)
+        for kind, members in (("raw", raw), ("tfds", cases))
+    }
+    assert (
+        prints["raw"].intensity == prints["tfds"].intensity
+        and prints["raw"].spacings_mm == prints["tfds"].spacings_mm
+    )
     plan = make_plan({NAME: prints["raw"]}, spacing=(2.0, 1.5, 1.0))
     for kind, members in (("raw", raw), ("tfds", cases)):
         result = prepare(corpus, members, plan, tmp_path / kind, workers=1)
@@ -66,7 +98,11 @@ def test_records_prepare_to_the_arrays_that_the_raw_files_give(built, tmp_path):
         assert prepare(corpus, members, plan, tmp_path / kind, workers=1).skipped == 2
     for name in ("case_00000", "case_00209"):
         first, second = (store.open_case(tmp_path / kind / NAME / name) for kind in ("raw", "tfds"))
-        assert (first.image() == second.image()).all() and (first.label() == second.label()).all() and first.label().any()
+        assert (
+            (first.image() == second.image()).all()
+            and (first.label() == second.label()).all()
+            and first.label().any()
+        )
         for field in ("transform", "gain", "bias", "spacing_mm", "voxels", "patient"):
             assert first.meta[field] == second.meta[field]
 
@@ -79,7 +115,9 @@ def test_a_record_is_read_as_any_file_and_a_missing_one_is_an_error(built):
     assert np.allclose(volume.affine, raw.affine) and (volume.array == raw.array).all()
     assert set(np.unique(formats.read(cases[0].label, "label").array)) == {0, 1, 2}
     assert formats.read_geometry(cases[0].images[0]).array is None
-    assert [rule.other_name("case_00001") for rule in rules_of(f"tfds:{location}")] == ["case_00001"]
+    assert [rule.other_name("case_00001") for rule in rules_of(f"tfds:{location}")] == [
+        "case_00001"
+    ]
     with pytest.raises(DataError, match="no such record"):
         formats.read(f"tfds:{location}#7")
     with pytest.raises(UsageError, match="no data set of tensorflow-datasets"):
@@ -90,7 +128,9 @@ def test_verify_and_prepare_take_a_tfds_corpus_by_name(built, tmp_path, capsys):
     _, location, _ = built
     assert cli.main(["verify", f"tfds:{location}"]) == 0
     assert cli.main(["prepare", f"tfds:{location}", "-o", str(tmp_path / "store"), "--quiet"]) == 0
-    assert "2 prepared" in capsys.readouterr().out and store.list_cases(tmp_path / "store", NAME) == ["case_00000", "case_00209"]
+    assert "2 prepared" in capsys.readouterr().out and store.list_cases(
+        tmp_path / "store", NAME
+    ) == ["case_00000", "case_00209"]
 
 
 def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
@@ -109,13 +149,25 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDJAX_HOME", str(tmp_path))
     records.local_folder.cache_clear()
     corpus, cases, _ = scan_corpus("tfds:gs://bucket/1.0.0")
-    assert [path for path in asked if path.startswith("gs:")] == ["gs://bucket/1.0.0"] and corpus.name == NAME and len(cases) == 2
+    assert (
+        [path for path in asked if path.startswith("gs:")] == ["gs://bucket/1.0.0"]
+        and corpus.name == NAME
+        and len(cases) == 2
+    )
     copies = [p for p in (tmp_path / "tfds").iterdir()]
-    assert len(copies) == 1 and sorted(p.name for p in copies[0].iterdir()) == sorted(p.name for p in location.iterdir())
-    assert (formats.read(cases[0].images[0]).array == formats.read(f"tfds:{location}#{cases[0].images[0].split('#')[1]}").array).all()
+    assert len(copies) == 1 and sorted(p.name for p in copies[0].iterdir()) == sorted(
+        p.name for p in location.iterdir()
+    )
+    assert (
+        formats.read(cases[0].images[0]).array
+        == formats.read(f"tfds:{location}#{cases[0].images[0].split('#')[1]}").array
+    ).all()
 
 
 def test_nothing_of_tensorflow_datasets_is_imported_before_it_is_used(repository):
-    code = "import sys, medjax.corpora.sources, medjax.prepare.prepare, data_pipelines.catalogue as c; c.corpora()\n"
+    code = (
+        "import sys, medjax.corpora.sources, medjax.prepare.prepare, data_pipelines.catalogue "
+        "as c; c.corpora()\n"
+    )
     code += "sys.exit('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, timeout=120).returncode == 0

@@ -1,4 +1,6 @@
-"""What users' scans do to prediction: damaged files, odd geometry, odd values, odd shapes; one bad case never costs another."""
+"""What users' scans do to prediction: damaged files, odd geometry, odd values, odd shapes; one bad
+case never costs another.
+"""
 
 import gzip
 import json
@@ -35,7 +37,10 @@ def threshold(params, image, context):
 
 
 def make_predictor(**options):
-    return Predictor(Model(threshold, jnp.array([0.5, 1.5], jnp.float32), PLAN, merge([CORPUS]), (6, 8, 8)), **options)
+    return Predictor(
+        Model(threshold, jnp.array([0.5, 1.5], jnp.float32), PLAN, merge([CORPUS]), (6, 8, 8)),
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +97,18 @@ FILES = {
     "wrong CRC": (rewrite(crc), "CRC check failed"),
     "empty": (rewrite(lambda c: b""), "not NIfTI"),
     "HTML": (rewrite(lambda c: b"<html>404</html>"), "not NIfTI"),
-    "shorter than its header": (rewrite(lambda c: gzip.decompress(c)[:-99]), "truncated: shorter than its header says"),
+    "shorter than its header": (
+        rewrite(lambda c: gzip.decompress(c)[:-99]),
+        "truncated: shorter than its header says",
+    ),
     "broken link": (lambda p: (p.unlink(), p.symlink_to("nowhere.nii.gz")), "broken symbolic link"),
     "NaN": (lambda p: put(p, np.where(phantom() == 2, np.nan, phantom())), "non-finite"),
     "4D time series": (lambda p: put(p, np.stack([phantom()] * 3)), "wrong number of channels"),
     "complex": (lambda p: put(p, phantom().astype(np.complex64)), "complex voxels"),
-    "shear 0.2": (lambda p: put(p, phantom(), AFFINE + np.outer([0.2, 0, 0, 0], [0, 1, 0, 0]), codes=(0, 1)), "sheared voxel grid"),
+    "shear 0.2": (
+        lambda p: put(p, phantom(), AFFINE + np.outer([0.2, 0, 0, 0], [0, 1, 0, 0]), codes=(0, 1)),
+        "sheared voxel grid",
+    ),
     "NaN affine": (lambda p: _affine(p, np.nan), "affine"),
     "singular affine": (lambda p: _affine(p, 0.0), "affine"),
 }
@@ -121,10 +132,19 @@ def test_one_bad_scan_fails_alone_with_its_reason(predictor, tmp_path, fault):
     result = predict_cases(predictor, find_inputs(folder, channels=1), tmp_path / "out", "Liver")
     assert result.ok == ["a", "c"] and [f["case"] for f in result.failed] == ["b"]
     assert reason in result.failed[0]["message"] and result.failed[0]["path"].endswith("b.nii.gz")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "a.nii.gz", "c.json", "c.nii.gz", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a.json",
+        "a.nii.gz",
+        "c.json",
+        "c.nii.gz",
+        "run.json",
+    ]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["failed"][0]["case"] == "b"
     mask = nib.load(tmp_path / "out" / "a.nii.gz")
-    assert np.array_equal(np.asarray(mask.dataobj).T, expected(phantom())) and mask.get_data_dtype() == np.uint8
+    assert (
+        np.array_equal(np.asarray(mask.dataobj).T, expected(phantom()))
+        and mask.get_data_dtype() == np.uint8
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -139,13 +159,20 @@ def test_content_decides_not_the_name(predictor, tmp_path):
     shutil.copy(plain, tmp_path / "b.nii.gz")
     (tmp_path / "c.nii").write_bytes(gzip.compress(plain.read_bytes()))
     for name in ("b.nii.gz", "c.nii"):
-        assert np.array_equal(np.asarray(outcome(predictor, tmp_path / name, tmp_path / "out")[0].dataobj).T, expected(phantom()))
+        assert np.array_equal(
+            np.asarray(outcome(predictor, tmp_path / name, tmp_path / "out")[0].dataobj).T,
+            expected(phantom()),
+        )
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "PIR", "IPL", "ASL"])
 def test_orientations_come_back_voxel_by_voxel(predictor, tmp_path, axes):
     canonical = nib.Nifti1Image(phantom((8, 10, 9)).T, AFFINE)
-    turned = canonical.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes)))
+    turned = canonical.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes)
+        )
+    )
     nib.save(turned, tmp_path / "a.nii.gz")
     mask, _, _ = outcome(predictor, tmp_path / "a.nii.gz", tmp_path / "out")
     assert np.array_equal(np.asarray(mask.dataobj), expected(np.asarray(turned.dataobj)))
@@ -154,12 +181,23 @@ def test_orientations_come_back_voxel_by_voxel(predictor, tmp_path, axes):
 
 def test_odd_geometry_is_kept_or_named(predictor, tmp_path):
     turn = np.eye(4)
-    turn[:3, :3] = np.array([[1, 0, 0], [0, np.cos(0.21), -np.sin(0.21)], [0, np.sin(0.21), np.cos(0.21)]])  # 12 degrees
+    turn[:3, :3] = np.array(
+        [[1, 0, 0], [0, np.cos(0.21), -np.sin(0.21)], [0, np.sin(0.21), np.cos(0.21)]]
+    )  # 12 degrees
     cases = {
         "oblique": ({"affine": turn @ AFFINE}, ""),
-        "shear 1e-4": ({"affine": AFFINE + np.outer([1e-4, 0, 0, 0], [0, 1, 0, 0]), "codes": (0, 1)}, ""),
-        "shear 1e-2": ({"affine": AFFINE + np.outer([1e-2, 0, 0, 0], [0, 1, 0, 0]), "codes": (0, 1)}, "sheared voxel grid"),
-        "forms differ": ({"qform": np.diag([1.0, 1.0, 2.0, 1.0]) + np.outer([0, 0, 9, 0], [0, 0, 0, 1])}, "qform"),
+        "shear 1e-4": (
+            {"affine": AFFINE + np.outer([1e-4, 0, 0, 0], [0, 1, 0, 0]), "codes": (0, 1)},
+            "",
+        ),
+        "shear 1e-2": (
+            {"affine": AFFINE + np.outer([1e-2, 0, 0, 0], [0, 1, 0, 0]), "codes": (0, 1)},
+            "sheared voxel grid",
+        ),
+        "forms differ": (
+            {"qform": np.diag([1.0, 1.0, 2.0, 1.0]) + np.outer([0, 0, 9, 0], [0, 0, 0, 1])},
+            "qform",
+        ),
         "no form": ({"codes": (0, 0)}, "pixdim"),
         "codes 0 and 2": ({"codes": (0, 2)}, ""),
     }
@@ -169,7 +207,18 @@ def test_odd_geometry_is_kept_or_named(predictor, tmp_path):
         mask, failed, said = outcome(predictor, path, tmp_path / name)
         assert failed is None, name
         assert np.array_equal(np.asarray(mask.dataobj).T, expected(phantom())), name
-        fields = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")
+        fields = (
+            "pixdim",
+            "qform_code",
+            "sform_code",
+            "quatern_b",
+            "quatern_c",
+            "qoffset_z",
+            "srow_x",
+            "srow_y",
+            "srow_z",
+            "xyzt_units",
+        )
         assert all(np.array_equal(mask.header[f], source[f]) for f in fields), name
         assert any(warned in text for text in said) if warned else not said, (name, said)
 
@@ -179,7 +228,9 @@ def test_storage_does_not_change_the_values(predictor, tmp_path, kind):
     array = phantom()
     array[array < 0.5] = 0
     array[0, 0, 0] = array[-1, -1, -1] = 2  # so that nothing is cropped away
-    image = nib.Nifti1Image(array.T.astype({"float64": np.float64, "int8": np.int8}.get(kind, np.float32)), AFFINE)
+    image = nib.Nifti1Image(
+        array.T.astype({"float64": np.float64, "int8": np.int8}.get(kind, np.float32)), AFFINE
+    )
     if kind == "scaled uint16":
         image.set_data_dtype(np.uint16)
         image.header.set_slope_inter(0.5, -1.0)
@@ -187,7 +238,9 @@ def test_storage_does_not_change_the_values(predictor, tmp_path, kind):
         image = nib.Nifti1Image(array.T, AFFINE, nib.Nifti1Header(endianness=">"))
     nib.save(image, tmp_path / "a.nii.gz")
     mask, _, _ = outcome(predictor, tmp_path / "a.nii.gz", tmp_path / "out")
-    assert np.array_equal(np.asarray(mask.dataobj), expected(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj)))
+    assert np.array_equal(
+        np.asarray(mask.dataobj), expected(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj))
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 11), (3, 4, 5), (1, 1, 1), (2, 30, 3)])
@@ -203,27 +256,45 @@ def test_a_flat_file_and_a_constant_scan(predictor, tmp_path):
     mask, _, _ = outcome(predictor, tmp_path / "flat.nii.gz", tmp_path / "out")
     assert mask.shape == flat.shape
     plan = Plan(PLAN.spacing_mm, {"CT": Intensity("zscore")})
-    scored = Predictor(Model(threshold, jnp.array([0.5, 1.5], jnp.float32), plan, merge([CORPUS]), (6, 8, 8)))
-    mask, failed, said = outcome(scored, put(tmp_path / "one.nii.gz", np.full((8, 8, 8), 7.0, np.float32)), tmp_path / "out2")
-    assert failed is None and not np.asarray(mask.dataobj).any() and any("constant image" in text for text in said)
+    scored = Predictor(
+        Model(threshold, jnp.array([0.5, 1.5], jnp.float32), plan, merge([CORPUS]), (6, 8, 8))
+    )
+    mask, failed, said = outcome(
+        scored, put(tmp_path / "one.nii.gz", np.full((8, 8, 8), 7.0, np.float32)), tmp_path / "out2"
+    )
+    assert (
+        failed is None
+        and not np.asarray(mask.dataobj).any()
+        and any("constant image" in text for text in said)
+    )
 
 
 def test_anisotropic_voxels(predictor, tmp_path):
     affine = np.diag([0.4, 0.4, 10.0, 1.0])
     path = put(tmp_path / "a.nii.gz", phantom((4, 24, 26)), affine)
     mask, failed, _ = outcome(predictor, path, tmp_path / "out")
-    assert failed is None and np.array_equal(mask.affine, nib.load(path).affine) and set(np.unique(np.asarray(mask.dataobj))) >= {0, 5}
+    assert (
+        failed is None
+        and np.array_equal(mask.affine, nib.load(path).affine)
+        and set(np.unique(np.asarray(mask.dataobj))) >= {0, 5}
+    )
 
 
 def test_channels_on_other_grids_name_both_files(tmp_path):
     corpus = Corpus("Two", ((1, ("a",)),), channels=("T1", "T2"))
     plan = Plan({"Two": (2.0, 1.0, 1.0)}, {"T1": Intensity("nonorm"), "T2": Intensity("nonorm")})
-    two = Predictor(Model(lambda p, i, c: {"logits": i[..., :1]}, {}, plan, merge([corpus]), (6, 8, 8)))
+    two = Predictor(
+        Model(lambda p, i, c: {"logits": i[..., :1]}, {}, plan, merge([corpus]), (6, 8, 8))
+    )
     put(tmp_path / "x_0000.nii.gz", phantom())
     put(tmp_path / "x_0001.nii.gz", phantom(), AFFINE + np.outer([0, 0, 3, 0], [0, 0, 0, 1]))
     result = predict_cases(two, find_inputs(tmp_path, channels=2), tmp_path / "out", "Two")
     (record,) = result.failed
-    assert record["message"] == "different geometry" and "x_0000" in record["path"] and "x_0001" in record["path"]
+    assert (
+        record["message"] == "different geometry"
+        and "x_0000" in record["path"]
+        and "x_0001" in record["path"]
+    )
 
 
 def test_the_real_error_of_the_network_is_recorded_with_its_place(tmp_path):
@@ -232,7 +303,10 @@ def test_the_real_error_of_the_network_is_recorded_with_its_place(tmp_path):
 
     fallen = Predictor(Model(broken, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
     _, record, _ = outcome(fallen, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
-    assert record["message"] == "the network fell over" and "test_infer_faults.py" in record["traceback"]
+    assert (
+        record["message"] == "the network fell over"
+        and "test_infer_faults.py" in record["traceback"]
+    )
 
 
 def test_a_full_disk_is_a_clean_failure_and_the_next_case_goes_on(predictor, tmp_path, monkeypatch):
@@ -247,9 +321,15 @@ def test_a_full_disk_is_a_clean_failure_and_the_next_case_goes_on(predictor, tmp
     monkeypatch.setattr(os, "replace", full)
     for name in ("a", "b"):
         put(tmp_path / "in" / f"{name}.nii.gz", phantom())
-    result = predict_cases(predictor, find_inputs(tmp_path / "in", channels=1), tmp_path / "out", "Liver")
+    result = predict_cases(
+        predictor, find_inputs(tmp_path / "in", channels=1), tmp_path / "out", "Liver"
+    )
     assert result.ok == ["b"] and "No space left on device" in result.failed[0]["message"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.json", "b.nii.gz", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "b.json",
+        "b.nii.gz",
+        "run.json",
+    ]
 
 
 def test_stages_overlap_keep_order_and_never_hold_more_than_three_cases():
@@ -275,7 +355,10 @@ def test_stages_overlap_keep_order_and_never_hold_more_than_three_cases():
 
     stages = stage("load", 0.01), stage("work", 0.02), stage("write", 0.01)
     cases = [Case(str(i), ()) for i in range(13)]
-    found = [(int(case.name), error and str(error)) for case, error in _pipeline(cases[:8], *stages, True)]
+    found = [
+        (int(case.name), error and str(error))
+        for case, error in _pipeline(cases[:8], *stages, True)
+    ]
     assert found == [(i, {2: "2 load", 4: "4 work", 6: "6 write"}.get(i)) for i in range(8)]
     assert most[0] <= 3
     assert spans[1, "load"][0] < spans[0, "work"][1] and spans[0, "write"][0] < spans[1, "work"][1]
@@ -287,13 +370,23 @@ def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path)
     large = put(tmp_path / "large.nii.gz", np.ones((64, 96, 96), np.float32))
     put(tmp_path / "small.nii.gz", phantom())
     limited = make_predictor(memory_gib=0.008)
-    result = predict_cases(limited, find_inputs([str(large), str(tmp_path / "small.nii.gz")], channels=1), tmp_path / "out", "Liver")
-    assert result.ok == ["small"] and "does not fit into the memory allowed" in result.failed[0]["message"]
+    result = predict_cases(
+        limited,
+        find_inputs([str(large), str(tmp_path / "small.nii.gz")], channels=1),
+        tmp_path / "out",
+        "Liver",
+    )
+    assert (
+        result.ok == ["small"]
+        and "does not fit into the memory allowed" in result.failed[0]["message"]
+    )
     assert "--max-memory" in result.failed[0]["fix"]
     with pytest.raises(PredictError):
         limited.forecast(nib_geometry(large), "Liver")
     forecast = make_predictor(memory_gib=1.0).forecast(nib_geometry(large), "Liver")
-    assert forecast.windows == 21 * 23 * 23 and forecast.strips == 1 and forecast.shape == (64, 96, 96)  # steps of 3, 4, 4 voxels
+    assert (
+        forecast.windows == 21 * 23 * 23 and forecast.strips == 1 and forecast.shape == (64, 96, 96)
+    )  # steps of 3, 4, 4 voxels
 
 
 def nib_geometry(path):
@@ -310,27 +403,42 @@ def test_entropy_and_disagreement_are_what_they_say(tmp_path):
     assert np.allclose(segment.entropy(q, exclusive=True), [1.5, 0.0, 1.0], atol=1e-5)
     unsure = make_predictor(ensemble=[jnp.array([1.5, 9.0], jnp.float32)], uncertainty=True)
     outcome(unsure, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
-    maps = {name: np.asarray(nib.load(tmp_path / "out" / f"x_{name}.nii.gz").dataobj).T for name in segment.UNCERTAINTIES}
+    maps = {
+        name: np.asarray(nib.load(tmp_path / "out" / f"x_{name}.nii.gz").dataobj).T
+        for name in segment.UNCERTAINTIES
+    }
     liver = phantom() == 1  # one member says liver, the other does not
-    assert np.allclose(maps["disagreement"][liver], 0.5, atol=1e-3) and np.allclose(maps["entropy"][liver], 1, atol=1e-3)
+    assert np.allclose(maps["disagreement"][liver], 0.5, atol=1e-3) and np.allclose(
+        maps["entropy"][liver], 1, atol=1e-3
+    )
     outside = phantom() < 0.5
     assert maps["disagreement"][outside].max() < 1e-3 and maps["entropy"][outside].max() < 0.01
     sidecar = json.loads((tmp_path / "out" / "x.json").read_text())
-    assert set(sidecar["maps"]) == {"entropy", "disagreement"} and sidecar["settings"]["uncertainty"] is True
+    assert (
+        set(sidecar["maps"]) == {"entropy", "disagreement"}
+        and sidecar["settings"]["uncertainty"] is True
+    )
 
 
 def test_statistics_and_chosen_classes(predictor, tmp_path):
     path = put(tmp_path / "a.nii.gz", phantom())
     files = Files(classes=("liver",), statistics=True)
     mask, _, _ = outcome(predictor, path, tmp_path / "out", files=files)
-    assert set(np.unique(np.asarray(mask.dataobj))) == {0, 5}  # the tumour's place is liver's, as the liver contains it
+    assert set(np.unique(np.asarray(mask.dataobj))) == {
+        0,
+        5,
+    }  # the tumour's place is liver's, as the liver contains it
     sidecar = json.loads((tmp_path / "out" / "x.json").read_text())
     inside = phantom() > 0.5
     found = sidecar["classes"]["liver"]
     assert list(sidecar["classes"]) == ["liver"] and found["voxels"] == inside.sum()
-    assert found["volume_ml"] == pytest.approx(inside.sum() * 0.002) and found["mean_intensity"] == pytest.approx(phantom()[inside].mean())
+    assert found["volume_ml"] == pytest.approx(inside.sum() * 0.002) and found[
+        "mean_intensity"
+    ] == pytest.approx(phantom()[inside].mean())
     table = (tmp_path / "out" / "statistics.csv").read_text().splitlines()
-    assert table[0] == "case,class,voxels,volume_ml,mean_intensity" and table[1].startswith(f"x,liver,{inside.sum()},")
+    assert table[0] == "case,class,voxels,volume_ml,mean_intensity" and table[1].startswith(
+        f"x,liver,{inside.sum()},"
+    )
 
 
 def test_a_half_written_mask_never_counts(predictor, tmp_path):
@@ -340,8 +448,12 @@ def test_a_half_written_mask_never_counts(predictor, tmp_path):
     (out / "x.nii.gz").write_bytes(whole[: len(whole) // 2])
     result = predict_cases(predictor, [Case("x", (str(path),))], out, "Liver", continue_=True)
     assert result.ok == ["x"] and (out / "x.nii.gz").read_bytes() == whole
-    assert predict_cases(predictor, [Case("x", (str(path),))], out, "Liver", continue_=True).skipped == ["x"]
-    assert predict_cases(make_predictor(overlap=0.25), [Case("x", (str(path),))], out, "Liver", continue_=True).ok == ["x"]
+    assert predict_cases(
+        predictor, [Case("x", (str(path),))], out, "Liver", continue_=True
+    ).skipped == ["x"]
+    assert predict_cases(
+        make_predictor(overlap=0.25), [Case("x", (str(path),))], out, "Liver", continue_=True
+    ).ok == ["x"]
 
 
 KILLED = """
@@ -378,14 +490,20 @@ def test_a_kill_leaves_no_half_file_and_the_next_call_finishes_the_rest(tmp_path
     names = {p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")}
     assert "a.nii.gz" in names and "b.nii.gz" not in names
     assert json.loads((tmp_path / "out" / "b.json").read_text())["complete"] is False
-    done = subprocess.run([*command, "quick"], capture_output=True, timeout=200, check=False, **place)
+    done = subprocess.run(
+        [*command, "quick"], capture_output=True, timeout=200, check=False, **place
+    )
     assert done.stdout == "['b', 'c'] ['a']\n", done.stderr
     for name in ("a", "b", "c"):
-        assert np.array_equal(np.asarray(nib.load(tmp_path / "out" / f"{name}.nii.gz").dataobj).T, expected(phantom()))
+        assert np.array_equal(
+            np.asarray(nib.load(tmp_path / "out" / f"{name}.nii.gz").dataobj).T, expected(phantom())
+        )
 
 
 def test_predictions_repeat_to_the_bit(predictor, tmp_path):
-    path = put(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(1, 1, (9, 13, 17)).astype(np.float32))
+    path = put(
+        tmp_path / "a.nii.gz", np.random.default_rng(0).normal(1, 1, (9, 13, 17)).astype(np.float32)
+    )
     outcome(predictor, path, tmp_path / "1")
     outcome(make_predictor(batch_windows=1), path, tmp_path / "2")
     assert (tmp_path / "1" / "x.nii.gz").read_bytes() == (tmp_path / "2" / "x.nii.gz").read_bytes()

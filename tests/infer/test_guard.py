@@ -1,4 +1,6 @@
-"""Silent emptiness: scores that are no numbers, scans unlike those trained on, devices that run out of memory."""
+"""Silent emptiness: scores that are no numbers, scans unlike those trained on, devices that run out
+of memory.
+"""
 
 import json
 import warnings
@@ -52,14 +54,16 @@ def predict(predictor, path, out):
     return result, said
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------------------------
+# -- scores ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("average", ["prob", "logit"])
 @pytest.mark.parametrize("where", ["everywhere", "one voxel"])
-def test_scores_that_are_no_numbers_fail_the_case_and_name_it(tmp_path, value, activation, average, where):
+def test_scores_that_are_no_numbers_fail_the_case_and_name_it(
+    tmp_path, value, activation, average, where
+):
     def apply(params, image, context):
         logits = image - params
         bad = jnp.full_like(logits, value)
@@ -71,8 +75,14 @@ def test_scores_that_are_no_numbers_fail_the_case_and_name_it(tmp_path, value, a
     path = put(tmp_path / "a.nii.gz", phantom())
     result, _ = predict(predictor, path, tmp_path / "out")
     (record,) = result.failed
-    assert record["message"] == "the network gives scores that are not finite numbers" and record["path"] == str(path)
-    assert "runs/broken" in record["found"] and "traceback" not in record and not (tmp_path / "out" / "x.nii.gz").exists()
+    assert record["message"] == "the network gives scores that are not finite numbers" and record[
+        "path"
+    ] == str(path)
+    assert (
+        "runs/broken" in record["found"]
+        and "traceback" not in record
+        and not (tmp_path / "out" / "x.nii.gz").exists()
+    )
 
 
 def test_a_class_that_the_network_masks_is_no_fault(tmp_path):
@@ -80,12 +90,19 @@ def test_a_class_that_the_network_masks_is_no_fault(tmp_path):
         return {"logits": jnp.concatenate([image - 0.5, jnp.full_like(image, -jnp.inf)], -1)}
 
     predictor = Predictor(Model(apply, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
-    assert predict(predictor, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")[0].ok == ["x"]
+    assert predict(predictor, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")[0].ok == [
+        "x"
+    ]
 
 
 def test_uncertainty_and_ensembles_notice_one_bad_member(tmp_path):
     bad = make_predictor(ensemble=[jnp.array([np.nan, 1.0])], uncertainty=True)
-    assert "not finite" in predict(bad, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")[0].failed[0]["message"]
+    assert (
+        "not finite"
+        in predict(bad, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")[0].failed[0][
+            "message"
+        ]
+    )
 
 
 def test_the_python_interface_names_the_scan(tmp_path):
@@ -97,7 +114,7 @@ def test_the_python_interface_names_the_scan(tmp_path):
         predictor.predict(ct(), np.eye(4))
 
 
-# -- device memory ---------------------------------------------------------------------------------------------------------------------
+# -- device memory ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fits, outcome", [(2, "ok"), (0, "failed")])
@@ -111,7 +128,9 @@ def test_a_full_device_gets_half_the_windows_once_then_a_sentence(tmp_path, fits
         def run(*given):
             asked.append(predictor.batch_windows)
             if predictor.batch_windows > fits:
-                raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
+                raise RuntimeError(
+                    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes."
+                )
             return step(*given)
 
         return run
@@ -122,7 +141,10 @@ def test_a_full_device_gets_half_the_windows_once_then_a_sentence(tmp_path, fits
     assert len(said) == 1 and "out of memory with --batch-windows 4; trying 2" in said[0]
     assert sorted(set(asked)) == [2, 4] and len(getattr(result, outcome)) == 1
     if outcome == "failed":
-        assert result.failed[0]["message"] == "the device is out of memory" and "--batch-windows" in result.failed[0]["fix"]
+        assert (
+            result.failed[0]["message"] == "the device is out of memory"
+            and "--batch-windows" in result.failed[0]["fix"]
+        )
 
 
 def _with(function, facts):
@@ -135,15 +157,23 @@ def _with(function, facts):
     return Step()
 
 
-# -- scans unlike the training -----------------------------------------------------------------------------------------------------------
+# -- scans unlike the training ---------------------------------------------------------------------
 
 UNLIKE = {
     "centimetres": (lambda a: a, np.diag([0.1, 0.1, 0.2, 1]), "in training 1 to 2 mm"),
-    "a whole body": (lambda a: np.tile(a, (8, 1, 1)), AFFINE, "a field of view of 192 mm, in training 16 to 40 mm"),
+    "a whole body": (
+        lambda a: np.tile(a, (8, 1, 1)),
+        AFFINE,
+        "a field of view of 192 mm, in training 16 to 40 mm",
+    ),
     "no rescale intercept": (lambda a: a + 1024, AFFINE, "intensities of CT"),
     "scaled to 0..1": (lambda a: (a + 1000) / 1400, AFFINE, "intensities of CT"),
     "times 100": (lambda a: a * 100, AFFINE, "intensities of CT"),
-    "one voxel of 3e38": (lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, 3e38, a), AFFINE, ""),
+    "one voxel of 3e38": (
+        lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, 3e38, a),
+        AFFINE,
+        "",
+    ),
 }
 
 
@@ -158,8 +188,14 @@ def test_an_empty_class_in_an_unlike_scan_carries_a_warning(tmp_path, what):
     if not words:
         assert side["warnings"] == [] == said  # a CT is clipped: one voxel changes nothing
         return
-    assert len(side["warnings"]) == 1 and words in side["warnings"][0] and "no voxel of liver, tumour was found" in side["warnings"][0]
-    assert manifest["cases"]["x"]["warnings"] == side["warnings"] and said == [f"x: {side['warnings'][0]}"]
+    assert (
+        len(side["warnings"]) == 1
+        and words in side["warnings"][0]
+        and "no voxel of liver, tumour was found" in side["warnings"][0]
+    )
+    assert manifest["cases"]["x"]["warnings"] == side["warnings"] and said == [
+        f"x: {side['warnings'][0]}"
+    ]
 
 
 def test_metres_taken_for_millimetres_are_doubted(tmp_path):
@@ -168,7 +204,9 @@ def test_metres_taken_for_millimetres_are_doubted(tmp_path):
     volume = nifti.read(put(tmp_path / "a.nii.gz", ct()))
     far = nifti.Volume(volume.array, np.diag([1e-3, 1e-3, 2e-3, 1.0]), volume.header, volume.path)
     found = guard.doubts(plan, ["CT"], far, empty(plan).prepare(far, "Liver"))
-    assert found[0] == "voxels of 0.001 mm, in training 1 to 2 mm" and found[1].startswith("a field of view of 0.024 mm")
+    assert found[0] == "voxels of 0.001 mm, in training 1 to 2 mm" and found[1].startswith(
+        "a field of view of 0.024 mm"
+    )
 
 
 def test_a_scan_like_the_training_or_a_class_that_is_there_says_nothing(tmp_path):
@@ -189,7 +227,11 @@ def test_one_absurd_voxel_flattens_a_scan_that_is_normalised_by_itself(tmp_path,
 
 
 def test_a_plan_of_an_earlier_version_checks_what_it_can_and_says_what_it_cannot(tmp_path, capsys):
-    old = {k: v for k, v in Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}).to_json().items() if k != "guard"}
+    old = {
+        k: v
+        for k, v in Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}).to_json().items()
+        if k != "guard"
+    }
     plan = Plan.from_json(old)
     assert plan.guard is None and "no ranges of the training scans" in guard.unchecked(plan, ["CT"])
     assert guard.unchecked(Plan({}, {"CT": CT}, guard=KNOWN), ["CT"]) == ""
@@ -198,7 +240,9 @@ def test_a_plan_of_an_earlier_version_checks_what_it_can_and_says_what_it_cannot
         ("far", ct() + 5000, AFFINE, "in training -100 to 200 within the classes"),
         ("flat", ct() / 1400, AFFINE, "hardly any contrast"),
     ):
-        (said,) = predict(empty(plan), put(tmp_path / f"{name}.nii.gz", array, affine), tmp_path / name)[1]
+        (said,) = predict(
+            empty(plan), put(tmp_path / f"{name}.nii.gz", array, affine), tmp_path / name
+        )[1]
         assert words in said
     assert predict(empty(plan), put(tmp_path / "fine.nii.gz", ct()), tmp_path / "fine")[1] == []
 
@@ -211,7 +255,9 @@ def test_the_ranges_are_those_of_the_cases_and_decide_nothing(tmp_path):
         label[3:6, 8:12, 8:12] = 1
         affine = np.diag([spacing, spacing, 2.0, 1.0])
         image = put(tmp_path / f"{k}.nii.gz", ct() + k, affine)
-        cases.append(Case(str(k), (str(image),), str(put(tmp_path / f"l{k}.nii.gz", label, affine))))
+        cases.append(
+            Case(str(k), (str(image),), str(put(tmp_path / f"l{k}.nii.gz", label, affine)))
+        )
     found = fingerprint(spec, cases, workers=1)
     assert Fingerprint.from_json(json.loads(json.dumps(found.to_json()))) == found
     plan = make_plan({"Liver": found})
@@ -219,7 +265,9 @@ def test_the_ranges_are_those_of_the_cases_and_decide_nothing(tmp_path):
     assert known.spacing_mm == (1.0, 2.0) and known.field_mm == (24.0, 24.0)
     assert known.intensity["ct"] == pytest.approx((-1000.0, ranges.levels(ct() + 1)[2]))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    assert plan.key() == Plan.from_json(plan.to_json() | {"guard": None}).key()  # stores and runs of earlier versions still fit
+    assert (
+        plan.key() == Plan.from_json(plan.to_json() | {"guard": None}).key()
+    )  # stores and runs of earlier versions still fit
     before = Fingerprint.from_json({k: v for k, v in found.to_json().items() if k != "levels"})
     assert make_plan({"Liver": before}).guard is None
 
@@ -227,7 +275,11 @@ def test_the_ranges_are_those_of_the_cases_and_decide_nothing(tmp_path):
 @pytest.fixture
 def blank_run(tmp_path, monkeypatch):
     """A run whose network scores 1/2 everywhere, so that it finds nothing."""
-    monkeypatch.setattr(make_run_module, "random_params", lambda abstract, seed: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract))
+    monkeypatch.setattr(
+        make_run_module,
+        "random_params",
+        lambda abstract, seed: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract),
+    )
     return make_run(tmp_path / "run")
 
 
@@ -235,9 +287,14 @@ def test_the_page_and_the_command_show_the_warning(blank_run, tmp_path, capsys):
     path = put(tmp_path / "in" / "a.nii.gz", ct() / 1e6)
     given = ["predict", "-m", str(blank_run), "-i", str(path), "-o", str(tmp_path / "out")]
     assert cli.main([*given, "--quiet"]) == 0
-    assert "medjax: a: no voxel of organ, tumour was found, but the scan is unlike those trained on" in capsys.readouterr().err
+    assert (
+        "medjax: a: no voxel of organ, tumour was found, but the scan is unlike those trained on"
+        in capsys.readouterr().err
+    )
     assert 'id="warnings"' in (tmp_path / "out" / "report.html").read_text()
-    assert cli.main(given) == 0 and "holds no ranges of the training scans" in capsys.readouterr().err
+    assert (
+        cli.main(given) == 0 and "holds no ranges of the training scans" in capsys.readouterr().err
+    )
 
 
 def test_nibabel_images_of_unlike_scans_warn(blank_run):
@@ -252,8 +309,14 @@ def test_nibabel_images_of_unlike_scans_warn(blank_run):
 def test_the_page_lists_warnings_escaped(tmp_path):
     from medjax.report import prediction
 
-    (tmp_path / "a.json").write_text(json.dumps({"labels": {}, "classes": {}, "images": [], "warnings": ["no voxel of <b>liver</b>"]}))
-    (tmp_path / "run.json").write_text(json.dumps({"cases": {"a": {}, "../../secret": {}}, "failed": []}))
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {"labels": {}, "classes": {}, "images": [], "warnings": ["no voxel of <b>liver</b>"]}
+        )
+    )
+    (tmp_path / "run.json").write_text(
+        json.dumps({"cases": {"a": {}, "../../secret": {}}, "failed": []})
+    )
     page = prediction.prediction_report(tmp_path).read_text()
     assert 'id="warnings"' in page and "&lt;b&gt;liver" in page and "unusable case name" in page
 
@@ -267,13 +330,20 @@ def test_real_scans_raise_no_doubts_against_a_plan_of_their_own_set(real_data, t
     corpus, cases = read_corpus(real_data / task)
     cases = [case for case in cases if case.labelled][:8]
     plan = make_plan({corpus.store: fingerprint(corpus, cases[::2], workers=1)})
-    predictor = Predictor(Model(nothing, jnp.zeros(len(merge([corpus]).classes)), plan, merge([corpus]), (8, 8, 8)))
+    predictor = Predictor(
+        Model(nothing, jnp.zeros(len(merge([corpus]).classes)), plan, merge([corpus]), (8, 8, 8))
+    )
     for case in cases:
         volume = nifti.read_case(case.images)
         prepared = predictor.prepare(volume, corpus.name)
         assert guard.doubts(plan, corpus.channels, volume, prepared) == [], case.name
-        shrunk = nifti.Volume(volume.array, volume.affine @ np.diag([1e-3, 1e-3, 1e-3, 1]), volume.header, volume.path)
-        assert any("voxels of" in text for text in guard.doubts(plan, corpus.channels, shrunk, _like(shrunk, prepared)))
+        shrunk = nifti.Volume(
+            volume.array, volume.affine @ np.diag([1e-3, 1e-3, 1e-3, 1]), volume.header, volume.path
+        )
+        assert any(
+            "voxels of" in text
+            for text in guard.doubts(plan, corpus.channels, shrunk, _like(shrunk, prepared))
+        )
 
 
 def _like(volume, prepared):

@@ -1,4 +1,6 @@
-"""The same numbers as nnU-Net v2's own functions: window positions, importance, mirrored sliding-window logits."""
+"""The same numbers as nnU-Net v2's own functions: window positions, importance, mirrored
+sliding-window logits.
+"""
 
 import itertools
 
@@ -32,12 +34,16 @@ def test_positions(nnunet):
 def test_importance(nnunet):
     torch = pytest.importorskip("torch")
     for window in ((40, 56, 40), (16, 17, 33)):
-        expected = nnunet.compute_gaussian(window, 1 / 8, 1, torch.float32, torch.device("cpu")).numpy()
+        expected = nnunet.compute_gaussian(
+            window, 1 / 8, 1, torch.float32, torch.device("cpu")
+        ).numpy()
         assert np.allclose(windows.gaussian(window), expected, rtol=1e-5)
 
 
 def test_sliding_window_with_mirroring(nnunet):
-    """A torch convolution under nnU-Net's scheme (positions, weights, flips of logits) and the same function under ours."""
+    """A torch convolution under nnU-Net's scheme (positions, weights, flips of logits) and the same
+    function under ours.
+    """
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     convolution = torch.nn.Conv3d(1, 3, 3, padding=1)
@@ -51,7 +57,9 @@ def test_sliding_window_with_mirroring(nnunet):
     weight = nnunet.compute_gaussian(window, 1 / 8, 10, torch.float32, torch.device("cpu"))
     total, count = torch.zeros(3, *image.shape[:3]), torch.zeros(image.shape[:3])
     with torch.no_grad():
-        for z, y, x in itertools.product(*nnunet.compute_steps_for_sliding_window(image.shape[:3], window, 0.5)):
+        for z, y, x in itertools.product(
+            *nnunet.compute_steps_for_sliding_window(image.shape[:3], window, 0.5)
+        ):
             region = slice(z, z + 8), slice(y, y + 12), slice(x, x + 10)
             total[:, *region] += flips(torch.tensor(image[region][None, None, ..., 0]))[0] * weight
             count[region] += weight
@@ -59,7 +67,14 @@ def test_sliding_window_with_mirroring(nnunet):
     bias = jnp.asarray(convolution.bias.detach().numpy())
 
     def network(batch):
-        return jax.lax.conv_general_dilated(batch, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + bias
+        return (
+            jax.lax.conv_general_dilated(
+                batch, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            )
+            + bias
+        )
 
-    found = windows.sliding_window(jax.jit(tta.mirrored(network, (0, 1, 2))), image, window, 3, batch_windows=4)
+    found = windows.sliding_window(
+        jax.jit(tta.mirrored(network, (0, 1, 2))), image, window, 3, batch_windows=4
+    )
     assert np.allclose(found, (total / count).numpy().transpose(1, 2, 3, 0), atol=2e-6)

@@ -1,4 +1,6 @@
-"""Largest component, minimum volume, holes: hand-made masks, the repainted label map, the record, and that nothing happens unasked."""
+"""Largest component, minimum volume, holes: hand-made masks, the repainted label map, the record,
+and that nothing happens unasked.
+"""
 
 import json
 
@@ -25,19 +27,25 @@ def predictor(rules=None):
     def apply(params, image, context):
         return {"logits": (image - params) * 20.0}
 
-    return Predictor(Model(apply, jnp.array([0.5, 1.5], jnp.float32), PLAN, SPACE, (6, 8, 8)), postprocess=rules)
+    return Predictor(
+        Model(apply, jnp.array([0.5, 1.5], jnp.float32), PLAN, SPACE, (6, 8, 8)), postprocess=rules
+    )
 
 
 @pytest.fixture
 def volume(tmp_path):
-    """Liver of 6 x 8 x 8 voxels with a hole of 2, an island of 12, and a tumour of 3 inside beside a speck of 1; 0.002 ml per voxel."""
+    """Liver of 6 x 8 x 8 voxels with a hole of 2, an island of 12, and a tumour of 3 inside beside
+    a speck of 1; 0.002 ml per voxel.
+    """
     array = np.full((10, 14, 20), 0.1)
     array[2:8, 2:10, 2:10] = 1
     array[4, 5, 5:7] = 0.1
     array[2:5, 3:5, 15:17] = 1
     array[3, 3, 3:6] = 2
     array[6, 8, 8] = 2
-    image = nib.Nifti1Image(array.T.astype(np.float32), np.diag([-1.0, 1.0, 2.0, 1.0]))  # stored left to right: the crop is a flipped view
+    image = nib.Nifti1Image(
+        array.T.astype(np.float32), np.diag([-1.0, 1.0, 2.0, 1.0])
+    )  # stored left to right: the crop is a flipped view
     nib.save(image, tmp_path / "a.nii.gz")
     return nifti.read(tmp_path / "a.nii.gz")
 
@@ -61,7 +69,9 @@ def test_holes_are_filled_in_space_and_in_a_single_slice():
     hollow[3, 3, 3] = hollow[2, 2, 3] = False
     open_ = hollow.copy()
     open_[3, 3, 4:] = False  # a channel to the outside
-    assert np.array_equal(postprocess.filled(hollow)[0], cube) and postprocess.filled(hollow)[1] == 2
+    assert (
+        np.array_equal(postprocess.filled(hollow)[0], cube) and postprocess.filled(hollow)[1] == 2
+    )
     assert postprocess.filled(open_)[1] == 1
     assert postprocess.filled(hollow[3:4])[1] == 1
 
@@ -84,7 +94,11 @@ def test_rules_change_masks_label_map_and_record(volume):
     expected[6, 8, 8] = 1  # the speck goes back to liver
     assert np.array_equal(found.label_map, expected)
     assert np.array_equal(found.masks["liver"], expected > 0)
-    assert predictor(rules).settings()["postprocess"] == {"largest": ["liver"], "holes": ["liver", "tumour"], "min_ml": {"tumour": 0.005}}
+    assert predictor(rules).settings()["postprocess"] == {
+        "largest": ["liver"],
+        "holes": ["liver", "tumour"],
+        "min_ml": {"tumour": 0.005},
+    }
 
 
 def test_rules_from_json_name_what_is_wrong():
@@ -98,22 +112,45 @@ def test_rules_from_json_name_what_is_wrong():
 
 
 def test_the_choice_on_validation_masks_rests_on_dice(tmp_path, capsys):
-    """Class 1: an island far off the reference lowers Dice (100/(100+60)...); class 2: two true parts, of which one would be lost."""
+    """Class 1: an island far off the reference lowers Dice (100/(100+60)...); class 2: two true
+    parts, of which one would be lost.
+    """
     reference, wrong = np.zeros((12, 12, 12), np.uint8), np.zeros((12, 12, 12), np.uint8)
     reference[1:6, 1:6, 1:5] = wrong[1:6, 1:6, 1:5] = 1
     wrong[9:11, 9:11, 9:11] = 1
-    reference[1:3, 8:10, 1:3] = reference[9:11, 1:3, 1:3] = wrong[1:3, 8:10, 1:3] = wrong[9:11, 1:3, 1:3] = 2
+    reference[1:3, 8:10, 1:3] = reference[9:11, 1:3, 1:3] = wrong[1:3, 8:10, 1:3] = wrong[
+        9:11, 1:3, 1:3
+    ] = 2
     for folder, array in (("labelsTr", reference), ("predicted", wrong)):
         (tmp_path / folder).mkdir()
         nib.save(nib.Nifti1Image(array.T, np.eye(4)), tmp_path / folder / "case.nii.gz")
-    labels = {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "channel_names": {"0": "CT"}, "numTraining": 1, "file_ending": ".nii.gz"}
+    labels = {
+        "labels": {"background": 0, "a": 1, "b": 2, "c": 3},
+        "channel_names": {"0": "CT"},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(labels))
     out = tmp_path / "rules.json"
-    given = ["postprocess", "--reference", str(tmp_path / "labelsTr"), "--prediction", str(tmp_path / "predicted")]
+    given = [
+        "postprocess",
+        "--reference",
+        str(tmp_path / "labelsTr"),
+        "--prediction",
+        str(tmp_path / "predicted"),
+    ]
     assert cli.main([*given, "-o", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["rules"] == {"largest": ["a"]}
-    assert found["evidence"]["a"] == {"dice_before": pytest.approx(200 / 208), "dice_after": 1.0, "cases": 1}
-    assert found["evidence"]["b"] == {"dice_before": 1.0, "dice_after": pytest.approx(2 * 8 / 24), "cases": 1}
+    assert found["evidence"]["a"] == {
+        "dice_before": pytest.approx(200 / 208),
+        "dice_after": 1.0,
+        "cases": 1,
+    }
+    assert found["evidence"]["b"] == {
+        "dice_before": 1.0,
+        "dice_after": pytest.approx(2 * 8 / 24),
+        "cases": 1,
+    }
     assert found["evidence"]["c"]["cases"] == 0 and "yes" in capsys.readouterr().out
     assert cli.main(given) == 2 and "where shall the choice go" in capsys.readouterr().err

@@ -39,7 +39,14 @@ def cases(tmp_path):
         array = np.zeros(shape)
         array[1:-1, 1:-1, 1:-1] = 1
         array[2, 3, 4] = 2
-        turn = np.array([[0.0, -1.0, 0, 20], [0.9781476, 0, 0.2079117, -3], [-0.2079117, 0, 0.9781476, 4], [0, 0, 0, 1]])
+        turn = np.array(
+            [
+                [0.0, -1.0, 0, 20],
+                [0.9781476, 0, 0.2079117, -3],
+                [-0.2079117, 0, 0.9781476, 4],
+                [0, 0, 0, 1],
+            ]
+        )
         image = nib.Nifti1Image(array.T.astype(np.int16), turn @ np.diag([1.0, 1.0, 2.0, 1.0]))
         image.set_sform(image.affine, 2)
         image.set_qform(image.affine, 3)
@@ -56,11 +63,21 @@ def cases(tmp_path):
 
 def test_one_broken_case_leaves_two_masks_and_one_record(predictor, cases, tmp_path):
     told = []
-    result = predict_cases(predictor, cases, tmp_path / "out", "Liver", progress=lambda *event: told.append(event))
+    result = predict_cases(
+        predictor, cases, tmp_path / "out", "Liver", progress=lambda *event: told.append(event)
+    )
     assert result.ok == ["case0", "case2"] and result.skipped == []
     (record,) = result.failed
-    assert record["case"] == "case1" and "truncated gzip" in record["message"] and record["path"] == cases[1].images[0]
-    assert told == [(1, 3, "case0", "predicted"), (2, 3, "case1", "failed"), (3, 3, "case2", "predicted")]
+    assert (
+        record["case"] == "case1"
+        and "truncated gzip" in record["message"]
+        and record["path"] == cases[1].images[0]
+    )
+    assert told == [
+        (1, 3, "case0", "predicted"),
+        (2, 3, "case1", "failed"),
+        (3, 3, "case2", "predicted"),
+    ]
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["case0.json", "case0.nii.gz", "case2.json", "case2.nii.gz", "run.json"]
 
@@ -70,37 +87,75 @@ def test_masks_keep_the_header_of_the_scan(predictor, cases, tmp_path):
     for case in cases[::2]:
         source, mask = nib.load(case.images[0]), nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert mask.shape == source.shape and np.array_equal(mask.affine, source.affine)
-        for field in ("pixdim", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        for field in (
+            "pixdim",
+            "qform_code",
+            "sform_code",
+            "quatern_b",
+            "qoffset_x",
+            "srow_x",
+            "srow_y",
+            "srow_z",
+            "xyzt_units",
+        ):
             assert np.array_equal(mask.header[field], source.header[field]), field
-        assert mask.get_data_dtype() == np.uint8 and mask.header.get_slope_inter() in ((None, None), (1.0, 0.0))
+        assert mask.get_data_dtype() == np.uint8 and mask.header.get_slope_inter() in (
+            (None, None),
+            (1.0, 0.0),
+        )
         values = np.asarray(source.dataobj)
-        assert np.array_equal(np.asarray(mask.dataobj), np.where(values > 1.5, 2, np.where(values > 0.5, 1, 0)))
-        assert nifti.label_names(tmp_path / "out" / f"{case.name}.nii.gz") == {1: "liver", 2: "tumour"}
+        assert np.array_equal(
+            np.asarray(mask.dataobj), np.where(values > 1.5, 2, np.where(values > 0.5, 1, 0))
+        )
+        assert nifti.label_names(tmp_path / "out" / f"{case.name}.nii.gz") == {
+            1: "liver",
+            2: "tumour",
+        }
 
 
 def test_sidecar_and_manifest(predictor, cases, tmp_path):
     predict_cases(predictor, cases, tmp_path / "out", "Liver")
     sidecar = json.loads((tmp_path / "out" / "case0.json").read_text())
     assert (
-        sidecar["labels"] == {"1": "liver", "2": "tumour"} and sidecar["corpus"] == "Liver" and list(sidecar["files"]) == ["case0.nii.gz"]
+        sidecar["labels"] == {"1": "liver", "2": "tumour"}
+        and sidecar["corpus"] == "Liver"
+        and list(sidecar["files"]) == ["case0.nii.gz"]
     )
     voxels = int((np.asarray(nib.load(cases[0].images[0]).dataobj) > 0.5).sum())
-    assert sidecar["classes"]["liver"] == {"voxels": voxels, "volume_ml": pytest.approx(voxels * 2 / 1000)}
+    assert sidecar["classes"]["liver"] == {
+        "voxels": voxels,
+        "volume_ml": pytest.approx(voxels * 2 / 1000),
+    }
     manifest = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert list(manifest["cases"]) == ["case0", "case2"] and [f["case"] for f in manifest["failed"]] == ["case1"]
+    assert list(manifest["cases"]) == ["case0", "case2"] and [
+        f["case"] for f in manifest["failed"]
+    ] == ["case1"]
     digest = hashlib.sha256(open(cases[0].images[0], "rb").read()).hexdigest()
     assert manifest["cases"]["case0"]["inputs"] == {cases[0].images[0]: digest}
-    assert manifest["cases"]["case0"]["outputs"] == ["case0.nii.gz", "case0.json"] and manifest["cases"]["case0"]["seconds"]["predict"] > 0
-    assert {"jax", "numpy", "python"} <= set(manifest["versions"]) and manifest["settings"]["window"] == [6, 8, 8]
+    assert (
+        manifest["cases"]["case0"]["outputs"] == ["case0.nii.gz", "case0.json"]
+        and manifest["cases"]["case0"]["seconds"]["predict"] > 0
+    )
+    assert {"jax", "numpy", "python"} <= set(manifest["versions"]) and manifest["settings"][
+        "window"
+    ] == [6, 8, 8]
 
 
 def test_one_file_per_class_and_probabilities(predictor, cases, tmp_path):
     out = tmp_path / "out"
-    predict_cases(predictor, cases[:1], out, "Liver", files=Files(one_file_per_class=True, probabilities=True))
-    assert sorted(p.name for p in (out / "case0").iterdir()) == ["liver.nii.gz", "spleen.nii.gz", "tumour.nii.gz"]
+    predict_cases(
+        predictor, cases[:1], out, "Liver", files=Files(one_file_per_class=True, probabilities=True)
+    )
+    assert sorted(p.name for p in (out / "case0").iterdir()) == [
+        "liver.nii.gz",
+        "spleen.nii.gz",
+        "tumour.nii.gz",
+    ]
     values = np.asarray(nib.load(cases[0].images[0]).dataobj)
     liver = nib.load(out / "case0" / "liver.nii.gz")
-    assert np.array_equal(np.asarray(liver.dataobj) > 0, values > 0.5)  # overlaps the tumour, unlike in the label map
+    assert np.array_equal(
+        np.asarray(liver.dataobj) > 0, values > 0.5
+    )  # overlaps the tumour, unlike in the label map
     with np.load(out / "case0_prob.npz", allow_pickle=False) as found:
         assert set(found) == {"liver", "tumour", "spleen"} and found["liver"].dtype == np.float16
         assert found["liver"].shape == values.T.shape
@@ -116,11 +171,16 @@ def test_continue_trusts_complete_cases_only(predictor, cases, tmp_path):
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
     (out / "case2.json").unlink()  # killed before the sidecar
     (out / ".case2.nii.gz.1-abc.tmp").write_bytes(b"half")
-    result = predict_cases(predictor, cases, out, "Liver", continue_=True, progress=lambda *event: told.append(event))
+    result = predict_cases(
+        predictor, cases, out, "Liver", continue_=True, progress=lambda *event: told.append(event)
+    )
     assert (result.ok, result.skipped) == (["case2"], ["case0"])
     assert told == [(1, 2, "case0", "complete"), (2, 2, "case2", "predicted")]
     after = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
-    assert after["case0.nii.gz"] == before["case0.nii.gz"] and after["case2.nii.gz"] > before["case2.nii.gz"]
+    assert (
+        after["case0.nii.gz"] == before["case0.nii.gz"]
+        and after["case2.nii.gz"] > before["case2.nii.gz"]
+    )
     assert list(json.loads((out / "run.json").read_text())["cases"]) == ["case0", "case2"]
     other = predict_cases(predictor, cases, out, "Spleen", continue_=True)
     assert other.ok == ["case0", "case2"]  # another protocol: nothing there can be kept
@@ -133,7 +193,10 @@ def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
     space = merge([CORPUS, OTHER])
     broken = Predictor(Model(apply, jnp.zeros(3), PLAN, space, (6, 8, 8)))
     result = predict_cases(broken, cases[:1], tmp_path / "out", "Liver")
-    assert result.failed[0]["error"] == "RuntimeError" and result.failed[0]["message"] == "the network fell over"
+    assert (
+        result.failed[0]["error"] == "RuntimeError"
+        and result.failed[0]["message"] == "the network fell over"
+    )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["run.json"]
 
 
@@ -156,10 +219,16 @@ def test_usage_errors_come_before_any_work(predictor, cases, tmp_path):
 
 def test_file_and_label_names():
     assert write.file_names(["Liver/liver tumour", "Liver:liver_tumour", "..."]) == [
-        "Liver_liver_tumour.nii.gz", "Liver_liver_tumour_1.nii.gz", "class.nii.gz",
-    ]  # fmt: skip
+        "Liver_liver_tumour.nii.gz",
+        "Liver_liver_tumour_1.nii.gz",
+        "class.nii.gz",
+    ]
     assert write.label_names(CORPUS) == {1: "liver", 2: "tumour"}
-    assert write.label_names(Corpus("X", ((1, ("a",)), (2, ("b",)), (3, ("a", "b"))))) == {1: "a", 2: "b", 3: "a+b"}
+    assert write.label_names(Corpus("X", ((1, ("a",)), (2, ("b",)), (3, ("a", "b"))))) == {
+        1: "a",
+        2: "b",
+        3: "a+b",
+    }
 
 
 def test_masks_are_written_by_gzip_that_reads_back(predictor, cases, tmp_path):
@@ -169,7 +238,9 @@ def test_masks_are_written_by_gzip_that_reads_back(predictor, cases, tmp_path):
 
 @pytest.mark.data
 def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
-    """A threshold as network on two hippocampus crops at another spacing; evaluation accepts the pairs."""
+    """A threshold as network on two hippocampus crops at another spacing; evaluation accepts the
+    pairs.
+    """
     from medjax.corpora.sources import read_corpus
     from medjax.metrics.evaluate import evaluate, find_pairs
 
@@ -180,14 +251,20 @@ def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
     def apply(params, image, context):
         return {"logits": (image - params) * 20.0}
 
-    predictor = Predictor(Model(apply, jnp.array([0.0, 1.0], jnp.float32), plan, space, (16, 24, 16)))
+    predictor = Predictor(
+        Model(apply, jnp.array([0.0, 1.0], jnp.float32), plan, space, (16, 24, 16))
+    )
     result = predict_cases(predictor, cases[:2], tmp_path / "out", corpus.name)
     assert len(result.ok) == 2 and result.failed == []
     pairs, extra = find_pairs({case.name: case.label for case in cases[:2]}, tmp_path / "out")
     scores = evaluate(pairs, corpus, surface=True, resamples=50)
     assert scores.failed == () and extra == [] and len(scores.rows) == 4
     for case in cases[:2]:
-        mask, source = (nifti.read(p) for p in (tmp_path / "out" / f"{case.name}.nii.gz", case.images[0]))
+        mask, source = (
+            nifti.read(p) for p in (tmp_path / "out" / f"{case.name}.nii.gz", case.images[0])
+        )
         nifti.check_same_geometry(source, mask)
         above = source.array > source.array.mean()
-        assert ((mask.array > 0) == above).mean() > 0.9  # but for what resampling there and back moves
+        assert (
+            (mask.array > 0) == above
+        ).mean() > 0.9  # but for what resampling there and back moves

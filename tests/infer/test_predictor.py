@@ -1,4 +1,6 @@
-"""The predictor on small scans with a simple function as network: geometry, protocols, softmax, memory, compiles."""
+"""The predictor on small scans with a simple function as network: geometry, protocols, softmax,
+memory, compiles.
+"""
 
 import dataclasses
 
@@ -18,10 +20,15 @@ from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
 
-LIVER = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",))
+LIVER = Corpus(
+    "Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), modality="CT", channels=("CT",)
+)
 ORGANS = Corpus("Organs", ((5, ("spleen",)), (9, ("liver",))), modality="MR", channels=("T1", "T2"))
 SPACE = merge([LIVER, ORGANS])
-PLAN = Plan({"Liver": (2.0, 1.5, 1.5), "Organs": (1.5, 1.5, 1.5)}, {name: Intensity("nonorm") for name in ("CT", "T1", "T2")})
+PLAN = Plan(
+    {"Liver": (2.0, 1.5, 1.5), "Organs": (1.5, 1.5, 1.5)},
+    {name: Intensity("nonorm") for name in ("CT", "T1", "T2")},
+)
 
 
 def network(params, image, context):
@@ -34,7 +41,9 @@ def model(params=(0.5, 1.5, 2.5), window=(6, 8, 8), apply=network, dims=3):
 
 
 def scan(path, array, affine=None, qform=None):
-    image = nib.Nifti1Image(np.asarray(array, np.float32).T, np.diag([1.5, 1.5, 2.0, 1.0]) if affine is None else affine)
+    image = nib.Nifti1Image(
+        np.asarray(array, np.float32).T, np.diag([1.5, 1.5, 2.0, 1.0]) if affine is None else affine
+    )
     if qform is not None:
         image.set_qform(qform, 2)
     nib.save(image, path)
@@ -42,7 +51,9 @@ def scan(path, array, affine=None, qform=None):
 
 
 def nested(shape=(10, 14, 12)):
-    """Liver at level 1, tumour inside at level 2, spleen at level 3; every voxel of the frame non-zero so that nothing is cropped."""
+    """Liver at level 1, tumour inside at level 2, spleen at level 3; every voxel of the frame
+    non-zero so that nothing is cropped.
+    """
     array = np.full(shape, 0.1)
     array[2:8, 2:9, 2:9] = 1
     array[4:6, 4:7, 4:7] = 2
@@ -61,7 +72,9 @@ def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
     assert label_map.dtype == np.uint8 and set(masks) == set(SPACE.classes)
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     assert np.array_equal(masks["spleen"], nested() > 2.5) and masks.voxels["spleen"] == 6 * 3 * 7
-    two = scan(tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2))  # 4D: channels last in the file
+    two = scan(
+        tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2)
+    )  # 4D: channels last in the file
     label_map, masks, *_ = Predictor(model()).segment(two, "Organs")
     assert set(masks) == {"liver", "spleen"} and set(np.unique(label_map)) == {0, 5, 9}
 
@@ -72,17 +85,25 @@ def test_one_program_serves_sizes_corpora_and_modalities(tmp_path):
     def apply(params, image, context):
         seen.append({k: (v.shape, v.dtype) for k, v in context.items()})
         level = context["corpus"] * 10.0 + context["modality"] + context["spacing_mm"][:, 0] / 100
-        return {"logits": jnp.broadcast_to(level[:, None, None, None, None], (*image.shape[:-1], 3))}
+        return {
+            "logits": jnp.broadcast_to(level[:, None, None, None, None], (*image.shape[:-1], 3))
+        }
 
     predictor = Predictor(model(apply=apply), average="logit")
     for i, shape in enumerate([(10, 14, 12), (6, 8, 8), (3, 9, 30), (13, 8, 9)]):
         corpus = ("Liver", "Organs")[i % 2]
         array = np.ones(shape) if corpus == "Liver" else np.ones((2, *shape))
-        scores, transform = predictor.scores(scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])), corpus)
+        scores, transform = predictor.scores(
+            scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])), corpus
+        )
         assert scores.shape == (*transform.shape, 3) == (*shape, 3)
         assert np.allclose(scores, special.expit(0.02 if corpus == "Liver" else 11.015), atol=1e-6)
     assert predictor.compiled == 1 and len(seen) == 1
-    assert seen[0] == {"corpus": ((2,), jnp.int32), "modality": ((2,), jnp.int32), "spacing_mm": ((2, 3), jnp.float32)}
+    assert seen[0] == {
+        "corpus": ((2,), jnp.int32),
+        "modality": ((2,), jnp.int32),
+        "spacing_mm": ((2, 3), jnp.float32),
+    }
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "PIR"])
@@ -90,7 +111,11 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
     array = np.zeros((12, 16, 14))
     array[1:11, 2:15, 1:13] = nested()[:, :13, :]
     canonical = nib.Nifti1Image(array.T, np.diag([1.5, 1.5, 2.0, 1.0]))
-    turned = canonical.as_reoriented(nib.io_orientation(canonical.affine) if axes == "RAS" else nib.orientations.axcodes2ornt(axes))
+    turned = canonical.as_reoriented(
+        nib.io_orientation(canonical.affine)
+        if axes == "RAS"
+        else nib.orientations.axcodes2ornt(axes)
+    )
     nib.save(turned, tmp_path / "a.nii.gz")
     volume = nifti.read(tmp_path / "a.nii.gz")
     label_map, masks, *_ = Predictor(model()).segment(volume, "Liver")
@@ -99,7 +124,9 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
     assert np.array_equal(masks["tumour"], expected > 1.5)
 
 
-@pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.5), (3.1, 0.9, 1.1), (7.0, 1.5, 1.5), (0.9, 2.2, 1.5), (1.5, 1.5, 7.0)])
+@pytest.mark.parametrize(
+    "spacing", [(2.0, 1.5, 1.5), (3.1, 0.9, 1.1), (7.0, 1.5, 1.5), (0.9, 2.2, 1.5), (1.5, 1.5, 7.0)]
+)
 def test_rows_on_the_scan_grid_equal_the_whole_inversion(tmp_path, spacing):
     affine = np.diag([*spacing[::-1], 1.0])
     volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), 1), affine)
@@ -122,14 +149,29 @@ def test_row_blocks_are_bounded():
 @pytest.mark.parametrize("average", ["prob", "logit"])
 @pytest.mark.parametrize("spacing", [(2.0, 1.5, 1.5), (3.1, 0.9, 1.1)])
 def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing):
-    volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), ((0, 0), (4, 9), (0, 0)), constant_values=0.1), np.diag([*spacing[::-1], 1.0]))
+    volume = scan(
+        tmp_path / "a.nii.gz",
+        np.pad(nested(), ((0, 0), (4, 9), (0, 0)), constant_values=0.1),
+        np.diag([*spacing[::-1], 1.0]),
+    )
     every = {"classes": SPACE.classes}
 
     def run(limit):
         seen, predictor = {}, Predictor(model(), average=average, memory_gib=limit)
-        found = predictor.segment(volume, "Liver", on_scores=lambda t, r, names, p: seen.update({(r[1].start, r[0].start): p}), **every)
+        found = predictor.segment(
+            volume,
+            "Liver",
+            on_scores=lambda t, r, names, p: seen.update({(r[1].start, r[0].start): p}),
+            **every,
+        )
         columns = sorted({y for y, _ in seen})
-        whole = np.concatenate([np.concatenate([seen[y, z] for z in sorted({z for y2, z in seen if y2 == y})]) for y in columns], 1)
+        whole = np.concatenate(
+            [
+                np.concatenate([seen[y, z] for z in sorted({z for y2, z in seen if y2 == y})])
+                for y in columns
+            ],
+            1,
+        )
         return found, whole, len(columns), predictor
 
     plain, expected, strips, predictor = run(1.0)
@@ -152,7 +194,9 @@ def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing
 
 
 def memory_needed(predictor, volume):
-    """The smallest budget that the volume can be done in: what a refusal asks for, once more in bytes."""
+    """The smallest budget that the volume can be done in: what a refusal asks for, once more in
+    bytes.
+    """
     low, high, prepared = 0, 2**30, predictor.prepare_all(volume, "Liver")
     while high - low > 64:
         try:
@@ -164,7 +208,9 @@ def memory_needed(predictor, volume):
 
 
 def test_probability_and_logit_averages(tmp_path):
-    """Two members with logits +6 and -2: mean probability just below, mean logit well above the threshold."""
+    """Two members with logits +6 and -2: mean probability just below, mean logit well above the
+    threshold.
+    """
 
     def apply(params, image, context):
         return {"logits": jnp.full((*image.shape[:-1], 3), params)}
@@ -174,7 +220,9 @@ def test_probability_and_logit_averages(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", array)
     found = {}
     for average in ("prob", "logit"):
-        predictor = Predictor(model(6.0, apply=apply), average=average, ensemble=[jnp.float32(-2.0)])
+        predictor = Predictor(
+            model(6.0, apply=apply), average=average, ensemble=[jnp.float32(-2.0)]
+        )
         found[average] = predictor.scores(volume, "Liver")[0], predictor.segment(volume, "Liver")
     assert np.allclose(found["prob"][0], (special.expit(6) + special.expit(-2)) / 2, atol=1e-6)
     assert np.allclose(found["logit"][0], special.expit(2), atol=1e-6)
@@ -194,12 +242,18 @@ def test_mirroring_leaves_a_symmetric_network_alone(tmp_path):
 def test_softmax_gives_each_voxel_to_one_class(tmp_path, background_channel, average):
     def apply(params, image, context):
         level = image[..., :1]
-        logits = jnp.concatenate([-((level - k) ** 2) * 5 for k in range(4)], -1)  # background, liver, tumour, spleen
-        logits = logits.at[..., 3].set(-jnp.inf)  # a head that masks what the corpus does not annotate
+        logits = jnp.concatenate(
+            [-((level - k) ** 2) * 5 for k in range(4)], -1
+        )  # background, liver, tumour, spleen
+        logits = logits.at[..., 3].set(
+            -jnp.inf
+        )  # a head that masks what the corpus does not annotate
         return {"logits": logits if background_channel else logits[..., 1:] - logits[..., :1]}
 
     volume = scan(tmp_path / "a.nii.gz", nested())
-    label_map, masks, *_ = Predictor(model(apply=apply), activation="softmax", average=average).segment(volume, "Liver")
+    label_map, masks, *_ = Predictor(
+        model(apply=apply), activation="softmax", average=average
+    ).segment(volume, "Liver")
     expected = np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0))
     assert np.array_equal(label_map, expected)
     assert not (masks["liver"] & masks["tumour"]).any()
@@ -211,24 +265,37 @@ def test_slices(tmp_path):
         return {"logits": (image[..., :1] - params) * 20.0}
 
     volume = scan(tmp_path / "a.nii.gz", nested())
-    predictor = Predictor(model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4)
+    predictor = Predictor(
+        model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4
+    )
     label_map, *_ = predictor.segment(volume, "Liver")
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     single = scan(tmp_path / "one.nii.gz", nested()[5:6])
-    assert predictor.segment(single, "Liver").label_map.shape == (1, 14, 12) and predictor.compiled == 1
+    assert (
+        predictor.segment(single, "Liver").label_map.shape == (1, 14, 12)
+        and predictor.compiled == 1
+    )
 
 
 def test_windows_are_shared_among_devices(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
     devices = jax.local_devices()[:2]
     one, many = Predictor(model()), Predictor(model(), devices=devices, batch_windows=1)
-    assert np.array_equal(one.segment(volume, "Liver").label_map, many.segment(volume, "Liver").label_map)
+    assert np.array_equal(
+        one.segment(volume, "Liver").label_map, many.segment(volume, "Liver").label_map
+    )
     assert many.batch_windows == len(devices)
 
 
 def test_settings_name_the_weights():
-    first, other = Predictor(model()).settings(), Predictor(model(params=(0.5, 1.5, 2.4))).settings()
-    assert first["weights"] != other["weights"] and {**first, "weights": 0} == {**other, "weights": 0}
+    first, other = (
+        Predictor(model()).settings(),
+        Predictor(model(params=(0.5, 1.5, 2.4))).settings(),
+    )
+    assert first["weights"] != other["weights"] and {**first, "weights": 0} == {
+        **other,
+        "weights": 0,
+    }
     assert first["window"] == [6, 8, 8] and first["plan"] == PLAN.key()
 
 
@@ -251,7 +318,9 @@ def test_unusable_arguments(tmp_path):
 
 
 def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
-    """40 classes on 96 x 32 x 32: all scores together would take 16 MB, twice with their resampled copy."""
+    """40 classes on 96 x 32 x 32: all scores together would take 16 MB, twice with their resampled
+    copy.
+    """
     import tracemalloc
 
     monkeypatch.setattr(memory, "BLOCK", 1 << 16)
@@ -277,8 +346,13 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
 
 def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_path):
     def conditioned(params, image, context):
-        on = jnp.stack([context["corpus"] == 7, context["modality"] == 4, context["corpus"] == 1], -1)
-        return {"logits": jnp.where(on[:, None, None, None], 20.0, -20.0) * jnp.ones_like(image[..., :1])}
+        on = jnp.stack(
+            [context["corpus"] == 7, context["modality"] == 4, context["corpus"] == 1], -1
+        )
+        return {
+            "logits": jnp.where(on[:, None, None, None], 20.0, -20.0)
+            * jnp.ones_like(image[..., :1])
+        }
 
     volume = scan(tmp_path / "a.nii.gz", np.zeros((6, 8, 8)))
     plain = Predictor(model(apply=conditioned))
@@ -290,21 +364,41 @@ def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_pa
 
 @pytest.mark.parametrize("average", ["prob", "logit"])
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(tmp_path, average, activation):
-    """With `on_scores` every channel is resampled, without it only candidates: the same masks and label map to the bit."""
+def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(
+    tmp_path, average, activation
+):
+    """With `on_scores` every channel is resampled, without it only candidates: the same masks and
+    label map to the bit.
+    """
     names = [f"c{i}" for i in range(12)]
-    corpus = Corpus("Many", tuple((i + 1, (name,)) for i, name in enumerate(names)), channels=("CT",))
+    corpus = Corpus(
+        "Many", tuple((i + 1, (name,)) for i, name in enumerate(names)), channels=("CT",)
+    )
     plan = Plan({"Many": (2.0, 1.5, 1.5)}, {"CT": Intensity("nonorm")})
 
     def apply(params, image, context):
         return {"logits": 3 - jnp.abs(image - params) * 4.0}
 
-    many = Predictor(Model(apply, jnp.arange(12.0), plan, merge([corpus]), (6, 8, 8)), average=average, activation=activation)
-    array = np.linspace(0.2, 9, 20)[:, None, None] + np.random.default_rng(0).normal(0, 0.4, (20, 13, 15))
+    many = Predictor(
+        Model(apply, jnp.arange(12.0), plan, merge([corpus]), (6, 8, 8)),
+        average=average,
+        activation=activation,
+    )
+    array = np.linspace(0.2, 9, 20)[:, None, None] + np.random.default_rng(0).normal(
+        0, 0.4, (20, 13, 15)
+    )
     volume = scan(tmp_path / "a.nii.gz", array, np.diag([1.1, 1.3, 1.0, 1.0]))
     shown = []
-    whole = many.segment(volume, "Many", on_scores=lambda transform, region, names, values: shown.append(values.shape[-1]))
+    whole = many.segment(
+        volume,
+        "Many",
+        on_scores=lambda transform, region, names, values: shown.append(values.shape[-1]),
+    )
     narrow = many.segment(volume, "Many")
-    assert set(shown) == {12} and len(np.unique(narrow.label_map)) > 8 and narrow.masks.voxels["c11"] == 0
+    assert (
+        set(shown) == {12}
+        and len(np.unique(narrow.label_map)) > 8
+        and narrow.masks.voxels["c11"] == 0
+    )
     assert np.array_equal(whole.label_map, narrow.label_map)
     assert all(np.array_equal(whole.masks[name], narrow.masks[name]) for name in names)

@@ -1,4 +1,6 @@
-"""Losses against the double-precision oracle of the MultiTalent formulation, and the laws they must keep."""
+"""Losses against the double-precision oracle of the MultiTalent formulation, and the laws they must
+keep.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +21,11 @@ DICE_PER_CLASS = (0.371048539, 0.360351977, 0.365801222, 0.0, 0.0)
 
 
 def oracle_batch(vol=(VOXELS,), dtype=np.float64):
-    """x[b,c,i] = 2 sin(.37 i + 1.3 c + .7 b), g = ((i + 3c + 5b) mod 7 < 2) with g[3,3] = 0; annotated {0,1} (3 x), {2,3}; 4 by nobody.
+    """x[b,c,i] = 2 sin(.37 i + 1.3 c + .7 b), g = ((i + 3c + 5b) mod 7 < 2) with g[3,3] = 0;
+    annotated {0,1} (3 x), {2,3}; 4 by nobody.
 
-    A voxel's id is the bit pattern of its classes, unknown ones included: the loss itself must ignore them.
+    A voxel's id is the bit pattern of its classes, unknown ones included: the loss itself must
+    ignore them.
     """
     b, c, i = np.meshgrid(np.arange(BATCH), np.arange(CLASSES), np.arange(VOXELS), indexing="ij")
     x, g = 2 * np.sin(0.37 * i + 1.3 * c + 0.7 * b), (i + 3 * c + 5 * b) % 7 < 2
@@ -60,8 +64,18 @@ def default_loss(outputs, batch):
         (dice.make("sample", reduction="mean"), -2.558886536777 / 8),
         (default_loss, 0.772475084872),
         (lambda o, b: cross_entropy.make("sum")(o, b) + dice.make("sample")(o, b), 4.919820752765),
-        (lambda o, b: cross_entropy.make("sum", ranks=2)(o, b) + dice.make("rank_index", ranks=2)(o, b), 1.909061307345),
-        (lambda o, b: cross_entropy.make("sum", ranks=4)(o, b) + dice.make("rank_index", ranks=4)(o, b), 0.772475084872),
+        (
+            lambda o, b: (
+                cross_entropy.make("sum", ranks=2)(o, b) + dice.make("rank_index", ranks=2)(o, b)
+            ),
+            1.909061307345,
+        ),
+        (
+            lambda o, b: (
+                cross_entropy.make("sum", ranks=4)(o, b) + dice.make("rank_index", ranks=4)(o, b)
+            ),
+            0.772475084872,
+        ),
     ],
 )
 @pytest.mark.parametrize("vol", [(60,), (3, 4, 5)])
@@ -78,39 +92,63 @@ def test_oracle_per_class():
         outputs, batch = oracle_batch()
         for c in range(CLASSES):
             only = batch | {"known": batch["known"] & (np.arange(CLASSES) == c)}
-            assert float(jax.jit(cross_entropy.make("sum"))(outputs, only)) == pytest.approx(CE_PER_CLASS[c], abs=1e-9)
-            assert -float(jax.jit(dice.make())(outputs, only)) == pytest.approx(DICE_PER_CLASS[c], abs=1e-9)
+            assert float(jax.jit(cross_entropy.make("sum"))(outputs, only)) == pytest.approx(
+                CE_PER_CLASS[c], abs=1e-9
+            )
+            assert -float(jax.jit(dice.make())(outputs, only)) == pytest.approx(
+                DICE_PER_CLASS[c], abs=1e-9
+            )
 
 
 def test_unknown_classes_have_exactly_zero_gradient():
     outputs, batch = oracle_batch((3, 4, 5), np.float32)
     unknown = ~np.asarray(batch["known"])
-    for f in (default_loss, dice.make("sample", smooth=1e-5), cross_entropy.make("per_annotating", "mean")):
-        gradient = np.moveaxis(np.asarray(jax.jit(jax.grad(lambda z, f=f: f({"logits": z}, batch)))(outputs["logits"])), -1, 1)
+    for f in (
+        default_loss,
+        dice.make("sample", smooth=1e-5),
+        cross_entropy.make("per_annotating", "mean"),
+    ):
+        gradient = np.moveaxis(
+            np.asarray(
+                jax.jit(jax.grad(lambda z, f=f: f({"logits": z}, batch)))(outputs["logits"])
+            ),
+            -1,
+            1,
+        )
         assert (gradient[unknown] == 0).all()
         assert (gradient[~unknown] != 0).any()
-    absent = np.asarray(jax.jit(jax.grad(lambda z: dice.make()({"logits": z}, batch)))(outputs["logits"]))[..., 3:]
+    absent = np.asarray(
+        jax.jit(jax.grad(lambda z: dice.make()({"logits": z}, batch)))(outputs["logits"])
+    )[..., 3:]
     assert (absent == 0).all(), "an annotated class without a voxel has no Dice gradient (s = 0)"
-    smoothed = np.asarray(jax.jit(jax.grad(lambda z: dice.make(smooth=1e-5)({"logits": z}, batch)))(outputs["logits"]))
+    smoothed = np.asarray(
+        jax.jit(jax.grad(lambda z: dice.make(smooth=1e-5)({"logits": z}, batch)))(outputs["logits"])
+    )
     assert (smoothed[3, ..., 3] > 0).all(), "with smoothing false positives are pushed down"
 
 
 def test_minus_infinity_in_unknown_channels_is_harmless():
     outputs, batch = oracle_batch((60,), np.float32)
     masked = jnp.where(batch["known"][:, None], outputs["logits"], -jnp.inf)
-    value, gradient = jax.jit(jax.value_and_grad(lambda z: default_loss({"logits": z}, batch)))(masked)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: default_loss({"logits": z}, batch)))(
+        masked
+    )
     assert float(value) == pytest.approx(0.772475084872, abs=2e-6)
     assert np.isfinite(gradient).all()
 
 
 def test_large_logits_are_stable():
     outputs, batch = oracle_batch((60,), np.float32)
-    value, gradient = jax.jit(jax.value_and_grad(lambda z: default_loss({"logits": 1e4 * z}, batch)))(outputs["logits"])
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda z: default_loss({"logits": 1e4 * z}, batch))
+    )(outputs["logits"])
     assert np.isfinite(float(value)) and np.isfinite(gradient).all()
     with jax.enable_x64(True):
         x = jnp.linspace(-40, 40, 401)
         np.testing.assert_allclose(cross_entropy.softplus(x), jnp.logaddexp(x, 0), rtol=1e-14)
-        np.testing.assert_allclose(jax.vmap(jax.grad(cross_entropy.softplus))(x), jax.nn.sigmoid(x), rtol=1e-14)
+        np.testing.assert_allclose(
+            jax.vmap(jax.grad(cross_entropy.softplus))(x), jax.nn.sigmoid(x), rtol=1e-14
+        )
 
 
 def test_weight_drops_voxels_as_if_they_were_not_there():
@@ -118,13 +156,23 @@ def test_weight_drops_voxels_as_if_they_were_not_there():
         outputs, batch = oracle_batch()
         cut = {"logits": outputs["logits"][:, :40]}, batch | {"label": batch["label"][:, :40]}
         weight = jnp.broadcast_to(jnp.arange(VOXELS) < 40, (BATCH, VOXELS)).astype(jnp.float64)
-        for f in map(jax.jit, (cross_entropy.make(), dice.make(), dice.make("sample", 1e-5, "mean"))):
-            assert float(f(outputs, batch | {"weight": weight})) == pytest.approx(float(f(*cut)), abs=1e-12)
-            assert float(f(outputs, batch | {"weight": jnp.ones((BATCH, VOXELS))})) == pytest.approx(float(f(outputs, batch)), abs=1e-12)
+        for f in map(
+            jax.jit, (cross_entropy.make(), dice.make(), dice.make("sample", 1e-5, "mean"))
+        ):
+            assert float(f(outputs, batch | {"weight": weight})) == pytest.approx(
+                float(f(*cut)), abs=1e-12
+            )
+            assert float(
+                f(outputs, batch | {"weight": jnp.ones((BATCH, VOXELS))})
+            ) == pytest.approx(float(f(outputs, batch)), abs=1e-12)
     outputs, batch = oracle_batch((60,), np.float32)
     nothing = batch | {"weight": jnp.zeros((BATCH, VOXELS), jnp.float32)}
-    value, gradient = jax.jit(jax.value_and_grad(lambda z: default_loss({"logits": z}, nothing)))(outputs["logits"])
-    assert float(value) == 0 and (np.asarray(gradient) == 0).all(), "a wholly ignored batch teaches nothing"
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: default_loss({"logits": z}, nothing)))(
+        outputs["logits"]
+    )
+    assert float(value) == 0 and (np.asarray(gradient) == 0).all(), (
+        "a wholly ignored batch teaches nothing"
+    )
 
 
 @pytest.mark.parametrize("pool", ["global", "sample"])
@@ -153,22 +201,31 @@ def test_loss_and_gradient_do_not_depend_on_the_device_count(pool):
 @settings(max_examples=8, deadline=None)
 def test_multi_hot_equals_the_table_lookup(classes, ids, seed):
     rng = np.random.default_rng(seed)
-    table, label = rng.random((2, ids, classes)) < 0.5, rng.integers(0, ids, (2, 3, 4)).astype(np.int32)
+    table, label = (
+        rng.random((2, ids, classes)) < 0.5,
+        rng.integers(0, ids, (2, 3, 4)).astype(np.int32),
+    )
     expected = np.stack([table[k][label[k]] for k in range(2)]).astype(np.float32)
-    np.testing.assert_array_equal(targets.multi_hot(jnp.asarray(label), jnp.asarray(table)), expected)
+    np.testing.assert_array_equal(
+        targets.multi_hot(jnp.asarray(label), jnp.asarray(table)), expected
+    )
 
 
 def test_downsample_reads_the_nearest_exact_voxel():
     volume = jnp.arange(2 * 4 * 6 * 5).reshape(2, 4, 6, 5)
     low = np.asarray(targets.downsample(volume, (2, 2, 5)))
     np.testing.assert_array_equal(low, np.asarray(volume)[:, [1, 3]][:, :, [1, 4]])
-    np.testing.assert_array_equal(targets.downsample(jnp.arange(7)[None], (3,)), [[1, 3, 5]])  # floor((i + .5) 7/3) = 1.17, 3.5, 5.8
+    np.testing.assert_array_equal(
+        targets.downsample(jnp.arange(7)[None], (3,)), [[1, 3, 5]]
+    )  # floor((i + .5) 7/3) = 1.17, 3.5, 5.8
 
 
 def test_deep_supervision_weights():
     assert deep.weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0))
     assert deep.weights(3) == pytest.approx((2 / 3, 1 / 3, 0))
-    assert deep.weights(5, "halving_all") == pytest.approx((16 / 31, 8 / 31, 4 / 31, 2 / 31, 1 / 31))
+    assert deep.weights(5, "halving_all") == pytest.approx(
+        (16 / 31, 8 / 31, 4 / 31, 2 / 31, 1 / 31)
+    )
     assert deep.weights(1) == (1.0,)
     assert deep.weights(2, (1, 0.25)) == (1.0, 0.25)
     with pytest.raises(UsageError, match="found 2; expected 3"):
@@ -180,7 +237,9 @@ def test_deep_supervision_weights():
 def test_deep_total_is_the_weighted_sum_and_skips_zero_weights():
     outputs, batch = oracle_batch((3, 4, 5), np.float32)
     batch["weight"] = jnp.ones((BATCH, 3, 4, 5))
-    low = jnp.sin(jnp.arange(BATCH * 3 * 2 * 5 * CLASSES, dtype=jnp.float32)).reshape(BATCH, 3, 2, 5, CLASSES)
+    low = jnp.sin(jnp.arange(BATCH * 3 * 2 * 5 * CLASSES, dtype=jnp.float32)).reshape(
+        BATCH, 3, 2, 5, CLASSES
+    )
     seen = []
 
     def spy(o, b):
@@ -189,7 +248,9 @@ def test_deep_total_is_the_weighted_sum_and_skips_zero_weights():
 
     value, parts = deep.total([("ce", 2.0, spy)], outputs | {"deep": [low, low[:, :, :1]]}, batch)
     low_batch = batch | {"label": batch["label"][:, :, 1::2], "weight": batch["weight"][:, :, 1::2]}
-    expected = 2 / 3 * cross_entropy.make()(outputs, batch) + 1 / 3 * cross_entropy.make()({"logits": low}, low_batch)
+    expected = 2 / 3 * cross_entropy.make()(outputs, batch) + 1 / 3 * cross_entropy.make()(
+        {"logits": low}, low_batch
+    )
     assert float(parts["ce"]) == pytest.approx(float(expected), rel=1e-6)
     assert float(value) == pytest.approx(2 * float(expected), rel=1e-6)
     assert seen == [(3, 4, 5), (3, 2, 5)]

@@ -32,28 +32,50 @@ def masks(kind):
 )
 def test_empty_case_table(kind, expected):
     reference, prediction = masks(kind)
-    status, scores = agg.score_masks(reference, prediction, counts.count(reference, prediction), SPACING, 1.0)
+    status, scores = agg.score_masks(
+        reference, prediction, counts.count(reference, prediction), SPACING, 1.0
+    )
     assert status == kind and scores == pytest.approx(expected)
-    assert set(agg.score_masks(reference, prediction, counts.count(reference, prediction), SPACING, None)[1]) <= {"Dice", "IoU"}
+    assert set(
+        agg.score_masks(reference, prediction, counts.count(reference, prediction), SPACING, None)[
+            1
+        ]
+    ) <= {"Dice", "IoU"}
 
 
 def row(case, dice, corpus="A", name="liver", patient=None, status=None):
     status = status or ("absent" if dice is None else "found")
-    return agg.Row(case, patient or case, corpus, name, status, {} if dice is None else {"Dice": dice})
+    return agg.Row(
+        case, patient or case, corpus, name, status, {} if dice is None else {"Dice": dice}
+    )
 
 
 def test_means_leave_absent_cases_out_and_count_the_rest():
-    rows = [row("a", 0.8), row("b", 0.6), row("c", None), row("d", 0.0, status="missed"), row("e", 0.0, status="false_positive")]
+    rows = [
+        row("a", 0.8),
+        row("b", 0.6),
+        row("c", None),
+        row("d", 0.0, status="missed"),
+        row("e", 0.0, status="false_positive"),
+    ]
     cell = agg.aggregate(rows, resamples=100)["cells"]["A"]["liver"]
     assert (cell["n_absent"], cell["n_missed"], cell["n_false_positive"]) == (1, 1, 1)
     dice = cell["Dice"]
-    assert dice["n"] == 4 and dice["mean"] == pytest.approx(0.35) and dice["mean_absent_as_one"] == pytest.approx(0.48)
-    assert dice["median"] == pytest.approx(0.3) and (dice["q1"], dice["q3"]) == pytest.approx((0.0, 0.65))
+    assert (
+        dice["n"] == 4
+        and dice["mean"] == pytest.approx(0.35)
+        and dice["mean_absent_as_one"] == pytest.approx(0.48)
+    )
+    assert dice["median"] == pytest.approx(0.3) and (dice["q1"], dice["q3"]) == pytest.approx(
+        (0.0, 0.65)
+    )
     assert dice["sd"] == pytest.approx(np.std([0.8, 0.6, 0, 0], ddof=1))
 
 
 def test_a_class_that_never_occurs_has_n_zero_and_no_nan():
-    tables = agg.aggregate([row("a", None), row("b", None)], cells=[("A", "liver"), ("A", "spleen")], resamples=50)
+    tables = agg.aggregate(
+        [row("a", None), row("b", None)], cells=[("A", "liver"), ("A", "spleen")], resamples=50
+    )
     for name, absent in (("liver", 2), ("spleen", 0)):
         cell = tables["cells"]["A"][name]
         assert cell["n_absent"] == absent and cell["Dice"]["n"] == 0
@@ -65,34 +87,53 @@ def test_bootstrap_is_seeded_and_resamples_patients():
     rng = np.random.default_rng(3)
     scores = rng.normal(0.8, 0.1, 40)
     rows = [row(f"c{i}", float(s)) for i, s in enumerate(scores)]
-    first, again, other = (agg.aggregate(rows, seed=s)["cells"]["A"]["liver"]["Dice"]["interval"] for s in (1, 1, 2))
+    first, again, other = (
+        agg.aggregate(rows, seed=s)["cells"]["A"]["liver"]["Dice"]["interval"] for s in (1, 1, 2)
+    )
     assert first == again != other
     # For 40 patients the percentile interval is close to the normal one.
     half = 1.96 * scores.std() / math.sqrt(40)
     assert first == pytest.approx([scores.mean() - half, scores.mean() + half], abs=4e-3)
-    # The same 40 scores as 4 patients of 10 equal cases: patients are drawn whole, so the interval is as wide as for 4 patients.
+    # The same 40 scores as 4 patients of 10 equal cases: patients are drawn whole, so the interval
+    # is as wide as for 4 patients.
     clusters = [row(f"c{i}", float(scores[i % 4]), patient=f"p{i % 4}") for i in range(40)]
     four = [row(f"c{i}", float(scores[i])) for i in range(4)]
-    wide, same = (agg.aggregate(r, seed=1)["cells"]["A"]["liver"]["Dice"]["interval"] for r in (clusters, four))
+    wide, same = (
+        agg.aggregate(r, seed=1)["cells"]["A"]["liver"]["Dice"]["interval"]
+        for r in (clusters, four)
+    )
     assert wide == pytest.approx(same)
 
 
 def test_one_patient_gives_no_interval():
-    cell = agg.aggregate([row("a", 0.5), row("b", 0.7, patient="a")], resamples=50)["cells"]["A"]["liver"]["Dice"]
+    cell = agg.aggregate([row("a", 0.5), row("b", 0.7, patient="a")], resamples=50)["cells"]["A"][
+        "liver"
+    ]["Dice"]
     assert cell["mean"] == pytest.approx(0.6) and cell["interval"] is None
 
 
 def test_pools_are_macro_means_over_cells():
-    rows = [row("a", 0.9), row("b", 0.7), row("c", 0.4, name="tumour"), row("x", 0.5, corpus="B"), row("y", 0.1, corpus="B")]
+    rows = [
+        row("a", 0.9),
+        row("b", 0.7),
+        row("c", 0.4, name="tumour"),
+        row("x", 0.5, corpus="B"),
+        row("y", 0.1, corpus="B"),
+    ]
     tables = agg.aggregate(rows, groups={"tumours": ["tumour"], "organs": ["liver"]}, resamples=200)
     assert tables["classes"]["liver"]["Dice"]["mean"] == pytest.approx((0.8 + 0.3) / 2)
     assert tables["corpora"]["A"]["Dice"]["mean"] == pytest.approx((0.8 + 0.4) / 2)
-    assert tables["groups"]["tumours"]["Dice"]["mean"] == pytest.approx(0.4) and tables["groups"]["organs"]["Dice"]["n_cells"] == 2
+    assert (
+        tables["groups"]["tumours"]["Dice"]["mean"] == pytest.approx(0.4)
+        and tables["groups"]["organs"]["Dice"]["n_cells"] == 2
+    )
     assert tables["overall"]["Dice"]["mean"] == pytest.approx((0.8 + 0.4 + 0.3) / 3)
     low, high = tables["corpora"]["B"]["Dice"]["interval"]
     assert (low, high) == pytest.approx((0.1, 0.5))
 
 
 def test_constant_scores_give_a_point_interval():
-    interval = agg.aggregate([row(f"c{i}", 0.75) for i in range(5)], resamples=100)["cells"]["A"]["liver"]["Dice"]["interval"]
+    interval = agg.aggregate([row(f"c{i}", 0.75) for i in range(5)], resamples=100)["cells"]["A"][
+        "liver"
+    ]["Dice"]["interval"]
     assert interval == pytest.approx([0.75, 0.75])  # BCa intervals would be nan here

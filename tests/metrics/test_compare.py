@@ -15,9 +15,14 @@ CORPUS = Corpus("A", ((1, ("liver",)), (2, ("tumour",))))
 
 
 def result(rows, **changes):
-    pairs = [("A", Pair(case, f"r/{case}.nii.gz", f"p/{case}.nii.gz")) for case in dict.fromkeys(r.case for r in rows)]
+    pairs = [
+        ("A", Pair(case, f"r/{case}.nii.gz", f"p/{case}.nii.gz"))
+        for case in dict.fromkeys(r.case for r in rows)
+    ]
     settings = {"surface": False, "tolerance_mm": None, "definition": None} | changes
-    return build_result({"A": CORPUS}, {"A": ("liver", "tumour")}, rows, pairs, [], [], settings, None, 200, 0)
+    return build_result(
+        {"A": CORPUS}, {"A": ("liver", "tumour")}, rows, pairs, [], [], settings, None, 200, 0
+    )
 
 
 def test_wilcoxon_and_permutation_by_hand():
@@ -26,21 +31,31 @@ def test_wilcoxon_and_permutation_by_hand():
     assert p_value(differences, "wilcoxon") == p_value(differences, "permutation") == 2 / 64
     # 3 and -1: |sum| >= 2 for all four patterns (4, 2, -2, -4).
     assert p_value(np.array([3.0, -1.0]), "permutation") == 1.0
-    # Ranks 1..5 with the smallest negative: W- = 1, and 2 * 2 of the 2**5 patterns have a rank sum of 0 or 1 on either side.
+    # Ranks 1..5 with the smallest negative: W- = 1, and 2 * 2 of the 2**5 patterns have a rank sum
+    # of 0 or 1 on either side.
     assert p_value(np.array([-0.1, 0.2, 0.3, 0.4, 0.5]), "wilcoxon") == pytest.approx(4 / 32)
-    assert p_value(np.zeros(5), "wilcoxon") == 1.0 and p_value(np.array([0.3]), "permutation") is None
+    assert (
+        p_value(np.zeros(5), "wilcoxon") == 1.0 and p_value(np.array([0.3]), "permutation") is None
+    )
 
 
 def test_the_sampled_permutation_test_agrees_with_the_exact_one():
     rng = np.random.default_rng(5)
     differences = rng.normal(0.3, 1.0, 14)
     exact = p_value(differences, "permutation")
-    flipped = np.abs((rng.choice((-1, 1), (100_000, 14)) * differences).mean(1)) >= abs(differences.mean()) - 1e-12
+    flipped = (
+        np.abs((rng.choice((-1, 1), (100_000, 14)) * differences).mean(1))
+        >= abs(differences.mean()) - 1e-12
+    )
     assert 0.05 < exact < 0.95 and flipped.mean() == pytest.approx(exact, abs=0.01)
     many = np.concatenate([differences, differences])  # 28 patients: signs are drawn
     sampled = p_value(many, "permutation", 20_000, seed=1)
-    normal = math.erfc(abs(many.sum()) / math.sqrt((many**2).sum()) / math.sqrt(2))  # the limit for many patients
-    assert sampled == p_value(many, "permutation", 20_000, seed=1) == pytest.approx(normal, abs=0.02)
+    normal = math.erfc(
+        abs(many.sum()) / math.sqrt((many**2).sum()) / math.sqrt(2)
+    )  # the limit for many patients
+    assert (
+        sampled == p_value(many, "permutation", 20_000, seed=1) == pytest.approx(normal, abs=0.02)
+    )
 
 
 def test_holm_by_hand():
@@ -50,14 +65,30 @@ def test_holm_by_hand():
 
 
 def test_differences_are_paired_by_case_and_an_invented_class_counts_against_its_inventor():
-    first = result([row("a", 0.8), row("b", 0.6), row("c", 0.0, status="false_positive"), row("d", None), row("e", 0.5)])
+    first = result(
+        [
+            row("a", 0.8),
+            row("b", 0.6),
+            row("c", 0.0, status="false_positive"),
+            row("d", None),
+            row("e", 0.5),
+        ]
+    )
     second = result([row("b", 0.7), row("a", 0.6), row("c", None), row("d", None), row("f", 0.9)])
     cell = (found := compare(first, second, names=("old", "new"))).cells["A"]["liver"]["Dice"]
-    # a: -0.2, b: +0.1, c: the second is rightly silent where the first was wrong, 1 - 0; d: nothing to compare; e, f: only one side.
+    # a: -0.2, b: +0.1, c: the second is rightly silent where the first was wrong, 1 - 0; d: nothing
+    # to compare; e, f: only one side.
     assert cell["n"] == 3 and cell["mean"] == pytest.approx((-0.2 + 0.1 + 1.0) / 3)
-    assert (cell["first"], cell["second"]) == pytest.approx(((0.8 + 0.6 + 0) / 3, (0.6 + 0.7 + 1) / 3))
-    assert found.unpaired == {"old": ["A/e"], "new": ["A/f"]} and "only, so not compared: A/e" in found.markdown()
-    tumour = found.cells["A"]["tumour"]["Dice"] if "tumour" in found.cells["A"] else {"n": 0, "p": None}
+    assert (cell["first"], cell["second"]) == pytest.approx(
+        ((0.8 + 0.6 + 0) / 3, (0.6 + 0.7 + 1) / 3)
+    )
+    assert (
+        found.unpaired == {"old": ["A/e"], "new": ["A/f"]}
+        and "only, so not compared: A/e" in found.markdown()
+    )
+    tumour = (
+        found.cells["A"]["tumour"]["Dice"] if "tumour" in found.cells["A"] else {"n": 0, "p": None}
+    )
     assert tumour["n"] == 0 and tumour["p"] is None
 
 
@@ -65,9 +96,14 @@ def test_paired_intervals_are_narrower_than_the_spread_of_the_scores():
     rng = np.random.default_rng(0)
     hard = rng.uniform(0.2, 0.9, 30)  # cases differ a lot, the models differ by 0.02 on each
     first = result([row(f"c{i}", float(v)) for i, v in enumerate(hard)])
-    second = result([row(f"c{i}", float(v + 0.02 + 0.005 * rng.normal())) for i, v in enumerate(hard)])
+    second = result(
+        [row(f"c{i}", float(v + 0.02 + 0.005 * rng.normal())) for i, v in enumerate(hard)]
+    )
     cell = compare(first, second).cells["A"]["liver"]["Dice"]
-    assert 0.015 < cell["interval"][0] < 0.02 < cell["interval"][1] < 0.025 and cell["p_holm"] == cell["p"] < 1e-6
+    assert (
+        0.015 < cell["interval"][0] < 0.02 < cell["interval"][1] < 0.025
+        and cell["p_holm"] == cell["p"] < 1e-6
+    )
     back = compare(second, first).cells["A"]["liver"]["Dice"]
     assert back["mean"] == pytest.approx(-cell["mean"]) and back["p"] == cell["p"]
 
@@ -83,7 +119,10 @@ def test_round_trip_and_refusals(tmp_path):
     one = result([row("a", 0.5), row("b", 0.4)])
     found = compare(one, result([row("a", 0.6), row("b", 0.9)]))
     found.write(tmp_path)
-    assert Comparison.load(tmp_path / "comparison.json") == found and "nan" not in (tmp_path / "comparison.md").read_text()
+    assert (
+        Comparison.load(tmp_path / "comparison.json") == found
+        and "nan" not in (tmp_path / "comparison.md").read_text()
+    )
     with pytest.raises(MetricError, match="different settings"):
         compare(one, result([row("a", 0.6)], surface=True))
     with pytest.raises(MetricError, match="no scored case"):

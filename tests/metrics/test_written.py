@@ -31,13 +31,27 @@ def folders(tmp_path):
         label[1:3, 2:6, 2:6] = 1
         save(tmp_path / "labels" / f"{case}.nii.gz", label)
         save(tmp_path / "masks" / f"{case}.nii.gz", np.roll(label, k, 1))
-    spec = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz", "numTraining": 0}
+    spec = {
+        "labels": {"background": 0, "liver": 1},
+        "channel_names": {"0": "CT"},
+        "file_ending": ".nii.gz",
+        "numTraining": 0,
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(spec))
     return tmp_path
 
 
 def command(folders, out, *more):
-    given = ["evaluate", "--reference", str(folders / "labels"), "--prediction", str(folders / "masks"), "--montages", "2", "--quiet"]
+    given = [
+        "evaluate",
+        "--reference",
+        str(folders / "labels"),
+        "--prediction",
+        str(folders / "masks"),
+        "--montages",
+        "2",
+        "--quiet",
+    ]
     return cli.main([*given, "--resamples", "20", "-o", str(out), *more])
 
 
@@ -56,7 +70,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_an_evaluation_refuses_files_of_somebody_else_before_it_scores(folders, tmp_path, capsys, monkeypatch, name):
+def test_an_evaluation_refuses_files_of_somebody_else_before_it_scores(
+    folders, tmp_path, capsys, monkeypatch, name
+):
     from medjax.corpora.scoring import read_protocol
 
     corpus = read_protocol(folders / "dataset.json", "").corpus.name
@@ -69,7 +85,10 @@ def test_an_evaluation_refuses_files_of_somebody_else_before_it_scores(folders, 
         patch.setattr("medjax.metrics.evaluate._score", lambda *given: pytest.fail("scored"))
         assert command(folders, out) == 2
     said = capsys.readouterr().err
-    assert f"{out / name}: the evaluation would overwrite a file that medjax did not write" in said and "--overwrite" in said
+    assert (
+        f"{out / name}: the evaluation would overwrite a file that medjax did not write" in said
+        and "--overwrite" in said
+    )
     assert contents(out) == before
     assert command(folders, out, "--overwrite") == 0 and Result.load(out).pairs
     assert command(folders, out) == 0  # all of it is ours now
@@ -80,11 +99,21 @@ def test_every_file_of_an_evaluation_is_known_as_ours(folders, tmp_path):
     shutil.copytree(folders / "masks", folders / "other")
     assert command(folders, out, "--compare", str(folders / "other")) == 0
     found = sorted(contents(out))
-    assert {"summary.json", "cases.csv", "comparison.json", "comparison.md", "compared/cases.csv", "report.html"} < set(found)
+    assert {
+        "summary.json",
+        "cases.csv",
+        "comparison.json",
+        "comparison.md",
+        "compared/cases.csv",
+        "report.html",
+    } < set(found)
     assert [name for name in found if not written.is_ours(out, name)] == []
     assert cli.main(["report", str(out)]) == 0
     (out / "report.html").write_text("<html>mine</html>")
-    assert cli.main(["report", str(out)]) == 2 and (out / "report.html").read_text() == "<html>mine</html>"
+    assert (
+        cli.main(["report", str(out)]) == 2
+        and (out / "report.html").read_text() == "<html>mine</html>"
+    )
     assert cli.main(["report", str(out), "--overwrite"]) == 0
 
 
@@ -93,7 +122,10 @@ def test_evaluations_of_an_earlier_version_are_ours(repository, tmp_path):
         archive.extractall(tmp_path)
     folder = tmp_path / "run" / "evaluation"
     names = sorted(contents(folder))
-    assert "plots/Blobs_Dice.svg" in names and [name for name in names if not written.is_ours(folder, name)] == []
+    assert (
+        "plots/Blobs_Dice.svg" in names
+        and [name for name in names if not written.is_ours(folder, name)] == []
+    )
     Result.load(folder).write(folder)
     assert written.is_ours(folder, "plots/Blobs_Dice.svg")
     (folder / "plots" / "mine.svg").write_text("<svg/>")
@@ -127,7 +159,10 @@ def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_pat
     gates.write(found, tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("write", [prediction.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))])
+@pytest.mark.parametrize(
+    "write",
+    [prediction.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))],
+)
 def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path, write):
     import os
 
@@ -146,22 +181,43 @@ def test_names_cannot_leave_their_place_in_any_file(tmp_path):
     label = np.zeros((4, 8, 8), np.uint8)
     label[1:3, 2:6, 2:6], label[1:3, 2, 2], label[1:3, 3, 2] = 1, 2, 3
     path = save(tmp_path / "labels" / "x.nii.gz", label)
-    result = evaluate([Pair("=2+5", path, path), Pair("../../y", path, path), Pair(f"bad{EVIL}", path, None)], corpus, resamples=20)
+    result = evaluate(
+        [Pair("=2+5", path, path), Pair("../../y", path, path), Pair(f"bad{EVIL}", path, None)],
+        corpus,
+        resamples=20,
+    )
     out = tmp_path / "deep" / "er" / "out"
     result.write(out)
     present(result, out, montages=2, viewer_cases=0)
-    inside = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} - {"labels/x.nii.gz"}
-    assert all(name.startswith("deep/er/out/") for name in inside) and len(list((out / "montages").iterdir())) == 2
+    inside = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} - {
+        "labels/x.nii.gz"
+    }
+    assert (
+        all(name.startswith("deep/er/out/") for name in inside)
+        and len(list((out / "montages").iterdir())) == 2
+    )
     markdown = (out / "table.md").read_text()
-    assert "<script>" not in markdown and "\x1b" not in markdown and "](http" not in markdown.replace("\\](", "")
+    assert (
+        "<script>" not in markdown
+        and "\x1b" not in markdown
+        and "](http" not in markdown.replace("\\](", "")
+    )
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|x" in markdown
-    blocks = [[line.replace("\\|", "").count("|") for line in part.splitlines()] for part in markdown.split("\n\n") if part.startswith("|")]
-    assert [len(counts) for counts in blocks] == [6, 5] and all(set(counts) == {counts[0]} for counts in blocks)
+    blocks = [
+        [line.replace("\\|", "").count("|") for line in part.splitlines()]
+        for part in markdown.split("\n\n")
+        if part.startswith("|")
+    ]
+    assert [len(counts) for counts in blocks] == [6, 5] and all(
+        set(counts) == {counts[0]} for counts in blocks
+    )
     with open(out / "cases.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert all(not cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row[:3])
     found = read_cases(out / "cases.csv")
-    assert {row["case"] for row in found} == {"=2+5", "../../y"} and {row["class"] for row in found} == set(corpus.classes)
+    assert {row["case"] for row in found} == {"=2+5", "../../y"} and {
+        row["class"] for row in found
+    } == set(corpus.classes)
     for svg in (out / "plots").glob("*.svg"):
         assert "\x1b" not in svg.read_text() and "<script" not in svg.read_text()
 

@@ -1,6 +1,8 @@
-"""The networks compute what they computed: golden outputs and gradients of tiny ones, and wrong wirings that must be noticed.
+"""The networks compute what they computed: golden outputs and gradients of tiny ones, and wrong
+wirings that must be noticed.
 
-If a network is meant to change: `python -m tests.support.golden --write NAME`, and look at what moved.
+If a network is meant to change: `python -m tests.support.golden --write NAME`, and look at what
+moved.
 """
 
 import functools
@@ -13,8 +15,8 @@ from medjax.registry import known
 from tests.support import golden
 from tests.support.mutants import mutated
 
-# Parameters without a gradient: biases that an instance norm takes away, keys' biases in a softmax. In
-# TSFM a norm stands before every head, so that constants of the residual stream vanish as well.
+# Parameters without a gradient: biases that an instance norm takes away, keys' biases in a softmax.
+# In TSFM a norm stands before every head, so that constants of the residual stream vanish as well.
 SILENT = re.compile(r"(^|/)(conv\d?|skip_conv|k)/bias$")
 SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|ln_f|k)/bias$")
 QUICK = ("unet_2d_multitalent", "resenc_2d", "tsfm_2d", "swin_unet_gate", "masked_swin_3d")
@@ -65,12 +67,42 @@ def test_every_network_is_there():
 
 
 MUTANTS = [  # what is wrong, the network that shows it, module below medjax.models, old, new
-    ("skips swapped", "unet_2d_multitalent", "parts.blocks", "concatenate([up, skips[s]], -1)", "concatenate([skips[s], up], -1)"),
-    ("skips zeroed", "resenc_2d", "parts.blocks", "concatenate([up, skips[s]], -1)", "concatenate([up, 0 * skips[s]], -1)"),
-    ("deep outputs swapped", "unet", "parts.blocks", '"deep": outputs[1:]', '"deep": [y * 1.001 for y in outputs[1:]]'),
-    ("norm epsilon", "unet_2d_multitalent", "parts.norm", "epsilon: float = 1e-5", "epsilon: float = 1e-2"),
+    (
+        "skips swapped",
+        "unet_2d_multitalent",
+        "parts.blocks",
+        "concatenate([up, skips[s]], -1)",
+        "concatenate([skips[s], up], -1)",
+    ),
+    (
+        "skips zeroed",
+        "resenc_2d",
+        "parts.blocks",
+        "concatenate([up, skips[s]], -1)",
+        "concatenate([up, 0 * skips[s]], -1)",
+    ),
+    (
+        "deep outputs swapped",
+        "unet",
+        "parts.blocks",
+        '"deep": outputs[1:]',
+        '"deep": [y * 1.001 for y in outputs[1:]]',
+    ),
+    (
+        "norm epsilon",
+        "unet_2d_multitalent",
+        "parts.norm",
+        "epsilon: float = 1e-5",
+        "epsilon: float = 1e-2",
+    ),
     ("leak", "unet_2d_multitalent", "parts.norm", "LEAK = 0.01", "LEAK = 0.02"),
-    ("norm without bias", "unet_2d_multitalent", "parts.norm", "(inverse * scale) + bias\n    return", "(inverse * scale)\n    return"),
+    (
+        "norm without bias",
+        "unet_2d_multitalent",
+        "parts.norm",
+        "(inverse * scale) + bias\n    return",
+        "(inverse * scale)\n    return",
+    ),
     (
         "upsampling flipped",
         "unet_2d_multitalent",
@@ -85,24 +117,90 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)\n        if self.use_bias",
         "y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)\n        if False",
     ),
-    ("heads of other corpora", "unet_corpus_heads", "parts.heads", "first[head] + 1 + np", "first[head] + np"),
-    ("no background logit", "resenc_multitalent", "parts.heads", "y[..., 1:] - y[..., :1]", "y[..., 1:]"),
-    ("block without shortcut", "resenc_2d", "parts.blocks", "return leaky_relu(x + y)", "return leaky_relu(y)"),
-    ("shortcut by maximum", "resenc_2d", "parts.blocks", "x.shape[-1]).mean(-2)", "x.shape[-1]).max(-2)"),
+    (
+        "heads of other corpora",
+        "unet_corpus_heads",
+        "parts.heads",
+        "first[head] + 1 + np",
+        "first[head] + np",
+    ),
+    (
+        "no background logit",
+        "resenc_multitalent",
+        "parts.heads",
+        "y[..., 1:] - y[..., :1]",
+        "y[..., 1:]",
+    ),
+    (
+        "block without shortcut",
+        "resenc_2d",
+        "parts.blocks",
+        "return leaky_relu(x + y)",
+        "return leaky_relu(y)",
+    ),
+    (
+        "shortcut by maximum",
+        "resenc_2d",
+        "parts.blocks",
+        "x.shape[-1]).mean(-2)",
+        "x.shape[-1]).max(-2)",
+    ),
     ("stem without norm", "resenc_2d", "resenc", '"stem")(x)', '"stem")(x) * 1.01'),
-    ("skips zeroed", "tsfm_2d", "tsfm", "strict=True)]), skip], -1)", "strict=True)]), 0 * skip], -1)"),
-    ("skips zeroed", "stunet", "tsfm", "strict=True)]), skip], -1)", "strict=True)]), 0 * skip], -1)"),
+    (
+        "skips zeroed",
+        "tsfm_2d",
+        "tsfm",
+        "strict=True)]), skip], -1)",
+        "strict=True)]), 0 * skip], -1)",
+    ),
+    (
+        "skips zeroed",
+        "stunet",
+        "tsfm",
+        "strict=True)]), skip], -1)",
+        "strict=True)]), 0 * skip], -1)",
+    ),
     ("skips of the wrong level", "tsfm", "tsfm", "(x, skips[level])", "(x, skips[level] * 1.001)"),
-    ("attention without residual", "tsfm_2d", "parts.vit", 'x = x + dense(width, name="out")', 'x = dense(width, name="out")'),
+    (
+        "attention without residual",
+        "tsfm_2d",
+        "parts.vit",
+        'x = x + dense(width, name="out")',
+        'x = dense(width, name="out")',
+    ),
     ("MLP without residual", "tsfm_2d", "parts.vit", "return x + drop(", "return drop("),
     ("tanh GELU", "tsfm_2d", "parts.vit", "approximate=False", "approximate=True"),
     ("no position table", "tsfm_2d", "parts.vit", "(x + table.astype(x.dtype))", "(x)"),
-    ("layers in reverse", "tsfm_2d", "parts.vit", "for i in range(self.layers)]", "for i in reversed(range(self.layers))]"),
+    (
+        "layers in reverse",
+        "tsfm_2d",
+        "parts.vit",
+        "for i in range(self.layers)]",
+        "for i in reversed(range(self.layers))]",
+    ),
     ("heads mixed", "tsfm_2d", "parts.vit", "self.heads, -1), -2, -3)", "-1, self.heads), -1, -3)"),
-    ("no last norm of the transformer", "tsfm_2d", "parts.vit", 'name="ln_f")(x)', 'name="ln_f")(x) + x'),
-    ("bottleneck without residual", "tsfm_bare", "parts.vit", "return x + y if self.residual", "return y if self.residual"),
+    (
+        "no last norm of the transformer",
+        "tsfm_2d",
+        "parts.vit",
+        'name="ln_f")(x)',
+        'name="ln_f")(x) + x',
+    ),
+    (
+        "bottleneck without residual",
+        "tsfm_bare",
+        "parts.vit",
+        "return x + y if self.residual",
+        "return y if self.residual",
+    ),
     ("shortcut of the raw input", "tsfm_bare", "tsfm", "(x if raw else seen)", "(x)"),
-    ("no activation after the sum", "stunet", "tsfm", "return x + y if pre else leaky_relu(x + y)", "return x + y"),
+    (
+        "no activation after the sum",
+        "stunet",
+        "tsfm",
+        "return x + y if pre else leaky_relu(x + y)",
+        "return x + y",
+    ),
     (
         "no norm before the heads",
         "tsfm_2d",
@@ -111,8 +209,20 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "(x) * 1.01 if self.final_norm else x\n            return head",
     ),
     ("no shift", "swin_unet_heads_by_channels", "parts.attention", "w // 2 if i % 2 else 0", "0"),
-    ("no mask of shifted windows", "swin_unet_heads_by_channels", "parts.window", "BLOCKED = -100.0", "BLOCKED = 0.0"),
-    ("position bias transposed", "swin_unet_heads_by_channels", "parts.attention", "table[index]", "table[index.T]"),
+    (
+        "no mask of shifted windows",
+        "swin_unet_heads_by_channels",
+        "parts.window",
+        "BLOCKED = -100.0",
+        "BLOCKED = 0.0",
+    ),
+    (
+        "position bias transposed",
+        "swin_unet_heads_by_channels",
+        "parts.attention",
+        "table[index]",
+        "table[index.T]",
+    ),
     (
         "corner bias index",
         "swin_unetr_legacy_xyz",
@@ -127,10 +237,34 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "*split_heads(qkv, self.heads), bias",
         "*(split_heads(qkv, self.heads)[i] for i in (1, 0, 2)), bias",
     ),
-    ("tanh GELU", "swin_unet_heads_by_channels", "parts.attention", "approximate=False", "approximate=True"),
-    ("attention without residual", "swin_unet_heads_by_channels", "parts.attention", "x = x + branch(attention", "x = branch(attention"),
-    ("MLP without residual", "swin_unet_heads_by_channels", "parts.attention", "        x = x + branch(y)\n", "        x = branch(y)\n"),
-    ("merging order", "swin_unetr_2d", "parts.patch", "PLANE = ((0, 0), (1, 0)", "PLANE = ((1, 0), (0, 0)"),
+    (
+        "tanh GELU",
+        "swin_unet_heads_by_channels",
+        "parts.attention",
+        "approximate=False",
+        "approximate=True",
+    ),
+    (
+        "attention without residual",
+        "swin_unet_heads_by_channels",
+        "parts.attention",
+        "x = x + branch(attention",
+        "x = branch(attention",
+    ),
+    (
+        "MLP without residual",
+        "swin_unet_heads_by_channels",
+        "parts.attention",
+        "        x = x + branch(y)\n",
+        "        x = branch(y)\n",
+    ),
+    (
+        "merging order",
+        "swin_unetr_2d",
+        "parts.patch",
+        "PLANE = ((0, 0), (1, 0)",
+        "PLANE = ((1, 0), (0, 0)",
+    ),
     (
         "legacy merging order",
         "swin_unetr_legacy_xyz",
@@ -138,13 +272,55 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         '"legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0)',
         '"legacy": ((0, 0, 0), (0, 1, 0), (1, 0, 0)',
     ),
-    ("skips swapped", "swin_unetr_2d", "swin_unetr", "concatenate([up, skip], -1)", "concatenate([skip, up], -1)"),
-    ("not whitened", "swin_unetr_2d", "swin_unetr", "return tuple(whiten(x) for x in maps) if", "return tuple(maps) if"),
-    ("axes not turned back", "swin_unetr_legacy_xyz", "swin_unetr", '"logits": flip(call(', '"logits": (call('),
-    ("third skip", "swin_unetr_2d", "swin_unetr", 'maps["deepest"], maps["x3"]', 'maps["deepest"], 1.01 * maps["x3"]'),
-    ("skip and up swapped", "swin_unet", "swin_unet", "concatenate([x, skip], -1)", "concatenate([skip, x], -1)"),
-    ("skip of the wrong stage", "swin_unet", "swin_unet", "skip = entering[levels - k]", "skip = 0 * entering[levels - k]"),
-    ("no norm after the encoder", "swin_unet", "swin_unet", 'x = norm("enc_norm")(x)', 'norm("enc_norm")(x)'),
+    (
+        "skips swapped",
+        "swin_unetr_2d",
+        "swin_unetr",
+        "concatenate([up, skip], -1)",
+        "concatenate([skip, up], -1)",
+    ),
+    (
+        "not whitened",
+        "swin_unetr_2d",
+        "swin_unetr",
+        "return tuple(whiten(x) for x in maps) if",
+        "return tuple(maps) if",
+    ),
+    (
+        "axes not turned back",
+        "swin_unetr_legacy_xyz",
+        "swin_unetr",
+        '"logits": flip(call(',
+        '"logits": (call(',
+    ),
+    (
+        "third skip",
+        "swin_unetr_2d",
+        "swin_unetr",
+        'maps["deepest"], maps["x3"]',
+        'maps["deepest"], 1.01 * maps["x3"]',
+    ),
+    (
+        "skip and up swapped",
+        "swin_unet",
+        "swin_unet",
+        "concatenate([x, skip], -1)",
+        "concatenate([skip, x], -1)",
+    ),
+    (
+        "skip of the wrong stage",
+        "swin_unet",
+        "swin_unet",
+        "skip = entering[levels - k]",
+        "skip = 0 * entering[levels - k]",
+    ),
+    (
+        "no norm after the encoder",
+        "swin_unet",
+        "swin_unet",
+        'x = norm("enc_norm")(x)',
+        'norm("enc_norm")(x)',
+    ),
     (
         "image not repeated",
         "swin_unet",
@@ -152,8 +328,20 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "jnp.repeat(image, self.repeat, -1)",
         "jnp.pad(image, [(0, 0)] * (image.ndim - 1) + [(0, 2)])",
     ),
-    ("no norm of the patches", "swin_unet", "parts.swin_tower", 'name="patch_norm")(x)', 'name="patch_norm")(x) + x'),
-    ("heads shared wrongly", "swin_unet_heads", "parts.heads", "return tuple(share)", "return tuple(share[i] for i in (1, 0, 2))"),
+    (
+        "no norm of the patches",
+        "swin_unet",
+        "parts.swin_tower",
+        'name="patch_norm")(x)',
+        'name="patch_norm")(x) + x',
+    ),
+    (
+        "heads shared wrongly",
+        "swin_unet_heads",
+        "parts.heads",
+        "return tuple(share)",
+        "return tuple(share[i] for i in (1, 0, 2))",
+    ),
     (
         "heads by channels",
         "swin_unet_heads_by_channels",
@@ -169,8 +357,20 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "weighted = (hidden * share[..., ::-1, None])",
     ),
     ("gate of its own biases", "swin_unet_gate", "parts.moe", "(share[..., None] * b2)", "(b2)"),
-    ("tanh GELU of experts", "swin_unet_gate", "parts.moe", "x, w1) + b1, approximate=False", "x, w1) + b1, approximate=True"),
-    ("a gate per token", "swin_unet_gate_image", "parts.moe", 'if self.gate_scope == "image":', "if False:"),
+    (
+        "tanh GELU of experts",
+        "swin_unet_gate",
+        "parts.moe",
+        "x, w1) + b1, approximate=False",
+        "x, w1) + b1, approximate=True",
+    ),
+    (
+        "a gate per token",
+        "swin_unet_gate_image",
+        "parts.moe",
+        'if self.gate_scope == "image":',
+        "if False:",
+    ),
     (
         "softmax over experts",
         "swin_unet_channel_gate",
@@ -214,7 +414,13 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "(1 + i, 2 * axes - i)), 2 * axes + 1]\n    sides",
     ),
     ("shift not kept", "masked_swin_experts", "parts.window", "if keep_shift:", "if False:"),
-    ("no norm after the decoder", "masked_swin", "masked_swin", 'name="dec_norm")(x)', 'name="dec_norm")(x) + x'),
+    (
+        "no norm after the decoder",
+        "masked_swin",
+        "masked_swin",
+        'name="dec_norm")(x)',
+        'name="dec_norm")(x) + x',
+    ),
 ]
 SLOW = {  # of the mutants: noticed as well, but the quick run has enough of each kind
     "bias of the upsampling",
@@ -293,7 +499,10 @@ def test_every_network_has_a_mutant():
 
 def test_the_right_networks_are_back_after_a_mutant():
     mutant = MUTANTS[0]
-    with pytest.raises(AssertionError, match="0 x 'no such text'"), mutated(f"medjax.models.{mutant[2]}", "no such text", ""):
+    with (
+        pytest.raises(AssertionError, match="0 x 'no such text'"),
+        mutated(f"medjax.models.{mutant[2]}", "no such text", ""),
+    ):
         pass
     name = mutant[1]
     assert _wrong(golden.fingerprint(*golden.run(golden.CASES[name], gradients=False)), name) == {}

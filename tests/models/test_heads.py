@@ -1,4 +1,6 @@
-"""Heads by corpus: every sample through its own softmax, exact sizes, absent classes out of the game, in two and three axes."""
+"""Heads by corpus: every sample through its own softmax, exact sizes, absent classes out of the
+game, in two and three axes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,9 @@ def test_every_sample_goes_through_the_columns_of_its_corpus(vol):
     for i, c in enumerate(corpus):
         part = slice(first[c], first[c] + 1 + len(own[c]))
         raw = np.asarray(x[i]) @ kernel[:, part] + bias[part]
-        np.testing.assert_allclose(logits[i][..., list(own[c])], raw[..., 1:] - raw[..., :1], atol=1e-5)
+        np.testing.assert_allclose(
+            logits[i][..., list(own[c])], raw[..., 1:] - raw[..., :1], atol=1e-5
+        )
         assert np.isneginf(np.delete(np.asarray(logits[i]), own[c], -1)).all()
 
 
@@ -57,16 +61,28 @@ def test_gradients_are_finite_and_reach_only_the_heads_that_were_used():
         return jax.nn.logsumexp(y, -1).sum()
 
     gradient = np.asarray(jax.jit(jax.grad(loss))(params)["kernel"])
-    assert np.isfinite(gradient).all() and (gradient[:, :4] != 0).all() and (gradient[:, 4:] == 0).all()
+    assert (
+        np.isfinite(gradient).all()
+        and (gradient[:, :4] != 0).all()
+        and (gradient[:, 4:] == 0).all()
+    )
 
 
 def test_m4oes_heads_hold_3168_numbers_and_amos_ct_and_mri_share_one():
-    """14 FLARE22, 3 ATLAS23 and 16 AMOS22 classes with background: 96 x 33; the padded stack would hold 4,608 (spec 3.4)."""
+    """14 FLARE22, 3 ATLAS23 and 16 AMOS22 classes with background: 96 x 33; the padded stack would
+    hold 4,608 (spec 3.4).
+    """
     channels = (tuple(range(13)), (13, 14), tuple(range(15)), tuple(range(15)))
     assert heads.numbered("channels", channels) == (0, 1, 2, 2)
     assert heads.numbered("corpus", channels) == (0, 1, 2, 3)
-    fewer = heads.columns(15, (*channels[:3], tuple(range(13))), (0, 1, 2, 2))  # AMOS MRI annotates 13 of the head's 15
-    assert fewer.max() == 32 and fewer[3, :14].tolist() == fewer[2, :14].tolist() and (fewer[3, 14:] == -1).all()
+    fewer = heads.columns(
+        15, (*channels[:3], tuple(range(13))), (0, 1, 2, 2)
+    )  # AMOS MRI annotates 13 of the head's 15
+    assert (
+        fewer.max() == 32
+        and fewer[3, :14].tolist() == fewer[2, :14].tolist()
+        and (fewer[3, 14:] == -1).all()
+    )
     net = heads.socket("corpus_softmax", channels, "channels")(15)
     x = jnp.zeros((2, 1, 1, 96))
     params = jax.jit(net.init)(jax.random.key(0), x)["params"]
@@ -78,7 +94,11 @@ def test_m4oes_heads_hold_3168_numbers_and_amos_ct_and_mri_share_one():
 def test_a_sigmoid_head_is_one_linear_map():
     net, x = heads.socket("sigmoid")(CLASSES), _features(5, (2, 2, 2))
     params = jax.jit(net.init)(jax.random.key(0), x)["params"]
-    np.testing.assert_allclose(call(net.bind({"params": params}), x, None), x @ params["kernel"] + params["bias"], atol=1e-6)
+    np.testing.assert_allclose(
+        call(net.bind({"params": params}), x, None),
+        x @ params["kernel"] + params["bias"],
+        atol=1e-6,
+    )
     half = heads.DenseHead(CLASSES, dtype=jnp.bfloat16).apply({"params": params}, x)
     assert half.dtype == jnp.float32 and params["kernel"].dtype == jnp.float32
 

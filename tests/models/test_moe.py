@@ -1,4 +1,6 @@
-"""Mixtures of experts: what permuting, closing and equalising experts must and must not change, and the masked-image network's counts."""
+"""Mixtures of experts: what permuting, closing and equalising experts must and must not change, and
+the masked-image network's counts.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +39,20 @@ def _apply(net, params, x, context=None):
 
 def _single(params, e, x):
     """Expert e alone, as the plain MLP of a block."""
-    dense = {"fc1": {"kernel": params["w1"][e], "bias": params["b1"][e]}, "fc2": {"kernel": params["w2"][e], "bias": params["b2"][e]}}
+    dense = {
+        "fc1": {"kernel": params["w1"][e], "bias": params["b1"][e]},
+        "fc2": {"kernel": params["w2"][e], "bias": params["b2"][e]},
+    }
     return PLAIN({"params": dense}, x)
 
 
 def _permuted(params, order, gate=True):
     out = {k: v[np.array(order)] if k != "gate" else v for k, v in params.items()}
-    return out | {"gate": jax.tree.map(lambda a: a[..., np.array(order)], params["gate"])} if gate else out
+    return (
+        out | {"gate": jax.tree.map(lambda a: a[..., np.array(order)], params["gate"])}
+        if gate
+        else out
+    )
 
 
 @pytest.mark.parametrize("gate_scope", ["token", "image"])
@@ -55,7 +64,9 @@ def test_a_gated_mixture_is_the_weighted_sum_of_its_experts(gate_scope):
     w = jax.nn.softmax(seen @ params["gate"]["kernel"] + params["gate"]["bias"], -1)
     np.testing.assert_allclose(offered["gate"], w, atol=1e-6)
     assert offered["gate"].shape == ((3, 4, 3, 3) if gate_scope == "token" else (3, 1, 1, 3))
-    np.testing.assert_allclose(y, sum(w[..., e, None] * _single(params, e, x) for e in range(3)), atol=2e-5)
+    np.testing.assert_allclose(
+        y, sum(w[..., e, None] * _single(params, e, x) for e in range(3)), atol=2e-5
+    )
 
 
 def test_permuting_experts_needs_the_gate_columns_to_follow():
@@ -85,7 +96,9 @@ def test_the_released_gate_weighs_channels_not_experts():
     g = jax.nn.softmax(x @ params["gate"]["kernel"] + params["gate"]["bias"], -1)
     np.testing.assert_allclose(g.sum(-1), 1, atol=1e-6)  # so its mean over the channels is 1 / c
     np.testing.assert_allclose(y, g * sum(_single(params, e, x) for e in range(3)), atol=2e-5)
-    np.testing.assert_allclose(_apply(net, _permuted(params, [1, 2, 0], gate=False), x), y, atol=2e-5)
+    np.testing.assert_allclose(
+        _apply(net, _permuted(params, [1, 2, 0], gate=False), x), y, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("dispatch", ["gather", "mask", "auto"])
@@ -96,7 +109,9 @@ def test_hard_routing_sends_every_sample_through_its_expert(dispatch):
     expected = jnp.stack([_single(params, int(e), x[i : i + 1])[0] for i, e in enumerate(chosen)])
     np.testing.assert_allclose(run(params), expected, atol=2e-5)
     gradient = jax.jit(jax.grad(lambda p: jnp.square(run(p)).sum()))(params)
-    assert all((g[1] == 0).all() and (g[2] != 0).any() for g in jax.tree.leaves(gradient))  # modality 1 is not in the batch
+    assert all(
+        (g[1] == 0).all() and (g[2] != 0).any() for g in jax.tree.leaves(gradient)
+    )  # modality 1 is not in the batch
     shared = _net("hard", dispatch=dispatch, experts=2, expert_of=(1, 0, 1))
     two = _params(shared)
     out = _apply(shared, two, x, {"modality": chosen})
@@ -105,7 +120,11 @@ def test_hard_routing_sends_every_sample_through_its_expert(dispatch):
 
 def test_wrong_words_and_missing_modalities_are_refused():
     x = _tokens()
-    for net, message in ((_net("soft"), "gate"), (_net(gate_scope="pixel"), "token"), (_net("hard", expert_of=(0, 3)), "not enough")):
+    for net, message in (
+        (_net("soft"), "gate"),
+        (_net(gate_scope="pixel"), "token"),
+        (_net("hard", expert_of=(0, 3)), "not enough"),
+    ):
         with pytest.raises(ModelError, match=message):
             jax.eval_shape(net.init, jax.random.key(0), x)
     net = _net("hard")
@@ -116,7 +135,8 @@ def test_wrong_words_and_missing_modalities_are_refused():
     assert moe.socket("dense") is Mlp
 
 
-# ----------------------------------------------------------------------------------------------- masked-image pre-training
+# -----------------------------------------------------------------------------------------------
+# masked-image pre-training
 
 TINY = dict(width=16, depths=(2, 2), heads=(1, 2), window=4, patch_size=2)  # side 32: grids 16, 8
 
@@ -137,7 +157,11 @@ def test_masks_hide_three_quarters_in_whole_blocks_differently_in_every_sample()
     """49 of 196 blocks visible, mean exactly 0.75, constant inside each 4 x 4 block (Swin-MAE)."""
     mask = np.asarray(masked_image.block_mask(jax.random.key(0), 4, (56, 56), 4, 0.75))
     blocks = mask.reshape(4, 14, 4, 14, 4).transpose(0, 1, 3, 2, 4).reshape(4, 196, 16)
-    assert (blocks.all(-1) | ~blocks.any(-1)).all() and ((~blocks[..., 0]).sum(-1) == 49).all() and mask.mean() == 0.75
+    assert (
+        (blocks.all(-1) | ~blocks.any(-1)).all()
+        and ((~blocks[..., 0]).sum(-1) == 49).all()
+        and mask.mean() == 0.75
+    )
     assert all((mask[i] != mask[j]).any() for i in range(4) for j in range(i))
     many = masked_image.block_mask(jax.random.key(1), 2000, (8, 8), 4, 0.75)[:, ::4, ::4].mean(0)
     np.testing.assert_allclose(many, 0.75, atol=0.04)  # every block alike
@@ -150,13 +174,20 @@ def test_masks_hide_three_quarters_in_whole_blocks_differently_in_every_sample()
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_pixel_loss_counts_hidden_patches_only(normalise):
     rng = np.random.default_rng(0)
-    patches, pixels = rng.normal(size=(2, 4, 4, 48)).astype(np.float32), rng.normal(size=(2, 4, 4, 48)).astype(np.float32)
+    patches, pixels = (
+        rng.normal(size=(2, 4, 4, 48)).astype(np.float32),
+        rng.normal(size=(2, 4, 4, 48)).astype(np.float32),
+    )
     masked = rng.random((2, 4, 4)) < 0.7
     truth = patches
     if normalise:
-        truth = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+        truth = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
+            patches.var(-1, ddof=1, keepdims=True) + 1e-6
+        )
     expected = ((pixels - truth) ** 2).mean(-1)[masked].mean()
-    outputs = {k: jnp.asarray(v) for k, v in (("patches", patches), ("pixels", pixels), ("masked", masked))}
+    outputs = {
+        k: jnp.asarray(v) for k, v in (("patches", patches), ("pixels", pixels), ("masked", masked))
+    }
     np.testing.assert_allclose(masked_pixels.make(normalise)(outputs, {}), expected, rtol=1e-5)
 
 
@@ -169,15 +200,23 @@ def test_hidden_tokens_say_nothing_and_both_phases_have_the_same_features():
     run = jax.jit(lambda x: net.apply({"params": params}, x, context))
     out = run(image)
     assert out["pixels"].shape == (2, 16, 16, 12)  # one channel repeated to three, 2 x 2 pixels
-    np.testing.assert_array_equal(out["patches"][0, 0, 0], np.repeat(np.asarray(image[0, :2, :2, 0]).ravel(), 3))
+    np.testing.assert_array_equal(
+        out["patches"][0, 0, 0], np.repeat(np.asarray(image[0, :2, :2, 0]).ravel(), 3)
+    )
     other = jnp.where(jnp.repeat(jnp.repeat(masked, 2, 1), 2, 2)[..., None], 7.0, image)
     np.testing.assert_array_equal(run(other)["pixels"], out["pixels"])
-    fine = swin_unet.make(1, corpus_channels=((0,),), modalities=2, experts_in="encoder", routing="hard", **TINY)
+    fine = swin_unet.make(
+        1, corpus_channels=((0,),), modalities=2, experts_in="encoder", routing="hard", **TINY
+    )
     tree = jax.jit(fine.init)(jax.random.key(3), image)["params"]
     assert jax.tree.map(jnp.shape, tree["encoder"]) == jax.tree.map(jnp.shape, params["encoder"])
     visible = context | {"masked": jnp.zeros_like(masked), "corpus": jnp.zeros(2, jnp.int32)}
-    first = jax.jit(lambda p: net.encoder.apply({"params": p}, image, visible)[1])(params["encoder"])
-    second = jax.jit(lambda p: fine.apply({"params": p}, image, visible)["features"]["stage1"])(tree | {"encoder": params["encoder"]})
+    first = jax.jit(lambda p: net.encoder.apply({"params": p}, image, visible)[1])(
+        params["encoder"]
+    )
+    second = jax.jit(lambda p: fine.apply({"params": p}, image, visible)["features"]["stage1"])(
+        tree | {"encoder": params["encoder"]}
+    )
     np.testing.assert_allclose(first, second, atol=1e-5)
     with pytest.raises(ModelError, match="hidden"):
         net.apply({"params": params}, image, {"modality": jnp.array([1, 0])})

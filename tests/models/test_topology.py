@@ -1,4 +1,6 @@
-"""nnU-Net's topology rule against the numbers of its planner (MultiTalent plan, Hippocampus, common patches)."""
+"""nnU-Net's topology rule against the numbers of its planner (MultiTalent plan, Hippocampus, common
+patches).
+"""
 
 import pytest
 
@@ -14,8 +16,20 @@ THREE, TWO = (3, 3, 3), (2, 2, 2)
         ((1.5, 1, 1), (96, 192, 192), (96, 192, 192), (TWO,) * 4 + ((1, 2, 2),), (THREE,) * 6),
         ((1, 1, 1), (36, 50, 35), (40, 56, 40), (TWO,) * 3, (THREE,) * 4),
         ((1, 1, 1), (128, 128, 128), (128, 128, 128), (TWO,) * 5, (THREE,) * 6),
-        ((3, 0.8, 0.8), (64, 192, 192), (64, 192, 192), ((1, 2, 2),) + (TWO,) * 4, ((1, 3, 3),) + (THREE,) * 5),
-        ((5, 0.8, 0.8), (20, 320, 256), (20, 320, 256), ((1, 2, 2),) * 2 + (TWO,) * 2 + ((1, 2, 2),) * 2, ((1, 3, 3),) * 2 + (THREE,) * 5),
+        (
+            (3, 0.8, 0.8),
+            (64, 192, 192),
+            (64, 192, 192),
+            ((1, 2, 2),) + (TWO,) * 4,
+            ((1, 3, 3),) + (THREE,) * 5,
+        ),
+        (
+            (5, 0.8, 0.8),
+            (20, 320, 256),
+            (20, 320, 256),
+            ((1, 2, 2),) * 2 + (TWO,) * 2 + ((1, 2, 2),) * 2,
+            ((1, 3, 3),) * 2 + (THREE,) * 5,
+        ),
     ],
 )
 def test_published_plans_are_reproduced(spacing, patch, padded, strides, kernels):

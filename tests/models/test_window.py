@@ -1,4 +1,6 @@
-"""Windows, shift masks, relative positions, merging and expanding against brute force; attention against its formula; the sockets."""
+"""Windows, shift masks, relative positions, merging and expanding against brute force; attention
+against its formula; the sockets.
+"""
 
 import functools
 import itertools
@@ -31,15 +33,24 @@ def _params(module, *inputs, seed=0):
     """Random parameters of a module, made with numpy (cheaper than compiling its initialisers)."""
     shapes = jax.eval_shape(module.init, KEY, *inputs)["params"]
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes
+    )
 
 
 def _apply(module, params, *inputs, **kw):
-    return np.asarray(jax.jit(lambda p, *a: module.apply({"params": p}, *a, **kw), compiler_options=FAST)(params, *inputs), np.float32)
+    return np.asarray(
+        jax.jit(lambda p, *a: module.apply({"params": p}, *a, **kw), compiler_options=FAST)(
+            params, *inputs
+        ),
+        np.float32,
+    )
 
 
 def _paths(params) -> set[str]:
-    return {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        "/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 # ---- windows
@@ -82,11 +93,14 @@ def test_small_axes_shrink_the_window_and_lose_the_shift():
 
 
 def _neighbours(padded, size, shift):
-    """(w, n, n) bool by walking over the tokens: equal image side of every wrap-around, found from the coordinates before rolling."""
+    """(w, n, n) bool by walking over the tokens: equal image side of every wrap-around, found from
+    the coordinates before rolling.
+    """
     origin = np.stack(np.meshgrid(*(np.arange(p) for p in padded), indexing="ij"), -1)[None]
     rolled = np.roll(origin, [-s for s in shift], tuple(range(1, len(padded) + 1)))
     tokens = window.partition(rolled, size)[0]
-    # Tokens of one rolled window lie within one window's length of each other in the image unless the roll joined the two ends of an axis.
+    # Tokens of one rolled window lie within one window's length of each other in the image unless
+    # the roll joined the two ends of an axis.
     near = np.abs(tokens[:, :, None] - tokens[:, None]) < np.array(size)
     return near.all(-1)
 
@@ -106,7 +120,9 @@ def test_the_mask_blocks_exactly_the_pairs_that_the_shift_joined(padded, size, s
     np.testing.assert_array_equal(mask, np.where(_neighbours(padded, size, shift), 0.0, -100.0))
 
 
-@pytest.mark.parametrize("side, windows, blocked, touched", [(56, 64, 18240, 15), (28, 16, 8832, 7), (14, 4, 4128, 3)])
+@pytest.mark.parametrize(
+    "side, windows, blocked, touched", [(56, 64, 18240, 15), (28, 16, 8832, 7), (14, 4, 4128, 3)]
+)
 def test_mask_counts_of_swin_t(side, windows, blocked, touched):
     mask = np.asarray(window.shift_mask(window.regions((side, side), (7, 7), (3, 3))))
     assert mask.shape == (windows, 49, 49)
@@ -126,7 +142,14 @@ def test_mask_regions_of_swin_unetr_follow_the_slabs():
 def test_relative_index_numbers():
     index = window.relative_index((7, 7))
     np.testing.assert_array_equal(index[0, :4], [84, 83, 82, 81])
-    assert (index[0, 7], index[48, 0], index[0, 48], index.min(), index.max(), int(index.sum())) == (71, 168, 0, 0, 168, 201684)
+    assert (
+        index[0, 7],
+        index[48, 0],
+        index[0, 48],
+        index.min(),
+        index.max(),
+        int(index.sum()),
+    ) == (71, 168, 0, 0, 168, 201684)
     assert (np.diag(index) == 84).all()
 
 
@@ -140,13 +163,17 @@ def test_relative_index_in_three_axes_is_the_formula():
 def test_bias_of_shrunken_windows():
     full = window.relative_index((7, 7, 7))
     np.testing.assert_array_equal(window.bias_index((7, 7, 7), (6, 6, 6)), full[:216, :216])
-    # geometric: pairs with the same difference share a row, and it is the row of that difference in the full window
+    # geometric: pairs with the same difference share a row, and it is the row of that difference in
+    # the full window
     right = window.bias_index((7, 7, 7), (2, 3, 4), "geometric")
     for (i, a), (j, b) in itertools.product(enumerate(np.ndindex(2, 3, 4)), repeat=2):
         d = np.array(a) - np.array(b) + 6
         assert right[i, j] == d[0] * 169 + d[1] * 13 + d[2]
     # the corner is right if only the first axis shrinks
-    np.testing.assert_array_equal(window.bias_index((7, 7, 7), (4, 7, 7)), window.bias_index((7, 7, 7), (4, 7, 7), "geometric"))
+    np.testing.assert_array_equal(
+        window.bias_index((7, 7, 7), (4, 7, 7)),
+        window.bias_index((7, 7, 7), (4, 7, 7), "geometric"),
+    )
     with pytest.raises(ModelError, match="corner or geometric"):
         window.bias_index((7, 7), (7, 7), "nearest")
 
@@ -174,7 +201,9 @@ def test_merging_orders_in_three_axes(name, offsets):
 def test_merging_in_two_axes_is_swins_for_every_name():
     x = jnp.arange(16).reshape(1, 4, 4, 1)
     for name in patch.MERGING:
-        np.testing.assert_array_equal(patch.merge(x, patch.merging_order(name, 2))[0, 0, 0], [0, 4, 1, 5])
+        np.testing.assert_array_equal(
+            patch.merge(x, patch.merging_order(name, 2))[0, 0, 0], [0, 4, 1, 5]
+        )
 
 
 def test_what_cannot_be_merged_or_cut_is_refused():
@@ -192,8 +221,13 @@ def test_space_to_depth_and_back():
     assert tokens.shape == (2, 2, 2, 2, 18)
     np.testing.assert_array_equal(tokens[1, 1, 0, 1], x[1, 2:4, 0:3, 1:2].reshape(-1))
     np.testing.assert_array_equal(patch.depth_to_space(tokens, (2, 3, 1)), x)
-    np.testing.assert_array_equal(patch.depth_to_space(jnp.arange(4).reshape(1, 1, 1, 4), (2, 2))[0, ..., 0], [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(patch.depth_to_space(jnp.arange(16).reshape(1, 1, 1, 16), (4, 4))[0, ..., 0], np.arange(16).reshape(4, 4))
+    np.testing.assert_array_equal(
+        patch.depth_to_space(jnp.arange(4).reshape(1, 1, 1, 4), (2, 2))[0, ..., 0], [[0, 1], [2, 3]]
+    )
+    np.testing.assert_array_equal(
+        patch.depth_to_space(jnp.arange(16).reshape(1, 1, 1, 16), (4, 4))[0, ..., 0],
+        np.arange(16).reshape(4, 4),
+    )
 
 
 def test_patch_embedding_is_a_strided_convolution():
@@ -201,7 +235,12 @@ def test_patch_embedding_is_a_strided_convolution():
     module = patch.PatchEmbed(5, (2, 2, 2))
     p = _params(module, x)
     assert p["kernel"].shape == (2, 2, 2, 3, 5)
-    expected = jax.lax.conv_general_dilated(x, p["kernel"], (2, 2, 2), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + p["bias"]
+    expected = (
+        jax.lax.conv_general_dilated(
+            x, p["kernel"], (2, 2, 2), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+        + p["bias"]
+    )
     np.testing.assert_allclose(_apply(module, p, x), expected, atol=1e-5)
 
 
@@ -211,13 +250,25 @@ def test_merging_and_expanding_modules(axes):
     merging, expanding = patch.PatchMerging(), patch.PatchExpanding(6, (2,) * axes)
     p, q = _params(merging, x), _params(expanding, x)
     cells = 2**axes
-    assert _count(p) == 2 * cells * 12 + cells * 12 * 24 and _paths(p) == {"norm/scale", "norm/bias", "reduction/kernel"}
-    assert _count(q) == 12 * cells * 6 + 2 * 6 and _paths(q) == {"expand/kernel", "norm/scale", "norm/bias"}
+    assert _count(p) == 2 * cells * 12 + cells * 12 * 24 and _paths(p) == {
+        "norm/scale",
+        "norm/bias",
+        "reduction/kernel",
+    }
+    assert _count(q) == 12 * cells * 6 + 2 * 6 and _paths(q) == {
+        "expand/kernel",
+        "norm/scale",
+        "norm/bias",
+    }
     y = np.asarray(patch.merge(x, patch.merging_order("fixed", axes)), np.float64)
-    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5) * p["norm"][
+        "scale"
+    ] + p["norm"]["bias"]
     np.testing.assert_allclose(_apply(merging, p, x), y @ p["reduction"]["kernel"], atol=1e-4)
     y = np.asarray(patch.depth_to_space(x @ q["expand"]["kernel"], (2,) * axes), np.float64)
-    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5) * q["norm"]["scale"] + q["norm"]["bias"]
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5) * q["norm"][
+        "scale"
+    ] + q["norm"]["bias"]
     np.testing.assert_allclose(_apply(expanding, q, x), y, atol=1e-4)
 
 
@@ -252,7 +303,12 @@ def _attention_by_hand(p, x, size, shift, heads, index):
 
 @pytest.mark.parametrize(
     "grid, size, shift",
-    [((5, 8), (4, 4), (0, 0)), ((5, 8), (4, 4), (2, 2)), ((3, 5, 6), (3, 3, 3), (1, 1, 1)), ((2, 2, 2), (3, 3, 3), (1, 1, 1))],
+    [
+        ((5, 8), (4, 4), (0, 0)),
+        ((5, 8), (4, 4), (2, 2)),
+        ((3, 5, 6), (3, 3, 3), (1, 1, 1)),
+        ((2, 2, 2), (3, 3, 3), (1, 1, 1)),
+    ],
 )
 def test_window_attention_is_its_formula(grid, size, shift):
     x = _random(2, *grid, 8)
@@ -275,12 +331,18 @@ def test_head_count_must_divide_the_width():
 def test_block_parameters_are_swins():
     """4c norms, 4c^2 + 4c attention, 169 heads bias rows, 8c^2 + 5c MLP."""
     block = attention.SwinBlock(3, (7, 7), (3, 3))
-    p = jax.eval_shape(block.init, KEY, jax.ShapeDtypeStruct((1, 14, 14, 96), jnp.float32))["params"]
+    p = jax.eval_shape(block.init, KEY, jax.ShapeDtypeStruct((1, 14, 14, 96), jnp.float32))[
+        "params"
+    ]
     c = 96
     assert _count(p) == 4 * c + 4 * c * c + 4 * c + 169 * 3 + 8 * c * c + 5 * c
     assert _paths(p) == {
         *(f"{n}/{w}" for n in ("norm1", "norm2") for w in ("scale", "bias")),
-        *(f"{n}/{w}" for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2") for w in ("kernel", "bias")),
+        *(
+            f"{n}/{w}"
+            for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
+            for w in ("kernel", "bias")
+        ),
         "attn/rel_bias",
     }
 
@@ -298,7 +360,10 @@ def test_drop_path_drops_whole_samples_in_training_only():
     x = jnp.ones((400, 2, 3))
     y = np.asarray(attention.drop_path(x, 0.25, KEY))
     per_sample = y.reshape(400, -1)
-    assert (per_sample == per_sample[:, :1]).all() and set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+    assert (per_sample == per_sample[:, :1]).all() and set(np.unique(y)) == {
+        0.0,
+        np.float32(1 / 0.75),
+    }
     assert 0.68 < (per_sample[:, 0] > 0).mean() < 0.82
     block = attention.SwinBlock(2, (2, 2), (1, 1), drop_path=0.5)
     x = _random(64, 2, 2, 4)
@@ -306,11 +371,15 @@ def test_drop_path_drops_whole_samples_in_training_only():
     p["mlp"]["fc2"]["bias"] = p["mlp"]["fc2"]["bias"] + 1.0  # attention adds 0, the MLP 1
     np.testing.assert_array_equal(_apply(block, p, x), x + 1)
     moved = np.round(_apply(block, p, x, train=True, rngs={"dropout": KEY}) - x, 4)
-    assert set(np.unique(moved)) == {0.0, 2.0} and len(np.unique(moved.reshape(64, -1), axis=1).T) <= 2
+    assert (
+        set(np.unique(moved)) == {0.0, 2.0} and len(np.unique(moved.reshape(64, -1), axis=1).T) <= 2
+    )
 
 
 class _Lora(nn.Module):
-    """A dense map with a low-rank addition chosen by `context["task"]`, as an adapter would be injected."""
+    """A dense map with a low-rank addition chosen by `context["task"]`, as an adapter would be
+    injected.
+    """
 
     features: int
     rank: int = 2
@@ -338,7 +407,9 @@ def test_sockets_take_adapters_routed_per_sample():
     assert _paths(base) < _paths(p) and all("lora_" in path for path in _paths(p) - _paths(base))
     p = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
-            functools.reduce(lambda t, k: t[k.key], path, base) if "lora_" not in path[-1].key else 0 * leaf + (path[-1].key == "lora_a")
+            functools.reduce(lambda t, k: t[k.key], path, base)
+            if "lora_" not in path[-1].key
+            else 0 * leaf + (path[-1].key == "lora_a")
         ),
         p,
     )
@@ -352,7 +423,9 @@ def test_sockets_take_adapters_routed_per_sample():
 
 def test_bfloat16_computes_close_to_float32():
     x = _random(1, 4, 4, 6)
-    exact, rough = (attention.SwinBlock(3, (2, 2), (1, 1), dtype=d) for d in (jnp.float32, jnp.bfloat16))
+    exact, rough = (
+        attention.SwinBlock(3, (2, 2), (1, 1), dtype=d) for d in (jnp.float32, jnp.bfloat16)
+    )
     p = _params(rough, x)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(p))
     assert jax.eval_shape(rough.apply, {"params": p}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
@@ -362,18 +435,28 @@ def test_bfloat16_computes_close_to_float32():
 
 def test_a_stage_alternates_its_shifts_and_rematerialises_to_the_same_gradients():
     x = _random(1, 4, 4, 4)
-    plain, remat = (attention.SwinStage(2, (2, 2), (0.0, 0.1), block) for block in (attention.SwinBlock, attention.rematerialised()))
+    plain, remat = (
+        attention.SwinStage(2, (2, 2), (0.0, 0.1), block)
+        for block in (attention.SwinBlock, attention.rematerialised())
+    )
     p = _params(plain, x)
-    assert set(p) == {"block0", "block1"} and jax.tree.structure(p) == jax.tree.structure(_params(remat, x))
+    assert set(p) == {"block0", "block1"} and jax.tree.structure(p) == jax.tree.structure(
+        _params(remat, x)
+    )
     first, second = attention.SwinBlock(2, (2, 2), (0, 0)), attention.SwinBlock(2, (2, 2), (1, 1))
     expected = _apply(second, p["block1"], _apply(first, p["block0"], x))
     np.testing.assert_allclose(_apply(plain, p, x), expected, atol=1e-5)
     losses = [lambda q, m=m: jnp.mean(m.apply({"params": q}, x) ** 2) for m in (plain, remat)]
     gradients = [jax.jit(jax.grad(loss), compiler_options=FAST)(p) for loss in losses]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())), *gradients)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())),
+        *gradients,
+    )
 
 
 def test_drop_path_rates_grow_over_all_blocks():
     rates = attention.drop_path_rates(0.2, (2, 2, 2, 2))
     assert [len(r) for r in rates] == [2, 2, 2, 2]
-    np.testing.assert_allclose(sum(rates, ()), [0, 0.0286, 0.0571, 0.0857, 0.1143, 0.1429, 0.1714, 0.2], atol=5e-5)
+    np.testing.assert_allclose(
+        sum(rates, ()), [0, 0.0286, 0.0571, 0.0857, 0.1143, 0.1429, 0.1714, 0.2], atol=5e-5
+    )

@@ -1,4 +1,6 @@
-"""The embedded corpora: deterministic, anatomically plausible, partially and conflictingly annotated, readable by the rest of the house."""
+"""The embedded corpora: deterministic, anatomically plausible, partially and conflictingly
+annotated, readable by the rest of the house.
+"""
 
 import json
 import time
@@ -14,7 +16,18 @@ from medjax.labels import merge
 from medjax.phantom.anatomy import T, draw_patient
 from medjax.phantom.corpora import PROTOCOLS, make_case, write_corpora
 from medjax.phantom.scan import TISSUES, annotate
-from medjax.phantom.shapes import Canvas, Path, branching, capsule, curve, ellipsoid, noise, smooth_max, smooth_min, turned
+from medjax.phantom.shapes import (
+    Canvas,
+    Path,
+    branching,
+    capsule,
+    curve,
+    ellipsoid,
+    noise,
+    smooth_max,
+    smooth_min,
+    turned,
+)
 from medjax.scans import nifti
 
 
@@ -97,7 +110,9 @@ def test_hounsfield_units(ct):
     assert abs(np.median(image[:, 0]) + 1000) < 25  # air above the patient
     assert image.min() >= -1024 and image.max() < 1500
     share = [np.mean(image[z][ndimage.binary_fill_holes(image[z] > -300)] < -600) for z in (2, -3)]
-    assert share[0] < 0.15 < 0.3 < share[1]  # lungs at the upper end only (z grows to superior in this corpus)
+    assert (
+        share[0] < 0.15 < 0.3 < share[1]
+    )  # lungs at the upper end only (z grows to superior in this corpus)
 
 
 def test_organ_volumes_and_places(ct):
@@ -110,7 +125,9 @@ def test_organ_volumes_and_places(ct):
         assert 0.06 < litres[name] < 0.3
     assert 0.02 < litres["pancreas"] < 0.15
     at = {name: in_patient(ids, affine, v) for name, v in value.items()}
-    assert at["liver"][0] > at["spine"][0] + 25  # RAS+: x grows to the patient's right, where the liver is
+    assert (
+        at["liver"][0] > at["spine"][0] + 25
+    )  # RAS+: x grows to the patient's right, where the liver is
     assert at["spleen"][0] < at["spine"][0] - 60
     assert at["right kidney"][0] - at["left kidney"][0] > 80
     assert at["stomach"][0] < at["spine"][0]
@@ -134,12 +151,16 @@ def test_every_corpus_has_the_sides_right():
     assert n >= 2 and sides[1] - sides[0] > 80
 
 
-@pytest.mark.parametrize(("corpus", "organ", "tumour", "share"), [("mr", 1, 2, 0.75), ("ce", 5, 9, 0.15)])
+@pytest.mark.parametrize(
+    ("corpus", "organ", "tumour", "share"), [("mr", 1, 2, 0.75), ("ce", 5, 9, 0.15)]
+)
 def test_tumours_are_nested(corpus, organ, tumour, share):
     _, ids, _, _ = make_case(corpus, 0, 0, size="small")
     rim = ndimage.binary_dilation(ids == tumour) & (ids != tumour)
     assert (ids == tumour).sum() > 50
-    assert np.mean(ids[rim] == organ) > share  # kidney tumours may bulge out of the kidney, liver tumours hardly
+    assert (
+        np.mean(ids[rim] == organ) > share
+    )  # kidney tumours may bulge out of the kidney, liver tumours hardly
 
 
 def test_contrasts_differ_between_the_scanners():
@@ -161,7 +182,9 @@ def test_files_are_read_by_the_house(corpora):
     for folder, protocol, count in zip(corpora, PROTOCOLS.values(), (2, 2, 1), strict=True):
         corpus, cases = read_corpus(folder)
         described.append(corpus)
-        assert corpus.modality == protocol.modality and len(cases) == count == len({c.patient for c in cases})
+        assert corpus.modality == protocol.modality and len(cases) == count == len(
+            {c.patient for c in cases}
+        )
         seen = set()
         for k, case in enumerate(cases):
             image, label = nifti.read_case(case.images), nifti.read(case.label, want="label")
@@ -177,19 +200,26 @@ def test_files_are_read_by_the_house(corpora):
     space = merge(described)
     assert [len(c.annotated) for c in described] == [12, 2, 2]
     known = {
-        name: space.known[:, space.class_index(name)].tolist() for name in ("liver", "kidney", "liver tumour", "kidney tumour", "spleen")
+        name: space.known[:, space.class_index(name)].tolist()
+        for name in ("liver", "kidney", "liver tumour", "kidney tumour", "spleen")
     }
     assert known == {
-        "liver": [True, True, False], "kidney": [True, False, True], "liver tumour": [False, True, False],
-        "kidney tumour": [False, False, True], "spleen": [True, False, False],
-    }  # fmt: skip
+        "liver": [True, True, False],
+        "kidney": [True, False, True],
+        "liver tumour": [False, True, False],
+        "kidney tumour": [False, False, True],
+        "spleen": [True, False, False],
+    }
     assert described[1].ids_of("liver") == (1, 2) and described[1].ids_of("liver tumour") == (2,)
     assert described[2].values == (0, 5, 9) and described[2].ids_of("kidney") == (1, 2)
 
 
 def test_writing_again_changes_nothing_and_growing_keeps_the_cases(tmp_path):
     folders = write_corpora(tmp_path, cases=1, size="tiny", workers=1)
-    files = [f / "labelsTr" / f"{p.prefix}_000.nii.gz" for f, p in zip(folders, PROTOCOLS.values(), strict=True)]
+    files = [
+        f / "labelsTr" / f"{p.prefix}_000.nii.gz"
+        for f, p in zip(folders, PROTOCOLS.values(), strict=True)
+    ]
     before, bytes_before = [f.stat().st_mtime_ns for f in files], [f.read_bytes() for f in files]
     write_corpora(tmp_path, cases=1, size="tiny")
     assert [f.stat().st_mtime_ns for f in files] == before
@@ -219,7 +249,9 @@ def test_wrong_requests_and_foreign_folders(tmp_path):
     (foreign / "dataset.json").write_text(json.dumps({"name": "someone else's"}))
     with pytest.raises(UsageError, match="another data set"):
         write_corpora(tmp_path, cases=1, size="tiny")
-    assert (foreign / "imagesTr" / "precious.nii.gz").exists() and (foreign / "dataset.json").exists()
+    assert (foreign / "imagesTr" / "precious.nii.gz").exists() and (
+        foreign / "dataset.json"
+    ).exists()
 
 
 def test_a_tiny_case_is_quick():
@@ -250,7 +282,9 @@ def test_distances():
     a, b = np.float32([1, -1, 5]), np.float32([1, 3, 0])
     np.testing.assert_allclose(smooth_min(a, b, 2), [0.5, -1, 0])
     np.testing.assert_allclose(smooth_max(a, b, 2), [1.5, 3, 5])
-    np.testing.assert_allclose(turned(points((1, 0, 0)), (0, 0, 0), about_z=90), [[0], [-1], [0]], atol=1e-6)
+    np.testing.assert_allclose(
+        turned(points((1, 0, 0)), (0, 0, 0), about_z=90), [[0], [-1], [0]], atol=1e-6
+    )
     value = curve(np.float32([-10, 5, 20]), [(0, 0), (10, 10)])
     assert value[0] < 1.5 and abs(value[1] - 5) < 0.1 and value[2] > 8.5
 
@@ -265,7 +299,11 @@ def test_boxes_hold_what_they_promise():
     rng = np.random.default_rng(1)
     shape = (12, 16, 18)
     grid = np.meshgrid(*(np.arange(n, dtype=np.float32) * 4 for n in shape), indexing="ij")[::-1]
-    canvas = Canvas(tuple(q + 3 * noise(rng, shape, (5, 5, 5)) for q in grid), noise(rng, shape, (4, 4, 4)), noise(rng, shape, (2, 2, 2)))
+    canvas = Canvas(
+        tuple(q + 3 * noise(rng, shape, (5, 5, 5)) for q in grid),
+        noise(rng, shape, (4, 4, 4)),
+        noise(rng, shape, (2, 2, 2)),
+    )
     for _ in range(50):
         low = rng.uniform(-20, 60, 3)
         high = low + rng.uniform(1, 30, 3)
@@ -279,9 +317,14 @@ def test_boxes_hold_what_they_promise():
         assert not (inside & ~held).any()
     path = Path.smooth([(10, 10, 10, 4), (30, 30, 20, 6), (50, 40, 40, 3)])
     box, d, arc, _ = canvas.tube(path)
-    exact = np.min([capsule(canvas.points(box), *segment)[0] for segment in path.segments()], axis=0)
+    exact = np.min(
+        [capsule(canvas.points(box), *segment)[0] for segment in path.segments()], axis=0
+    )
     np.testing.assert_allclose(d[exact < 5], exact[exact < 5], atol=1e-4)
-    assert 0 <= arc.min() and arc.max() <= np.linalg.norm(np.diff(path.points, axis=0), axis=1).sum() + 1e-3
+    assert (
+        0 <= arc.min()
+        and arc.max() <= np.linalg.norm(np.diff(path.points, axis=0), axis=1).sum() + 1e-3
+    )
 
 
 def test_vessels_branch_and_taper():

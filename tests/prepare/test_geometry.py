@@ -1,4 +1,6 @@
-"""The way to the network's grid and back: exact for all 48 orientations, oblique, anisotropic and single-slice scans."""
+"""The way to the network's grid and back: exact for all 48 orientations, oblique, anisotropic and
+single-slice scans.
+"""
 
 import itertools
 import json
@@ -15,12 +17,16 @@ from medjax.prepare import geometry, resample
 from medjax.scans import grid, nifti
 
 ORIENTATIONS = [
-    (order, flips) for order in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)
+    (order, flips)
+    for order in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
 ]  # all 48: world axis of each voxel axis, and its direction
 
 
 def affine_of(order, flips, spacing, oblique_deg=0.0, origin=(11.5, -7.25, 100.0)):
-    """nibabel affine whose voxel axis i runs along world axis order[i] in direction flips[i], then turned about (1, 1, 1)."""
+    """nibabel affine whose voxel axis i runs along world axis order[i] in direction flips[i], then
+    turned about (1, 1, 1).
+    """
     axes = np.zeros((3, 3))
     for voxel, (world, sign) in enumerate(zip(order, flips, strict=True)):
         axes[world, voxel] = sign
@@ -36,7 +42,12 @@ def affine_of(order, flips, spacing, oblique_deg=0.0, origin=(11.5, -7.25, 100.0
 def volume_of(array_zyx, affine):
     image = nib.Nifti1Image(np.asarray(array_zyx).T, affine)
     image.set_sform(affine, 1)
-    return nifti.Volume(np.asarray(array_zyx), np.asarray(image.header.get_sform(), np.float64), image.header, "case.nii.gz")
+    return nifti.Volume(
+        np.asarray(array_zyx),
+        np.asarray(image.header.get_sform(), np.float64),
+        image.header,
+        "case.nii.gz",
+    )
 
 
 def blob(shape, seed=0):
@@ -47,7 +58,9 @@ def blob(shape, seed=0):
     return array
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(ORIENTATIONS),
     st.sampled_from([0.0, 12.0, -12.0]),
@@ -97,7 +110,9 @@ def test_stored_orientation_moves_nothing():
 
 
 def test_every_world_point_keeps_its_value():
-    """Crop, turn and resample by 2 along one axis: a linear ramp of world coordinates stays that ramp on the new grid."""
+    """Crop, turn and resample by 2 along one axis: a linear ramp of world coordinates stays that
+    ramp on the new grid.
+    """
     affine = affine_of((1, 2, 0), (-1, 1, -1), (2.0, 1.0, 3.0), 12.0)
     shape = (10, 12, 14)
     z, y, x = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
@@ -138,12 +153,18 @@ def test_all_zero_image_is_not_cropped_and_warns():
 
 
 @pytest.mark.parametrize("slab", [1, 2, 3, 7, 100, None])
-@pytest.mark.parametrize("orientation", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 2, 0), (1, -1, -1))])
+@pytest.mark.parametrize(
+    "orientation", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1)), ((1, 2, 0), (1, -1, -1))]
+)
 def test_slabs_are_the_whole(slab, orientation):
     stored = blob((12, 10, 9))
-    transform = geometry.fit(volume_of(stored, affine_of(*orientation, (1.0, 1.3, 2.0))), (1.6, 1.1, 0.9))
+    transform = geometry.fit(
+        volume_of(stored, affine_of(*orientation, (1.0, 1.3, 2.0))), (1.6, 1.1, 0.9)
+    )
     scores = np.random.default_rng(1).random((*transform.shape, 4)).astype(np.float16)
-    cropped = resample.resample_scores(scores, transform.box_shape, transform.target_spacing_mm, transform.spacing_mm)
+    cropped = resample.resample_scores(
+        scores, transform.box_shape, transform.target_spacing_mm, transform.spacing_mm
+    )
     canonical = np.zeros([transform.stored_shape[a] for a in transform.axes] + [4], np.float32)
     canonical[tuple(slice(*ends) for ends in transform.box)] = cropped
     whole = transform.invert_scores(scores)
@@ -160,12 +181,18 @@ def test_slabs_are_the_whole(slab, orientation):
 def test_masks_come_back_from_another_spacing():
     stored = np.zeros((16, 18, 20), np.uint16)
     stored[4:12, 5:14, 6:16] = 300
-    transform = geometry.fit(volume_of(stored, affine_of((1, 0, 2), (1, -1, 1), (1.0, 1.0, 1.5))), (0.5, 0.5, 0.5), crop="none")
+    transform = geometry.fit(
+        volume_of(stored, affine_of((1, 0, 2), (1, -1, 1), (1.0, 1.0, 1.5))),
+        (0.5, 0.5, 0.5),
+        crop="none",
+    )
     ids = transform.label(stored)
     assert ids.dtype == np.uint16 and set(np.unique(ids)) == {0, 300} and ids.shape != stored.shape
     back = transform.invert_mask(ids)
     assert back.shape == stored.shape and back.dtype == np.uint16
-    np.testing.assert_array_equal(back, stored)  # up by at least two and back by nearest neighbour loses nothing
+    np.testing.assert_array_equal(
+        back, stored
+    )  # up by at least two and back by nearest neighbour loses nothing
 
 
 def test_anisotropic_scan_keeps_its_slices():
@@ -196,7 +223,12 @@ def test_wrong_words_and_shapes():
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    "corpus,spacing", [("Task04_Hippocampus", None), ("Task91_SarcomaCT", (3.0, 2.0, 2.0)), ("Task02_Heart", (2.0, 2.0, 2.0))]
+    "corpus,spacing",
+    [
+        ("Task04_Hippocampus", None),
+        ("Task91_SarcomaCT", (3.0, 2.0, 2.0)),
+        ("Task02_Heart", (2.0, 2.0, 2.0)),
+    ],
 )
 def test_real_labels_survive_the_round_trip(real_data, corpus, spacing):
     label_path = sorted((real_data / corpus / "labelsTr").glob("[!.]*.nii.gz"))[0]
@@ -209,5 +241,7 @@ def test_real_labels_survive_the_round_trip(real_data, corpus, spacing):
     back = transform.invert_mask(transform.label(label.array))
     if spacing is None:
         np.testing.assert_array_equal(back, label.array)
-    overlap = 2 * ((back > 0) & (label.array > 0)).sum() / ((back > 0).sum() + (label.array > 0).sum())
+    overlap = (
+        2 * ((back > 0) & (label.array > 0)).sum() / ((back > 0).sum() + (label.array > 0).sum())
+    )
     assert overlap > 0.93

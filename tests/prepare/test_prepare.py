@@ -1,4 +1,6 @@
-"""Preparation: the numbers in the store, what makes a case outdated, and that nothing half-done ever has a final name."""
+"""Preparation: the numbers in the store, what makes a case outdated, and that nothing half-done
+ever has a final name.
+"""
 
 import dataclasses
 import errno
@@ -32,7 +34,9 @@ CT = Intensity("ct", (-60.0, 90.0), 20.0, 40.0)
 
 
 def plan_of(corpus, spacing=(1.0, 1.0, 1.0), **kinds):
-    return Plan({corpus.store: spacing}, {c: kinds.get(c, Intensity("zscore")) for c in corpus.channels})
+    return Plan(
+        {corpus.store: spacing}, {c: kinds.get(c, Intensity("zscore")) for c in corpus.channels}
+    )
 
 
 @pytest.fixture
@@ -60,22 +64,44 @@ def leftovers(root):
 def test_a_stored_case(raw, tmp_path):
     corpus, cases = read_corpus(raw)
     seen = []
-    result = prepare(corpus, cases, plan_of(corpus), tmp_path / "s", workers=2, progress=lambda *a: seen.append(a))
-    assert result.ok == ["case_000", "case_001", "case_002"] == store.list_cases(tmp_path / "s", "A")
+    result = prepare(
+        corpus,
+        cases,
+        plan_of(corpus),
+        tmp_path / "s",
+        workers=2,
+        progress=lambda *a: seen.append(a),
+    )
+    assert (
+        result.ok == ["case_000", "case_001", "case_002"] == store.list_cases(tmp_path / "s", "A")
+    )
     assert result.failed == [] and result.skipped == 0 and leftovers(tmp_path / "s") == []
-    assert [a[:2] for a in seen] == [(1, 3), (2, 3), (3, 3)] and {a[3] for a in seen} == {"prepared"}
+    assert [a[:2] for a in seen] == [(1, 3), (2, 3), (3, 3)] and {a[3] for a in seen} == {
+        "prepared"
+    }
     case = prepared(tmp_path / "s", corpus)
     image, ids = load(cases[0], corpus)
-    assert case.image().dtype == np.int16 and case.label().dtype == np.uint8 and case.image().shape == (*SHAPE, 1)
+    assert (
+        case.image().dtype == np.int16
+        and case.label().dtype == np.uint8
+        and case.image().shape == (*SHAPE, 1)
+    )
     np.testing.assert_array_equal(case.label(), ids)
     normal = (image.array - image.array.mean()) / image.array.std()
     np.testing.assert_allclose(values(case), normal, atol=1e-5)
     meta = case.meta
-    assert meta["name"] == "case_000" and meta["corpus"] == "A" and meta["modality"] == "MR" and meta["patient"] == "case_000"
+    assert (
+        meta["name"] == "case_000"
+        and meta["corpus"] == "A"
+        and meta["modality"] == "MR"
+        and meta["patient"] == "case_000"
+    )
     assert meta["shape"] == list(SHAPE) and meta["spacing_mm"] == [1, 1, 1]
     assert Transform.from_json(meta["transform"]) == fit(image, (1, 1, 1))
     assert meta["voxels"] == {str(i): int((ids == i).sum()) for i in range(3)}
-    assert all(len(digest) == 64 for digest in meta["sources"].values()) and len(meta["sources"]) == 2
+    assert (
+        all(len(digest) == 64 for digest in meta["sources"].values()) and len(meta["sources"]) == 2
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -97,8 +123,13 @@ def test_both_layouts_are_zarr_and_a_cut_file_is_named(raw, tmp_path):
         prepare(corpus, cases[:1], plan_of(corpus), tmp_path / f"s{packed}", packed=packed)
     flat, packed = (prepared(tmp_path / f"s{p}", corpus) for p in (False, True))
     for name in ("image", "label"):
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{flat.folder}/{name}.zarr"}}
-        np.testing.assert_array_equal(ts.open(spec).result().read().result(), getattr(packed, name)())
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{flat.folder}/{name}.zarr"},
+        }
+        np.testing.assert_array_equal(
+            ts.open(spec).result().read().result(), getattr(packed, name)()
+        )
     np.testing.assert_array_equal(flat.image(), packed.image())
     file = store.flat_file(tmp_path / "sFalse" / "A" / "case_000" / "label.zarr", 3)
     file.write_bytes(file.read_bytes()[:-1])
@@ -110,7 +141,9 @@ def test_both_layouts_are_zarr_and_a_cut_file_is_named(raw, tmp_path):
 @pytest.mark.parametrize("shape", [(5, 6, 7), (64, 65, 130), (1, 200, 128)])
 def test_chunks_cover_evenly(shape):
     chunk = store.chunk_shape((*shape, 2))
-    assert chunk[3] == 1 and all(1 <= c <= 64 and c <= n for c, n in zip(chunk, shape, strict=False))
+    assert chunk[3] == 1 and all(
+        1 <= c <= 64 and c <= n for c, n in zip(chunk, shape, strict=False)
+    )
     assert all(-(-n // c) == -(-n // 64) for c, n in zip(chunk, shape, strict=False))
 
 
@@ -125,34 +158,48 @@ def test_ct_is_clipped_before_resampling(tmp_path):
     raw = transform.resample_image(np.clip(transform.image(volume.array), -60, 90))
     assert case.meta["shape"] == list(transform.shape) == [16, 12, 16]
     np.testing.assert_allclose(values(case), (raw - 20) / 40, atol=2e-5 * 150 / 40)
-    np.testing.assert_allclose(network_image(transform, volume.array, [CT]), (raw - 20) / 40, atol=1e-6)
+    np.testing.assert_allclose(
+        network_image(transform, volume.array, [CT]), (raw - 20) / 40, atol=1e-6
+    )
     stored = case.image() * np.asarray(case.meta["scale"]) + np.asarray(case.meta["offset"])
     np.testing.assert_allclose(stored, raw, atol=2e-5 * 150)
     np.testing.assert_array_equal(case.label(), transform.label(ids))
 
 
 @pytest.mark.parametrize(
-    ("scheme", "low", "high"), [("nonorm", None, None), ("rescale_to_0_1", 0.0, 1.0), ("zscore", None, None)], ids=lambda v: str(v)
+    ("scheme", "low", "high"),
+    [("nonorm", None, None), ("rescale_to_0_1", 0.0, 1.0), ("zscore", None, None)],
+    ids=lambda v: str(v),
 )
 def test_schemes(tmp_path, scheme, low, high):
     corpus, cases = read_corpus(write_corpus(tmp_path / "A", 1, SHAPE, channels=("X", "Y")))
-    prepare(corpus, cases, plan_of(corpus, X=Intensity(scheme), Y=Intensity(scheme)), tmp_path / "s")
+    prepare(
+        corpus, cases, plan_of(corpus, X=Intensity(scheme), Y=Intensity(scheme)), tmp_path / "s"
+    )
     found, image = values(prepared(tmp_path / "s", corpus)), load(cases[0], corpus)[0].array
     assert found.shape == (*SHAPE, 2)
     for c in range(2):
         if scheme == "nonorm":
             np.testing.assert_allclose(found[..., c], image[..., c], atol=1e-3)
         elif scheme == "zscore":
-            assert abs(found[..., c].mean()) < 1e-5 and found[..., c].std() == pytest.approx(1, abs=1e-5)
+            assert abs(found[..., c].mean()) < 1e-5 and found[..., c].std() == pytest.approx(
+                1, abs=1e-5
+            )
         else:
-            assert found[..., c].min() == pytest.approx(low, abs=1e-6) and found[..., c].max() == pytest.approx(high, abs=1e-6)
+            assert found[..., c].min() == pytest.approx(low, abs=1e-6) and found[
+                ..., c
+            ].max() == pytest.approx(high, abs=1e-6)
 
 
 def test_statistics_come_from_the_crop(tmp_path):
     corpus, cases = read_corpus(write_corpus(tmp_path / "A", 1, SHAPE, margin=2))
     prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     case = prepared(tmp_path / "s", corpus)
-    assert case.meta["shape"] == [8, 10, 9] and case.meta["transform"]["box"] == [[2, 10], [2, 12], [2, 11]]
+    assert case.meta["shape"] == [8, 10, 9] and case.meta["transform"]["box"] == [
+        [2, 10],
+        [2, 12],
+        [2, 11],
+    ]
     assert abs(values(case).mean()) < 1e-5
 
 
@@ -182,16 +229,26 @@ def test_integers_are_kept_exactly():
 
 
 def test_locations(tmp_path):
-    corpus, cases = read_corpus(write_corpus(tmp_path / "A", 1, (40, 40, 40), "nnunet", {"big": 1, "small": 5, "ignore": 9}))
+    corpus, cases = read_corpus(
+        write_corpus(tmp_path / "A", 1, (40, 40, 40), "nnunet", {"big": 1, "small": 5, "ignore": 9})
+    )
     label = np.ones((40, 40, 40), np.uint8)
     label[3:5, 7, 30:33], label[20:30] = 5, 9
     save(tmp_path / "A" / "labelsTr" / "case_000.nii.gz", label)
     prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     case = prepared(tmp_path / "s", corpus)
-    assert sorted(case.locations) == ["1", "2"] and "3" not in case.locations and len(case.locations) == 2
+    assert (
+        sorted(case.locations) == ["1", "2"]
+        and "3" not in case.locations
+        and len(case.locations) == 2
+    )
     small, big = case.locations["2"], case.locations["1"]
     assert small.dtype == np.int32 and np.array_equal(small, np.argwhere(label == 5))
-    assert big.shape == (10_000, 3) and len(np.unique(big, axis=0)) == 10_000 and (label[tuple(big.T)] == 1).all()
+    assert (
+        big.shape == (10_000, 3)
+        and len(np.unique(big, axis=0)) == 10_000
+        and (label[tuple(big.T)] == 1).all()
+    )
     assert case.meta["voxels"] == {"1": int((label == 1).sum()), "2": 6, "3": 16_000}
     with pytest.raises(KeyError):
         case.locations["3"]
@@ -207,7 +264,9 @@ def test_one_per_cent_of_large_structures(monkeypatch):
     found = _locations(label, (-2,))["1"]
     assert len(found) == -(-101 * 101 * 100 // 100)
     monkeypatch.setattr("medjax.prepare.prepare.LARGE_BOX", 1000)
-    np.testing.assert_array_equal(_locations(label, (-2,))["1"], found)  # slice by slice: the same voxels
+    np.testing.assert_array_equal(
+        _locations(label, (-2,))["1"], found
+    )  # slice by slice: the same voxels
 
 
 def test_view_shares_the_store(raw, tmp_path):
@@ -215,7 +274,11 @@ def test_view_shares_the_store(raw, tmp_path):
     view = corpus.view(["tumour"])
     prepare(view, cases, plan_of(corpus), tmp_path / "s")
     again = prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
-    assert again.skipped == 3 and prepared(tmp_path / "s", corpus).meta["voxels"].keys() == {"0", "1", "2"}
+    assert again.skipped == 3 and prepared(tmp_path / "s", corpus).meta["voxels"].keys() == {
+        "0",
+        "1",
+        "2",
+    }
 
 
 def test_unlabelled_case(raw, tmp_path):
@@ -228,7 +291,9 @@ def test_unlabelled_case(raw, tmp_path):
 def test_turned_files_give_the_same_store(tmp_path):
     stores = []
     for codes in ("RAS", "PIR"):
-        corpus, cases = read_corpus(write_corpus(tmp_path / codes, 1, SHAPE, spacing_mm=(2, 1, 1.5), axcodes=codes))
+        corpus, cases = read_corpus(
+            write_corpus(tmp_path / codes, 1, SHAPE, spacing_mm=(2, 1, 1.5), axcodes=codes)
+        )
         prepare(corpus, cases, plan_of(corpus, (1.0, 1.0, 1.0)), tmp_path / "s")
         stores.append(prepared(tmp_path / "s", corpus))
     np.testing.assert_allclose(values(stores[0]), values(stores[1]), atol=1e-4)
@@ -242,7 +307,10 @@ def test_only_what_changed_is_made_again(raw, tmp_path):
     corpus, cases = read_corpus(raw)
     root, plan = tmp_path / "s", plan_of(corpus)
     prepare(corpus, cases, plan, root)
-    stamps = {name: (root / "A" / name / "case.json").stat().st_mtime_ns for name in store.list_cases(root, "A")}
+    stamps = {
+        name: (root / "A" / name / "case.json").stat().st_mtime_ns
+        for name in store.list_cases(root, "A")
+    }
     again = prepare(corpus, cases, plan, root)
     assert again.ok == [] and again.skipped == 3 and again.stale == {}
     assert stamps == {name: (root / "A" / name / "case.json").stat().st_mtime_ns for name in stamps}
@@ -255,7 +323,11 @@ def test_only_what_changed_is_made_again(raw, tmp_path):
     image[0] += 100
     save(raw / "imagesTr" / "case_001.nii.gz", image)
     result = prepare(corpus, cases, plan, root)
-    assert result.ok == ["case_001"] and result.skipped == 2 and result.stale == {"case_001": "sources"}
+    assert (
+        result.ok == ["case_001"]
+        and result.skipped == 2
+        and result.stale == {"case_001": "sources"}
+    )
     assert not np.array_equal(prepared(root, corpus, "case_001").image(), before)  # no stale handle
 
     result = prepare(corpus, cases, plan_of(corpus, (2.0, 1.0, 1.0)), root)
@@ -265,14 +337,23 @@ def test_only_what_changed_is_made_again(raw, tmp_path):
     more = dataclasses.replace(corpus, labels=(*corpus.labels, (7, ("new",))), annotated=())
     result = prepare(more, cases, plan_of(corpus, (2.0, 1.0, 1.0)), root)
     assert set(result.stale.values()) == {"labels"}
-    assert prepare(more, cases, plan_of(corpus, (2.0, 1.0, 1.0)), root, force=True).ok == ["case_000", "case_001", "case_002"]
+    assert prepare(more, cases, plan_of(corpus, (2.0, 1.0, 1.0)), root, force=True).ok == [
+        "case_000",
+        "case_001",
+        "case_002",
+    ]
     assert leftovers(root) == []
 
 
 def test_a_patient_or_modality_is_only_rewritten(raw, tmp_path):
     corpus, cases = read_corpus(raw)
     prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s")
-    result = prepare(corpus, [dataclasses.replace(cases[0], patient="p9", modality="PET")], plan_of(corpus), tmp_path / "s")
+    result = prepare(
+        corpus,
+        [dataclasses.replace(cases[0], patient="p9", modality="PET")],
+        plan_of(corpus),
+        tmp_path / "s",
+    )
     meta = prepared(tmp_path / "s", corpus).meta
     assert result.skipped == 1 and (meta["patient"], meta["modality"]) == ("p9", "PET")
 
@@ -282,10 +363,16 @@ def test_a_store_of_another_version_is_refused_and_made_again(raw, tmp_path):
     prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s")
     path = tmp_path / "s" / "A" / "case_000" / "case.json"
     meta = json.loads(path.read_text())
-    path.write_text(json.dumps(meta | {"version": 1, "inputs": meta["inputs"] | {"version": 1}, "key": "old"}))
-    with pytest.raises(DataError, match=r"another version of medjax; found 1; expected 2.*medjax prepare"):
+    path.write_text(
+        json.dumps(meta | {"version": 1, "inputs": meta["inputs"] | {"version": 1}, "key": "old"})
+    )
+    with pytest.raises(
+        DataError, match=r"another version of medjax; found 1; expected 2.*medjax prepare"
+    ):
         prepared(tmp_path / "s", corpus).meta  # noqa: B018
-    assert prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s").stale == {"case_000": "version"}
+    assert prepare(corpus, cases[:1], plan_of(corpus), tmp_path / "s").stale == {
+        "case_000": "version"
+    }
     assert prepared(tmp_path / "s", corpus).meta["version"] == store.VERSION
 
 
@@ -311,8 +398,15 @@ def test_one_bad_case_does_not_stop_the_others(raw, tmp_path):
     result = prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     assert result.ok == ["case_000"] == store.list_cases(tmp_path / "s", "A")
     first, second = result.failed
-    assert first["case"] == "case_001" and "truncated" in first["message"] and first["path"] == str(image)
-    assert second["error"] == "LabelError" and "77 (1 voxels, first at (1, 2, 3) z, y, x)" in second["found"]
+    assert (
+        first["case"] == "case_001"
+        and "truncated" in first["message"]
+        and first["path"] == str(image)
+    )
+    assert (
+        second["error"] == "LabelError"
+        and "77 (1 voxels, first at (1, 2, 3) z, y, x)" in second["found"]
+    )
     assert leftovers(tmp_path / "s") == []
 
 
@@ -320,11 +414,15 @@ def test_an_outdated_case_that_fails_is_taken_away(raw, tmp_path):
     corpus, cases = read_corpus(raw)
     prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     (raw / "imagesTr" / "case_001.nii.gz").write_bytes(b"gone")
-    assert [f["case"] for f in prepare(corpus, cases, plan_of(corpus), tmp_path / "s").failed] == ["case_001"]
+    assert [f["case"] for f in prepare(corpus, cases, plan_of(corpus), tmp_path / "s").failed] == [
+        "case_001"
+    ]
     assert store.list_cases(tmp_path / "s", "A") == ["case_000", "case_002"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), ValueError("odd")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), ValueError("odd")]
+)
 def test_a_full_disk_leaves_nothing_under_a_final_name(raw, tmp_path, monkeypatch, error):
     corpus, cases = read_corpus(raw)
     write = store.write_array
@@ -357,7 +455,9 @@ def test_usage_errors_come_first(raw, tmp_path):
     with pytest.raises(UsageError, match="does not cover channel 'MRI'"):
         prepare(corpus, cases, Plan({"A": (1.0, 1.0, 1.0)}, {}), tmp_path / "s")
     with pytest.raises(UsageError, match="unusable case name"):
-        prepare(corpus, [dataclasses.replace(cases[0], name="../x")], plan_of(corpus), tmp_path / "s")
+        prepare(
+            corpus, [dataclasses.replace(cases[0], name="../x")], plan_of(corpus), tmp_path / "s"
+        )
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="the store cannot be made"):
         prepare(corpus, cases, plan_of(corpus), tmp_path / "file")
@@ -371,7 +471,10 @@ def test_wrong_number_of_channels(raw, tmp_path):
     corpus, cases = read_corpus(raw)
     two = dataclasses.replace(corpus, channels=("MRI", "T2"))
     result = prepare(two, cases[:1], plan_of(two), tmp_path / "s")
-    assert "wrong number of channels" in result.failed[0]["message"] and result.failed[0]["expected"] == "2 (MRI, T2)"
+    assert (
+        "wrong number of channels" in result.failed[0]["message"]
+        and result.failed[0]["expected"] == "2 (MRI, T2)"
+    )
 
 
 # ---------------------------------------------------------------- threads, kills, rivals
@@ -397,7 +500,9 @@ def test_memory_gate():
 def test_bytes_needed(raw):
     case = read_corpus(raw)[1][0]
     voxels = 12 * 14 * 13
-    assert bytes_needed(case) >= voxels * 12 and bytes_needed(case, (0.5, 0.5, 0.5)) > 8 * 8 * voxels
+    assert (
+        bytes_needed(case) >= voxels * 12 and bytes_needed(case, (0.5, 0.5, 0.5)) > 8 * 8 * voxels
+    )
     assert bytes_needed(dataclasses.replace(case, images=("/absent.nii.gz",))) == 0
     assert case_tools.free_memory() > 1 << 27
 
@@ -436,7 +541,11 @@ def test_killed_and_resumed(tmp_path, when, repository):
     assert len(done) < 6 and (len(done) >= 2 or when == "writing")
     for name in done:  # complete
         case = store.open_case(root / "A" / name)
-        assert case.image().shape == (*case.meta["shape"], 1) and case.label().any() and len(case.locations) == 2
+        assert (
+            case.image().shape == (*case.meta["shape"], 1)
+            and case.label().any()
+            and len(case.locations) == 2
+        )
     assert {p.name for p in (root / "A").iterdir() if not p.name.startswith(".")} == set(done)
     corpus, cases = read_corpus(folder)
     result = prepare(corpus, cases, plan_of(corpus), root)
@@ -447,7 +556,12 @@ def test_killed_and_resumed(tmp_path, when, repository):
 def test_two_processes_share_a_store(tmp_path, repository):
     folder, root = write_corpus(tmp_path / "A", 6, SHAPE), tmp_path / "s"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(root), "never"]
-    rivals = [subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    rivals = [
+        subprocess.Popen(
+            command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     outputs = [rival.communicate(timeout=120) for rival in rivals]
     assert [rival.returncode for rival in rivals] == [0, 0], outputs
     for out, _ in outputs:
@@ -474,9 +588,12 @@ def test_rival_with_the_same_result_and_with_another(raw, tmp_path, monkeypatch)
 
 def test_store_opens_without_jax(repository):
     script = (
-        "import sys, medjax.prepare.prepare, medjax.corpora.verify; print([m for m in ('jax', 'tensorstore', 'grain') if m in sys.modules])"
+        "import sys, medjax.prepare.prepare, medjax.corpora.verify; print([m for m in "
+        "('jax', 'tensorstore', 'grain') if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "[]"
 
 
@@ -496,7 +613,9 @@ def test_real_hearts(real_data, tmp_path):
 
 
 def reference(images, label, spacing, intensities, schemes, folder):
-    """nnU-Net v2's own preprocessor on one case: image (z, y, x, m) and labels, stored axes, nothing transposed."""
+    """nnU-Net v2's own preprocessor on one case: image (z, y, x, m) and labels, stored axes,
+    nothing transposed.
+    """
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -505,19 +624,35 @@ def reference(images, label, spacing, intensities, schemes, folder):
         return {"is_seg": order == 1, "order": order, "order_z": 0, "force_separate_z": None}
 
     configuration = {
-        "architecture": {}, "patch_size": [8, 8, 8], "spacing": list(spacing),
-        "normalization_schemes": schemes, "use_mask_for_norm": [False] * len(schemes),
-        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling(3),
-        "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_seg_kwargs": resampling(1),
-    }  # fmt: skip
-    plans = PlansManager({
-        "dataset_name": "A", "plans_name": "p", "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": intensities, "label_manager": "LabelManager", "image_reader_writer": "SimpleITKIO",
-        "configurations": {"3d_fullres": configuration},
-    })  # fmt: skip
+        "architecture": {},
+        "patch_size": [8, 8, 8],
+        "spacing": list(spacing),
+        "normalization_schemes": schemes,
+        "use_mask_for_norm": [False] * len(schemes),
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling(3),
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": resampling(1),
+    }
+    plans = PlansManager(
+        {
+            "dataset_name": "A",
+            "plans_name": "p",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "foreground_intensity_properties_per_channel": intensities,
+            "label_manager": "LabelManager",
+            "image_reader_writer": "SimpleITKIO",
+            "configurations": {"3d_fullres": configuration},
+        }
+    )
     data, properties = SimpleITKIO().read_images([str(p) for p in images])
     seg, _ = SimpleITKIO().read_seg(str(label))
-    described = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "x"}, "file_ending": ".nii.gz"}
+    described = {
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "channel_names": {"0": "x"},
+        "file_ending": ".nii.gz",
+    }
     image, seg, _ = DefaultPreprocessor(verbose=False).run_case_npy(
         data, seg, properties, plans, plans.get_configuration("3d_fullres"), described
     )
@@ -539,20 +674,48 @@ def test_hippocampus_equals_nnunet(real_data, tmp_path, index):
     pytest.importorskip("nnunetv2")
     corpus, cases = read_corpus(real_data / "Task04_Hippocampus")
     case, spacing = cases[index], (0.8, 1.3, 0.9)
-    prepare(corpus, [case], dataclasses.replace(plan_of(corpus, spacing), orientation="stored"), tmp_path)
-    expected, labels = reference(case.images, case.label, spacing, {"0": {}}, ["ZScoreNormalization"], tmp_path)
-    assert_equal_to_reference(store.open_case(tmp_path / "Hippocampus" / case.name), expected, labels)
+    prepare(
+        corpus,
+        [case],
+        dataclasses.replace(plan_of(corpus, spacing), orientation="stored"),
+        tmp_path,
+    )
+    expected, labels = reference(
+        case.images, case.label, spacing, {"0": {}}, ["ZScoreNormalization"], tmp_path
+    )
+    assert_equal_to_reference(
+        store.open_case(tmp_path / "Hippocampus" / case.name), expected, labels
+    )
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("native", "spacing"), [((5.0, 0.8, 0.8), (3.5, 1.0, 0.7)), ((2.0, 1.0, 1.0), (1.3, 1.1, 1.0))])
+@pytest.mark.parametrize(
+    ("native", "spacing"), [((5.0, 0.8, 0.8), (3.5, 1.0, 0.7)), ((2.0, 1.0, 1.0), (1.3, 1.1, 1.0))]
+)
 def test_ct_equals_nnunet(tmp_path, native, spacing):
     pytest.importorskip("nnunetv2")
-    folder = write_corpus(tmp_path / "A", 1, (14, 40, 36), channels=("CT",), spacing_mm=native, axcodes="LPS", margin=1)
+    folder = write_corpus(
+        tmp_path / "A",
+        1,
+        (14, 40, 36),
+        channels=("CT",),
+        spacing_mm=native,
+        axcodes="LPS",
+        margin=1,
+    )
     corpus, cases = read_corpus(folder)
-    plan = make_plan({"A": fingerprint(corpus, cases, samples=10_000)}, spacing=spacing, orientation="stored")
+    plan = make_plan(
+        {"A": fingerprint(corpus, cases, samples=10_000)}, spacing=spacing, orientation="stored"
+    )
     prepare(corpus, cases, plan, tmp_path / "s")
     found = plan.intensity["CT"]
-    numbers = {"mean": found.mean, "std": found.std, "percentile_00_5": found.clip[0], "percentile_99_5": found.clip[1]}
-    expected, labels = reference(cases[0].images, cases[0].label, spacing, {"0": numbers}, ["CTNormalization"], tmp_path)
+    numbers = {
+        "mean": found.mean,
+        "std": found.std,
+        "percentile_00_5": found.clip[0],
+        "percentile_99_5": found.clip[1],
+    }
+    expected, labels = reference(
+        cases[0].images, cases[0].label, spacing, {"0": numbers}, ["CTNormalization"], tmp_path
+    )
     assert_equal_to_reference(prepared(tmp_path / "s", corpus), expected, labels)

@@ -1,4 +1,6 @@
-"""Preparation deletes and replaces only what it has written: raw data, foreign folders, links, names, full disks, signals, locks."""
+"""Preparation deletes and replaces only what it has written: raw data, foreign folders, links,
+names, full disks, signals, locks.
+"""
 
 import dataclasses
 import errno
@@ -66,7 +68,10 @@ def perclass(folder):
         image, label = make_case(SHAPE, (1, 2), seed=k)
         save(folder / f"s{k}" / "ct.nii.gz", image[..., 0])
         for value, name in ((1, "organ"), (2, "tumour")):
-            save(folder / f"s{k}" / "segmentations" / f"{name}.nii.gz", (label == value).astype(np.uint8))
+            save(
+                folder / f"s{k}" / "segmentations" / f"{name}.nii.gz",
+                (label == value).astype(np.uint8),
+            )
     return folder
 
 
@@ -87,7 +92,8 @@ def raw(tmp_path):
     return corpus, cases, tmp_path / "s"
 
 
-# ---------------------------------------------------------------- the store beside or in the raw data
+# ---------------------------------------------------------------- the store beside or in the raw
+# data
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -106,7 +112,10 @@ def test_a_store_through_a_link_to_the_data_set_is_refused(tmp_path, layout):
     (tmp_path / "link").symlink_to(tmp_path / "D")
     before = state(tmp_path)
     assert cli.main(["prepare", str(data), "-o", str(tmp_path / "link")]) == 2
-    assert cli.main(["prepare", str(tmp_path / "link" / "Kits"), "-o", str(tmp_path / "D"), "--force"]) == 2
+    assert (
+        cli.main(["prepare", str(tmp_path / "link" / "Kits"), "-o", str(tmp_path / "D"), "--force"])
+        == 2
+    )
     assert state(tmp_path) == before
 
 
@@ -186,25 +195,39 @@ def damaged_description_beside_raw_files(path):
 
 def another_case(path):
     foreign_folder(path)
-    (path / "case.json").write_text(json.dumps({"name": "case_009", "corpus": "A", "key": "", "version": 2, "sources": {}}))
+    (path / "case.json").write_text(
+        json.dumps({"name": "case_009", "corpus": "A", "key": "", "version": 2, "sources": {}})
+    )
 
 
 def another_corpus(path):
     foreign_folder(path)
-    (path / "case.json").write_text(json.dumps({"name": "case_001", "corpus": "B", "key": "", "version": 2, "sources": {}}))
+    (path / "case.json").write_text(
+        json.dumps({"name": "case_001", "corpus": "B", "key": "", "version": 2, "sources": {}})
+    )
 
 
 def linked_description(path):
     foreign_folder(path)
     claimed = path / "thesis.json"
-    claimed.write_text(json.dumps({"name": "case_001", "corpus": "A", "key": "", "version": 2, "sources": {}}))
+    claimed.write_text(
+        json.dumps({"name": "case_001", "corpus": "A", "key": "", "version": 2, "sources": {}})
+    )
     (path / "case.json").symlink_to(claimed)
 
 
 IN_THE_WAY = [
-    foreign_folder, empty_folder, plain_file, linked_folder, dangling_link, foreign_description, damaged_description_beside_raw_files,
-    another_case, another_corpus, linked_description,
-]  # fmt: skip
+    foreign_folder,
+    empty_folder,
+    plain_file,
+    linked_folder,
+    dangling_link,
+    foreign_description,
+    damaged_description_beside_raw_files,
+    another_case,
+    another_corpus,
+    linked_description,
+]
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -213,10 +236,14 @@ def test_what_is_in_the_way_stays_and_nothing_is_written(raw, tmp_path, plant, f
     corpus, cases, root = raw
     plant(root / "A" / "case_001")
     before = state(tmp_path)
-    with pytest.raises(UsageError, match="case_001: is in the way of a prepared case, and medjax did not write it") as caught:
+    with pytest.raises(
+        UsageError, match="case_001: is in the way of a prepared case, and medjax did not write it"
+    ) as caught:
         prepare(corpus, cases, plan_of(corpus), root, force=force)
     assert caught.value.exit_code == 2 and "move" in caught.value.fix
-    assert state(tmp_path) == before and sorted(p.name for p in (root / "A").iterdir()) == ["case_001"]
+    assert state(tmp_path) == before and sorted(p.name for p in (root / "A").iterdir()) == [
+        "case_001"
+    ]
 
 
 def test_the_command_writes_nothing_before_it_refuses(tmp_path, capsys):
@@ -225,7 +252,9 @@ def test_the_command_writes_nothing_before_it_refuses(tmp_path, capsys):
     foreign_folder(tmp_path / "s" / "A" / "case_001")
     before = state(tmp_path)
     assert cli.main(["prepare", str(other), str(folder), "-o", str(tmp_path / "s"), "--quiet"]) == 2
-    assert "case_001" in capsys.readouterr().err and state(tmp_path) == before  # neither plan.json nor the other corpus
+    assert (
+        "case_001" in capsys.readouterr().err and state(tmp_path) == before
+    )  # neither plan.json nor the other corpus
 
 
 def test_a_foreign_plan_in_the_store_stays(tmp_path, capsys):
@@ -233,7 +262,10 @@ def test_a_foreign_plan_in_the_store_stays(tmp_path, capsys):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "plan.json").write_text('{"my": "floor plan"}')
     assert cli.main(["prepare", str(folder), "-o", str(tmp_path / "s"), "--quiet"]) == 2
-    assert "plan.json" in capsys.readouterr().err and (tmp_path / "s" / "plan.json").read_text() == '{"my": "floor plan"}'
+    assert (
+        "plan.json" in capsys.readouterr().err
+        and (tmp_path / "s" / "plan.json").read_text() == '{"my": "floor plan"}'
+    )
 
 
 def test_a_linked_corpus_folder_is_refused(raw, tmp_path):
@@ -242,17 +274,23 @@ def test_a_linked_corpus_folder_is_refused(raw, tmp_path):
     root.mkdir()
     (root / "A").symlink_to(tmp_path / "elsewhere")
     before = state(tmp_path)
-    with pytest.raises(UsageError, match=r"s/A: the store's folder for this corpus is no folder; found a link to"):
+    with pytest.raises(
+        UsageError, match=r"s/A: the store's folder for this corpus is no folder; found a link to"
+    ):
         prepare(corpus, cases, plan_of(corpus), root)
     assert state(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["../../pwn", "/absolute", "..", ".", ".hidden", "a/b", "a\\b", "", "x\0y", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../../pwn", "/absolute", "..", ".", ".hidden", "a/b", "a\\b", "", "x\0y", "x" * 300]
+)
 def test_hostile_names_are_refused(raw, tmp_path, name):
     corpus, cases, root = raw
     before = state(tmp_path)
     with pytest.raises(UsageError, match="unusable case name"):
-        prepare(corpus, [*cases[1:], dataclasses.replace(cases[0], name=name)], plan_of(corpus), root)
+        prepare(
+            corpus, [*cases[1:], dataclasses.replace(cases[0], name=name)], plan_of(corpus), root
+        )
     with pytest.raises(UsageError, match="unusable corpus name"):
         dataclasses.replace(corpus, name=name, store=name)
     assert state(tmp_path) == before and not root.exists()
@@ -261,7 +299,9 @@ def test_hostile_names_are_refused(raw, tmp_path, name):
 def test_two_cases_of_one_name_are_refused(raw):
     corpus, cases, root = raw
     with pytest.raises(UsageError, match="two cases with one name"):
-        prepare(corpus, [*cases, dataclasses.replace(cases[1], name="case_000")], plan_of(corpus), root)
+        prepare(
+            corpus, [*cases, dataclasses.replace(cases[1], name="case_000")], plan_of(corpus), root
+        )
 
 
 def test_a_hostile_description_deletes_no_foreign_folder(raw, tmp_path, capsys):
@@ -269,9 +309,21 @@ def test_a_hostile_description_deletes_no_foreign_folder(raw, tmp_path, capsys):
     foreign_folder(tmp_path / "victims" / "thesis")
     described = tmp_path / "evil"
     described.mkdir()
-    corpus = {"name": "../victims", "labels": [[0, []], [1, ["organ"]], [2, ["tumour"]]], "channels": ["MRI"], "modality": "MR"}
-    row = {"name": "thesis", "images": list(cases[0].images), "label": cases[0].label, "patient": "p"}
-    (described / "corpus.json").write_text(json.dumps({"format": 1, "corpus": corpus, "cases": [row]}))
+    corpus = {
+        "name": "../victims",
+        "labels": [[0, []], [1, ["organ"]], [2, ["tumour"]]],
+        "channels": ["MRI"],
+        "modality": "MR",
+    }
+    row = {
+        "name": "thesis",
+        "images": list(cases[0].images),
+        "label": cases[0].label,
+        "patient": "p",
+    }
+    (described / "corpus.json").write_text(
+        json.dumps({"format": 1, "corpus": corpus, "cases": [row]})
+    )
     before = state(tmp_path)
     root.mkdir()
     assert cli.main(["prepare", str(described), "-o", str(root), "--quiet"]) == 2
@@ -282,7 +334,9 @@ def test_a_hostile_description_deletes_no_foreign_folder(raw, tmp_path, capsys):
 
 
 def test_a_prepared_case_with_further_files_is_not_replaced(raw):
-    """Somebody keeps notes in a case's folder: as long as it is up to date that is fine, then this case fails alone."""
+    """Somebody keeps notes in a case's folder: as long as it is up to date that is fine, then this
+    case fails alone.
+    """
     corpus, cases, root = raw
     prepare(corpus, cases, plan_of(corpus), root)
     for place in ("case_001", "case_002/image.zarr/c"):
@@ -290,13 +344,22 @@ def test_a_prepared_case_with_further_files_is_not_replaced(raw):
     assert prepare(corpus, cases, plan_of(corpus), root).skipped == 3
     for force in (False, True):
         result = prepare(corpus, cases, plan_of(corpus, (2.0, 1.0, 1.0)), root, force=force)
-        assert [f["case"] for f in result.failed] == ["case_001", "case_002"] and "notes.txt" in result.failed[1]["found"]
-        assert "move them away" in result.failed[0]["fix"] and result.ok + ["case_000"] * (not result.ok) == ["case_000"]
-    assert (root / "A" / "case_001" / "notes.txt").exists() and (root / "A" / "case_002" / "image.zarr" / "c" / "notes.txt").exists()
+        assert [f["case"] for f in result.failed] == [
+            "case_001",
+            "case_002",
+        ] and "notes.txt" in result.failed[1]["found"]
+        assert "move them away" in result.failed[0]["fix"] and result.ok + ["case_000"] * (
+            not result.ok
+        ) == ["case_000"]
+    assert (root / "A" / "case_001" / "notes.txt").exists() and (
+        root / "A" / "case_002" / "image.zarr" / "c" / "notes.txt"
+    ).exists()
     assert not [p for p in (root / "A").iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"name": "case_0', b"\xff\xfe", b"[" * 100_000, b"[]", b'{"name": 5}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"name": "case_0', b"\xff\xfe", b"[" * 100_000, b"[]", b'{"name": 5}']
+)
 def test_a_damaged_description_is_made_again_only_if_nothing_else_is_there(raw, content):
     corpus, cases, root = raw
     prepare(corpus, cases[:1], plan_of(corpus), root)
@@ -330,7 +393,9 @@ def test_a_case_that_was_exchanged_meanwhile_is_put_back(raw, tmp_path, monkeypa
     monkeypatch.setattr(os, "rename", late)
     with pytest.raises(DataError, match="medjax did not write it"):
         targets.discard(final, "A")
-    assert (final / "thesis.txt").read_text() == "chapter 1" and [p.name for p in (root / "A").iterdir()] == ["case_000"]
+    assert (final / "thesis.txt").read_text() == "chapter 1" and [
+        p.name for p in (root / "A").iterdir()
+    ] == ["case_000"]
 
 
 def test_only_leftovers_of_ended_processes_that_hold_our_files_are_swept(tmp_path):
@@ -349,7 +414,9 @@ def test_only_leftovers_of_ended_processes_that_hold_our_files_are_swept(tmp_pat
     link.symlink_to(tmp_path / "elsewhere")
     (tmp_path / ".tmp-mine").mkdir()
     assert targets.sweep(tmp_path) is False
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".tmp-mine", former[1].name, link.name, "elsewhere"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [".tmp-mine", former[1].name, link.name, "elsewhere"]
+    )
     assert (tmp_path / "elsewhere" / "thesis.txt").exists()
 
 
@@ -357,7 +424,13 @@ def test_long_names(raw):
     corpus, cases, root = raw
     name = "x" * 240
     result = prepare(corpus, [dataclasses.replace(cases[0], name=name)], plan_of(corpus), root)
-    assert result.ok == [name] and prepare(corpus, [dataclasses.replace(cases[0], name=name)], plan_of(corpus), root).skipped == 1
+    assert (
+        result.ok == [name]
+        and prepare(
+            corpus, [dataclasses.replace(cases[0], name=name)], plan_of(corpus), root
+        ).skipped
+        == 1
+    )
 
 
 def test_a_label_changed_behind_our_back_is_found(raw):
@@ -373,7 +446,10 @@ def test_a_label_changed_behind_our_back_is_found(raw):
         file.seek(size - 200)
         file.write(b"\1" * 100)
     os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (os.path.getsize(label), os.stat(label).st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert (os.path.getsize(label), os.stat(label).st_mtime_ns) == (
+        before.st_size,
+        before.st_mtime_ns,
+    )
     result = prepare(corpus, [case], plan_of(corpus), root)
     assert result.ok == ["case_000"] and result.stale == {"case_000": "sources"}
 
@@ -387,11 +463,18 @@ def test_labels_outside_the_image_are_told_of_and_recorded(tmp_path, capsys):
     lost, total = int((label[:4] > 0).sum()), int((label > 0).sum())
     assert 0 < lost < total
     corpus, cases = read_corpus(folder)
-    with pytest.warns(DataWarning, match=rf"{lost} of {total} labelled voxels \(.*outside the non-zero part"):
+    with pytest.warns(
+        DataWarning, match=rf"{lost} of {total} labelled voxels \(.*outside the non-zero part"
+    ):
         result = prepare(corpus, cases, plan_of(corpus), tmp_path / "s")
     assert result.cropped == {"case_000": (lost, total)}
-    assert store.open_case(tmp_path / "s" / "A" / "case_000").meta["cropped_labels"] == [lost, total]
-    assert prepare(corpus, cases, plan_of(corpus), tmp_path / "s").cropped == {"case_000": (lost, total)}  # not forgotten
+    assert store.open_case(tmp_path / "s" / "A" / "case_000").meta["cropped_labels"] == [
+        lost,
+        total,
+    ]
+    assert prepare(corpus, cases, plan_of(corpus), tmp_path / "s").cropped == {
+        "case_000": (lost, total)
+    }  # not forgotten
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert cli.main(["prepare", str(folder), "-o", str(tmp_path / "t"), "--quiet"]) == 0
@@ -402,8 +485,14 @@ def test_some_cases_can_be_made_again_alone(tmp_path, capsys):
     folder = write_corpus(tmp_path / "Task01_A", 3, SHAPE)
     command = ["prepare", str(folder), "-o", str(tmp_path / "s"), "--quiet"]
     assert cli.main(command) == 0 and "3 prepared, 0 already there" in capsys.readouterr().out
-    assert cli.main([*command, "--force", "--cases", "case_001"]) == 0 and "1 prepared, 0 already there" in capsys.readouterr().out
-    assert cli.main([*command, "--cases", "case_01"]) == 2 and "did you mean case_001" in capsys.readouterr().err
+    assert (
+        cli.main([*command, "--force", "--cases", "case_001"]) == 0
+        and "1 prepared, 0 already there" in capsys.readouterr().out
+    )
+    assert (
+        cli.main([*command, "--cases", "case_01"]) == 2
+        and "did you mean case_001" in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------- disks, signals, rivals
@@ -441,7 +530,11 @@ def test_files_that_cannot_grow_are_a_sentence_and_the_others_go_on(tmp_path, re
     assert first == "['case_001']" and len(failed) == 2
     for line in failed:
         case, error, path, message, fix, trace = line.split("|")
-        assert error == "WriteError" and path == str(root / "A" / case) and "cannot write (File too large)" in message
+        assert (
+            error == "WriteError"
+            and path == str(root / "A" / case)
+            and "cannot write (File too large)" in message
+        )
         assert "free space" in fix and trace == "False"
     assert sorted(p.name for p in (root / "A").iterdir()) == ["case_001"]
 
@@ -457,10 +550,17 @@ def test_a_disk_that_is_full_from_the_beginning(raw, monkeypatch, number):
 
     monkeypatch.setattr(files, "create", full)
     said, make = [], type(root).mkdir
-    monkeypatch.setattr(type(root), "mkdir", lambda self, *a, **k: full(self) if ".medjax-tmp" in str(self) else make(self, *a, **k))
+    monkeypatch.setattr(
+        type(root),
+        "mkdir",
+        lambda self, *a, **k: full(self) if ".medjax-tmp" in str(self) else make(self, *a, **k),
+    )
     result = prepare(corpus, cases, plan_of(corpus), root, say=said.append)
     assert result.skipped == 1 and [f["case"] for f in result.failed] == ["case_001", "case_002"]
-    assert all(f["error"] == "WriteError" and f["fix"] and os.strerror(number) in f["message"] for f in result.failed)
+    assert all(
+        f["error"] == "WriteError" and f["fix"] and os.strerror(number) in f["message"]
+        for f in result.failed
+    )
     assert len(said) == 1 and "cannot be locked" in said[0]
 
 
@@ -470,10 +570,15 @@ def test_a_store_that_can_only_be_read_is_up_to_date(tmp_path, repository):
     corpus, cases = read_corpus(folder)
     prepare(corpus, cases, plan_of(corpus), root)
     script = LIMITED.replace(
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))", "import encodings.cp437, os\nif os.geteuid() == 0: os.setuid(65534)"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))",
+        "import encodings.cp437, os\nif os.geteuid() == 0: os.setuid(65534)",
     )
     script = script.replace("print(result.ok)", "print(result.ok, result.skipped)")
-    opened = [p for p in (tmp_path, *tmp_path.parents) if os.stat(p).st_uid == os.geteuid() and not os.stat(p).st_mode & 0o005]
+    opened = [
+        p
+        for p in (tmp_path, *tmp_path.parents)
+        if os.stat(p).st_uid == os.geteuid() and not os.stat(p).st_mode & 0o005
+    ]
     modes = {path: os.stat(path).st_mode for path in (root / "A", *opened)}
     try:
         for path in modes:
@@ -506,17 +611,40 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")])
-def test_signals_end_a_preparation_quickly_and_leave_nothing(tmp_path, repository, number, code, word):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+def test_signals_end_a_preparation_quickly_and_leave_nothing(
+    tmp_path, repository, number, code, word
+):
     folder, root = write_corpus(tmp_path / "Task01_A", 6, SHAPE), tmp_path / "s"
-    command = [sys.executable, "-c", SLOW, "prepare", str(folder), "-o", str(root), "--workers", "2", "--quiet"]
-    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        SLOW,
+        "prepare",
+        str(folder),
+        "-o",
+        str(root),
+        "--workers",
+        "2",
+        "--quiet",
+    ]
+    process = subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while "writing" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
     begin = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code and word in err and "Traceback" not in err and time.monotonic() - begin < 20
+    assert (
+        process.returncode == code
+        and word in err
+        and "Traceback" not in err
+        and time.monotonic() - begin < 20
+    )
     assert list((root / "A").iterdir()) == []
 
 
@@ -563,28 +691,49 @@ def test_a_second_preparation_waits_for_the_first(raw, tmp_path, repository):
     said = []
     (root / "A").mkdir(parents=True)
     hold = (
-        f"import time\nfrom medjax import locks\nwith locks.lock({str(root / 'A')!r}, 'preparing'):\n print(1, flush=True)\n time.sleep(1)"
+        f"import time\nfrom medjax import locks\nwith locks.lock({str(root / 'A')!r}, "
+        "'preparing'):\n print(1, flush=True)\n time.sleep(1)"
     )
-    other = subprocess.Popen([sys.executable, "-c", hold], cwd=repository, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=repository, stdout=subprocess.PIPE, text=True
+    )
     other.stdout.readline()
     result = prepare(corpus, cases, plan_of(corpus), root, say=said.append)
     assert other.wait() == 0 and len(result.ok) == 3
-    assert len(said) == 1 and f"waiting for process {other.pid}" in said[0] and not (root / "A" / locks.LOCK).exists()
-    with targets.holding(root, "A", said.append):  # one job, many processes: one of them holds the store
-        assert (root / "A" / locks.LOCK).exists() and prepare(corpus, cases, plan_of(corpus), root, locked=False).skipped == 3
+    assert (
+        len(said) == 1
+        and f"waiting for process {other.pid}" in said[0]
+        and not (root / "A" / locks.LOCK).exists()
+    )
+    with targets.holding(
+        root, "A", said.append
+    ):  # one job, many processes: one of them holds the store
+        assert (root / "A" / locks.LOCK).exists() and prepare(
+            corpus, cases, plan_of(corpus), root, locked=False
+        ).skipped == 3
 
 
-# ---------------------------------------------------------------- what else is written around a store
+# ---------------------------------------------------------------- what else is written around a
+# store
 
 
-def test_a_training_with_the_store_in_the_data_set_is_refused_before_anything_is_written(tmp_path, repository, capsys, monkeypatch):
+def test_a_training_with_the_store_in_the_data_set_is_refused_before_anything_is_written(
+    tmp_path, repository, capsys, monkeypatch
+):
     from medjax import main
 
     monkeypatch.chdir(repository)
     data = pairs(tmp_path / "D" / "Kits")
     before = state(tmp_path / "D")
-    flags = [f"--config.data.folders={data}", f"--config.data.store={tmp_path / 'D'}", "--config.data.split.folds=2"]
-    assert main.main(["--config=configs/hippocampus.py:full", f"--workdir={tmp_path / 'x'}", *flags]) == 2
+    flags = [
+        f"--config.data.folders={data}",
+        f"--config.data.store={tmp_path / 'D'}",
+        "--config.data.split.folds=2",
+    ]
+    assert (
+        main.main(["--config=configs/hippocampus.py:full", f"--workdir={tmp_path / 'x'}", *flags])
+        == 2
+    )
     assert "the store would lie among the raw files" in capsys.readouterr().err
     assert state(tmp_path / "D") == before and not (tmp_path / "x" / "config.json").exists()
 
@@ -599,18 +748,28 @@ def test_an_ingestion_into_the_download_is_refused_before_anything_is_written(tm
         save(tmp_path / corpus.name / "data" / f"case_{k:05d}" / "imaging.nii.gz", image[..., 0])
         save(tmp_path / corpus.name / "data" / f"case_{k:05d}" / "segmentation.nii.gz", label)
     before = state(tmp_path)
-    assert run(CORPORA, ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path), "--quiet"]) == 2
+    assert (
+        run(CORPORA, ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path), "--quiet"]) == 2
+    )
     assert "among the raw files" in capsys.readouterr().err and state(tmp_path) == before
     out = tmp_path / "out" / corpus.name
     out.mkdir(parents=True)
     for name in ("plan.json", "corpus.json"):
         (out / name).write_text('{"mine": 1}')
-        assert run(CORPORA, ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+        assert (
+            run(
+                CORPORA,
+                ["--raw", str(tmp_path / corpus.name), "--out", str(tmp_path / "out"), "--quiet"],
+            )
+            == 2
+        )
         assert name in capsys.readouterr().err and [p.name for p in out.iterdir()] == [name]
         (out / name).unlink()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"mine": 1}', '{"key": "x", "fingerprint": {"corpus": 1}}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"mine": 1}', '{"key": "x", "fingerprint": {"corpus": 1}}', "\xff"]
+)
 def test_a_file_under_the_name_of_a_fingerprint_stays(raw, tmp_path, content):
     from medjax.prepare.fingerprint import fingerprint
 
@@ -620,7 +779,11 @@ def test_a_file_under_the_name_of_a_fingerprint_stays(raw, tmp_path, content):
     found = fingerprint(corpus, cases, samples=100, cache=cache)
     assert len(found.cases) == 3 and cache.read_bytes() == content.encode("latin-1")
     cache.unlink()
-    assert fingerprint(corpus, cases, samples=100, cache=cache) == found == fingerprint(corpus, cases, samples=100, cache=cache)
+    assert (
+        fingerprint(corpus, cases, samples=100, cache=cache)
+        == found
+        == fingerprint(corpus, cases, samples=100, cache=cache)
+    )
     assert json.loads(cache.read_text())["key"]
 
 
@@ -661,7 +824,9 @@ def linked_set(folder):
     folder.symlink_to(folder.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("plant", [foreign_scan, foreign_surplus, foreign_bytes, linked_images, linked_set])
+@pytest.mark.parametrize(
+    "plant", [foreign_scan, foreign_surplus, foreign_bytes, linked_images, linked_set]
+)
 def test_phantoms_replace_phantoms_only(tmp_path, plant):
     """Their folder and file names alone do not make files medjax' own."""
     from medjax.phantom.corpora import PROTOCOLS, write_corpora

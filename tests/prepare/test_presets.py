@@ -1,4 +1,6 @@
-"""Patch, batch and topology from a memory budget: published plans, the proxy by hand, and nnU-Net's own planners side by side."""
+"""Patch, batch and topology from a memory budget: published plans, the proxy by hand, and nnU-Net's
+own planners side by side.
+"""
 
 import json
 import shutil
@@ -17,21 +19,37 @@ def test_the_proxy_by_hand():
     n = 16**3
     plain = 2 * (32 * n + 64 * n // 8 + 128 * n // 64) + 3 * (32 * n + 64 * n // 8) + 3 * n
     assert conv_values(found.patch, found, (32, 64, 128), PRESETS["default"], 3) == plain
-    residual = 32 * n + 2 * 32 * n + 7 * 64 * n // 8 + 9 * 128 * n // 64 + 2 * (32 * n + 64 * n // 8) + 3 * n
+    residual = (
+        32 * n
+        + 2 * 32 * n
+        + 7 * 64 * n // 8
+        + 9 * 128 * n // 64
+        + 2 * (32 * n + 64 * n // 8)
+        + 3 * n
+    )
     assert conv_values(found.patch, found, (32, 64, 128), PRESETS["resenc_m"], 3) == residual
 
 
 def test_hippocampus_as_nnunet_plans_it():
-    """nnU-Net's plan for Task04: median size 36x50x35 at 1 mm, 3 outputs -> patch 40x56x40, batch 9, four stages (spec, chapter 9)."""
+    """nnU-Net's plan for Task04: median size 36x50x35 at 1 mm, 3 outputs -> patch 40x56x40, batch
+    9, four stages (spec, chapter 9).
+    """
     found = configurations((1, 1, 1), np.tile((36, 50, 35), (260, 1)), 3)
     full = found["3d_fullres"]
     assert (full.patch, full.batch, full.features) == ((40, 56, 40), 9, (32, 64, 128, 256))
-    assert "3d_lowres" not in found and not full.batch_dice and found["2d"].batch_dice and len(found["2d"].patch) == 2
+    assert (
+        "3d_lowres" not in found
+        and not full.batch_dice
+        and found["2d"].batch_dice
+        and len(found["2d"].patch) == 2
+    )
 
 
 def test_more_memory_means_more():
     shapes = np.tile((300, 500, 500), (100, 1))
-    small, large = (configurations((1, 0.8, 0.8), shapes, 14, "resenc_l", gib)["3d_fullres"] for gib in (12, 48))
+    small, large = (
+        configurations((1, 0.8, 0.8), shapes, 14, "resenc_l", gib)["3d_fullres"] for gib in (12, 48)
+    )
     assert np.prod(small.patch) < np.prod(large.patch) and small.budget * 4 == large.budget
     assert all(p % d == 0 for p, d in zip(small.patch, np.prod(small.strides, 0), strict=True))
     assert Configuration.from_json(json.loads(json.dumps(small.to_json()))) == small
@@ -41,7 +59,9 @@ def test_small_collections_get_small_batches():
     few = configure("3d_fullres", (1, 1, 1), (64, 64, 64), 10 * 64**3, 2)
     many = configure("3d_fullres", (1, 1, 1), (64, 64, 64), 1000 * 64**3, 2)
     assert few.batch == 2 < many.batch  # 5 % of ten volumes is less than one patch; never below two
-    assert configure("3d_fullres", (1, 1, 1), (64, 64, 64), 10 * 64**3, 2, "resenc_m").batch > 2  # these presets may see it all
+    assert (
+        configure("3d_fullres", (1, 1, 1), (64, 64, 64), 10 * 64**3, 2, "resenc_m").batch > 2
+    )  # these presets may see it all
 
 
 def test_single_slices_have_no_3d():
@@ -66,19 +86,29 @@ COLLECTIONS = {
 
 def planner_of(peer, spacings, shapes, labels, channels, memory):
     """nnU-Net's planner for a collection of cases, without files."""
-    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as module
+    from nnunetv2.experiment_planning.experiment_planners import (
+        default_experiment_planner as module,
+    )
 
     described = {
-        "channel_names": {str(c): "MRI" for c in range(channels)}, "labels": {str(i): i for i in range(labels)}, "numTraining": len(shapes),
-    }  # fmt: skip
+        "channel_names": {str(c): "MRI" for c in range(channels)},
+        "labels": {str(i): i for i in range(labels)},
+        "numTraining": len(shapes),
+    }
     prints = {
-        "spacings": [list(s) for s in spacings], "shapes_after_crop": [list(s) for s in shapes], "median_relative_size_after_cropping": 1.0,
+        "spacings": [list(s) for s in spacings],
+        "shapes_after_crop": [list(s) for s in shapes],
+        "median_relative_size_after_cropping": 1.0,
         "foreground_intensity_properties_per_channel": {},
-    }  # fmt: skip
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "nnUNet_raw", "raw")
         patch.setattr(module, "nnUNet_preprocessed", "preprocessed")
-        patch.setattr(module, "load_json", lambda path: prints if path.endswith("fingerprint.json") else described)
+        patch.setattr(
+            module,
+            "load_json",
+            lambda path: prints if path.endswith("fingerprint.json") else described,
+        )
         patch.setattr(module, "isfile", lambda path: path.endswith("fingerprint.json"))
         patch.setattr(module, "maybe_convert_to_dataset_name", lambda name: "Dataset001_X")
         patch.setattr(module, "get_filenames_of_train_images_and_targets", lambda *a: {})
@@ -92,31 +122,52 @@ def planner_of(peer, spacings, shapes, labels, channels, memory):
         return planner.plan_experiment()
 
 
-PAIRS = [("isotropic MR", "default"), ("cardiac cine", "default"), ("cardiac cine", "resenc_l"), ("brain MR", "default")]
+PAIRS = [
+    ("isotropic MR", "default"),
+    ("cardiac cine", "default"),
+    ("cardiac cine", "resenc_l"),
+    ("brain MR", "default"),
+]
 LONG = [
     (name, preset) for name in COLLECTIONS for preset in PRESETS if (name, preset) not in PAIRS
 ]  # minutes: nnU-Net builds every network
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("name", "preset"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in LONG)])
+@pytest.mark.parametrize(
+    ("name", "preset"), [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in LONG)]
+)
 def test_parity_with_nnunets_planners(name, preset):
     pytest.importorskip("nnunetv2")
     from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as plain
-    from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners as residual
+    from nnunetv2.experiment_planning.experiment_planners.residual_unets import (
+        residual_encoder_unet_planners as residual,
+    )
 
     peer = {
-        "default": plain.ExperimentPlanner, "resenc_m": residual.nnUNetPlannerResEncM, "resenc_l": residual.nnUNetPlannerResEncL,
+        "default": plain.ExperimentPlanner,
+        "resenc_m": residual.nnUNetPlannerResEncM,
+        "resenc_l": residual.nnUNetPlannerResEncL,
         "resenc_xl": residual.nnUNetPlannerResEncXL,
-    }[preset]  # fmt: skip
+    }[preset]
     spacing, shape, labels, channels = COLLECTIONS[name]
-    wanted = planner_of(peer, [spacing] * 40, [shape] * 40, labels, channels, None)["configurations"]
+    wanted = planner_of(peer, [spacing] * 40, [shape] * 40, labels, channels, None)[
+        "configurations"
+    ]
     found = configurations(spacing, np.tile(shape, (40, 1)), labels, preset)
     assert set(found) == set(wanted) - {"3d_cascade_fullres"}
     for key, ours in found.items():
         theirs, network = wanted[key], wanted[key]["architecture"]["arch_kwargs"]
-        assert (ours.patch, ours.batch, ours.batch_dice) == (tuple(theirs["patch_size"]), theirs["batch_size"], theirs["batch_dice"]), key
+        assert (ours.patch, ours.batch, ours.batch_dice) == (
+            tuple(theirs["patch_size"]),
+            theirs["batch_size"],
+            theirs["batch_dice"],
+        ), key
         assert (ours.strides, ours.kernels) == (network["strides"], network["kernel_sizes"])
-        assert ours.features == network["features_per_stage"] and ours.decoder == tuple(network["n_conv_per_stage_decoder"])
-        assert ours.encoder == tuple(network.get("n_conv_per_stage", network.get("n_blocks_per_stage")))
+        assert ours.features == network["features_per_stage"] and ours.decoder == tuple(
+            network["n_conv_per_stage_decoder"]
+        )
+        assert ours.encoder == tuple(
+            network.get("n_conv_per_stage", network.get("n_blocks_per_stage"))
+        )
         np.testing.assert_allclose(ours.spacing_mm, theirs["spacing"])

@@ -1,4 +1,6 @@
-"""Resampling: scipy's splines axis by axis, nnU-Net's rules around them, and (marker parity) nnU-Net v2 itself."""
+"""Resampling: scipy's splines axis by axis, nnU-Net's rules around them, and (marker parity)
+nnU-Net v2 itself.
+"""
 
 import tracemalloc
 
@@ -31,7 +33,9 @@ CASES = {
 def volume(shape, seed=0):
     """Smooth plus noise, CT-like range, float32."""
     rng = np.random.default_rng(seed)
-    return (3000 * ndimage.gaussian_filter(rng.normal(size=shape), 1.5) + 30 * rng.normal(size=shape)).astype(np.float32)
+    return (
+        3000 * ndimage.gaussian_filter(rng.normal(size=shape), 1.5) + 30 * rng.normal(size=shape)
+    ).astype(np.float32)
 
 
 def labels(shape, count=6, seed=0):
@@ -40,11 +44,19 @@ def labels(shape, count=6, seed=0):
 
 
 def zoom(array, shape, order):
-    return ndimage.zoom(array.astype(np.float64), np.divide(shape, array.shape), order=order, mode="nearest", grid_mode=True)
+    return ndimage.zoom(
+        array.astype(np.float64),
+        np.divide(shape, array.shape),
+        order=order,
+        mode="nearest",
+        grid_mode=True,
+    )
 
 
 def expected_image(array, shape, axis, order=3):
-    """The rules written down slowly with scipy alone: whole volume, or slice by slice and then the nearest slice."""
+    """The rules written down slowly with scipy alone: whole volume, or slice by slice and then the
+    nearest slice.
+    """
     if axis is None:
         return np.clip(zoom(array, shape, order), array.min(), array.max())
     plane = tuple(n for i, n in enumerate(shape) if i != axis)
@@ -58,7 +70,9 @@ def expected_image(array, shape, axis, order=3):
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
 def test_operator_is_scipys_zoom(n_in, n_out, order):
     matrix = resample.operator(n_in, n_out, order)
-    assert matrix.shape == (n_out, n_in) and matrix.dtype == np.float64 and not matrix.flags.writeable
+    assert (
+        matrix.shape == (n_out, n_in) and matrix.dtype == np.float64 and not matrix.flags.writeable
+    )
     samples = np.random.default_rng(0).normal(size=n_in)
     np.testing.assert_allclose(matrix @ samples, zoom(samples, (n_out,), order), atol=1e-7)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-9)
@@ -67,14 +81,20 @@ def test_operator_is_scipys_zoom(n_in, n_out, order):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_nearest_is_both_of_scipys_rules(n_in, n_out):
-    """zoom at order 0 (ties of labels) and map_coordinates at order 0 (the coarse axis) agree, so one index serves both."""
+    """zoom at order 0 (ties of labels) and map_coordinates at order 0 (the coarse axis) agree, so
+    one index serves both.
+    """
     found = resample.nearest(n_in, n_out)
     np.testing.assert_array_equal(found, zoom(np.arange(n_in), (n_out,), 0))
     np.testing.assert_array_equal(resample.operator(n_in, n_out, 0) @ np.arange(n_in), found)
 
 
 def test_new_shape_rounds_half_to_even():
-    assert resample.new_shape((5, 7, 9), ISO, (2.0, 2.0, 2.0)) == (2, 4, 4)  # 2.5 -> 2, 3.5 -> 4, 4.5 -> 4
+    assert resample.new_shape((5, 7, 9), ISO, (2.0, 2.0, 2.0)) == (
+        2,
+        4,
+        4,
+    )  # 2.5 -> 2, 3.5 -> 4, 4.5 -> 4
     assert resample.new_shape((160, 256, 256), (1.25, 0.75, 0.75), ISO) == (200, 192, 192)
     assert resample.new_shape((1, 4, 4), ISO, (5.0, 1.0, 1.0)) == (1, 4, 4)
 
@@ -114,7 +134,9 @@ def test_images_are_clipped_to_their_range():
     slices[1, :, 6:] = 10
     slices[2] = 1000
     found = resample.resample_image(slices, (4, 31, 31), (5, 1, 1), (5, 12 / 31, 12 / 31))
-    np.testing.assert_allclose(found.max((1, 2)), [0, 10, 1000, 0])  # slice by slice, not over the volume
+    np.testing.assert_allclose(
+        found.max((1, 2)), [0, 10, 1000, 0]
+    )  # slice by slice, not over the volume
 
 
 def test_channels_types_views_and_slabs(monkeypatch):
@@ -122,7 +144,9 @@ def test_channels_types_views_and_slabs(monkeypatch):
     new, spacing, target = (13, 8, 9), ISO, (10 / 13, 11 / 8, 12 / 9)
     found = resample.resample_image(array, new, spacing, target)
     for channel in range(2):
-        np.testing.assert_array_equal(found[..., channel], resample.resample_image(array[..., channel], new, spacing, target))
+        np.testing.assert_array_equal(
+            found[..., channel], resample.resample_image(array[..., channel], new, spacing, target)
+        )
     integers = array[..., 0].astype(np.int16)
     whole = resample.resample_image(integers, new, spacing, target)
     np.testing.assert_allclose(whole, expected_image(integers, new, None), atol=0.02)
@@ -132,7 +156,9 @@ def test_channels_types_views_and_slabs(monkeypatch):
     monkeypatch.setattr(resample, "PIECE", 100)
     monkeypatch.setattr(resample, "_ROWS", 3)
     monkeypatch.setattr(resample, "_UNTHREADED", 100)
-    np.testing.assert_allclose(resample.resample_image(integers, new, spacing, target), whole, atol=2e-3)
+    np.testing.assert_allclose(
+        resample.resample_image(integers, new, spacing, target), whole, atol=2e-3
+    )
 
 
 def test_unchanged_shape_is_untouched():
@@ -143,7 +169,9 @@ def test_unchanged_shape_is_untouched():
 
 
 def expected_label(ids, shape, axis):
-    """Arg-max over one linearly resampled indicator per label; ties to the nearest neighbour if it takes part, else to the lowest."""
+    """Arg-max over one linearly resampled indicator per label; ties to the nearest neighbour if it
+    takes part, else to the lowest.
+    """
 
     def resize(part, size):
         values = np.unique(part)
@@ -157,22 +185,33 @@ def expected_label(ids, shape, axis):
         return resize(ids, shape)
     plane = tuple(n for i, n in enumerate(shape) if i != axis)
     slices = [resize(s, plane) for s in np.moveaxis(ids, axis, 0)]
-    return np.moveaxis(np.stack([slices[i] for i in resample.nearest(len(slices), shape[axis])]), 0, axis)
+    return np.moveaxis(
+        np.stack([slices[i] for i in resample.nearest(len(slices), shape[axis])]), 0, axis
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_labels_match_indicator_argmax(name):
     shape, spacing, target = CASES[name]
-    for ids in (labels(shape), np.random.default_rng(0).integers(0, 4, shape).astype(np.int16)):  # smooth and adversarial
+    for ids in (
+        labels(shape),
+        np.random.default_rng(0).integers(0, 4, shape).astype(np.int16),
+    ):  # smooth and adversarial
         new = resample.new_shape(shape, spacing, target)
         found = resample.resample_label(ids, new, spacing, target)
         assert found.shape == new and found.dtype == ids.dtype
-        np.testing.assert_array_equal(found, expected_label(ids, new, resample.separate_axis(spacing, target)))
+        np.testing.assert_array_equal(
+            found, expected_label(ids, new, resample.separate_axis(spacing, target))
+        )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.integers(1, 3), st.integers(0, 1 << 30), st.integers(1, 40)
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.integers(1, 3),
+    st.integers(0, 1 << 30),
+    st.integers(1, 40),
 )
 def test_labels_of_any_size(shape, new, count, seed, piece):
     ids = np.random.default_rng(seed).integers(0, count + 1, shape).astype(np.uint16) * 200
@@ -183,7 +222,9 @@ def test_labels_of_any_size(shape, new, count, seed, piece):
         found = resample.resample_label(ids, new, spacing, target)
     finally:
         resample.PIECE = whole
-    expected = ids if shape == new else expected_label(ids, new, resample.separate_axis(spacing, target))
+    expected = (
+        ids if shape == new else expected_label(ids, new, resample.separate_axis(spacing, target))
+    )
     np.testing.assert_array_equal(found, expected)
     assert set(np.unique(found)) <= set(np.unique(ids))
 
@@ -191,8 +232,12 @@ def test_labels_of_any_size(shape, new, count, seed, piece):
 def test_label_ties_take_the_nearest_neighbour():
     line = np.zeros((1, 1, 4), np.uint8)
     line[..., 2:] = 7
-    np.testing.assert_array_equal(resample.resample_label(line, (1, 1, 8), ISO, (1, 1, 0.5))[0, 0], [0, 0, 0, 0, 7, 7, 7, 7])
-    np.testing.assert_array_equal(resample.resample_label(line[..., 1:3], (1, 1, 1), ISO, (1, 1, 2))[0, 0], [7])  # exactly half way
+    np.testing.assert_array_equal(
+        resample.resample_label(line, (1, 1, 8), ISO, (1, 1, 0.5))[0, 0], [0, 0, 0, 0, 7, 7, 7, 7]
+    )
+    np.testing.assert_array_equal(
+        resample.resample_label(line[..., 1:3], (1, 1, 1), ISO, (1, 1, 2))[0, 0], [7]
+    )  # exactly half way
 
 
 def test_label_cost_does_not_grow_with_the_number_of_labels():
@@ -216,7 +261,9 @@ def test_scores_are_linear(name, slab):
     assert found.shape == (*new, 3) and found.dtype == np.float32
     axis = resample.separate_axis(spacing, target)
     for channel in range(3):
-        np.testing.assert_allclose(found[..., channel], expected_image(scores[..., channel], new, axis, 1), atol=1e-6)
+        np.testing.assert_allclose(
+            found[..., channel], expected_image(scores[..., channel], new, axis, 1), atol=1e-6
+        )
     for cut in range(3):
         part = resample.score_rows(scores, new, spacing, target, cut, slice(0, 1))
         np.testing.assert_allclose(part, np.take(found, [0], cut), atol=1e-6)
@@ -232,7 +279,9 @@ def test_impossible_requests():
 
 
 def reference(array, shape, spacing, target, is_seg=False, order=3):
-    """nnU-Net v2's resample_data_or_seg_to_shape on (channel, z, y, x), with its default plans' arguments."""
+    """nnU-Net v2's resample_data_or_seg_to_shape on (channel, z, y, x), with its default plans'
+    arguments.
+    """
     module = pytest.importorskip("nnunetv2.preprocessing.resampling.default_resampling")
     keywords = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
     return module.resample_data_or_seg_to_shape(array, shape, spacing, target, **keywords)
@@ -256,7 +305,9 @@ def test_nnunet_parity(name):
     new = check_parity(volume(shape), labels(shape), spacing, target)
     module = pytest.importorskip("nnunetv2.preprocessing.resampling.default_resampling")
     assert tuple(module.compute_new_shape(shape, spacing, target)) == new
-    assert module.determine_do_sep_z_and_axis(None, spacing, target)[1] == resample.separate_axis(spacing, target)
+    assert module.determine_do_sep_z_and_axis(None, spacing, target)[1] == resample.separate_axis(
+        spacing, target
+    )
     scores = np.random.default_rng(0).random((*new, 2)).astype(np.float32)
     back = resample.resample_scores(scores, shape, target, spacing)
     expected = reference(np.moveaxis(scores, -1, 0), shape, target, spacing, order=1)

@@ -1,4 +1,6 @@
-"""The store itself: damage is found where it is read, old stores are read and said to be unhashed, files and threads without end."""
+"""The store itself: damage is found where it is read, old stores are read and said to be unhashed,
+files and threads without end.
+"""
 
 import io
 import json
@@ -29,7 +31,14 @@ SHAPE = (12, 9, 10)
 
 def clear():
     """What a new process would know: nothing."""
-    for function in (store._meta, store._handle, store._check, store._location_keys, store._voxels, store._tell_unhashed):
+    for function in (
+        store._meta,
+        store._handle,
+        store._check,
+        store._location_keys,
+        store._voxels,
+        store._tell_unhashed,
+    ):
         function.cache_clear()
 
 
@@ -39,7 +48,9 @@ def case(tmp_path, request):
     plan = Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore")})
     assert prepare(corpus, cases, plan, tmp_path / "s", packed=request.param).ok == ["case_000"]
     clear()
-    return store.open_case(tmp_path / "s" / "A" / "case_000"), lambda **how: prepare(corpus, cases, plan, tmp_path / "s", **how)
+    return store.open_case(tmp_path / "s" / "A" / "case_000"), lambda **how: prepare(
+        corpus, cases, plan, tmp_path / "s", **how
+    )
 
 
 def chunk_of(case, name):
@@ -53,9 +64,11 @@ def flip(path, place=-1):
 
 
 READS = {
-    "image.zarr": lambda c: c.image(), "label.zarr": lambda c: c.label(), "locations.npz": lambda c: c.locations["1"],
+    "image.zarr": lambda c: c.image(),
+    "label.zarr": lambda c: c.label(),
+    "locations.npz": lambda c: c.locations["1"],
     "case.json": lambda c: store.open_case(c.folder).meta,
-}  # fmt: skip
+}
 
 
 # ---------------------------------------------------------------- damage
@@ -67,11 +80,27 @@ def test_one_flipped_bit_of_an_array_is_found_and_named(case, name):
     whole = READS[name](case)
     flip(path := chunk_of(case, name))
     clear()
-    with pytest.raises(DataError, match=r"is not what was prepared: the file is damaged; found xxh3:\w{32}; expected xxh3:") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"is not what was prepared: the file is damaged; found xxh3:\w{32}; expected xxh3:",
+    ) as caught:
         READS[name](case)
-    assert str(caught.value.path) == str(path) and caught.value.fix.endswith("/s --force --cases case_000`")
+    assert str(caught.value.path) == str(path) and caught.value.fix.endswith(
+        "/s --force --cases case_000`"
+    )
     with pytest.raises(DataError, match="damaged"):
-        Samples([Pool(0, str(path.parents[[p.name for p in path.parents].index("A")]), ("case_000",), (1,), 0)], Recipe((4, 4, 4), 2))(0)
+        Samples(
+            [
+                Pool(
+                    0,
+                    str(path.parents[[p.name for p in path.parents].index("A")]),
+                    ("case_000",),
+                    (1,),
+                    0,
+                )
+            ],
+            Recipe((4, 4, 4), 2),
+        )(0)
     assert make(force=True).ok == ["case_000"]
     np.testing.assert_array_equal(READS[name](store.open_case(case.folder)), whole)
 
@@ -82,7 +111,11 @@ def test_metadata_that_tells_of_another_shape_is_found(case, name):
     case, _ = case
     path = store.Path(case.folder) / name / "zarr.json"
     text = path.read_text()
-    swapped = text.replace("[12, 9, 10", "[9, 12, 10") if "[12, 9, 10" in text else text.replace("[12,9,10", "[9,12,10")
+    swapped = (
+        text.replace("[12, 9, 10", "[9, 12, 10")
+        if "[12, 9, 10" in text
+        else text.replace("[12,9,10", "[9,12,10")
+    )
     assert swapped != text
     path.write_text(swapped)
     clear()
@@ -120,7 +153,13 @@ def test_an_edited_description_of_a_case_is_found(case, field):
     case, make = case
     path = store.Path(case.folder) / "case.json"
     meta = json.loads(path.read_text())
-    meta[field] = {"gain": [1.0], "spacing_mm": [3.0, 3.0, 3.0], "voxels": {"0": 5}, "labels": [], "hashes": {}}[field]
+    meta[field] = {
+        "gain": [1.0],
+        "spacing_mm": [3.0, 3.0, 3.0],
+        "voxels": {"0": 5},
+        "labels": [],
+        "hashes": {},
+    }[field]
     path.write_text(json.dumps(meta))
     with pytest.raises(DataError, match=r"case\.json is damaged: other content than was written"):
         store.open_case(case.folder).meta  # noqa: B018
@@ -144,15 +183,23 @@ def test_a_case_whose_files_are_cut_or_gone_is_made_again(case, what):
 def test_only_what_a_patch_touches_is_compared_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "SLAB_BYTES", 4 * 9 * 10 * 2)  # four rows of the image
     corpus, cases = read_corpus(write_corpus(tmp_path / "Task01_A", 1, SHAPE))
-    prepare(corpus, cases, Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore")}), tmp_path / "s")
+    prepare(
+        corpus, cases, Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore")}), tmp_path / "s"
+    )
     case = store.open_case(tmp_path / "s" / "A" / "case_000")
     found = case.meta["hashes"]["image.zarr"]
-    assert found["rows"] == 4 and len(found["slabs"]) == 3 and case.meta["hashes"]["label.zarr"]["rows"] == 8
+    assert (
+        found["rows"] == 4
+        and len(found["slabs"]) == 3
+        and case.meta["hashes"]["label.zarr"]["rows"] == 8
+    )
     whole = case.image().copy()
     clear()
     flip(chunk_of(case, "image.zarr"), place=9 * 9 * 10 * 2)  # row 9
     counted, real = [], hashes.checksum
-    monkeypatch.setattr(hashes, "checksum", lambda content: counted.append(len(content)) or real(content))
+    monkeypatch.setattr(
+        hashes, "checksum", lambda content: counted.append(len(content)) or real(content)
+    )
     for rows in (slice(0, 3), slice(2, 8), slice(5, 5)):
         np.testing.assert_array_equal(case.image((rows,)), whole[rows])
     assert counted == [4, 4]  # slabs 0 and 1, each once
@@ -169,7 +216,9 @@ def test_only_what_a_patch_touches_is_compared_and_once(tmp_path, monkeypatch):
 def old(tmp_path, repository):
     """A store made by a version that wrote no hashes, with its raw data."""
     with zipfile.ZipFile(repository / "tests" / "old" / "337855a.zip") as archive:
-        archive.extractall(tmp_path, [n for n in archive.namelist() if n.startswith(("Task01_Blobs/", "store/"))])
+        archive.extractall(
+            tmp_path, [n for n in archive.namelist() if n.startswith(("Task01_Blobs/", "store/"))]
+        )
     clear()
     return tmp_path
 
@@ -180,23 +229,47 @@ def test_an_old_store_is_read_and_said_to_be_unhashed_once(old, caplog):
         for name in names:
             case = store.open_case(old / "store" / "Blobs" / name)
             assert case.image().shape == (*case.meta["shape"], 1) and len(case.locations) == 2
-    assert len(names) == 4 and len(caplog.records) == 1 and "without hashes by an earlier version" in caplog.text
+    assert (
+        len(names) == 4
+        and len(caplog.records) == 1
+        and "without hashes by an earlier version" in caplog.text
+    )
 
 
 def test_preparation_adds_hashes_to_an_old_store_and_says_so(old, capsys):
-    before = {n: store.open_case(old / "store" / "Blobs" / n).image() for n in store.list_cases(old / "store", "Blobs")}
-    command = ["prepare", str(old / "Task01_Blobs"), "-o", str(old / "store"), "--quiet", "--plan", str(old / "store" / "plan.json")]
-    plan = json.loads((old / "store" / "plan.json").read_text()) if (old / "store" / "plan.json").exists() else None
+    before = {
+        n: store.open_case(old / "store" / "Blobs" / n).image()
+        for n in store.list_cases(old / "store", "Blobs")
+    }
+    command = [
+        "prepare",
+        str(old / "Task01_Blobs"),
+        "-o",
+        str(old / "store"),
+        "--quiet",
+        "--plan",
+        str(old / "store" / "plan.json"),
+    ]
+    plan = (
+        json.loads((old / "store" / "plan.json").read_text())
+        if (old / "store" / "plan.json").exists()
+        else None
+    )
     if plan is None:
         command = command[:-2]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
-    if "4 already there" in out:  # raw files lie elsewhere than they did, but their content is the same
+    if (
+        "4 already there" in out
+    ):  # raw files lie elsewhere than they did, but their content is the same
         assert "4 cases were prepared by a version without hashes" in out
     for name, image in before.items():
         case = store.open_case(old / "store" / "Blobs" / name)
         np.testing.assert_array_equal(case.image(), image)
-        assert set(case.meta["hashes"]) == {"image.zarr", "label.zarr", "locations.npz"} and "checksum" in case.meta
+        assert (
+            set(case.meta["hashes"]) == {"image.zarr", "label.zarr", "locations.npz"}
+            and "checksum" in case.meta
+        )
     assert cli.main(command) == 0 and "without hashes" not in capsys.readouterr().out
     flip(chunk_of(store.open_case(old / "store" / "Blobs" / name), "label.zarr"))
     clear()
@@ -207,11 +280,22 @@ def test_preparation_adds_hashes_to_an_old_store_and_says_so(old, capsys):
 def strip(case):
     """What an earlier version would have written."""
     path = store.Path(case.folder) / "case.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("hashes", "checksum")}))
+    path.write_text(
+        json.dumps(
+            {
+                k: v
+                for k, v in json.loads(path.read_text()).items()
+                if k not in ("hashes", "checksum")
+            }
+        )
+    )
     clear()
 
 
-@pytest.mark.parametrize("field", ["shape", "voxels", "sources", "stat", "inputs", "cropped_labels", "labels", "gain", "key"])
+@pytest.mark.parametrize(
+    "field",
+    ["shape", "voxels", "sources", "stat", "inputs", "cropped_labels", "labels", "gain", "key"],
+)
 @pytest.mark.parametrize("value", [5, None, [], "x", {"a": []}])
 def test_odd_fields_of_a_case_never_end_in_a_traceback(case, field, value):
     case, make = case
@@ -242,7 +326,11 @@ def test_hashes_are_not_put_on_a_label_that_is_damaged(case):
         content[::3] = b"\xc8" * len(content[::3])
         path.write_bytes(content)
     result = make()
-    assert result.ok == ["case_000"] and result.stale == {"case_000": "files (damaged)"} and result.hashed == ()
+    assert (
+        result.ok == ["case_000"]
+        and result.stale == {"case_000": "files (damaged)"}
+        and result.hashed == ()
+    )
     assert case.label().max() == 2
 
 
@@ -251,7 +339,9 @@ def test_hashes_are_not_put_on_a_label_that_is_damaged(case):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_label_never_shows_internal_ids(tmp_path, packed):
-    """Masked z-scores keep an id for the voxels outside the mask; whoever reads the label gets background, or what it asks for."""
+    """Masked z-scores keep an id for the voxels outside the mask; whoever reads the label gets
+    background, or what it asks for.
+    """
     folder = tmp_path / "c"
     folder.mkdir()
     label = np.array([[[0, 1, 2, 3]]], np.uint8)
@@ -260,7 +350,10 @@ def test_the_label_never_shows_internal_ids(tmp_path, packed):
     case = store.open_case(folder)
     assert case.label().tolist() == [[[0, 1, 2, 0]]] and case.label().dtype == np.uint8
     assert case.label((slice(0, 1), slice(0, 1), slice(2, 4)), outside=-1).tolist() == [[[2, -1]]]
-    assert case.label(outside=-1).dtype == np.int16 and case.label((slice(0, 1), slice(0, 1), slice(0, 2)), outside=-1).dtype == np.uint8
+    assert (
+        case.label(outside=-1).dtype == np.int16
+        and case.label((slice(0, 1), slice(0, 1), slice(0, 2)), outside=-1).dtype == np.uint8
+    )
 
 
 # ---------------------------------------------------------------- many files, many threads
@@ -292,17 +385,26 @@ print(total)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_more_cases_than_a_process_may_open_files(tmp_path, repository, when):
     """A soft limit of 256, set before medjax could know of it or after."""
-    done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path), when], cwd=repository, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, str(tmp_path), when],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == "1400", done.stderr
 
 
 def test_many_threads_read_locations_at_the_same_time(tmp_path):
-    """numpy's own reader evaluates headers with `ast`, which two threads of CPython 3.11 cannot do at once."""
+    """numpy's own reader evaluates headers with `ast`, which two threads of CPython 3.11 cannot do
+    at once.
+    """
     folder = tmp_path / "c"
     folder.mkdir()
     voxels = {str(i): np.full((40 + i, 3), i, np.int32) for i in range(1, 30)}
     meta = {"shape": [40, 40, 40], "voxels": {}}
-    store.write_case(folder, np.zeros((40, 40, 40, 1), np.int16), np.zeros((40, 40, 40), np.uint8), voxels, meta)
+    store.write_case(
+        folder, np.zeros((40, 40, 40, 1), np.int16), np.zeros((40, 40, 40), np.uint8), voxels, meta
+    )
     wrong, interval = [], sys.getswitchinterval()
 
     def work():
@@ -356,12 +458,19 @@ def parsed(content):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from("<i4 >i2 |u1 <f8 <f4 |b1".split()), st.lists(st.integers(0, 4), max_size=4), st.booleans(), st.integers(1, 3))
+@given(
+    st.sampled_from("<i4 >i2 |u1 <f8 <f4 |b1".split()),
+    st.lists(st.integers(0, 4), max_size=4),
+    st.booleans(),
+    st.integers(1, 3),
+)
 def test_arrays_are_numpys(kind, shape, fortran, version):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
     array = np.asfortranarray(array) if fortran else array
     found = parsed(npy_bytes(array, version=(version, 0)))
-    assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+    assert (
+        found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+    )
 
 
 def header(text, body=b"\0" * 12):
@@ -372,16 +481,25 @@ def header(text, body=b"\0" * 12):
 @pytest.mark.parametrize(
     "content",
     [
-        npy_bytes(np.array([{}], object), allow_pickle=True), npy_bytes(np.zeros(2, [("a", "<i4")])), npy_bytes(np.array(["text"])),
-        header("{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"), b"", b"\x93NUMPY", b"\x93NUMPY\1\0\xff\xff",
-        header("{'descr': '<i4', 'fortran_order': False, 'shape': (-3,), }"), header("__import__('os').system('true')"),
+        npy_bytes(np.array([{}], object), allow_pickle=True),
+        npy_bytes(np.zeros(2, [("a", "<i4")])),
+        npy_bytes(np.array(["text"])),
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (3,), }"),
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\1\0\xff\xff",
+        header("{'descr': '<i4', 'fortran_order': False, 'shape': (-3,), }"),
+        header("__import__('os').system('true')"),
         header("{'descr': '<i4', 'fortran_order': False, 'shape': (4,), }"),
         header("{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }"),
         header("{'descr': '<i4', 'fortran_order': False, 'shape': (99999999999999999999,), }"),
-        header("{'descr': '<i9', 'fortran_order': False, 'shape': (3,), }"), header("{'descr': '<i4', 'shape': (3,), }"),
-        b"\x93NUMPY\2\0\xff\xff\xff\xff" + b" " * 64, header("(" * 5000), b"\x93NUMPY\7\0\0\0",
+        header("{'descr': '<i9', 'fortran_order': False, 'shape': (3,), }"),
+        header("{'descr': '<i4', 'shape': (3,), }"),
+        b"\x93NUMPY\2\0\xff\xff\xff\xff" + b" " * 64,
+        header("(" * 5000),
+        b"\x93NUMPY\7\0\0\0",
     ],
-)  # fmt: skip
+)
 def test_anything_but_plain_numbers_is_refused(content):
     with pytest.raises(ValueError):
         parsed(content)
@@ -390,7 +508,13 @@ def test_anything_but_plain_numbers_is_refused(content):
 def test_a_member_that_would_fill_the_memory_is_refused(tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
-    store.write_case(folder, np.zeros((2, 2, 2, 1), np.int16), np.zeros((2, 2, 2), np.uint8), {}, {"shape": [2, 2, 2], "voxels": {}})
+    store.write_case(
+        folder,
+        np.zeros((2, 2, 2, 1), np.int16),
+        np.zeros((2, 2, 2), np.uint8),
+        {},
+        {"shape": [2, 2, 2], "voxels": {}},
+    )
     meta = json.loads((folder / "case.json").read_text())
     del meta["hashes"]
     (folder / "case.json").write_text(json.dumps(meta))

@@ -29,21 +29,42 @@ def test_colours_are_distinct():
     assert len(found) == 60
 
 
-@pytest.mark.parametrize("shape, with_reference", [((8, 20, 16), True), ((8, 20, 16), False), ((1, 20, 16), True)])
+@pytest.mark.parametrize(
+    "shape, with_reference", [((8, 20, 16), True), ((8, 20, 16), False), ((1, 20, 16), True)]
+)
 def test_picture(tmp_path, shape, with_reference):
     image, labels = volumes(shape)
-    montage(image, labels if with_reference else None, labels, tmp_path / "case.png", (3.0, 1.0, 1.0), names={1: "liver"}, title="case")
+    montage(
+        image,
+        labels if with_reference else None,
+        labels,
+        tmp_path / "case.png",
+        (3.0, 1.0, 1.0),
+        names={1: "liver"},
+        title="case",
+    )
     picture = matplotlib.image.imread(tmp_path / "case.png")[..., :3]
     assert [p.name for p in tmp_path.iterdir()] == ["case.png"]
     height, width = picture.shape[:2]
-    assert width == 3.2 * 110 * (3 if with_reference else 2) or abs(width - 3.2 * 110 * (3 if with_reference else 2)) <= 1
+    assert (
+        width == 3.2 * 110 * (3 if with_reference else 2)
+        or abs(width - 3.2 * 110 * (3 if with_reference else 2)) <= 1
+    )
     coloured = np.abs(picture - colour(0)).max(-1) < 0.02  # the contour of class 1
-    columns = np.array_split(coloured[int(0.05 * height) : int(0.9 * height)], 3 if with_reference else 2, axis=1)
+    columns = np.array_split(
+        coloured[int(0.05 * height) : int(0.9 * height)], 3 if with_reference else 2, axis=1
+    )
     assert columns[0].sum() == 0 and all(c.sum() > 50 for c in columns[1:])
 
 
 def test_nothing_predicted_and_constant_image(tmp_path):
-    montage(np.zeros((4, 6, 5)), None, np.zeros((4, 6, 5), np.uint8), tmp_path / "new" / "empty.png", (1.0, 1.0, 1.0))
+    montage(
+        np.zeros((4, 6, 5)),
+        None,
+        np.zeros((4, 6, 5), np.uint8),
+        tmp_path / "new" / "empty.png",
+        (1.0, 1.0, 1.0),
+    )
     assert (tmp_path / "new" / "empty.png").stat().st_size > 1000
 
 

@@ -1,4 +1,6 @@
-"""`config.init` between real runs: a U-Net begun from another run with other classes and channels, and what is refused before training."""
+"""`config.init` between real runs: a U-Net begun from another run with other classes and channels,
+and what is refused before training.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,9 @@ SPACING = (1.0, 1.0, 1.0)
 
 
 def _space(name, channels, *classes):
-    return merge([Corpus(name, tuple((i + 1, (c,)) for i, c in enumerate(classes)), channels=channels)])
+    return merge(
+        [Corpus(name, tuple((i + 1, (c,)) for i, c in enumerate(classes)), channels=channels)]
+    )
 
 
 def _fields(**init):
@@ -32,20 +36,34 @@ def _fields(**init):
 def _some(net, seed):
     """Parameters without compiling an initialisation."""
     draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype), net.abstract())
+    return jax.tree.map(
+        lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype), net.abstract()
+    )
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A run folder of a small network that knows liver and spleen on one channel; and its parameters."""
-    folder, space, fields = tmp_path_factory.mktemp("source"), _space("Old", ("CT",), "liver", "spleen"), _fields()
+    """A run folder of a small network that knows liver and spleen on one channel; and its
+    parameters.
+    """
+    folder, space, fields = (
+        tmp_path_factory.mktemp("source"),
+        _space("Old", ("CT",), "liver", "spleen"),
+        _fields(),
+    )
     net = build.make_network(fields, space, SPACING)
     params = _some(net, 1)
     plan = Plan({"Old": SPACING}, {}, "RAS", "nonzero")
-    for name, value in ((runfolder.CONFIG, fields), (runfolder.LABELS, space.to_json()), (runfolder.PLAN, plan.to_json())):
+    for name, value in (
+        (runfolder.CONFIG, fields),
+        (runfolder.LABELS, space.to_json()),
+        (runfolder.PLAN, plan.to_json()),
+    ):
         runfolder.write_json(folder / name, value)
     with checkpoint.Checkpoints(folder / "checkpoints") as kept:
-        kept.save(1, {"step": jnp.int32(1), "params": jax.tree.map(jnp.asarray, params), "opt": {}}, {})
+        kept.save(
+            1, {"step": jnp.int32(1), "params": jax.tree.map(jnp.asarray, params), "opt": {}}, {}
+        )
     return folder, params
 
 
@@ -56,14 +74,27 @@ def test_a_network_with_other_classes_and_channels_begins_from_a_run(source, tmp
     fresh = _some(net, 2)
     params = initial.borrower(fields, space, net, tmp_path)(fresh)
     first = old["encoder_0"]["conv_0"]["conv"]["kernel"]
-    np.testing.assert_array_equal(params["encoder_0"]["conv_0"]["conv"]["kernel"], np.repeat(first, 2, 3))
-    np.testing.assert_array_equal(params["encoder_1"]["conv_1"]["conv"]["kernel"], old["encoder_1"]["conv_1"]["conv"]["kernel"])
+    np.testing.assert_array_equal(
+        params["encoder_0"]["conv_0"]["conv"]["kernel"], np.repeat(first, 2, 3)
+    )
+    np.testing.assert_array_equal(
+        params["encoder_1"]["conv_1"]["conv"]["kernel"],
+        old["encoder_1"]["conv_1"]["conv"]["kernel"],
+    )
     head = np.asarray(params["head_0"]["kernel"])
-    np.testing.assert_array_equal(head[:, 1], old["head_0"]["kernel"][:, 0], err_msg="liver is channel 0 there, 1 here")
+    np.testing.assert_array_equal(
+        head[:, 1], old["head_0"]["kernel"][:, 0], err_msg="liver is channel 0 there, 1 here"
+    )
     np.testing.assert_array_equal(head[:, 0], np.asarray(fresh["head_0"]["kernel"])[:, 0])
-    assert "input channels  encoder_0/conv_0/conv/kernel: 1 -> 2 repeated" in capsys.readouterr().out
+    assert (
+        "input channels  encoder_0/conv_0/conv/kernel: 1 -> 2 repeated" in capsys.readouterr().out
+    )
     account = runfolder.read_json(tmp_path, initial.TRANSFER)
-    assert account["share"] == 1.0 and account["classes"]["head_0/bias"] == ["liver"] and account["source"] == str(folder)
+    assert (
+        account["share"] == 1.0
+        and account["classes"]["head_0/bias"] == ["liver"]
+        and account["source"] == str(folder)
+    )
 
 
 def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
@@ -80,4 +111,7 @@ def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
     fields = _fields(source=str(folder))
     with pytest.raises(UsageError, match="begin from itself"):
         initial.borrower(fields, space, build.make_network(fields, space, SPACING), folder)
-    assert initial.borrower(_fields(), space, build.make_network(_fields(), space, SPACING), tmp_path) is None
+    assert (
+        initial.borrower(_fields(), space, build.make_network(_fields(), space, SPACING), tmp_path)
+        is None
+    )

@@ -33,13 +33,20 @@ def test_empty_classes_follow_the_rule(reference, prediction, standard, released
 
 
 def test_a_softmax_decides_for_one_class_and_regions_hold_what_is_nested():
-    probabilities = np.array([[0.6, 0.3], [0.2, 0.5], [0.3, 0.2], [0.0, 0.0]])  # liver, tumour; the rest is background
+    probabilities = np.array(
+        [[0.6, 0.3], [0.2, 0.5], [0.3, 0.2], [0.0, 0.0]]
+    )  # liver, tumour; the rest is background
     mask = resampled.decide(probabilities, "softmax")
     np.testing.assert_array_equal(mask, [[1, 0], [0, 1], [0, 0], [0, 0]])
     space = merge([Corpus("A", ((1, ("liver",)), (2, ("liver", "tumour"))))])
     ids = space.corpora[0].to_ids(space.export(mask, "A"))
     masks = resampled.class_masks(ids, space, "A")
-    assert masks["liver"].tolist() == [True, True, False, False] and masks["tumour"].tolist() == [False, True, False, False]
+    assert masks["liver"].tolist() == [True, True, False, False] and masks["tumour"].tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_an_unknown_rule_is_refused():
@@ -48,7 +55,9 @@ def test_an_unknown_rule_is_refused():
 
 
 class Oracle:
-    """A predictor that gives back the label beside the scan, in the network's grid; every case in its own."""
+    """A predictor that gives back the label beside the scan, in the network's grid; every case in
+    its own.
+    """
 
     activation = "sigmoid"
 
@@ -76,7 +85,12 @@ def held_out(tmp_path, n=3):
 
     skull_stripped(tmp_path / "Task01_A", n)
     corpus, cases = read_corpus(tmp_path / "Task01_A")
-    prepare(corpus, cases, Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore", masked=True)}), tmp_path / "s")
+    prepare(
+        corpus,
+        cases,
+        Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore", masked=True)}),
+        tmp_path / "s",
+    )
     return Oracle(merge([corpus]), tmp_path / "s"), corpus, list(cases)
 
 
@@ -86,11 +100,17 @@ def test_voxels_outside_a_normalisation_mask_are_background(tmp_path):
     raw = store.open_case(tmp_path / "s" / "A" / "case_000")
     assert raw.meta["outside_id"] == 3 and (raw.label(outside=-1) == -1).any()
     found = resampled.score(predictor, {"A": (corpus, cases)}, tmp_path / "s")
-    assert found["A"]["Dice"] == found["A"]["IoU"] == 1 and found["A"]["classes"]["tumour"]["n"] == 3 and found["failed"] == []
+    assert (
+        found["A"]["Dice"] == found["A"]["IoU"] == 1
+        and found["A"]["classes"]["tumour"]["n"] == 3
+        and found["failed"] == []
+    )
 
 
 def test_one_bad_scan_costs_only_itself(tmp_path):
-    """Damaged scan, damaged store, a case that is not prepared: each is named, the others are scored as without them."""
+    """Damaged scan, damaged store, a case that is not prepared: each is named, the others are
+    scored as without them.
+    """
     predictor, corpus, cases = held_out(tmp_path, 5)
     alone = resampled.score(predictor, {"A": (corpus, cases[3:])}, tmp_path / "s")
     (tmp_path / "Task01_A" / "imagesTr" / "case_000.nii.gz").write_bytes(b"no scan")
@@ -101,13 +121,24 @@ def test_one_bad_scan_costs_only_itself(tmp_path):
     odd = Case("absent", ("/absent.nii.gz",), None, "A")
     small, _ = make_case((4, 4, 4), (1, 2))
     save(tmp_path / "Task01_A" / "imagesTr" / "case_002.nii.gz", small[..., 0])
-    predictor.scores, whole = lambda v, c: (np.zeros((4, 4, 4, 2)), None) if "case_002" in v.path else whole(v, c), predictor.scores
+    predictor.scores, whole = (
+        lambda v, c: (np.zeros((4, 4, 4, 2)), None) if "case_002" in v.path else whole(v, c),
+        predictor.scores,
+    )
     found = resampled.score(predictor, {"A": (corpus, [odd, *cases])}, tmp_path / "s")
-    assert found["not prepared"] == ["A/absent"] and [(f["corpus"], f["case"]) for f in found["failed"]] == [
-        ("A", "case_000"), ("A", "case_001"), ("A", "case_002"),
-    ]  # fmt: skip
+    assert found["not prepared"] == ["A/absent"] and [
+        (f["corpus"], f["case"]) for f in found["failed"]
+    ] == [
+        ("A", "case_000"),
+        ("A", "case_001"),
+        ("A", "case_002"),
+    ]
     first, second, third = found["failed"]
-    assert "case_000.nii.gz" in first["path"] and "is not what was prepared" in second["message"] and "another grid" in third["message"]
+    assert (
+        "case_000.nii.gz" in first["path"]
+        and "is not what was prepared" in second["message"]
+        and "another grid" in third["message"]
+    )
     assert found["A"] == alone["A"]
 
 

@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM while a training prepares, compiles, trains and evaluates: a sentence, the documented exit code, nothing left over."""
+"""SIGINT and SIGTERM while a training prepares, compiles, trains and evaluates: a sentence, the
+documented exit code, nothing left over.
+"""
 
 import signal
 import time
@@ -7,7 +9,8 @@ import pytest
 
 from tests.support.old_run import CONFIG, start, unpack
 
-# what the config does besides: each stage says that it has begun and then takes a minute; `busy` does not return to Python meanwhile
+# what the config does besides: each stage says that it has begun and then takes a minute; `busy`
+# does not return to Python meanwhile
 BUSY = """
 import hashlib
 
@@ -24,20 +27,24 @@ STAGES = {
     "fingerprint": "from medjax.runs import stages\nstages.fingerprint = lambda *a, **k: slow()",
     "preparation": (
         "from medjax.prepare import prepare\nwhole = prepare.load\n"
-        "def load(*a, **k):\n    import time\n    print('BEGUN', flush=True)\n    time.sleep(1)\n    return whole(*a, **k)\n"
+        "def load(*a, **k):\n    import time\n    print('BEGUN', flush=True)\n    time.sleep(1)\n "
+        "   return whole(*a, **k)\n"
         "prepare.load = load"
     ),
     "birth": "from medjax.train import state\nstate.born = lambda *a: busy()",
     "compilation": (
         "from medjax.train import update\nmake = update.make\n"
-        "def made(*a):\n    step, validate = make(*a)\n    return (lambda *b: busy() or step(*b)), validate\n"
+        "def made(*a):\n    step, validate = make(*a)\n    return (lambda *b: busy() or "
+        "step(*b)), validate\n"
         "update.make = made"
     ),
-    "evaluation": "from medjax.runs import test as scores\nscores.predict_and_score = lambda *a, **k: slow()",
+    "evaluation": "from medjax.runs import test as scores\nscores.predict_and_score = lambda *a, "
+    "**k: slow()",
     "loop": "",
     "validation": (
         "from medjax.train import update\nmake = update.make\n"
-        "def made(*a):\n    step, validate = make(*a)\n    return step, (lambda *b: busy() or validate(*b))\n"
+        "def made(*a):\n    step, validate = make(*a)\n    return step, (lambda *b: busy() or "
+        "validate(*b))\n"
         "update.make = made"
     ),
 }
@@ -50,7 +57,9 @@ def stopped(folder, stage, number, *flags):
     seen, steps = "", folder / "new" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     if stage == "loop":
-        while time.monotonic() < deadline and not (steps.is_file() and steps.read_text().count("\n") > 2):
+        while time.monotonic() < deadline and not (
+            steps.is_file() and steps.read_text().count("\n") > 2
+        ):
             time.sleep(0.05)
     else:
         for line in process.stdout:
@@ -65,14 +74,23 @@ def stopped(folder, stage, number, *flags):
 
 
 def left(folder):
-    return [p.name for p in folder.rglob("*") if "medjax-tmp" in p.name or p.name == ".medjax-lock" or p.name.startswith(".tmp-")]
+    return [
+        p.name
+        for p in folder.rglob("*")
+        if "medjax-tmp" in p.name or p.name == ".medjax-lock" or p.name.startswith(".tmp-")
+    ]
 
 
 @pytest.mark.parametrize(
     ("stage", "number", "code"),
-    [("fingerprint", signal.SIGTERM, 143), ("preparation", signal.SIGINT, 130), ("birth", signal.SIGINT, 130),
-     ("compilation", signal.SIGTERM, 143), ("evaluation", signal.SIGINT, 130)],
-)  # fmt: skip
+    [
+        ("fingerprint", signal.SIGTERM, 143),
+        ("preparation", signal.SIGINT, 130),
+        ("birth", signal.SIGINT, 130),
+        ("compilation", signal.SIGTERM, 143),
+        ("evaluation", signal.SIGINT, 130),
+    ],
+)
 def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number, code):
     folder = unpack(tmp_path)
     flags = ["--config.data.store=other"] if stage in ("fingerprint", "preparation") else []
@@ -80,15 +98,22 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number,
     assert found == code, out
     word = "interrupted" if code == 130 else "stopped by SIGTERM"
     last = out.strip().splitlines()[-1]
-    assert last.startswith(f"medjax: {word}; files under their final names are complete") and "Traceback" not in out, out
+    assert (
+        last.startswith(f"medjax: {word}; files under their final names are complete")
+        and "Traceback" not in out
+    ), out
     assert seconds < 15, "it did not wait for the work"
     assert left(folder) == []
 
 
-@pytest.mark.parametrize(("stage", "number"), [("loop", signal.SIGTERM), ("validation", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("loop", signal.SIGTERM), ("validation", signal.SIGINT)]
+)
 def test_in_the_loop_the_state_is_saved(tmp_path, stage, number):
     folder = unpack(tmp_path)
-    found, out, seconds = stopped(folder, stage, number, "--config.train.steps=100000", "--config.train.checkpoint_every=0")
+    found, out, seconds = stopped(
+        folder, stage, number, "--config.train.steps=100000", "--config.train.checkpoint_every=0"
+    )
     assert found == 75 and "state saved" in out and "Traceback" not in out, out
     assert seconds < 20 and left(folder) == []
     step = int(out.split("after step ")[1].split(",")[0])

@@ -1,4 +1,6 @@
-"""Every file format arrives as the same volume: (z, y, x) voxels and a RAS+ affine; damage that other readers swallow does not pass."""
+"""Every file format arrives as the same volume: (z, y, x) voxels and a RAS+ affine; damage that
+other readers swallow does not pass.
+"""
 
 import json
 import sys
@@ -19,7 +21,9 @@ from tests.support import dicom as make_dicom
 from tests.support.raw import save
 
 SHAPE = (5, 6, 7)
-OBLIQUE = np.array([[0.7, 0.02, 0, 5], [-0.02, 0.8, 0.1, -7], [0, -0.05, 2.5, 11], [0, 0, 0, 1.0]])  # shear under 0.2: a doubtful header
+OBLIQUE = np.array(
+    [[0.7, 0.02, 0, 5], [-0.02, 0.8, 0.1, -7], [0, -0.05, 2.5, 11], [0, 0, 0, 1.0]]
+)  # shear under 0.2: a doubtful header
 
 
 def volume(dtype=np.int16, shape=SHAPE):
@@ -58,12 +62,18 @@ def test_itk_formats_are_the_nifti_volume(tmp_path, ending, compressed):
     nib.save(nib.Nifti1Image(array.transpose(2, 1, 0), affine), tmp_path / "scan.nii.gz")
     found, same = formats.read(path), formats.read(tmp_path / "scan.nii.gz")
     assert np.array_equal(found.array, array) and found.array.dtype == np.int16
-    assert np.allclose(found.affine, affine, atol=1e-6) and np.allclose(found.affine, same.affine, atol=1e-5)
+    assert np.allclose(found.affine, affine, atol=1e-6) and np.allclose(
+        found.affine, same.affine, atol=1e-5
+    )
     nifti.check_same_geometry(found, same)
     assert found.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
     bare = formats.read_geometry(path)
-    assert bare.array is None and bare.shape == SHAPE and np.allclose(bare.affine, affine, atol=1e-6)
-    nifti.write(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.uint8), found)  # a mask for it lies where it lies
+    assert (
+        bare.array is None and bare.shape == SHAPE and np.allclose(bare.affine, affine, atol=1e-6)
+    )
+    nifti.write(
+        tmp_path / "mask.nii.gz", np.ones(SHAPE, np.uint8), found
+    )  # a mask for it lies where it lies
     assert np.allclose(nib.load(tmp_path / "mask.nii.gz").affine, affine, atol=1e-5)
 
 
@@ -77,7 +87,9 @@ def test_itk_formats_cut_short(tmp_path, ending, compressed, keep):
     (data,) = [p for p in tmp_path.iterdir() if p.suffix not in (".nhdr", ".mhd")]
     content = data.read_bytes()
     start = 700 if data == path else 0  # the voxels, not the text
-    data.write_bytes(content[: start + int((len(content) - start) * keep)] if keep > 0 else content[:keep])
+    data.write_bytes(
+        content[: start + int((len(content) - start) * keep)] if keep > 0 else content[:keep]
+    )
     with pytest.raises(DataError, match="truncated") as caught:
         formats.read(path)
     assert str(tmp_path / "scan") in str(caught.value.path)
@@ -104,7 +116,9 @@ def test_itk_values_channels_and_refusals(tmp_path):
     array[1, 2, 3] = np.nan
     sitk, image = itk_image(array, rotated())
     sitk.WriteImage(image, str(tmp_path / "nan.nrrd"))
-    with pytest.raises(DataError, match="non-finite voxels; found 1 voxels, first nan at \\(1, 2, 3\\)"):
+    with pytest.raises(
+        DataError, match="non-finite voxels; found 1 voxels, first nan at \\(1, 2, 3\\)"
+    ):
         formats.read(tmp_path / "nan.nrrd")
     two = np.stack([volume(), volume() + 1], -1)
     sitk.WriteImage(itk_image(two, rotated())[1], str(tmp_path / "two.mha"))
@@ -112,7 +126,9 @@ def test_itk_values_channels_and_refusals(tmp_path):
     assert np.array_equal(formats.read(tmp_path / "two.mha", frame=1).array, two[..., 1])
     with pytest.raises(DataError, match="no such frame"):
         formats.read(tmp_path / "two.mha", frame=2)
-    sitk.WriteImage(itk_image(np.zeros((*SHAPE, 3), np.uint8), rotated())[1], str(tmp_path / "rgb.nrrd"))
+    sitk.WriteImage(
+        itk_image(np.zeros((*SHAPE, 3), np.uint8), rotated())[1], str(tmp_path / "rgb.nrrd")
+    )
     with pytest.raises(DataError, match="RGB voxels"):
         formats.read(tmp_path / "rgb.nrrd")
     with pytest.raises(DataError, match="file not found"):
@@ -130,7 +146,10 @@ def test_itk_values_channels_and_refusals(tmp_path):
 def test_a_missing_library_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     (tmp_path / "a.mha").write_text("x")
-    with pytest.raises(UsageError, match=r'needs SimpleITK, which is not installed. Fix: pip install "medjax\[formats\]"'):
+    with pytest.raises(
+        UsageError,
+        match=r'needs SimpleITK, which is not installed. Fix: pip install "medjax\[formats\]"',
+    ):
         formats.read(tmp_path / "a.mha")
 
 
@@ -145,7 +164,11 @@ def test_arrays_and_their_sidecars(tmp_path):
     np.save(tmp_path / "b.npy", array.transpose(2, 1, 0)[None].astype(np.float64))
     (tmp_path / "b.json").write_text(json.dumps({"axes": "cxyz", "affine": rotated().tolist()}))
     found = formats.read(tmp_path / "b.npy")
-    assert np.array_equal(found.array, array) and found.array.dtype == np.float32 and np.array_equal(found.affine, rotated())
+    assert (
+        np.array_equal(found.array, array)
+        and found.array.dtype == np.float32
+        and np.array_equal(found.affine, rotated())
+    )
     (tmp_path / "b.json").write_text(json.dumps({"axes": "xyz"}))
     with pytest.raises(DataError, match="axes and array do not fit"):
         formats.read(tmp_path / "b.npy")
@@ -161,7 +184,9 @@ def test_m3d_arrays(tmp_path):
     image, masks = volume(np.float32), np.random.default_rng(1).random((2, *SHAPE)) < 0.3
     np.save(tmp_path / "image.npy", image.transpose(2, 1, 0)[None])
     path = tmp_path / f"mask_(2, {', '.join(map(str, SHAPE[::-1]))}).npz"
-    sparse.save_npz(path, sparse.csr_matrix(masks.transpose(0, 3, 2, 1).reshape(2, -1).astype(np.int32)))
+    sparse.save_npz(
+        path, sparse.csr_matrix(masks.transpose(0, 3, 2, 1).reshape(2, -1).astype(np.int32))
+    )
     with pytest.warns(nifti.DataWarning, match="position unknown"):
         scan = formats.read(tmp_path / "image.npy")
     assert np.array_equal(scan.array, image)
@@ -184,7 +209,11 @@ def dicom(tmp_path_factory):
 def test_dicom_series(dicom, tmp_path):
     folder, _, array, affine = dicom
     found = formats.read(folder / "ct")
-    assert np.array_equal(found.array, array) and np.allclose(found.affine, affine) and found.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
+    assert (
+        np.array_equal(found.array, array)
+        and np.allclose(found.affine, affine)
+        and found.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
+    )
     assert formats.read_geometry(folder / "ct").shape == array.shape
     make_dicom.write_series(tmp_path / "half", array, slope=0.5, reverse=True)
     assert np.allclose(formats.read(tmp_path / "half").array, (array + 1024.0) * 0.5 - 1024)
@@ -227,7 +256,11 @@ def test_dicom_segmentation_and_structures(dicom):
     make_dicom.write_segmentation(folder / "seg.dcm", files, {"liver": liver, "tumour": tumour})
     square = [(2.5, 3.5), (10.5, 3.5), (10.5, 9.5), (2.5, 9.5)]  # voxels 3..10 by 4..9
     hole = [(4.5, 5.5), (6.5, 5.5), (6.5, 7.5), (4.5, 7.5)]
-    make_dicom.write_structures(folder / "rt.dcm", files, {"liver": [(2, square), (2, hole), (3, square)], "tumour": [(8, hole)]})
+    make_dicom.write_structures(
+        folder / "rt.dcm",
+        files,
+        {"liver": [(2, square), (2, hole), (3, square)], "tumour": [(8, hole)]},
+    )
     like = formats.read(folder / "ct")
     segments = formats.open_masks(folder / "seg.dcm", like)
     assert np.array_equal(segments(Mask("liver", "", "segment:liver")), liver)
@@ -237,7 +270,9 @@ def test_dicom_segmentation_and_structures(dicom):
     expected = np.zeros(array.shape, bool)
     expected[2:4, 4:10, 3:11] = True
     expected[2, 6:8, 5:7] = False
-    assert np.array_equal(formats.open_masks(folder / "rt.dcm", like)(Mask("liver", "", "roi:liver")), expected)
+    assert np.array_equal(
+        formats.open_masks(folder / "rt.dcm", like)(Mask("liver", "", "roi:liver")), expected
+    )
     # read as a case: {liver}, {tumour}, {liver, tumour}
     masks = tuple(Mask(n, str(folder / "seg.dcm"), f"segment:{n}") for n in ("liver", "tumour"))
     corpus = corpus_of("S", ["liver", "tumour"], [["liver", "tumour"]])
@@ -249,13 +284,17 @@ def test_overlapping_masks_become_sets():
     rng = np.random.default_rng(0)
     masks = {f"c{k}": rng.random(SHAPE) < 0.4 for k in range(5)}
     ids, sets = combine(masks.items(), SHAPE)
-    assert sets[0] == frozenset() and len(set(sets)) == len(sets) and len(np.unique(ids)) == len(sets)
+    assert (
+        sets[0] == frozenset() and len(set(sets)) == len(sets) and len(np.unique(ids)) == len(sets)
+    )
     for name, mask in masks.items():
         assert np.array_equal(np.array([name in members for members in sets])[ids], mask)
 
 
 def test_masks_through_the_label_space(tmp_path):
-    """The multi-hot target of every voxel is the masks, for nested and crossing ones, with 200 classes as well."""
+    """The multi-hot target of every voxel is the masks, for nested and crossing ones, with 200
+    classes as well.
+    """
     liver, tumour, vessel = (np.zeros(SHAPE, bool) for _ in range(3))
     liver[1:4, 1:5], tumour[2:3, 2:4, 2:6], vessel[0:3, 3:6, 1:3] = True, True, True
     case_masks = []
@@ -272,7 +311,9 @@ def test_masks_through_the_label_space(tmp_path):
         assert np.array_equal(np.isin(ids, corpus.ids_of(name)), mask)
     assert ids.dtype == np.uint8 and read_label_volume(case, corpus).spacing_mm == (1, 1, 1)
     narrow = corpus_of("M", ["liver", "tumour", "vessel"], [["liver", "tumour"]])
-    with pytest.raises(LabelError, match="an overlap of liver, vessel that the corpus' table does not know; found"):
+    with pytest.raises(
+        LabelError, match="an overlap of liver, vessel that the corpus' table does not know; found"
+    ):
         read_label(case, narrow)
     many = [(f"c{k}", np.arange(np.prod(SHAPE)).reshape(SHAPE) % 200 >= k) for k in range(200)]
     ids, sets = combine(many, SHAPE)
@@ -290,11 +331,18 @@ def test_masks_that_do_not_fit(tmp_path):
     corpus = corpus_of("M", ["a"], [])
 
     def read(path, pick=""):
-        return read_label(Case("a", (str(tmp_path / "ct.nii.gz"),), masks=(Mask("a", str(tmp_path / path), pick),)), corpus)
+        return read_label(
+            Case(
+                "a", (str(tmp_path / "ct.nii.gz"),), masks=(Mask("a", str(tmp_path / path), pick),)
+            ),
+            corpus,
+        )
 
     with pytest.raises(DataError, match="mask of 'a' holds several values; found \\[0, 1, 2\\]"):
         read("map.nii.gz")
-    assert np.array_equal(read("map.nii.gz", "value:1,2"), formats.read(tmp_path / "map.nii.gz").array > 0)
+    assert np.array_equal(
+        read("map.nii.gz", "value:1,2"), formats.read(tmp_path / "map.nii.gz").array > 0
+    )
     with pytest.raises(DataError, match="different geometry"):
         read("off.nii.gz")
     with pytest.raises(UsageError, match="a label map and masks"):

@@ -1,4 +1,6 @@
-"""NIfTI in and out: nibabel's values, honest errors for broken files, an exact header back, never half a file."""
+"""NIfTI in and out: nibabel's values, honest errors for broken files, an exact header back, never
+half a file.
+"""
 
 import gzip
 import os
@@ -44,7 +46,9 @@ def save(path, array=None, affine=AFFINE, codes=(1, 1), **fields):
     return path
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize(
+    "dtype", ["i1", "u1", "<i2", ">i2", "<u2", ">u2", "<i4", ">f4", "<f8", ">f8"]
+)
 @pytest.mark.parametrize("slope,inter", [(1, 0), (0, 0), (2.5, -1024), (1, -1024)])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_values_are_nibabels(tmp_path, dtype, slope, inter, suffix):
@@ -53,7 +57,12 @@ def test_values_are_nibabels(tmp_path, dtype, slope, inter, suffix):
     header.set_data_shape(SHAPE)
     header.set_sform(AFFINE, 1)
     header["pixdim"][1:4] = 0.8, 0.9, 2.5
-    header["scl_slope"], header["scl_inter"], header["vox_offset"], header["magic"] = slope, inter, 352, b"n+1"
+    header["scl_slope"], header["scl_inter"], header["vox_offset"], header["magic"] = (
+        slope,
+        inter,
+        352,
+        b"n+1",
+    )
     path, data = tmp_path / f"a{suffix}", values(dtype=np.dtype(dtype)).tobytes("F")
     raw = header.binaryblock + b"\0\0\0\0" + data
     path.write_bytes(gzip.compress(raw, 1) if suffix == ".nii.gz" else raw)
@@ -143,7 +152,9 @@ def test_unreadable_permissions(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("builtins.open", refuse)  # root, as in containers, could read a file of mode 0
+    monkeypatch.setattr(
+        "builtins.open", refuse
+    )  # root, as in containers, could read a file of mode 0
     with pytest.raises(DataError, match=r"Permission denied.*check the permissions"):
         nifti.read(path)
 
@@ -163,7 +174,10 @@ def test_odd_names_and_content_by_magic(tmp_path):
         np.testing.assert_array_equal(nifti.read(tmp_path / name).array, expected)
 
 
-@pytest.mark.parametrize("dtype,word", [(np.complex64, "complex"), (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "RGB")])
+@pytest.mark.parametrize(
+    "dtype,word",
+    [(np.complex64, "complex"), (np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]), "RGB")],
+)
 def test_rgb_and_complex(tmp_path, dtype, word):
     with pytest.raises(DataError, match=word):
         nifti.read(save(tmp_path / "a.nii.gz", np.zeros(SHAPE, dtype)))
@@ -188,7 +202,9 @@ def test_sform_before_qform_before_pixdim(tmp_path):
     image.set_sform(AFFINE, 2)
     image.set_qform(moved, 1)
     nib.save(image, tmp_path / "both.nii.gz")
-    with pytest.warns(nifti.DataWarning, match=r"sform \(code 2\) and qform \(code 1\).*0\.3 voxels.*sform used"):
+    with pytest.warns(
+        nifti.DataWarning, match=r"sform \(code 2\) and qform \(code 1\).*0\.3 voxels.*sform used"
+    ):
         volume = nifti.read(tmp_path / "both.nii.gz")
     np.testing.assert_allclose(volume.affine, AFFINE, rtol=1e-6)
     near = AFFINE.copy()
@@ -218,7 +234,9 @@ def test_unusable_pixdim(tmp_path, value):
             reader(path)
 
 
-@pytest.mark.parametrize("row", [[np.nan, 0, 0, 0], [0, 0, 0, 5], [0, 0.9, 0, 0], [0.8, 0, 0, np.inf]])
+@pytest.mark.parametrize(
+    "row", [[np.nan, 0, 0, 0], [0, 0, 0, 5], [0, 0.9, 0, 0], [0.8, 0, 0, np.inf]]
+)
 def test_unusable_affine(tmp_path, row):
     with pytest.raises(DataError, match="affine"):
         nifti.read(save(tmp_path / "a.nii.gz", qform_code=0, srow_x=row))
@@ -226,11 +244,15 @@ def test_unusable_affine(tmp_path, row):
 
 def test_shear(tmp_path):
     angle = np.radians(20)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
 
     def sheared(amount, name):
         affine = np.eye(4)
-        affine[:3, :3] = turn @ (np.eye(3) + amount * np.eye(3)[:, [0]] * np.eye(3)[1]) @ np.diag([0.7, 1, 4])
+        affine[:3, :3] = (
+            turn @ (np.eye(3) + amount * np.eye(3)[:, [0]] * np.eye(3)[1]) @ np.diag([0.7, 1, 4])
+        )
         assert shear_of(affine) == pytest.approx(amount, abs=1e-7)
         return save(tmp_path / name, affine=affine, qform_code=0)
 
@@ -253,7 +275,9 @@ def test_two_dimensions_one_slice_and_frames(tmp_path):
         nifti.write(tmp_path / "mask.nii.gz", volume.array > 50, volume)
         written = nib.load(tmp_path / "mask.nii.gz")
         assert written.shape == shape
-        np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(nib.load(volume.path).dataobj) > 50)
+        np.testing.assert_array_equal(
+            np.asarray(written.dataobj), np.asarray(nib.load(volume.path).dataobj) > 50
+        )
         np.testing.assert_array_equal(written.affine, volume.affine)
 
 
@@ -295,7 +319,11 @@ def test_labels_are_whole_and_not_negative(tmp_path):
 def test_channels_of_a_case(tmp_path):
     one, two = save(tmp_path / "c_0000.nii.gz"), save(tmp_path / "c_0001.nii.gz", 2 * values())
     case = nifti.read_case([one, two])
-    assert case.array.dtype == np.float32 and case.array.shape == (5, 6, 7, 2) and case.path == str(one)
+    assert (
+        case.array.dtype == np.float32
+        and case.array.shape == (5, 6, 7, 2)
+        and case.path == str(one)
+    )
     np.testing.assert_array_equal(case.array[..., 1], 2 * values().T)
     assert nifti.read_case([one]).array.shape == (5, 6, 7, 1)
     moved = AFFINE.copy()
@@ -337,7 +365,11 @@ def test_written_header_is_the_inputs(tmp_path, endian, name):
     image = nib.Nifti1Image(values(), None, header)
     angle = np.radians(12)
     affine = np.eye(4)
-    affine[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]] @ np.diag([0.4, 0.4, 10])
+    affine[:3, :3] = [
+        [np.cos(angle), -np.sin(angle), 0],
+        [np.sin(angle), np.cos(angle), 0],
+        [0, 0, 1],
+    ] @ np.diag([0.4, 0.4, 10])
     affine[:3, 3] = -33.3, 1 / 3, 7
     image.set_sform(affine, 4)
     image.set_qform(affine, 2)
@@ -356,7 +388,10 @@ def test_written_header_is_the_inputs(tmp_path, endian, name):
     disk = nib.Nifti1Header(raw[:348], check=False)
     assert (float(disk["scl_slope"]), float(disk["scl_inter"]), float(disk["cal_max"])) == (1, 0, 0)
     nifti.write(tmp_path / "wide.nii.gz", volume.array.astype(np.int64) * 500, volume)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "wide.nii.gz").dataobj).T, volume.array.astype(np.int64) * 500)
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(tmp_path / "wide.nii.gz").dataobj).T,
+        volume.array.astype(np.int64) * 500,
+    )
     again = nifti.read(tmp_path / name, want="label")
     np.testing.assert_array_equal(again.affine, volume.affine)
     np.testing.assert_array_equal(again.array, volume.array > 50)
@@ -366,7 +401,13 @@ def test_types_written(tmp_path):
     like = nifti.read(save(tmp_path / "in.nii.gz"))
     ids = values(SHAPE[::-1], np.int32)
     path = tmp_path / "out.nii.gz"
-    for array, dtype in ((ids > 5, "u1"), (ids, "u1"), (ids * 3, "u2"), (ids / 100, "f4"), (np.float16(ids), "f4")):
+    for array, dtype in (
+        (ids > 5, "u1"),
+        (ids, "u1"),
+        (ids * 3, "u2"),
+        (ids / 100, "f4"),
+        (np.float16(ids), "f4"),
+    ):
         nifti.write(path, array, like)
         written = nib.load(path)
         assert written.header.get_data_dtype() == np.dtype(dtype)
@@ -392,12 +433,18 @@ def test_label_names_travel_in_the_header(tmp_path):
     assert nifti.label_names(tmp_path / "in.nii.gz") == {}
     image = nib.load(tmp_path / "out.nii.gz")
     content = image.header.extensions[0].get_content()
-    assert image.header.extensions[0].get_code() == 0 and b"CaretExtension" in content and b"[liver]" in content
+    assert (
+        image.header.extensions[0].get_code() == 0
+        and b"CaretExtension" in content
+        and b"[liver]" in content
+    )
     np.testing.assert_array_equal(np.asarray(image.dataobj).T, mask)
     np.testing.assert_array_equal(nifti.read(tmp_path / "out.nii.gz", want="label").array, mask)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("boom")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("boom")]
+)
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error):
     like = nifti.read(save(tmp_path / "in.nii.gz"))
     old = b"the previous result"
@@ -425,7 +472,9 @@ def test_the_final_name_appears_only_complete(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", spy)
     nifti.write(tmp_path / "out.nii.gz", like.array, like)
-    assert "out.nii.gz" not in seen["before"] and any(str(os.getpid()) in name for name in seen["before"])
+    assert "out.nii.gz" not in seen["before"] and any(
+        str(os.getpid()) in name for name in seen["before"]
+    )
     assert sorted(os.listdir(tmp_path)) == ["in.nii.gz", "out.nii.gz"]
 
 
@@ -440,11 +489,21 @@ def test_header_alone_and_nifti2(tmp_path):
     np.testing.assert_array_equal(two.array, values().T)
     nifti.write(tmp_path / "two_mask.nii.gz", two.array > 5, two)
     assert isinstance(nib.load(tmp_path / "two_mask.nii.gz"), nib.Nifti2Image)
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "two_mask.nii.gz").dataobj), values() > 5)
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(tmp_path / "two_mask.nii.gz").dataobj), values() > 5
+    )
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("scan", ["Task04_Hippocampus/imagesTr", "Task02_Heart/imagesTr", "Task91_SarcomaCT/imagesTr", "example_ct"])
+@pytest.mark.parametrize(
+    "scan",
+    [
+        "Task04_Hippocampus/imagesTr",
+        "Task02_Heart/imagesTr",
+        "Task91_SarcomaCT/imagesTr",
+        "example_ct",
+    ],
+)
 def test_real_scans(real_data, tmp_path, scan):
     path = sorted((real_data / scan).glob("[!.]*.nii.gz"))[0]
     image, volume = nib.load(path), nifti.read(path)

@@ -1,4 +1,5 @@
-"""What files that are called scans do to the reader: other units, odd sizes, left-over bytes, bombs, pipes, headers of random bytes.
+"""What files that are called scans do to the reader: other units, odd sizes, left-over bytes,
+bombs, pipes, headers of random bytes.
 
 Whatever the file, the outcome is a volume or one sentence, in bounded memory, at once.
 """
@@ -85,34 +86,52 @@ def quiet(path, **options):
 @pytest.fixture(scope="module")
 def predictor():
     plan = Plan({"Liver": (2.0, 1.0, 1.0)}, {"MR": Intensity("zscore")})
-    model = Model(lambda p, image, context: {"logits": image - p}, jnp.array([1.0], jnp.float32), plan, merge([CORPUS]), (6, 8, 8))
+    model = Model(
+        lambda p, image, context: {"logits": image - p},
+        jnp.array([1.0], jnp.float32),
+        plan,
+        merge([CORPUS]),
+        (6, 8, 8),
+    )
     return Predictor(model)
 
 
 def predicted(predictor, paths, out, **options):
     """Case -> (mask, volume in ml), and the failures."""
-    result = predict_cases(predictor, find_inputs([str(p) for p in paths], channels=1), out, "Liver", **options)
+    result = predict_cases(
+        predictor, find_inputs([str(p) for p in paths], channels=1), out, "Liver", **options
+    )
     masks = {}
     for name in result.ok:
         sidecar = json.loads((out / f"{name}.json").read_text())
-        masks[name] = np.asarray(nib.load(out / f"{name}.nii.gz").dataobj), sidecar["classes"]["liver"]["volume_ml"]
+        masks[name] = (
+            np.asarray(nib.load(out / f"{name}.nii.gz").dataobj),
+            sidecar["classes"]["liver"]["volume_ml"],
+        )
     return masks, result.failed
 
 
-# -- units and voxel sizes ---------------------------------------------------------------------------------------------------------------
+# -- units and voxel sizes -------------------------------------------------------------------------
 
 
 def test_one_scan_in_three_units_is_one_scan(predictor, tmp_path):
     paths = {unit: save(tmp_path / "in" / f"{unit}.nii.gz", unit=unit) for unit in UNITS}
-    with pytest.warns(nifti.DataWarning, match="the header is in (metres|microns); converted to mm"):
+    with pytest.warns(
+        nifti.DataWarning, match="the header is in (metres|microns); converted to mm"
+    ):
         masks, failed = predicted(predictor, paths.values(), tmp_path / "out")
     assert failed == [] and masks["mm"][0].sum() > 100
     expected_ml = (masks["mm"][0] > 0).sum() * np.prod(SIZES) / 1000
     for unit, (mask, volume_ml) in masks.items():
         np.testing.assert_array_equal(mask, masks["mm"][0], err_msg=unit)
         assert volume_ml == pytest.approx(expected_ml, rel=1e-6)
-        before, after = nib.load(paths[unit]).header, nib.load(tmp_path / "out" / f"{unit}.nii.gz").header
-        for field in "dim pixdim qform_code sform_code quatern_b qoffset_x srow_x srow_y srow_z xyzt_units".split():
+        before, after = (
+            nib.load(paths[unit]).header,
+            nib.load(tmp_path / "out" / f"{unit}.nii.gz").header,
+        )
+        for field in (
+            "dim pixdim qform_code sform_code quatern_b qoffset_x srow_x srow_y srow_z xyzt_units"
+        ).split():
             np.testing.assert_array_equal(before[field], after[field], err_msg=field)
 
 
@@ -130,7 +149,9 @@ def test_image_and_label_may_differ_in_their_unit(tmp_path, unit):
     nib.save(other, label)
     report = verify(folder)
     assert report.ok, report.text()
-    assert any("converted to mm" in p["what"] and p["file"].endswith(label.name) for p in report.problems)
+    assert any(
+        "converted to mm" in p["what"] and p["file"].endswith(label.name) for p in report.problems
+    )
 
 
 def test_no_unit_means_mm_and_an_unknown_one_is_reported(tmp_path):
@@ -144,7 +165,11 @@ def test_no_unit_means_mm_and_an_unknown_one_is_reported(tmp_path):
     [
         ((1000, 1000, 1000), 2, "1000 x 1000 x 1000 mm"),
         ((0.001, 0.001, 0.001), 2, "0.001 x 0.001 x 0.001 mm"),
-        ((0.002, 0.002, 0.002), 0, "0.002 x 0.002 x 0.002 mm"),  # an affine in metres of a scan of 2 mm
+        (
+            (0.002, 0.002, 0.002),
+            0,
+            "0.002 x 0.002 x 0.002 mm",
+        ),  # an affine in metres of a scan of 2 mm
         ((0.8, 0.8, 2.5), 1, "800 x 800 x 2500 mm (x, y, z), given in metres"),
         ((1, 1, 1), 3, "0.001 x 0.001 x 0.001 mm (x, y, z), given in microns"),
         ((1, 1, 101), 2, "1 x 1 x 101 mm"),
@@ -154,22 +179,31 @@ def test_no_unit_means_mm_and_an_unknown_one_is_reported(tmp_path):
 def test_voxel_sizes_that_no_scan_has(predictor, tmp_path, sizes, units, found):
     path = save(tmp_path / "in" / "a.nii.gz", sizes=sizes, xyzt_units=units)
     for reader in (formats.read, formats.read_geometry):
-        with pytest.raises(DataError, match=r"implausible spacing.*to 100 mm.*correct the voxel sizes") as error:
+        with pytest.raises(
+            DataError, match=r"implausible spacing.*to 100 mm.*correct the voxel sizes"
+        ) as error:
             reader(path)
         assert found in str(error.value) and str(path) in str(error.value)
     _, failed = predicted(predictor, [path, save(tmp_path / "in" / "b.nii.gz")], tmp_path / "out")
     assert [f["case"] for f in failed] == ["a"] and failed[0]["message"] == "implausible spacing"
 
 
-@pytest.mark.parametrize("sizes,unit", [((100, 1, 1), "mm"), ((0.01, 0.01, 0.01), "mm"), ((0.002, 0.005, 0.02), "micron")])
+@pytest.mark.parametrize(
+    "sizes,unit",
+    [((100, 1, 1), "mm"), ((0.01, 0.01, 0.01), "mm"), ((0.002, 0.005, 0.02), "micron")],
+)
 def test_voxel_sizes_at_the_limits(tmp_path, sizes, unit):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert formats.read(save(tmp_path / "a.nii", sizes=sizes, unit=unit)).spacing_mm == pytest.approx(sizes[::-1])
+        assert formats.read(
+            save(tmp_path / "a.nii", sizes=sizes, unit=unit)
+        ).spacing_mm == pytest.approx(sizes[::-1])
 
 
 def test_no_scan_is_longer_than_ten_metres(tmp_path):
-    with pytest.raises(DataError, match=r"implausible spacing.*for 300 x 2 x 2 voxels; expected at most 10 m"):
+    with pytest.raises(
+        DataError, match=r"implausible spacing.*for 300 x 2 x 2 voxels; expected at most 10 m"
+    ):
         formats.read(save(tmp_path / "a.nii", np.zeros((300, 2, 2), np.uint8), sizes=(50, 1, 1)))
 
 
@@ -186,11 +220,23 @@ def test_other_formats_have_the_same_limits(tmp_path, ending):
 @pytest.mark.parametrize(
     "affine",
     [
-        np.eye(3), np.eye(4)[:3], np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1, np.inf, 1, 1]), "text", [["1"] * 4] * 4, None, 5,
-        [[1, 2], [3]], 1j * np.eye(4),
-        np.array([*np.eye(4)[:3], [1, 2, 3, 4]]), np.diag([1, 1, 1, 2.0]), {"a": 1}, np.diag([1e-5, 1, 1, 1]),
+        np.eye(3),
+        np.eye(4)[:3],
+        np.zeros((4, 4)),
+        np.full((4, 4), np.nan),
+        np.diag([1, np.inf, 1, 1]),
+        "text",
+        [["1"] * 4] * 4,
+        None,
+        5,
+        [[1, 2], [3]],
+        1j * np.eye(4),
+        np.array([*np.eye(4)[:3], [1, 2, 3, 4]]),
+        np.diag([1, 1, 1, 2.0]),
+        {"a": 1},
+        np.diag([1e-5, 1, 1, 1]),
     ],
-)  # fmt: skip
+)
 def test_affines_that_are_none(affine):
     with pytest.raises(DataError, match=r"affine|spacing"):
         header.check_affine(affine)
@@ -201,7 +247,7 @@ def test_an_affine_that_is_one():
     assert found.dtype == np.float64 and found.shape == (4, 4) and found[2, 3] == 1e9
 
 
-# -- left-over bytes ---------------------------------------------------------------------------------------------------------------------
+# -- left-over bytes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -209,7 +255,10 @@ def test_an_affine_that_is_one():
 def test_left_over_bytes_warn(tmp_path, ending, extra):
     raw = plain(save(tmp_path / "a.nii"))
     path = put(tmp_path / f"b{ending}", raw + extra)
-    with pytest.warns(nifti.DataWarning, match=f"{len(extra)} bytes behind the last voxel.*left over.*expected {len(raw)} bytes"):
+    with pytest.warns(
+        nifti.DataWarning,
+        match=f"{len(extra)} bytes behind the last voxel.*left over.*expected {len(raw)} bytes",
+    ):
         found = formats.read(path)
     np.testing.assert_array_equal(found.array, quiet(tmp_path / "a.nii").array)
 
@@ -237,7 +286,10 @@ def test_a_header_with_smaller_sizes_is_refused(predictor, tmp_path, ending):
     array = blob((41, 47, 42)).astype(np.int16)
     path = save(tmp_path / "in" / f"a{ending}", array, dim=[3, 35, 51, 35, 1, 1, 1, 1])
     extra, needed = 2 * (41 * 47 * 42 - 35 * 51 * 35), 352 + 2 * 35 * 51 * 35
-    with pytest.raises(DataError, match=rf"more than its header says.*{extra} bytes behind.*expected {needed} bytes"):
+    with pytest.raises(
+        DataError,
+        match=rf"more than its header says.*{extra} bytes behind.*expected {needed} bytes",
+    ):
         formats.read(path)
     _, failed = predicted(predictor, [path], tmp_path / "out")
     assert "more than its header says" in failed[0]["message"]
@@ -248,14 +300,24 @@ def test_a_header_with_smaller_sizes_is_refused(predictor, tmp_path, ending):
 def test_verify_reports_left_over_bytes(tmp_path):
     put(tmp_path / "in" / "a.nii.gz", plain(save(tmp_path / "b.nii")) + b"\7" * 1000)
     report = verify(tmp_path / "in")
-    assert any("1000 bytes behind the last voxel" in p["what"] and p["severity"] == "warning" for p in report.problems)
+    assert any(
+        "1000 bytes behind the last voxel" in p["what"] and p["severity"] == "warning"
+        for p in report.problems
+    )
 
 
-# -- one voxel that hides all others -----------------------------------------------------------------------------------------------------
+# -- one voxel that hides all others ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "value,dtype", [(3e38, np.float32), (-3e38, np.float32), (2**64 - 1, np.uint64), (1e12, np.float64), (2e9, np.int32)]
+    "value,dtype",
+    [
+        (3e38, np.float32),
+        (-3e38, np.float32),
+        (2**64 - 1, np.uint64),
+        (1e12, np.float64),
+        (2e9, np.int32),
+    ],
 )
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_voxel_far_from_all_others_warns(predictor, tmp_path, value, dtype, count):
@@ -286,24 +348,32 @@ def test_real_scans_have_no_such_voxel(real_data):
             quiet(path)
 
 
-# -- headers -----------------------------------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0, 347, -5])
 def test_offsets_that_are_none(tmp_path, value):
     path = save(tmp_path / "a.nii.gz", vox_offset=value)
     for reader in (formats.read, formats.read_geometry, nifti.label_names):
-        with pytest.raises(DataError, match=r"broken header; found vox_offset.*expected 348 or more"):
+        with pytest.raises(
+            DataError, match=r"broken header; found vox_offset.*expected 348 or more"
+        ):
             reader(path)
 
 
 @pytest.mark.parametrize(
     "code,words",
     [
-        (1536, "float128 voxels.*save as float32"), (1, "1-bit voxels.*save as uint8"), (32, "complex voxels"), (1792, "complex voxels"),
-        (2048, "complex voxels"), (128, "RGB voxels"), (2304, "RGBA voxels"), (777, "unknown voxels; found datatype 777"),
+        (1536, "float128 voxels.*save as float32"),
+        (1, "1-bit voxels.*save as uint8"),
+        (32, "complex voxels"),
+        (1792, "complex voxels"),
+        (2048, "complex voxels"),
+        (128, "RGB voxels"),
+        (2304, "RGBA voxels"),
+        (777, "unknown voxels; found datatype 777"),
     ],
-)  # fmt: skip
+)
 def test_types_of_voxels_have_names(tmp_path, code, words):
     path = save(tmp_path / "a.nii", datatype=code)
     for reader in (formats.read, formats.read_geometry):
@@ -312,10 +382,15 @@ def test_types_of_voxels_have_names(tmp_path, code, words):
 
 
 KINDS = {1: (nib.Nifti1Image, nib.Nifti1Header), 2: (nib.Nifti2Image, nib.Nifti2Header)}
-SOUND = {version: image(blob((12, 11, 10)).astype(np.int16), np.diag([1, 1, 2, 1])).to_bytes() for version, (image, _) in KINDS.items()}
+SOUND = {
+    version: image(blob((12, 11, 10)).astype(np.int16), np.diag([1, 1, 2, 1])).to_bytes()
+    for version, (image, _) in KINDS.items()
+}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 @given(data=st.data())
 def test_headers_of_random_bytes_give_a_volume_or_a_sentence(tmp_path_factory, data):
     version = data.draw(st.sampled_from([1, 2]))
@@ -324,12 +399,16 @@ def test_headers_of_random_bytes_give_a_volume_or_a_sentence(tmp_path_factory, d
     for name in data.draw(st.lists(st.sampled_from(dtype.names), min_size=1, max_size=3)):
         kind, offset = dtype.fields[name][:2]
         if data.draw(st.booleans()):
-            raw[offset : offset + kind.itemsize] = data.draw(st.binary(min_size=kind.itemsize, max_size=kind.itemsize))
+            raw[offset : offset + kind.itemsize] = data.draw(
+                st.binary(min_size=kind.itemsize, max_size=kind.itemsize)
+            )
             continue
         base, count = kind.base, int(np.prod(kind.shape, dtype=int))
         if base.kind == "S":
             continue
-        odd = [0, 1, 2, 3, 4, -1, 7, 100, 1e9, 32767, 2**31 - 1, 2**62] + ([np.nan, np.inf, -np.inf, 1e38, 1e-38, 0.5] * (base.kind == "f"))
+        odd = [0, 1, 2, 3, 4, -1, 7, 100, 1e9, 32767, 2**31 - 1, 2**62] + (
+            [np.nan, np.inf, -np.inf, 1e38, 1e-38, 0.5] * (base.kind == "f")
+        )
         values = np.frombuffer(bytes(raw[offset : offset + kind.itemsize]), base).copy()
         value = data.draw(st.sampled_from(odd))
         if base.kind != "f":
@@ -344,7 +423,12 @@ def test_headers_of_random_bytes_give_a_volume_or_a_sentence(tmp_path_factory, d
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for read in (formats.read, formats.read_geometry, lambda p: formats.read(p, "label"), nifti.label_names):
+            for read in (
+                formats.read,
+                formats.read_geometry,
+                lambda p: formats.read(p, "label"),
+                nifti.label_names,
+            ):
                 try:
                     found = read(path)
                     assert isinstance(found, nifti.Volume | dict)
@@ -366,7 +450,10 @@ def test_a_header_that_promises_more_than_the_file_can_hold(tmp_path):
 def test_a_header_that_promises_more_than_the_memory(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", np.zeros((512, 512, 300), np.uint8))
     monkeypatch.setattr(content, "free_memory", lambda: 50 << 20)
-    with pytest.raises(DataError, match=r"larger than the free memory; found 0\.07 GiB of voxels.*expected at most 0\.05 GiB"):
+    with pytest.raises(
+        DataError,
+        match=r"larger than the free memory; found 0\.07 GiB of voxels.*expected at most 0\.05 GiB",
+    ):
         formats.read(path)
 
 
@@ -390,9 +477,15 @@ def test_a_bomb_is_inflated_no_further_than_its_header_promises(tmp_path, fill):
             file.write(fill * (1 << 20))
     tracemalloc.start()
     started = time.perf_counter()
-    with pytest.raises(DataError, match=r"more than its header says; found over [0-9]+ bytes behind.*Fix") as error:
+    with pytest.raises(
+        DataError, match=r"more than its header says; found over [0-9]+ bytes behind.*Fix"
+    ) as error:
         formats.read(path)
-    assert str(path) in str(error.value) and tracemalloc.get_traced_memory()[1] < 24 << 20 and time.perf_counter() - started < 10
+    assert (
+        str(path) in str(error.value)
+        and tracemalloc.get_traced_memory()[1] < 24 << 20
+        and time.perf_counter() - started < 10
+    )
     tracemalloc.stop()
 
 
@@ -405,7 +498,8 @@ def test_bombs_and_promises_of_other_formats(tmp_path, ending):
         if ending == ".mha":
             flag = f"CompressedData = {compressed}\nCompressedDataSize = {stored}\n"
             return (
-                f"ObjectType = Image\nNDims = 3\nBinaryData = True\n{flag}ElementSpacing = 1 1 1\nDimSize = {sizes}\n"
+                f"ObjectType = Image\nNDims = 3\nBinaryData = True\n{flag}ElementSpacing = 1 1 "
+                f"1\nDimSize = {sizes}\n"
                 "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
             ).encode()
         return (
@@ -431,33 +525,67 @@ def test_bombs_and_promises_of_other_formats(tmp_path, ending):
 @pytest.mark.parametrize("size", [None, 0, 10, -5, 4000, 10**9])
 @pytest.mark.parametrize("msb", ["False", "True"])
 def test_voxels_that_itk_does_not_unpack_are_no_voxels(tmp_path, size, msb):
-    """ITK hands out memory that it never filled where the header is wrong about the size of the compressed voxels."""
+    """ITK hands out memory that it never filled where the header is wrong about the size of the
+    compressed voxels.
+    """
     pytest.importorskip("SimpleITK")
-    values = np.random.default_rng(0).integers(0, 1 << 14, (16, 16, 16)).astype(">i2" if msb == "True" else "<i2")
+    values = (
+        np.random.default_rng(0)
+        .integers(0, 1 << 14, (16, 16, 16))
+        .astype(">i2" if msb == "True" else "<i2")
+    )
     packed = zlib.compress(values.tobytes())
 
     def write(size):
         sizes = "" if size is None else f"CompressedDataSize = {size}\n"
         text = (
-            f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {msb}\nCompressedData = True\n{sizes}"
-            "ElementSpacing = 1 1 1\nDimSize = 16 16 16\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+            "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = "
+            f"{msb}\nCompressedData = True\n{sizes}"
+            "ElementSpacing = 1 1 1\nDimSize = 16 16 16\nElementType = MET_SHORT\nElementDataFile "
+            "= LOCAL\n"
         )
         (tmp_path / "a.mha").write_bytes(text.encode() + packed)
         return tmp_path / "a.mha"
 
     np.testing.assert_array_equal(formats.read(write(len(packed))).array, values)
-    with pytest.raises(DataError, match=r"damaged or truncated|not unpacked|unusable MetaImage header"):
+    with pytest.raises(
+        DataError, match=r"damaged or truncated|not unpacked|unusable MetaImage header"
+    ):
         formats.read(write(size))
 
 
 WORDS = (
-    b"-1", b"0", b"nan", b"inf", b"99999999", b"1e9", b"abc", b"", b"999999999999999999999", b"3", b"gzip", b"raw", b"ascii", b"bzip2",
-    b"double", b"MET_FLOAT", b"LIST", b"%d.raw", b"True", b"2 2 2", b"(1,0,0) none (0,1,0)", b"x" * 5000, b"a\0b",
-)  # fmt: skip
+    b"-1",
+    b"0",
+    b"nan",
+    b"inf",
+    b"99999999",
+    b"1e9",
+    b"abc",
+    b"",
+    b"999999999999999999999",
+    b"3",
+    b"gzip",
+    b"raw",
+    b"ascii",
+    b"bzip2",
+    b"double",
+    b"MET_FLOAT",
+    b"LIST",
+    b"%d.raw",
+    b"True",
+    b"2 2 2",
+    b"(1,0,0) none (0,1,0)",
+    b"x" * 5000,
+    b"a\0b",
+)
 
 
 def fuzz_text_headers(folder, ending, compressed, count, seed=0):
-    """Reads mutants of a sound file; prints how many were read and refused. What is no sentence is raised."""
+    """Reads mutants of a sound file; prints how many were read and refused.
+
+    What is no sentence is raised.
+    """
     import SimpleITK as sitk
 
     rng, separator = np.random.default_rng(seed), b"=" if ending == ".mha" else b":"
@@ -465,7 +593,11 @@ def fuzz_text_headers(folder, ending, compressed, count, seed=0):
     path = Path(folder) / f"a{ending}"
     sitk.WriteImage(image, str(path), compressed)
     sound = path.read_bytes()
-    end = sound.index(b"\n\n") + 2 if ending == ".nrrd" else sound.index(b"\n", sound.index(b"ElementDataFile")) + 1
+    end = (
+        sound.index(b"\n\n") + 2
+        if ending == ".nrrd"
+        else sound.index(b"\n", sound.index(b"ElementDataFile")) + 1
+    )
     outcomes = {"read": 0, "refused": 0}
     for _ in range(count):
         way, lines = rng.random(), sound[:end].split(b"\n")
@@ -493,16 +625,35 @@ def fuzz_text_headers(folder, ending, compressed, count, seed=0):
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_text_headers_of_random_words_crash_nothing(repository, tmp_path, ending, compressed):
-    """In another process: ITK writes beyond its memory for a MetaImage header of 99999999 dimensions."""
+    """In another process: ITK writes beyond its memory for a MetaImage header of 99999999
+    dimensions.
+    """
     pytest.importorskip("SimpleITK")
-    call = f"from tests.scans.test_scan_faults import fuzz_text_headers as f; f({str(tmp_path)!r}, {ending!r}, {compressed}, 250)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", call], cwd=repository, capture_output=True, text=True, timeout=300)
+    call = (
+        "from tests.scans.test_scan_faults import fuzz_text_headers as f; "
+        f"f({str(tmp_path)!r}, {ending!r}, {compressed}, 250)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", call],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = json.loads(done.stdout.splitlines()[-1])
     assert sum(outcomes.values()) == 500 and outcomes["refused"] > 100 and outcomes["read"] > 50
 
 
-@pytest.mark.parametrize("field", ["NDims = 99999999", "NDims = 11", "DimSize = 4 4 4 4 4 4 4", "TransformMatrix = " + "1 " * 5000])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "NDims = 99999999",
+        "NDims = 11",
+        "DimSize = 4 4 4 4 4 4 4",
+        "TransformMatrix = " + "1 " * 5000,
+    ],
+)
 def test_a_metaimage_header_fits_the_memory_it_gets(tmp_path, field):
     pytest.importorskip("SimpleITK")
     lines = [
@@ -515,13 +666,23 @@ def test_a_metaimage_header_fits_the_memory_it_gets(tmp_path, field):
     ]
     name = field.split()[0]
     kept = [line for line in lines if not line.startswith(name)]
-    (tmp_path / "a.mha").write_bytes("\n".join([kept[0], field, *kept[1:], ""]).encode() + bytes(64))
+    (tmp_path / "a.mha").write_bytes(
+        "\n".join([kept[0], field, *kept[1:], ""]).encode() + bytes(64)
+    )
     with pytest.raises(DataError, match=rf"unusable MetaImage header; found {name.lower()}"):
         formats.read(tmp_path / "a.mha")
 
 
 @pytest.mark.parametrize(
-    "tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "RescaleSlope", "SliceThickness"]
+    "tag",
+    [
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "Rows",
+        "RescaleSlope",
+        "SliceThickness",
+    ],
 )
 @pytest.mark.parametrize("value", ["abc", "nan", "1\\\\2\\\\3\\\\4\\\\5\\\\6\\\\7", "inf"])
 def test_dicom_values_that_are_no_numbers(tag, value):
@@ -531,7 +692,9 @@ def test_dicom_values_that_are_no_numbers(tag, value):
         dicom.numbers({tag: value}, tag, 1, "file.dcm")
     with pytest.raises(DataError, match=f"unusable {tag}"):
         dicom.numbers({tag: [1.0, 2.0]}, tag, 3, "file.dcm")
-    assert dicom.numbers({tag: "2.5"}, tag, 1, "file.dcm") == (2.5,) and dicom.numbers({}, tag, 1, "file.dcm", 1) == (1.0,)
+    assert dicom.numbers({tag: "2.5"}, tag, 1, "file.dcm") == (2.5,) and dicom.numbers(
+        {}, tag, 1, "file.dcm", 1
+    ) == (1.0,)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../outside.raw", "pipe.raw"])
@@ -541,16 +704,19 @@ def test_a_header_names_no_file_outside_its_folder(tmp_path, name):
     folder.mkdir()
     (tmp_path / "outside.raw").write_bytes(bytes(64))
     os.mkfifo(folder / "pipe.raw")
-    (folder / "a.nhdr").write_text(f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: {name}\n")
+    (folder / "a.nhdr").write_text(
+        f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: {name}\n"
+    )
     (folder / "a.mhd").write_text(
-        f"ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementDataFile = {name}\n"
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 4 4 4\nElementType = "
+        f"MET_UCHAR\nElementDataFile = {name}\n"
     )
     for file in ("a.nhdr", "a.mhd"):
         with pytest.raises(DataError, match=r"outside its folder|a pipe"):
             formats.read(folder / file)
 
 
-# -- what is no file ---------------------------------------------------------------------------------------------------------------------
+# -- what is no file -------------------------------------------------------------------------------
 
 
 def special(folder):
@@ -565,11 +731,18 @@ def special(folder):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(folder / "socket.nii.gz"))
     return {
-        "folder.nii.gz": "a folder, not a scan", "fifo.nii.gz": r"a pipe \(FIFO\), not a scan", "loop.nii.gz": "leads back to itself",
-        "one.nii.gz": "leads back to itself", "zero.nii.gz": "a device, not a scan", "gone.nii.gz": "broken symbolic link",
-        "socket.nii.gz": "a socket, not a scan", "missing.nii.gz": "file not found", "a\0b.nii.gz": "unusable path",
-        "x" * 300 + ".nii.gz": "File name too long", "fifo.nii.gz/a.nii.gz": "file not found",
-    }  # fmt: skip
+        "folder.nii.gz": "a folder, not a scan",
+        "fifo.nii.gz": r"a pipe \(FIFO\), not a scan",
+        "loop.nii.gz": "leads back to itself",
+        "one.nii.gz": "leads back to itself",
+        "zero.nii.gz": "a device, not a scan",
+        "gone.nii.gz": "broken symbolic link",
+        "socket.nii.gz": "a socket, not a scan",
+        "missing.nii.gz": "file not found",
+        "a\0b.nii.gz": "unusable path",
+        "x" * 300 + ".nii.gz": "File name too long",
+        "fifo.nii.gz/a.nii.gz": "file not found",
+    }
 
 
 def within(seconds, work):
@@ -593,26 +766,49 @@ def test_what_is_no_file_is_a_sentence_and_never_blocks(tmp_path, monkeypatch):
         return "read"
 
     for name, words in special(tmp_path).items():
-        for read in (formats.read, formats.read_geometry, nifti.read, nifti.label_names, lambda p: formats.read(p, "label")):
+        for read in (
+            formats.read,
+            formats.read_geometry,
+            nifti.read,
+            nifti.label_names,
+            lambda p: formats.read(p, "label"),
+        ):
             found = within(20, lambda: outcome(read, f"{tmp_path}/{name}"))  # noqa: B023
             assert re.search(words, found), (name, found)
     for ending in (".nrrd", ".mha", ".npy", ".npz", ".dcm", ""):
         os.mkfifo(tmp_path / f"pipe{ending}")
-        assert re.search(r"a pipe", within(20, lambda: outcome(formats.read, tmp_path / f"pipe{ending}"))), ending  # noqa: B023
+        assert re.search(
+            r"a pipe", within(20, lambda: outcome(formats.read, tmp_path / f"pipe{ending}"))
+        ), ending
 
 
 def test_special_files_among_scans_fail_alone(predictor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
-    names = [n for n in special(folder) if "loop" not in n and "one" not in n and n in os.listdir(folder)]
+    names = [
+        n for n in special(folder) if "loop" not in n and "one" not in n and n in os.listdir(folder)
+    ]
     save(folder / "sound.nii.gz")
-    masks, failed = within(60, lambda: predicted(predictor, [folder / n for n in (*names, "sound.nii.gz") if (folder / n).is_file()],
-                                                 tmp_path / "out"))  # fmt: skip
+    masks, failed = within(
+        60,
+        lambda: predicted(
+            predictor,
+            [folder / n for n in (*names, "sound.nii.gz") if (folder / n).is_file()],
+            tmp_path / "out",
+        ),
+    )
     assert list(masks) == ["sound"] and failed == []
     report = within(60, lambda: verify(folder))
     bad = {Path(p["file"]).name for p in report.problems if p["severity"] == "error"}
-    assert {"folder.nii.gz", "fifo.nii.gz", "loop.nii.gz", "zero.nii.gz", "gone.nii.gz", "socket.nii.gz"} <= bad
+    assert {
+        "folder.nii.gz",
+        "fifo.nii.gz",
+        "loop.nii.gz",
+        "zero.nii.gz",
+        "gone.nii.gz",
+        "socket.nii.gz",
+    } <= bad
 
 
 def test_a_folder_of_dicom_slices_may_have_any_name(tmp_path):
@@ -630,21 +826,28 @@ def test_messages_do_not_show_what_a_file_holds(tmp_path, name):
     (tmp_path / name).symlink_to("shadow")
     with pytest.raises(MedjaxError) as error:
         formats.read(tmp_path / name, "label")
-    assert "SECRET" not in str(error.value) and "root" not in str(error.value).replace(str(tmp_path), "")
+    assert "SECRET" not in str(error.value) and "root" not in str(error.value).replace(
+        str(tmp_path), ""
+    )
     if ".nii" in name:
         assert "found text" in str(error.value)
 
 
-# -- frames and non-finite voxels --------------------------------------------------------------------------------------------------------
+# -- frames and non-finite voxels ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "run", corpora=[Corpus("Organs", ((1, ("organ",)),), channels=("MR",))])
+    return make_run(
+        tmp_path_factory.mktemp("runs") / "run",
+        corpora=[Corpus("Organs", ((1, ("organ",)),), channels=("MR",))],
+    )
 
 
 def predict(run, path, out, *options):
-    return cli.main(["predict", "-m", str(run), "-i", str(path), "-o", str(out), "--quiet", *map(str, options)])
+    return cli.main(
+        ["predict", "-m", str(run), "-i", str(path), "-o", str(out), "--quiet", *map(str, options)]
+    )
 
 
 def test_frame_predicts_one_frame_of_a_time_series(run, tmp_path, capsys):
@@ -656,12 +859,22 @@ def test_frame_predicts_one_frame_of_a_time_series(run, tmp_path, capsys):
     assert predict(run, series, tmp_path / "all") == 3
     assert "--frame N" in capsys.readouterr().err
     for k in (0, 1, 2):
-        assert predict(run, series, tmp_path / f"out{k}", "--frame", k, "--statistics", "--preview") == 0
-        assert predict(run, tmp_path / f"single{k}.nii.gz", tmp_path / f"out{k}", "--statistics") == 0
-        one, other = (nib.load(tmp_path / f"out{k}" / f"{name}.nii.gz") for name in ("series", f"single{k}"))
+        assert (
+            predict(run, series, tmp_path / f"out{k}", "--frame", k, "--statistics", "--preview")
+            == 0
+        )
+        assert (
+            predict(run, tmp_path / f"single{k}.nii.gz", tmp_path / f"out{k}", "--statistics") == 0
+        )
+        one, other = (
+            nib.load(tmp_path / f"out{k}" / f"{name}.nii.gz") for name in ("series", f"single{k}")
+        )
         assert one.shape == other.shape == SHAPE and np.array_equal(one.affine, other.affine)
         np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
-        records = [json.loads((tmp_path / f"out{k}" / f"{name}.json").read_text()) for name in ("series", f"single{k}")]
+        records = [
+            json.loads((tmp_path / f"out{k}" / f"{name}.json").read_text())
+            for name in ("series", f"single{k}")
+        ]
         assert records[0]["classes"] == records[1]["classes"]
         assert records[0]["settings"]["frame"] == k and "frame" not in records[1]["settings"]
     assert predict(run, series, tmp_path / "out3", "--frame", 3) == 3
@@ -689,19 +902,26 @@ def test_a_frame_takes_the_memory_of_one(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 16 << 20  # all of them are 10 MiB, one half a MiB
     tracemalloc.stop()
     np.testing.assert_array_equal(
-        nifti.read(save(tmp_path / "b.nii", np.arange(2 * 3 * 4 * 5, dtype=np.int16).reshape(2, 3, 4, 5)), frame=3).array,
+        nifti.read(
+            save(tmp_path / "b.nii", np.arange(2 * 3 * 4 * 5, dtype=np.int16).reshape(2, 3, 4, 5)),
+            frame=3,
+        ).array,
         np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)[..., 3].T,
     )
 
 
-@pytest.mark.parametrize("value,becomes", [("0", 0.0), ("-1024", -1024.0), ("min", None), ("1.5", 1.5)])
+@pytest.mark.parametrize(
+    "value,becomes", [("0", 0.0), ("-1024", -1024.0), ("min", None), ("1.5", 1.5)]
+)
 def test_non_finite_voxels_can_be_replaced(run, tmp_path, capsys, value, becomes):
     array = blob().astype(np.float32)
     array[2, 3, 4], array[0, 0, 0], array[1, 1, 1] = np.nan, np.inf, -np.inf
     path = save(tmp_path / "a.nii.gz", array)
     assert predict(run, path, tmp_path / "out") == 3
     assert "--replace-nan VALUE" in capsys.readouterr().err
-    array[[2, 0, 1], [3, 0, 1], [4, 0, 1]] = array[np.isfinite(array)].min() if becomes is None else becomes
+    array[[2, 0, 1], [3, 0, 1], [4, 0, 1]] = (
+        array[np.isfinite(array)].min() if becomes is None else becomes
+    )
     save(tmp_path / "b.nii.gz", array)
     with pytest.warns(nifti.DataWarning, match="non-finite voxels replaced by .*3 voxels"):
         assert predict(run, path, tmp_path / "out", f"--replace-nan={value}") == 0
@@ -718,7 +938,12 @@ def test_non_finite_voxels_can_be_replaced(run, tmp_path, capsys, value, becomes
 def test_replacements_that_are_none_exit_2(tmp_path, value):
     with pytest.raises(UsageError, match="--replace-nan"):
         formats.Reading(replace_nan=value)
-    assert predict(tmp_path / "no run", tmp_path / "a.nii.gz", tmp_path / "out", f"--replace-nan={value}") == 2
+    assert (
+        predict(
+            tmp_path / "no run", tmp_path / "a.nii.gz", tmp_path / "out", f"--replace-nan={value}"
+        )
+        == 2
+    )
 
 
 def test_labels_are_never_repaired(tmp_path):
@@ -734,7 +959,7 @@ def test_labels_are_never_repaired(tmp_path):
         formats.read(save(tmp_path / "a.nii.gz", array), "label")
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def test_long_names_and_links_when_a_mask_is_written(tmp_path):
@@ -745,7 +970,9 @@ def test_long_names_and_links_when_a_mask_is_written(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "link.nii.gz").symlink_to("precious")
     nifti.write(tmp_path / "link.nii.gz", volume.array > 200, volume)
-    assert (tmp_path / "precious").read_text() == "mine" and not (tmp_path / "link.nii.gz").is_symlink()
+    assert (tmp_path / "precious").read_text() == "mine" and not (
+        tmp_path / "link.nii.gz"
+    ).is_symlink()
     assert [n for n in os.listdir(tmp_path) if n.startswith(".")] == []
 
 
@@ -757,15 +984,23 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
         return open("/dev/full", "wb", buffering=0)
 
     monkeypatch.setattr(nifti.files, "_create", full)
-    with pytest.raises(DataError, match=r"cannot write \(No space left on device\).*free some space") as error:
+    with pytest.raises(
+        DataError, match=r"cannot write \(No space left on device\).*free some space"
+    ) as error:
         nifti.write(tmp_path / "out.nii.gz", volume.array, volume)
-    assert str(tmp_path / "out.nii.gz") in str(error.value) and not (tmp_path / "out.nii.gz").exists()
+    assert (
+        str(tmp_path / "out.nii.gz") in str(error.value) and not (tmp_path / "out.nii.gz").exists()
+    )
 
 
 def test_label_tables_of_hostile_headers_take_no_time():
     from medjax.scans.header import parse_label_table
 
-    for text in ('<Label Key="1"><![CDATA[' * 40_000, "<Label " * 100_000, '<Label Key="' + "9" * 100_000 + '"><![CDATA[a]]>'):
+    for text in (
+        '<Label Key="1"><![CDATA[' * 40_000,
+        "<Label " * 100_000,
+        '<Label Key="' + "9" * 100_000 + '"><![CDATA[a]]>',
+    ):
         started = time.perf_counter()
         assert parse_label_table(text) == {}
         assert time.perf_counter() - started < 5

@@ -1,4 +1,6 @@
-"""Debian's chromium, headless and without a network, driven through its debugging pipe: opens a page, runs expressions, takes pictures."""
+"""Debian's chromium, headless and without a network, driven through its debugging pipe: opens a
+page, runs expressions, takes pictures.
+"""
 
 import base64
 import contextlib
@@ -11,14 +13,30 @@ import time
 from pathlib import Path
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--mute-audio",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--hide-scrollbars", "--no-first-run", "--disable-extensions", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--mute-audio",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--disable-extensions",
+    "--remote-debugging-pipe",
+)
 
 
 def executable() -> str | None:
     """Path of chromium, or None."""
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    return next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
 
 
 class Page:
@@ -45,15 +63,23 @@ class Page:
             "about:blank",
         ]
         self._process = subprocess.Popen(
-            command, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            pass_fds=(to_read, to_write),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_read)
         os.close(to_write)
         self._number, self._buffer, self._session = 0, b"", None
         self.console: list[str] = []
         self.requested: list[str] = []
-        target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = next(
+            t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page"
+        )["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Runtime", "Log", "Network", "Page"):
             self.send(f"{domain}.enable")
         self.send("Page.navigate", url=path.resolve().as_uri())
@@ -61,7 +87,9 @@ class Page:
     def send(self, method: str, timeout: float = 60, **parameters):
         """Calls a method of the protocol and returns its result."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._number, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         os.write(self._write, json.dumps(message).encode() + b"\0")
         end = time.monotonic() + timeout
         while True:
@@ -73,9 +101,13 @@ class Page:
 
     def evaluate(self, expression: str):
         """Value of a JavaScript expression (promises are awaited)."""
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", str(result)))
+            raise RuntimeError(
+                result["exceptionDetails"].get("exception", {}).get("description", str(result))
+            )
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 90):
@@ -91,9 +123,15 @@ class Page:
         """A PNG of the window, or of one element."""
         area = {}
         if selector:
-            corner = "const r = document.querySelector(%s).getBoundingClientRect(); [r.x + scrollX, r.y + scrollY, r.width, r.height]"
+            corner = (
+                "const r = document.querySelector(%s).getBoundingClientRect(); [r.x + "
+                "scrollX, r.y + scrollY, r.width, r.height]"
+            )
             box = self.evaluate(f"{{{corner % json.dumps(selector)}}}")
-            area = {"clip": dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1), "captureBeyondViewport": True}
+            area = {
+                "clip": dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1),
+                "captureBeyondViewport": True,
+            }
         shot = self.send("Page.captureScreenshot", format="png", **area)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
@@ -127,11 +165,23 @@ class Page:
         raw, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(raw)
         given = message.get("params", {})
-        if message.get("method") == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning", "assert"):
-            self.console.append(f"{given['type']}: " + " ".join(str(a.get("value", a.get("description"))) for a in given["args"]))
+        if message.get("method") == "Runtime.consoleAPICalled" and given["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
+            self.console.append(
+                f"{given['type']}: "
+                + " ".join(str(a.get("value", a.get("description"))) for a in given["args"])
+            )
         elif message.get("method") == "Runtime.exceptionThrown":
-            self.console.append(f"exception: {given['exceptionDetails'].get('exception', {}).get('description', given)}")
-        elif message.get("method") == "Log.entryAdded" and given["entry"]["level"] in ("error", "warning"):
+            self.console.append(
+                f"exception: {given['exceptionDetails'].get('exception', {}).get('description', given)}"
+            )
+        elif message.get("method") == "Log.entryAdded" and given["entry"]["level"] in (
+            "error",
+            "warning",
+        ):
             self.console.append(f"{given['entry']['level']}: {given['entry']['text']}")
         elif message.get("method") == "Network.requestWillBeSent":
             self.requested.append(given["request"]["url"])

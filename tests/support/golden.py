@@ -83,8 +83,12 @@ SLICES = (3, 24, 48)  # of the two-stage ones the deeper grid is 6 x 12, of the 
 
 CASES = {
     "unet": Case("unet", {"classes": 3, **SIDES}, (*BLOCK, 2)),
-    "unet_2d_multitalent": Case("unet", {"classes": 3, **PLANE, "up_bias": False, "head_bias": False}, (*FLAT, 1)),
-    "unet_corpus_heads": Case("unet", {"classes": 3, **SIDES, **TWO_CORPORA}, (*BLOCK, 1), corpus=(1, 0)),
+    "unet_2d_multitalent": Case(
+        "unet", {"classes": 3, **PLANE, "up_bias": False, "head_bias": False}, (*FLAT, 1)
+    ),
+    "unet_corpus_heads": Case(
+        "unet", {"classes": 3, **SIDES, **TWO_CORPORA}, (*BLOCK, 1), corpus=(1, 0)
+    ),
     "resenc": Case("resenc", {"classes": 3, **SIDES, "blocks": (1, 2)}, (*BLOCK, 2)),
     "resenc_2d": Case("resenc", {"classes": 3, **PLANE, "blocks": (1, 2)}, (*FLAT, 1)),
     "resenc_multitalent": Case(
@@ -111,7 +115,9 @@ CASES = {
         corpus=(1, 0),
     ),
     "tsfm_2d": Case("tsfm", {"classes": 3, **TRANSFORMER, "strides": ((2, 2), (2, 1))}, (*FLAT, 1)),
-    "tsfm_without_transformer": Case("tsfm", {"classes": 3, **TRANSFORMER, "vit": False}, (*BLOCK, 1)),
+    "tsfm_without_transformer": Case(
+        "tsfm", {"classes": 3, **TRANSFORMER, "vit": False}, (*BLOCK, 1)
+    ),
     "stunet": Case("tsfm", {"classes": 3, **TRUNK, "blocks": 2}, (*BLOCK, 1)),
     "swin_unetr": Case("swin_unetr", {"classes": 3, **UNETR}, (1, 32, 64, 64, 1)),
     "swin_unetr_legacy_xyz": Case(
@@ -119,7 +125,9 @@ CASES = {
         {"classes": 3, **UNETR, "merging": "legacy", "weight_axes": "xyz", "window": (2, 3, 4)},
         (1, 64, 32, 64, 1),
     ),
-    "swin_unetr_2d": Case("swin_unetr", {"classes": 3, **UNETR, "dims": 2, "in_channels": 2}, (2, 64, 96, 2)),
+    "swin_unetr_2d": Case(
+        "swin_unetr", {"classes": 3, **UNETR, "dims": 2, "in_channels": 2}, (2, 64, 96, 2)
+    ),
     "swin_unetr_v2": Case(
         "swin_unetr",
         {
@@ -136,7 +144,12 @@ CASES = {
         corpus=(1, 0),
     ),
     "swin_unet": Case("swin_unet", {"classes": 3, **DEEP, "head": "sigmoid"}, (*SLICES, 1)),
-    "swin_unet_heads": Case("swin_unet", {"classes": 4, **DEEP, **SHARED, "in_channels": 2}, (*SLICES, 2), corpus=(2, 0, 1)),
+    "swin_unet_heads": Case(
+        "swin_unet",
+        {"classes": 4, **DEEP, **SHARED, "in_channels": 2},
+        (*SLICES, 2),
+        corpus=(2, 0, 1),
+    ),
     "swin_unet_heads_by_channels": Case(
         "swin_unet",
         {
@@ -148,7 +161,9 @@ CASES = {
         (*SLICES, 1),
         corpus=(2, 0, 1),
     ),
-    "swin_unet_gate": Case("swin_unet", {"classes": 3, **SWIN, **THREE, "head": "sigmoid"}, (*SLICES, 1)),
+    "swin_unet_gate": Case(
+        "swin_unet", {"classes": 3, **SWIN, **THREE, "head": "sigmoid"}, (*SLICES, 1)
+    ),
     "swin_unet_gate_image": Case(
         "swin_unet",
         {
@@ -194,16 +209,30 @@ CASES = {
         (*SLICES, 1),
         modality=(2, 0, 1),
     ),
-    "swin_unet_3d": Case("swin_unet", {"classes": 3, **SPACE, **THREE, "head": "sigmoid"}, (2, 8, 16, 8, 1)),
-    "masked_swin": Case("masked_swin", {**DEEP, "experts_in": "none"}, (*SLICES, 1), masked=(12, 24)),
+    "swin_unet_3d": Case(
+        "swin_unet", {"classes": 3, **SPACE, **THREE, "head": "sigmoid"}, (2, 8, 16, 8, 1)
+    ),
+    "masked_swin": Case(
+        "masked_swin", {**DEEP, "experts_in": "none"}, (*SLICES, 1), masked=(12, 24)
+    ),
     "masked_swin_experts": Case(
         "masked_swin",
-        {**SWIN, "depths": (1, 2), "window": 6, "modalities": 3, "keep_shift": True, "epsilon": 1e-6, "in_channels": 2},
+        {
+            **SWIN,
+            "depths": (1, 2),
+            "window": 6,
+            "modalities": 3,
+            "keep_shift": True,
+            "epsilon": 1e-6,
+            "in_channels": 2,
+        },
         (*SLICES, 2),
         modality=(2, 0, 1),
         masked=(12, 24),
     ),
-    "masked_swin_3d": Case("masked_swin", {**SPACE, "experts_in": "none"}, (2, 8, 16, 8, 1), masked=(4, 8, 4)),
+    "masked_swin_3d": Case(
+        "masked_swin", {**SPACE, "experts_in": "none"}, (2, 8, 16, 8, 1), masked=(4, 8, 4)
+    ),
 }
 
 
@@ -244,7 +273,9 @@ def inputs(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
     return random("image", case.image), context or None
 
 
-def run(case: Case, *, gradients: bool = True) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def run(
+    case: Case, *, gradients: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """({output: array}, {parameter: gradient of the scalar}); without gradients the latter is {}."""
     module = build("models", case.model, **case.arguments)
     image, context = inputs(case)
@@ -353,7 +384,9 @@ def _text(found: Mapping[str, Mapping]) -> str:
 
 
 def _short(value: Any) -> str:
-    rounded = json.loads(json.dumps(value), parse_float=lambda digits: float(f"{float(digits):.7g}"))
+    rounded = json.loads(
+        json.dumps(value), parse_float=lambda digits: float(f"{float(digits):.7g}")
+    )
     return json.dumps(rounded)
 
 

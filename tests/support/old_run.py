@@ -1,6 +1,8 @@
-"""A run of an earlier version, without hashes: raw data, run folder, store and predictions that commit 337855a made.
+"""A run of an earlier version, without hashes: raw data, run folder, store and predictions that
+commit 337855a made.
 
-unpack(tmp_path) -> folder with Task01_Blobs/, run/, store/, predictions/, and config.py, which gives the config of that run.
+unpack(tmp_path) -> folder with Task01_Blobs/, run/, store/, predictions/, and config.py, which
+gives the config of that run.
 """
 
 import os
@@ -32,6 +34,14 @@ def unpack(folder: Path) -> Path:
 
 def start(folder: Path, *flags: str, module: str = "medjax.main") -> subprocess.Popen:
     """A command in a process of its own, in `folder`; stderr goes to stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "CI": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "CI": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-m", module, *flags], env=environment, cwd=folder, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *flags], env=environment, cwd=folder, **pipes
+    )

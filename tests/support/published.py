@@ -1,9 +1,11 @@
-"""Miniature downloads: for every public corpus two cases or so under the very names that were published, written out literally.
+"""Miniature downloads: for every public corpus two cases or so under the very names that were
+published, written out literally.
 
     tree = TREES["KiTS19"]; write(tree, corpus, folder)  ->  {case name: Truth}
 
-Volumes are (z, y, x) = (5, 9, 16), RAS, 2 x 1 x 1 mm; class k fills the k-th block of voxels. What is not a scan or a label
-of the corpus (AppleDouble files, test scans, other masks, spreadsheets) lies beside it as in the download.
+Volumes are (z, y, x) = (5, 9, 16), RAS, 2 x 1 x 1 mm; class k fills the k-th block of voxels. What
+is not a scan or a label of the corpus (AppleDouble files, test scans, other masks, spreadsheets)
+lies beside it as in the download.
 """
 
 import dataclasses
@@ -17,12 +19,19 @@ from tests.support.raw import save
 
 SHAPE, SPACING_MM, BLOCK = (5, 9, 16), (2.0, 1.0, 1.0), 6
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
-GREY = {"liver": 55, "right kidney": 135, "left kidney": 180, "spleen": 255}  # at the edges of the published ranges
+GREY = {
+    "liver": 55,
+    "right kidney": 135,
+    "left kidney": 180,
+    "spleen": 255,
+}  # at the edges of the published ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One case: the name medjax should give it, image paths, and the label path or (mask path, class) pairs; folders end in /."""
+    """One case: the name medjax should give it, image paths, and the label path or (mask path,
+    class) pairs; folders end in /.
+    """
 
     name: str
     images: tuple[str, ...]
@@ -35,10 +44,13 @@ class Tree:
     """A miniature download.
 
     Attributes:
-      cases: what must be found. junk: other files, which must not. text: path -> content of files that matter.
-      inside: class -> class that contains it. slice_name: number of a slice -> its file name (DICOM).
+      cases: what must be found. junk: other files, which must not. text: path -> content of files
+        that matter.
+      inside: class -> class that contains it. slice_name: number of a slice -> its file name
+        (DICOM).
       float_label: labels are stored as float.
-      flags: of the ingestion. frames: a 4D file holds the channels. head_first: file order runs against z.
+      flags: of the ingestion. frames: a 4D file holds the channels. head_first: file order runs
+        against z.
     """
 
     cases: tuple[Published, ...]
@@ -106,7 +118,12 @@ def _image(channels: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     ramps = np.meshgrid(*[np.linspace(0, 200, n) for n in SHAPE], indexing="ij")
     return (
-        np.rint(np.stack([ramps[c % 3] * (1 + c // 3) + rng.normal(100, 10, SHAPE) for c in range(channels)], -1))
+        np.rint(
+            np.stack(
+                [ramps[c % 3] * (1 + c // 3) + rng.normal(100, 10, SHAPE) for c in range(channels)],
+                -1,
+            )
+        )
         .clip(1)
         .astype(np.float32)
     )
@@ -121,24 +138,38 @@ def _write_image(folder: Path, path: str, image: np.ndarray, tree: Tree) -> None
         _write_volume(folder / path, image)
 
 
-def _write_masks(folder: Path, case: Published, masks: Mapping[str, np.ndarray], tree: Tree, corpus) -> None:
+def _write_masks(
+    folder: Path, case: Published, masks: Mapping[str, np.ndarray], tree: Tree, corpus
+) -> None:
     first = case.masks[0][0]
     if first.endswith(".npz"):
         from scipy import sparse
 
-        stack = np.stack([masks[name].transpose(2, 1, 0) for _, name in case.masks]).astype(np.int32)
+        stack = np.stack([masks[name].transpose(2, 1, 0) for _, name in case.masks]).astype(
+            np.int32
+        )
         sparse.save_npz(_parent(folder / first), sparse.csr_matrix(stack.reshape(len(stack), -1)))
     elif corpus.name.startswith("CHAOS"):
-        grey = sum((255 if corpus.modality == "CT" else GREY[name]) * masks[name].astype(np.uint8) for _, name in case.masks)
+        grey = sum(
+            (255 if corpus.modality == "CT" else GREY[name]) * masks[name].astype(np.uint8)
+            for _, name in case.masks
+        )
         _write_pictures(folder / first, grey, tree)
     else:
         blocks: dict[str, np.ndarray] = {}
         for k, (path, name) in enumerate(case.masks):
             inner = [i for i, (_, other) in enumerate(case.masks) if tree.inside.get(other) == name]
-            blocks[path] = np.logical_or.reduce([blocks.get(path, np.zeros(SHAPE, bool)), block(k), *map(block, inner)])
+            blocks[path] = np.logical_or.reduce(
+                [blocks.get(path, np.zeros(SHAPE, bool)), block(k), *map(block, inner)]
+            )
         for path, mask in blocks.items():
             if path.endswith("/"):
-                write_series(folder / path, mask.astype(np.int16) * 255, tree.slice_name, head_first=tree.head_first)
+                write_series(
+                    folder / path,
+                    mask.astype(np.int16) * 255,
+                    tree.slice_name,
+                    head_first=tree.head_first,
+                )
             else:
                 _write_volume(folder / path, mask.astype(np.uint8))
 
@@ -155,8 +186,12 @@ def _write_volume(path: Path, array: np.ndarray, axcodes: str = "RAS") -> None:
         save(path, array, SPACING_MM, axcodes, origin=(-30, -20, 10))
 
 
-def write_series(folder: Path, array: np.ndarray, name: Callable[[int], str], *, head_first: bool = False) -> None:
-    """A DICOM series of a RAS volume, on the grid of `save(..., "LPS")`; file k is slice k, from the foot or the head."""
+def write_series(
+    folder: Path, array: np.ndarray, name: Callable[[int], str], *, head_first: bool = False
+) -> None:
+    """A DICOM series of a RAS volume, on the grid of `save(..., "LPS")`; file k is slice k, from
+    the foot or the head.
+    """
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -165,18 +200,30 @@ def write_series(folder: Path, array: np.ndarray, name: Callable[[int], str], *,
     depth, rows, columns = array.shape
     for z, plane in enumerate(array[:, ::-1, ::-1]):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            generate_uid(),
+        )
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         path = folder / name(depth - 1 - z if head_first else z)
         d = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
         d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         d.SeriesInstanceUID, d.StudyInstanceUID, d.Modality, d.PatientID = series, study, "CT", "p"
-        d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = rows, columns, 1, "MONOCHROME2"
+        d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation = (
+            rows,
+            columns,
+            1,
+            "MONOCHROME2",
+        )
         d.BitsAllocated = d.BitsStored = 16
         d.HighBit, d.PixelRepresentation, d.InstanceNumber = 15, 1, z + 1
         d.PixelSpacing, d.SliceThickness = [SPACING_MM[1], SPACING_MM[2]], SPACING_MM[0]
         d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        d.ImagePositionPatient = [30 - (columns - 1) * SPACING_MM[2], 20 - (rows - 1) * SPACING_MM[1], 10 + z * SPACING_MM[0]]
+        d.ImagePositionPatient = [
+            30 - (columns - 1) * SPACING_MM[2],
+            20 - (rows - 1) * SPACING_MM[1],
+            10 + z * SPACING_MM[0],
+        ]
         d.RescaleSlope, d.RescaleIntercept = 1, 0
         d.PixelData = np.ascontiguousarray(plane).astype("<i2").tobytes()
         d.save_as(path)
@@ -187,7 +234,9 @@ def _write_pictures(folder: Path, grey: np.ndarray, tree: Tree) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for z, plane in enumerate(grey[:, ::-1, ::-1]):
-        Image.fromarray(np.ascontiguousarray(plane)).save(folder / tree.picture_name(len(grey) - 1 - z if tree.head_first else z))
+        Image.fromarray(np.ascontiguousarray(plane)).save(
+            folder / tree.picture_name(len(grey) - 1 - z if tree.head_first else z)
+        )
 
 
 def _parent(path: Path) -> Path:
@@ -197,8 +246,18 @@ def _parent(path: Path) -> Path:
 
 def _msd(folder: str, first: str, second: str) -> Tree:
     """The Decathlon's names are regular; `first` and `second` are published cases."""
-    cases = tuple(Published(n, (f"{folder}/imagesTr/{n}.nii.gz",), f"{folder}/labelsTr/{n}.nii.gz") for n in (first, second))
-    return Tree(cases, (f"{folder}/imagesTr/._{first}.nii.gz", f"{folder}/imagesTs/{first}9.nii.gz", f"{folder}/dataset.json"))
+    cases = tuple(
+        Published(n, (f"{folder}/imagesTr/{n}.nii.gz",), f"{folder}/labelsTr/{n}.nii.gz")
+        for n in (first, second)
+    )
+    return Tree(
+        cases,
+        (
+            f"{folder}/imagesTr/._{first}.nii.gz",
+            f"{folder}/imagesTs/{first}9.nii.gz",
+            f"{folder}/dataset.json",
+        ),
+    )
 
 
 V1 = """spleen kidney_right kidney_left gallbladder liver stomach aorta inferior_vena_cava portal_vein_and_splenic_vein pancreas
@@ -233,10 +292,17 @@ Lips OpticChiasm OpticNrv_L OpticNrv_R Parotid_L Parotid_R Pituitary SpinalCord"
 
 
 def total(stems: list[str], classes: list[str], junk: tuple[str, ...] = ()) -> Tree:
-    """TotalSegmentator: a folder per subject with one mask per structure; the k-th stem of the public class map is class k."""
+    """TotalSegmentator: a folder per subject with one mask per structure; the k-th stem of the
+    public class map is class k.
+    """
     cases = tuple(
         Published(
-            s, (f"{s}/ct.nii.gz",), masks=tuple((f"{s}/segmentations/{stem}.nii.gz", c) for stem, c in zip(stems, classes, strict=True))
+            s,
+            (f"{s}/ct.nii.gz",),
+            masks=tuple(
+                (f"{s}/segmentations/{stem}.nii.gz", c)
+                for stem, c in zip(stems, classes, strict=True)
+            ),
         )
         for s in ("s0000", "s0011")
     )
@@ -247,35 +313,67 @@ def han(classes: list[str]) -> Tree:
     """HaN-Seg: the k-th structure of the published list is class k."""
     cases = tuple(
         Published(
-            c, (f"set_1/{c}/{c}_IMG_CT.nrrd",),
-            masks=tuple((f"set_1/{c}/{c}_OAR_{o}.seg.nrrd", n) for o, n in zip(OARS, classes, strict=True)),
+            c,
+            (f"set_1/{c}/{c}_IMG_CT.nrrd",),
+            masks=tuple(
+                (f"set_1/{c}/{c}_OAR_{o}.seg.nrrd", n) for o, n in zip(OARS, classes, strict=True)
+            ),
         )
         for c in ("case_01", "case_02")
-    )  # fmt: skip
-    return Tree(cases, ("set_1/case_01/case_01_IMG_MR_T1.nrrd", "set_1/OAR_data.csv", "set_1/patient_data.csv", "README.md"))
+    )
+    return Tree(
+        cases,
+        (
+            "set_1/case_01/case_01_IMG_MR_T1.nrrd",
+            "set_1/OAR_data.csv",
+            "set_1/patient_data.csv",
+            "README.md",
+        ),
+    )
 
 
 def _m3d(code: str, names: tuple[str, ...], classes: tuple[str, ...]) -> Tree:
     shape = f"({len(classes)}, 16, 9, 5)"
     cases = tuple(
-        Published(c, (f"{code}/{c}/image.npy",), masks=tuple((f"{code}/{c}/mask_{shape}.npz", n) for n in classes)) for c in ("1", "10")
+        Published(
+            c,
+            (f"{code}/{c}/image.npy",),
+            masks=tuple((f"{code}/{c}/mask_{shape}.npz", n) for n in classes),
+        )
+        for c in ("1", "10")
     )
-    listing = {"name": code, "modality": {"0": "CT"}, "labels": {"0": "background"} | {str(i + 1): n for i, n in enumerate(names)}}
+    listing = {
+        "name": code,
+        "modality": {"0": "CT"},
+        "labels": {"0": "background"} | {str(i + 1): n for i, n in enumerate(names)},
+    }
     return Tree(cases, text={f"{code}/{code}.json": json.dumps(listing)})
 
 
 def _chaos_mr(folder: str, ground: str, slice_name: str, picture_name: str) -> Tree:
     return Tree(
-        tuple(Published(f"mr_{n}", (f"MR/{n}/{folder}/",), masks=tuple((f"MR/{n}/{ground}/", c) for c in GREY)) for n in ("1", "39")),
-        slice_name=slice_name.format, picture_name=picture_name.format,
-    )  # fmt: skip
+        tuple(
+            Published(
+                f"mr_{n}",
+                (f"MR/{n}/{folder}/",),
+                masks=tuple((f"MR/{n}/{ground}/", c) for c in GREY),
+            )
+            for n in ("1", "39")
+        ),
+        slice_name=slice_name.format,
+        picture_name=picture_name.format,
+    )
 
 
 def _brats21(*sequences: str) -> Tree:
     folder = "BraTS2021_Training_Data"
     return Tree(
         tuple(
-            Published(n, tuple(f"{folder}/{n}/{n}_{s}.nii.gz" for s in sequences), f"{folder}/{n}/{n}_seg.nii.gz")
+            Published(
+                n,
+                tuple(f"{folder}/{n}/{n}_{s}.nii.gz" for s in sequences),
+                f"{folder}/{n}/{n}_seg.nii.gz",
+            )
             for n in ("BraTS2021_00000", "BraTS2021_01666")
         ),
         ("BraTS21-17_Mapping.xlsx",),
@@ -293,12 +391,25 @@ def _ircadb(*extra: tuple[str, str]) -> Tree:
     second = (("liver/", "liver"), ("leftkidney/", "left kidney"), ("spleen/", "spleen"))
     return Tree(
         (
-            Published(one, (f"{one}/PATIENT_DICOM/",), masks=tuple((f"{one}/MASKS_DICOM/{f}", c) for f, c in first)),
-            Published(two, (f"{two}/PATIENT_DICOM/",), masks=tuple((f"{two}/MASKS_DICOM/{f}", c) for f, c in second)),
+            Published(
+                one,
+                (f"{one}/PATIENT_DICOM/",),
+                masks=tuple((f"{one}/MASKS_DICOM/{f}", c) for f, c in first),
+            ),
+            Published(
+                two,
+                (f"{two}/PATIENT_DICOM/",),
+                masks=tuple((f"{two}/MASKS_DICOM/{f}", c) for f, c in second),
+            ),
         ),
-        (f"{one}/MASKS_DICOM/skin/image_0", f"{one}/LABELLED_DICOM/image_0", f"{one}/MESHES_VTK/liver.vtk"),
-        inside={"liver tumour": "liver"}, slice_name="image_{}".format,
-    )  # fmt: skip
+        (
+            f"{one}/MASKS_DICOM/skin/image_0",
+            f"{one}/LABELLED_DICOM/image_0",
+            f"{one}/MESHES_VTK/liver.vtk",
+        ),
+        inside={"liver tumour": "liver"},
+        slice_name="image_{}".format,
+    )
 
 
 TREES: dict[str, Tree] = {
@@ -314,46 +425,88 @@ TREES: dict[str, Tree] = {
     "MSD_Colon": _msd("Task10_Colon", "colon_001", "colon_222"),
     "BTCV": Tree(
         (
-            Published("img0001", ("RawData/Training/img/img0001.nii.gz",), "RawData/Training/label/label0001.nii.gz"),
-            Published("img0040", ("RawData/Training/img/img0040.nii.gz",), "RawData/Training/label/label0040.nii.gz"),
+            Published(
+                "img0001",
+                ("RawData/Training/img/img0001.nii.gz",),
+                "RawData/Training/label/label0001.nii.gz",
+            ),
+            Published(
+                "img0040",
+                ("RawData/Training/img/img0040.nii.gz",),
+                "RawData/Training/label/label0040.nii.gz",
+            ),
         ),
         ("RawData/Testing/img/img0061.nii.gz",),
     ),
     "BTCV_Cervix": Tree(
         (
-            Published("0507688", ("RawData/Training/img/0507688-Image.nii.gz",), "RawData/Training/label/0507688-Mask.nii.gz"),
-            Published("0759564", ("RawData/Training/img/0759564-Image.nii.gz",), "RawData/Training/label/0759564-Mask.nii.gz"),
+            Published(
+                "0507688",
+                ("RawData/Training/img/0507688-Image.nii.gz",),
+                "RawData/Training/label/0507688-Mask.nii.gz",
+            ),
+            Published(
+                "0759564",
+                ("RawData/Training/img/0759564-Image.nii.gz",),
+                "RawData/Training/label/0759564-Mask.nii.gz",
+            ),
         ),
         ("RawData/Testing/img/1258230-Image.nii.gz",),
     ),
     "BTCV_TCIA": Tree(
         (
-            Published("img0078", ("image_btcv_multiorgan/img0078.nii.gz",), "label_btcv_multiorgan/label0078.nii.gz"),
-            Published("PANCREAS_0002", ("image_tcia_multiorgan/PANCREAS_0002.nii.gz",), "label_tcia_multiorgan/label0002.nii.gz"),
+            Published(
+                "img0078",
+                ("image_btcv_multiorgan/img0078.nii.gz",),
+                "label_btcv_multiorgan/label0078.nii.gz",
+            ),
+            Published(
+                "PANCREAS_0002",
+                ("image_tcia_multiorgan/PANCREAS_0002.nii.gz",),
+                "label_tcia_multiorgan/label0002.nii.gz",
+            ),
         ),
         ("cropping.csv",),
     ),
     "StructSeg19": Tree(
         (
-            Published("structseg_1", ("Task3_Thoracic_OAR/1/data.nii.gz",), "Task3_Thoracic_OAR/1/label.nii.gz"),
-            Published("structseg_50", ("Task3_Thoracic_OAR/50/data.nii.gz",), "Task3_Thoracic_OAR/50/label.nii.gz"),
+            Published(
+                "structseg_1",
+                ("Task3_Thoracic_OAR/1/data.nii.gz",),
+                "Task3_Thoracic_OAR/1/label.nii.gz",
+            ),
+            Published(
+                "structseg_50",
+                ("Task3_Thoracic_OAR/50/data.nii.gz",),
+                "Task3_Thoracic_OAR/50/label.nii.gz",
+            ),
         ),
     ),
     "SegTHOR": Tree(
         (
-            Published("Patient_01", ("train/Patient_01/Patient_01.nii.gz",), "train/Patient_01/GT.nii.gz"),
-            Published("Patient_40", ("train/Patient_40/Patient_40.nii.gz",), "train/Patient_40/GT.nii.gz"),
+            Published(
+                "Patient_01", ("train/Patient_01/Patient_01.nii.gz",), "train/Patient_01/GT.nii.gz"
+            ),
+            Published(
+                "Patient_40", ("train/Patient_40/Patient_40.nii.gz",), "train/Patient_40/GT.nii.gz"
+            ),
         ),
         ("test/Patient_41.nii.gz",),
     ),
     "NIH_Pancreas": Tree(
         (
             Published(
-                "PANCREAS_0001", ("Pancreas-CT/PANCREAS_0001/11-24-2015-PANCREAS0001-Pancreas-18957/Pancreas-99667/",),
+                "PANCREAS_0001",
+                (
+                    "Pancreas-CT/PANCREAS_0001/11-24-2015-PANCREAS0001-Pancreas-18957/Pancreas-99667/",
+                ),
                 "TCIA_pancreas_labels-02-05-2017/label0001.nii.gz",
             ),
             Published(
-                "PANCREAS_0082", ("Pancreas-CT/PANCREAS_0082/11-24-2015-PANCREAS0082-Pancreas-73713/Pancreas-47680/",),
+                "PANCREAS_0082",
+                (
+                    "Pancreas-CT/PANCREAS_0082/11-24-2015-PANCREAS0082-Pancreas-73713/Pancreas-47680/",
+                ),
                 "TCIA_pancreas_labels-02-05-2017/label0082.nii.gz",
             ),
         ),
@@ -361,43 +514,84 @@ TREES: dict[str, Tree] = {
     ),
     "KiTS19": Tree(
         (
-            Published("case_00000", ("data/case_00000/imaging.nii.gz",), "data/case_00000/segmentation.nii.gz"),
-            Published("case_00209", ("data/case_00209/imaging.nii.gz",), "data/case_00209/segmentation.nii.gz"),
+            Published(
+                "case_00000",
+                ("data/case_00000/imaging.nii.gz",),
+                "data/case_00000/segmentation.nii.gz",
+            ),
+            Published(
+                "case_00209",
+                ("data/case_00209/imaging.nii.gz",),
+                "data/case_00209/segmentation.nii.gz",
+            ),
         ),
         ("data/case_00210/imaging.nii.gz", "data/kits.json", "LICENSE"),
     ),
     "KiTS21": Tree(
         (
-            Published("case_00000", ("kits21/data/case_00000/imaging.nii.gz",), "kits21/data/case_00000/aggregated_MAJ_seg.nii.gz"),
-            Published("case_00299", ("kits21/data/case_00299/imaging.nii.gz",), "kits21/data/case_00299/aggregated_MAJ_seg.nii.gz"),
+            Published(
+                "case_00000",
+                ("kits21/data/case_00000/imaging.nii.gz",),
+                "kits21/data/case_00000/aggregated_MAJ_seg.nii.gz",
+            ),
+            Published(
+                "case_00299",
+                ("kits21/data/case_00299/imaging.nii.gz",),
+                "kits21/data/case_00299/aggregated_MAJ_seg.nii.gz",
+            ),
         ),
         (
-            "kits21/data/case_00000/aggregated_OR_seg.nii.gz", "kits21/data/case_00000/aggregated_AND_seg.nii.gz",
-            "kits21/data/case_00000/segmentations/kidney_instance-1_annotation-1.nii.gz", "kits21/data/kits.json",
+            "kits21/data/case_00000/aggregated_OR_seg.nii.gz",
+            "kits21/data/case_00000/aggregated_AND_seg.nii.gz",
+            "kits21/data/case_00000/segmentations/kidney_instance-1_annotation-1.nii.gz",
+            "kits21/data/kits.json",
         ),
     ),
     "AMOS22_CT": Tree(
         (
-            Published("amos_0001", ("amos22/imagesTr/amos_0001.nii.gz",), "amos22/labelsTr/amos_0001.nii.gz"),
-            Published("amos_0008", ("amos22/imagesVa/amos_0008.nii.gz",), "amos22/labelsVa/amos_0008.nii.gz"),
+            Published(
+                "amos_0001",
+                ("amos22/imagesTr/amos_0001.nii.gz",),
+                "amos22/labelsTr/amos_0001.nii.gz",
+            ),
+            Published(
+                "amos_0008",
+                ("amos22/imagesVa/amos_0008.nii.gz",),
+                "amos22/labelsVa/amos_0008.nii.gz",
+            ),
         ),
-        ("amos22/imagesTs/amos_0002.nii.gz", "amos22/dataset.json", "amos22/imagesTr/amos_0507.nii.gz", "amos22/labelsTr/amos_0507.nii.gz"),
+        (
+            "amos22/imagesTs/amos_0002.nii.gz",
+            "amos22/dataset.json",
+            "amos22/imagesTr/amos_0507.nii.gz",
+            "amos22/labelsTr/amos_0507.nii.gz",
+        ),
     ),
     "AMOS22_MR": Tree(
         (
-            Published("amos_0507", ("amos22/imagesTr/amos_0507.nii.gz",), "amos22/labelsTr/amos_0507.nii.gz"),
-            Published("amos_0540", ("amos22/imagesVa/amos_0540.nii.gz",), "amos22/labelsVa/amos_0540.nii.gz"),
+            Published(
+                "amos_0507",
+                ("amos22/imagesTr/amos_0507.nii.gz",),
+                "amos22/labelsTr/amos_0507.nii.gz",
+            ),
+            Published(
+                "amos_0540",
+                ("amos22/imagesVa/amos_0540.nii.gz",),
+                "amos22/labelsVa/amos_0540.nii.gz",
+            ),
         ),
         ("amos22/imagesTr/amos_0001.nii.gz", "amos22/labelsTr/amos_0001.nii.gz"),
     ),
     "FLARE22": Tree(
         (
             Published(
-                "FLARE22_Tr_0001", ("FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz",),
+                "FLARE22_Tr_0001",
+                ("FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz",),
                 "FLARE22_LabeledCase50/labels/FLARE22_Tr_0001.nii.gz",
             ),
             Published(
-                "FLARE22_Tr_0050", ("FLARE22_LabeledCase50/images/FLARE22_Tr_0050_0000.nii.gz",),
+                "FLARE22_Tr_0050",
+                ("FLARE22_LabeledCase50/images/FLARE22_Tr_0050_0000.nii.gz",),
                 "FLARE22_LabeledCase50/labels/FLARE22_Tr_0050.nii.gz",
             ),
         ),
@@ -414,18 +608,27 @@ TREES: dict[str, Tree] = {
             Published("volume-0", ("volume-0.nii.gz",), "labels-0.nii.gz"),
             Published("volume-139", ("volume-139.nii.gz",), "labels-139.nii.gz"),
         ),
-        ("README.txt",), float_label=True,
+        ("README.txt",),
+        float_label=True,
     ),
     "CHAOS_CT": Tree(
         (
             Published("ct_1", ("CT/1/DICOM_anon/",), masks=(("CT/1/Ground/", "liver"),)),
             Published("ct_30", ("CT/30/DICOM_anon/",), masks=(("CT/30/Ground/", "liver"),)),
         ),
-        slice_name="i{:04d},0000b.dcm".format, picture_name="liver_GT_{:03d}.png".format, head_first=True,
+        slice_name="i{:04d},0000b.dcm".format,
+        picture_name="liver_GT_{:03d}.png".format,
+        head_first=True,
     ),
-    "CHAOS_T1in": _chaos_mr("T1DUAL/DICOM_anon/InPhase", "T1DUAL/Ground", "IMG-0004-{:05d}.dcm", "IMG-0004-{:05d}.png"),
-    "CHAOS_T1out": _chaos_mr("T1DUAL/DICOM_anon/OutPhase", "T1DUAL/Ground", "IMG-0003-{:05d}.dcm", "IMG-0004-{:05d}.png"),
-    "CHAOS_T2": _chaos_mr("T2SPIR/DICOM_anon", "T2SPIR/Ground", "IMG-0002-{:05d}.dcm", "IMG-0002-{:05d}.png"),
+    "CHAOS_T1in": _chaos_mr(
+        "T1DUAL/DICOM_anon/InPhase", "T1DUAL/Ground", "IMG-0004-{:05d}.dcm", "IMG-0004-{:05d}.png"
+    ),
+    "CHAOS_T1out": _chaos_mr(
+        "T1DUAL/DICOM_anon/OutPhase", "T1DUAL/Ground", "IMG-0003-{:05d}.dcm", "IMG-0004-{:05d}.png"
+    ),
+    "CHAOS_T2": _chaos_mr(
+        "T2SPIR/DICOM_anon", "T2SPIR/Ground", "IMG-0002-{:05d}.dcm", "IMG-0002-{:05d}.png"
+    ),
     "IRCADb": _ircadb(),
     "WORD": Tree(
         (
@@ -437,31 +640,56 @@ TREES: dict[str, Tree] = {
     ),
     "AbdomenCT_1K": Tree(
         (
-            Published("Case_00001", ("AbdomenCT-1K-ImagePart1/Case_00001_0000.nii.gz",), "Mask/Case_00001.nii.gz"),
-            Published("Case_01062", ("AbdomenCT-1K-ImagePart3/Case_01062_0000.nii.gz",), "Mask/Case_01062.nii.gz"),
+            Published(
+                "Case_00001",
+                ("AbdomenCT-1K-ImagePart1/Case_00001_0000.nii.gz",),
+                "Mask/Case_00001.nii.gz",
+            ),
+            Published(
+                "Case_01062",
+                ("AbdomenCT-1K-ImagePart3/Case_01062_0000.nii.gz",),
+                "Mask/Case_01062.nii.gz",
+            ),
         ),
         ("AbdomenCT-1K-ImagePart2/Case_00500_0000.nii.gz",),
     ),
     "LiTS": Tree(
         (
-            Published("volume-0", ("Training Batch 1/volume-0.nii",), "Training Batch 1/segmentation-0.nii"),
-            Published("volume-130", ("Training Batch 2/volume-130.nii",), "Training Batch 2/segmentation-130.nii"),
+            Published(
+                "volume-0",
+                ("Training Batch 1/volume-0.nii",),
+                "Training Batch 1/segmentation-0.nii",
+            ),
+            Published(
+                "volume-130",
+                ("Training Batch 2/volume-130.nii",),
+                "Training Batch 2/segmentation-130.nii",
+            ),
         ),
     ),
     "BraTS2020": Tree(
         (
             Published(
                 "BraTS20_Training_001",
-                tuple(f"MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001_{s}.nii.gz" for s in SEQUENCES),
+                tuple(
+                    f"MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001_{s}.nii.gz"
+                    for s in SEQUENCES
+                ),
                 "MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001_seg.nii.gz",
             ),
             Published(
                 "BraTS20_Training_355",
-                tuple(f"MICCAI_BraTS2020_TrainingData/BraTS20_Training_355/BraTS20_Training_355_{s}.nii" for s in SEQUENCES),
+                tuple(
+                    f"MICCAI_BraTS2020_TrainingData/BraTS20_Training_355/BraTS20_Training_355_{s}.nii"
+                    for s in SEQUENCES
+                ),
                 "MICCAI_BraTS2020_TrainingData/BraTS20_Training_355/W39_1998.09.19_Segm.nii",
             ),
         ),
-        ("MICCAI_BraTS2020_TrainingData/name_mapping.csv", "MICCAI_BraTS2020_TrainingData/survival_info.csv"),
+        (
+            "MICCAI_BraTS2020_TrainingData/name_mapping.csv",
+            "MICCAI_BraTS2020_TrainingData/survival_info.csv",
+        ),
     ),
     "BraTS2021": _brats21("flair", "t1", "t1ce", "t2"),
     "BraTS2021_FLAIR": _brats21("flair"),
@@ -470,8 +698,12 @@ TREES: dict[str, Tree] = {
     "BraTS2021_T2": _brats21("t2"),
     "PROMISE12": Tree(
         (
-            Published("Case00", ("training_data/Case00.mhd",), "training_data/Case00_segmentation.mhd"),
-            Published("Case49", ("training_data/Case49.mhd",), "training_data/Case49_segmentation.mhd"),
+            Published(
+                "Case00", ("training_data/Case00.mhd",), "training_data/Case00_segmentation.mhd"
+            ),
+            Published(
+                "Case49", ("training_data/Case49.mhd",), "training_data/Case49_segmentation.mhd"
+            ),
         ),
     ),
     "SAML": Tree(
@@ -484,32 +716,55 @@ TREES: dict[str, Tree] = {
     "T2W_Prostate": Tree(
         tuple(
             Published(
-                n, (f"{n}/t2.nii.gz",),
-                masks=((f"{n}/peripheral_zone.nii.gz", "prostate peripheral zone"),
-                       (f"{n}/transition_zone.nii.gz", "prostate transition zone")),
+                n,
+                (f"{n}/t2.nii.gz",),
+                masks=(
+                    (f"{n}/peripheral_zone.nii.gz", "prostate peripheral zone"),
+                    (f"{n}/transition_zone.nii.gz", "prostate transition zone"),
+                ),
             )
             for n in ("001", "114")
         ),
         inside={"prostate peripheral zone": "prostate", "prostate transition zone": "prostate"},
     ),
-    "M3D_0000_CHAOS": _m3d("0000", ("liver", "right kidney", "left kidney", "spleen"), ("liver", "right kidney", "left kidney", "spleen")),
+    "M3D_0000_CHAOS": _m3d(
+        "0000",
+        ("liver", "right kidney", "left kidney", "spleen"),
+        ("liver", "right kidney", "left kidney", "spleen"),
+    ),
     "M3D_0008_Pancreas_CT": _m3d("0008", ("pancreas",), ("pancreas",)),
     "M3D_0018_MSD_Colon": _m3d("0018", ("colon cancer",), ("colon cancer",)),
     "M3D_0020_MSD_Liver": _m3d("0020", ("liver", "liver tumor"), ("liver", "liver tumour")),
-    "M3D_0022_MSD_Pancreas": _m3d("0022", ("pancreas", "pancreas tumor"), ("pancreas", "pancreas tumour")),
+    "M3D_0022_MSD_Pancreas": _m3d(
+        "0022", ("pancreas", "pancreas tumor"), ("pancreas", "pancreas tumour")
+    ),
     "M3D_0023_MSD_Spleen": _m3d("0023", ("spleen",), ("spleen",)),
     "Breast_DCE": Tree(
         (
-            Published("Guangdong_1", ("data/Guangdong/Guangdong_1/P1.nii.gz",), "data/Guangdong_gt/Guangdong_1.nii.gz"),
-            Published("Yunzhong_100", ("data/Yunzhong/Yunzhong_100/P1.nii.gz",), "data/Yunzhong_gt/Yunzhong_100.nii.gz"),
+            Published(
+                "Guangdong_1",
+                ("data/Guangdong/Guangdong_1/P1.nii.gz",),
+                "data/Guangdong_gt/Guangdong_1.nii.gz",
+            ),
+            Published(
+                "Yunzhong_100",
+                ("data/Yunzhong/Yunzhong_100/P1.nii.gz",),
+                "data/Yunzhong_gt/Yunzhong_100.nii.gz",
+            ),
         ),
-        ("data/Guangdong/Guangdong_1/P0.nii.gz", "data/Guangdong/Guangdong_1/P5.nii.gz", "data/Guangdong_breast/Guangdong_1.nii.gz"),
+        (
+            "data/Guangdong/Guangdong_1/P0.nii.gz",
+            "data/Guangdong/Guangdong_1/P5.nii.gz",
+            "data/Guangdong_breast/Guangdong_1.nii.gz",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def tree_of(name: str, classes: list[str]) -> Tree:
-    """The miniature download of a corpus; `classes` in the order of its published list, for those with one mask per structure."""
+    """The miniature download of a corpus; `classes` in the order of its published list, for those
+    with one mask per structure.
+    """
     if name in ("TotalSegmentator_v1", "TotalSegmentator_v2"):
         return total(V1 if name.endswith("1") else V2, classes)
     if name == "TotalSegmentator_v1_organs":

@@ -1,4 +1,5 @@
-"""Every value of every recipe, typed from the papers and their specifications, not from the configs.
+"""Every value of every recipe, typed from the papers and their specifications, not from the
+configs.
 
     RECIPES["m4oe", "finetune"]["optim.weight_decay"]  ->  1e-4
 
@@ -816,10 +817,15 @@ OWN_HEADS = {"model.share_heads": "corpus"}
 _SHORT_FINETUNE = _model(_SLICES, SWIN_UNET) | M4OE_RECIPE | SHORT | OWN_HEADS
 _SHORT_PRETRAIN = _model(_PIXELS, MASKED_SWIN) | MASKING | SHORT_MASKED
 
-M4OE = {name: M4OE_FINETUNE | {"model.experts_in": place, "model.routing": routing} for name, (place, routing) in M4OE_ROWS.items()}
+M4OE = {
+    name: M4OE_FINETUNE | {"model.experts_in": place, "model.routing": routing}
+    for name, (place, routing) in M4OE_ROWS.items()
+}
 M4OE["without_mr"] = M4OE_FINETUNE | {  # run A of 2.4
     "data.declared": {"FLARE22": 50, "ATLAS23": 60, "AMOS22_CT": 300},
-    "data.rename": {name: new for name, new in M4OE_DATA["data.rename"].items() if name.startswith("AMOS22_CT")},
+    "data.rename": {
+        name: new for name, new in M4OE_DATA["data.rename"].items() if name.startswith("AMOS22_CT")
+    },
     "model.share_heads": (0, 1, 2),
 }
 M4OE["release"] = _without(M4OE_FINETUNE, "augment.") | {  # 4: "what `release` reproduces"
@@ -876,7 +882,9 @@ PAPERS = {
     "hippocampus": HIPPOCAMPUS,
 }
 RECIPES: dict[tuple[str, str], Table] = {
-    (config, variant): row | {"name": f"{config}_{variant}"} for config, rows in PAPERS.items() for variant, row in rows.items()
+    (config, variant): row | {"name": f"{config}_{variant}"}
+    for config, rows in PAPERS.items()
+    for variant, row in rows.items()
 }
 """(config, variant) -> every field and its value."""
 

@@ -1,8 +1,10 @@
-"""Small synthetic raw corpora for tests: NIfTI folders in the MSD or nnU-Net layout, with blobs whose intensity tells their label.
+"""Small synthetic raw corpora for tests: NIfTI folders in the MSD or nnU-Net layout, with blobs
+whose intensity tells their label.
 
     write_corpus(tmp_path / "Task01_Blobs", n=4, shape=(20, 24, 22), layout="msd", labels={"organ": 1, "tumour": 2}) -> folder
 
-Shapes and spacings are (z, y, x); files hold (x, y, z), stored as RAS unless `axcodes` says otherwise.
+Shapes and spacings are (z, y, x); files hold (x, y, z), stored as RAS unless `axcodes` says
+otherwise.
 """
 
 import json
@@ -25,12 +27,19 @@ def label_values(labels: Mapping[str, int | Sequence[int]]) -> list[int]:
 
 
 def make_case(
-    shape: tuple[int, int, int], values: Sequence[int], *, channels: int = 1, kind: str = "MR", seed: int = 0, margin: int = 0
+    shape: tuple[int, int, int],
+    values: Sequence[int],
+    *,
+    channels: int = 1,
+    kind: str = "MR",
+    seed: int = 0,
+    margin: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One scan: nested or disjoint ellipsoids on a smooth noisy background.
 
     Args:
-      shape: (z, y, x). values: label values to place, the later ones smaller and inside the earlier. kind: "CT" for HU, else arbitrary
+      shape: (z, y, x). values: label values to place, the later ones smaller and inside the
+        earlier. kind: "CT" for HU, else arbitrary
       units above 0. margin: voxels of exact 0 around the scan, which cropping to non-zero removes.
 
     Returns: image (z, y, x, channels) float32 with integer values, label (z, y, x) uint8 or uint16.
@@ -46,7 +55,10 @@ def make_case(
     layers = np.zeros(shape)
     for k, value in enumerate(values):
         layers[label == value] = k + 1
-    channel = [base + step * layers * (1 + 0.3 * c) + 30 * grid[..., c % 3] + rng.normal(0, 8, shape) for c in range(channels)]
+    channel = [
+        base + step * layers * (1 + 0.3 * c) + 30 * grid[..., c % 3] + rng.normal(0, 8, shape)
+        for c in range(channels)
+    ]
     image = np.rint(np.stack(channel, -1)).astype(np.float32)
     if margin:
         inside = np.zeros(shape, bool)
@@ -56,9 +68,15 @@ def make_case(
 
 
 def save(
-    path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = (1, 1, 1), axcodes: str = "RAS", origin: Sequence[float] = (5, -7, 11)
+    path: Path,
+    array: np.ndarray,
+    spacing_mm: tuple[float, ...] = (1, 1, 1),
+    axcodes: str = "RAS",
+    origin: Sequence[float] = (5, -7, 11),
 ):
-    """Writes a (z, y, x[, m]) array that is in RAS as NIfTI with the stored axes `axcodes` (x, y, z letters); both form codes 1."""
+    """Writes a (z, y, x[, m]) array that is in RAS as NIfTI with the stored axes `axcodes` (x, y, z
+    letters); both form codes 1.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     affine = np.diag([*spacing_mm[::-1], 1.0])
     affine[:3, 3] = origin
@@ -90,9 +108,12 @@ def write_corpus(
     """Writes a raw corpus of `n` cases case_000 ... and its dataset.json.
 
     Args:
-      folder: to create, e.g. Task01_Blobs or Dataset001_Blobs. layout: "msd" (one 4-D file for several channels) or "nnunet".
-      labels: name -> value, or -> list of values (a region); "ignore" is declared but painted nowhere. Default organ 1, tumour 2.
-      channels: channel names; "CT" gives HU. medjax: the dataset.json block of that name. axcodes: stored orientation.
+      folder: to create, e.g. Task01_Blobs or Dataset001_Blobs. layout: "msd" (one 4-D file for
+        several channels) or "nnunet".
+      labels: name -> value, or -> list of values (a region); "ignore" is declared but painted
+        nowhere. Default organ 1, tumour 2.
+      channels: channel names; "CT" gives HU. medjax: the dataset.json block of that name. axcodes:
+        stored orientation.
       vary: the y extent grows by one voxel from case to case.
 
     Returns: the folder.
@@ -102,22 +123,49 @@ def write_corpus(
     for i in range(n):
         size = (shape[0], shape[1] + (i if vary else 0), shape[2])
         kind = "CT" if any(c.lower() == "ct" for c in channels) else "MR"
-        image, label = make_case(size, values, channels=len(channels), kind=kind, seed=seed + i, margin=margin)
+        image, label = make_case(
+            size, values, channels=len(channels), kind=kind, seed=seed + i, margin=margin
+        )
         name = f"case_{i:03d}"
         if layout == "nnunet":
             for c in range(len(channels)):
-                save(folder / "imagesTr" / f"{name}_{c:04d}.nii.gz", image[..., c], spacing_mm, axcodes)
+                save(
+                    folder / "imagesTr" / f"{name}_{c:04d}.nii.gz",
+                    image[..., c],
+                    spacing_mm,
+                    axcodes,
+                )
         else:
-            save(folder / "imagesTr" / f"{name}.nii.gz", image if len(channels) > 1 else image[..., 0], spacing_mm, axcodes)
+            save(
+                folder / "imagesTr" / f"{name}.nii.gz",
+                image if len(channels) > 1 else image[..., 0],
+                spacing_mm,
+                axcodes,
+            )
         save(folder / "labelsTr" / f"{name}.nii.gz", label, spacing_mm, axcodes)
         entries.append({"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"})
     numbered, extra = {str(c): name for c, name in enumerate(channels)}, dict(medjax or {})
     if layout == "nnunet":
-        spec = {"channel_names": numbered, "labels": {"background": 0, **labels}, "numTraining": n, "file_ending": ".nii.gz"}
+        spec = {
+            "channel_names": numbered,
+            "labels": {"background": 0, **labels},
+            "numTraining": n,
+            "file_ending": ".nii.gz",
+        }
     else:
-        regions = {name: list(value) for name, value in labels.items() if isinstance(value, list | tuple)}
+        regions = {
+            name: list(value) for name, value in labels.items() if isinstance(value, list | tuple)
+        }
         plain = {str(value): name for name, value in labels.items() if name not in regions}
-        spec = {"name": folder.name, "modality": numbered, "labels": {"0": "background", **plain}, "training": entries, "test": []}
+        spec = {
+            "name": folder.name,
+            "modality": numbered,
+            "labels": {"0": "background", **plain},
+            "training": entries,
+            "test": [],
+        }
         extra |= {"regions": regions} if regions else {}
-    (folder / "dataset.json").write_text(json.dumps(spec | ({"medjax": extra} if extra else {}), indent=1))
+    (folder / "dataset.json").write_text(
+        json.dumps(spec | ({"medjax": extra} if extra else {}), indent=1)
+    )
     return folder

@@ -1,4 +1,5 @@
-"""A config as one flat table of values, with the defaults that the code would fill in, and how it differs from another.
+"""A config as one flat table of values, with the defaults that the code would fill in, and how it
+differs from another.
 
     resolved(plain(get_config("unet")))["optim.momentum"]  ->  0.99
 
@@ -16,8 +17,18 @@ from typing import Any
 from medjax.registry import plain
 
 FROM_DATA = {"classes", "in_channels", "patch", "spacing_mm", "modalities", "corpus_channels"}
-MASKED = ("ratio", "block", "patch_size")  # the arguments of the task "masked_image" that a config gives
-WHOLE = {"data.declared", "data.rename", "data.views", "data.subset", "evaluate.groups"}  # one value each
+MASKED = (
+    "ratio",
+    "block",
+    "patch_size",
+)  # the arguments of the task "masked_image" that a config gives
+WHOLE = {
+    "data.declared",
+    "data.rename",
+    "data.views",
+    "data.subset",
+    "evaluate.groups",
+}  # one value each
 ABSENT = "(absent)"
 
 
@@ -32,7 +43,10 @@ def flat(fields: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def resolved(fields: Mapping) -> dict[str, Any]:
-    """Path -> value, of a config as plain values. Of `data.declared` there remain names and numbers of cases."""
+    """Path -> value, of a config as plain values.
+
+    Of `data.declared` there remain names and numbers of cases.
+    """
     found: dict[str, Any] = {}
     found |= {f"model.{k}": v for k, v in _model(fields["model"]).items()}
     for name in fields["losses"]:

@@ -1,4 +1,5 @@
-"""A finished run folder without a training: resolved config, label space, plan and a checkpoint of random parameters.
+"""A finished run folder without a training: resolved config, label space, plan and a checkpoint of
+random parameters.
 
 make_run(tmp_path / "run", corpora=[Corpus(...)], seed=1) -> folder
 """
@@ -22,7 +23,13 @@ from medjax.train.checkpoint import Checkpoints
 def small_unet(dims: int) -> dict:
     """A U-Net that compiles in a second: two stages of one convolution."""
     sides = {"strides": ((1,) * dims, (2,) * dims), "kernels": ((1,) * dims, (3,) * dims)}
-    return {"features": (2, 3), **sides, "convs_per_stage": 1, "convs_per_stage_decoder": 1, "deep_supervision": False}
+    return {
+        "features": (2, 3),
+        **sides,
+        "convs_per_stage": 1,
+        "convs_per_stage_decoder": 1,
+        "deep_supervision": False,
+    }
 
 
 ORGANS = Corpus("Organs", ((1, ("organ",)), (2, ("organ", "tumour"))), channels=("CT",))
@@ -42,7 +49,8 @@ def make_run(
     """Writes the run.
 
     Args:
-      patch: of the network, (z, y, x) or (y, x). seed: of the parameters. spacing_mm: target spacing of every corpus.
+      patch: of the network, (z, y, x) or (y, x). seed: of the parameters. spacing_mm: target
+        spacing of every corpus.
       model, infer, data: fields of the config to set.
 
     Returns: the folder.
@@ -55,7 +63,10 @@ def make_run(
     space = merge(corpora)
     channels = {c for corpus in corpora for c in corpus.channels}
     clip = Intensity("ct", (-200.0, 300.0), 50.0, 100.0)
-    plan = Plan({c.store: spacing_mm for c in corpora}, {c: clip if c == "CT" else Intensity("zscore") for c in channels})
+    plan = Plan(
+        {c.store: spacing_mm for c in corpora},
+        {c: clip if c == "CT" else Intensity("zscore") for c in channels},
+    )
     runfolder.write_json(folder / runfolder.CONFIG, fields)
     runfolder.write_json(folder / runfolder.LABELS, space.to_json())
     runfolder.write_json(folder / runfolder.PLAN, plan.to_json())
@@ -66,13 +77,21 @@ def make_run(
 
 
 def random_params(abstract: Any, seed: int) -> Any:
-    """Arrays for a tree of shapes, without compiling the network's own initialiser: He-scaled kernels, norm scales near 1, small biases."""
+    """Arrays for a tree of shapes, without compiling the network's own initialiser: He-scaled
+    kernels, norm scales near 1, small biases.
+    """
     rng = np.random.default_rng(seed)
 
     def fill(keys: Any, leaf: Any) -> jax.Array:
         name = jax.tree_util.keystr(keys)
         noise = rng.normal(size=leaf.shape)
-        values = 1 + 0.1 * noise if "scale" in name else 0.1 * noise if leaf.ndim == 1 else noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        values = (
+            1 + 0.1 * noise
+            if "scale" in name
+            else 0.1 * noise
+            if leaf.ndim == 1
+            else noise * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        )
         return jax.numpy.asarray(values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, abstract)

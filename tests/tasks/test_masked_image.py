@@ -19,21 +19,43 @@ def _task(seen=None, apply=None, **more):
         if seen is not None:
             seen.append((set(context), train, image.shape))
         b, y, x, _ = image.shape
-        patches = image[..., 0].reshape(b, y // 2, 2, x // 2, 2).transpose(0, 1, 3, 2, 4).reshape(b, y // 2, x // 2, 4)
-        return {"pixels": jnp.broadcast_to(params, patches.shape), "patches": patches, "masked": context["masked"]}
+        patches = (
+            image[..., 0]
+            .reshape(b, y // 2, 2, x // 2, 2)
+            .transpose(0, 1, 3, 2, 4)
+            .reshape(b, y // 2, x // 2, 4)
+        )
+        return {
+            "pixels": jnp.broadcast_to(params, patches.shape),
+            "patches": patches,
+            "masked": context["masked"],
+        }
 
     space = {"table": np.zeros((1, 1, 1)), "known": np.ones((1, 1)), "ignore_ids": [-2]}
-    options = {"patch": (16, 16), "patch_size": 2, "block": 4, "ratio": 0.75, "modalities": ("CT",)} | more
-    return masked_image.make(apply or one_number, [("masked_pixels", 2.0, masked_pixels.make())], **space, **options)
+    options = {
+        "patch": (16, 16),
+        "patch_size": 2,
+        "block": 4,
+        "ratio": 0.75,
+        "modalities": ("CT",),
+    } | more
+    return masked_image.make(
+        apply or one_number, [("masked_pixels", 2.0, masked_pixels.make())], **space, **options
+    )
 
 
 def _batch(b=2):
     rng = np.random.default_rng(0)
     zeros = np.zeros(b, np.int32)
     return {
-        "image": rng.integers(-9, 9, (b, 16, 16, 1)).astype(np.int16), "gain": np.full((b, 1), 0.5, np.float32),
-        "bias": np.ones((b, 1), np.float32), "label": np.zeros((b, 16, 16), np.int16), "corpus": zeros, "modality": zeros, "case": zeros,
-    }  # fmt: skip
+        "image": rng.integers(-9, 9, (b, 16, 16, 1)).astype(np.int16),
+        "gain": np.full((b, 1), 0.5, np.float32),
+        "bias": np.ones((b, 1), np.float32),
+        "label": np.zeros((b, 16, 16), np.int16),
+        "corpus": zeros,
+        "modality": zeros,
+        "case": zeros,
+    }
 
 
 def test_the_loss_is_that_of_the_hidden_pixels_of_normalised_images():
@@ -60,7 +82,10 @@ def test_augmented_images_are_what_is_guessed():
     assert float(value) < 100  # of order 1 per pixel once the same 100 is taken off
 
 
-@pytest.mark.parametrize(("more", "message"), [({"patch": (15, 16)}, "tokens"), ({"block": 3}, "blocks"), ({"ratio": 0.99}, "ratio")])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"patch": (15, 16)}, "tokens"), ({"block": 3}, "blocks"), ({"ratio": 0.99}, "ratio")],
+)
 def test_masks_that_do_not_fit_are_refused_before_training(more, message):
     with pytest.raises(UsageError, match=message):
         _task(**more)
@@ -74,22 +99,35 @@ def _guess_by_modality(params, image, context, train, key):
 
 
 def test_validation_tells_the_loss_of_every_modality_under_masks_that_stay():
-    task = _task(apply=_guess_by_modality, modalities=("CT", "MR", "PT"), augment=lambda key, image, label: (image - 100.0, label))
+    task = _task(
+        apply=_guess_by_modality,
+        modalities=("CT", "MR", "PT"),
+        augment=lambda key, image, label: (image - 100.0, label),
+    )
     batch = _batch(6) | {"modality": np.array([0, 1, 0, 0, 1, 1], np.int32)}
     params = jnp.array([0.25, -0.5, 9.0])
     found = jax.jit(task.validate)(params, batch)
-    masked = np.asarray(masked_image.block_mask(jax.random.key(masked_image.HELD_OUT), 6, (8, 8), 4, 0.75))
+    masked = np.asarray(
+        masked_image.block_mask(jax.random.key(masked_image.HELD_OUT), 6, (8, 8), 4, 0.75)
+    )
     hidden = np.repeat(np.repeat(masked, 2, 1), 2, 2)
     pixels = batch["image"][..., 0] * 0.5 + 1.0  # not augmented
-    each = [2 * ((p[h] - params[m]) ** 2).mean() for p, h, m in zip(pixels, hidden, batch["modality"], strict=True)]  # weight 2
-    np.testing.assert_allclose(found["error"], [each[0] + each[2] + each[3], each[1] + each[4] + each[5], 0], rtol=1e-5)
+    each = [
+        2 * ((p[h] - params[m]) ** 2).mean()
+        for p, h, m in zip(pixels, hidden, batch["modality"], strict=True)
+    ]  # weight 2
+    np.testing.assert_allclose(
+        found["error"], [each[0] + each[2] + each[3], each[1] + each[4] + each[5], 0], rtol=1e-5
+    )
     assert np.asarray(found["weight"]).tolist() == [3, 3, 0]
     again = jax.jit(task.validate)(params, batch)
     np.testing.assert_array_equal(found["error"], again["error"])
 
 
 def _fit(workdir, **settings):
-    """Training images come near 3 (CT) and -3 (MR); those of validation are near 1 and -1, which the guesses pass on their way."""
+    """Training images come near 3 (CT) and -3 (MR); those of validation are near 1 and -1, which
+    the guesses pass on their way.
+    """
 
     def batch(seed, level):
         rng = np.random.default_rng(seed)
@@ -102,42 +140,83 @@ def _fit(workdir, **settings):
     return loop.fit(
         task=_task(apply=_guess_by_modality, modalities=("CT", "MR")),
         init=lambda key: jnp.zeros(2),
-        optimizer=optim.make(lr=0.025, schedule="constant", momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=0.0, steps=40),
+        optimizer=optim.make(
+            lr=0.025,
+            schedule="constant",
+            momentum=0.0,
+            nesterov=False,
+            weight_decay=0.0,
+            clip_norm=0.0,
+            steps=40,
+        ),
         stream=lambda start: (batch(i, 3.0) for i in itertools.count(start)),
         validation_stream=lambda: (batch(10**6 + i, 1.0) for i in range(2)),
         names=("CT", "MR"),
         settings=loop.Settings(
-            steps=40, validation_batches=2, checkpoint_every=20, log_every=10, print_seconds=0.0, picture=False, **settings
+            steps=40,
+            validation_batches=2,
+            checkpoint_every=20,
+            log_every=10,
+            print_seconds=0.0,
+            picture=False,
+            **settings,
         ),
         workdir=workdir,
         mesh=sharding.make_mesh(1, jax.devices()[:1]),
     )
 
 
-def test_the_best_checkpoint_has_the_lowest_loss_on_held_out_images_and_training_does_not_notice(tmp_path):
+def test_the_best_checkpoint_has_the_lowest_loss_on_held_out_images_and_training_does_not_notice(
+    tmp_path,
+):
     state = _fit(tmp_path / "checked", validate_every=4)
-    rows = [row for row in log.read(tmp_path / "checked" / "metrics.jsonl") if "validation_loss" in row]
+    rows = [
+        row for row in log.read(tmp_path / "checked" / "metrics.jsonl") if "validation_loss" in row
+    ]
     assert [row["step"] for row in rows] == list(range(4, 41, 4))
     losses = [row["validation_loss"] for row in rows]
     for row in rows:
-        assert row["validation_loss"] == pytest.approx((row["validation_loss/CT"] + row["validation_loss/MR"]) / 2)
+        assert row["validation_loss"] == pytest.approx(
+            (row["validation_loss/CT"] + row["validation_loss/MR"]) / 2
+        )
     lowest = int(np.argmin(losses))
-    assert 0 < lowest < len(rows) - 1 and losses[0] > 2 * losses[lowest] and losses[-1] > 2 * losses[lowest]
-    assert checkpoint.best_step(tmp_path / "checked" / "checkpoints") == rows[lowest]["step"] == 8  # 3 (1 - 0.95^8) = 1.01
+    assert (
+        0 < lowest < len(rows) - 1
+        and losses[0] > 2 * losses[lowest]
+        and losses[-1] > 2 * losses[lowest]
+    )
+    assert (
+        checkpoint.best_step(tmp_path / "checked" / "checkpoints") == rows[lowest]["step"] == 8
+    )  # 3 (1 - 0.95^8) = 1.01
     plain = _fit(tmp_path / "plain", validate_every=0)
     np.testing.assert_array_equal(np.asarray(state["params"]), np.asarray(plain["params"]))
-    assert not any("validation_loss" in row for row in log.read(tmp_path / "plain" / "metrics.jsonl"))
+    assert not any(
+        "validation_loss" in row for row in log.read(tmp_path / "plain" / "metrics.jsonl")
+    )
 
 
 def test_losses_that_are_not_finite_are_told_and_never_the_best():
     progress = log.Progress(("CT", "MR"))
     weight = np.array([2, 1])
     record, improved = progress.judge(1, {"error": np.array([np.nan, 1.0]), "weight": weight})
-    assert record == {"validation_loss": None, "validation_loss/CT": None, "validation_loss/MR": 1.0} and not improved
+    assert (
+        record == {"validation_loss": None, "validation_loss/CT": None, "validation_loss/MR": 1.0}
+        and not improved
+    )
     record, improved = progress.judge(2, {"error": np.array([4.0, 3.0]), "weight": weight})
-    assert record["validation_loss"] == 2.5 and improved and progress.text() == "validation loss 2.5000"
+    assert (
+        record["validation_loss"] == 2.5
+        and improved
+        and progress.text() == "validation loss 2.5000"
+    )
     again = log.Progress(("CT", "MR"), progress.to_json())
-    assert again.text() == progress.text() and not again.judge(3, {"error": np.array([4.0, 3.1]), "weight": weight})[1]
-    assert again.waited == 1 and again.judge(4, {"error": np.array([0.0, 2.4]), "weight": np.array([0, 1])}) == (
-        {"validation_loss": 2.4, "validation_loss/MR": 2.4}, True,
-    )  # fmt: skip
+    assert (
+        again.text() == progress.text()
+        and not again.judge(3, {"error": np.array([4.0, 3.1]), "weight": weight})[1]
+    )
+    assert again.waited == 1 and again.judge(
+        4, {"error": np.array([0.0, 2.4]), "weight": np.array([0, 1])}
+    ) == (
+        {"validation_loss": 2.4, "validation_loss/MR": 2.4},
+        True,
+    )

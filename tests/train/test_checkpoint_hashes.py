@@ -1,4 +1,6 @@
-"""Hashes of checkpoints: written before a step gets its name, compared when it is read; old checkpoints load and are said to have none."""
+"""Hashes of checkpoints: written before a step gets its name, compared when it is read; old
+checkpoints load and are said to have none.
+"""
 
 import json
 import logging
@@ -39,7 +41,11 @@ def flip(path, at=0.5):
 def files_of(step):
     """All files of a step folder that its hashes cover."""
     return sorted(
-        p for p in step.rglob("*") if p.is_file() and p.name != "hashes.json" and not (p.parent == step and p.name in hashes.LATER)
+        p
+        for p in step.rglob("*")
+        if p.is_file()
+        and p.name != "hashes.json"
+        and not (p.parent == step and p.name in hashes.LATER)
     )
 
 
@@ -47,7 +53,9 @@ def test_every_file_of_a_step_is_hashed_before_it_has_its_name(run):
     folder, _ = run
     step = folder / "checkpoints" / "6"
     listed = json.loads((step / "hashes.json").read_text())["files"]
-    assert sorted(listed) == [p.relative_to(step).as_posix() for p in files_of(step)] and any("/d/" in name for name in listed)
+    assert sorted(listed) == [p.relative_to(step).as_posix() for p in files_of(step)] and any(
+        "/d/" in name for name in listed
+    )
     assert checkpoint.read_facts(step.parent, 6)["hashed"] is True
     assert json.loads((folder / "saved.json").read_text()) == {"step": 6}
 
@@ -57,13 +65,17 @@ def test_two_changed_bytes_in_any_file_are_found(run):
     for path in files_of(step):
         before = path.read_bytes()
         flip(path)
-        with pytest.raises(TrainError, match=rf"{path.name}: a damaged file of a checkpoint.*--checkpoint STEP"):
+        with pytest.raises(
+            TrainError, match=rf"{path.name}: a damaged file of a checkpoint.*--checkpoint STEP"
+        ):
             hashes.check(step, checkpoint.read_facts(step.parent, 6))
         path.write_bytes(before)
     hashes.check(step, checkpoint.read_facts(step.parent, 6))
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "facts", "no hashes", "bad hashes", "escape"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "remove", "facts", "no hashes", "bad hashes", "escape"]
+)
 def test_damaged_parameters_are_not_loaded_and_the_earlier_ones_can_be(run, damage):
     folder, target = run
     step = folder / "checkpoints" / "6"
@@ -76,7 +88,11 @@ def test_damaged_parameters_are_not_loaded_and_the_earlier_ones_can_be(run, dama
         victim.unlink()
     elif damage == "facts":
         path = step / checkpoint.FACTS
-        path.write_text(path.read_text().replace('"metric": 0.6', '"metric": 0.7').replace("0.6000000000000001", "0.7"))
+        path.write_text(
+            path.read_text()
+            .replace('"metric": 0.6', '"metric": 0.7')
+            .replace("0.6000000000000001", "0.7")
+        )
     elif damage == "no hashes":
         (step / "hashes.json").unlink()
     elif damage == "bad hashes":
@@ -88,7 +104,10 @@ def test_damaged_parameters_are_not_loaded_and_the_earlier_ones_can_be(run, dama
     assert str(step) in str(caught.value) and "copy the run folder again" in str(caught.value)
     loaded = checkpoint.load_params(folder, target["params"], which="3")
     np.testing.assert_array_equal(loaded["head"]["kernel"], 4.0)
-    with Checkpoints(folder / "checkpoints") as checkpoints, pytest.warns(RuntimeWarning, match=r"set aside as 6\.unreadable"):
+    with (
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        pytest.warns(RuntimeWarning, match=r"set aside as 6\.unreadable"),
+    ):
         _, facts = checkpoints.restore(target)
     assert facts["step"] == 3 and (folder / "checkpoints" / "6.unreadable").is_dir()
 
@@ -96,8 +115,13 @@ def test_damaged_parameters_are_not_loaded_and_the_earlier_ones_can_be(run, dama
 def test_damage_of_the_optimizer_does_not_keep_the_parameters_from_being_read(run):
     folder, target = run
     flip(max((folder / "checkpoints" / "6" / "train").rglob("d/*"), key=lambda p: p.stat().st_size))
-    np.testing.assert_array_equal(checkpoint.load_params(folder, target["params"])["head"]["kernel"], 7.0)
-    with Checkpoints(folder / "checkpoints") as checkpoints, pytest.warns(RuntimeWarning, match="a damaged file of a checkpoint"):
+    np.testing.assert_array_equal(
+        checkpoint.load_params(folder, target["params"])["head"]["kernel"], 7.0
+    )
+    with (
+        Checkpoints(folder / "checkpoints") as checkpoints,
+        pytest.warns(RuntimeWarning, match="a damaged file of a checkpoint"),
+    ):
         assert checkpoints.restore(target)[1]["step"] == 3
 
 
@@ -107,10 +131,19 @@ def test_spread_parameters_are_hashed_as_well(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.save(2, at(state, 2), {})
-    flip(max((tmp_path / "checkpoints" / "2" / "params").rglob("d/*"), key=lambda p: p.stat().st_size))
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.warns(RuntimeWarning, match="a damaged file"):
+    flip(
+        max(
+            (tmp_path / "checkpoints" / "2" / "params").rglob("d/*"), key=lambda p: p.stat().st_size
+        )
+    )
+    with (
+        Checkpoints(tmp_path / "checkpoints") as checkpoints,
+        pytest.warns(RuntimeWarning, match="a damaged file"),
+    ):
         restored, facts = checkpoints.restore(target)
-    np.testing.assert_array_equal(restored["params"]["encoder"]["0"]["kernel"], state["params"]["encoder"]["0"]["kernel"])
+    np.testing.assert_array_equal(
+        restored["params"]["encoder"]["0"]["kernel"], state["params"]["encoder"]["0"]["kernel"]
+    )
     assert facts["step"] == 1
 
 
@@ -152,7 +185,12 @@ with Checkpoints({folder!r}) as checkpoints:
 def test_a_kill_beside_the_hashes_leaves_the_earlier_checkpoint(tmp_path, before):
     folder = tmp_path / "checkpoints"
     code = KILLED.format(root=str(ROOT), folder=str(folder), before=before)
-    assert subprocess.run([sys.executable, "-c", code], timeout=200, check=False, capture_output=True).returncode == -9
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], timeout=200, check=False, capture_output=True
+        ).returncode
+        == -9
+    )
     assert checkpoint.steps(folder) == [1]
     target, state = fresh()
     with Checkpoints(folder) as checkpoints:
@@ -164,13 +202,22 @@ def test_a_kill_beside_the_hashes_leaves_the_earlier_checkpoint(tmp_path, before
 def test_a_full_disk_leaves_no_traceback_and_no_half_checkpoint(run, caplog):
     folder, _ = run
     _, state = fresh()
-    large = {**state, "params": {**state["params"], "head": {"kernel": jax.random.normal(jax.random.key(0), (1000, 500))}}}
+    large = {
+        **state,
+        "params": {
+            **state["params"],
+            "head": {"kernel": jax.random.normal(jax.random.key(0), (1000, 500))},
+        },
+    }
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
         with (
             caplog.at_level(logging.ERROR),
-            pytest.raises(TrainError, match="the older ones are untouched; found files may not grow that large here"),
+            pytest.raises(
+                TrainError,
+                match="the older ones are untouched; found files may not grow that large here",
+            ),
             Checkpoints(folder / "checkpoints") as checkpoints,
         ):
             checkpoints.save(9, large, {})
@@ -185,12 +232,20 @@ def test_hashing_takes_a_small_share_of_a_restore(tmp_path):
     """Loose bound for any machine; benchmarks/hashing_checkpoint.py measures it."""
     target, state = fresh()
     big = {"kernel": jax.random.normal(jax.random.key(1), (4, 1000, 1000))}
-    target = {**target, "params": jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), big)}
+    target = {
+        **target,
+        "params": jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), big),
+    }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {**state, "params": big}, {})
     facts, best = checkpoint.read_facts(tmp_path, 1), [float("inf")] * 2
     for _ in range(5):
-        for i, work in enumerate((lambda: hashes.check(tmp_path / "1", facts, "params"), lambda: checkpoint.read_params(tmp_path))):
+        for i, work in enumerate(
+            (
+                lambda: hashes.check(tmp_path / "1", facts, "params"),
+                lambda: checkpoint.read_params(tmp_path),
+            )
+        ):
             began = time.perf_counter()
             work()
             best[i] = min(best[i], time.perf_counter() - began)

@@ -1,4 +1,6 @@
-"""The loop: killed and resumed equals never killed, signals, devices, bad numbers, changed recipes, what it compiles."""
+"""The loop: killed and resumed equals never killed, signals, devices, bad numbers, changed recipes,
+what it compiles.
+"""
 
 import functools
 import itertools
@@ -30,7 +32,10 @@ NETS = ("toy", pytest.param("tsfm", marks=pytest.mark.slow))
 
 
 def flat(params):
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        jax.tree_util.keystr(k): np.asarray(v)
+        for k, v in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def assert_same(left, right, atol=0.0):
@@ -48,8 +53,17 @@ def start_program(workdir, *arguments, **settings):
     """The toy run in a process of its own."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(root / "tests" / "test_train_toy.py"), str(workdir), "--settings", json.dumps(settings), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        str(root / "tests" / "test_train_toy.py"),
+        str(workdir),
+        "--settings",
+        json.dumps(settings),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def stopped_by(number, at):
@@ -66,7 +80,9 @@ def stopped_by(number, at):
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """A compilation cache on disk: every run of this file, in any process, compiles the same few programs."""
+    """A compilation cache on disk: every run of this file, in any process, compiles the same few
+    programs.
+    """
     folder = str(tmp_path_factory.mktemp("cache"))
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
@@ -83,7 +99,9 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-    """Network -> a run that was never stopped, on one device: (run folder, parameters, compilations by function)."""
+    """Network -> a run that was never stopped, on one device: (run folder, parameters, compilations
+    by function).
+    """
 
     @functools.cache
     def trained(net):
@@ -108,11 +126,22 @@ def test_the_record_and_the_folder_of_a_run(reference):
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 12, 12]
     training = [row for row in rows if "loss" in row]
     assert training[-1]["loss"] < training[0]["loss"] - 0.3
-    assert set(training[0]) == {"step", "loss", "loss/cross_entropy", "loss/dice", "grad_norm", "lr"}
-    assert training[0]["loss"] == pytest.approx(training[0]["loss/cross_entropy"] + training[0]["loss/dice"], abs=1e-6)
+    assert set(training[0]) == {
+        "step",
+        "loss",
+        "loss/cross_entropy",
+        "loss/dice",
+        "grad_norm",
+        "lr",
+    }
+    assert training[0]["loss"] == pytest.approx(
+        training[0]["loss/cross_entropy"] + training[0]["loss/dice"], abs=1e-6
+    )
     assert training[0]["lr"] == pytest.approx(0.05 * (1 - 2 / 12) ** 0.9)
     dice = [row["dice/liver"] for row in rows if "dice" in row]
-    assert rows[-1]["dice_ema/liver"] == pytest.approx(0.9 * (0.9 * dice[0] + 0.1 * dice[1]) + 0.1 * dice[2])
+    assert rows[-1]["dice_ema/liver"] == pytest.approx(
+        0.9 * (0.9 * dice[0] + 0.1 * dice[1]) + 0.1 * dice[2]
+    )
     assert checkpoint.steps(workdir / "checkpoints") == [8, 12]
     assert [row["step"] for row in log.read(workdir / "system.jsonl")] == [3, 6, 9, 12]
     assert (workdir / "progress.png").stat().st_size > 10_000
@@ -123,15 +152,24 @@ def test_the_record_and_the_folder_of_a_run(reference):
 def test_one_compilation_for_all_steps(reference):
     _, _, by_name = reference
     assert by_name["jit(update)"] == 1 and by_name["jit(validate)"] == 1
-    assert len({row["compiles"] for row in log.read(reference[0] / "system.jsonl")[1:]}) == 1, "it stops growing after the first validation"
+    assert len({row["compiles"] for row in log.read(reference[0] / "system.jsonl")[1:]}) == 1, (
+        "it stops growing after the first validation"
+    )
 
 
 def kill_at_random(workdir):
-    """Starts the run in a process of its own and kills it (-9) some time after its first checkpoint."""
+    """Starts the run in a process of its own and kills it (-9) some time after its first
+    checkpoint.
+    """
     process = start_program(workdir, "--delay", "0.1", devices=1, checkpoint_every=2)
-    deadline, lines = time.monotonic() + 120, len(log.read(workdir / "metrics.jsonl")) + random.randint(0, 3)
+    deadline, lines = (
+        time.monotonic() + 120,
+        len(log.read(workdir / "metrics.jsonl")) + random.randint(0, 3),
+    )
     while process.poll() is None and time.monotonic() < deadline:
-        if len(log.read(workdir / "metrics.jsonl")) >= lines and checkpoint.steps(workdir / "checkpoints"):
+        if len(log.read(workdir / "metrics.jsonl")) >= lines and checkpoint.steps(
+            workdir / "checkpoints"
+        ):
             break
         time.sleep(0.02)
     time.sleep(random.random() / 5)
@@ -144,7 +182,9 @@ def test_killed_and_resumed_equals_never_killed(reference, tmp_path):
     for _ in range(2):
         assert "Error" not in kill_at_random(tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints")
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 11, "loss": ')  # a line that was being written
+    (tmp_path / "metrics.jsonl").open("a").write(
+        '{"step": 11, "loss": '
+    )  # a line that was being written
     state = toy.run(tmp_path, devices=1)
     assert_same(state["params"], reference[1])
     assert_same_record(tmp_path, reference[0])
@@ -208,9 +248,13 @@ def test_a_finished_run_returns_at_once(reference):
 
 
 def assert_result_of(reference, workdir, params):
-    """Parameters and record are those of one device but for the order of sums, which is far below what training changed."""
+    """Parameters and record are those of one device but for the order of sums, which is far below
+    what training changed.
+    """
     assert_same(params, reference[1], atol=1e-5)
-    for row, expected in zip(log.read(workdir / "metrics.jsonl"), log.read(reference[0] / "metrics.jsonl"), strict=True):
+    for row, expected in zip(
+        log.read(workdir / "metrics.jsonl"), log.read(reference[0] / "metrics.jsonl"), strict=True
+    ):
         assert row == pytest.approx(expected, abs=2e-4)
         assert row.get("loss") == pytest.approx(expected.get("loss"), abs=1e-5)
 
@@ -218,15 +262,21 @@ def assert_result_of(reference, workdir, params):
 def split_share(params):
     """Share of the parameters that no device holds whole."""
     leaves = jax.tree.leaves(params)
-    return sum(v.size for v in leaves if v.sharding.shard_shape(v.shape) != v.shape) / sum(v.size for v in leaves)
+    return sum(v.size for v in leaves if v.sharding.shard_shape(v.shape) != v.shape) / sum(
+        v.size for v in leaves
+    )
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(references, tmp_path, net):
-    """Data parallel, then parameters and optimizer spread over all devices, then both; from the middle also on one device and on 2 x 2."""
+    """Data parallel, then parameters and optimizer spread over all devices, then both; from the
+    middle also on one device and on 2 x 2.
+    """
     reference = references(net)
     begun = flat(jax.jit(toy.network(net, 12)[0])(jax.random.key(0)))
-    assert max(np.abs(v - begun[k]).max() for k, v in flat(reference[1]).items()) > 1e-2, "a thousand times what may differ"
+    assert max(np.abs(v - begun[k]).max() for k, v in flat(reference[1]).items()) > 1e-2, (
+        "a thousand times what may differ"
+    )
     eight, rules = tmp_path / "eight", {"sharding_rules": RULES}
     copies = toy.run(eight, net=net, until=3, devices=8)["params"]
     spread = toy.run(eight, net=net, until=9, devices=8, fsdp=8, **rules)["params"]
@@ -235,11 +285,16 @@ def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(references, tm
         shutil.copytree(eight, tmp_path / str(devices))
         state = toy.run(tmp_path / str(devices), net=net, devices=devices, fsdp=fsdp, **rules)
         assert_result_of(reference, tmp_path / str(devices), state["params"])
-    assert_result_of(reference, eight, toy.run(eight, net=net, devices=8, fsdp=4, **rules)["params"])
+    assert_result_of(
+        reference, eight, toy.run(eight, net=net, devices=8, fsdp=4, **rules)["params"]
+    )
 
 
 def test_another_recipe_is_refused(reference):
-    with pytest.raises(TrainError, match=r"net: was toy, is other; optimizer\.lr: was nothing, is 0\.5; seed: was 0, is 1"):
+    with pytest.raises(
+        TrainError,
+        match=r"net: was toy, is other; optimizer\.lr: was nothing, is 0\.5; seed: was 0, is 1",
+    ):
         toy.run(reference[0], devices=1, recipe={"net": "other", "optimizer": {"lr": 0.5}}, seed=1)
 
 
@@ -264,11 +319,16 @@ def test_bad_streams_are_named(tmp_path):
     placer(toy.host_batch(0))
     with pytest.raises(TrainError, match=r"differs from the first one.*image.*\(8, 8, 8, 8, 1\)"):
         placer(toy.host_batch(1, vol=(8, 8, 8)))
-    with pytest.raises(OSError, match="the disk went away") as caught, sharding.prefetch(breaks(), lambda x: x) as items:
+    with (
+        pytest.raises(OSError, match="the disk went away") as caught,
+        sharding.prefetch(breaks(), lambda x: x) as items,
+    ):
         assert list(items) == [1]
     assert any(entry.name == "breaks" for entry in caught.traceback), "the worker's own traceback"
     with pytest.raises(TrainError, match="ended before step 3"):
-        toy.run(tmp_path, devices=1, stream=lambda start: iter([toy.host_batch(0), toy.host_batch(1)]))
+        toy.run(
+            tmp_path, devices=1, stream=lambda start: iter([toy.host_batch(0), toy.host_batch(1)])
+        )
     with pytest.raises(UsageError, match="log_every"):
         loop.Settings(steps=10, log_every=0)
 
@@ -282,23 +342,37 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
         return {"head": fresh["head"], "encoder": {**loaded["encoder"], "bias": -jnp.zeros(16)}}
 
     state = toy.run(tmp_path, steps=4, devices=1, optimizer=frozen, borrow=borrow, validate_every=0)
-    assert np.asarray(state["params"]["encoder"]["kernel"]).tobytes() == np.asarray(params["encoder"]["kernel"]).tobytes()
+    assert (
+        np.asarray(state["params"]["encoder"]["kernel"]).tobytes()
+        == np.asarray(params["encoder"]["kernel"]).tobytes()
+    )
     assert np.signbit(state["params"]["encoder"]["bias"]).all(), "even the sign of zero"
-    assert not np.array_equal(state["params"]["head"]["kernel"], toy.init(jax.random.key(0))["head"]["kernel"])
+    assert not np.array_equal(
+        state["params"]["head"]["kernel"], toy.init(jax.random.key(0))["head"]["kernel"]
+    )
     moments = [leaf for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim]
-    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state["params"]["head"]))
+    assert sum(leaf.size for leaf in moments) == 2 * sum(
+        leaf.size for leaf in jax.tree.leaves(state["params"]["head"])
+    )
     with pytest.raises(TrainError, match="do not fit"):
         states.with_params(state, {"encoder": state["params"]["encoder"]})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("net", "fsdp"), [("toy", 4), ("tsfm", 8)])  # 8: parameters are spread over the two processes
+@pytest.mark.parametrize(
+    ("net", "fsdp"), [("toy", 4), ("tsfm", 8)]
+)  # 8: parameters are spread over the two processes
 def test_two_processes_equal_one(references, tmp_path, net, fsdp):
     reference = references(net)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    pair = [start_program(tmp_path, "--host", str(i), "--port", port, net=net, fsdp=fsdp, sharding_rules=RULES) for i in range(2)]
+    pair = [
+        start_program(
+            tmp_path, "--host", str(i), "--port", port, net=net, fsdp=fsdp, sharding_rules=RULES
+        )
+        for i in range(2)
+    ]
     outputs = [process.communicate(timeout=900)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     final = np.load(tmp_path / "final.npz", allow_pickle=False)
@@ -314,9 +388,18 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = ("--port", port, "--delay", "0.1")
-    pair = [start_program(tmp_path, "--host", str(i), *arguments, steps=400, checkpoint_every=0, validate_every=0) for i in range(2)]
+    pair = [
+        start_program(
+            tmp_path, "--host", str(i), *arguments, steps=400, checkpoint_every=0, validate_every=0
+        )
+        for i in range(2)
+    ]
     deadline = time.monotonic() + 120
-    while all(p.poll() is None for p in pair) and len(log.read(tmp_path / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+    while (
+        all(p.poll() is None for p in pair)
+        and len(log.read(tmp_path / "metrics.jsonl")) < 2
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     pair[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=100)[0] for process in pair]

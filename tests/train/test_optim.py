@@ -1,4 +1,6 @@
-"""Rule lists, schedules and optimizers: published numbers, torch's formulas, frozen leaves, clipping over what is trained."""
+"""Rule lists, schedules and optimizers: published numbers, torch's formulas, frozen leaves,
+clipping over what is trained.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,9 @@ def test_first_rule_wins_and_paths_are_names():
 
 
 def test_rules_that_do_not_fit_are_errors_naming_paths():
-    with pytest.raises(TrainError, match=r"decay: no rule matches head/kernel; found \['\^encoder/'\]"):
+    with pytest.raises(
+        TrainError, match=r"decay: no rule matches head/kernel; found \['\^encoder/'\]"
+    ):
         rules.assign(PARAMS, (("^encoder/", 1.0),), "decay")
     with pytest.raises(TrainError, match=r"no parameter is left for \^encodr/.*encoder/bias"):
         rules.assign(PARAMS, (("^encodr/", False), (".*", True)))
@@ -49,7 +53,10 @@ def test_rules_that_do_not_fit_are_errors_naming_paths():
 @pytest.mark.parametrize(
     ("arguments", "numbers"),
     [
-        (("poly", 0.01, 2000), {0: 1e-2, 1: 9.995499887e-3, 1000: 5.358867313e-3, 1999: 1.069234600e-5}),
+        (
+            ("poly", 0.01, 2000),
+            {0: 1e-2, 1: 9.995499887e-3, 1000: 5.358867313e-3, 1999: 1.069234600e-5},
+        ),
         (("poly", 5e-4, 2000), {1000: 2.679433656e-4}),
         (("constant", 0.1, 10), {0: 0.1, 9: 0.1, 20: 0.1}),
         (("cosine", 0.2, 100), {0: 0.2, 50: 0.1, 100: 0.0, 150: 0.0}),
@@ -62,8 +69,17 @@ def test_schedules(arguments, numbers):
 
 
 def test_warm_up_then_poly_and_the_staircase():
-    clean = optim.make_schedule("poly", 0.01, 1050, warmup_steps=50)  # the second phase of MultiTalent's fine-tuning
-    for epoch, expected in {0: 2e-4, 49: 1e-2, 50: 1e-2, 51: 9.990999550e-3, 490: 5.934296265e-3, 1049: 1.995262315e-5}.items():
+    clean = optim.make_schedule(
+        "poly", 0.01, 1050, warmup_steps=50
+    )  # the second phase of MultiTalent's fine-tuning
+    for epoch, expected in {
+        0: 2e-4,
+        49: 1e-2,
+        50: 1e-2,
+        51: 9.990999550e-3,
+        490: 5.934296265e-3,
+        1049: 1.995262315e-5,
+    }.items():
         assert float(clean(epoch)) == pytest.approx(expected, rel=2e-5), epoch
     stairs = optim.make_schedule("poly", 0.01, 1050 * 25, warmup_steps=50 * 25, steps_per_epoch=25)
     for step in (0, 24, 25, 50 * 25 - 1, 50 * 25, 51 * 25 + 7, 1049 * 25):
@@ -78,23 +94,43 @@ def test_warm_up_then_poly_and_the_staircase():
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_is_torch_sgd(nesterov):
     """g += wd p; m = mu m + g; p -= lr (g + mu m) with Nesterov, lr m without (torch.optim.SGD)."""
-    optimizer = optim.make(lr=0.1, steps=5, momentum=0.9, nesterov=nesterov, weight_decay=0.01, clip_norm=0.0)
-    expected, momentum = jax.tree.map(np.float64, PARAMS), jax.tree.map(lambda p: np.zeros(p.shape), PARAMS)
+    optimizer = optim.make(
+        lr=0.1, steps=5, momentum=0.9, nesterov=nesterov, weight_decay=0.01, clip_norm=0.0
+    )
+    expected, momentum = (
+        jax.tree.map(np.float64, PARAMS),
+        jax.tree.map(lambda p: np.zeros(p.shape), PARAMS),
+    )
     for step in range(5):
         rate = 0.1 * (1 - step / 5) ** 0.9
         g = jax.tree.map(lambda g, p: np.float64(g) + 0.01 * p, gradient(step), expected)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, g)
         change = jax.tree.map(lambda m, g: g + 0.9 * m, momentum, g) if nesterov else momentum
         expected = jax.tree.map(lambda p, c, rate=rate: p - rate * c, expected, change)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), descend(optimizer, 5), expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), descend(optimizer, 5), expected
+    )
 
 
 def test_adamw_is_torch_adamw_with_rules():
     """p -= lr s (mhat / (sqrt(vhat) + eps) + wd d p), s and d by rule."""
     scale, decay = (("^head/", 10.0), (".*", 1.0)), (("bias$", False), (".*", True))
-    arguments = dict(lr=0.01, steps=4, schedule="constant", weight_decay=0.1, eps=1e-4, clip_norm=0.0, lr_scale=scale, decay=decay)
+    arguments = dict(
+        lr=0.01,
+        steps=4,
+        schedule="constant",
+        weight_decay=0.1,
+        eps=1e-4,
+        clip_norm=0.0,
+        lr_scale=scale,
+        decay=decay,
+    )
     result = descend(optim.make(name="adamw", **arguments), 4)
-    for path, s, d in ((("encoder", "kernel"), 1, 1), (("encoder", "bias"), 1, 0), (("head", "kernel"), 10, 1)):
+    for path, s, d in (
+        (("encoder", "kernel"), 1, 1),
+        (("encoder", "bias"), 1, 0),
+        (("head", "kernel"), 10, 1),
+    ):
         p = np.float64(PARAMS[path[0]][path[1]])
         m = v = np.zeros_like(p)
         for step in range(4):
@@ -107,15 +143,33 @@ def test_adamw_is_torch_adamw_with_rules():
 
 def test_clipping_counts_trained_leaves_only_and_frozen_ones_have_no_state():
     only_head = (("^head/", True), (".*", False))
-    optimizer = optim.make(lr=1.0, steps=2, schedule="constant", momentum=0.0, weight_decay=0.0, clip_norm=0.5, trainable=only_head)
+    optimizer = optim.make(
+        lr=1.0,
+        steps=2,
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=0.5,
+        trainable=only_head,
+    )
     state = optimizer.tx.init(PARAMS)
-    gradients = {"encoder": jax.tree.map(lambda p: 1e6 * jnp.ones_like(p), PARAMS["encoder"]), "head": {"kernel": jnp.asarray([0.4])}}
+    gradients = {
+        "encoder": jax.tree.map(lambda p: 1e6 * jnp.ones_like(p), PARAMS["encoder"]),
+        "head": {"kernel": jnp.asarray([0.4])},
+    }
     updates, _ = optimizer.tx.update(gradients, state, PARAMS)
-    assert float(updates["head"]["kernel"][0]) == pytest.approx(-0.4), "a huge frozen gradient does not shrink the others"
+    assert float(updates["head"]["kernel"][0]) == pytest.approx(-0.4), (
+        "a huge frozen gradient does not shrink the others"
+    )
     assert all((np.asarray(u) == 0).all() for u in jax.tree.leaves(updates["encoder"]))
-    updates, _ = optimizer.tx.update({**gradients, "head": {"kernel": jnp.asarray([2.0])}}, state, PARAMS)
+    updates, _ = optimizer.tx.update(
+        {**gradients, "head": {"kernel": jnp.asarray([2.0])}}, state, PARAMS
+    )
     assert float(updates["head"]["kernel"][0]) == pytest.approx(-0.5)
-    assert optimizer.trained(PARAMS) == {"encoder": {"kernel": False, "bias": False}, "head": {"kernel": True}}
+    assert optimizer.trained(PARAMS) == {
+        "encoder": {"kernel": False, "bias": False},
+        "head": {"kernel": True},
+    }
     heavy = optim.make(steps=2, trainable=only_head).tx.init(PARAMS)
     assert sum(leaf.size for leaf in jax.tree.leaves(heavy) if leaf.ndim) == 1
 

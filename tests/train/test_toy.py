@@ -1,4 +1,5 @@
-"""The supervised task on a toy network, and the toy run that the other training tests share (also as a program, to be killed).
+"""The supervised task on a toy network, and the toy run that the other training tests share (also
+as a program, to be killed).
 
 The run may train TSFM's network as well, at its smallest: `run(net="tsfm")`.
 """
@@ -33,10 +34,14 @@ IGNORE = np.array([-2, 2])
 
 
 def init(key):
-    """Two 3x3x3 convolutions, 1 -> 16 -> 3 channels; irregular numbers that depend on the key and compile fast."""
+    """Two 3x3x3 convolutions, 1 -> 16 -> 3 channels; irregular numbers that depend on the key and
+    compile fast.
+    """
 
     def kernel(*shape):
-        return jnp.sin(7.0 * jnp.arange(np.prod(shape)) ** 1.5 + jax.random.key_data(key).sum()).reshape(shape)
+        return jnp.sin(
+            7.0 * jnp.arange(np.prod(shape)) ** 1.5 + jax.random.key_data(key).sum()
+        ).reshape(shape)
 
     return {
         "encoder": {"kernel": 0.3 * kernel(3, 3, 3, 1, 16), "bias": jnp.zeros(16)},
@@ -48,7 +53,12 @@ def apply(params, image, context, train, key=None):
     """The toy network."""
 
     def conv(x, p):
-        return jax.lax.conv_general_dilated(x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")) + p["bias"]
+        return (
+            jax.lax.conv_general_dilated(
+                x, p["kernel"], (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            )
+            + p["bias"]
+        )
 
     return {"logits": conv(jax.nn.leaky_relu(conv(image, params["encoder"])), params["head"])}
 
@@ -77,20 +87,37 @@ def augment(key, image, label):
 
 
 def task(forward=apply, **changes):
-    """The toy task, of another network if one is given; `changes` replace arguments of `supervised.make`."""
+    """The toy task, of another network if one is given; `changes` replace arguments of
+    `supervised.make`.
+    """
     losses = (("cross_entropy", 1.0, cross_entropy.make()), ("dice", 1.0, dice.make()))
     arguments = dict(table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, augment=augment)
     return supervised.make(forward, losses, **(arguments | changes))
 
 
 def tsfm_init_and_apply():
-    """TSFM with every kind of its blocks, recomputed in the backward pass, and a scanned transformer of two layers with dropout."""
+    """TSFM with every kind of its blocks, recomputed in the backward pass, and a scanned
+    transformer of two layers with dropout.
+    """
     net = tsfm.make(
-        len(CLASSES), variant="t", channels=(8, 16), strides=((1, 2, 2),), vit_width=24, vit_layers=2, vit_heads=2, remat="block"
-    )  # fmt: skip
+        len(CLASSES),
+        variant="t",
+        channels=(8, 16),
+        strides=((1, 2, 2),),
+        vit_width=24,
+        vit_layers=2,
+        vit_heads=2,
+        remat="block",
+    )
 
     def apply(params, image, context, train, key=None):
-        return net.apply({"params": params}, image, context, train, rngs=None if key is None else {"dropout": key})
+        return net.apply(
+            {"params": params},
+            image,
+            context,
+            train,
+            rngs=None if key is None else {"dropout": key},
+        )
 
     return lambda key: net.init(key, jnp.zeros((1, *PATCH, 1)))["params"], apply
 
@@ -119,7 +146,9 @@ def run(
     borrow=None,
     **settings,
 ):
-    """Trains the toy, `until` a step if it is given; `settings` are fields of `loop.Settings` or arguments of `loop.fit`."""
+    """Trains the toy, `until` a step if it is given; `settings` are fields of `loop.Settings` or
+    arguments of `loop.fit`.
+    """
     share = BATCH // hosts
 
     def local(batch):
@@ -135,17 +164,26 @@ def run(
 
     fields = set(loop.Settings.__dataclass_fields__)
     plain = dict(
-        validate_every=4 if net == "toy" else 0, validation_batches=2, checkpoint_every=4, log_every=3, print_seconds=0.0, picture=False
+        validate_every=4 if net == "toy" else 0,
+        validation_batches=2,
+        checkpoint_every=4,
+        log_every=3,
+        print_seconds=0.0,
+        picture=False,
     )
     fresh, plain_task, plain_optimizer = network(net, steps)
-    arguments = dict(names=CLASSES, recipe={"net": net}, borrow=borrow, validation_stream=validation)
+    arguments = dict(
+        names=CLASSES, recipe={"net": net}, borrow=borrow, validation_stream=validation
+    )
     arguments |= {k: v for k, v in settings.items() if k not in fields}
     return loop.fit(
         task=arguments.pop("task", None) or plain_task,
         init=fresh,
         optimizer=optimizer or plain_optimizer,
         stream=stream or endless,
-        settings=loop.Settings(steps=until or steps, **(plain | {k: v for k, v in settings.items() if k in fields})),
+        settings=loop.Settings(
+            steps=until or steps, **(plain | {k: v for k, v in settings.items() if k in fields})
+        ),
         workdir=workdir,
         mesh=sharding.make_mesh(fsdp, jax.devices()[:devices] if devices else None),
         **arguments,
@@ -170,7 +208,9 @@ def test_prepare_normalises_crops_and_masks():
     np.testing.assert_array_equal(task().prepare(placed(batch), None)["weight"], ~ignored)
     np.testing.assert_array_equal(prepared["known"], KNOWN[batch["corpus"]])
     np.testing.assert_array_equal(prepared["table"], TABLE[batch["corpus"]])
-    assert "weight" not in task(ignore_ids=[-2, -2]).prepare(placed(batch), None), "nothing to mask costs nothing"
+    assert "weight" not in task(ignore_ids=[-2, -2]).prepare(placed(batch), None), (
+        "nothing to mask costs nothing"
+    )
     assert set(task().context(batch)) == {"corpus", "modality", "spacing_mm"}
 
 
@@ -182,18 +222,31 @@ def test_loss_is_the_weighted_sum_of_its_parts():
         logits = apply(params, image, context, train)["logits"]
         return {"logits": logits, "deep": [logits[:, ::2, ::2, ::2], logits[:, :1, ::3, ::3]]}
 
-    made = supervised.make(deep, parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH, deep_weights=(1.0, 0.5, 0.0))
+    made = supervised.make(
+        deep,
+        parts,
+        table=TABLE,
+        known=KNOWN,
+        ignore_ids=IGNORE,
+        patch=PATCH,
+        deep_weights=(1.0, 0.5, 0.0),
+    )
     value, scalars = jax.jit(made.loss)(params, batch, key)
-    assert float(value) == pytest.approx(0.5 * float(scalars["loss/a"]) + 2 * float(scalars["loss/b"]), rel=1e-6)
+    assert float(value) == pytest.approx(
+        0.5 * float(scalars["loss/a"]) + 2 * float(scalars["loss/b"]), rel=1e-6
+    )
     prepared = jax.jit(made.prepare)(batch, key)
     whole = jax.jit(apply)(params, prepared["image"], {}, True)["logits"]
     half = {**prepared, **{k: prepared[k][:, 1::2, 1::2, 1::2] for k in ("label", "weight")}}
     alone = [
-        float(jax.jit(cross_entropy.make())(*args)) for args in (({"logits": whole}, prepared), ({"logits": whole[:, ::2, ::2, ::2]}, half))
+        float(jax.jit(cross_entropy.make())(*args))
+        for args in (({"logits": whole}, prepared), ({"logits": whole[:, ::2, ::2, ::2]}, half))
     ]
     assert float(scalars["loss/a"]) == pytest.approx(alone[0] + 0.5 * alone[1], rel=1e-5)
     with pytest.raises(UsageError, match="unique"):
-        supervised.make(apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH)
+        supervised.make(
+            apply, parts + parts, table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=PATCH
+        )
 
 
 def test_validation_counts_equal_numpy_and_see_known_classes_only():
@@ -202,8 +255,16 @@ def test_validation_counts_equal_numpy_and_see_known_classes_only():
     found = {name: np.asarray(v) for name, v in task().validate(params, placed(batch)).items()}
     prepared = task().prepare(placed(batch), None)
     mask = np.asarray(apply(params, prepared["image"], {}, False)["logits"]) > 0
-    truth = np.stack([TABLE[c][label] for c, label in zip(batch["corpus"], np.asarray(prepared["label"]), strict=True)])
-    valid = np.asarray(prepared["known"])[:, None, None, None] & (np.asarray(prepared["weight"]) > 0)[..., None]
+    truth = np.stack(
+        [
+            TABLE[c][label]
+            for c, label in zip(batch["corpus"], np.asarray(prepared["label"]), strict=True)
+        ]
+    )
+    valid = (
+        np.asarray(prepared["known"])[:, None, None, None]
+        & (np.asarray(prepared["weight"]) > 0)[..., None]
+    )
     axes = (0, 1, 2, 3)
     np.testing.assert_array_equal(found["tp"], (mask & truth & valid).sum(axes))
     np.testing.assert_array_equal(found["fp"], (mask & ~truth & valid).sum(axes))
@@ -218,11 +279,17 @@ def test_two_dimensional_patches():
     batch = host_batch(0)
     flat = {**batch, "image": batch["image"][:, 3], "label": batch["label"][:, 3]}
     made = supervised.make(
-        lambda p, image, context, train, key: {"logits": image * p["w"]}, [("ce", 1.0, cross_entropy.make())],
-        table=TABLE, known=KNOWN, ignore_ids=IGNORE, patch=(6, 6),
-    )  # fmt: skip
+        lambda p, image, context, train, key: {"logits": image * p["w"]},
+        [("ce", 1.0, cross_entropy.make())],
+        table=TABLE,
+        known=KNOWN,
+        ignore_ids=IGNORE,
+        patch=(6, 6),
+    )
     value, _ = jax.jit(made.loss)({"w": jnp.ones(3)}, placed(flat), jax.random.key(0))
-    assert made.prepare(placed(flat), None)["image"].shape == (BATCH, 6, 6, 1) and np.isfinite(float(value))
+    assert made.prepare(placed(flat), None)["image"].shape == (BATCH, 6, 6, 1) and np.isfinite(
+        float(value)
+    )
 
 
 def main():
@@ -231,11 +298,15 @@ def main():
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--settings", type=json.loads, default={})
-    parser.add_argument("--host", type=int, default=-1, help=">= 0: one of two processes that meet at --port")
+    parser.add_argument(
+        "--host", type=int, default=-1, help=">= 0: one of two processes that meet at --port"
+    )
     parser.add_argument("--port", default="")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 4 if args.host >= 0 else 8)  # 8 as in the test process: same threads, same bits
+    jax.config.update(
+        "jax_num_cpu_devices", 4 if args.host >= 0 else 8
+    )  # 8 as in the test process: same threads, same bits
     if args.host >= 0:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{args.port}", 2, args.host)
@@ -244,9 +315,14 @@ def main():
         state = run(args.workdir, delay=args.delay, **hosts, **args.settings)
     except Preempted as error:
         raise SystemExit(error.exit_code) from error
-    whole = jax.tree.map(functools.partial(multihost_utils.process_allgather, tiled=True), state["params"])
+    whole = jax.tree.map(
+        functools.partial(multihost_utils.process_allgather, tiled=True), state["params"]
+    )
     if jax.process_index() == 0:
-        flat = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(whole)}
+        flat = {
+            jax.tree_util.keystr(k): np.asarray(v)
+            for k, v in jax.tree_util.tree_leaves_with_path(whole)
+        }
         np.savez(args.workdir / "final.npz", **flat)
 
 

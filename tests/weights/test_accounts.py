@@ -30,7 +30,9 @@ def _archive(path, value):
     return path
 
 
-@pytest.mark.parametrize("call", [_Call(os.system, "touch ran"), _Call(eval, "1"), _Call(getattr, "a", "upper")])
+@pytest.mark.parametrize(
+    "call", [_Call(os.system, "touch ran"), _Call(eval, "1"), _Call(getattr, "a", "upper")]
+)
 def test_a_file_that_wants_to_run_something_is_refused_before_it_does(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"no weights need.*(system|eval|getattr)"):
@@ -54,7 +56,11 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 
 def test_plain_pickles_of_numbers_are_read(tmp_path):
-    value = {"spacing": np.array([1.5, 1.0, 1.0]), "mean": np.float64(3.25), "stages": {0: {"patch": [1, 2]}}}
+    value = {
+        "spacing": np.array([1.5, 1.0, 1.0]),
+        "mean": np.float64(3.25),
+        "stages": {0: {"patch": [1, 2]}},
+    }
     (tmp_path / "plans.pkl").write_bytes(pickle.dumps(value))
     found = torch_file.read_plain(tmp_path / "plans.pkl")
     np.testing.assert_array_equal(found["spacing"], value["spacing"])
@@ -64,7 +70,9 @@ def test_plain_pickles_of_numbers_are_read(tmp_path):
 def test_npz_and_safetensors(tmp_path):
     weights = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
     np.savez(tmp_path / "w.npz", **weights)
-    np.testing.assert_array_equal(accounts.tensors_of(accounts.read(tmp_path / "w.npz"))["a"], weights["a"])
+    np.testing.assert_array_equal(
+        accounts.tensors_of(accounts.read(tmp_path / "w.npz"))["a"], weights["a"]
+    )
     pytest.importorskip("safetensors")
     from safetensors.numpy import save_file
 
@@ -78,10 +86,19 @@ def test_pytorchs_files_are_read_without_pytorch(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     base = torch.arange(24, dtype=torch.float32)
     state = {
-        "module.a": base.reshape(2, 3, 4).permute(2, 0, 1), "module.b": base[5:7], "module.h": torch.ones(3, dtype=torch.bfloat16) * 1.5,
-        "module.n": torch.tensor(7), "module.p": torch.nn.Parameter(torch.zeros(2, 0)),
-    }  # fmt: skip
-    whole = {"state_dict": state, "epoch": 3, "best": np.float64(0.5), "plot": [np.float32(1.0)], "opt": {"device": torch.device("cpu")}}
+        "module.a": base.reshape(2, 3, 4).permute(2, 0, 1),
+        "module.b": base[5:7],
+        "module.h": torch.ones(3, dtype=torch.bfloat16) * 1.5,
+        "module.n": torch.tensor(7),
+        "module.p": torch.nn.Parameter(torch.zeros(2, 0)),
+    }
+    whole = {
+        "state_dict": state,
+        "epoch": 3,
+        "best": np.float64(0.5),
+        "plot": [np.float32(1.0)],
+        "opt": {"device": torch.device("cpu")},
+    }
     torch.save(whole, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     found = accounts.read(tmp_path / "w.pth")
     assert found["epoch"] == 3 and found["best"] == 0.5 and found["plot"] == [1.0]
@@ -92,7 +109,10 @@ def test_pytorchs_files_are_read_without_pytorch(tmp_path, zipped):
     assert tensors["a"].shape == (4, 2, 3)
 
 
-TARGET = {"conv": {"kernel": jax.ShapeDtypeStruct((3, 1, 2, 5, 4), np.float32)}, "head": {"bias": jax.ShapeDtypeStruct((4,), np.float32)}}
+TARGET = {
+    "conv": {"kernel": jax.ShapeDtypeStruct((3, 1, 2, 5, 4), np.float32)},
+    "head": {"bias": jax.ShapeDtypeStruct((4,), np.float32)},
+}
 TABLE = (Row(r"c(\d)\.weight", "conv/kernel", "conv"), Row(r"out\.bias", "head/bias"))
 
 
@@ -101,18 +121,32 @@ def test_layouts_are_pytorchs():
     np.testing.assert_array_equal(accounts.LAYOUTS["conv"](w)[2, 0, 1], w[:, :, 2, 0, 1].T)
     np.testing.assert_array_equal(accounts.LAYOUTS["up"](w)[2, 0, 1], w[:, :, 2, 0, 1])
     np.testing.assert_array_equal(accounts.LAYOUTS["point"](w[:, :, :1, :, :1]), w[:, :, 0, 0, 0].T)
-    assert accounts.LAYOUTS["split"](np.ones((6, 2, 3))).shape == (6, 6) and accounts.LAYOUTS["joined"](np.ones((2, 3, 6))).shape == (6, 6)
+    assert accounts.LAYOUTS["split"](np.ones((6, 2, 3))).shape == (6, 6) and accounts.LAYOUTS[
+        "joined"
+    ](np.ones((2, 3, 6))).shape == (6, 6)
 
 
 def test_every_tensor_is_accounted_for():
-    weights = {"c1.weight": np.ones((4, 5, 3, 1, 2)), "out.bias": np.arange(4.0), "buffer": np.zeros(1)}
+    weights = {
+        "c1.weight": np.ones((4, 5, 3, 1, 2)),
+        "out.bias": np.arange(4.0),
+        "buffer": np.zeros(1),
+    }
     tree, account = accounts.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")])
-    assert tree["conv"]["kernel"].shape == (3, 1, 2, 5, 4) and tree["head"]["bias"].dtype == np.float32
+    assert (
+        tree["conv"]["kernel"].shape == (3, 1, 2, 5, 4) and tree["head"]["bias"].dtype == np.float32
+    )
     assert account.matched == {"c1.weight": "conv/kernel", "out.bias": "head/bias"}
     assert account.ignored == {"made again": ("buffer",)} and account.absent == {}
     assert "ignored 1 (buffer): made again" in account.text()
     del weights["out.bias"]
-    tree, account = accounts.convert(weights, TABLE, TARGET, ignored=[(r"buffer", "made again")], absent=[(r"head/.*", "starts fresh")])
+    tree, account = accounts.convert(
+        weights,
+        TABLE,
+        TARGET,
+        ignored=[(r"buffer", "made again")],
+        absent=[(r"head/.*", "starts fresh")],
+    )
     assert "head" not in tree and account.absent == {"starts fresh": ("head/bias",)}
 
 
@@ -135,10 +169,17 @@ def test_softmax_heads_relative_to_the_background_give_the_same_probabilities():
     rng = np.random.default_rng(0)
     x, tree = (
         rng.normal(size=(7, 6)),
-        {"head_0": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)}, "other": {"bias": np.ones(4)}},
+        {
+            "head_0": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)},
+            "other": {"bias": np.ones(4)},
+        },
     )
     new = accounts.relative_to_background(tree, r"head_\d+/(kernel|bias)")
     assert new["head_0"]["kernel"].shape == (6, 3) and new["other"]["bias"].shape == (4,)
     old = np.exp(x @ tree["head_0"]["kernel"] + tree["head_0"]["bias"])
     relative = np.exp(x @ new["head_0"]["kernel"] + new["head_0"]["bias"])
-    np.testing.assert_allclose((old / old.sum(-1, keepdims=True))[:, 1:], relative / (1 + relative.sum(-1, keepdims=True)), atol=1e-12)
+    np.testing.assert_allclose(
+        (old / old.sum(-1, keepdims=True))[:, 1:],
+        relative / (1 + relative.sum(-1, keepdims=True)),
+        atol=1e-12,
+    )

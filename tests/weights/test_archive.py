@@ -1,4 +1,6 @@
-"""Model archives: what is exported predicts the same bytes, and what was tampered with is refused and leaves nothing behind."""
+"""Model archives: what is exported predicts the same bytes, and what was tampered with is refused
+and leaves nothing behind.
+"""
 
 import hashlib
 import io
@@ -37,7 +39,16 @@ def root(tmp_path_factory):
 
 
 def masks(root: Path, *models: str, out: Path) -> bytes:
-    given = ["predict", "-m", *[str(root / m) for m in models], "-i", str(root / "scan.nii.gz"), "-o", str(out), "--quiet"]
+    given = [
+        "predict",
+        "-m",
+        *[str(root / m) for m in models],
+        "-i",
+        str(root / "scan.nii.gz"),
+        "-o",
+        str(out),
+        "--quiet",
+    ]
     assert cli.main(given) == 0
     return (out / "scan.nii.gz").read_bytes()
 
@@ -49,7 +60,16 @@ def test_every_form_of_a_run_predicts_the_same_bytes(root, tmp_path):
     assert set(np.unique(np.asarray(nib.load(tmp_path / "a" / "scan.nii.gz").dataobj))) == {0, 1, 2}
     assert masks(root, "model.medjax", out=tmp_path / "b") == expected
     for name in ("function.medjax", "slim"):
-        given = ["predict", "-m", str(tmp_path / name), "-i", str(root / "scan.nii.gz"), "-o", str(tmp_path / f"o-{name}"), "--quiet"]
+        given = [
+            "predict",
+            "-m",
+            str(tmp_path / name),
+            "-i",
+            str(root / "scan.nii.gz"),
+            "-o",
+            str(tmp_path / f"o-{name}"),
+            "--quiet",
+        ]
         assert cli.main(given) == 0
         assert (tmp_path / f"o-{name}" / "scan.nii.gz").read_bytes() == expected, name
     assert not list((tmp_path / "slim").rglob("*opt*"))
@@ -59,18 +79,37 @@ def test_the_same_run_gives_the_same_file_without_the_paths_of_its_machine(root,
     export(root / "run", tmp_path / "again.medjax", licences={"Organs": "CC-BY-4.0"})
     assert (tmp_path / "again.medjax").read_bytes() == (root / "model.medjax").read_bytes()
     found = archive.read(root / "model.medjax")
-    assert found.manifest["licences"] == {"Organs": "CC-BY-4.0"} and found.manifest["provenance"]["step"] == 7
-    assert found.documents["config"]["model"]["convs_per_stage"] == 1 and found.documents["config"]["data"]["folders"] == ""
+    assert (
+        found.manifest["licences"] == {"Organs": "CC-BY-4.0"}
+        and found.manifest["provenance"]["step"] == 7
+    )
+    assert (
+        found.documents["config"]["model"]["convs_per_stage"] == 1
+        and found.documents["config"]["data"]["folders"] == ""
+    )
     with zipfile.ZipFile(root / "model.medjax") as content:
         assert b"secret" not in b"".join(content.read(name) for name in content.namelist())
-    assert sorted(content.namelist()) == ["config.json", "labels.json", "manifest.json", "plan.json", "weights.safetensors"]
+    assert sorted(content.namelist()) == [
+        "config.json",
+        "labels.json",
+        "manifest.json",
+        "plan.json",
+        "weights.safetensors",
+    ]
 
 
 def test_licences_come_from_the_data_sets(root, tmp_path):
     folder = tmp_path / "Task01_Organs"
     folder.mkdir()
-    described = {"name": "Organs", "labels": {"0": "background", "1": "organ"}, "modality": {"0": "CT"}, "licence": "CC-BY-SA 4.0"}
-    (folder / "dataset.json").write_text(json.dumps(described | {"medjax": {"name": "Organs"}, "training": [], "test": []}))
+    described = {
+        "name": "Organs",
+        "labels": {"0": "background", "1": "organ"},
+        "modality": {"0": "CT"},
+        "licence": "CC-BY-SA 4.0",
+    }
+    (folder / "dataset.json").write_text(
+        json.dumps(described | {"medjax": {"name": "Organs"}, "training": [], "test": []})
+    )
     make_run(tmp_path / "run", data={"folders": str(folder)})
     export(tmp_path / "run", tmp_path / "m.medjax")
     assert archive.read(tmp_path / "m.medjax").manifest["licences"] == {"Organs": "CC-BY-SA 4.0"}
@@ -86,26 +125,47 @@ def test_the_function_runs_without_the_code_of_the_model(root, tmp_path):
     export(root / "run", tmp_path / "function.medjax", "function", platforms=("cpu",))
     text = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
     block = text.split("```python runner\n")[1].split("```")[0]
-    code = "import sys; sys.modules['medjax'] = None\n" + block.replace("model.medjax", str(tmp_path / "function.medjax"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd="/", check=False)
+    code = "import sys; sys.modules['medjax'] = None\n" + block.replace(
+        "model.medjax", str(tmp_path / "function.medjax")
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd="/",
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     import jax.numpy as jnp
 
     one = read_model(root / "run")
-    context = {"corpus": jnp.zeros(1, int), "modality": jnp.zeros(1, int), "spacing_mm": jnp.ones((1, 3))}
+    context = {
+        "corpus": jnp.zeros(1, int),
+        "modality": jnp.zeros(1, int),
+        "spacing_mm": jnp.ones((1, 3)),
+    }
     expected = one.network.apply(one.params(), jnp.zeros((1, 8, 8, 8, 1)), context)["logits"]
     assert f"(1, 8, 8, 8, 2) {float(expected.mean()):.4f}" in done.stdout
 
 
-def rewritten(source: Path, target: Path, change=None, add=(), mode=0o644, compress=zipfile.ZIP_STORED) -> Path:
-    """The archive with some members changed (None drops one) and others added, digests made to match."""
+def rewritten(
+    source: Path, target: Path, change=None, add=(), mode=0o644, compress=zipfile.ZIP_STORED
+) -> Path:
+    """The archive with some members changed (None drops one) and others added, digests made to
+    match.
+    """
     with zipfile.ZipFile(source) as old:
         members = {name: old.read(name) for name in old.namelist()}
     members |= change or {}
     members = {name: content for name, content in members.items() if content is not None}
     if "manifest.json" in members and "manifest.json" not in (change or {}):
         manifest = json.loads(members["manifest.json"])
-        listed = {n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for n, c in members.items() if n != "manifest.json"}
+        listed = {
+            n: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)}
+            for n, c in members.items()
+            if n != "manifest.json"
+        }
         members["manifest.json"] = json.dumps(manifest | {"members": listed}).encode()
     with zipfile.ZipFile(target, "w") as new:
         for name, content in members.items():
@@ -164,7 +224,10 @@ def test_tampered_archives_are_refused(root, tmp_path, attack):
     with pytest.raises((ModelError, UsageError)) as refusal:
         load_predictor(target)
     assert str(target) in str(refusal.value) or attack == "unknown model"
-    assert sorted(p for p in tmp_path.rglob("*")) == before and not Path("/tmp/medjax-was-here").exists()
+    assert (
+        sorted(p for p in tmp_path.rglob("*")) == before
+        and not Path("/tmp/medjax-was-here").exists()
+    )
 
 
 def test_changed_bytes_and_broken_files_are_refused(root, tmp_path):
@@ -180,15 +243,34 @@ def test_changed_bytes_and_broken_files_are_refused(root, tmp_path):
             read_model(tmp_path / f"{name}.medjax")
     manifest = json.loads(zipfile.ZipFile(root / "model.medjax").read("manifest.json"))
     manifest["members"]["plan.json"]["sha256"] = "0" * 64
-    target = rewritten(root / "model.medjax", tmp_path / "digest.medjax", {"manifest.json": json.dumps(manifest).encode()})
+    target = rewritten(
+        root / "model.medjax",
+        tmp_path / "digest.medjax",
+        {"manifest.json": json.dumps(manifest).encode()},
+    )
     with pytest.raises(ModelError, match="sha256 differs"):
         read_model(target)
-    assert cli.main(["predict", "-m", str(target), "-i", str(root / "scan.nii.gz"), "-o", str(tmp_path / "out")]) == 1
+    assert (
+        cli.main(
+            [
+                "predict",
+                "-m",
+                str(target),
+                "-i",
+                str(root / "scan.nii.gz"),
+                "-o",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 1
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_member_longer_than_its_header_says_is_cut_off_and_refused(root, tmp_path):
-    """The central directory promises few bytes, the stream holds many: reading stops at what was promised."""
+    """The central directory promises few bytes, the stream holds many: reading stops at what was
+    promised.
+    """
     raw = bytearray((root / "model.medjax").read_bytes())
     with zipfile.ZipFile(io.BytesIO(raw)) as source:
         size = source.getinfo("config.json").file_size
@@ -204,8 +286,14 @@ def test_weights_that_do_not_fit_their_config_are_listed(root, tmp_path):
     arrays = archive.unpack_arrays(found.payload)
     name = sorted(arrays)[0]
     arrays["extra/kernel"] = arrays.pop(name)
-    target = rewritten(root / "model.medjax", tmp_path / "m.medjax", {"weights.safetensors": archive.pack_arrays(arrays)})
-    with pytest.raises(ModelError, match=rf"2 differences.*{name} is missing; extra/kernel is unknown"):
+    target = rewritten(
+        root / "model.medjax",
+        tmp_path / "m.medjax",
+        {"weights.safetensors": archive.pack_arrays(arrays)},
+    )
+    with pytest.raises(
+        ModelError, match=rf"2 differences.*{name} is missing; extra/kernel is unknown"
+    ):
         read_model(target).params()
 
 
@@ -217,19 +305,32 @@ def test_functions_with_other_shapes_or_calls_are_refused(root, tmp_path):
     export(root / "run", tmp_path / "f.medjax", "function", platforms=("cpu",))
 
     def with_function(name, function, window=(8, 8, 8)):
-        shapes = [((1, *window, 1), jnp.float32), ((1,), jnp.int32), ((1,), jnp.int32), ((1, 3), jnp.float32)]
+        shapes = [
+            ((1, *window, 1), jnp.float32),
+            ((1,), jnp.int32),
+            ((1,), jnp.int32),
+            ((1, 3), jnp.float32),
+        ]
         disabled = [
             jax_export.DisabledSafetyCheck.custom_call("xla_ffi_python_cpu_callback"),
             jax_export.DisabledSafetyCheck.custom_call("xla_python_cpu_callback"),
         ]
-        made = jax_export.export(jax.jit(function), disabled_checks=disabled)(*[jax.ShapeDtypeStruct(*s) for s in shapes])
+        made = jax_export.export(jax.jit(function), disabled_checks=disabled)(
+            *[jax.ShapeDtypeStruct(*s) for s in shapes]
+        )
         payload = {"function.stablehlo": bytes(made.serialize())}
         return rewritten(tmp_path / "f.medjax", tmp_path / f"{name}.medjax", payload)
 
     with pytest.raises(ModelError, match="other shapes"):
-        load_predictor(with_function("small", lambda i, c, m, s: jnp.zeros((1, 4, 4, 4, 2)), (4, 4, 4)))
+        load_predictor(
+            with_function("small", lambda i, c, m, s: jnp.zeros((1, 4, 4, 4, 2)), (4, 4, 4))
+        )
     with pytest.raises(ModelError, match="no function"):
-        load_predictor(rewritten(tmp_path / "f.medjax", tmp_path / "junk.medjax", {"function.stablehlo": b"x" * 4000}))
+        load_predictor(
+            rewritten(
+                tmp_path / "f.medjax", tmp_path / "junk.medjax", {"function.stablehlo": b"x" * 4000}
+            )
+        )
     with pytest.raises(UsageError, match="one window"):
         load_predictor(tmp_path / "f.medjax", window=(24, 24, 24))
 
@@ -241,13 +342,18 @@ def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     make_run(tmp_path / "seed1", seed=1)
     make_run(tmp_path / "flat", seed=2, patch=(8, 8), spacing_mm=(1.5, 1.2, 1.0))
     volume = nifti.read(root / "scan.nii.gz")
-    singles = {m: _probabilities(load_predictor(m), volume) for m in (root / "run", tmp_path / "seed1", tmp_path / "flat")}
+    singles = {
+        m: _probabilities(load_predictor(m), volume)
+        for m in (root / "run", tmp_path / "seed1", tmp_path / "flat")
+    }
     pair = load_predictor([root / "run", tmp_path / "seed1"], uncertainty=True)
     assert pair.members == 2 and len(pair.parts) == 1
     first, second, flat = singles.values()
     assert np.allclose(_probabilities(pair, volume), (first + second) / 2, atol=2e-6)
     spread = pair.segment(volume, "Organs").maps["disagreement"]
-    wanted = (np.abs(first - second) / 2).max(-1)  # of two, half their distance; blended window by window, so only about
+    wanted = (np.abs(first - second) / 2).max(
+        -1
+    )  # of two, half their distance; blended window by window, so only about
     assert np.corrcoef(spread.ravel(), wanted.ravel())[0, 1] > 0.9 and 0 < spread.max() <= 0.5
     mixed = load_predictor([root / "run", tmp_path / "seed1", tmp_path / "flat"], uncertainty=True)
     assert len(mixed.parts) == 2
@@ -286,7 +392,13 @@ def test_options_that_a_model_cannot_serve_are_usage_errors(root, tmp_path):
     assert load_predictor(root / "run", window=(16, 8, 8)).model.window == (16, 8, 8)
     make_run(tmp_path / "fine" / "run", infer={"fast": "../coarse"})
     make_run(tmp_path / "fine" / "coarse", spacing_mm=(3.0, 3.0, 3.0))
-    assert load_predictor(tmp_path / "fine" / "run", fast=True).model.plan.spacing_of("Organs") == (3.0, 3.0, 3.0)
+    assert load_predictor(tmp_path / "fine" / "run", fast=True).model.plan.spacing_of("Organs") == (
+        3.0,
+        3.0,
+        3.0,
+    )
     (tmp_path / "rules.json").write_text('{"largest": ["organ"]}')
-    assert load_predictor(root / "run", postprocess=str(tmp_path / "rules.json")).postprocess.largest == ("organ",)
+    assert load_predictor(
+        root / "run", postprocess=str(tmp_path / "rules.json")
+    ).postprocess.largest == ("organ",)
     assert ORGANS.classes == ("organ", "tumour")

@@ -1,4 +1,6 @@
-"""Model archives and run documents made to harm or to mislead: one sentence that names the file and the cause, before anything predicts."""
+"""Model archives and run documents made to harm or to mislead: one sentence that names the file and
+the cause, before anything predicts.
+"""
 
 import json
 import os
@@ -41,15 +43,21 @@ def root(tmp_path_factory):
 def with_arrays(root, target, change):
     arrays = archive.unpack_arrays(archive.read(root / "model.medjax").payload)
     change(arrays)
-    return rewritten(root / "model.medjax", target, {"weights.safetensors": archive.pack_arrays(arrays)})
+    return rewritten(
+        root / "model.medjax", target, {"weights.safetensors": archive.pack_arrays(arrays)}
+    )
 
 
 def with_json(root, target, name, change):
     document = archive.read(root / "model.medjax").documents[name]
-    return rewritten(root / "model.medjax", target, {f"{name}.json": json.dumps(change(json.loads(json.dumps(document)))).encode()})
+    return rewritten(
+        root / "model.medjax",
+        target,
+        {f"{name}.json": json.dumps(change(json.loads(json.dumps(document)))).encode()},
+    )
 
 
-# -- numbers -------------------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -61,7 +69,10 @@ def test_weights_that_are_not_finite_are_refused_in_archives_and_runs(root, tmp_
 
     target = with_arrays(root, tmp_path / "bad.medjax", one)
     name = sorted(archive.unpack_arrays(archive.read(target).payload))[1]
-    with pytest.raises(ModelError, match=rf"bad\.medjax: the weights hold numbers that are not finite; found {name}"):
+    with pytest.raises(
+        ModelError,
+        match=rf"bad\.medjax: the weights hold numbers that are not finite; found {name}",
+    ):
         load_predictor(target)
     trained = read_model(root / "run")
     params = trained.params()
@@ -81,9 +92,14 @@ def test_weights_that_are_not_finite_are_refused_in_archives_and_runs(root, tmp_
 def test_weights_of_another_type_are_refused(root, tmp_path, kind):
     def one(arrays):
         name = sorted(arrays)[0]
-        arrays[name] = arrays[name].view(np.int32) if kind is np.int32 else arrays[name].astype(kind)
+        arrays[name] = (
+            arrays[name].view(np.int32) if kind is np.int32 else arrays[name].astype(kind)
+        )
 
-    with pytest.raises(ModelError, match=rf"bad\.medjax: the weights do not fit .*: {np.dtype(kind)} stored, float32 wanted"):
+    with pytest.raises(
+        ModelError,
+        match=rf"bad\.medjax: the weights do not fit .*: {np.dtype(kind)} stored, float32 wanted",
+    ):
         load_predictor(with_arrays(root, tmp_path / "bad.medjax", one))
 
 
@@ -91,21 +107,31 @@ def test_bytes_declared_as_another_type_are_refused(root, tmp_path):
     data = archive.read(root / "model.medjax").payload
     size = int.from_bytes(data[:8], "little")
     head = data[8 : 8 + size].replace(b'"F32"', b'"I32"')
-    target = rewritten(root / "model.medjax", tmp_path / "bad.medjax", {"weights.safetensors": data[:8] + head + data[8 + size :]})
+    target = rewritten(
+        root / "model.medjax",
+        tmp_path / "bad.medjax",
+        {"weights.safetensors": data[:8] + head + data[8 + size :]},
+    )
     with pytest.raises(ModelError, match=r"bad\.medjax: .*int32 stored, float32 wanted"):
         load_predictor(target)
 
 
 def test_finite_numbers_are_told_from_others_without_a_copy():
-    assert fitted.check_finite({"a": np.zeros(0, np.float32), "b": np.arange(3), "c": np.ones(3)}, "x")
+    assert fitted.check_finite(
+        {"a": np.zeros(0, np.float32), "b": np.arange(3), "c": np.ones(3)}, "x"
+    )
     with pytest.raises(ModelError, match=r"not finite; found b, c; expected"):
-        fitted.check_finite({"a": np.ones(2), "b": np.array([1, np.nan]), "c": np.array([np.inf])}, "x")
+        fitted.check_finite(
+            {"a": np.ones(2), "b": np.array([1, np.nan]), "c": np.array([np.inf])}, "x"
+        )
 
 
-# -- the file ------------------------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", [b"#!/bin/sh\nexit 1\n", b"\x7fELF", b"PK\x03\x04" + bytes(60), b"<script>"])
+@pytest.mark.parametrize(
+    "before", [b"#!/bin/sh\nexit 1\n", b"\x7fELF", b"PK\x03\x04" + bytes(60), b"<script>"]
+)
 def test_bytes_before_the_members_are_refused(root, tmp_path, before):
     (tmp_path / "both.medjax").write_bytes(before + (root / "model.medjax").read_bytes())
     with pytest.raises(ModelError, match=r"both\.medjax: model archive refused: bytes"):
@@ -145,34 +171,48 @@ def test_bytes_after_or_between_the_members_are_refused(root, tmp_path):
 @pytest.mark.parametrize("form", ["three of 60 MB", "one of many values", "deep"])
 def test_json_that_grows_is_refused_at_once(root, tmp_path, form):
     bombs = {
-        "three of 60 MB": {f"{name}.json": b"[" + b"[]," * (20 << 20) + b"[]]" for name in ("summary", "environment", "splits_final")},
+        "three of 60 MB": {
+            f"{name}.json": b"[" + b"[]," * (20 << 20) + b"[]]"
+            for name in ("summary", "environment", "splits_final")
+        },
         "one of many values": {"summary.json": b"[" + b"[]," * (4 << 20) + b"[]]"},
         "deep": {"summary.json": b"[" * 500 + b"]" * 500},
     }
     target = rewritten(root / "model.medjax", tmp_path / "bomb.medjax", bombs[form])
     assert target.stat().st_size < 2 << 20
     code = (
-        "import resource, sys, time\nfrom medjax.errors import ModelError\nfrom medjax.runs.trained import read_model\n"
+        "import resource, sys, time\nfrom medjax.errors import ModelError\nfrom "
+        "medjax.runs.trained import read_model\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; begin = time.monotonic()\n"
         "try:\n    read_model(sys.argv[1])\nexcept ModelError as error:\n    print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - begin)"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - "
+        "begin)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", code, str(target)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    )
     message, numbers = done.stdout.strip().splitlines()
     assert "bomb.medjax: model archive refused:" in message
     assert float(numbers.split()[0]) < 100_000 and float(numbers.split()[1]) < 10  # KiB, seconds
 
 
-# -- the config ----------------------------------------------------------------------------------------------------------------------
+# -- the config ------------------------------------------------------------------------------------
 
 NAN, INF = float("nan"), float("inf")
 CONFIGS = {
     "model name with a path": ("model", "name", "../../x", "model.name"),
     "model name of the system": ("model", "name", "os", "no models called 'os'"),
-    "model name of the package": ("model", "name", "__init__", "no models called|no network can be made"),
+    "model name of the package": (
+        "model",
+        "name",
+        "__init__",
+        "no models called|no network can be made",
+    ),
     "model name that is no text": ("model", "name", ["unet"], "model.name"),
     "widths beyond": ("model", "features", [2, 10**7], "weights do not fit|no network"),
     "widths of text": ("model", "features", "many", "model archive refused"),
@@ -200,35 +240,69 @@ CONFIGS = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_configs_of_archives_are_checked_and_the_field_is_named(root, tmp_path, case):
     part, name, value, message = CONFIGS[case]
-    target = with_json(root, tmp_path / "evil.medjax", "config", lambda c: c | {part: c[part] | {name: value}})
+    target = with_json(
+        root, tmp_path / "evil.medjax", "config", lambda c: c | {part: c[part] | {name: value}}
+    )
     with pytest.raises(ModelError, match=message) as refusal:
         load_predictor(target)
     assert str(refusal.value).startswith(str(target))
 
 
-SPACINGS = {"1e-9": 1e-9, "NaN": NAN, "inf": INF, "0": 0, "-1": -1, "1e9": 1e9, "text": "abc", "true": True, "null": None, "huge": 10**400}
+SPACINGS = {
+    "1e-9": 1e-9,
+    "NaN": NAN,
+    "inf": INF,
+    "0": 0,
+    "-1": -1,
+    "1e9": 1e9,
+    "text": "abc",
+    "true": True,
+    "null": None,
+    "huge": 10**400,
+}
 
 
 @pytest.mark.parametrize("case", SPACINGS)
 def test_spacings_of_archives_are_named_as_the_cause(root, tmp_path, case):
-    target = with_json(root, tmp_path / "evil.medjax", "plan", lambda p: p | {"spacing_mm": {"Organs": [SPACINGS[case], 1.0, 1.0]}})
-    with pytest.raises(ModelError, match=r"evil\.medjax: .*the spacing of 'Organs'.*from 0\.001 to 1000"):
+    target = with_json(
+        root,
+        tmp_path / "evil.medjax",
+        "plan",
+        lambda p: p | {"spacing_mm": {"Organs": [SPACINGS[case], 1.0, 1.0]}},
+    )
+    with pytest.raises(
+        ModelError, match=r"evil\.medjax: .*the spacing of 'Organs'.*from 0\.001 to 1000"
+    ):
         load_predictor(target)
 
 
-@pytest.mark.parametrize("fast", ["../../../../etc/passwd", "/etc/passwd", "..", "a/b", "", "link.medjax"])
+@pytest.mark.parametrize(
+    "fast", ["../../../../etc/passwd", "/etc/passwd", "..", "a/b", "", "link.medjax"]
+)
 def test_an_archive_names_no_file_of_another_folder(root, tmp_path, fast):
-    target = with_json(root, tmp_path / "evil.medjax", "config", lambda c: c | {"infer": c["infer"] | {"fast": fast}})
+    target = with_json(
+        root,
+        tmp_path / "evil.medjax",
+        "config",
+        lambda c: c | {"infer": c["infer"] | {"fast": fast}},
+    )
     (tmp_path / "link.medjax").symlink_to(root / "model.medjax")
     with pytest.raises(
-        (ModelError, UsageError), match=r"evil\.medjax: (unusable fast version|the fast version is a link|the model offers no)"
+        (ModelError, UsageError),
+        match=r"evil\.medjax: (unusable fast version|the fast version is a link|the model offers "
+        r"no)",
     ):
         load_predictor(target, fast=True)
     load_predictor(target)
 
 
 def test_an_archive_may_name_the_one_beside_it(root, tmp_path):
-    target = with_json(root, tmp_path / "fine.medjax", "config", lambda c: c | {"infer": c["infer"] | {"fast": "coarse.medjax"}})
+    target = with_json(
+        root,
+        tmp_path / "fine.medjax",
+        "config",
+        lambda c: c | {"infer": c["infer"] | {"fast": "coarse.medjax"}},
+    )
     shutil.copy(root / "model.medjax", tmp_path / "coarse.medjax")
     assert load_predictor(target, fast=True).model.window == (8, 8, 8)
 
@@ -239,7 +313,7 @@ def test_modules_are_built_by_plain_names_only():
             build("models", name)
 
 
-# -- plan and labels -----------------------------------------------------------------------------------------------------------------
+# -- plan and labels -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("word", ["noNorm", "NONORM", "NoNormalization"])
@@ -252,7 +326,9 @@ def test_no_normalisation_in_any_capitals_is_none(root, word):
 @pytest.mark.parametrize("word", ["zzz", "", None, 3, [], "z-score", "../x"])
 def test_unknown_intensity_schemes_are_refused(root, word):
     plan = read_model(root / "run").plan.to_json()
-    with pytest.raises(UsageError, match=r"plan\.json: .*(unknown intensity scheme|intensity of channel)") as refusal:
+    with pytest.raises(
+        UsageError, match=r"plan\.json: .*(unknown intensity scheme|intensity of channel)"
+    ) as refusal:
         Plan.from_json(plan | {"intensity": {"CT": {"scheme": word}}}, "plan.json")
     assert "'CT'" in str(refusal.value)
     with pytest.raises(UsageError, match="unknown intensity scheme"):
@@ -285,7 +361,13 @@ def test_any_field_of_another_kind_is_a_sentence(root, document):
 
 def paths(value, before=()):
     yield before
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in children:
         if before == () and key not in ("model", "train", "infer") and "optim" in value:
             continue  # of a config, what prediction reads
@@ -323,7 +405,7 @@ def test_label_spaces_name_the_file_and_the_field():
         plan_json.check({}, "plan.json")
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def test_only_archives_are_replaced_by_exports(root, tmp_path):
@@ -344,15 +426,26 @@ def test_only_archives_are_replaced_by_exports(root, tmp_path):
             with pytest.raises(UsageError, match=rf"{name}\.medjax: exists"):
                 export(root / "run", tmp_path / f"{name}.medjax", overwrite=overwrite)
         assert sorted((p.name, p.is_symlink()) for p in tmp_path.iterdir()) == before
-    assert (tmp_path / "thesis.medjax").read_text() == "chapter 1" and (tmp_path / "target").read_text() == "precious"
+    assert (tmp_path / "thesis.medjax").read_text() == "chapter 1" and (
+        tmp_path / "target"
+    ).read_text() == "precious"
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(root, tmp_path, monkeypatch):
     content = archive.read(root / "model.medjax")
     (tmp_path / "m.medjax").write_text("somebody else's")
     with pytest.raises(ModelError, match=r"m\.medjax: cannot write"):
-        archive.write(tmp_path / "m.medjax", "weights", content.documents, content.payload, {}, overwrite=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["m.medjax"] and (tmp_path / "m.medjax").read_text() == "somebody else's"
+        archive.write(
+            tmp_path / "m.medjax",
+            "weights",
+            content.documents,
+            content.payload,
+            {},
+            overwrite=False,
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["m.medjax"] and (
+        tmp_path / "m.medjax"
+    ).read_text() == "somebody else's"
 
 
 def test_planted_links_under_predictable_temporary_names_are_not_followed(root, tmp_path):
@@ -360,13 +453,17 @@ def test_planted_links_under_predictable_temporary_names_are_not_followed(root, 
     for pid in (os.getpid(), os.getpid() + 1):
         (tmp_path / f".m.medjax.{pid}.tmp").symlink_to(tmp_path / "precious")
     export(root / "run", tmp_path / "m.medjax")
-    assert (tmp_path / "precious").read_text() == "precious" and archive.is_ours(tmp_path / "m.medjax")
+    assert (tmp_path / "precious").read_text() == "precious" and archive.is_ours(
+        tmp_path / "m.medjax"
+    )
 
 
 def test_what_could_not_be_read_is_not_written(root, tmp_path):
     content = archive.read(root / "model.medjax")
     documents = dict(content.documents) | {"summary": {"cells": ["x" * 100] * 200_000}}
-    with pytest.raises(ModelError, match=r"m\.medjax: the run's documents are too large.*summary\.json"):
+    with pytest.raises(
+        ModelError, match=r"m\.medjax: the run's documents are too large.*summary\.json"
+    ):
         archive.write(tmp_path / "m.medjax", "weights", documents, content.payload, {})
     assert not list(tmp_path.iterdir())
 
@@ -376,7 +473,10 @@ def test_a_plan_replaces_plans_only(root, tmp_path):
     plans.write_text((root / "run" / "plan.json").read_text())
     (tmp_path / "thesis.json").write_text('{"chapter": 1}')
     given = ["plan", "--import", str(plans), "-o"]
-    assert cli.main([*given, str(tmp_path / "copy.json")]) == 0 and cli.main([*given, str(tmp_path / "copy.json")]) == 0
+    assert (
+        cli.main([*given, str(tmp_path / "copy.json")]) == 0
+        and cli.main([*given, str(tmp_path / "copy.json")]) == 0
+    )
     assert cli.main([*given, str(tmp_path / "thesis.json")]) == UsageError.exit_code
     assert (tmp_path / "thesis.json").read_text() == '{"chapter": 1}'
 
@@ -386,7 +486,8 @@ def test_archives_of_before_are_read(tmp_path, repository):
         for name in ("weights.medjax", "function.medjax"):
             old.extract(name, tmp_path)
     assert (
-        load_predictor(tmp_path / "weights.medjax").model.space.classes == load_predictor(tmp_path / "function.medjax").model.space.classes
+        load_predictor(tmp_path / "weights.medjax").model.space.classes
+        == load_predictor(tmp_path / "function.medjax").model.space.classes
     )
 
 
@@ -399,8 +500,15 @@ def test_control_characters_of_names_are_printed_as_escapes():
 def test_a_decision_replaces_decisions_only(tmp_path):
     """Refused before a mask is read."""
     (tmp_path / "thesis.json").write_text('{"chapter": 1}')
-    given = {"--reference": tmp_path, "--prediction": tmp_path, "--output": tmp_path / "thesis.json"}
-    assert cli.main(["postprocess", *[str(part) for pair in given.items() for part in pair]]) == UsageError.exit_code
+    given = {
+        "--reference": tmp_path,
+        "--prediction": tmp_path,
+        "--output": tmp_path / "thesis.json",
+    }
+    assert (
+        cli.main(["postprocess", *[str(part) for pair in given.items() for part in pair]])
+        == UsageError.exit_code
+    )
     with pytest.raises(UsageError, match=r"thesis\.json: exists and is no decision"):
         postprocess._check_target(tmp_path / "thesis.json")
     (tmp_path / "ours.json").write_text('{"rules": {}, "evidence": {}, "basis": {}}')

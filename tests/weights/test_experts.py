@@ -1,4 +1,6 @@
-"""Experts under another order, number or origin: what is copied where, and which gate columns leave the function as it was."""
+"""Experts under another order, number or origin: what is copied where, and which gate columns leave
+the function as it was.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,11 @@ WIDTH, HIDDEN = 4, 6
 
 
 def _layer(count, seed=0):
-    shapes = jax.eval_shape(moe.MixtureOfExperts(HIDDEN, count, "gate").init, jax.random.key(0), jnp.zeros((1, 2, WIDTH)))["params"]
+    shapes = jax.eval_shape(
+        moe.MixtureOfExperts(HIDDEN, count, "gate").init,
+        jax.random.key(0),
+        jnp.zeros((1, 2, WIDTH)),
+    )["params"]
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     return {"stage0": {"block0": {"mlp": params}}, "norm": np.ones(3)}
@@ -35,21 +41,33 @@ def test_experts_are_found_by_name_and_the_gate_follows():
         np.testing.assert_array_equal(out[name], np.stack([a[name][1], a[name][0], b[name][2]]))
     for leaf in ("kernel", "bias"):
         name = f"stage0/block0/mlp/gate/{leaf}"
-        np.testing.assert_array_equal(out[name], np.stack([a[name][..., 1], a[name][..., 0], b[name][..., 2]], -1))
+        np.testing.assert_array_equal(
+            out[name], np.stack([a[name][..., 1], a[name][..., 0], b[name][..., 2]], -1)
+        )
     np.testing.assert_array_equal(out["norm"], old["norm"])
     assert experts.count(old) == 3 and experts.count({"norm": np.ones(2)}) == 0
 
 
 @pytest.mark.parametrize(
     ("begin", "gate", "atol"),
-    [((0, 1, 1), "split", 1e-6), ((0, 1, 0), "split", 1e-6), ((0, 1, 1), "apart", 3e-6), ((0, 1, None), "closed", 1e-4)],
+    [
+        ((0, 1, 1), "split", 1e-6),
+        ((0, 1, 0), "split", 1e-6),
+        ((0, 1, 1), "apart", 3e-6),
+        ((0, 1, None), "closed", 1e-4),
+    ],
 )
 def test_a_split_or_closed_column_leaves_the_function_as_it_was(begin, gate, atol):
     old, new = _layer(2), _layer(3, seed=1)
     x = np.random.default_rng(3).normal(size=(2, 5, WIDTH)).astype(np.float32)
     before = _run(2, old, x)
-    np.testing.assert_allclose(_run(3, experts.aligned(old, new, begin, gate), x), before, atol=atol)
-    assert np.abs(_run(3, experts.aligned(old, new, (0, 1, None), "fresh"), x) - before).max() > 100 * atol  # so the rule matters
+    np.testing.assert_allclose(
+        _run(3, experts.aligned(old, new, begin, gate), x), before, atol=atol
+    )
+    assert (
+        np.abs(_run(3, experts.aligned(old, new, (0, 1, None), "fresh"), x) - before).max()
+        > 100 * atol
+    )  # so the rule matters
 
 
 @pytest.mark.parametrize(("gate", "equal"), [("split", True), ("apart", False)])
@@ -77,16 +95,23 @@ def test_a_plain_mlp_becomes_every_expert_and_a_pretrained_one_takes_its_place()
     np.testing.assert_array_equal(out["stage0/block0/mlp/b1"], np.stack([np.arange(HIDDEN)] * 2))
     placed = experts.flat(experts.from_other(new, source, 1, 0))
     np.testing.assert_array_equal(placed["stage0/block0/mlp/w1"][1], np.ones((WIDTH, HIDDEN)))
-    np.testing.assert_array_equal(placed["stage0/block0/mlp/w1"][0], new["stage0"]["block0"]["mlp"]["w1"][0])
+    np.testing.assert_array_equal(
+        placed["stage0/block0/mlp/w1"][0], new["stage0"]["block0"]["mlp"]["w1"][0]
+    )
     with pytest.raises(TrainError, match="no MLP"):
         experts.from_other(new, {"norm": np.ones(3)}, 0, 0)
     assert _run(2, experts.aligned(new, new, (0, 1)), x).shape == x.shape
 
 
 def test_the_encoder_can_be_offered_to_the_decoder():
-    source = {"encoder": {"stage2": {"block0": {"k": np.ones(2)}}}, "up1": {"block0": {"k": np.zeros(2)}}}
+    source = {
+        "encoder": {"stage2": {"block0": {"k": np.ones(2)}}},
+        "up1": {"block0": {"k": np.zeros(2)}},
+    }
     out = experts.flat(experts.copied(source, ((r"^encoder/stage2/block", "up1/block"),)))
-    assert set(out) == {"encoder/stage2/block0/k", "up1/block0/k"} and (out["up1/block0/k"] == 1).all()
+    assert (
+        set(out) == {"encoder/stage2/block0/k", "up1/block0/k"} and (out["up1/block0/k"] == 1).all()
+    )
     with pytest.raises(UsageError, match="nothing matches"):
         experts.copied(source, (("^encodr", "up1"),))
 

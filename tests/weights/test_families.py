@@ -1,4 +1,6 @@
-"""Every family: names and shapes of its files accounted for, and (marker `parity`) the same logits as PyTorch on random weights."""
+"""Every family: names and shapes of its files accounted for, and (marker `parity`) the same logits
+as PyTorch on random weights.
+"""
 
 import importlib
 import re
@@ -19,14 +21,30 @@ FAST = {"xla_backend_optimization_level": 0}
 
 def _converted(family, tensors, model=None):
     found = family.architecture(tensors)
-    found = accounts.Architecture(found.model, found.channels_out, found.channels_in, {**found.arguments, **(model or {})}, found.sides)
-    tree, account = accounts.convert(tensors, family.table(tensors), accounts.abstract(found), ignored=family.IGNORED, absent=family.ABSENT)
+    found = accounts.Architecture(
+        found.model,
+        found.channels_out,
+        found.channels_in,
+        {**found.arguments, **(model or {})},
+        found.sides,
+    )
+    tree, account = accounts.convert(
+        tensors,
+        family.table(tensors),
+        accounts.abstract(found),
+        ignored=family.IGNORED,
+        absent=family.ABSENT,
+    )
     return found, tree, account
 
 
 def _logits(found, tree, image):
-    network = importlib.import_module(f"medjax.models.{found.model}").make(found.channels_out, **found.arguments)
-    out = jax.jit(lambda p, x: network.apply({"params": p}, x), compiler_options=FAST)(jax.tree.map(jnp.asarray, tree), jnp.asarray(image))
+    network = importlib.import_module(f"medjax.models.{found.model}").make(
+        found.channels_out, **found.arguments
+    )
+    out = jax.jit(lambda p, x: network.apply({"params": p}, x), compiler_options=FAST)(
+        jax.tree.map(jnp.asarray, tree), jnp.asarray(image)
+    )
     return [out["logits"], *out.get("deep", [])]
 
 
@@ -51,7 +69,10 @@ def _random(network):
     with torch.no_grad():
         for value in network.parameters():
             fan = value[0].numel() if value.ndim > 1 else 1
-            value.copy_(torch.randn_like(value) * ((2 / fan) ** 0.5 if value.ndim > 1 else 0.2) + (value.ndim == 1) * 0.4)
+            value.copy_(
+                torch.randn_like(value) * ((2 / fan) ** 0.5 if value.ndim > 1 else 0.2)
+                + (value.ndim == 1) * 0.4
+            )
     return {name: value.detach().numpy() for name, value in network.state_dict().items()}
 
 
@@ -68,7 +89,14 @@ def _v1_names(features, kernels, strides, classes=47):
 
     for s, (f, k) in enumerate(zip(features, kernels, strict=True)):
         for c in range(2):
-            layer(f"conv_blocks_context.{s}.{c}.blocks.0" if s == last else f"conv_blocks_context.{s}.blocks.{c}", i, f, k)
+            layer(
+                f"conv_blocks_context.{s}.{c}.blocks.0"
+                if s == last
+                else f"conv_blocks_context.{s}.blocks.{c}",
+                i,
+                f,
+                k,
+            )
             i = f
     for u in range(last):
         level = last - 1 - u
@@ -86,15 +114,29 @@ def test_the_plain_network_of_version_1():
     tensors = {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()}
     assert len(tensors) == 98
     found, tree, _ = _converted(nnunet, tensors)
-    assert found.model == "unet" and found.arguments["strides"] == strides and found.arguments["features"] == features
-    assert not found.arguments["up_bias"] and not found.arguments["head_bias"] and found.channels_out == 47
-    assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 29_319_560  # MultiTalent's U-Net
+    assert (
+        found.model == "unet"
+        and found.arguments["strides"] == strides
+        and found.arguments["features"] == features
+    )
+    assert (
+        not found.arguments["up_bias"]
+        and not found.arguments["head_bias"]
+        and found.channels_out == 47
+    )
+    assert (
+        sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 29_319_560
+    )  # MultiTalent's U-Net
 
 
 def test_the_residual_network_of_version_1():
     features, blocks = (30, 60, 120, 240, 320, 320), (1, 2, 3, 4, 4, 4)
     strides, kernels = ((1, 1, 1), (1, 2, 2)) + ((2, 2, 2),) * 4, ((1, 3, 3),) + ((3, 3, 3),) * 5
-    shapes = {"encoder.initial_conv.weight": (30, 1, 3, 3, 3), "encoder.initial_norm.weight": (30,), "encoder.initial_norm.bias": (30,)}
+    shapes = {
+        "encoder.initial_conv.weight": (30, 1, 3, 3, 3),
+        "encoder.initial_norm.weight": (30,),
+        "encoder.initial_norm.bias": (30,),
+    }
     i = 30
     for s, (f, n, k) in enumerate(zip(features, blocks, kernels, strict=True)):
         for b in range(n):
@@ -111,13 +153,23 @@ def test_the_residual_network_of_version_1():
         f, name = features[level], f"decoder.stages.{u}.convs.0."
         shapes[f"decoder.tus.{u}.weight"] = (features[level + 1], f, *strides[level + 1])
         for part in (name, f"{name}all.0." if u else name):
-            shapes |= {f"{part}conv.weight": (f, 2 * f, *kernels[level]), f"{part}norm.weight": (f,), f"{part}norm.bias": (f,)}
-        head = "decoder.segmentation_output" if u == 4 else f"decoder.deep_supervision_outputs.{u}"  # as older files name the finest
+            shapes |= {
+                f"{part}conv.weight": (f, 2 * f, *kernels[level]),
+                f"{part}norm.weight": (f,),
+                f"{part}norm.bias": (f,),
+            }
+        head = (
+            "decoder.segmentation_output" if u == 4 else f"decoder.deep_supervision_outputs.{u}"
+        )  # as older files name the finest
         shapes |= {f"{head}.weight": (47, f, 1, 1, 1), f"{head}.bias": (47,)}
     tensors = {name: np.broadcast_to(np.float32(1), shape) for name, shape in shapes.items()}
     found, tree, account = _converted(nnunet, tensors)
     assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 69_335_475
-    assert len(account.matched) == 156 and found.arguments["blocks"] == blocks and found.arguments["skip"] == "strided_conv"
+    assert (
+        len(account.matched) == 156
+        and found.arguments["blocks"] == blocks
+        and found.arguments["skip"] == "strided_conv"
+    )
 
 
 def test_other_networks_are_refused():
@@ -131,12 +183,29 @@ def test_other_networks_are_refused():
 def test_networks_of_version_2_give_the_same_logits(name):
     torch = pytest.importorskip("torch")
     architectures = pytest.importorskip("dynamic_network_architectures.architectures.unet")
-    features, strides, kernels = (8, 12, 16), ((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (3, 3, 3))
+    features, strides, kernels = (
+        (8, 12, 16),
+        ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    )
     convs = ((1, 2, 3), (1, 1)) if name.startswith("Res") else (2, 2)
     theirs = getattr(architectures, name)(
-        2, 3, features, torch.nn.Conv3d, kernels, strides, convs[0], 3, convs[1], conv_bias=True, norm_op=torch.nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
+        2,
+        3,
+        features,
+        torch.nn.Conv3d,
+        kernels,
+        strides,
+        convs[0],
+        3,
+        convs[1],
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
     found, tree, account = _converted(nnunet, _random(theirs.train()))
     theirs.decoder.deep_supervision = True
     image = RNG.normal(size=(1, 8, 16, 16, 2)).astype(np.float32)
@@ -148,16 +217,23 @@ def test_networks_of_version_2_give_the_same_logits(name):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("strides", [((2, 2, 2),) * 4 + ((1, 2, 2),), ((2, 2, 2),) * 3 + ((1, 2, 2), (1, 1, 1))])
+@pytest.mark.parametrize(
+    "strides", [((2, 2, 2),) * 4 + ((1, 2, 2),), ((2, 2, 2),) * 3 + ((1, 2, 2), (1, 1, 1))]
+)
 def test_stunet_s_gives_the_same_five_outputs(strides):
     pytest.importorskip("torch")
-    from benchmarks.torch_networks import Trunk  # written from the specification of STU-Net's files, with their names
+    from benchmarks.torch_networks import (
+        Trunk,
+    )  # written from the specification of STU-Net's files, with their names
 
     theirs = Trunk(105, (16, 32, 64, 128, 256, 256), strides, 1)
     tensors = _random(theirs)
     assert len(tensors) == 130
     found, tree, account = _converted(stunet, tensors, {"strides": strides})
-    assert sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 14_596_941 and len(account.matched) == 130
+    assert (
+        sum(int(np.prod(s)) for s in accounts.shapes_of(tree).values()) == 14_596_941
+        and len(account.matched) == 130
+    )
     image = RNG.normal(size=(1, 32, 32, 64, 1)).astype(np.float32)
     outputs = _logits(found, tree, image)
     assert len(outputs) == 5
@@ -173,29 +249,55 @@ def _swin_tensors(feature_size=12, classes=14):
     tensors = {}
     for key in monai._monai_keys():
         path, layout = monai.place(key)
-        tensors[key] = RNG.normal(size=monai.arranged_back(layout, leaves[path], 3)).astype(np.float32)
+        tensors[key] = RNG.normal(size=monai.arranged_back(layout, leaves[path], 3)).astype(
+            np.float32
+        )
     return tensors
 
 
 def test_monais_names_give_the_tree_of_the_tested_table():
     tensors = _swin_tensors()
-    buffers = {k.replace("bias_table", "index"): np.zeros((343, 343)) for k in tensors if k.endswith("bias_table")}
+    buffers = {
+        k.replace("bias_table", "index"): np.zeros((343, 343))
+        for k in tensors
+        if k.endswith("bias_table")
+    }
     found, tree, account = _converted(swin_unetr, tensors | buffers)
-    assert len(tensors | buffers) == 159 and len(account.ignored["a buffer, made again from the window"]) == 8
-    assert found.arguments["feature_size"] == 12 and found.arguments["window"] == 7 and found.arguments["heads"] == (3, 6, 12, 24)
-    assert found.arguments["merging"] == "legacy" and found.arguments["weight_axes"] == "xyz"  # published files
-    expected = monai.convert(tensors, monai._shapes(monai.swin_unetr.make(14, feature_size=12), (32, 32, 64)))
+    assert (
+        len(tensors | buffers) == 159
+        and len(account.ignored["a buffer, made again from the window"]) == 8
+    )
+    assert (
+        found.arguments["feature_size"] == 12
+        and found.arguments["window"] == 7
+        and found.arguments["heads"] == (3, 6, 12, 24)
+    )
+    assert (
+        found.arguments["merging"] == "legacy" and found.arguments["weight_axes"] == "xyz"
+    )  # published files
+    expected = monai.convert(
+        tensors, monai._shapes(monai.swin_unetr.make(14, feature_size=12), (32, 32, 64))
+    )
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
 def test_the_self_supervised_encoder_alone():
     encoder = {name: value for name, value in _swin_tensors().items() if "swinViT" in name}
-    tensors = {re.sub(r"linear(\d)", r"fc\1", name.replace("swinViT.", "module.")): value for name, value in encoder.items()}
-    tensors |= {"module.rotation_head.weight": np.ones((4, 192)), "module.contrastive_head.bias": np.ones(512)}
+    tensors = {
+        re.sub(r"linear(\d)", r"fc\1", name.replace("swinViT.", "module.")): value
+        for name, value in encoder.items()
+    }
+    tensors |= {
+        "module.rotation_head.weight": np.ones((4, 192)),
+        "module.contrastive_head.bias": np.ones(512),
+    }
     found, tree, account = _converted(swin_unetr, accounts.tensors_of({"state_dict": tensors}))
     assert list(tree) == ["swin"] and found.channels_out == 1
     assert len(account.ignored["heads of the self-supervised task"]) == 2
-    assert all(not path.startswith("swin/") for path in account.absent["not in a file of the encoder alone; starts fresh"])
+    assert all(
+        not path.startswith("swin/")
+        for path in account.absent["not in a file of the encoder alone; starts fresh"]
+    )
 
 
 # ---- ViT-B/16
@@ -207,27 +309,48 @@ def _vit_tensors(width=12, heads=3, layers=2):
         at = f"Transformer/encoderblock_{i}/"
         shapes |= {f"{at}LayerNorm_{n}/{w}": (width,) for n in (0, 2) for w in ("scale", "bias")}
         for name in ("query", "key", "value"):
-            shapes |= {f"{at}MultiHeadDotProductAttention_1/{name}/kernel": (width, heads, width // heads)}
+            shapes |= {
+                f"{at}MultiHeadDotProductAttention_1/{name}/kernel": (width, heads, width // heads)
+            }
             shapes |= {f"{at}MultiHeadDotProductAttention_1/{name}/bias": (heads, width // heads)}
         shapes |= {f"{at}MultiHeadDotProductAttention_1/out/kernel": (heads, width // heads, width)}
         shapes |= {f"{at}MultiHeadDotProductAttention_1/out/bias": (width,)}
-        shapes |= {f"{at}MlpBlock_3/Dense_0/kernel": (width, 4 * width), f"{at}MlpBlock_3/Dense_0/bias": (4 * width,)}
-        shapes |= {f"{at}MlpBlock_3/Dense_1/kernel": (4 * width, width), f"{at}MlpBlock_3/Dense_1/bias": (width,)}
+        shapes |= {
+            f"{at}MlpBlock_3/Dense_0/kernel": (width, 4 * width),
+            f"{at}MlpBlock_3/Dense_0/bias": (4 * width,),
+        }
+        shapes |= {
+            f"{at}MlpBlock_3/Dense_1/kernel": (4 * width, width),
+            f"{at}MlpBlock_3/Dense_1/bias": (width,),
+        }
     shapes |= {f"Transformer/encoder_norm/{w}": (width,) for w in ("scale", "bias")}
     shapes |= {"Transformer/posembed_input/pos_embedding": (1, 197, width), "cls": (1, 1, width)}
-    shapes |= {"embedding/kernel": (16, 16, 3, width), "embedding/bias": (width,), "head/kernel": (width, 9), "head/bias": (9,)}
+    shapes |= {
+        "embedding/kernel": (16, 16, 3, width),
+        "embedding/bias": (width,),
+        "head/kernel": (width, 9),
+        "head/bias": (9,),
+    }
     return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def test_imagenets_layers_go_into_the_bottleneck():
     tensors = _vit_tensors()
     found, tree, account = _converted(vit, tensors)
-    assert found.arguments["vit_width"] == 12 and found.arguments["vit_layers"] == 2 and found.arguments["vit_mlp_ratio"] == 4
+    assert (
+        found.arguments["vit_width"] == 12
+        and found.arguments["vit_layers"] == 2
+        and found.arguments["vit_mlp_ratio"] == 4
+    )
     assert list(tree) == ["vit"] and sorted(tree["vit"]) == ["layer0", "layer1", "ln_f"]
-    assert account.ignored["positions of a 14x14 image"] == ("Transformer/posembed_input/pos_embedding",)
+    assert account.ignored["positions of a 14x14 image"] == (
+        "Transformer/posembed_input/pos_embedding",
+    )
     np.testing.assert_array_equal(
         tree["vit"]["layer1"]["q"]["kernel"],
-        tensors["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"].reshape(12, 12),
+        tensors["Transformer/encoderblock_1/MultiHeadDotProductAttention_1/query/kernel"].reshape(
+            12, 12
+        ),
     )
 
 
@@ -240,7 +363,9 @@ def test_one_layer_of_the_transformer_equals_pytorchs():
     tree = _converted(vit, _vit_tensors())[1]["vit"]["layer0"]
     theirs, state = VitLayer(12, 3), {}
     for name, part in tree.items():
-        state[f"{name}.weight"] = torch.from_numpy(np.ascontiguousarray(part["kernel"].T if "kernel" in part else part["scale"]))
+        state[f"{name}.weight"] = torch.from_numpy(
+            np.ascontiguousarray(part["kernel"].T if "kernel" in part else part["scale"])
+        )
         state[f"{name}.bias"] = torch.from_numpy(part["bias"])
     theirs.load_state_dict(state)
     x = RNG.normal(size=(2, 5, 12)).astype(np.float32)

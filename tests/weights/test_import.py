@@ -1,4 +1,6 @@
-"""`medjax import` end to end: a checkpoint as nnU-Net v2 saves it becomes a run folder that predicts the same and begins other runs."""
+"""`medjax import` end to end: a checkpoint as nnU-Net v2 saves it becomes a run folder that
+predicts the same and begins other runs.
+"""
 
 import json
 
@@ -19,35 +21,72 @@ from medjax.train import checkpoint
 from medjax.weights import nnunet_plan
 from medjax.weights.transfer import transfer
 
-STATISTICS = {"mean": 40.0, "std": 120.0, "percentile_00_5": -500.0, "percentile_99_5": 400.0, "median": 30.0, "min": -1e3, "max": 2e3}
-DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}, "numTraining": 1, "file_ending": ".nii.gz"}
+STATISTICS = {
+    "mean": 40.0,
+    "std": 120.0,
+    "percentile_00_5": -500.0,
+    "percentile_99_5": 400.0,
+    "median": 30.0,
+    "min": -1e3,
+    "max": 2e3,
+}
+DATASET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "liver": 1, "tumour": 2},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
 
 
 def _plans(forward=(0, 1, 2), patch=(8, 16, 16), spacing=(3.0, 1.0, 1.5)):
     """plans.json of nnU-Net v2, its lists in the order of its own (transposed) arrays."""
     return {
-        "dataset_name": "Dataset001_Liver", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": list(forward), "transpose_backward": [forward.index(a) for a in range(3)],
+        "dataset_name": "Dataset001_Liver",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": list(forward),
+        "transpose_backward": [forward.index(a) for a in range(3)],
         "foreground_intensity_properties_per_channel": {"0": STATISTICS},
         "configurations": {
             "3d_fullres": {
-                "patch_size": list(patch), "spacing": list(spacing), "batch_size": 2, "normalization_schemes": ["CTNormalization"],
-                "use_mask_for_norm": [False], "architecture": {"arch_kwargs": {"nonlin": "torch.nn.LeakyReLU", "dropout_op": None}},
+                "patch_size": list(patch),
+                "spacing": list(spacing),
+                "batch_size": 2,
+                "normalization_schemes": ["CTNormalization"],
+                "use_mask_for_norm": [False],
+                "architecture": {
+                    "arch_kwargs": {"nonlin": "torch.nn.LeakyReLU", "dropout_op": None}
+                },
             },
             "3d_lowres": {"inherits_from": "3d_fullres", "spacing": [6.0, 2.0, 3.0]},
-            "2d": {"patch_size": [16, 16], "spacing": [1.0, 1.5], "batch_size": 12, "normalization_schemes": ["CTNormalization"]},
+            "2d": {
+                "patch_size": [16, 16],
+                "spacing": [1.0, 1.5],
+                "batch_size": 12,
+                "normalization_schemes": ["CTNormalization"],
+            },
         },
-    }  # fmt: skip
+    }
 
 
 def test_plans_of_version_2_in_our_terms():
     found = nnunet_plan.from_v2(_plans((1, 0, 2)), "3d_fullres", DATASET, mirror_axes=(0,))
-    assert found.patch == (16, 8, 16) and found.plan.spacing_of("Dataset001_Liver") == (1.0, 3.0, 1.5)
-    assert found.mirror_axes == (1,) and found.average == "logit" and found.plan.orientation == "stored"
+    assert found.patch == (16, 8, 16) and found.plan.spacing_of("Dataset001_Liver") == (
+        1.0,
+        3.0,
+        1.5,
+    )
+    assert (
+        found.mirror_axes == (1,)
+        and found.average == "logit"
+        and found.plan.orientation == "stored"
+    )
     ct = found.plan.intensity_of("CT")
     assert (ct.scheme, ct.clip, ct.mean, ct.std) == ("ct", (-500.0, 400.0), 40.0, 120.0)
     assert found.space.classes == ("liver", "tumour") and found.space.corpora[0].values == (0, 1, 2)
-    assert nnunet_plan.from_v2(_plans(), "3d_lowres", DATASET).plan.spacing_of("Dataset001_Liver") == (6.0, 2.0, 3.0)
+    assert nnunet_plan.from_v2(_plans(), "3d_lowres", DATASET).plan.spacing_of(
+        "Dataset001_Liver"
+    ) == (6.0, 2.0, 3.0)
     with pytest.raises(ModelError, match="3D configurations"):
         nnunet_plan.from_v2(_plans(), "2d", DATASET)
     with pytest.raises(UsageError, match="no such configuration"):
@@ -57,10 +96,16 @@ def test_plans_of_version_2_in_our_terms():
 def test_z_scores_within_the_non_zero_voxels_stay_there():
     plans = _plans()
     plans["configurations"]["3d_fullres"] |= {
-        "normalization_schemes": ["ZScoreNormalization", "NoNormalization"], "use_mask_for_norm": [True, True],
-    }  # fmt: skip
-    found = nnunet_plan.from_v2(plans, "3d_fullres", DATASET | {"channel_names": {"0": "T1", "1": "mask"}})
-    assert found.plan.intensity_of("T1") == Intensity("zscore", masked=True) and not found.plan.intensity_of("mask").masked
+        "normalization_schemes": ["ZScoreNormalization", "NoNormalization"],
+        "use_mask_for_norm": [True, True],
+    }
+    found = nnunet_plan.from_v2(
+        plans, "3d_fullres", DATASET | {"channel_names": {"0": "T1", "1": "mask"}}
+    )
+    assert (
+        found.plan.intensity_of("T1") == Intensity("zscore", masked=True)
+        and not found.plan.intensity_of("mask").masked
+    )
 
 
 def test_regions_keep_the_order_of_their_channels():
@@ -75,10 +120,17 @@ def test_regions_keep_the_order_of_their_channels():
 def test_plans_of_version_1_in_our_terms():
     ct = {"mean": 63.4, "sd": 175.5, "percentile_00_5": -927.0, "percentile_99_5": 275.0}
     plans = {
-        "plans_per_stage": {0: {"patch_size": np.array([96, 192, 192]), "current_spacing": np.array([1.5, 1.0, 1.0]), "batch_size": 4}},
-        "transpose_forward": [0, 1, 2], "normalization_schemes": {0: "CT"},
+        "plans_per_stage": {
+            0: {
+                "patch_size": np.array([96, 192, 192]),
+                "current_spacing": np.array([1.5, 1.0, 1.0]),
+                "batch_size": 4,
+            }
+        },
+        "transpose_forward": [0, 1, 2],
+        "normalization_schemes": {0: "CT"},
         "dataset_properties": {"intensityproperties": {0: ct}},
-    }  # fmt: skip
+    }
     dataset = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "tumour"}}
     found = nnunet_plan.from_v1(plans, dataset, "Task003_Liver")
     assert found.patch == (96, 192, 192) and found.average == "prob" and found.batch == 4
@@ -87,15 +139,29 @@ def test_plans_of_version_1_in_our_terms():
 
 @pytest.fixture(scope="module", params=[(0, 1, 2), (1, 0, 2)])
 def saved(request, tmp_path_factory):
-    """(checkpoint file, the PyTorch network, transpose_forward): random weights, saved with everything nnU-Net v2 puts in."""
+    """(checkpoint file, the PyTorch network, transpose_forward): random weights, saved with
+    everything nnU-Net v2 puts in.
+    """
     torch = pytest.importorskip("torch")
     architectures = pytest.importorskip("dynamic_network_architectures.architectures.unet")
     torch.manual_seed(0)
     theirs = architectures.PlainConvUNet(
-        1, 2, (4, 6), torch.nn.Conv3d, ((1, 3, 3), (3, 3, 3)), ((1, 1, 1), (1, 2, 2)), 1, 3, 1, conv_bias=True,
-        norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
+        1,
+        2,
+        (4, 6),
+        torch.nn.Conv3d,
+        ((1, 3, 3), (3, 3, 3)),
+        ((1, 1, 1), (1, 2, 2)),
+        1,
+        3,
+        1,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
     with torch.no_grad():
         for value in theirs.parameters():
             value.copy_(torch.randn_like(value) * 0.4 + (value.ndim == 1) * 0.3)
@@ -103,16 +169,24 @@ def saved(request, tmp_path_factory):
     optimizer = torch.optim.SGD(theirs.parameters(), 0.01)
     torch.save(
         {
-            "network_weights": theirs.state_dict(), "optimizer_state": optimizer.state_dict(), "grad_scaler_state": None,
-            "logging": {"mean_fg_dice": [np.float64(0.5)], "ema_fg_dice": [np.float32(0.5)]}, "_best_ema": np.float64(0.5),
-            "current_epoch": 1000, "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": (0, 1, 2),
+            "network_weights": theirs.state_dict(),
+            "optimizer_state": optimizer.state_dict(),
+            "grad_scaler_state": None,
+            "logging": {"mean_fg_dice": [np.float64(0.5)], "ema_fg_dice": [np.float32(0.5)]},
+            "_best_ema": np.float64(0.5),
+            "current_epoch": 1000,
+            "trainer_name": "nnUNetTrainer",
+            "inference_allowed_mirroring_axes": (0, 1, 2),
             "init_args": {
-                "plans": _plans(request.param), "configuration": "3d_fullres", "fold": 0, "dataset_json": DATASET,
+                "plans": _plans(request.param),
+                "configuration": "3d_fullres",
+                "fold": 0,
+                "dataset_json": DATASET,
                 "device": torch.device("cpu"),
             },
         },
         path,
-    )  # fmt: skip
+    )
     return path, theirs, request.param
 
 
@@ -142,15 +216,23 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
 
     net, params = trained.read_model(run).network, checkpoint.read_params(run)
     patch = image[tuple(slice(0, n) for n in net.patch)]
-    ours = np.asarray(net.apply(jax.tree.map(jnp.asarray, params), jnp.asarray(patch)[None])["logits"])[0]
+    ours = np.asarray(
+        net.apply(jax.tree.map(jnp.asarray, params), jnp.asarray(patch)[None])["logits"]
+    )[0]
     with torch.no_grad():
-        full = theirs(torch.from_numpy(patch[..., 0].transpose(forward).copy())[None, None])[0][0].numpy()
+        full = theirs(torch.from_numpy(patch[..., 0].transpose(forward).copy())[None, None])[0][
+            0
+        ].numpy()
     full = full.transpose(0, *(1 + forward.index(a) for a in range(3)))
-    np.testing.assert_allclose(ours, np.moveaxis(full[1:] - full[:1], 0, -1), atol=1e-4 * max(1.0, full.std()))
+    np.testing.assert_allclose(
+        ours, np.moveaxis(full[1:] - full[:1], 0, -1), atol=1e-4 * max(1.0, full.std())
+    )
 
     small = _volume(array[tuple(slice(0, n) for n in net.patch)], spacing)  # one window
     with torch.no_grad():
-        window = predictor.prepare(small, "Dataset001_Liver").image[..., 0].transpose(forward).copy()
+        window = (
+            predictor.prepare(small, "Dataset001_Liver").image[..., 0].transpose(forward).copy()
+        )
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()
     found = predictor.segment(small, "Dataset001_Liver").label_map
     np.testing.assert_array_equal(found, expected.transpose([forward.index(a) for a in range(3)]))
@@ -161,9 +243,17 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     target = build.make_network(fields, space, (3.0, 1.0, 1.5)).abstract()
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), target)
     _, report = transfer(
-        fresh, params, heads=((r"^(head|out)_?\d*/", -1),), source_classes=("liver", "tumour"), target_classes=space.classes
+        fresh,
+        params,
+        heads=((r"^(head|out)_?\d*/", -1),),
+        source_classes=("liver", "tumour"),
+        target_classes=space.classes,
     )
-    assert report.classes["head_0/kernel"] == ("tumour",) and report.share == 1.0 and not report.skipped
+    assert (
+        report.classes["head_0/kernel"] == ("tumour",)
+        and report.share == 1.0
+        and not report.skipped
+    )
 
 
 @pytest.mark.parity
@@ -176,7 +266,14 @@ def test_what_does_not_fit_is_refused(saved, tmp_path):
     with pytest.raises(UsageError, match="not empty"):
         imported.import_weights(path, "nnunet", tmp_path / "b")
     other = tmp_path / "dataset.json"
-    other.write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}}))
+    other.write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4},
+            }
+        )
+    )
     with pytest.raises(ModelError, match="3 channels, 4 classes"):
         imported.import_weights(path, "nnunet", tmp_path / "c", dataset=other)
     assert not (tmp_path / "c").exists()
@@ -188,7 +285,9 @@ def test_a_file_of_layers_makes_a_beginning_only(tmp_path):
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
     text = imported.import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run", patch=(8, 8, 16))
     assert folder.read_config(tmp_path / "run")["train"]["patch"] == (8, 8, 16)
-    assert "cannot predict" in text and r"--config.init.fresh='^(?!(vit/layer\d+|vit/ln_f)/)'" in text
+    assert (
+        "cannot predict" in text and r"--config.init.fresh='^(?!(vit/layer\d+|vit/ln_f)/)'" in text
+    )
     tree = checkpoint.read_params(tmp_path / "run")
     assert sorted(tree["vit"]) == ["layer0", "layer1", "ln_f"]
     assert folder.read_space(tmp_path / "run").classes == ("class_1",)

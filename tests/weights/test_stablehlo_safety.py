@@ -1,4 +1,6 @@
-"""Exported functions are verified in a process of their own: damaged code ends there, and here comes a sentence."""
+"""Exported functions are verified in a process of their own: damaged code ends there, and here
+comes a sentence.
+"""
 
 import hashlib
 import os
@@ -36,11 +38,19 @@ def verifier():
 
 def changed(function, **changes):
     found = archive.read(function)
-    return {**{name: found.manifest["function"][name] for name in ("window", "channels", "classes", "batch")}, **changes}
+    return {
+        **{
+            name: found.manifest["function"][name]
+            for name in ("window", "channels", "classes", "batch")
+        },
+        **changes,
+    }
 
 
 def test_flipped_bytes_never_reach_this_process(function, verifier):
-    """Bytes all over the function; whatever their meaning is now, it is accepted or refused with the file."""
+    """Bytes all over the function; whatever their meaning is now, it is accepted or refused with
+    the file.
+    """
     found, refusals, rng = archive.read(function), [], np.random.default_rng(5)
     for place in rng.integers(0, len(found.payload), 24):
         payload = bytearray(found.payload)
@@ -49,7 +59,10 @@ def test_flipped_bytes_never_reach_this_process(function, verifier):
             verifier.verify(bytes(payload), changed(function), "f.medjax")
         except ModelError as error:
             refusals.append(str(error))
-    assert len(refusals) >= 5 and all(r.startswith("f.medjax: model archive refused: no function that can be used") for r in refusals)
+    assert len(refusals) >= 5 and all(
+        r.startswith("f.medjax: model archive refused: no function that can be used")
+        for r in refusals
+    )
 
 
 def test_a_process_that_dies_or_hangs_is_a_refusal_and_replaced_by_the_next(function, monkeypatch):
@@ -57,12 +70,20 @@ def test_a_process_that_dies_or_hangs_is_a_refusal_and_replaced_by_the_next(func
 
     def instead(code):
         return lambda self_or_path: verification.subprocess.Popen(
-            [sys.executable, "-c", code], stdin=verification.subprocess.PIPE, stdout=verification.subprocess.PIPE
+            [sys.executable, "-c", code],
+            stdin=verification.subprocess.PIPE,
+            stdout=verification.subprocess.PIPE,
         )
 
-    dies = f"import os, sys; sys.stdin.buffer.readline(); os.kill(os.getpid(), {int(signal.SIGSEGV)})"
+    dies = (
+        f"import os, sys; sys.stdin.buffer.readline(); os.kill(os.getpid(), {int(signal.SIGSEGV)})"
+    )
     with Verifier() as one:
-        for code, message in ((dies, "ended with signal 11"), ("import sys; sys.exit(7)", "exit code 7"), ("print('x')", "exit code 0")):
+        for code, message in (
+            (dies, "ended with signal 11"),
+            ("import sys; sys.exit(7)", "exit code 7"),
+            ("print('x')", "exit code 0"),
+        ):
             monkeypatch.setattr(Verifier, "_started", staticmethod(instead(code)))
             with pytest.raises(ModelError, match=rf"f\.medjax: .*{message}"):
                 one.verify(payload, {"a": code}, "f.medjax")
@@ -83,30 +104,47 @@ def test_what_was_accepted_is_not_asked_again(function):
     with Verifier() as other:
         other.verify(found.payload, changed(function), "f.medjax")
         assert other.process is None
-    assert (hashlib.sha256(found.payload).hexdigest(), verification.json.dumps(changed(function), sort_keys=True)) in verification._ACCEPTED
+    assert (
+        hashlib.sha256(found.payload).hexdigest(),
+        verification.json.dumps(changed(function), sort_keys=True),
+    ) in verification._ACCEPTED
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": [4, 4, 4]}, "other shapes"), ({"classes": 3}, "other shapes"), ({"channels": 2}, "other shapes"),
-        ({"batch": "any"}, "other shapes"), ({"window": [8, 8]}, "other shapes"),
+        ({"window": [4, 4, 4]}, "other shapes"),
+        ({"classes": 3}, "other shapes"),
+        ({"channels": 2}, "other shapes"),
+        ({"batch": "any"}, "other shapes"),
+        ({"window": [8, 8]}, "other shapes"),
     ],
-)  # fmt: skip
+)
 def test_other_shapes_than_declared_are_refused(function, verifier, changes, message):
     with pytest.raises(ModelError, match=message):
         verifier.verify(archive.read(function).payload, changed(function, **changes), "f.medjax")
 
 
 @pytest.mark.parametrize(
-    "said", [None, [], {}, {"window": "8"}, {"window": [8, 8, 8], "channels": 1.5, "classes": 2, "batch": "any"},
-             {"window": [8, 8, 1 << 40], "channels": 1, "classes": 2, "batch": "any"},
-             {"window": [8, 8, 8], "channels": 1, "classes": 2, "batch": 7}],
-)  # fmt: skip
+    "said",
+    [
+        None,
+        [],
+        {},
+        {"window": "8"},
+        {"window": [8, 8, 8], "channels": 1.5, "classes": 2, "batch": "any"},
+        {"window": [8, 8, 1 << 40], "channels": 1, "classes": 2, "batch": "any"},
+        {"window": [8, 8, 8], "channels": 1, "classes": 2, "batch": 7},
+    ],
+)
 def test_a_manifest_that_does_not_describe_the_call_is_refused(function, tmp_path, said):
     with archive.zipfile.ZipFile(function) as old:
         manifest = archive.json.loads(old.read("manifest.json"))
-    target = rewritten(function, tmp_path / "m.medjax", {"manifest.json": archive.json.dumps(manifest | {"function": said}).encode()})
+    target = rewritten(
+        function,
+        tmp_path / "m.medjax",
+        {"manifest.json": archive.json.dumps(manifest | {"function": said}).encode()},
+    )
     with pytest.raises(ModelError, match=r"m\.medjax: model archive refused"):
         load_predictor(target)
 
@@ -117,10 +155,16 @@ def test_a_function_that_cannot_run_here_is_a_sentence(function, tmp_path):
     import jax.numpy as jnp
 
     export(function.parent / "run", tmp_path / "gpu.medjax", "function", platforms=("cuda",))
-    with pytest.raises(ModelError, match=r"gpu\.medjax: .*exported for other platforms; found cuda; expected cpu"):
+    with pytest.raises(
+        ModelError, match=r"gpu\.medjax: .*exported for other platforms; found cuda; expected cpu"
+    ):
         load_predictor(tmp_path / "gpu.medjax")
     apply, window = stablehlo.function(archive.read(function))
-    context = {"corpus": jnp.zeros(1, jnp.int32), "modality": jnp.zeros(1, jnp.int32), "spacing_mm": jnp.ones((1, 3))}
+    context = {
+        "corpus": jnp.zeros(1, jnp.int32),
+        "modality": jnp.zeros(1, jnp.int32),
+        "spacing_mm": jnp.ones((1, 3)),
+    }
     with pytest.raises(ModelError, match=r"f\.medjax: .*cannot run here"):
         jax.jit(lambda image: apply({}, image, context)["logits"])(jnp.zeros((1, *window, 3)))
 

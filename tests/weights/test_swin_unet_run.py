@@ -1,4 +1,6 @@
-"""`medjax import --family swin_unet` end to end: PyTorch's Swin-Unet and M4oE become run folders that predict the same and train on."""
+"""`medjax import --family swin_unet` end to end: PyTorch's Swin-Unet and M4oE become run folders
+that predict the same and train on.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.torch_swin_unet import SwinUnet  # noqa: E402
 
-SIZE = dict(width=8, depths=(2, 1), heads=(1, 2), window=4)  # the smallest with a shifted window; tokens of 2 pixels, slices of 16
+SIZE = dict(
+    width=8, depths=(2, 1), heads=(1, 2), window=4
+)  # the smallest with a shifted window; tokens of 2 pixels, slices of 16
 HEART, SARCOMA = {"atrium": 1}, {"tumour": 1, "edema": 2}
 KINDS = {  # heads, the MLPs of both sides, the wrapper that the trainer left in the names
     "swin_unet": ((2,), "dense", "dense", ""),
@@ -35,7 +39,9 @@ def raw(tmp_path_factory):
     root = tmp_path_factory.mktemp("raw")
     folders = (
         write_corpus(root / "Task01_Heart", n=3, shape=(5, 16, 16), labels=HEART),
-        write_corpus(root / "Task02_Sarcoma", n=3, shape=(5, 16, 16), labels=SARCOMA, channels=("CT",)),
+        write_corpus(
+            root / "Task02_Sarcoma", n=3, shape=(5, 16, 16), labels=SARCOMA, channels=("CT",)
+        ),
     )
     ct = Intensity("ct", (-200.0, 300.0), 20.0, 80.0)
     plan = Plan({"Other": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore"), "CT": ct})
@@ -47,7 +53,9 @@ def _file(kind, folder):
     """(the PyTorch network, the file its trainer would save)."""
     heads, encoder, decoder, prefix = KINDS[kind]
     torch.manual_seed(3)
-    peer = SwinUnet(heads, side=16, patch=2, encoder=encoder, decoder=decoder, experts=2, **SIZE).eval()
+    peer = SwinUnet(
+        heads, side=16, patch=2, encoder=encoder, decoder=decoder, experts=2, **SIZE
+    ).eval()
     with torch.no_grad():
         for value in peer.parameters():
             value.add_(0.2 * torch.randn_like(value))
@@ -63,7 +71,11 @@ def _import(raw, path, out, datasets):
 
 def _normalised(scan, kind):
     array = np.asarray(nib.load(scan).dataobj, np.float32).transpose(2, 1, 0)
-    return (np.clip(array, -200, 300) - 20) / 80 if kind == "CT" else (array - array.mean()) / array.std()
+    return (
+        (np.clip(array, -200, 300) - 20) / 80
+        if kind == "CT"
+        else (array - array.mean()) / array.std()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,22 +85,46 @@ def test_an_imported_network_gives_pytorchs_label_map(kind, raw, tmp_path, capsy
     run = tmp_path / "run"
     assert _import(raw, path, run, datasets) == 0
     shown = capsys.readouterr().out
-    assert "predicts: medjax predict" in shown and ("experts by modality: MR, CT" in shown) == (kind != "swin_unet")
+    assert "predicts: medjax predict" in shown and ("experts by modality: MR, CT" in shown) == (
+        kind != "swin_unet"
+    )
     account = json.loads((run / "import.json").read_text())
     left = sum(map(len, account["ignored"].values()))
-    assert not account["absent"] and len(account["matched"]) + left + _joined(peer) == len(peer.state_dict())
+    assert not account["absent"] and len(account["matched"]) + left + _joined(peer) == len(
+        peer.state_dict()
+    )
     corpora = [corpus.name for corpus in runfolder.read_space(run).corpora]
     for head, (name, folder) in enumerate(zip(corpora, datasets, strict=True)):
         scan = folder / "imagesTr" / "case_000.nii.gz"
         asked = ["--corpus", name] if len(corpora) > 1 else []
-        assert cli.main(["predict", "-m", str(run), "-i", str(scan), "-o", str(tmp_path / name), "--quiet", "--no-html", *asked]) == 0
+        assert (
+            cli.main(
+                [
+                    "predict",
+                    "-m",
+                    str(run),
+                    "-i",
+                    str(scan),
+                    "-o",
+                    str(tmp_path / name),
+                    "--quiet",
+                    "--no-html",
+                    *asked,
+                ]
+            )
+            == 0
+        )
         found = np.asarray(nib.load(tmp_path / name / "case_000.nii.gz").dataobj).transpose(2, 1, 0)
         slices = torch.from_numpy(_normalised(scan, ("MR", "CT")[head]))[:, None]
         numbers = torch.full((len(slices),), head)
         with torch.no_grad():
-            expected = np.stack([logits.argmax(0).numpy() for logits in peer(slices, numbers, numbers)])
+            expected = np.stack(
+                [logits.argmax(0).numpy() for logits in peer(slices, numbers, numbers)]
+            )
         np.testing.assert_array_equal(found, expected)
-        assert set(np.unique(expected)) == set(range(KINDS[kind][0][head])), "every class somewhere, or nothing is shown"
+        assert set(np.unique(expected)) == set(range(KINDS[kind][0][head])), (
+            "every class somewhere, or nothing is shown"
+        )
 
 
 def _joined(peer):
@@ -106,20 +142,40 @@ def test_an_imported_network_trains_on(kind, raw, tmp_path, monkeypatch, reposit
     assert _import(raw, path, source, datasets) == 0
     monkeypatch.chdir(repository)
     flags = {
-        "data.folders": ",".join(map(str, datasets)), "data.split.folds": 3, "data.workers": 1, "data.share": "per_corpus",
-        "model.width": 8, "model.depths": (2, 1), "model.heads": (1, 2), "augment.on": False, "init.source": source, "init.fresh": "",
-        "model.experts_in": "none" if kind == "swin_unet" else "both", "model.routing": "gate" if kind == "swin_unet" else kind,
-        "train.patch": (16, 16), "train.batch": 2, "train.steps": 2, "train.validate_every": 0, "train.log_every": 1, "evaluate.on": False,
+        "data.folders": ",".join(map(str, datasets)),
+        "data.split.folds": 3,
+        "data.workers": 1,
+        "data.share": "per_corpus",
+        "model.width": 8,
+        "model.depths": (2, 1),
+        "model.heads": (1, 2),
+        "augment.on": False,
+        "init.source": source,
+        "init.fresh": "",
+        "model.experts_in": "none" if kind == "swin_unet" else "both",
+        "model.routing": "gate" if kind == "swin_unet" else kind,
+        "train.patch": (16, 16),
+        "train.batch": 2,
+        "train.steps": 2,
+        "train.validate_every": 0,
+        "train.log_every": 1,
+        "evaluate.on": False,
         "optim.lr": 1e-3,
-    }  # fmt: skip
+    }
     line = [f"--config.{name}={value}" for name, value in flags.items()]
-    assert main.main(["--config=configs/m4oe.py:small", f"--workdir={tmp_path / 'run'}", *line]) == 0
+    assert (
+        main.main(["--config=configs/m4oe.py:small", f"--workdir={tmp_path / 'run'}", *line]) == 0
+    )
     transfer = json.loads((tmp_path / "run" / "transfer.json").read_text())
-    assert not transfer["fresh"] and not transfer["skipped"], "the whole network, heads and gates too"
+    assert not transfer["fresh"] and not transfer["skipped"], (
+        "the whole network, heads and gates too"
+    )
     before, after = (checkpoint.read_params(folder) for folder in (source, tmp_path / "run"))
     moved = np.abs(after["head"]["kernel"] - before["head"]["kernel"])
     assert 0 < moved.max() < 0.01  # two steps of AdamW at 1e-3 from where the file left off
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [1, 2] and all(np.isfinite(row["loss"]) for row in rows)
 
 
@@ -128,12 +184,27 @@ def test_heads_and_data_sets_must_fit(raw, tmp_path):
     for datasets in (raw[:1], (raw[1], raw[0])):
         with pytest.raises(ModelError, match=r"heads of \[1, 2\]"):
             imported.import_weights(
-                path, "swin_unet", tmp_path / "run", plan=raw[-1], dataset=[folder / "dataset.json" for folder in datasets]
+                path,
+                "swin_unet",
+                tmp_path / "run",
+                plan=raw[-1],
+                dataset=[folder / "dataset.json" for folder in datasets],
             )
     assert not (tmp_path / "run").exists()
-    runfolder.write_json(tmp_path / "plan.json", Plan({"A": (1.0, 1.0, 1.0), "B": (2.0, 1.0, 1.0)}, {"CT": Intensity("zscore")}).to_json())
-    with pytest.raises(UsageError, match="does not cover corpus 'Sarcoma'"):  # of two spacings, nobody says which
-        imported.import_weights(path, "swin_unet", tmp_path / "run", plan=tmp_path / "plan.json", dataset=raw[1] / "dataset.json")
+    runfolder.write_json(
+        tmp_path / "plan.json",
+        Plan({"A": (1.0, 1.0, 1.0), "B": (2.0, 1.0, 1.0)}, {"CT": Intensity("zscore")}).to_json(),
+    )
+    with pytest.raises(
+        UsageError, match="does not cover corpus 'Sarcoma'"
+    ):  # of two spacings, nobody says which
+        imported.import_weights(
+            path,
+            "swin_unet",
+            tmp_path / "run",
+            plan=tmp_path / "plan.json",
+            dataset=raw[1] / "dataset.json",
+        )
     text = imported.import_weights(path, "swin_unet", tmp_path / "bare")
     assert "cannot predict" in text and runfolder.read_space(tmp_path / "bare").known.tolist() == [
         [True, False, False],

@@ -1,4 +1,6 @@
-"""Weight files made to harm: what they ask for beyond numbers is refused with file and reason, and nothing is inflated for it."""
+"""Weight files made to harm: what they ask for beyond numbers is refused with file and reason, and
+nothing is inflated for it.
+"""
 
 import collections
 import os
@@ -35,12 +37,30 @@ def name(module: str, attribute: str) -> bytes:
 
 
 def dtype(code: str, state: bytes = b"") -> bytes:
-    return name("numpy", "dtype") + text(code) + b"\x89\x88\x87R" + (b"(" + state + b"tb" if state else b"")
+    return (
+        name("numpy", "dtype")
+        + text(code)
+        + b"\x89\x88\x87R"
+        + (b"(" + state + b"tb" if state else b"")
+    )
 
 
-OBJECT_FIELD = b"K\x03" + text("|") + b"N" + text("a") + b"\x85" + b"}" + text("a") + dtype("O") + b"K\x00\x86sK\x08K\x01K\x00"
+OBJECT_FIELD = (
+    b"K\x03"
+    + text("|")
+    + b"N"
+    + text("a")
+    + b"\x85"
+    + b"}"
+    + text("a")
+    + dtype("O")
+    + b"K\x00\x86sK\x08K\x01K\x00"
+)
 PLAIN = b"K\x03" + text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00"
-SCALAR, ARRAY = name("numpy.core.multiarray", "scalar"), name("numpy.core.multiarray", "_reconstruct")
+SCALAR, ARRAY = (
+    name("numpy.core.multiarray", "scalar"),
+    name("numpy.core.multiarray", "_reconstruct"),
+)
 BYTES = b"C\x08" + EVIL
 UNFILLED = ARRAY + name("numpy", "ndarray") + b"K\x00\x85" + b"C\x01b" + b"\x87R"
 
@@ -54,24 +74,53 @@ def array_of(kind: bytes, shape: bytes = b"K\x01\x85", data: bytes = BYTES) -> b
 
 
 DEEP = b"]" * 5000 + b"a" * 4999
-SHARED = b"]q\x00" + b"".join(b"]q" + bytes([k + 1]) + b"(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"e" for k in range(60))
+SHARED = b"]q\x00" + b"".join(
+    b"]q" + bytes([k + 1]) + b"(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"e" for k in range(60)
+)
 ATTACKS = {
-    "dtype with an object field, then a scalar as a key": b"}" + SCALAR + dtype("V8", OBJECT_FIELD) + BYTES + b"\x86RK\x01s",
-    "numeric dtype rebuilt with fields, then a scalar as a key": b"}" + SCALAR + dtype("i8", OBJECT_FIELD) + BYTES + b"\x86RK\x01s",
+    "dtype with an object field, then a scalar as a key": b"}"
+    + SCALAR
+    + dtype("V8", OBJECT_FIELD)
+    + BYTES
+    + b"\x86RK\x01s",
+    "numeric dtype rebuilt with fields, then a scalar as a key": b"}"
+    + SCALAR
+    + dtype("i8", OBJECT_FIELD)
+    + BYTES
+    + b"\x86RK\x01s",
     "array of a dtype with an object field": array_of(dtype("V8", OBJECT_FIELD)),
     "array of a numeric dtype rebuilt with fields": array_of(dtype("f8", OBJECT_FIELD)),
     "object dtype": array_of(dtype("O")),
     "object dtype with its byte order": array_of(dtype("|O8")),
     "array with a list of objects": array_of(dtype("f8"), data=b"]" + dtype("f8") + b"a"),
-    "subarray dtype": array_of(dtype("f8", b"K\x03" + text("|") + dtype("f8") + b"K\x02\x85\x86NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00")),
+    "subarray dtype": array_of(
+        dtype(
+            "f8",
+            b"K\x03"
+            + text("|")
+            + dtype("f8")
+            + b"K\x02\x85\x86NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00",
+        )
+    ),
     "fields in the code of the dtype": array_of(dtype("i4,O")),
     "dtype of a list": name("numpy", "dtype") + b"]" + text("O") + b"a" + b"\x85R",
     "text array": array_of(dtype("U2")),
     "time array": array_of(dtype("M8")),
     "array left without numbers": UNFILLED,
-    "array in a list before its numbers": b"]" + UNFILLED + b"q\x01ah\x01" + b"(K\x01K\x01\x85" + dtype("f8") + b"\x89" + BYTES + b"tb0",
-    "array of more numbers than bytes": array_of(dtype("f8", PLAIN), shape=b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85"),
-    "array of negative shape": array_of(dtype("f8"), shape=b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86"),
+    "array in a list before its numbers": b"]"
+    + UNFILLED
+    + b"q\x01ah\x01"
+    + b"(K\x01K\x01\x85"
+    + dtype("f8")
+    + b"\x89"
+    + BYTES
+    + b"tb0",
+    "array of more numbers than bytes": array_of(
+        dtype("f8", PLAIN), shape=b"\x8a\x06\x00\x00\x00\x00\x00\x01\x85"
+    ),
+    "array of negative shape": array_of(
+        dtype("f8"), shape=b"J\xff\xff\xff\xffJ\xff\xff\xff\xff\x86"
+    ),
     "array as a key": b"}" + array_of(dtype("f8", PLAIN)) + b"K\x01s",
     "dictionary in a set": name("builtins", "set") + b"](}e\x85R",
     "name as a key": b"}" + name("numpy", "dtype") + b"K\x01s",
@@ -130,7 +179,10 @@ def test_what_is_more_than_numbers_is_refused_with_file_and_reason(tmp_path, att
 def test_commands_end_with_a_sentence(tmp_path, attack):
     """In a process of their own: what these files did was a crash."""
     (tmp_path / "plans.pkl").write_bytes(program(ATTACKS[attack]))
-    for given in (["plan", "--import", "plans.pkl", "-o", "plan.json"], ["import", "plans.pkl", "--family", "nnunet", "-o", "run"]):
+    for given in (
+        ["plan", "--import", "plans.pkl", "-o", "plan.json"],
+        ["import", "plans.pkl", "--family", "nnunet", "-o", "run"],
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "medjax.cli", *given],
             cwd=tmp_path,
@@ -148,7 +200,14 @@ def test_commands_end_with_a_sentence(tmp_path, attack):
 STORAGE = name("torch", "FloatStorage")
 
 
-def tensor(key: str = "0", count: int = 4, shape=(4,), strides=(1,), offset: int = 0, storage: bytes = STORAGE) -> bytes:
+def tensor(
+    key: str = "0",
+    count: int = 4,
+    shape=(4,),
+    strides=(1,),
+    offset: int = 0,
+    storage: bytes = STORAGE,
+) -> bytes:
     """The byte code of {"w": a tensor}."""
 
     def whole(n: int) -> bytes:
@@ -158,7 +217,15 @@ def tensor(key: str = "0", count: int = 4, shape=(4,), strides=(1,), offset: int
         return b"(" + b"".join(map(whole, values)) + b"t"
 
     reference = b"(" + text("storage") + storage + text(key) + text("cpu") + whole(count) + b"tQ"
-    built = name("torch._utils", "_rebuild_tensor_v2") + b"(" + reference + whole(offset) + sizes(shape) + sizes(strides) + b"\x89}tR"
+    built = (
+        name("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + reference
+        + whole(offset)
+        + sizes(shape)
+        + sizes(strides)
+        + b"\x89}tR"
+    )
     return b"}" + text("w") + built + b"s"
 
 
@@ -173,13 +240,23 @@ def test_a_right_one_is_read(tmp_path):
     data = np.arange(4, dtype="<f4").tobytes()
     found = accounts.tensors_of(accounts.read(torch_archive(tmp_path / "w.pth", tensor(), data)))
     np.testing.assert_array_equal(found["w"], [0, 1, 2, 3])
-    strided = accounts.tensors_of(accounts.read(torch_archive(tmp_path / "s.pth", tensor(shape=(2, 3), strides=(1, 0), offset=1), data)))
+    strided = accounts.tensors_of(
+        accounts.read(
+            torch_archive(tmp_path / "s.pth", tensor(shape=(2, 3), strides=(1, 0), offset=1), data)
+        )
+    )
     np.testing.assert_array_equal(strided["w"], [[1, 1, 1], [2, 2, 2]])
 
 
 TENSORS = {
-    "2^40 elements of stride 0": (tensor(shape=(1 << 40,), strides=(0,)), "much larger than the file"),
-    "2^60 elements of two axes": (tensor(shape=(1 << 30, 1 << 30), strides=(0, 0)), "much larger than the file"),
+    "2^40 elements of stride 0": (
+        tensor(shape=(1 << 40,), strides=(0,)),
+        "much larger than the file",
+    ),
+    "2^60 elements of two axes": (
+        tensor(shape=(1 << 30, 1 << 30), strides=(0, 0)),
+        "much larger than the file",
+    ),
     "a path as key": (tensor(key="../../etc/passwd"), "does not hold"),
     "storage longer than its member": (tensor(count=1 << 30), "does not hold"),
     "negative stride": (tensor(strides=(-1,)), "outside of its storage"),
@@ -216,10 +293,15 @@ def little_memory():
 
 
 def test_files_that_inflate_are_refused_before_they_do(tmp_path, little_memory):
-    for path, member in ((tmp_path / "bomb.pth", "archive/data/0"), (tmp_path / "bomb.npz", "a.npy")):
+    for path, member in (
+        (tmp_path / "bomb.pth", "archive/data/0"),
+        (tmp_path / "bomb.npz", "a.npy"),
+    ):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             if path.suffix == ".pth":
-                archive.writestr("archive/data.pkl", program(tensor(count=1 << 26, shape=(1 << 26,))))
+                archive.writestr(
+                    "archive/data.pkl", program(tensor(count=1 << 26, shape=(1 << 26,)))
+                )
             with archive.open(member, "w", force_zip64=True) as file:
                 for _ in range(300):
                     file.write(bytes(1 << 20))
@@ -231,7 +313,11 @@ def test_files_that_inflate_are_refused_before_they_do(tmp_path, little_memory):
 
 
 def test_a_member_that_is_longer_than_promised_is_refused(tmp_path):
-    raw = bytearray(torch_archive(tmp_path / "w.pth", tensor(), bytes(1 << 20), zipfile.ZIP_DEFLATED).read_bytes())
+    raw = bytearray(
+        torch_archive(
+            tmp_path / "w.pth", tensor(), bytes(1 << 20), zipfile.ZIP_DEFLATED
+        ).read_bytes()
+    )
     at = raw.rfind(b"archive/data/0") - 46
     raw[at + 24 : at + 28] = (16).to_bytes(4, "little")
     (tmp_path / "liar.pth").write_bytes(raw)
@@ -241,12 +327,20 @@ def test_a_member_that_is_longer_than_promised_is_refused(tmp_path):
 
 def npy(head: str, data: bytes = b"\x00" * 16, version: int = 1) -> bytes:
     head = head.encode() + b"\n"
-    return b"\x93NUMPY" + bytes([version, 0]) + len(head).to_bytes(2 if version == 1 else 4, "little") + head + data
+    return (
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + len(head).to_bytes(2 if version == 1 else 4, "little")
+        + head
+        + data
+    )
 
 
 HEADERS = {
     "2^40 numbers": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"),
-    "2^80 numbers": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 1099511627776), }"),
+    "2^80 numbers": npy(
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 1099511627776), }"
+    ),
     "fewer numbers than bytes": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"),
     "negative": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-4,), }"),
     "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (2,), }"),
@@ -269,7 +363,14 @@ def test_headers_of_arrays_promise_no_more_than_is_there(tmp_path, attack):
 
 
 @pytest.mark.parametrize(
-    "value", [np.arange(6.0).reshape(2, 3).T, np.float16(2), np.zeros((0, 3), np.uint8), np.arange(3, dtype=">i4"), np.array([True])]
+    "value",
+    [
+        np.arange(6.0).reshape(2, 3).T,
+        np.float16(2),
+        np.zeros((0, 3), np.uint8),
+        np.arange(3, dtype=">i4"),
+        np.array([True]),
+    ],
 )
 def test_every_numeric_array_of_numpy_is_read(tmp_path, value):
     np.savez(tmp_path / "a.npz", a=value)
@@ -291,29 +392,55 @@ def test_weights_that_are_not_finite_or_no_real_numbers_are_refused():
     assert accounts.convert({"w": np.ones(3)}, rows, target)[0]["w"].dtype == np.float32
 
 
-STAGE = {"patch_size": [8, 8, 8], "spacing": [1, 1, 1], "normalization_schemes": ["ZScoreNormalization"], "batch_size": 2}
+STAGE = {
+    "patch_size": [8, 8, 8],
+    "spacing": [1, 1, 1],
+    "normalization_schemes": ["ZScoreNormalization"],
+    "batch_size": 2,
+}
 PLANS = {
-    "dataset_name": "D", "configurations": {"3d_fullres": STAGE}, "foreground_intensity_properties_per_channel": {"0": {}},
+    "dataset_name": "D",
+    "configurations": {"3d_fullres": STAGE},
+    "foreground_intensity_properties_per_channel": {"0": {}},
     "transpose_forward": [0, 1, 2],
-}  # fmt: skip
+}
 LABELS = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}}
 SAID = {
-    "no plan": ({}, LABELS), "plan is a number": (3, LABELS), "no labels": (PLANS, {}),
+    "no plan": ({}, LABELS),
+    "plan is a number": (3, LABELS),
+    "no labels": (PLANS, {}),
     "labels are a list": (PLANS, LABELS | {"labels": [1]}),
-    "label of text": (PLANS, LABELS | {"labels": {"a": "x"}}), "channels are numbers": (PLANS, LABELS | {"channel_names": {"x": 1}}),
-    "a name that is a path": (PLANS | {"dataset_name": "../../pwn"}, LABELS), "NUL in the name": (PLANS | {"dataset_name": "a\0b"}, LABELS),
-    "spacing NaN": (PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": [float("nan"), 1, 1]}}}, LABELS),
-    "spacing of text": (PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": "abc"}}}, LABELS),
-    "configuration inherits from itself": (PLANS | {"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}}, LABELS),
-    "axes": (PLANS | {"transpose_forward": [0, 0, 7]}, LABELS), "unknown normalisation": (
-        PLANS | {"configurations": {"3d_fullres": STAGE | {"normalization_schemes": ["zzz"]}}}, LABELS),
-}  # fmt: skip
+    "label of text": (PLANS, LABELS | {"labels": {"a": "x"}}),
+    "channels are numbers": (PLANS, LABELS | {"channel_names": {"x": 1}}),
+    "a name that is a path": (PLANS | {"dataset_name": "../../pwn"}, LABELS),
+    "NUL in the name": (PLANS | {"dataset_name": "a\0b"}, LABELS),
+    "spacing NaN": (
+        PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": [float("nan"), 1, 1]}}},
+        LABELS,
+    ),
+    "spacing of text": (
+        PLANS | {"configurations": {"3d_fullres": STAGE | {"spacing": "abc"}}},
+        LABELS,
+    ),
+    "configuration inherits from itself": (
+        PLANS | {"configurations": {"3d_fullres": {"inherits_from": "3d_fullres"}}},
+        LABELS,
+    ),
+    "axes": (PLANS | {"transpose_forward": [0, 0, 7]}, LABELS),
+    "unknown normalisation": (
+        PLANS | {"configurations": {"3d_fullres": STAGE | {"normalization_schemes": ["zzz"]}}},
+        LABELS,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", SAID)
 def test_what_a_checkpoint_says_of_itself_wrongly_is_a_sentence(tmp_path, case):
     plans, dataset = SAID[case]
-    value = {"network_weights": {"w": np.ones(3)}, "init_args": {"plans": plans, "dataset_json": dataset, "configuration": "3d_fullres"}}
+    value = {
+        "network_weights": {"w": np.ones(3)},
+        "init_args": {"plans": plans, "dataset_json": dataset, "configuration": "3d_fullres"},
+    }
     with zipfile.ZipFile(tmp_path / "evil.pth", "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(value, 2))
     with pytest.raises((ModelError, UsageError), match=r"evil\.pth: "):
@@ -328,20 +455,33 @@ def test_names_in_a_checkpoint_never_become_paths(tmp_path, monkeypatch):
     from tests.weights.test_families import _vit_tensors
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
-    with pytest.raises(ModelError, match=r"vit\.npz: unusable corpus name: it holds a path separator"):
+    with pytest.raises(
+        ModelError, match=r"vit\.npz: unusable corpus name: it holds a path separator"
+    ):
         import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-ROWS = {"data": np.ones(2, np.uint8), "indices": np.array([0, 59]), "indptr": np.array([0, 1, 2]), "shape": np.array([2, 60])}
+ROWS = {
+    "data": np.ones(2, np.uint8),
+    "indices": np.array([0, 59]),
+    "indptr": np.array([0, 1, 2]),
+    "shape": np.array([2, 60]),
+}
 MASKS = {
-    "index beyond": {"indices": np.array([0, 60])}, "index far beyond": {"indices": np.array([0, 1 << 40])},
-    "negative index": {"indices": np.array([0, -1])}, "rows beyond": {"indptr": np.array([0, 1, 1 << 40])},
-    "rows that go back": {"indptr": np.array([0, 5, 2])}, "rows from another start": {"indptr": np.array([1, 1, 2])},
-    "too few rows": {"indptr": np.array([0, 2])}, "another shape": {"shape": np.array([2, 61])},
+    "index beyond": {"indices": np.array([0, 60])},
+    "index far beyond": {"indices": np.array([0, 1 << 40])},
+    "negative index": {"indices": np.array([0, -1])},
+    "rows beyond": {"indptr": np.array([0, 1, 1 << 40])},
+    "rows that go back": {"indptr": np.array([0, 5, 2])},
+    "rows from another start": {"indptr": np.array([1, 1, 2])},
+    "too few rows": {"indptr": np.array([0, 2])},
+    "another shape": {"shape": np.array([2, 61])},
     "other format": {"format": np.bytes_("bsr")},
-    "real indices": {"indices": np.array([0.0, 1.0])}, "more data": {"data": np.ones(3)}, "no data": {"data": None},
-}  # fmt: skip
+    "real indices": {"indices": np.array([0.0, 1.0])},
+    "more data": {"data": np.ones(3)},
+    "no data": {"data": None},
+}
 
 
 @pytest.mark.parametrize("attack", MASKS)
@@ -359,18 +499,34 @@ def test_sparse_masks_write_nowhere_else(tmp_path, attack):
 def test_a_mask_whose_name_promises_more_than_memory_is_refused(tmp_path):
     path = tmp_path / "mask_(1, 99999, 99999, 99999).npz"
     np.savez(path, format=np.bytes_("csr"), **ROWS)
-    with pytest.raises(DataError, match="the name promises 999970000299999 voxels".replace("999970000299999", "999,970,000,299,999")):
+    with pytest.raises(
+        DataError,
+        match="the name promises 999970000299999 voxels".replace(
+            "999970000299999", "999,970,000,299,999"
+        ),
+    ):
         arrays.read(str(path))
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_every_plain_value_is_read_in_every_version_of_the_format(tmp_path, protocol):
     value = {
-        "text": "å", "bytes": b"\x00\xff", "numbers": [1, -1, 300, 1 << 40, -(1 << 100), 0.5, True, False, None], 3: (1,), (1, 2): {1, 2},
-        "frozen": frozenset([1]), "ordered": collections.OrderedDict([("a", 1)]), "slice": slice(1, None),
+        "text": "å",
+        "bytes": b"\x00\xff",
+        "numbers": [1, -1, 300, 1 << 40, -(1 << 100), 0.5, True, False, None],
+        3: (1,),
+        (1, 2): {1, 2},
+        "frozen": frozenset([1]),
+        "ordered": collections.OrderedDict([("a", 1)]),
+        "slice": slice(1, None),
         "scalars": [np.float32(0.5), np.int64(3), np.bool_(True), np.float16(1)],
-        "arrays": [np.arange(6).reshape(2, 3), np.ones((2, 2), ">f4"), np.zeros(0), np.asfortranarray(np.arange(6.0).reshape(2, 3))],
-    }  # fmt: skip
+        "arrays": [
+            np.arange(6).reshape(2, 3),
+            np.ones((2, 2), ">f4"),
+            np.zeros(0),
+            np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        ],
+    }
     shared = np.arange(3.0)
     value["shared"] = [shared, shared, np.arange(2.0)]
     (tmp_path / "v.pkl").write_bytes(pickle.dumps(value, protocol))
@@ -384,16 +540,31 @@ def test_every_plain_value_is_read_in_every_version_of_the_format(tmp_path, prot
 
 
 def test_the_instructions_are_those_of_the_format():
-    """Every instruction the format has is either built or refused by name; none was forgotten by a typing error."""
+    """Every instruction the format has is either built or refused by name; none was forgotten by a
+    typing error.
+    """
     from medjax.weights.formats.opcodes import _STEPS_OF
 
     known = {op.code.encode("latin1"): op.name for op in pickletools.opcodes}
     assert set(_STEPS_OF) <= set(known)
-    refused = {"NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
+    refused = {
+        "NEXT_BUFFER",
+        "READONLY_BUFFER",
+        "PERSID",
+        "INST",
+        "OBJ",
+        "EXT1",
+        "EXT2",
+        "EXT4",
+        "NEWOBJ_EX",
+    }
     assert {known[c] for c in set(known) - set(_STEPS_OF)} == refused
 
 
 def test_a_plan_with_code_in_it_is_a_usage_error(tmp_path, capsys):
     (tmp_path / "plans.pkl").write_bytes(program(ATTACKS["dotted name"]))
-    assert cli.main(["plan", "--import", str(tmp_path / "plans.pkl"), "-o", str(tmp_path / "p.json")]) == UsageError.exit_code
+    assert (
+        cli.main(["plan", "--import", str(tmp_path / "plans.pkl"), "-o", str(tmp_path / "p.json")])
+        == UsageError.exit_code
+    )
     assert "OrderedDict.fromkeys" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Transfer of parameters: heads by class name, input channels, position tables, renames, and the exact account of every leaf."""
+"""Transfer of parameters: heads by class name, input channels, position tables, renames, and the
+exact account of every leaf.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +48,18 @@ def test_heads_follow_class_names_and_the_rest_is_copied():
             np.testing.assert_array_equal(found[..., 0], source[head][leaf][..., 2])
             np.testing.assert_array_equal(found[..., 2], source[head][leaf][..., 0])
             np.testing.assert_array_equal(found[..., [1, 3]], target[head][leaf][..., [1, 3]])
-    assert report.loaded == ("pos", "stem/bias", "stem/kernel") and report.fresh == () and report.skipped == ()
+    assert (
+        report.loaded == ("pos", "stem/bias", "stem/kernel")
+        and report.fresh == ()
+        and report.skipped == ()
+    )
     assert report.classes["head_0/kernel"] == ("kidney", "liver")
     text = report.text()
-    assert text.startswith("transfer: 100.0%") and "4 (head_0/bias" in text and "2 (kidney, liver)" in text
+    assert (
+        text.startswith("transfer: 100.0%")
+        and "4 (head_0/bias" in text
+        and "2 (kidney, liver)" in text
+    )
     assert report.to_json()["classes"]["head_1/bias"] == ["kidney", "liver"]
 
 
@@ -59,15 +69,26 @@ def test_heads_without_a_common_class_or_by_rule_are_fresh():
         params, report = moved(target, source, **arguments)
         assert params["head_0"]["kernel"] is target["head_0"]["kernel"]
         assert report.fresh == ("head_0/bias", "head_0/kernel", "head_1/bias", "head_1/kernel")
-        assert report.skipped == report.fresh and report.share == pytest.approx(1 - 40 / (108 + 4 + 32 + 40))
+        assert report.skipped == report.fresh and report.share == pytest.approx(
+            1 - 40 / (108 + 4 + 32 + 40)
+        )
     params, _ = moved(target, source, same_class={"tumour": "spleen", "liver": ""})
-    np.testing.assert_array_equal(np.asarray(params["head_0"]["bias"])[1], source["head_0"]["bias"][1])
-    np.testing.assert_array_equal(np.asarray(params["head_0"]["bias"])[2], target["head_0"]["bias"][2])
-    assert moved(tree(3, offset=1.0), source, target_classes=OLD, heads=(("^head_0", None), ("^head", -1)))[1].fresh == (
+    np.testing.assert_array_equal(
+        np.asarray(params["head_0"]["bias"])[1], source["head_0"]["bias"][1]
+    )
+    np.testing.assert_array_equal(
+        np.asarray(params["head_0"]["bias"])[2], target["head_0"]["bias"][2]
+    )
+    assert moved(
+        tree(3, offset=1.0), source, target_classes=OLD, heads=(("^head_0", None), ("^head", -1))
+    )[1].fresh == (
         "head_0/bias",
         "head_0/kernel",
     )
-    with pytest.raises(UsageError, match="axis 0 is not the axis of the classes of the source; found 3; expected 2 classes"):
+    with pytest.raises(
+        UsageError,
+        match="axis 0 is not the axis of the classes of the source; found 3; expected 2 classes",
+    ):
         moved(target, source, source_classes=("a", "b"))
 
 
@@ -77,15 +98,24 @@ def test_input_channels_are_repeated_or_averaged():
     np.testing.assert_array_equal(wide["stem"]["kernel"], np.repeat(one["stem"]["kernel"], 4, 3))
     assert report.input == {"stem/kernel": "1 -> 4 repeated"}, "repeated, not divided (STU-Net)"
     narrow, report = moved(one, four, source_classes=NEW, input_channels=(4, 1))
-    np.testing.assert_allclose(narrow["stem"]["kernel"], four["stem"]["kernel"].mean(3, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        narrow["stem"]["kernel"], four["stem"]["kernel"].mean(3, keepdims=True), atol=1e-6
+    )
     assert report.input == {"stem/kernel": "4 -> 1 averaged"}
     kept, _ = moved(four, one, source_classes=NEW, input_channels=(1, 4), widen="average")
     image = np.random.default_rng(0).normal(size=(3, 3, 3, 1)).astype(np.float32)
-    response = [np.einsum("zyxi,zyxio->o", np.repeat(image, c, 3), t["stem"]["kernel"]) for c, t in ((1, one), (4, kept))]
-    np.testing.assert_allclose(*response, rtol=1e-4, err_msg="four equal channels are seen as one was")
+    response = [
+        np.einsum("zyxi,zyxio->o", np.repeat(image, c, 3), t["stem"]["kernel"])
+        for c, t in ((1, one), (4, kept))
+    ]
+    np.testing.assert_allclose(
+        *response, rtol=1e-4, err_msg="four equal channels are seen as one was"
+    )
     _, report = moved(four, one, source_classes=NEW, input_channels=(1, 4), widen="fresh")
     assert report.fresh == ("stem/kernel",)
-    with pytest.raises(TrainError, match=r"stem/kernel: \(3, 3, 3, 1, 4\) in the source, \(3, 3, 3, 4, 4\) here"):
+    with pytest.raises(
+        TrainError, match=r"stem/kernel: \(3, 3, 3, 1, 4\) in the source, \(3, 3, 3, 4, 4\) here"
+    ):
         moved(four, one, source_classes=NEW)
 
 
@@ -96,23 +126,37 @@ def test_position_tables_are_resized_by_rule_only():
         moved(target, source, **same)
     params, report = moved(target, source, resize=(("^pos$", "trilinear"),), **same)
     np.testing.assert_allclose(params["pos"], trilinear(source["pos"], (4, 2, 3, 4)))
-    # half-pixel centres along z, 2 -> 4: weights 1, 3/4 1/4, 1/4 3/4, 1; along x 2 -> 3: 1, 1/2 1/2, 1
+    # half-pixel centres along z, 2 -> 4: weights 1, 3/4 1/4, 1/4 3/4, 1; along x 2 -> 3: 1, 1/2
+    # 1/2, 1
     z = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
     x = np.array([[1, 0], [0.5, 0.5], [0, 1]])
-    np.testing.assert_allclose(params["pos"], np.einsum("ai,cj,ibjf->abcf", z, x, source["pos"]), atol=1e-6)
+    np.testing.assert_allclose(
+        params["pos"], np.einsum("ai,cj,ibjf->abcf", z, x, source["pos"]), atol=1e-6
+    )
     assert report.resized == {"pos": "(2, 2, 2, 4) -> (4, 2, 3, 4) trilinear"}
     _, report = moved(target, source, fresh="^pos$", **same)
     assert report.fresh == ("pos",) and report.skipped == ("pos",)
     np.testing.assert_array_equal(trilinear(source["pos"], (2, 2, 2, 4)), source["pos"])
-    assert trilinear(np.full((7, 5, 6, 3), 0.3, np.float32), (4, 4, 4, 3)) == pytest.approx(np.float32(0.3))
+    assert trilinear(np.full((7, 5, 6, 3), 0.3, np.float32), (4, 4, 4, 3)) == pytest.approx(
+        np.float32(0.3)
+    )
     with pytest.raises(UsageError, match=r"unknown resizer 'trilinar'.*trilinear"):
         moved(target, source, resize=(("^pos$", "trilinar"),), **same)
 
 
 def test_renames_missing_leaves_and_a_foreign_source():
-    target, source = tree(3, offset=1.0), {"encoder": tree(3)["stem"], "extra": np.ones(2), **{k: tree(3)[k] for k in ("head_0", "pos")}}
+    target, source = (
+        tree(3, offset=1.0),
+        {
+            "encoder": tree(3)["stem"],
+            "extra": np.ones(2),
+            **{k: tree(3)[k] for k in ("head_0", "pos")},
+        },
+    )
     same = dict(target_classes=OLD)
-    with pytest.raises(TrainError, match="stem/bias is not in the source; stem/kernel is not in the source"):
+    with pytest.raises(
+        TrainError, match="stem/bias is not in the source; stem/kernel is not in the source"
+    ):
         moved(target, source, **same)
     params, report = moved(target, source, rename=(("^encoder/", "stem/"),), **same)
     np.testing.assert_array_equal(params["stem"]["bias"], source["encoder"]["bias"])
@@ -126,22 +170,47 @@ def test_renames_missing_leaves_and_a_foreign_source():
 
 
 def test_a_run_begins_from_another_on_eight_devices(tmp_path):
-    """The loop takes transferred leaves (numpy) and mixed heads (device arrays) on a sharded state; a resumed run does not ask again."""
+    """The loop takes transferred leaves (numpy) and mixed heads (device arrays) on a sharded state;
+    a resumed run does not ask again.
+    """
     toy.run(tmp_path / "source", steps=1, validate_every=0)
     stored = checkpoint.read_params(tmp_path / "source")
     calls = []
 
     def borrow(fresh):
-        calls.append(transfer(fresh, stored, heads=HEADS, source_classes=toy.CLASSES, target_classes=("tumour", "new", "kidney")))
+        calls.append(
+            transfer(
+                fresh,
+                stored,
+                heads=HEADS,
+                source_classes=toy.CLASSES,
+                target_classes=("tumour", "new", "kidney"),
+            )
+        )
         return calls[-1][0]
 
     frozen = optim.make(lr=0.1, steps=1, trainable=(("^head/bias", True), (".*", False)))
-    settings = dict(steps=1, devices=8, fsdp=4, sharding_rules=((".*", "fsdp"),), optimizer=frozen, borrow=borrow, validate_every=0)
+    settings = dict(
+        steps=1,
+        devices=8,
+        fsdp=4,
+        sharding_rules=((".*", "fsdp"),),
+        optimizer=frozen,
+        borrow=borrow,
+        validate_every=0,
+    )
     state = toy.run(tmp_path / "next", **settings)
-    fresh, kernel = toy.init(jax.random.key(0))["head"]["kernel"], np.asarray(state["params"]["head"]["kernel"])
-    assert state["params"]["head"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(None, None, None, "fsdp", None)
+    fresh, kernel = (
+        toy.init(jax.random.key(0))["head"]["kernel"],
+        np.asarray(state["params"]["head"]["kernel"]),
+    )
+    assert state["params"]["head"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(
+        None, None, None, "fsdp", None
+    )
     np.testing.assert_array_equal(kernel[..., 0], stored["head"]["kernel"][..., 1])
     np.testing.assert_allclose(kernel[..., 1], np.asarray(jnp.asarray(fresh))[..., 1], atol=1e-6)
-    np.testing.assert_array_equal(np.asarray(state["params"]["encoder"]["kernel"]), stored["encoder"]["kernel"])
+    np.testing.assert_array_equal(
+        np.asarray(state["params"]["encoder"]["kernel"]), stored["encoder"]["kernel"]
+    )
     toy.run(tmp_path / "next", **settings)
     assert len(calls) == 1 and calls[0][1].classes["head/kernel"] == ("tumour", "kidney")

@@ -1,4 +1,5 @@
-"""Raw folders in every common layout -> corpus and cases. One module per layout: `detect(path)` and `scan(path)`.
+"""Raw folders in every common layout -> corpus and cases. One module per layout: `detect(path)` and
+`scan(path)`.
 
     described     corpus.json, written by an ingestion of data_pipelines                                      ../described.py
     msd, nnunet   dataset.json (Medical Segmentation Decathlon, nnU-Net raw)                                  listed.py
@@ -11,35 +12,62 @@
     pairs         image and label map side by side, in one folder or in one folder per case (KiTS, BraTS)     pairs.py
     scans         images without labels                                                                       scans.py
 
-What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see `corpora/dataset_json.py`.
+What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see
+`corpora/dataset_json.py`.
 """
 
 from pathlib import Path
 from types import ModuleType
 
 from medjax.corpora.dataset_json import HINT_FILE, hints
-from medjax.corpora.layouts import bids, corpus_json, datalist, dicoms, folders, listed, m3d, pairs, perclass, unlabelled
+from medjax.corpora.layouts import (
+    bids,
+    corpus_json,
+    datalist,
+    dicoms,
+    folders,
+    listed,
+    m3d,
+    pairs,
+    perclass,
+    unlabelled,
+)
 from medjax.corpora.layouts.common import Scan
 from medjax.errors import UsageError, did_you_mean
 
 LAYOUTS: dict[str, ModuleType] = {
-    "described": corpus_json, "msd": listed, "nnunet": listed, "m3d": m3d, "datalist": datalist, "bids": bids, "perclass": perclass,
-    "dicom": dicoms, "folders": folders, "pairs": pairs, "scans": unlabelled,
-}  # fmt: skip
+    "described": corpus_json,
+    "msd": listed,
+    "nnunet": listed,
+    "m3d": m3d,
+    "datalist": datalist,
+    "bids": bids,
+    "perclass": perclass,
+    "dicom": dicoms,
+    "folders": folders,
+    "pairs": pairs,
+    "scans": unlabelled,
+}
 
 
 def detect(path: Path) -> str:
     """The word of the first layout that fits; `UsageError` with what was looked for if none does."""
     for word, layout in LAYOUTS.items():
         if word == "scans" and path.is_dir() and (path / "dataset.json").is_file():
-            return "nnunet"  # a description, but nothing where it should be: that layout says what is missing
+            # a description, but nothing where it should be: that layout says what is missing
+            return "nnunet"
         if layout.detect(path):
             return word
     raise UsageError(
-        "no data set in a known layout (no dataset.json, no pair of image and label folders, no masks, no DICOM)", path=path,
-        found=", ".join(sorted(p.name for p in path.iterdir() if not p.name.startswith("."))[:8]) if path.is_dir() else "a file",
-        expected=f"one of {', '.join(LAYOUTS)}", fix="see docs/data.md",
-    )  # fmt: skip
+        "no data set in a known layout (no dataset.json, no pair of image and label folders, no "
+        "masks, no DICOM)",
+        path=path,
+        found=", ".join(sorted(p.name for p in path.iterdir() if not p.name.startswith("."))[:8])
+        if path.is_dir()
+        else "a file",
+        expected=f"one of {', '.join(LAYOUTS)}",
+        fix="see docs/data.md",
+    )
 
 
 def scan(path: Path, layout: str = "") -> Scan:

@@ -1,6 +1,8 @@
-"""What the layouts share: from cases as found to a corpus, by a description where there is one and by what occurs where there is none.
+"""What the layouts share: from cases as found to a corpus, by a description where there is one and
+by what occurs where there is none.
 
-In: a `Found` (cases with images and label map or masks, what the layout itself knows about names). Out: (corpus, cases, problems).
+In: a `Found` (cases with images and label map or masks, what the layout itself knows about names).
+Out: (corpus, cases, problems).
 """
 
 import collections
@@ -10,7 +12,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from medjax.corpora.dataset_json import annotated_classes, channel_names, corpus_name, hints, meanings_of, parse_labels, patients_of
+from medjax.corpora.dataset_json import (
+    annotated_classes,
+    channel_names,
+    corpus_name,
+    hints,
+    meanings_of,
+    parse_labels,
+    patients_of,
+)
 from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
@@ -30,7 +40,8 @@ class Found:
       folder: of the data set.
       cases: named, with images and a label map, or masks, or neither; corpus may be empty.
       problems: of what could not become a case.
-      channels, labels, name: as the layout says them; hints win. labels: either direction, as in dataset.json.
+      channels, labels, name: as the layout says them; hints win. labels: either direction, as in
+        dataset.json.
       classes: of masks, in order; by default every name that occurs, sorted.
       patients: case -> patient.
     """
@@ -53,7 +64,9 @@ def finish(found: Found) -> Scan:
     """
     said, path = hints(found.folder if found.folder.is_dir() else found.folder.parent)
     if not found.cases and not found.problems:
-        raise UsageError("no cases found", path=found.folder, fix="see docs/data.md for the layouts")
+        raise UsageError(
+            "no cases found", path=found.folder, fix="see docs/data.md for the layouts"
+        )
     given = said.get("channel_names", said.get("channels"))
     if not isinstance(said.get("annotated", []), list):
         annotated_classes(said["annotated"], (), path)  # raises
@@ -72,15 +85,24 @@ def finish(found: Found) -> Scan:
     else:
         patients = dict(found.patients)
     cases = [
-        dataclasses.replace(c, corpus=corpus.name, modality=c.modality or modality, patient=patients.get(c.name) or c.patient or c.name)
+        dataclasses.replace(
+            c,
+            corpus=corpus.name,
+            modality=c.modality or modality,
+            patient=patients.get(c.name) or c.patient or c.name,
+        )
         for c in sorted(cases, key=lambda c: c.name)
     ]
     _check_names(cases, found.folder)
     return corpus, tuple(cases), problems
 
 
-def _of_maps(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
-    from medjax.corpora import survey  # reads voxels: needed only where no description names the values
+def _of_maps(
+    name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict
+) -> tuple[Corpus, list[Case], list]:
+    from medjax.corpora import (
+        survey,
+    )  # reads voxels: needed only where no description names the values
 
     declared = said.get("labels", found.labels)
     problems: list[MedjaxError] = []
@@ -107,33 +129,64 @@ def _names_inside(label: str) -> dict[int, str]:
         return {}
 
 
-def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict) -> tuple[Corpus, list[Case], list]:
+def _of_masks(
+    name: str, said: Mapping, found: Found, cases: list[Case], path: Path, fields: dict
+) -> tuple[Corpus, list[Case], list]:
     from medjax.corpora import label_sets, survey
 
     spoken = said.get("classes") or list(found.classes)
     if isinstance(spoken, Mapping):
         if strange := next((n for n in spoken.values() if not _is_names(n)), None):
-            raise LabelError('"classes" names no names in the files', path=path, found=repr(strange)[:80], expected='{"liver": ["Liver"]}')
-        other = {alias: c for c, names in spoken.items() for alias in ([names] if isinstance(names, str) else names)}
+            raise LabelError(
+                '"classes" names no names in the files',
+                path=path,
+                found=repr(strange)[:80],
+                expected='{"liver": ["Liver"]}',
+            )
+        other = {
+            alias: c
+            for c, names in spoken.items()
+            for alias in ([names] if isinstance(names, str) else names)
+        }
     elif isinstance(spoken, Sequence) and not isinstance(spoken, str):
         other = {str(c): str(c) for c in spoken}
     else:
-        raise LabelError('"classes" must be a list of names, or an object with the names in the files', path=path, found=spoken)
+        raise LabelError(
+            '"classes" must be a list of names, or an object with the names in the files',
+            path=path,
+            found=spoken,
+        )
     present = {mask.name for case in cases for mask in case.masks}
     other = other or {c: c for c in sorted(present)}
     classes = tuple(dict.fromkeys(other.values()))
     if unknown := [c for c in classes if not any(other[n] == c for n in present if n in other)]:
-        raise LabelError(f"no mask of class {unknown[0]!r} in any case", path=path, found=sorted(present)[:20], fix='correct "classes"')
+        raise LabelError(
+            f"no mask of class {unknown[0]!r} in any case",
+            path=path,
+            found=sorted(present)[:20],
+            fix='correct "classes"',
+        )
     whole, problems = [], []
     for case in cases:
-        masks = tuple(dataclasses.replace(m, name=other[m.name]) for m in case.masks if m.name in other)
+        masks = tuple(
+            dataclasses.replace(m, name=other[m.name]) for m in case.masks if m.name in other
+        )
         missing = [c for c in classes if c not in {m.name for m in masks}]
         if case.masks and missing and said.get("absent") != "background":
-            fix = 'add it (empty, if the class is not there), or say "absent": "background" in medjax.json'
+            fix = (
+                'add it (empty, if the class is not there), or say "absent": "background" in '
+                "medjax.json"
+            )
             what = f"no mask of {', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''} in case {case.name!r}"
             problems.append(UsageError(what, path=case.masks[0].path, fix=fix))
         elif not case.masks:
-            problems.append(UsageError(f"case {case.name!r} has no masks", path=case.images[0], fix="add them, or remove the case"))
+            problems.append(
+                UsageError(
+                    f"case {case.name!r} has no masks",
+                    path=case.images[0],
+                    fix="add them, or remove the case",
+                )
+            )
         else:
             whole.append(dataclasses.replace(case, masks=masks))
     sets, _ = survey.mask_sets(whole)  # a mask that cannot be read is reported when the case is
@@ -143,7 +196,9 @@ def _of_masks(name: str, said: Mapping, found: Found, cases: list[Case], path: P
 
 
 def _is_names(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+    )
 
 
 def _modality(channels: Iterable[str]) -> str:
@@ -154,14 +209,25 @@ def _modality(channels: Iterable[str]) -> str:
 def _check_names(cases: Sequence[Case], folder: Path) -> None:
     counts = collections.Counter(case.name for case in cases)
     if twice := next((n for n, count in counts.items() if count > 1), None):
-        raise UsageError(f"case {twice!r} occurs twice", path=folder, fix="give every case its own name")
+        raise UsageError(
+            f"case {twice!r} occurs twice", path=folder, fix="give every case its own name"
+        )
 
 
 def key_of(name: str) -> str:
-    """What is left of a file's stem without the words that say image or label: img0001, label0001 -> 0001; volume-3 -> 3."""
+    """What is left of a file's stem without the words that say image or label: img0001, label0001
+    -> 0001; volume-3 -> 3.
+    """
     name = re.sub(r"_0000$", "", name)
-    parts = [p for p in re.split(r"[_\-. ]+", name) if p and not re.fullmatch(f"(?:{IMAGE_WORDS}|{LABEL_WORDS})", p, re.IGNORECASE)]
-    parts = [re.sub(rf"^(?:{IMAGE_WORDS}|{LABEL_WORDS})(?=\d)", "", p, flags=re.IGNORECASE) for p in parts]
+    parts = [
+        p
+        for p in re.split(r"[_\-. ]+", name)
+        if p and not re.fullmatch(f"(?:{IMAGE_WORDS}|{LABEL_WORDS})", p, re.IGNORECASE)
+    ]
+    parts = [
+        re.sub(rf"^(?:{IMAGE_WORDS}|{LABEL_WORDS})(?=\d)", "", p, flags=re.IGNORECASE)
+        for p in parts
+    ]
     return "_".join(parts).lower()
 
 
@@ -169,7 +235,9 @@ def is_label_name(name: str) -> bool:
     """Whether a file's stem says that it is a label: segmentation-3, BraTS_001_seg, mask."""
     parts = re.split(r"[_\-. ]+", name)
     word = rf"(?:{LABEL_WORDS})\d*"
-    return bool(re.fullmatch(word, parts[0], re.IGNORECASE) or re.fullmatch(word, parts[-1], re.IGNORECASE))
+    return bool(
+        re.fullmatch(word, parts[0], re.IGNORECASE) or re.fullmatch(word, parts[-1], re.IGNORECASE)
+    )
 
 
 def usual(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

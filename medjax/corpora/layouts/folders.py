@@ -1,8 +1,9 @@
 """Two folders: images in one, label maps in the other, paired by their names.
 
-Folder names are told by their words (images, imagesTr, img, volumes, ... / labels, labelsTr, masks, segmentations, ...). File names need
-not be equal: the words for image and label in them are passed over (img0001 and label0001, volume-3 and segmentation-3), and `x_0000`,
-`x_0001` are the channels of x.
+Folder names are told by their words (images, imagesTr, img, volumes, ... / labels, labelsTr, masks,
+segmentations, ...). File names need not be equal: the words for image and label in them are passed
+over (img0001 and label0001, volume-3 and segmentation-3), and `x_0000`, `x_0001` are the channels
+of x.
 """
 
 import re
@@ -13,8 +14,14 @@ from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, key_of
 from medjax.errors import MedjaxError, UsageError
 from medjax.scans.paths import CHANNEL, image_files, stem
 
-IMAGES = re.compile(r"^(images?|imgs?|images?tr|volumes?|scans?|ct|cts|mr|mri|raw|data|input)$", re.IGNORECASE)
-LABELS = re.compile(r"^(labels?|labels?tr|lbls?|masks?|segs?|segmentations?|annotations?|gt|ground[-_ ]?truth|targets?)$", re.IGNORECASE)
+IMAGES = re.compile(
+    r"^(images?|imgs?|images?tr|volumes?|scans?|ct|cts|mr|mri|raw|data|input)$", re.IGNORECASE
+)
+LABELS = re.compile(
+    r"^(labels?|labels?tr|lbls?|masks?|segs?|segmentations?|annotations?|gt|ground[-_ "
+    r"]?truth|targets?)$",
+    re.IGNORECASE,
+)
 
 
 def detect(folder: Path) -> bool:
@@ -26,7 +33,11 @@ def scan(folder: Path) -> Scan:
     """Corpus, usable cases, and the problems of files without a partner."""
     images, labels = _folders(folder)
     if images is None or labels is None:
-        raise UsageError("no pair of image and label folders", path=folder, expected="e.g. images/ and labels/ with files of equal names")
+        raise UsageError(
+            "no pair of image and label folders",
+            path=folder,
+            expected="e.g. images/ and labels/ with files of equal names",
+        )
     scans = channels_of(image_files(images))
     pairs, problems = pair(scans, {stem(p): p for p in image_files(labels)}, images, labels)
     cases = [Case(name, tuple(map(str, scans[name])), str(label)) for name, label in pairs.items()]
@@ -49,8 +60,12 @@ def channels_of(files: list[Path]) -> dict[str, list[Path]]:
     return whole
 
 
-def pair(scans: dict, labels: dict[str, Path], where: Path, there: Path) -> tuple[dict[str, Path], list[MedjaxError]]:
-    """Image name -> label file: by equal names, then by what is left of the names without the words for image and label."""
+def pair(
+    scans: dict, labels: dict[str, Path], where: Path, there: Path
+) -> tuple[dict[str, Path], list[MedjaxError]]:
+    """Image name -> label file: by equal names, then by what is left of the names without the words
+    for image and label.
+    """
     pairs = {name: labels[name] for name in scans if name in labels}
     rest_scans, rest = [n for n in scans if n not in pairs], [n for n in labels if n not in pairs]
     by_key: dict[str, list[list[str]]] = {}
@@ -62,15 +77,36 @@ def pair(scans: dict, labels: dict[str, Path], where: Path, there: Path) -> tupl
         if len(left) == len(right) == 1:
             pairs[left[0]] = labels[right[0]]
         elif left and right:
-            what = f"cannot tell which label belongs to which image ({key or 'no number in the name'!r})"
-            problems.append(UsageError(what, path=where, found=", ".join((left + right)[:6]), fix="give image and label one name"))
+            what = (
+                "cannot tell which label belongs to which image "
+                f"({key or 'no number in the name'!r})"
+            )
+            problems.append(
+                UsageError(
+                    what,
+                    path=where,
+                    found=", ".join((left + right)[:6]),
+                    fix="give image and label one name",
+                )
+            )
         else:
             for name in left:
                 fix = "add it, or remove the image"
-                problems.append(UsageError(f"image {name!r} has no label", path=there, expected=f"a file called {name}", fix=fix))
+                problems.append(
+                    UsageError(
+                        f"image {name!r} has no label",
+                        path=there,
+                        expected=f"a file called {name}",
+                        fix=fix,
+                    )
+                )
             for name in right:
                 problems.append(
-                    UsageError(f"label {name!r} has no image", path=labels[name], fix=f"add the image to {where}, or remove it")
+                    UsageError(
+                        f"label {name!r} has no image",
+                        path=labels[name],
+                        fix=f"add the image to {where}, or remove it",
+                    )
                 )
     return dict(sorted(pairs.items())), problems
 

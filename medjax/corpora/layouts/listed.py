@@ -3,7 +3,8 @@
     TaskXX_Name/      labels value -> name, a "training" list of {"image", "label"}; channels are the last axis of a 4D file
     DatasetXXX_Name/  labels name -> value or values, channel_names, file_ending; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
 
-nnU-Net's explicit "dataset" lists and its v1 form (an MSD list with _0000 files) are read as well; `_0000` is optional for one channel.
+nnU-Net's explicit "dataset" lists and its v1 form (an MSD list with _0000 files) are read as well;
+`_0000` is optional for one channel.
 """
 
 import os
@@ -22,7 +23,11 @@ def detect(folder: Path) -> bool:
     if not path.is_file():
         return False
     spec = read_json(path)
-    return not isinstance(spec, dict) or bool({"training", "dataset"} & set(spec)) or (folder / "imagesTr").is_dir()
+    return (
+        not isinstance(spec, dict)
+        or bool({"training", "dataset"} & set(spec))
+        or (folder / "imagesTr").is_dir()
+    )
 
 
 def scan(folder: Path) -> Scan:
@@ -31,18 +36,33 @@ def scan(folder: Path) -> Scan:
     corpus, spec, block = describe(path)
     entries, problems = _entries(folder, spec, len(corpus.channels), bool(corpus.classes))
     patients = patients_of(block.get("patients", {}), [name for name, _, _ in entries], path)
-    cases = tuple(Case(name, images, label, corpus.name, corpus.modality, patients[name]) for name, images, label in entries)
+    cases = tuple(
+        Case(name, images, label, corpus.name, corpus.modality, patients[name])
+        for name, images, label in entries
+    )
     if not cases and not problems:
-        raise UsageError("has no training cases", path=path, fix='list them in "training", or put scans into imagesTr and labelsTr')
+        raise UsageError(
+            "has no training cases",
+            path=path,
+            fix='list them in "training", or put scans into imagesTr and labelsTr',
+        )
     return corpus, cases, problems
 
 
-def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple[list, list[MedjaxError]]:
-    """(case name, image paths, label path) sorted by name, and the problems of the cases that lack something."""
+def _entries(
+    folder: Path, spec: dict, n_channels: int, labelled: bool
+) -> tuple[list, list[MedjaxError]]:
+    """(case name, image paths, label path) sorted by name, and the problems of the cases that lack
+    something.
+    """
     path, ending = folder / "dataset.json", spec.get("file_ending", ".nii.gz")
     if ending not in ENDINGS:
         raise UsageError(
-            "unsupported file ending", path=path, found=ending, expected=" or ".join(ENDINGS), fix="convert the scans to NIfTI"
+            "unsupported file ending",
+            path=path,
+            found=ending,
+            expected=" or ".join(ENDINGS),
+            fix="convert the scans to NIfTI",
         )
     wanted: dict[str, tuple[list[Path], Path | None]] = {}
     entries, problems = [], []
@@ -50,7 +70,11 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
         for number, item in enumerate(spec["training"], 1):
             item = item if isinstance(item, dict) else {"image": item}
             try:
-                image = Path(listed_path(folder, item.get("image"), f"the image of training entry {number}", path))
+                image = Path(
+                    listed_path(
+                        folder, item.get("image"), f"the image of training entry {number}", path
+                    )
+                )
                 label = _label(folder, item, f"training entry {number}", path)
             except UsageError as problem:
                 problems.append(problem)
@@ -58,8 +82,15 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
             if image.name.startswith("."):
                 continue
             if stem(image) in wanted:
-                raise UsageError(f"case {stem(image)!r} is listed twice", path=path, fix="give every case its own file name")
-            channels = [image.parent / f"{stem(image)}_{c:04d}{image.name[len(stem(image)) :]}" for c in range(n_channels)]
+                raise UsageError(
+                    f"case {stem(image)!r} is listed twice",
+                    path=path,
+                    fix="give every case its own file name",
+                )
+            channels = [
+                image.parent / f"{stem(image)}_{c:04d}{image.name[len(stem(image)) :]}"
+                for c in range(n_channels)
+            ]
             split = not os.path.isfile(image) and os.path.isfile(channels[0])
             wanted[stem(image)] = (channels if split else [image], label)
     elif isinstance(spec.get("dataset"), dict):  # nnU-Net's explicit list
@@ -68,9 +99,14 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
             try:
                 if not isinstance(images, list) or not images:
                     raise UsageError(
-                        f"case {name!r} has no list of images", path=path, found=repr(images)[:80], expected='["a_0000.nii.gz"]'
+                        f"case {name!r} has no list of images",
+                        path=path,
+                        found=repr(images)[:80],
+                        expected='["a_0000.nii.gz"]',
                     )
-                images = [Path(listed_path(folder, p, f"an image of case {name!r}", path)) for p in images]
+                images = [
+                    Path(listed_path(folder, p, f"an image of case {name!r}", path)) for p in images
+                ]
                 wanted[name] = (images, _label(folder, item, f"case {name!r}", path))
             except UsageError as problem:
                 problems.append(problem)
@@ -79,7 +115,9 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
         for image in image_files(folder / "imagesTr", [ending]):
             match = CHANNEL.match(stem(image))
             found.setdefault(match[1] if match else stem(image), []).append(image)
-        for name in sorted({*found, *(stem(p) for p in image_files(folder / "labelsTr", [ending]))}):
+        for name in sorted(
+            {*found, *(stem(p) for p in image_files(folder / "labelsTr", [ending]))}
+        ):
             images = found.get(name) or [folder / "imagesTr" / f"{name}_0000{ending}"]
             wanted[name] = (images, folder / "labelsTr" / f"{name}{ending}" if labelled else None)
     for name, (images, label) in sorted(wanted.items()):
@@ -93,22 +131,48 @@ def _entries(folder: Path, spec: dict, n_channels: int, labelled: bool) -> tuple
 
 def _label(folder: Path, item: dict, of: str, path: Path) -> Path | None:
     """The label that an entry of a list names, if it names one."""
-    return None if item.get("label") in (None, "") else Path(listed_path(folder, item["label"], f"the label of {of}", path))
+    return (
+        None
+        if item.get("label") in (None, "")
+        else Path(listed_path(folder, item["label"], f"the label of {of}", path))
+    )
 
 
-def _missing(name: str, images: list[Path], label: Path | None, n_channels: int, labelled: bool, path: Path) -> MedjaxError | None:
+def _missing(
+    name: str, images: list[Path], label: Path | None, n_channels: int, labelled: bool, path: Path
+) -> MedjaxError | None:
     """What a case lacks, if anything."""
     for image in images:
         if what := _lacking(image):
-            return UsageError(f"image of case {name!r} {what}", path=image, fix=f"add the file, or remove the case from {path}")
-    if len(images) not in (1, n_channels) or (len(images) == 1 and n_channels > 1 and CHANNEL.match(stem(images[0]))):
+            return UsageError(
+                f"image of case {name!r} {what}",
+                path=image,
+                fix=f"add the file, or remove the case from {path}",
+            )
+    if len(images) not in (1, n_channels) or (
+        len(images) == 1 and n_channels > 1 and CHANNEL.match(stem(images[0]))
+    ):
         files = ", ".join(i.name for i in images)
         fix = "add the missing channel files, or correct the channel names"
-        return UsageError(f"wrong number of channels in case {name!r}", path=path, found=files, expected=f"{n_channels} files", fix=fix)
+        return UsageError(
+            f"wrong number of channels in case {name!r}",
+            path=path,
+            found=files,
+            expected=f"{n_channels} files",
+            fix=fix,
+        )
     if label is None and labelled:
-        return UsageError(f"case {name!r} has no label", path=path, fix='add "label", or remove the case from "training"')
+        return UsageError(
+            f"case {name!r} has no label",
+            path=path,
+            fix='add "label", or remove the case from "training"',
+        )
     if label is not None and (what := _lacking(label)):
-        return UsageError(f"label of case {name!r} {what}", path=label, fix=f"add the file, or remove the case from {path}")
+        return UsageError(
+            f"label of case {name!r} {what}",
+            path=label,
+            fix=f"add the file, or remove the case from {path}",
+        )
     return None
 
 
@@ -116,4 +180,10 @@ def _lacking(file: Path) -> str:
     """Why a listed file cannot be read, in words; empty if it can."""
     if os.path.isfile(file):
         return ""
-    return "is a broken symbolic link" if os.path.islink(file) else "is no file" if os.path.exists(file) else "is missing"
+    return (
+        "is a broken symbolic link"
+        if os.path.islink(file)
+        else "is no file"
+        if os.path.exists(file)
+        else "is missing"
+    )

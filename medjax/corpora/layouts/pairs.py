@@ -34,7 +34,9 @@ def scan(folder: Path) -> Scan:
     found, problems = {}, []
     for place in _case_folders(folder):
         files = image_files(place)
-        labels = [f for f in files if is_label_name(stem(f)) and str(said.get("select", "")) in f.name]
+        labels = [
+            f for f in files if is_label_name(stem(f)) and str(said.get("select", "")) in f.name
+        ]
         images = [f for f in files if not is_label_name(stem(f))]
         if len(labels) != 1 or not images:
             what = f"case {place.name!r} needs one label map and its images"
@@ -49,12 +51,26 @@ def scan(folder: Path) -> Scan:
         lacking = [w for w in words if w not in images]
         more = [] if said.get("channels") else [w for w in images if w not in words]
         if lacking or more:
-            what = f"case {name!r} has no image {lacking[0]!r}" if lacking else f"case {name!r} has an image more than others, {more[0]!r}"
+            what = (
+                f"case {name!r} has no image {lacking[0]!r}"
+                if lacking
+                else f"case {name!r} has an image more than others, {more[0]!r}"
+            )
             fix = "add or remove files, or choose the channels in medjax.json"
-            problems.append(UsageError(what, path=folder / name, found=", ".join(images), expected=", ".join(words), fix=fix))
+            problems.append(
+                UsageError(
+                    what,
+                    path=folder / name,
+                    found=", ".join(images),
+                    expected=", ".join(words),
+                    fix=fix,
+                )
+            )
             continue
         cases.append(Case(name, tuple(str(images[w]) for w in words), str(label)))
-    return finish(Found(folder, cases, problems, words if len(words) > 1 else (_channel_name(words),)))
+    return finish(
+        Found(folder, cases, problems, words if len(words) > 1 else (_channel_name(words),))
+    )
 
 
 def _flat(folder: Path, files: list[Path]) -> Scan:
@@ -62,8 +78,15 @@ def _flat(folder: Path, files: list[Path]) -> Scan:
     scans = channels_of([f for f in files if not is_label_name(stem(f))])
     pairs, problems = pair(scans, labels, folder, folder)
     named = {name: key_of(name) for name in pairs}
-    plain = len(set(named.values())) < len(named) or "" in named.values() or not all(re.search(r"\D", n) for n in named.values())
-    cases = [Case(name if plain else named[name], tuple(map(str, scans[name])), str(label)) for name, label in pairs.items()]
+    plain = (
+        len(set(named.values())) < len(named)
+        or "" in named.values()
+        or not all(re.search(r"\D", n) for n in named.values())
+    )
+    cases = [
+        Case(name if plain else named[name], tuple(map(str, scans[name])), str(label))
+        for name, label in pairs.items()
+    ]
     return finish(Found(folder, cases, problems))
 
 
@@ -76,9 +99,14 @@ def _channels(case: str, images: list[Path]) -> dict[str, Path]:
     names = [stem(f) for f in images]
     shared = case if all(name.startswith(case) and name != case for name in names) else ""
     if not shared and len(names) > 1:
-        letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+        letters = itertools.takewhile(
+            lambda column: len(set(column)) == 1, zip(*names, strict=False)
+        )
         shared = re.sub(r"[^_\-.]*$", "", "".join(column[0] for column in letters))
-    return {name.removeprefix(shared).lstrip("_-.") or name: file for name, file in zip(names, images, strict=True)}
+    return {
+        name.removeprefix(shared).lstrip("_-.") or name: file
+        for name, file in zip(names, images, strict=True)
+    }
 
 
 def _common_channels(found: dict, said: dict) -> tuple[str, ...]:
@@ -92,5 +120,11 @@ def _common_channels(found: dict, said: dict) -> tuple[str, ...]:
 def _channel_name(words: tuple[str, ...]) -> str:
     word = words[0].lower()
     return (
-        "CT" if word == "ct" else "MR" if word in ("mr", "mri") else words[0] if not key_of(words[0]) == "" and len(word) < 6 else UNNAMED
+        "CT"
+        if word == "ct"
+        else "MR"
+        if word in ("mr", "mri")
+        else words[0]
+        if not key_of(words[0]) == "" and len(word) < 6
+        else UNNAMED
     )

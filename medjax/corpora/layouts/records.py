@@ -1,4 +1,6 @@
-"""Corpora of tensorflow-datasets (see `scans/records.py`): corpus and cases of a data set, prepared like any raw folder."""
+"""Corpora of tensorflow-datasets (see `scans/records.py`): corpus and cases of a data set, prepared
+like any raw folder.
+"""
 
 import os
 
@@ -12,7 +14,9 @@ NAMES = ("case", "patient")
 
 
 def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
-    """Corpus and cases of a data set; there are no problems, for the records were checked when they were written."""
+    """Corpus and cases of a data set; there are no problems, for the records were checked when they
+    were written.
+    """
     location = records.location_of(path)
     folder = records.local_folder(location)
     try:
@@ -21,14 +25,25 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
         raise
     except (MedjaxError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"not a corpus in tensorflow-datasets' form ({error})", path=location, expected=f"{records.DESCRIPTION} beside the records",
+            f"not a corpus in tensorflow-datasets' form ({error})",
+            path=location,
+            expected=f"{records.DESCRIPTION} beside the records",
             fix="build it with python -m data_pipelines.tfds",
-        ) from error  # fmt: skip
+        ) from error
     cases = []
     for index in range(len(records.source(location, NAMES))):
         found = records.example(location, index, NAMES)
         name = f"{records.SCHEME}{location}#{index}"
-        cases.append(Case(_text(found["case"]), (name,), name, corpus.name, corpus.modality, _text(found["patient"])))
+        cases.append(
+            Case(
+                _text(found["case"]),
+                (name,),
+                name,
+                corpus.name,
+                corpus.modality,
+                _text(found["patient"]),
+            )
+        )
     return corpus, tuple(sorted(cases, key=lambda case: case.name)), []
 
 

@@ -1,4 +1,6 @@
-"""Images without labels: a folder of scans, or a tree of them, for verification and for learning without annotations."""
+"""Images without labels: a folder of scans, or a tree of them, for verification and for learning
+without annotations.
+"""
 
 import os
 from pathlib import Path
@@ -15,10 +17,14 @@ def detect(path: Path) -> bool:
 
 def scan(path: Path) -> Scan:
     """A corpus without classes, and a case per scan (`x_0000`, `x_0001` are channels)."""
-    cases = find_inputs([str(path)] if path.is_file() else [str(folder) for folder in _folders(path)])
+    cases = find_inputs(
+        [str(path)] if path.is_file() else [str(folder) for folder in _folders(path)]
+    )
     count = max((len(c.images) for c in cases), default=1)
     channels = tuple(f"{UNNAMED}_{i}" for i in range(count)) if count > 1 else (UNNAMED,)
-    return finish(Found(path, [Case(c.name, c.images) for c in cases], channels=channels, labels={}))
+    return finish(
+        Found(path, [Case(c.name, c.images) for c in cases], channels=channels, labels={})
+    )
 
 
 def _folders(path: Path):

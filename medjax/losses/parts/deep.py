@@ -1,7 +1,9 @@
-"""Deep supervision: the same losses at every resolution a network offers, with given or halving weights.
+"""Deep supervision: the same losses at every resolution a network offers, with given or halving
+weights.
 
-Flows in: outputs with `logits` and `deep` (lower-resolution logits, finest first), the batch, and named weighted losses. Flows out: one
-scalar and its parts. Each resolution sees the label and voxel weight by nearest neighbour; a weight of 0 skips the resolution altogether.
+Flows in: outputs with `logits` and `deep` (lower-resolution logits, finest first), the batch, and
+named weighted losses. Flows out: one scalar and its parts. Each resolution sees the label and voxel
+weight by nearest neighbour; a weight of 0 skips the resolution altogether.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +22,19 @@ def weights(resolutions: int, rule: str | Sequence[float | int] = "halving") -> 
 
     Args:
       resolutions: how many outputs the network has, the full resolution included.
-      rule: explicit numbers, used as they are; "halving": 1, 1/2, 1/4, ... with the last one off, normalised to sum 1 (nnU-Net; a single
-        output has weight 1); "halving_all": the same with the last one on.
+      rule: explicit numbers, used as they are; "halving": 1, 1/2, 1/4, ... with the last one off,
+        normalised to sum 1 (nnU-Net; a single output has weight 1); "halving_all": the same with
+        the last one on.
 
     Raises: `UsageError` for an unknown rule or a wrong number of weights.
     """
     if not isinstance(rule, str):
         if len(rule) != resolutions:
-            raise UsageError("wrong number of deep supervision weights", found=len(rule), expected=f"{resolutions}, one per network output")
+            raise UsageError(
+                "wrong number of deep supervision weights",
+                found=len(rule),
+                expected=f"{resolutions}, one per network output",
+            )
         return tuple(float(w) for w in rule)
     if rule not in RULES:
         raise UsageError(f"unknown deep supervision rule {rule!r}", fix=did_you_mean(rule, RULES))
@@ -38,15 +45,24 @@ def weights(resolutions: int, rule: str | Sequence[float | int] = "halving") -> 
 
 
 def levels(outputs: Mapping, batch: Mapping) -> Iterator[tuple[Mapping, Mapping]]:
-    """(outputs, batch) of every resolution, finest first: `logits`, `label` and `weight` are replaced, all else is passed on."""
+    """(outputs, batch) of every resolution, finest first: `logits`, `label` and `weight` are
+    replaced, all else is passed on.
+    """
     yield outputs, batch
     for logits in outputs.get("deep", ()):
-        small = {k: targets.downsample(batch[k], logits.shape[1:-1]) for k in ("label", "weight") if batch.get(k) is not None}
+        small = {
+            k: targets.downsample(batch[k], logits.shape[1:-1])
+            for k in ("label", "weight")
+            if batch.get(k) is not None
+        }
         yield {**outputs, "logits": logits}, {**batch, **small}
 
 
 def total(
-    losses: Sequence[tuple[str, float, Callable]], outputs: Mapping, batch: Mapping, rule: str | Sequence[float | int] = "halving"
+    losses: Sequence[tuple[str, float, Callable]],
+    outputs: Mapping,
+    batch: Mapping,
+    rule: str | Sequence[float | int] = "halving",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """sum over losses and resolutions of loss weight x resolution weight x f(outputs, batch).
 
@@ -54,7 +70,8 @@ def total(
       losses: (name, weight, f) entries.
       rule: see `weights`.
 
-    Returns: the scalar, and by loss name its part before the loss weight (resolutions already combined).
+    Returns: the scalar, and by loss name its part before the loss weight (resolutions already
+      combined).
     """
     scale = weights(1 + len(outputs.get("deep", ())), rule)
     parts = {name: jnp.zeros(()) for name, _, _ in losses}

@@ -1,9 +1,11 @@
-"""From classes that may overlap to the exclusive ones a softmax runs over, per sample and on the device.
+"""From classes that may overlap to the exclusive ones a softmax runs over, per sample and on the
+device.
 
-A softmax knows one class per voxel. A voxel that belongs to several (tumour, hence liver) counts as the most specific of them: the one
-that the fewest label ids of its corpus contain. So the channel of a region means that region without what is nested in it, and the
-nested channels imply the region again (`implied`). Where two classes overlap and neither contains the other, the voxels of the overlap
-count as the later class in channel order: a softmax cannot say both.
+A softmax knows one class per voxel. A voxel that belongs to several (tumour, hence liver) counts as
+the most specific of them: the one that the fewest label ids of its corpus contain. So the channel
+of a region means that region without what is nested in it, and the nested channels imply the region
+again (`implied`). Where two classes overlap and neither contains the other, the voxels of the
+overlap count as the later class in channel order: a softmax cannot say both.
 """
 
 from collections.abc import Mapping
@@ -24,19 +26,29 @@ def own_class(table: Bool[Array, "b ids c"]) -> Int[Array, "b ids"]:
     """
     classes = table.shape[-1]
     breadth = table.sum(1, keepdims=True)  # ids per class
-    rank = jnp.where(table, breadth * classes + classes - 1 - jnp.arange(classes), table.shape[1] * classes + classes)
+    rank = jnp.where(
+        table,
+        breadth * classes + classes - 1 - jnp.arange(classes),
+        table.shape[1] * classes + classes,
+    )
     return jnp.where(table.any(-1), 1 + jnp.argmin(rank, -1), 0)
 
 
 def implied(table: Bool[Array, "b ids c"]) -> Bool[Array, "b c c"]:
-    """[k, j]: whoever is exclusively of class k is of class j too (every id whose exclusive class is k belongs to j)."""
+    """[k, j]: whoever is exclusively of class k is of class j too (every id whose exclusive class
+    is k belongs to j).
+    """
     own = own_class(table)[..., None] == 1 + jnp.arange(table.shape[-1])  # (b, ids, k)
     breaks = jnp.einsum("bik,bij->bkj", own.astype(jnp.int32), (~table).astype(jnp.int32))
     return (breaks == 0) & own.any(1)[..., None]
 
 
-def decide(logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]) -> Bool[Array, "b *vol c"]:
-    """The classes of every voxel: the largest logit if it is above the background's 0, and what it implies."""
+def decide(
+    logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]
+) -> Bool[Array, "b *vol c"]:
+    """The classes of every voxel: the largest logit if it is above the background's 0, and what it
+    implies.
+    """
     best = jnp.argmax(logits, -1)
     rows = jnp.concatenate([jnp.zeros_like(table[:, :1, :]), implied(table)], 1)  # (b, 1 + c, c)
     chosen = jnp.where(jnp.max(logits, -1) > 0, 1 + best, 0)
@@ -45,15 +57,21 @@ def decide(logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]) -> B
 
 def unpack(
     outputs: Mapping, batch: Mapping
-) -> tuple[Float[Array, "b *vol k"], Int[Array, "b *vol"], Bool[Array, "b k"], Float[Array, "b *vol"] | None]:
+) -> tuple[
+    Float[Array, "b *vol k"],
+    Int[Array, "b *vol"],
+    Bool[Array, "b k"],
+    Float[Array, "b *vol"] | None,
+]:
     """What the softmax losses need, channel 0 being the background.
 
     Args:
       outputs: `logits` (b, *vol, c) relative to the background's, or (b, *vol, 1 + c) with it.
       batch: `label` (b, *vol), `table` (b, ids, c), `known` (b, c), optional `weight` (b, *vol).
 
-    Returns: logits, float32 or wider, finite: those of classes a sample's corpus does not annotate are replaced by a number whose
-    exponential is 0, without gradient; the exclusive class of every voxel; which channels are in the softmax; the voxel weights.
+    Returns: logits, float32 or wider, finite: those of classes a sample's corpus does not annotate
+      are replaced by a number whose exponential is 0, without gradient; the exclusive class of
+      every voxel; which channels are in the softmax; the voxel weights.
 
     Raises: `UsageError` for another number of channels.
     """
@@ -63,7 +81,11 @@ def unpack(
     if logits.shape[-1] == classes:
         logits = jnp.concatenate([jnp.zeros_like(logits[..., :1]), logits], -1)
     elif logits.shape[-1] != classes + 1:
-        raise UsageError("the network's channels are not those of the label space", found=logits.shape[-1], expected=classes)
+        raise UsageError(
+            "the network's channels are not those of the label space",
+            found=logits.shape[-1],
+            expected=classes,
+        )
     present = jnp.concatenate([jnp.ones_like(known[:, :1]), known], 1)
     logits = jnp.where(jnp.expand_dims(present, tuple(range(1, logits.ndim - 1))), logits, -1e30)
     own = own_class(table & known[:, None])
@@ -71,7 +93,9 @@ def unpack(
     return logits, target, present, batch.get("weight")
 
 
-def mean_over_voxels(values: Float[Array, "b *vol"], weight: Float[Array, "b *vol"] | None) -> tuple[Array, Array]:
+def mean_over_voxels(
+    values: Float[Array, "b *vol"], weight: Float[Array, "b *vol"] | None
+) -> tuple[Array, Array]:
     """Per sample the (weighted) sum over voxels and the number (weight) of voxels, each (b,)."""
     axes = tuple(range(1, values.ndim))
     if weight is None:

@@ -1,7 +1,9 @@
-"""Targets made on the device: integer label volumes -> multi-hot classes, and their lower resolutions for deep supervision.
+"""Targets made on the device: integer label volumes -> multi-hot classes, and their lower
+resolutions for deep supervision.
 
-A label volume holds one dense id per voxel; `table` maps an id to the set of classes it belongs to (`medjax.labels`). Nothing of size
-voxels x classes is stored or transferred: the class sets travel as bit words, which XLA fuses into the loss that reads them.
+A label volume holds one dense id per voxel; `table` maps an id to the set of classes it belongs to
+(`medjax.labels`). Nothing of size voxels x classes is stored or transferred: the class sets travel
+as bit words, which XLA fuses into the loss that reads them.
 """
 
 import math
@@ -15,21 +17,28 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 BITS = 32
 
 
-def multi_hot(label: Int[Array, "b *vol"], table: Bool[Array, "b ids c"]) -> Float[Array, "b *vol c"]:
+def multi_hot(
+    label: Int[Array, "b *vol"], table: Bool[Array, "b ids c"]
+) -> Float[Array, "b *vol c"]:
     """Classes of every voxel.
 
     Args:
-      label: dense ids, each sample in the id space of its own corpus; ids outside [0, ids) are clipped.
-      table: for each sample, whether a voxel with that id belongs to class c (rows of `LabelSpace.table`).
+      label: dense ids, each sample in the id space of its own corpus; ids outside [0, ids) are
+        clipped.
+      table: for each sample, whether a voxel with that id belongs to class c (rows of
+        `LabelSpace.table`).
 
     Returns: 1.0 where the voxel belongs to the class, else 0.0 (float32).
 
-    The ids are looked up as 32-bit words (one per 32 classes) and unpacked by shifting: on a CPU 2 to 3 times faster than looking up
-    rows of floats, and without a buffer of size voxels x classes.
+    The ids are looked up as 32-bit words (one per 32 classes) and unpacked by shifting: on a CPU 2
+    to 3 times faster than looking up rows of floats, and without a buffer of size voxels x classes.
     """
     classes = table.shape[-1]
     index = np.arange(classes)
-    words = [jax.vmap(_look_up)(_pack(table[..., k : k + BITS]), label)[..., None] for k in range(0, classes, BITS)]
+    words = [
+        jax.vmap(_look_up)(_pack(table[..., k : k + BITS]), label)[..., None]
+        for k in range(0, classes, BITS)
+    ]
     bits = words[0]
     for k, word in enumerate(words[1:], start=1):
         bits = jnp.where(index // BITS == k, word, bits)
@@ -37,11 +46,13 @@ def multi_hot(label: Int[Array, "b *vol"], table: Bool[Array, "b ids c"]) -> Flo
 
 
 def downsample(volume: Shaped[Array, "b *vol"], shape: tuple[int, ...]) -> Shaped[Array, "b *low"]:
-    """Nearest neighbour at a lower resolution (order 0 on half-pixel centres, `nearest-exact` of nnU-Net v2).
+    """Nearest neighbour at a lower resolution (order 0 on half-pixel centres, `nearest-exact` of
+    nnU-Net v2).
 
     Args:
       volume: labels or voxel weights.
-      shape: the wanted spatial shape; output voxel i reads input voxel floor((i + 1/2) n_in / n_out).
+      shape: the wanted spatial shape; output voxel i reads input voxel floor((i + 1/2) n_in /
+        n_out).
     """
     for axis, (n_in, n_out) in enumerate(zip(volume.shape[1:], shape, strict=True), start=1):
         stride = n_in // n_out
@@ -57,13 +68,16 @@ def downsample(volume: Shaped[Array, "b *vol"], shape: tuple[int, ...]) -> Shape
 def unpack(
     outputs: Mapping, batch: Mapping
 ) -> tuple[Float[Array, "b *vol c"], Float[Array, "b *vol c"], Float[Array, "b c"], Array | None]:
-    """What every masked loss needs: logits (float32 or wider; 0 where the class is unknown), target, known and voxel weight.
+    """What every masked loss needs: logits (float32 or wider; 0 where the class is unknown),
+    target, known and voxel weight.
 
-    The unknown logits are replaced before any arithmetic, so their gradient is exactly 0 even where a head marks them with -inf.
+    The unknown logits are replaced before any arithmetic, so their gradient is exactly 0 even where
+    a head marks them with -inf.
 
     Args:
       outputs: `logits` (b, *vol, c).
-      batch: `label` (b, *vol) int, `table` (b, ids, c) bool, `known` (b, c) bool, optional `weight` (b, *vol).
+      batch: `label` (b, *vol) int, `table` (b, ids, c) bool, `known` (b, c) bool, optional `weight`
+        (b, *vol).
 
     Returns: (logits, target, known as float (b, c), weight (b, *vol, 1) or None).
     """
@@ -79,14 +93,23 @@ def unpack(
     )
 
 
-def spatial_sum(values: Float[Array, "b *vol c"], weight: Float[Array, "b *vol 1"] | None) -> Float[Array, "b c"]:
-    """Sum over the voxels of each sample and class, weighted by `weight` (b, *vol, 1) if there is one."""
+def spatial_sum(
+    values: Float[Array, "b *vol c"], weight: Float[Array, "b *vol 1"] | None
+) -> Float[Array, "b c"]:
+    """Sum over the voxels of each sample and class, weighted by `weight` (b, *vol, 1) if there is
+    one.
+    """
     axes = tuple(range(1, values.ndim - 1))
     return (values if weight is None else values * weight).sum(axes)
 
 
-def voxel_count(shape: tuple[int, ...], weight: Float[Array, "b *vol 1"] | None) -> Float[Array, "b 1"]:
-    """Voxels of each sample, (b, 1): their number, or the sum of their weights. `shape` is (b, *vol, c)."""
+def voxel_count(
+    shape: tuple[int, ...], weight: Float[Array, "b *vol 1"] | None
+) -> Float[Array, "b 1"]:
+    """Voxels of each sample, (b, 1): their number, or the sum of their weights.
+
+    `shape` is (b, *vol, c).
+    """
     if weight is None:
         return jnp.full((shape[0], 1), math.prod(shape[1:-1]), jnp.float32)
     return weight.sum(tuple(range(1, weight.ndim - 1)))
@@ -94,7 +117,9 @@ def voxel_count(shape: tuple[int, ...], weight: Float[Array, "b *vol 1"] | None)
 
 def _pack(table: Bool[Array, "b ids n"]) -> UInt32[Array, "b ids"]:
     """Up to 32 classes -> one word whose bit k is class k."""
-    return (table.astype(jnp.uint32) << np.arange(table.shape[-1], dtype=np.uint32)).sum(-1, dtype=jnp.uint32)
+    return (table.astype(jnp.uint32) << np.arange(table.shape[-1], dtype=np.uint32)).sum(
+        -1, dtype=jnp.uint32
+    )
 
 
 def _look_up(words: UInt32[Array, " ids"], label: Int[Array, "*vol"]) -> UInt32[Array, "*vol"]:

@@ -1,16 +1,20 @@
-"""Window attention, the Swin block and stages of blocks, with sockets for what papers put inside them.
+"""Window attention, the Swin block and stages of blocks, with sockets for what papers put inside
+them.
 
 In: tokens (b, *grid, c), two or three axes, and the call's context. Out: tokens of the same shape.
 
 Sockets are constructor arguments:
-  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b, ..., in); `nn.Dense` by default.
-         LoRA and mixtures of adapters keep `kernel` and `bias` where they are and add parameters beside them.
+  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b,
+         ..., in); `nn.Dense` by default. LoRA and mixtures of adapters keep `kernel` and `bias`
+         where they are and add parameters beside them.
   mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp`
          by default. Mixtures of experts go here.
-A module with a true attribute `contextual` is called with (x, context) instead: that is how routing by corpus, modality or task gets in.
-An mlp with a true attribute `offers` returns (y, {name: array}): gate weights, router loads. Blocks and stages built with `offers=True`
-hand these on, as (x, {...}); otherwise they are dropped. Axis 0 is always the sample.
-Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
+A module with a true attribute `contextual` is called with (x, context) instead: that is how routing
+by corpus, modality or task gets in. An mlp with a true attribute `offers` returns (y, {name:
+array}): gate weights, router loads. Blocks and stages built with `offers=True` hand these on, as
+(x, {...}); otherwise they are dropped. Axis 0 is always the sample. Sources: Swin (arXiv
+2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"),
+MAE's ("xavier").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +34,9 @@ Offered = Float[Array, "b *grid c"] | tuple[Float[Array, "b *grid c"], dict[str,
 
 
 def call(module: Callable, x: Float[Array, "..."], context: Context) -> Any:
-    """A socket's module applied to x, with the context if it asks for it: an array, or with what a module `offers` (see `split_offer`)."""
+    """A socket's module applied to x, with the context if it asks for it: an array, or with what a
+    module `offers` (see `split_offer`).
+    """
     return module(x, context) if getattr(module, "contextual", False) else module(x)
 
 
@@ -40,15 +46,23 @@ def split_offer(module: Any, result: Any) -> tuple[Array, dict[str, Any]]:
 
 
 def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
-    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin" normal 0.02 and zero, "xavier" and zero.
+    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin"
+    normal 0.02 and zero, "xavier" and zero.
 
     Swin's code truncates at +-2, which is 100 standard deviations: a plain normal.
     """
     if kind in ("swin", "xavier"):
-        kernel_init = nn.initializers.normal(0.02) if kind == "swin" else nn.initializers.xavier_uniform()
+        kernel_init = (
+            nn.initializers.normal(0.02) if kind == "swin" else nn.initializers.xavier_uniform()
+        )
         return {"kernel_init": kernel_init, "bias_init": nn.initializers.zeros}
     if kind != "torch":
-        raise ModelError("unknown initial values", found=kind, expected="torch, swin or xavier", fix="use one of these words")
+        raise ModelError(
+            "unknown initial values",
+            found=kind,
+            expected="torch, swin or xavier",
+            fix="use one of these words",
+        )
     bound = inputs**-0.5
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -69,24 +83,31 @@ def attend(
     v: Float[Array, "*b h n d"],
     bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "*b n c"]:
-    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; scores and softmax in float32.
+    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; scores and softmax in
+    float32.
 
     Args:
       bias: broadcast to (*b, h, n, n).
     """
-    scores = jnp.einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+    )
     weights = jax.nn.softmax(scores if bias is None else scores + bias, -1).astype(v.dtype)
     out = jnp.moveaxis(jnp.einsum("...qk,...kd->...qd", weights, v), -3, -2)
     return out.reshape(*out.shape[:-2], -1)
 
 
-def position_bias(table: Float[Array, "rows h"], index: Int[np.ndarray, "n n"]) -> Float[Array, "h n n"]:
+def position_bias(
+    table: Float[Array, "rows h"], index: Int[np.ndarray, "n n"]
+) -> Float[Array, "h n n"]:
     """The learned bias of every pair of tokens, by their relative position."""
     return jnp.moveaxis(table[index], -1, 0)
 
 
 def drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array, "b ..."]:
-    """Drops the whole branch of a sample with probability `rate` and scales the others by 1 / (1 - rate) (stochastic depth)."""
+    """Drops the whole branch of a sample with probability `rate` and scales the others by 1 / (1 -
+    rate) (stochastic depth).
+    """
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
@@ -94,12 +115,14 @@ def drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array,
 class WindowAttention(nn.Module):
     """Multi-head attention within (shifted) windows of a grid.
 
-    Parameters: `qkv/{kernel,bias}` (c, 3c), `proj/{kernel,bias}` (c, c), `rel_bias` (prod(2w-1), heads). The grid is filled up to whole
-    windows with tokens that are zero before `qkv` and take part in the attention, as in MONAI.
+    Parameters: `qkv/{kernel,bias}` (c, 3c), `proj/{kernel,bias}` (c, c), `rel_bias` (prod(2w-1),
+    heads). The grid is filled up to whole windows with tokens that are zero before `qkv` and take
+    part in the attention, as in MONAI.
 
     Attributes:
       heads: number of heads; must divide c.
-      window, shift: tokens per axis; smaller grids shrink the window and drop the shift (`window.fit`).
+      window, shift: tokens per axis; smaller grids shrink the window and drop the shift
+        (`window.fit`).
       bias_index: "corner" or "geometric" for shrunken windows (`window.bias_index`).
       keep_shift: see `window.fit`.
       initial: see `linear_init`.
@@ -115,11 +138,15 @@ class WindowAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None) -> Float[Array, "b *grid c"]:
+    def __call__(
+        self, x: Float[Array, "b *grid c"], context: Context = None
+    ) -> Float[Array, "b *grid c"]:
         grid, width = x.shape[1:-1], x.shape[-1]
         if width % self.heads:
             raise ModelError(
-                "heads do not divide the width", found=f"{self.heads} heads, width {width}", fix="change heads or feature_size"
+                "heads do not divide the width",
+                found=f"{self.heads} heads, width {width}",
+                fix="change heads or feature_size",
             )
         used, shift = geometry.fit(grid, self.window, self.shift, self.keep_shift)
         x = geometry.roll(geometry.pad_to_windows(x, used), shift)
@@ -129,8 +156,11 @@ class WindowAttention(nn.Module):
         table = self.param("rel_bias", nn.initializers.normal(0.02), (rows, self.heads))
         bias = position_bias(table, geometry.bias_index(self.window, used, self.bias_index))
         if any(shift):
-            # The barrier keeps the compiler from folding the (windows, n, n) mask, 645 MB for large patches, into the program.
-            region = jax.lax.optimization_barrier(jnp.asarray(geometry.regions(padded, used, shift)))
+            # The barrier keeps the compiler from folding the (windows, n, n) mask, 645 MB for large
+            # patches, into the program.
+            region = jax.lax.optimization_barrier(
+                jnp.asarray(geometry.regions(padded, used, shift))
+            )
             bias = bias + geometry.shift_mask(region)[:, None]
         tokens = geometry.partition(x, used)
         qkv = call(self.dense(3 * width, name="qkv", **given), tokens, context)
@@ -150,15 +180,22 @@ class Mlp(nn.Module):
     contextual = True  # hands the context on to `dense`
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ... c"], context: Context = None) -> Float[Array, "b ... c"]:
+    def __call__(
+        self, x: Float[Array, "b ... c"], context: Context = None
+    ) -> Float[Array, "b ... c"]:
         width = x.shape[-1]
-        hidden = self.dense(self.features, name="fc1", dtype=self.dtype, **linear_init(self.initial, width))
-        out = self.dense(width, name="fc2", dtype=self.dtype, **linear_init(self.initial, self.features))
+        hidden = self.dense(
+            self.features, name="fc1", dtype=self.dtype, **linear_init(self.initial, width)
+        )
+        out = self.dense(
+            width, name="fc2", dtype=self.dtype, **linear_init(self.initial, self.features)
+        )
         return call(out, nn.gelu(call(hidden, x, context), approximate=False), context)
 
 
 class SwinBlock(nn.Module):
-    """x + attention(LayerNorm x), then x + mlp(LayerNorm x), each branch dropped per sample with `drop_path` in training (rng "dropout").
+    """x + attention(LayerNorm x), then x + mlp(LayerNorm x), each branch dropped per sample with
+    `drop_path` in training (rng "dropout").
 
     Attributes:
       mlp_ratio: hidden width of the MLP over c.
@@ -182,15 +219,29 @@ class SwinBlock(nn.Module):
     offers: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Offered:
+    def __call__(
+        self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False
+    ) -> Offered:
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
 
         def branch(y: Array) -> Array:
-            return drop_path(y, self.drop_path, self.make_rng("dropout")) if train and self.drop_path else y
+            return (
+                drop_path(y, self.drop_path, self.make_rng("dropout"))
+                if train and self.drop_path
+                else y
+            )
 
         shared = {"dense": self.dense, "initial": self.initial, "dtype": self.dtype}
-        attention = WindowAttention(self.heads, self.window, self.shift, self.bias_index, self.keep_shift, name="attn", **shared)
+        attention = WindowAttention(
+            self.heads,
+            self.window,
+            self.shift,
+            self.bias_index,
+            self.keep_shift,
+            name="attn",
+            **shared,
+        )
         mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
         x = x + branch(attention(norm("norm1")(x), context))
         y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context))
@@ -199,7 +250,8 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks `block0`, `block1`, ... on one grid; every other one shifts its windows by half a window.
+    """Blocks `block0`, `block1`, ... on one grid; every other one shifts its windows by half a
+    window.
 
     Attributes:
       rates: drop-path rate of every block; their number is the depth.
@@ -223,12 +275,26 @@ class SwinStage(nn.Module):
     offers: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False) -> Offered:
-        names = ("mlp_ratio", "bias_index", "keep_shift", "dense", "mlp", "initial", "epsilon", "dtype", "offers")
+    def __call__(
+        self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False
+    ) -> Offered:
+        names = (
+            "mlp_ratio",
+            "bias_index",
+            "keep_shift",
+            "dense",
+            "mlp",
+            "initial",
+            "epsilon",
+            "dtype",
+            "offers",
+        )
         shared, offered = {n: getattr(self, n) for n in names}, {}
         for i, rate in enumerate(self.rates):
             shift = tuple(w // 2 if i % 2 else 0 for w in self.window)
-            block = self.block(self.heads, self.window, shift, drop_path=rate, name=f"block{i}", **shared)
+            block = self.block(
+                self.heads, self.window, shift, drop_path=rate, name=f"block{i}", **shared
+            )
             x, offered[f"block{i}"] = split_offer(self, block(x, context, train))
         return (x, offered) if self.offers else x
 

@@ -1,7 +1,9 @@
-"""What the convolutional encoder-decoders share: blocks between two grids, the decoder with its heads, and the words for recomputation.
+"""What the convolutional encoder-decoders share: blocks between two grids, the decoder with its
+heads, and the words for recomputation.
 
-In and out: (b, *vol, c), two or three axes. Blocks are Linen modules; `decode`, `head` and `checked` are called within a compact method of
-the network, whose parameters they name. Sources: nnU-Net (PlainConvUNet, ResidualEncoderUNet) and its v1 fork in MultiTalent.
+In and out: (b, *vol, c), two or three axes. Blocks are Linen modules; `decode`, `head` and
+`checked` are called within a compact method of the network, whose parameters they name. Sources:
+nnU-Net (PlainConvUNet, ResidualEncoderUNet) and its v1 fork in MultiTalent.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,9 @@ Sides = tuple[int, ...]
 
 
 def rematerialised(module: Callable, remat: str) -> Callable:
-    """A block's class with its activations recomputed in the backward pass (see `remat.policy`); same parameters."""
+    """A block's class with its activations recomputed in the backward pass (see `remat.policy`);
+    same parameters.
+    """
     return module if remat == "none" else nn.remat(module, policy=policy(remat))
 
 
@@ -37,7 +41,15 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        x = Conv(self.features, self.kernel, self.stride, self.use_bias, self.dtype, bias_matters=False, name="conv")(x)
+        x = Conv(
+            self.features,
+            self.kernel,
+            self.stride,
+            self.use_bias,
+            self.dtype,
+            bias_matters=False,
+            name="conv",
+        )(x)
         return InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm")(x)
 
 
@@ -55,17 +67,21 @@ class ConvStack(nn.Module):
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
         for k in range(self.convs):
             stride = self.stride if k == 0 else (1,) * len(self.stride)
-            x = ConvNormAct(self.features, self.kernel, stride, self.dtype, self.use_bias, name=f"conv_{k}")(mark(x, UNIT) if k else x)
+            x = ConvNormAct(
+                self.features, self.kernel, stride, self.dtype, self.use_bias, name=f"conv_{k}"
+            )(mark(x, UNIT) if k else x)
         return x
 
 
 class ResidualBlock(nn.Module):
-    """act(conv2 - norm2 after conv1 - norm1 - act, plus the shortcut); `conv1` carries the stride, `norm2` starts at zero.
+    """act(conv2 - norm2 after conv1 - norm1 - act, plus the shortcut); `conv1` carries the stride,
+    `norm2` starts at zero.
 
     Attributes:
       use_bias: of `conv1` and `conv2`; the shortcut's convolution has none.
-      skip: how the shortcut gets to another grid: "avgpool" (nnU-Net v2: mean of every stride block, then 1x1x1 convolution and norm if the
-        width changes) or "strided_conv" (its v1 fork: strided 1x1x1 convolution and norm wherever grid or width change).
+      skip: how the shortcut gets to another grid: "avgpool" (nnU-Net v2: mean of every stride
+        block, then 1x1x1 convolution and norm if the width changes) or "strided_conv" (its v1 fork:
+        strided 1x1x1 convolution and norm wherever grid or width change).
     """
 
     features: int
@@ -78,17 +94,23 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
         def conv(y: Array, kernel: Sides, stride: Sides | None, bias: bool, name: str) -> Array:
-            return Conv(self.features, kernel, stride, bias, self.dtype, bias_matters=False, name=name)(y)
+            return Conv(
+                self.features, kernel, stride, bias, self.dtype, bias_matters=False, name=name
+            )(y)
 
         strided, wider = max(self.stride) > 1, x.shape[-1] != self.features
-        y = InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm1")(conv(x, self.kernel, self.stride, self.use_bias, "conv1"))
+        y = InstanceNorm(dtype=self.dtype, leak=LEAK, name="norm1")(
+            conv(x, self.kernel, self.stride, self.use_bias, "conv1")
+        )
         y = conv(mark(y, UNIT), self.kernel, None, self.use_bias, "conv2")
         y = InstanceNorm(dtype=self.dtype, scale_init=nn.initializers.zeros, name="norm2")(y)
         pooled = strided and self.skip == "avgpool"
         if pooled:
             x = average_pool(x, self.stride)
         if wider or (strided and not pooled):
-            x = conv(x, (1,) * len(self.kernel), None if pooled else self.stride, False, "skip_conv")
+            x = conv(
+                x, (1,) * len(self.kernel), None if pooled else self.stride, False, "skip_conv"
+            )
             x = InstanceNorm(dtype=self.dtype, name="skip_norm")(x)
         return leaky_relu(x + y)
 
@@ -109,13 +131,16 @@ def decode(
     up_bias: bool,
     dtype: Any,
 ) -> dict[str, Array | list[Array]]:
-    """Transposed convolution with kernel = stride, concatenation (up, skip), block; heads at every level, or the finest alone.
+    """Transposed convolution with kernel = stride, concatenation (up, skip), block; heads at every
+    level, or the finest alone.
 
     Args:
       skips: results of all encoder stages, finest first; the last is the deepest.
-      strides: of the encoder stages. block: (stage, name) -> the block after the concatenation. finish: (map, stage) -> logits.
+      strides: of the encoder stages. block: (stage, name) -> the block after the concatenation.
+        finish: (map, stage) -> logits.
 
-    Returns: {"logits": finest, "deep": the others, finest first}. Parameters `up_<s>`, `decoder_<s>`, and what `finish` names.
+    Returns: {"logits": finest, "deep": the others, finest first}. Parameters `up_<s>`,
+      `decoder_<s>`, and what `finish` names.
     """
     x, outputs = skips[-1], []
     for s in reversed(range(len(skips) - 1)):
@@ -127,17 +152,33 @@ def decode(
 
 
 def head(
-    x: Float[Array, "b *vol c"], classes: int, bias: bool, prior: float | int, dtype: Any, name: str,
-    socket: Callable[..., nn.Module] | None = None, context: Context = None,
-) -> Float[Array, "b *vol k"]:  # fmt: skip
-    """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial bias.
+    x: Float[Array, "b *vol c"],
+    classes: int,
+    bias: bool,
+    prior: float | int,
+    dtype: Any,
+    name: str,
+    socket: Callable[..., nn.Module] | None = None,
+    context: Context = None,
+) -> Float[Array, "b *vol k"]:
+    """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial
+    bias.
 
-    `socket` makes another kind of head (`parts.heads.socket`), which is called with the context if it asks for it.
+    `socket` makes another kind of head (`parts.heads.socket`), which is called with the context if
+    it asks for it.
     """
     if socket is not None:
-        made = socket(classes, use_bias=bias, bias_init=nn.initializers.constant(prior), dtype=dtype, name=name)
+        made = socket(
+            classes,
+            use_bias=bias,
+            bias_init=nn.initializers.constant(prior),
+            dtype=dtype,
+            name=name,
+        )
         return call(made, x, context)
-    return nn.Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(x).astype(jnp.float32)
+    return nn.Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(
+        x
+    ).astype(jnp.float32)
 
 
 def check_sides(image: Float[Array, "b *vol m"], strides: Sequence[Sides], what: str) -> None:
@@ -147,13 +188,19 @@ def check_sides(image: Float[Array, "b *vol m"], strides: Sequence[Sides], what:
         total = [t * s for t, s in zip(total, stride, strict=True)]
     sides = image.shape[1:-1]
     if len(sides) != len(total) or any(n % t for n, t in zip(sides, total, strict=True)):
-        raise ModelError(f"{what} cannot halve this patch evenly", found=sides, expected=f"multiples of {tuple(total)}")
+        raise ModelError(
+            f"{what} cannot halve this patch evenly",
+            found=sides,
+            expected=f"multiples of {tuple(total)}",
+        )
 
 
 def check_word(name: str, found: str, known: Sequence[str]) -> None:
     """Raises `ModelError` for a word that is not among the known ones."""
     if found not in known:
-        raise ModelError(f"unknown {name} {found!r}", expected=" or ".join(known), fix=did_you_mean(found, known))
+        raise ModelError(
+            f"unknown {name} {found!r}", expected=" or ".join(known), fix=did_you_mean(found, known)
+        )
 
 
 def check_precision(dtype: str, remat: str) -> None:

@@ -1,8 +1,10 @@
-"""Convolutions for two and three axes, channels last: `Conv`, and `Up` and `Down` (kernel = stride) as one product.
+"""Convolutions for two and three axes, channels last: `Conv`, and `Up` and `Down` (kernel = stride)
+as one product.
 
-Layouts: `Conv` and `Down` kernel (*kernel, in, out), PyTorch's (out, in, *kernel) moved; `Up` kernel (*stride, in, out), PyTorch's
-ConvTranspose weight (in, out, *kernel) moved, not flipped. On a CPU a convolution and both its gradients take the ways of `conv_cpu`; other
-platforms run XLA's own convolution and its own gradient. No forward pass has a dilated input.
+Layouts: `Conv` and `Down` kernel (*kernel, in, out), PyTorch's (out, in, *kernel) moved; `Up`
+kernel (*stride, in, out), PyTorch's ConvTranspose weight (in, out, *kernel) moved, not flipped. On
+a CPU a convolution and both its gradients take the ways of `conv_cpu`; other platforms run XLA's
+own convolution and its own gradient. No forward pass has a dilated input.
 """
 
 import functools
@@ -25,14 +27,21 @@ GAIN = 2.0 / (1 + 0.01**2)  # He's, for a leaky ReLU with slope 0.01
 he_normal = nn.initializers.variance_scaling(GAIN, "fan_in", "normal", in_axis=-2, out_axis=-1)
 
 
-def he_normal_up(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "..."]:
-    """`he_normal` of a transposed convolution as PyTorch counts: the fan is its output channels times the kernel's voxels."""
+def he_normal_up(
+    key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Float[Array, "..."]:
+    """`he_normal` of a transposed convolution as PyTorch counts: the fan is its output channels
+    times the kernel's voxels.
+    """
     fan = shape[-1] * math.prod(shape[:-2])
     return jax.random.normal(key, shape, dtype) * (GAIN / fan) ** 0.5
 
 
-def convolve(x: Float[Array, "b *vol i"], kernel: Float[Array, "*k i o"], strides: tuple[int, ...]) -> Float[Array, "b *out o"]:
-    """Convolution with padding (k - 1) / 2 on both sides of every axis; each side becomes ceil(side / stride).
+def convolve(
+    x: Float[Array, "b *vol i"], kernel: Float[Array, "*k i o"], strides: tuple[int, ...]
+) -> Float[Array, "b *out o"]:
+    """Convolution with padding (k - 1) / 2 on both sides of every axis; each side becomes ceil(side
+    / stride).
 
     Args:
       x: (b, *vol, i) of two or three axes; kernel: (*k, i, o) with odd sides, of the same type.
@@ -40,20 +49,31 @@ def convolve(x: Float[Array, "b *vol i"], kernel: Float[Array, "*k i o"], stride
     Raises: `ModelError` for even kernels or axes that disagree.
     """
     sizes = kernel.shape[:-2]
-    if not len(sizes) == len(strides) == x.ndim - 2 or len(sizes) not in (2, 3) or any(k % 2 == 0 for k in sizes):
+    if (
+        not len(sizes) == len(strides) == x.ndim - 2
+        or len(sizes) not in (2, 3)
+        or any(k % 2 == 0 for k in sizes)
+    ):
         raise ModelError(
-            "kernel and strides do not fit the image", found=f"kernel {sizes}, strides {strides}, image {x.shape}",
-            expected="odd kernels, and two or three axes for all", fix="change kernels or strides",
-        )  # fmt: skip
+            "kernel and strides do not fit the image",
+            found=f"kernel {sizes}, strides {strides}, image {x.shape}",
+            expected="odd kernels, and two or three axes for all",
+            fix="change kernels or strides",
+        )
     if set(sizes) == {1}:
-        return x[(slice(None), *(slice(None, None, s) for s in strides))] @ kernel.reshape(kernel.shape[-2:])
+        return x[(slice(None), *(slice(None, None, s) for s in strides))] @ kernel.reshape(
+            kernel.shape[-2:]
+        )
     return _convolve(x, kernel, tuple(strides))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     return lax.platform_dependent(
-        x, kernel, cpu=_wide(lambda x, k: conv_cpu.forward(x, k, strides)), default=lambda x, k: _xla(x, k, strides)
+        x,
+        kernel,
+        cpu=_wide(lambda x, k: conv_cpu.forward(x, k, strides)),
+        default=lambda x, k: _xla(x, k, strides),
     )
 
 
@@ -61,21 +81,27 @@ def _keep(x: Array, kernel: Array, strides: tuple[int, ...]) -> tuple[Array, tup
     return _convolve(x, kernel, strides), (x, kernel)
 
 
-def _gradients(strides: tuple[int, ...], saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _gradients(
+    strides: tuple[int, ...], saved: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     sides, sizes = x.shape[1:-1], kernel.shape[:-2]
     return (
         lax.platform_dependent(
-            x, kernel, dy,
+            x,
+            kernel,
+            dy,
             cpu=_wide(lambda _, k, dy: conv_cpu.input_gradient(dy, k, strides, sides)),
             default=lambda x, k, dy: jax.vjp(lambda x: _xla(x, k, strides), x)[1](dy)[0],
         ),
         lax.platform_dependent(
-            x, kernel, dy,
+            x,
+            kernel,
+            dy,
             cpu=_wide(lambda x, _, dy: conv_cpu.kernel_gradient(x, dy, sizes, strides)),
             default=lambda x, k, dy: jax.vjp(lambda k: _xla(x, k, strides), k)[1](dy)[0],
         ),
-    )  # fmt: skip
+    )
 
 
 _convolve.defvjp(_keep, _gradients)
@@ -89,7 +115,13 @@ def _wide(f: Callable) -> Callable:
 def _xla(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     spatial = "DHW"[3 - len(strides) :]
     padding = [(k // 2, k // 2) for k in kernel.shape[:-2]]
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
 
 
 class Conv(nn.Module):
@@ -97,8 +129,9 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels. kernel, strides: per axis; strides None are all 1.
-      bias_matters: False where an instance norm follows, which takes the bias away again: the parameter then exists (imported weights have
-        it) but is not added, and its gradient is exactly zero.
+      bias_matters: False where an instance norm follows, which takes the bias away again: the
+        parameter then exists (imported weights have it) but is not added, and its gradient is
+        exactly zero.
       dtype: of the computation; parameters are float32.
     """
 
@@ -113,8 +146,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features), jnp.float32)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.strides or (1,) * len(self.kernel))
+        kernel = self.param(
+            "kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features), jnp.float32
+        )
+        y = convolve(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.strides or (1,) * len(self.kernel)
+        )
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype) if self.bias_matters else y
@@ -122,7 +159,9 @@ class Conv(nn.Module):
 
 
 class Up(nn.Module):
-    """Transposed convolution with kernel = stride: every voxel becomes a block of `stride` voxels, by one matrix product."""
+    """Transposed convolution with kernel = stride: every voxel becomes a block of `stride` voxels,
+    by one matrix product.
+    """
 
     features: int
     stride: tuple[int, ...]
@@ -132,16 +171,22 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        kernel = self.param("kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param(
+            "kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32
+        ).astype(self.dtype)
         flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
         y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
         return y
 
 
 class Down(nn.Module):
-    """Convolution with kernel = stride and no padding: every block of `stride` voxels becomes one voxel, by one matrix product."""
+    """Convolution with kernel = stride and no padding: every block of `stride` voxels becomes one
+    voxel, by one matrix product.
+    """
 
     features: int
     stride: tuple[int, ...]
@@ -151,8 +196,12 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol i"]) -> Float[Array, "b *out o"]:
-        kernel = self.param("kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32).astype(self.dtype)
+        kernel = self.param(
+            "kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32
+        ).astype(self.dtype)
         y = space_to_depth(x.astype(self.dtype), self.stride) @ kernel.reshape(-1, self.features)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                self.dtype
+            )
         return y

@@ -1,12 +1,16 @@
-"""The last map of a network: features to one logit per class of the label space, in any number of axes.
+"""The last map of a network: features to one logit per class of the label space, in any number of
+axes.
 
-In: features (b, *vol, w) and, for heads by corpus, context["corpus"] (b,). Out: logits (b, *vol, classes) float32.
+In: features (b, *vol, w) and, for heads by corpus, context["corpus"] (b,). Out: logits (b, *vol,
+classes) float32.
 
-A head is a socket, built like the others of `parts.attention`: `head(classes, use_bias=, kernel_init=, bias_init=, dtype=, name=)` gives a
-module that `attention.call` applies. `socket` turns the word of a config into such a constructor:
+A head is a socket, built like the others of `parts.attention`: `head(classes, use_bias=,
+kernel_init=, bias_init=, dtype=, name=)` gives a module that `attention.call` applies. `socket`
+turns the word of a config into such a constructor:
 
   "sigmoid"         independent channels, one linear map (`DenseHead`)
-  "corpus_softmax"  every corpus has a softmax of its own over the background and the classes it annotates (`CorpusHeads`)
+  "corpus_softmax"  every corpus has a softmax of its own over the background and the classes it
+  annotates (`CorpusHeads`)
 """
 
 import functools
@@ -26,7 +30,9 @@ SHARES = ("corpus", "channels")
 
 
 class DenseHead(nn.Module):
-    """A 1x1 convolution as a linear map over the channels; parameters `kernel` (w, classes) and `bias`."""
+    """A 1x1 convolution as a linear map over the channels; parameters `kernel` (w, classes) and
+    `bias`.
+    """
 
     classes: int
     use_bias: bool = True
@@ -37,23 +43,28 @@ class DenseHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol w"]) -> Float[Array, "b *vol c"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.classes))
-        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        y = jnp.matmul(
+            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
+        )
         return y + self.param("bias", self.bias_init, (self.classes,)) if self.use_bias else y
 
 
 class CorpusHeads(nn.Module):
-    """One linear map per corpus, kept in one kernel; every sample takes the columns of its corpus. Static shapes, no branch.
+    """One linear map per corpus, kept in one kernel; every sample takes the columns of its corpus.
+    Static shapes, no branch.
 
-    Logits are relative to the background's, whose own logit is therefore 0; classes that the sample's corpus does not annotate are -inf.
-    (A softmax does not change when all its logits move by the same amount.)
+    Logits are relative to the background's, whose own logit is therefore 0; classes that the
+    sample's corpus does not annotate are -inf. (A softmax does not change when all its logits move
+    by the same amount.)
 
-    Parameters: `kernel` (w, sum over heads of 1 + channels) and `bias`: head after head, the background first, then its channels in
-    ascending order. No column is dead.
+    Parameters: `kernel` (w, sum over heads of 1 + channels) and `bias`: head after head, the
+    background first, then its channels in ascending order. No column is dead.
 
     Attributes:
       classes: c of the label space.
       corpus_channels: per corpus, the classes it annotates.
-      heads: per corpus, the number of its head; a head that several share has the classes of all of them. None: one head per corpus.
+      heads: per corpus, the number of its head; a head that several share has the classes of all of
+        them. None: one head per corpus.
       bias_init: of the classes' biases; the background's start at 0.
     """
 
@@ -67,17 +78,24 @@ class CorpusHeads(nn.Module):
     contextual = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *vol w"], context: Context = None) -> Float[Array, "b *vol c"]:
+    def __call__(
+        self, x: Float[Array, "b *vol w"], context: Context = None
+    ) -> Float[Array, "b *vol c"]:
         heads = self.heads or tuple(range(len(self.corpus_channels)))
         table = columns(self.classes, self.corpus_channels, heads)
         if context is None or "corpus" not in context:
             if not self.is_initializing():
-                raise ModelError("heads by corpus need the corpus of every sample", fix='call the network with context={"corpus": ...}')
+                raise ModelError(
+                    "heads by corpus need the corpus of every sample",
+                    fix='call the network with context={"corpus": ...}',
+                )
             context = {"corpus": jnp.zeros(x.shape[0], jnp.int32)}
         mine = jnp.asarray(table)[context["corpus"]]  # (b, 1 + c)
         total = int(table.max()) + 1
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], total))
-        chosen = jnp.moveaxis(jnp.take(kernel, jnp.maximum(mine, 0), axis=1), 1, 0).astype(self.dtype)
+        chosen = jnp.moveaxis(jnp.take(kernel, jnp.maximum(mine, 0), axis=1), 1, 0).astype(
+            self.dtype
+        )
         flat = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
         y = jnp.einsum("bnw,bwk->bnk", flat, chosen, preferred_element_type=jnp.float32)
         if self.use_bias:
@@ -91,20 +109,38 @@ class CorpusHeads(nn.Module):
         return y.reshape(*x.shape[:-1], self.classes)
 
 
-def columns(classes: int, corpus_channels: Sequence[Sequence[int]], heads: Sequence[int]) -> np.ndarray:
-    """(corpora, 1 + classes) int32: the kernel's column of the background and of every class, -1 where a corpus does not annotate it.
+def columns(
+    classes: int, corpus_channels: Sequence[Sequence[int]], heads: Sequence[int]
+) -> np.ndarray:
+    """(corpora, 1 + classes) int32: the kernel's column of the background and of every class, -1
+    where a corpus does not annotate it.
 
-    A head that several corpora share has the columns of all their classes; each corpus still sees its own only.
+    A head that several corpora share has the columns of all their classes; each corpus still sees
+    its own only.
 
-    Raises: `ModelError` unless every corpus has a head and usable channels, and heads are numbered from 0 without gaps.
+    Raises: `ModelError` unless every corpus has a head and usable channels, and heads are numbered
+      from 0 without gaps.
     """
-    if len(heads) != len(corpus_channels) or sorted(set(heads)) != list(range(max(heads, default=-1) + 1)) or not heads:
+    if (
+        len(heads) != len(corpus_channels)
+        or sorted(set(heads)) != list(range(max(heads, default=-1) + 1))
+        or not heads
+    ):
         expected = f"{len(corpus_channels)} numbers from 0 without gaps"
-        raise ModelError("heads do not fit the corpora", found=tuple(heads), expected=expected, fix="give every corpus a head")
+        raise ModelError(
+            "heads do not fit the corpora",
+            found=tuple(heads),
+            expected=expected,
+            fix="give every corpus a head",
+        )
     members: dict[int, set[int]] = {}
     for corpus, (head, own) in enumerate(zip(heads, corpus_channels, strict=True)):
         if not own or min(own) < 0 or max(own) >= classes or len(set(own)) != len(own):
-            raise ModelError(f"corpus {corpus} has no usable channels", found=tuple(own), expected=f"some of 0 to {classes - 1}")
+            raise ModelError(
+                f"corpus {corpus} has no usable channels",
+                found=tuple(own),
+                expected=f"some of 0 to {classes - 1}",
+            )
         members.setdefault(head, set()).update(own)
     channels = [sorted(members[head]) for head in range(len(members))]
     first = np.cumsum([0, *(1 + len(own) for own in channels)])
@@ -115,31 +151,41 @@ def columns(classes: int, corpus_channels: Sequence[Sequence[int]], heads: Seque
     return table
 
 
-def numbered(share: str | Sequence[int], corpus_channels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def numbered(
+    share: str | Sequence[int], corpus_channels: Sequence[Sequence[int]]
+) -> tuple[int, ...]:
     """Head number of every corpus.
 
     Args:
-      share: "corpus" gives each its own; "channels" gives those one head that annotate the same classes; or the numbers themselves (AMOS
-        CT and AMOS MRI, which lacks two classes, share one in M4oE).
+      share: "corpus" gives each its own; "channels" gives those one head that annotate the same
+        classes; or the numbers themselves (AMOS CT and AMOS MRI, which lacks two classes, share one
+        in M4oE).
     """
     if not isinstance(share, str):
         return tuple(share)
     if share not in SHARES:
-        raise ModelError(f"unknown rule {share!r} for sharing heads", fix=did_you_mean(share, SHARES))
+        raise ModelError(
+            f"unknown rule {share!r} for sharing heads", fix=did_you_mean(share, SHARES)
+        )
     if share == "corpus":
         return tuple(range(len(corpus_channels)))
     seen: dict[tuple[int, ...], int] = {}
-    return tuple(seen.setdefault(tuple(sorted(channels)), len(seen)) for channels in corpus_channels)
+    return tuple(
+        seen.setdefault(tuple(sorted(channels)), len(seen)) for channels in corpus_channels
+    )
 
 
 def socket(
-    kind: str = "sigmoid", corpus_channels: Sequence[Sequence[int]] | None = None, share: str | Sequence[int] = "corpus"
+    kind: str = "sigmoid",
+    corpus_channels: Sequence[Sequence[int]] | None = None,
+    share: str | Sequence[int] = "corpus",
 ) -> Callable[..., nn.Module]:
     """The head constructor for a config's word.
 
     Args:
       kind: one of `KINDS`.
-      corpus_channels: per corpus of the batch's index, the classes it annotates; needed for "corpus_softmax".
+      corpus_channels: per corpus of the batch's index, the classes it annotates; needed for
+        "corpus_softmax".
       share: see `numbered`.
 
     Raises: `ModelError` for unknown words or missing channels.
@@ -149,6 +195,8 @@ def socket(
     if kind == "sigmoid":
         return DenseHead
     if not corpus_channels:
-        raise ModelError("heads by corpus need to know what each corpus annotates", fix="give corpus_channels")
+        raise ModelError(
+            "heads by corpus need to know what each corpus annotates", fix="give corpus_channels"
+        )
     channels = tuple(tuple(int(c) for c in own) for own in corpus_channels)
     return functools.partial(CorpusHeads, corpus_channels=channels, heads=numbered(share, channels))

@@ -1,11 +1,14 @@
-"""Mixtures of expert MLPs for the `mlp` socket of a transformer block: softly gated, or routed by modality.
+"""Mixtures of expert MLPs for the `mlp` socket of a transformer block: softly gated, or routed by
+modality.
 
-In: tokens (b, *grid, c), already normalised, and the call's context. Out: tokens of the same shape, and what the gate decided.
-An expert is the MLP it stands for (linear to the hidden width, exact GELU, linear back). All experts of a block live in four arrays with a
-leading expert axis: `w1` (e, c, h), `b1` (e, h), `w2` (e, h, c), `b2` (e, c); the gate is `gate/{kernel,bias}`.
+In: tokens (b, *grid, c), already normalised, and the call's context. Out: tokens of the same shape,
+and what the gate decided. An expert is the MLP it stands for (linear to the hidden width, exact
+GELU, linear back). All experts of a block live in four arrays with a leading expert axis: `w1` (e,
+c, h), `b1` (e, h), `w2` (e, h, c), `b2` (e, c); the gate is `gate/{kernel,bias}`.
 
-A soft mixture is one wide MLP: the hidden units of all experts side by side, each block of them weighted before the second product, so the
-experts' outputs never exist one by one. Source: M4oE (Jiang and Shen, MICCAI 2024), equations 2 and 3, and its released code.
+A soft mixture is one wide MLP: the hidden units of all experts side by side, each block of them
+weighted before the second product, so the experts' outputs never exist one by one. Source: M4oE
+(Jiang and Shen, MICCAI 2024), equations 2 and 3, and its released code.
 """
 
 import functools
@@ -23,11 +26,14 @@ from medjax.models.parts.attention import Context, Mlp, linear_init
 ROUTINGS = ("dense", "gate", "channel_gate", "hard")
 SCOPES = ("token", "image")
 DISPATCHES = ("auto", "gather", "mask")
-WORTH_GATHERING = 256  # tokens x other experts: from here on computing them costs more than copying the weights of every sample's own
+# tokens x other experts: from here on computing them costs more than copying the weights of every
+# sample's own
+WORTH_GATHERING = 256
 
 
 class MixtureOfExperts(nn.Module):
-    """Several expert MLPs and the rule that mixes them; see the module docstring for the parameters.
+    """Several expert MLPs and the rule that mixes them; see the module docstring for the
+    parameters.
 
       gate          y = sum over e of w_e expert_e(x),  w = softmax over e of (x gate + bias), in float32
       channel_gate  y = g * sum over e of expert_e(x),  g = softmax over the channels of (x gate + bias)     (M4oE's released code)
@@ -39,8 +45,10 @@ class MixtureOfExperts(nn.Module):
       routing: one of `ROUTINGS` but "dense".
       gate_scope: "token": a weight per token; "image": the gate sees the mean over the tokens.
       expert_of: for "hard", the expert of every modality; None: modality m has expert m.
-      dispatch: how "hard" computes: "gather" copies each sample's weights, "mask" computes all experts, "auto" chooses by size. All agree.
-      offers: return (y, {"gate": w (b, *grid, e)}) for "gate", with a grid of 1s for "image"; (y, {}) for the others.
+      dispatch: how "hard" computes: "gather" copies each sample's weights, "mask" computes all
+        experts, "auto" chooses by size. All agree.
+      offers: return (y, {"gate": w (b, *grid, e)}) for "gate", with a grid of 1s for "image"; (y,
+        {}) for the others.
     """
 
     features: int
@@ -77,11 +85,18 @@ class MixtureOfExperts(nn.Module):
     def _weights(self, width: int) -> tuple[Array, ...]:
         """w1, b1, w2, b2 in the compute type; every expert is drawn like a single MLP."""
         found = []
-        for number, (inputs, outputs) in enumerate(((width, self.features), (self.features, width)), 1):
+        for number, (inputs, outputs) in enumerate(
+            ((width, self.features), (self.features, width)), 1
+        ):
             init = linear_init(self.initial, inputs)
-            for letter, kind, shape in (("w", "kernel_init", (inputs, outputs)), ("b", "bias_init", (outputs,))):
+            for letter, kind, shape in (
+                ("w", "kernel_init", (inputs, outputs)),
+                ("b", "bias_init", (outputs,)),
+            ):
                 each = _each_expert(init[kind])
-                found.append(self.param(f"{letter}{number}", each, (self.experts, *shape)).astype(self.dtype))
+                found.append(
+                    self.param(f"{letter}{number}", each, (self.experts, *shape)).astype(self.dtype)
+                )
         return tuple(found)
 
     def _gate(self, x: Array, outputs: int) -> Array:
@@ -89,33 +104,53 @@ class MixtureOfExperts(nn.Module):
         x = x.astype(jnp.float32)
         if self.gate_scope == "image":
             x = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
-        return nn.Dense(outputs, name="gate", dtype=jnp.float32, **linear_init(self.initial, x.shape[-1]))(x)
+        return nn.Dense(
+            outputs, name="gate", dtype=jnp.float32, **linear_init(self.initial, x.shape[-1])
+        )(x)
 
     def _hard(self, x: Array, weights: tuple[Array, ...], context: Context) -> Array:
         if context is None or "modality" not in context:
             if not self.is_initializing():
-                raise ModelError("experts by modality need every sample's modality", fix='call the network with context={"modality": ...}')
+                raise ModelError(
+                    "experts by modality need every sample's modality",
+                    fix='call the network with context={"modality": ...}',
+                )
             chosen = jnp.zeros(x.shape[0], jnp.int32)
         else:
             chosen = context["modality"]
         if self.expert_of is not None:
             chosen = jnp.asarray(self.expert_of)[chosen]
         tokens = x[0, ..., 0].size
-        gather = self.dispatch == "gather" or (self.dispatch == "auto" and tokens * (self.experts - 1) >= WORTH_GATHERING)
+        gather = self.dispatch == "gather" or (
+            self.dispatch == "auto" and tokens * (self.experts - 1) >= WORTH_GATHERING
+        )
         if self.experts == 1 or not gather:
             share = jax.nn.one_hot(chosen, self.experts, dtype=jnp.float32)
             return mixture(x, *weights, share.reshape(-1, *(1,) * (x.ndim - 2), self.experts))
         return routed(x, *weights, chosen)
 
     def _check(self) -> None:
-        words = (("routing", self.routing, ROUTINGS[1:]), ("gate_scope", self.gate_scope, SCOPES), ("dispatch", self.dispatch, DISPATCHES))
+        words = (
+            ("routing", self.routing, ROUTINGS[1:]),
+            ("gate_scope", self.gate_scope, SCOPES),
+            ("dispatch", self.dispatch, DISPATCHES),
+        )
         for name, word, known in words:
             if word not in known:
-                raise ModelError(f"unknown {name} {word!r} of experts", fix=did_you_mean(word, known))
+                raise ModelError(
+                    f"unknown {name} {word!r} of experts", fix=did_you_mean(word, known)
+                )
         if self.experts < 1 or max(self.expert_of or (0,)) >= self.experts:
-            raise ModelError("not enough experts", found=f"{self.experts}, expert_of={self.expert_of}", fix="raise experts")
+            raise ModelError(
+                "not enough experts",
+                found=f"{self.experts}, expert_of={self.expert_of}",
+                fix="raise experts",
+            )
         if self.dense is not nn.Dense:
-            raise ModelError("experts are stacked arrays and take no `dense` socket", fix="adapt the dense layers of the attention only")
+            raise ModelError(
+                "experts are stacked arrays and take no `dense` socket",
+                fix="adapt the dense layers of the attention only",
+            )
 
 
 def mixture(
@@ -147,21 +182,35 @@ def routed(
 ) -> Float[Array, "b *grid c"]:
     """Every sample through its own expert, by copying that expert's weights to it."""
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
-    hidden = nn.gelu(jnp.einsum("bnc,bch->bnh", flat, w1[chosen]) + b1[chosen][:, None], approximate=False)
+    hidden = nn.gelu(
+        jnp.einsum("bnc,bch->bnh", flat, w1[chosen]) + b1[chosen][:, None], approximate=False
+    )
     return (jnp.einsum("bnh,bhc->bnc", hidden, w2[chosen]) + b2[chosen][:, None]).reshape(x.shape)
 
 
-def socket(routing: str, experts: int = 1, gate_scope: str = "token", **more: Any) -> Callable[..., nn.Module]:
-    """The constructor for the `mlp` socket: "dense" is `Mlp`, the other words of `ROUTINGS` mixtures of experts.
+def socket(
+    routing: str, experts: int = 1, gate_scope: str = "token", **more: Any
+) -> Callable[..., nn.Module]:
+    """The constructor for the `mlp` socket: "dense" is `Mlp`, the other words of `ROUTINGS`
+    mixtures of experts.
 
     Args:
       more: further attributes of `MixtureOfExperts`.
     """
     if routing not in ROUTINGS:
-        raise ModelError(f"unknown routing {routing!r} of experts", fix=did_you_mean(routing, ROUTINGS))
+        raise ModelError(
+            f"unknown routing {routing!r} of experts", fix=did_you_mean(routing, ROUTINGS)
+        )
     if routing == "dense":
         return Mlp
-    return functools.partial(MixtureOfExperts, experts=experts, routing=routing, gate_scope=gate_scope, offers=True, **more)
+    return functools.partial(
+        MixtureOfExperts,
+        experts=experts,
+        routing=routing,
+        gate_scope=gate_scope,
+        offers=True,
+        **more,
+    )
 
 
 def _each_expert(init: Callable) -> Callable:

@@ -1,8 +1,10 @@
-"""Normalisation and activation between convolutions: instance norm and leaky ReLU as nnU-Net uses them, in one pass.
+"""Normalisation and activation between convolutions: instance norm and leaky ReLU as nnU-Net uses
+them, in one pass.
 
-In and out: (b, *vol, c). Statistics are float32, per sample and channel over space. XLA:CPU reduces over space at memory speed (mean and
-variance of 23 MB in 2.6 cpu-ms; as products with ones 20), so plain reductions stay. The gradient is written by hand: only the input and
-its statistics are kept for it, and the backward pass reads the input again instead of a stored normalised copy.
+In and out: (b, *vol, c). Statistics are float32, per sample and channel over space. XLA:CPU reduces
+over space at memory speed (mean and variance of 23 MB in 2.6 cpu-ms; as products with ones 20), so
+plain reductions stay. The gradient is written by hand: only the input and its statistics are kept
+for it, and the backward pass reads the input again instead of a stored normalised copy.
 """
 
 import functools
@@ -22,7 +24,8 @@ LEAK = 0.01
 class InstanceNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias, statistics per sample and channel over space.
 
-    Biased variance about the mean, in float32 whatever `dtype` the result has. PyTorch's InstanceNorm3d(affine=True).
+    Biased variance about the mean, in float32 whatever `dtype` the result has. PyTorch's
+    InstanceNorm3d(affine=True).
 
     Attributes:
       affine: with `scale` and `bias` (c,).
@@ -38,8 +41,16 @@ class InstanceNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol c"]) -> Float[Array, "b *vol c"]:
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32) if self.affine else jnp.ones(channels)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32) if self.affine else jnp.zeros(channels)
+        scale = (
+            self.param("scale", self.scale_init, channels, jnp.float32)
+            if self.affine
+            else jnp.ones(channels)
+        )
+        bias = (
+            self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+            if self.affine
+            else jnp.zeros(channels)
+        )
         return norm_act(x, scale, bias, self.epsilon, self.leak).astype(self.dtype)
 
 
@@ -50,16 +61,23 @@ def leaky_relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def norm_act(
-    x: Float[Array, "b *vol c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float, leak: float
+    x: Float[Array, "b *vol c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    epsilon: float,
+    leak: float,
 ) -> Float[Array, "b *vol c"]:
     """leaky(z), z = (x - mean) / sqrt(var + epsilon) * scale + bias, in x's type.
 
-    Mean and biased variance are taken about the mean (two passes) per sample and channel; leaky(z) = z where z > 0, else leak * z.
+    Mean and biased variance are taken about the mean (two passes) per sample and channel; leaky(z)
+    = z where z > 0, else leak * z.
     """
     return _forward(x, scale, bias, epsilon, leak)[0]
 
 
-def _forward(x: Array, scale: Array, bias: Array, epsilon: float, leak: float) -> tuple[Array, tuple[Array, ...]]:
+def _forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, leak: float
+) -> tuple[Array, tuple[Array, ...]]:
     flat = _flat(x)
     mean = flat.mean(1, keepdims=True)
     inverse = lax.rsqrt(jnp.square(flat - mean).mean(1, keepdims=True) + epsilon)
@@ -68,7 +86,9 @@ def _forward(x: Array, scale: Array, bias: Array, epsilon: float, leak: float) -
     return _leaky(z, z, leak).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _backward(epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+def _backward(
+    epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale, bias = saved
 
     def parts(x: Array, dy: Array, mean: Array, inverse: Array) -> tuple[Array, Array]:
@@ -79,12 +99,16 @@ def _backward(epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array) 
     sums, products = g.sum(1), (g * normal).sum(1)
     normal, g = parts(x, dy, mean, inverse)
     n = math.prod(x.shape[1:-1])
-    dx = (g - sums.reshape(mean.shape) / n - normal * (products.reshape(mean.shape) / n)) * (inverse * scale)
+    dx = (g - sums.reshape(mean.shape) / n - normal * (products.reshape(mean.shape) / n)) * (
+        inverse * scale
+    )
     return dx.astype(x.dtype), products.sum(0), sums.sum(0)
 
 
 def _flat(x: Array) -> Array:
-    """(b, voxels, c). Reductions use this shape and voxelwise maps the full one: sharing one, XLA would store what both need."""
+    """(b, voxels, c). Reductions use this shape and voxelwise maps the full one: sharing one, XLA
+    would store what both need.
+    """
     return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)
 
 

@@ -1,7 +1,9 @@
-"""Between voxels and tokens, and between token grids: patch embedding, patch merging, patch expanding, in any number of axes.
+"""Between voxels and tokens, and between token grids: patch embedding, patch merging, patch
+expanding, in any number of axes.
 
-In and out: channels-last grids (b, *grid, c). Everything is a reshape and one matrix product, never a strided or transposed convolution.
-Sources: Swin (arXiv 2103.14030) section 3.1; Swin-Unet (arXiv 2105.05537) for the expanding; MONAI's three merging orders.
+In and out: channels-last grids (b, *grid, c). Everything is a reshape and one matrix product, never
+a strided or transposed convolution. Sources: Swin (arXiv 2103.14030) section 3.1; Swin-Unet (arXiv
+2105.05537) for the expanding; MONAI's three merging orders.
 """
 
 import math
@@ -14,15 +16,47 @@ from jaxtyping import Array, Float, Shaped
 
 from medjax.errors import ModelError, did_you_mean
 
-# Offsets of the neighbours that one merged token concatenates. The order belongs to the weights. `fixed`: MONAI 1.5 and later; `legacy`:
-# earlier MONAI, (0,1,0) and (0,0,1) twice and two offsets missing, in which all public SwinUNETR weights were trained; `v2order`: MONAI's
-# `mergingv2`.
+# Offsets of the neighbours that one merged token concatenates. The order belongs to the weights.
+# `fixed`: MONAI 1.5 and later; `legacy`: earlier MONAI, (0,1,0) and (0,0,1) twice and two offsets
+# missing, in which all public SwinUNETR weights were trained; `v2order`: MONAI's `mergingv2`.
 MERGING = {
-    "fixed": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
-    "legacy": ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1)),
-    "v2order": ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)),
+    "fixed": (
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 0),
+        (1, 0, 1),
+        (0, 1, 1),
+        (1, 1, 1),
+    ),
+    "legacy": (
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 0, 1),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 1),
+    ),
+    "v2order": (
+        (0, 0, 0),
+        (0, 0, 1),
+        (0, 1, 0),
+        (0, 1, 1),
+        (1, 0, 0),
+        (1, 0, 1),
+        (1, 1, 0),
+        (1, 1, 1),
+    ),
 }
-PLANE = ((0, 0), (1, 0), (0, 1), (1, 1))  # in two axes there is one order, in Swin, Swin-Unet and MONAI alike
+PLANE = (
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    (1, 1),
+)  # in two axes there is one order, in Swin, Swin-Unet and MONAI alike
 
 
 def merging_order(name: str, axes: int) -> tuple[tuple[int, ...], ...]:
@@ -33,35 +67,59 @@ def merging_order(name: str, axes: int) -> tuple[tuple[int, ...], ...]:
 
 
 def space_to_depth(x: Shaped[Array, "b *vol c"], size: Sequence[int]) -> Shaped[Array, "b *grid d"]:
-    """Blocks of `size` voxels become one token; its channels run over (offset of the first axis, ..., offset of the last, c).
+    """Blocks of `size` voxels become one token; its channels run over (offset of the first axis,
+    ..., offset of the last, c).
 
     Raises: `ModelError` if a side is no multiple of the block's.
     """
     sides, axes = x.shape[1:-1], len(size)
     if any(s % p for s, p in zip(sides, size, strict=True)):
-        raise ModelError("sides do not hold whole patches", found=sides, expected=f"multiples of {tuple(size)}", fix="choose another patch")
+        raise ModelError(
+            "sides do not hold whole patches",
+            found=sides,
+            expected=f"multiples of {tuple(size)}",
+            fix="choose another patch",
+        )
     split = [n for s, p in zip(sides, size, strict=True) for n in (s // p, p)]
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
     grid = [s // p for s, p in zip(sides, size, strict=True)]
-    return x.reshape(x.shape[0], *split, x.shape[-1]).transpose(order).reshape(x.shape[0], *grid, -1)
+    return (
+        x.reshape(x.shape[0], *split, x.shape[-1]).transpose(order).reshape(x.shape[0], *grid, -1)
+    )
 
 
 def depth_to_space(x: Shaped[Array, "b *grid d"], size: Sequence[int]) -> Shaped[Array, "b *vol c"]:
-    """The inverse of `space_to_depth`: channels (offset of the first axis, ..., c) become a block of `size` tokens."""
+    """The inverse of `space_to_depth`: channels (offset of the first axis, ..., c) become a block
+    of `size` tokens.
+    """
     grid, axes = x.shape[1:-1], len(size)
     order = [0, *(a for i in range(axes) for a in (1 + i, 1 + axes + i)), 2 * axes + 1]
     sides = [g * p for g, p in zip(grid, size, strict=True)]
-    return x.reshape(x.shape[0], *grid, *size, x.shape[-1] // math.prod(size)).transpose(order).reshape(x.shape[0], *sides, -1)
+    return (
+        x.reshape(x.shape[0], *grid, *size, x.shape[-1] // math.prod(size))
+        .transpose(order)
+        .reshape(x.shape[0], *sides, -1)
+    )
 
 
-def merge(x: Shaped[Array, "b *grid c"], order: Sequence[Sequence[int]]) -> Shaped[Array, "b *half d"]:
-    """Concatenates the tokens at the given offsets of every 2 x 2 (x 2) block; d = c times the number of offsets.
+def merge(
+    x: Shaped[Array, "b *grid c"], order: Sequence[Sequence[int]]
+) -> Shaped[Array, "b *half d"]:
+    """Concatenates the tokens at the given offsets of every 2 x 2 (x 2) block; d = c times the
+    number of offsets.
 
     Raises: `ModelError` for odd sides.
     """
     if any(side % 2 for side in x.shape[1:-1]):
-        raise ModelError("an odd grid cannot be merged", found=x.shape[1:-1], expected="even sides", fix="choose another input size")
-    return jnp.concatenate([x[(slice(None), *(slice(o, None, 2) for o in offset))] for offset in order], -1)
+        raise ModelError(
+            "an odd grid cannot be merged",
+            found=x.shape[1:-1],
+            expected="even sides",
+            fix="choose another input size",
+        )
+    return jnp.concatenate(
+        [x[(slice(None), *(slice(o, None, 2) for o in offset))] for offset in order], -1
+    )
 
 
 class PatchEmbed(nn.Module):
@@ -85,11 +143,14 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.size, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         tokens = space_to_depth(x, self.size).astype(self.dtype)
-        return tokens @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+        return tokens @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(
+            self.dtype
+        )
 
 
 class PatchMerging(nn.Module):
-    """Half the grid, twice the channels: neighbours concatenated, LayerNorm, linear map without bias.
+    """Half the grid, twice the channels: neighbours concatenated, LayerNorm, linear map without
+    bias.
 
     Attributes:
       order: "fixed", "legacy" or "v2order", see `MERGING`; without effect in two axes.
@@ -107,13 +168,21 @@ class PatchMerging(nn.Module):
         features = 2 * x.shape[-1]
         x = merge(x, merging_order(self.order, x.ndim - 2))
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
-        return nn.Dense(features, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="reduction")(x)
+        return nn.Dense(
+            features,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="reduction",
+        )(x)
 
 
 class PatchExpanding(nn.Module):
-    """A finer grid: linear map without bias to `features` per new token, channels laid out in space, LayerNorm.
+    """A finer grid: linear map without bias to `features` per new token, channels laid out in
+    space, LayerNorm.
 
-    Swin-Unet expands by 2 to half the width, and by 4 to the same width at the end. Parameters are `expand/kernel` and `norm/{scale,bias}`.
+    Swin-Unet expands by 2 to half the width, and by 4 to the same width at the end. Parameters are
+    `expand/kernel` and `norm/{scale,bias}`.
     """
 
     features: int
@@ -125,5 +194,9 @@ class PatchExpanding(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *grid c"]) -> Float[Array, "b *vol d"]:
         width = math.prod(self.size) * self.features
-        x = nn.Dense(width, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="expand")(x)
-        return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(depth_to_space(x, self.size))
+        x = nn.Dense(
+            width, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="expand"
+        )(x)
+        return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(
+            depth_to_space(x, self.size)
+        )

@@ -1,6 +1,8 @@
-"""Position tables of transformers on grids of two or three axes, and how a learned one moves to another grid.
+"""Position tables of transformers on grids of two or three axes, and how a learned one moves to
+another grid.
 
-A table is (*grid, width): one row per token, the last axis of the grid fastest, as tokens are flattened.
+A table is (*grid, width): one row per token, the last axis of the grid fastest, as tokens are
+flattened.
 """
 
 from collections.abc import Sequence
@@ -15,21 +17,30 @@ from medjax.errors import ModelError
 POSITIONS = ("learned", "sincos")
 
 
-def resize_table(table: Shaped[Array | np.ndarray, "*grid c"], grid: Sequence[int]) -> Float[Array, "*new c"]:
-    """A table on another grid: (tri)linear with half-pixel centres, edges continued, no smoothing when it shrinks.
+def resize_table(
+    table: Shaped[Array | np.ndarray, "*grid c"], grid: Sequence[int]
+) -> Float[Array, "*new c"]:
+    """A table on another grid: (tri)linear with half-pixel centres, edges continued, no smoothing
+    when it shrinks.
 
     The same grid returns the same numbers, a constant table stays constant.
     Raises: `ModelError` for another number of axes.
     """
     if len(grid) != table.ndim - 1:
-        raise ModelError("a position table keeps its number of axes", found=table.shape, expected=f"{len(grid)} axes and a width")
+        raise ModelError(
+            "a position table keeps its number of axes",
+            found=table.shape,
+            expected=f"{len(grid)} axes and a width",
+        )
     if tuple(grid) == table.shape[:-1]:
         return jnp.asarray(table)
     return jax.image.resize(jnp.asarray(table), (*grid, table.shape[-1]), "linear", antialias=False)
 
 
 def sincos_table(grid: Sequence[int], width: int) -> Float[np.ndarray, "*grid c"]:
-    """Fixed sines and cosines: the width is shared by the axes, each with periods from 2 pi to 2 pi 10000; what is left over is zero."""
+    """Fixed sines and cosines: the width is shared by the axes, each with periods from 2 pi to 2 pi
+    10000; what is left over is zero.
+    """
     pairs = width // (2 * len(grid))
     frequency = 10_000.0 ** -(np.arange(pairs) / max(pairs, 1))
     parts = []

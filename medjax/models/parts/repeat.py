@@ -1,7 +1,8 @@
-"""Layers of equal shape, one after the other: as a loop or as one scanned program, with the same parameters under the same names.
+"""Layers of equal shape, one after the other: as a loop or as one scanned program, with the same
+parameters under the same names.
 
-Scanning compiles one layer instead of all. The parameters stay one entry per layer (so that imported weights, rules and transfer see no
-difference) and are stacked on the way in.
+Scanning compiles one layer instead of all. The parameters stay one entry per layer (so that
+imported weights, rules and transfer see no difference) and are stacked on the way in.
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,12 @@ def repeat(
     remat: str = "none",
     dropout: bool = False,
 ) -> Float[Array, "b ..."]:
-    """x through `len(names)` layers; call it within a compact method of `parent`, which then owns the parameters `names`.
+    """x through `len(names)` layers; call it within a compact method of `parent`, which then owns
+    the parameters `names`.
 
     Args:
-      layer: a module without parent, called with (x, *arguments), which have defaults; its result has the type and shape of x.
+      layer: a module without parent, called with (x, *arguments), which have defaults; its result
+        has the type and shape of x.
       scan: one program for all layers.
       remat: "none", or what every layer keeps for the backward pass, as in `remat.policy`.
       dropout: the layers draw from the rng "dropout".
@@ -44,12 +47,16 @@ def repeat(
 
     def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, None]:
         params, key = given
-        return layer.apply({"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}), None
+        return layer.apply(
+            {"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}
+        ), None
 
     if remat != "none":
         step = jax.checkpoint(step, policy=policy(remat), prevent_cse=not scan)
     if scan and len(names) > 1:
-        return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[0]
+        return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[
+            0
+        ]
     for i, params in enumerate(weights):
         x, _ = step(x, (params, None if keys is None else keys[i]))
     return x

@@ -1,6 +1,8 @@
-"""What Swin-Unet, M4oE and their masked-image pre-training share: the encoder, one module with one parameter tree, and how it is built.
+"""What Swin-Unet, M4oE and their masked-image pre-training share: the encoder, one module with one
+parameter tree, and how it is built.
 
-In: image (b, *vol, m). Out: the tokens that enter every stage, those that leave the last one, and what the gates decided.
+In: image (b, *vol, m). Out: the tokens that enter every stage, those that leave the last one, and
+what the gates decided.
 """
 
 import functools
@@ -12,16 +14,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts.attention import Context, SwinBlock, SwinStage, drop_path_rates, linear_init, rematerialised
+from medjax.models.parts.attention import (
+    Context,
+    SwinBlock,
+    SwinStage,
+    drop_path_rates,
+    linear_init,
+    rematerialised,
+)
 from medjax.models.parts.patch import PatchEmbed, PatchMerging
 
 REMAT, DTYPES = ("none", "block"), ("float32", "bfloat16")
 
 
 class SwinTower(nn.Module):
-    """Patch embedding with LayerNorm, stages of Swin blocks at widths w, 2w, 4w, ..., a merging between them.
+    """Patch embedding with LayerNorm, stages of Swin blocks at widths w, 2w, 4w, ..., a merging
+    between them.
 
-    Parameters: `patch_embed/{kernel,bias}`, `patch_norm`, `stage{s}/block{i}`, `merge{s}`; s counts from 0.
+    Parameters: `patch_embed/{kernel,bias}`, `patch_norm`, `stage{s}/block{i}`, `merge{s}`; s counts
+    from 0.
 
     Attributes:
       width: w. patch: voxels per token and axis.
@@ -46,7 +57,8 @@ class SwinTower(nn.Module):
         train: bool = False,
         masked: tuple[Bool[Array, "b *grid"], Float[Array, " w"]] | None = None,
     ) -> tuple[list[Array], Float[Array, "b *low d"], dict[str, dict]]:
-        """(tokens entering each stage, tokens leaving the last, {"stage{s}": {"block{i}": what its mlp offers}}).
+        """(tokens entering each stage, tokens leaving the last, {"stage{s}": {"block{i}": what its
+        mlp offers}}).
 
         Args:
           masked: where tokens are replaced, and by what, after the patch embedding.
@@ -54,16 +66,22 @@ class SwinTower(nn.Module):
         x = jnp.repeat(image, self.repeat, -1) if image.shape[-1] == 1 else image
         init = linear_init("torch", x.shape[-1] * self.patch[0] ** len(self.patch))
         x = PatchEmbed(self.width, self.patch, dtype=self.dtype, name="patch_embed", **init)(x)
-        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="patch_norm")(x)
+        x = nn.LayerNorm(
+            self.epsilon, dtype=self.dtype, use_fast_variance=False, name="patch_norm"
+        )(x)
         if masked is not None:
             x = jnp.where(masked[0][..., None], masked[1].astype(x.dtype), x)
         entering, offered = [], {}
         for number, stage in enumerate(self.stages):
             entering.append(x)
-            x, offered[f"stage{number}"] = stage(name=f"stage{number}", offers=True)(x, context, train)
+            x, offered[f"stage{number}"] = stage(name=f"stage{number}", offers=True)(
+                x, context, train
+            )
             if number + 1 < len(self.stages):
                 init = linear_init(self.initial, 0)["kernel_init"]
-                x = PatchMerging(epsilon=self.epsilon, kernel_init=init, dtype=self.dtype, name=f"merge{number}")(x)
+                x = PatchMerging(
+                    epsilon=self.epsilon, kernel_init=init, dtype=self.dtype, name=f"merge{number}"
+                )(x)
         return entering, x, offered
 
 
@@ -76,17 +94,38 @@ def stages(
     remat: str = "none",
     **shared: Any,
 ) -> tuple[Callable, ...]:
-    """One `SwinStage` constructor per stage; drop-path rates grow linearly over all blocks. `shared`: attributes of every block."""
+    """One `SwinStage` constructor per stage; drop-path rates grow linearly over all blocks.
+
+    `shared`: attributes of every block.
+    """
     block = SwinBlock if remat == "none" else rematerialised()
     rates = drop_path_rates(drop_path, depths)
-    return tuple(functools.partial(SwinStage, h, window, r, block, **shared) for h, r in zip(heads, rates, strict=True))
+    return tuple(
+        functools.partial(SwinStage, h, window, r, block, **shared)
+        for h, r in zip(heads, rates, strict=True)
+    )
 
 
 def tower_and_decoder(
-    owner: str, *, width: int, depths: Sequence[int], heads: Sequence[int], window: int, patch_size: int, dims: int, drop_path: float,
-    inside: Callable, outside: Callable, dtype: str, remat: str, initial: str, epsilon: float, **shared: Any,
-) -> tuple[SwinTower, tuple[Callable, ...]]:  # fmt: skip
-    """The encoder, and one `SwinStage` constructor per decoder stage, deepest first, each like the encoder's stage of its width.
+    owner: str,
+    *,
+    width: int,
+    depths: Sequence[int],
+    heads: Sequence[int],
+    window: int,
+    patch_size: int,
+    dims: int,
+    drop_path: float,
+    inside: Callable,
+    outside: Callable,
+    dtype: str,
+    remat: str,
+    initial: str,
+    epsilon: float,
+    **shared: Any,
+) -> tuple[SwinTower, tuple[Callable, ...]]:
+    """The encoder, and one `SwinStage` constructor per decoder stage, deepest first, each like the
+    encoder's stage of its width.
 
     Args:
       owner: the network, for errors. inside, outside: the `mlp` sockets of encoder and decoder.
@@ -106,21 +145,36 @@ def tower_and_decoder(
         ],
     )
     alike = {"initial": initial, "epsilon": epsilon, "dtype": jnp.dtype(dtype)}
-    down, up = (stages(heads, depths, (window,) * dims, drop_path, mlp=mlp, remat=remat, **alike, **shared) for mlp in (inside, outside))
+    down, up = (
+        stages(heads, depths, (window,) * dims, drop_path, mlp=mlp, remat=remat, **alike, **shared)
+        for mlp in (inside, outside)
+    )
     return SwinTower(width, (patch_size,) * dims, down, **alike), up[-2::-1]
 
 
-def check_image(shape: Sequence[int], in_channels: int, tower: SwinTower, window: Sequence[int]) -> None:
-    """Raises `ModelError` unless an image (b, *vol, m) has the axes and channels of the network, and sides that its windows fill."""
+def check_image(
+    shape: Sequence[int], in_channels: int, tower: SwinTower, window: Sequence[int]
+) -> None:
+    """Raises `ModelError` unless an image (b, *vol, m) has the axes and channels of the network,
+    and sides that its windows fill.
+    """
     dims = len(window)
     if len(shape) != dims + 2 or shape[-1] != in_channels:
         expected = f"(batch, {dims} sides, {in_channels} channels)"
-        raise ModelError("the image does not fit the network", found=tuple(shape), expected=expected, fix="set dims and in_channels")
+        raise ModelError(
+            "the image does not fit the network",
+            found=tuple(shape),
+            expected=expected,
+            fix="set dims and in_channels",
+        )
     check_grids(shape[1:-1], tower.patch, len(tower.stages), window)
 
 
-def check_grids(sides: Sequence[int], patch: Sequence[int], count: int, window: Sequence[int]) -> None:
-    """Raises `ModelError` unless every side holds whole patches, every merged grid is even, and windows fill every grid.
+def check_grids(
+    sides: Sequence[int], patch: Sequence[int], count: int, window: Sequence[int]
+) -> None:
+    """Raises `ModelError` unless every side holds whole patches, every merged grid is even, and
+    windows fill every grid.
 
     A grid is filled if it is a multiple of the window or no longer than it (then it is one window).
     """
@@ -128,19 +182,30 @@ def check_grids(sides: Sequence[int], patch: Sequence[int], count: int, window: 
         total = p * 2 ** (count - 1)
         grids = [side // p // 2**s for s in range(count)]
         if side % total or any(g % w and g > w for g in grids):
-            fitting = [n for n in range(total, side + 8 * total, total) if all(g % w == 0 or g <= w for g in _grids(n, p, count))]
+            fitting = [
+                n
+                for n in range(total, side + 8 * total, total)
+                if all(g % w == 0 or g <= w for g in _grids(n, p, count))
+            ]
             near = min(fitting, key=lambda n: abs(n - side), default=total)
             raise ModelError(
-                "windows do not fill the token grids", found=f"side {side}, grids {grids}, window {w}",
-                expected=f"sides like {near}, every grid a multiple of the window or not longer", fix="change the patch or the window",
-            )  # fmt: skip
+                "windows do not fill the token grids",
+                found=f"side {side}, grids {grids}, window {w}",
+                expected=f"sides like {near}, every grid a multiple of the window or not longer",
+                fix="change the patch or the window",
+            )
 
 
 def check(owner: str, table: Sequence[tuple[str, Any, bool, str]]) -> None:
     """Raises `ModelError` for the first (name, found, good, expected) that is not good."""
     for name, found, good, expected in table:
         if not good:
-            raise ModelError(f"{owner} cannot be built with this {name}", found=found, expected=expected, fix=f"change {name}")
+            raise ModelError(
+                f"{owner} cannot be built with this {name}",
+                found=found,
+                expected=expected,
+                fix=f"change {name}",
+            )
 
 
 def _grids(side: int, patch: int, count: int) -> list[int]:

@@ -1,8 +1,10 @@
-"""A vision transformer on the tokens of a grid, and the same as bottleneck of a convolutional network.
+"""A vision transformer on the tokens of a grid, and the same as bottleneck of a convolutional
+network.
 
-In and out: (b, *grid, c), two or three axes; every voxel of the grid is one token. Layers are pre-norm, with exact GELU, queries, keys and
-values apart, and a LayerNorm after the last one (ViT-B/16's layout, so that its weights fit at width 768). Sources: Dosovitskiy et al.
-(arXiv 2010.11929); TransBTS and 3D-TransUNet for its place at the lowest level of a U-Net.
+In and out: (b, *grid, c), two or three axes; every voxel of the grid is one token. Layers are
+pre-norm, with exact GELU, queries, keys and values apart, and a LayerNorm after the last one
+(ViT-B/16's layout, so that its weights fit at width 768). Sources: Dosovitskiy et al. (arXiv
+2010.11929); TransBTS and 3D-TransUNet for its place at the lowest level of a U-Net.
 """
 
 import functools
@@ -24,10 +26,12 @@ EPSILON = 1e-6
 
 
 class Layer(nn.Module):
-    """x + attention(LayerNorm x), then x + mlp(LayerNorm x): `ln1`, `q`, `k`, `v`, `out`, `ln2`, `fc1`, `fc2`.
+    """x + attention(LayerNorm x), then x + mlp(LayerNorm x): `ln1`, `q`, `k`, `v`, `out`, `ln2`,
+    `fc1`, `fc2`.
 
     Attributes:
-      heads: must divide the width. hidden: width inside the MLP. dropout: after both linear maps of the MLP, in training.
+      heads: must divide the width. hidden: width inside the MLP. dropout: after both linear maps of
+        the MLP, in training.
     """
 
     heads: int
@@ -38,7 +42,10 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], train: bool = False) -> Float[Array, "b n c"]:
         width = x.shape[-1]
-        init = {"kernel_init": nn.initializers.xavier_uniform(), "bias_init": nn.initializers.normal(1e-6)}
+        init = {
+            "kernel_init": nn.initializers.xavier_uniform(),
+            "bias_init": nn.initializers.normal(1e-6),
+        }
         dense = functools.partial(nn.Dense, dtype=self.dtype, **init)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         norm = functools.partial(nn.LayerNorm, EPSILON, dtype=self.dtype, use_fast_variance=False)
@@ -53,7 +60,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Position table, dropout, layers and last norm on a grid of tokens: `pos` (*grid, c), `layer<i>`, `ln_f`.
+    """Position table, dropout, layers and last norm on a grid of tokens: `pos` (*grid, c),
+    `layer<i>`, `ln_f`.
 
     Attributes:
       layers, heads, mlp_ratio, dropout: see `Layer`.
@@ -72,7 +80,9 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], train: bool = False) -> Float[Array, "b *grid c"]:
+    def __call__(
+        self, x: Float[Array, "b *grid c"], train: bool = False
+    ) -> Float[Array, "b *grid c"]:
         return _encode(self, x, train)
 
 
@@ -81,7 +91,11 @@ def _encode(self: nn.Module, x: Array, train: bool) -> Array:
     grid, width = x.shape[1:-1], x.shape[-1]
     check_word("position", self.position, POSITIONS)
     if width % self.heads:
-        raise ModelError("heads do not divide the width", found=f"{self.heads} heads, width {width}", fix="change heads or width")
+        raise ModelError(
+            "heads do not divide the width",
+            found=f"{self.heads} heads, width {width}",
+            fix="change heads or width",
+        )
     if self.position == "learned":
         table = self.param("pos", nn.initializers.zeros, (*grid, width), jnp.float32)
     else:
@@ -92,13 +106,16 @@ def _encode(self: nn.Module, x: Array, train: bool) -> Array:
     names = [f"layer{i}" for i in range(self.layers)]
     whole = "none" if self.remat == "none" else "block"
     tokens = x.reshape(x.shape[0], -1, width)
-    tokens = repeat(self, layer, names, tokens, train, scan=self.scan, remat=whole, dropout=dropping)
+    tokens = repeat(
+        self, layer, names, tokens, train, scan=self.scan, remat=whole, dropout=dropping
+    )
     x = tokens.reshape(x.shape)
     return nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="ln_f")(x)
 
 
 class Bottleneck(nn.Module):
-    """Convolution to `width` channels, `Encoder`, convolution back: `in_proj`, the encoder's parameters, `out_proj`.
+    """Convolution to `width` channels, `Encoder`, convolution back: `in_proj`, the encoder's
+    parameters, `out_proj`.
 
     Attributes:
       width: of the tokens. kernels: sides of the convolutions in and out, 1 or 3.
@@ -120,9 +137,16 @@ class Bottleneck(nn.Module):
     kernel_init: Callable | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"], train: bool = False) -> Float[Array, "b *grid c"]:
-        axes, init = x.ndim - 2, {} if self.kernel_init is None else {"kernel_init": self.kernel_init}
+    def __call__(
+        self, x: Float[Array, "b *grid c"], train: bool = False
+    ) -> Float[Array, "b *grid c"]:
+        axes, init = (
+            x.ndim - 2,
+            {} if self.kernel_init is None else {"kernel_init": self.kernel_init},
+        )
         y = Conv(self.width, (self.kernels[0],) * axes, dtype=self.dtype, name="in_proj", **init)(x)
         y = _encode(self, y, train)
-        y = Conv(x.shape[-1], (self.kernels[1],) * axes, dtype=self.dtype, name="out_proj", **init)(y)
+        y = Conv(x.shape[-1], (self.kernels[1],) * axes, dtype=self.dtype, name="out_proj", **init)(
+            y
+        )
         return x + y if self.residual else y

@@ -1,9 +1,11 @@
-"""Window geometry of Swin transformers in any number of axes: pure functions on channels-last grids.
+"""Window geometry of Swin transformers in any number of axes: pure functions on channels-last
+grids.
 
-In: a grid of tokens (b, *grid, c). Out: windows (b, w, n, c) with w windows of n tokens each, and the static tables that attention needs:
-which tokens of a shifted window are neighbours in the image (`regions`, `shift_mask`) and where the relative position bias of each pair
-lies (`bias_index`). All tables follow from static shapes and are made with numpy.
-Source: Liu et al., Swin Transformer (arXiv 2103.14030), sections 3.2 and 3.3.
+In: a grid of tokens (b, *grid, c). Out: windows (b, w, n, c) with w windows of n tokens each, and
+the static tables that attention needs: which tokens of a shifted window are neighbours in the image
+(`regions`, `shift_mask`) and where the relative position bias of each pair lies (`bias_index`). All
+tables follow from static shapes and are made with numpy. Source: Liu et al., Swin Transformer
+(arXiv 2103.14030), sections 3.2 and 3.3.
 """
 
 import functools
@@ -22,7 +24,8 @@ BLOCKED = -100.0  # added to the score of two tokens that are not neighbours in 
 def fit(
     grid: Sequence[int], window: Sequence[int], shift: Sequence[int], keep_shift: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and shift as used on a grid: an axis no longer than the window becomes one window of the axis' length, without shift.
+    """Window and shift as used on a grid: an axis no longer than the window becomes one window of
+    the axis' length, without shift.
 
     Args:
       keep_shift: shift such an axis nevertheless, by half of it at most (Swin-MAE).
@@ -33,29 +36,44 @@ def fit(
     return used, tuple(s if g > w else 0 for g, w, s in zip(grid, window, shift, strict=True))
 
 
-def pad_to_windows(x: Shaped[Array, "b *grid c"], window: Sequence[int]) -> Shaped[Array, "b *padded c"]:
+def pad_to_windows(
+    x: Shaped[Array, "b *grid c"], window: Sequence[int]
+) -> Shaped[Array, "b *padded c"]:
     """Zeros at the high end of every axis until it holds whole windows."""
     extra = [-g % w for g, w in zip(x.shape[1:-1], window, strict=True)]
     return jnp.pad(x, [(0, 0), *((0, e) for e in extra), (0, 0)]) if any(extra) else x
 
 
 def roll(x: Shaped[Array, "b *grid c"], shift: Sequence[int]) -> Shaped[Array, "b *grid c"]:
-    """Moves token i + shift to place i along every axis of the grid, cyclically (a negative shift moves back)."""
+    """Moves token i + shift to place i along every axis of the grid, cyclically (a negative shift
+    moves back).
+    """
     return jnp.roll(x, [-s for s in shift], tuple(range(1, x.ndim - 1))) if any(shift) else x
 
 
-def partition(x: Shaped[Array | np.ndarray, "b *grid c"], window: Sequence[int]) -> Shaped[Array | np.ndarray, "b w n c"]:
+def partition(
+    x: Shaped[Array | np.ndarray, "b *grid c"], window: Sequence[int]
+) -> Shaped[Array | np.ndarray, "b w n c"]:
     """Cuts a grid into windows; windows, and tokens within each, run with the first axis slowest.
 
     Raises: `ModelError` if a side is no multiple of the window's.
     """
     grid = x.shape[1:-1]
     if any(g % w for g, w in zip(grid, window, strict=True)):
-        raise ModelError("the grid does not hold whole windows", found=grid, expected=f"multiples of {tuple(window)}", fix="pad_to_windows")
+        raise ModelError(
+            "the grid does not hold whole windows",
+            found=grid,
+            expected=f"multiples of {tuple(window)}",
+            fix="pad_to_windows",
+        )
     axes = len(grid)
     split = [side for g, w in zip(grid, window, strict=True) for side in (g // w, w)]
     order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-    return x.reshape(x.shape[0], *split, x.shape[-1]).transpose(order).reshape(x.shape[0], -1, math.prod(window), x.shape[-1])
+    return (
+        x.reshape(x.shape[0], *split, x.shape[-1])
+        .transpose(order)
+        .reshape(x.shape[0], -1, math.prod(window), x.shape[-1])
+    )
 
 
 def reverse(
@@ -65,54 +83,76 @@ def reverse(
     axes, batch, channels = len(grid), windows.shape[0], windows.shape[-1]
     counts = [g // w for g, w in zip(grid, window, strict=True)]
     order = [0, *(a for i in range(axes) for a in (1 + i, 1 + axes + i)), 2 * axes + 1]
-    return windows.reshape(batch, *counts, *window, channels).transpose(order).reshape(batch, *grid, channels)
+    return (
+        windows.reshape(batch, *counts, *window, channels)
+        .transpose(order)
+        .reshape(batch, *grid, channels)
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def regions(padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> Int[np.ndarray, "w n"]:
-    """Region number of every token of every window after the shift; tokens of one window are neighbours if their numbers are equal.
+def regions(
+    padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
+) -> Int[np.ndarray, "w n"]:
+    """Region number of every token of every window after the shift; tokens of one window are
+    neighbours if their numbers are equal.
 
-    Along an axis of P tokens, window w and shift s > 0 the regions are [0, P-w), [P-w, P-s), [P-s, P) in rolled coordinates; an axis
-    without shift is one region.
+    Along an axis of P tokens, window w and shift s > 0 the regions are [0, P-w), [P-w, P-s), [P-s,
+    P) in rolled coordinates; an axis without shift is one region.
     """
     number = np.zeros((1, *padded, 1), np.int8)
     for axis, (p, w, s) in enumerate(zip(padded, window, shift, strict=True)):
         line = np.zeros(p, np.int8)
         if s:
             line[p - w : p - s], line[p - s :] = 1, 2
-        number = 3 * number + np.expand_dims(line, [a for a in range(len(padded) + 2) if a != axis + 1])
+        number = 3 * number + np.expand_dims(
+            line, [a for a in range(len(padded) + 2) if a != axis + 1]
+        )
     return partition(number, window)[0, :, :, 0]
 
 
 def shift_mask(region: Int[Array | np.ndarray, "w n"]) -> Float[Array, "w n n"]:
-    """What is added to the attention scores of a shifted window: 0 within a region, -100 between regions."""
+    """What is added to the attention scores of a shifted window: 0 within a region, -100 between
+    regions.
+    """
     return jnp.where(region[:, :, None] == region[:, None, :], 0.0, BLOCKED).astype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)
 def relative_index(window: tuple[int, ...]) -> Int[np.ndarray, "n n"]:
-    """Row of the bias table for (query, key): the difference of their coordinates, counted from -(w-1), in mixed radix 2w-1.
+    """Row of the bias table for (query, key): the difference of their coordinates, counted from
+    -(w-1), in mixed radix 2w-1.
 
     In three axes with window 7: (dz+6)*169 + (dy+6)*13 + (dx+6), d = query - key.
     """
-    coordinates = np.stack(np.meshgrid(*(np.arange(w) for w in window), indexing="ij"), -1).reshape(-1, len(window))
+    coordinates = np.stack(np.meshgrid(*(np.arange(w) for w in window), indexing="ij"), -1).reshape(
+        -1, len(window)
+    )
     difference = coordinates[:, None] - coordinates[None] + np.array(window) - 1
     spans = [2 * w - 1 for w in window]
     return np.ravel_multi_index(tuple(np.moveaxis(difference, -1, 0)), spans).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=64)
-def bias_index(window: tuple[int, ...], used: tuple[int, ...], how: str = "corner") -> Int[np.ndarray, "n n"]:
+def bias_index(
+    window: tuple[int, ...], used: tuple[int, ...], how: str = "corner"
+) -> Int[np.ndarray, "n n"]:
     """`relative_index` of a table made for `window` where only `used` tokens per axis exist.
 
     Args:
-      how: "corner" takes the top left n x n of the full index (MONAI; all published weights; right in geometry only if no axis but the
-        first shrinks), "geometric" takes the pairs with the right differences.
+      how: "corner" takes the top left n x n of the full index (MONAI; all published weights; right
+        in geometry only if no axis but the first shrinks), "geometric" takes the pairs with the
+        right differences.
 
     Raises: `ModelError` for another word.
     """
     if how not in ("corner", "geometric"):
-        raise ModelError("unknown bias index", found=how, expected="corner or geometric", fix="use one of these words")
+        raise ModelError(
+            "unknown bias index",
+            found=how,
+            expected="corner or geometric",
+            fix="use one of these words",
+        )
     if how == "corner":
         tokens = np.arange(math.prod(used))
     else:

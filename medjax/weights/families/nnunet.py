@@ -1,10 +1,13 @@
-"""nnU-Net's networks: version 2 (PlainConvUNet, ResidualEncoderUNet) and version 1 (Generic_UNet, and MultiTalent's FabiansUNet).
+"""nnU-Net's networks: version 2 (PlainConvUNet, ResidualEncoderUNet) and version 1 (Generic_UNet,
+and MultiTalent's FabiansUNet).
 
-In: the named tensors of a checkpoint. Out: which of our networks it is, with its arguments, and the table of its names. Everything follows
-from names and shapes: stages and widths from the kernels, strides from the transposed convolutions (kernel = stride). v1's plain U-Net is
-v2's under other names; the two residual encoders differ in their shortcuts.
+In: the named tensors of a checkpoint. Out: which of our networks it is, with its arguments, and the
+table of its names. Everything follows from names and shapes: stages and widths from the kernels,
+strides from the transposed convolutions (kernel = stride). v1's plain U-Net is v2's under other
+names; the two residual encoders differ in their shortcuts.
 
-u counts decoder stages from the deepest in these files, our levels count from the finest: level = last - u.
+u counts decoder stages from the deepest in these files, our levels count from the finest: level =
+last - u.
 """
 
 import re
@@ -16,15 +19,24 @@ from medjax.weights.accounts import Architecture, Row, Tensors
 
 S, K, B, U = (rf"(?P<{letter}>\d+)" for letter in "skbu")
 
-# Kind -> what recognises it; the first convolution of a stage; and (convolution, its path, norm, its path) of every layer.
+# Kind -> what recognises it; the first convolution of a stage; and (convolution, its path, norm,
+# its path) of every layer.
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {
         "sign": "encoder.stages.0.0.convs.0.conv.weight",
         "ups": "decoder.transpconvs",
         "heads": "decoder.seg_layers",
         "layers": (
-            (rf"encoder\.stages\.{S}\.0\.convs\.{K}\.conv", "encoder_{s}/conv_{k}/conv", rf"encoder\.stages\.{S}\.0\.convs\.{K}\.norm"),
-            (rf"decoder\.stages\.{U}\.convs\.{K}\.conv", "decoder_{level}/conv_{k}/conv", rf"decoder\.stages\.{U}\.convs\.{K}\.norm"),
+            (
+                rf"encoder\.stages\.{S}\.0\.convs\.{K}\.conv",
+                "encoder_{s}/conv_{k}/conv",
+                rf"encoder\.stages\.{S}\.0\.convs\.{K}\.norm",
+            ),
+            (
+                rf"decoder\.stages\.{U}\.convs\.{K}\.conv",
+                "decoder_{level}/conv_{k}/conv",
+                rf"decoder\.stages\.{U}\.convs\.{K}\.norm",
+            ),
         ),
     },
     "residual": {
@@ -35,16 +47,22 @@ KINDS: dict[str, dict[str, Any]] = {
             (r"encoder\.stem\.convs\.0\.conv", "stem/conv", r"encoder\.stem\.convs\.0\.norm"),
             *(
                 (
-                    rf"encoder\.stages\.{S}\.blocks\.{B}\.conv{i}\.conv", f"encoder_{{s}}/block_{{b}}/conv{i}",
+                    rf"encoder\.stages\.{S}\.blocks\.{B}\.conv{i}\.conv",
+                    f"encoder_{{s}}/block_{{b}}/conv{i}",
                     rf"encoder\.stages\.{S}\.blocks\.{B}\.conv{i}\.norm",
                 )
                 for i in "12"
             ),
             (
-                rf"encoder\.stages\.{S}\.blocks\.{B}\.skip\.[01]\.conv", "encoder_{s}/block_{b}/skip_conv",
+                rf"encoder\.stages\.{S}\.blocks\.{B}\.skip\.[01]\.conv",
+                "encoder_{s}/block_{b}/skip_conv",
                 rf"encoder\.stages\.{S}\.blocks\.{B}\.skip\.[01]\.norm",
             ),
-            (rf"decoder\.stages\.{U}\.convs\.{K}\.conv", "decoder_{level}/conv_{k}/conv", rf"decoder\.stages\.{U}\.convs\.{K}\.norm"),
+            (
+                rf"decoder\.stages\.{U}\.convs\.{K}\.conv",
+                "decoder_{level}/conv_{k}/conv",
+                rf"decoder\.stages\.{U}\.convs\.{K}\.norm",
+            ),
         ),
     },
     "plain_v1": {
@@ -53,15 +71,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "heads": "seg_outputs",
         "layers": (
             (
-                rf"conv_blocks_context\.{S}\.blocks\.{K}\.conv", "encoder_{s}/conv_{k}/conv",
+                rf"conv_blocks_context\.{S}\.blocks\.{K}\.conv",
+                "encoder_{s}/conv_{k}/conv",
                 rf"conv_blocks_context\.{S}\.blocks\.{K}\.instnorm",
             ),
             (  # the bottleneck
-                rf"conv_blocks_context\.{S}\.{K}\.blocks\.0\.conv", "encoder_{s}/conv_{k}/conv",
+                rf"conv_blocks_context\.{S}\.{K}\.blocks\.0\.conv",
+                "encoder_{s}/conv_{k}/conv",
                 rf"conv_blocks_context\.{S}\.{K}\.blocks\.0\.instnorm",
             ),
             (
-                rf"conv_blocks_localization\.{U}\.{K}\.blocks\.0\.conv", "decoder_{level}/conv_{k}/conv",
+                rf"conv_blocks_localization\.{U}\.{K}\.blocks\.0\.conv",
+                "decoder_{level}/conv_{k}/conv",
                 rf"conv_blocks_localization\.{U}\.{K}\.blocks\.0\.instnorm",
             ),
         ),
@@ -74,19 +95,25 @@ KINDS: dict[str, dict[str, Any]] = {
             (r"encoder\.initial_conv", "stem/conv", r"encoder\.initial_norm"),
             *(
                 (
-                    rf"encoder\.stages\.{S}\.convs\.{B}\.conv{i}", f"encoder_{{s}}/block_{{b}}/conv{i}",
+                    rf"encoder\.stages\.{S}\.convs\.{B}\.conv{i}",
+                    f"encoder_{{s}}/block_{{b}}/conv{i}",
                     rf"encoder\.stages\.{S}\.convs\.{B}\.norm{i}",
                 )
                 for i in "12"
             ),
             (
-                rf"encoder\.stages\.{S}\.convs\.{B}\.downsample_skip\.0", "encoder_{s}/block_{b}/skip_conv",
+                rf"encoder\.stages\.{S}\.convs\.{B}\.downsample_skip\.0",
+                "encoder_{s}/block_{b}/skip_conv",
                 rf"encoder\.stages\.{S}\.convs\.{B}\.downsample_skip\.1",
             ),
-            (rf"decoder\.stages\.{U}\.convs\.{K}\.conv", "decoder_{level}/conv_{k}/conv", rf"decoder\.stages\.{U}\.convs\.{K}\.norm"),
+            (
+                rf"decoder\.stages\.{U}\.convs\.{K}\.conv",
+                "decoder_{level}/conv_{k}/conv",
+                rf"decoder\.stages\.{U}\.convs\.{K}\.norm",
+            ),
         ),
     },
-}  # fmt: skip
+}
 FINEST_HEAD = r"decoder\.segmentation_output"  # of older v1 residual files
 HEADS = r"head_\d+/(kernel|bias)"
 IGNORED = (
@@ -103,9 +130,11 @@ def kind_of(tensors: Tensors) -> str:
         if described["sign"] in tensors:
             return kind
     raise ModelError(
-        "no network of nnU-Net", found=sorted(tensors)[:6], expected="PlainConvUNet, ResidualEncoderUNet, Generic_UNet or FabiansUNet",
+        "no network of nnU-Net",
+        found=sorted(tensors)[:6],
+        expected="PlainConvUNet, ResidualEncoderUNet, Generic_UNet or FabiansUNet",
         fix="choose another --family",
-    )  # fmt: skip
+    )
 
 
 def architecture(tensors: Tensors) -> Architecture:
@@ -123,23 +152,41 @@ def architecture(tensors: Tensors) -> Architecture:
     first = "encoder_{}/conv_0/conv" if kind.startswith("plain") else "encoder_{}/block_0/conv1"
     stages = sum(first.format(s) in layers for s in range(100))
     firsts = [layers[first.format(s)] for s in range(stages)]
-    kernels = [shapes[name] for name in shapes if re.fullmatch(rf"({re.escape(heads)}\.\d+|{FINEST_HEAD})\.weight", name)]
-    if stages < 2 or not kernels or any(f"{ups}.{u}.weight" not in shapes for u in range(stages - 1)):
-        raise ModelError("a network of nnU-Net without all its stages", found=f"{stages} encoder stages, {len(kernels)} heads")
+    kernels = [
+        shapes[name]
+        for name in shapes
+        if re.fullmatch(rf"({re.escape(heads)}\.\d+|{FINEST_HEAD})\.weight", name)
+    ]
+    if (
+        stages < 2
+        or not kernels
+        or any(f"{ups}.{u}.weight" not in shapes for u in range(stages - 1))
+    ):
+        raise ModelError(
+            "a network of nnU-Net without all its stages",
+            found=f"{stages} encoder stages, {len(kernels)} heads",
+        )
     arguments: dict[str, Any] = {
         "features": tuple(f[0] for f in firsts),
-        "strides": ((1,) * (len(firsts[0]) - 2), *(shapes[f"{ups}.{stages - 2 - s}.weight"][2:] for s in range(stages - 1))),
+        "strides": (
+            (1,) * (len(firsts[0]) - 2),
+            *(shapes[f"{ups}.{stages - 2 - s}.weight"][2:] for s in range(stages - 1)),
+        ),
         "kernels": tuple(f[2:] for f in firsts),
         "convs_per_stage_decoder": sum(f"decoder_0/conv_{k}/conv" in layers for k in range(100)),
         "deep_supervision": len(kernels) == stages - 1,
         "up_bias": f"{ups}.0.bias" in shapes,
-        "head_bias": any(re.fullmatch(rf"({re.escape(heads)}\.\d+|{FINEST_HEAD})\.bias", name) for name in shapes),
+        "head_bias": any(
+            re.fullmatch(rf"({re.escape(heads)}\.\d+|{FINEST_HEAD})\.bias", name) for name in shapes
+        ),
     }
     if kind.startswith("plain"):
         arguments["convs_per_stage"] = sum(f"encoder_0/conv_{k}/conv" in layers for k in range(100))
         return Architecture("unet", kernels[0][0], firsts[0][1], arguments)
     arguments |= {
-        "blocks": tuple(sum(f"encoder_{s}/block_{b}/conv1" in layers for b in range(100)) for s in range(stages)),
+        "blocks": tuple(
+            sum(f"encoder_{s}/block_{b}/conv1" in layers for b in range(100)) for s in range(stages)
+        ),
         "stem_kernel": layers["stem/conv"][2:],
         "conv_bias": KINDS[kind]["sign"].replace(".weight", ".bias") in shapes,
         "skip": "avgpool" if kind == "residual" else "strided_conv",

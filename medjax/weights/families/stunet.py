@@ -1,7 +1,9 @@
-"""STU-Net S, B, L and H (nnU-Net v1 and v2 containers): the trunk that TSFM builds on, in "post" order without a transformer.
+"""STU-Net S, B, L and H (nnU-Net v1 and v2 containers): the trunk that TSFM builds on, in "post"
+order without a transformer.
 
-In: the named tensors of a checkpoint. Out: `tsfm` with its arguments, and the table of its names. Widths and blocks follow from the shapes.
-Strides change no shape and are in no tensor: five times (2, 2, 2) unless the caller gives others. u counts from the deepest: level = 4 - u.
+In: the named tensors of a checkpoint. Out: `tsfm` with its arguments, and the table of its names.
+Widths and blocks follow from the shapes. Strides change no shape and are in no tensor: five times
+(2, 2, 2) unless the caller gives others. u counts from the deepest: level = 4 - u.
 """
 
 import re
@@ -28,21 +30,36 @@ def architecture(tensors: Tensors) -> Architecture:
         widths.append(shapes[name][0])
     if len(widths) < 2 or "conv_blocks_context.0.0.conv3.weight" not in shapes:
         raise ModelError(
-            "no STU-Net", found=sorted(tensors)[:6], expected="conv_blocks_context.0.0.conv1.weight, ...", fix="another --family"
+            "no STU-Net",
+            found=sorted(tensors)[:6],
+            expected="conv_blocks_context.0.0.conv1.weight, ...",
+            fix="another --family",
         )
 
     def blocks(side: str) -> int:
-        return len({m[1] for name in shapes if (m := re.match(rf"conv_blocks_{side}\.0\.(\d+)\.", name))})
+        return len(
+            {m[1] for name in shapes if (m := re.match(rf"conv_blocks_{side}\.0\.(\d+)\.", name))}
+        )
 
     first = shapes["conv_blocks_context.0.0.conv1.weight"]
     axes, last = len(first) - 2, len(widths) - 2
-    heads = [shapes[f"seg_outputs.{u}.weight"] for u in range(last + 1) if f"seg_outputs.{u}.weight" in shapes]
+    heads = [
+        shapes[f"seg_outputs.{u}.weight"]
+        for u in range(last + 1)
+        if f"seg_outputs.{u}.weight" in shapes
+    ]
     if not heads:
-        raise ModelError("an STU-Net without heads", found=sorted(tensors)[-6:], expected="seg_outputs.*")
+        raise ModelError(
+            "an STU-Net without heads", found=sorted(tensors)[-6:], expected="seg_outputs.*"
+        )
     arguments: dict[str, Any] = {
-        "variant": "stunet_s", "channels": tuple(widths), "blocks": blocks("context"), "blocks_decoder": blocks("localization"),
-        "strides": ((2,) * axes,) * (len(widths) - 1), "deep_supervision": len(heads) == last + 1,
-    }  # fmt: skip
+        "variant": "stunet_s",
+        "channels": tuple(widths),
+        "blocks": blocks("context"),
+        "blocks_decoder": blocks("localization"),
+        "strides": ((2,) * axes,) * (len(widths) - 1),
+        "deep_supervision": len(heads) == last + 1,
+    }
     return Architecture("tsfm", heads[0][0], first[1], arguments)
 
 

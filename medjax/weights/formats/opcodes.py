@@ -1,11 +1,15 @@
-"""A machine for the byte code that PyTorch's and nnU-Net's files are written in, which can build values and nothing else.
+"""A machine for the byte code that PyTorch's and nnU-Net's files are written in, which can build
+values and nothing else.
 
-In: the byte code, a table of names that it may mention and, for tensors, what a reference stands for. Out: the plain structure. There is no
-import, no attribute, no method of a foreign object and no call but those of the table, whose functions are ours and only look at values.
-What the format calls BUILD fills arrays in from bytes of exactly their size; the attributes it may carry elsewhere are dropped.
+In: the byte code, a table of names that it may mention and, for tensors, what a reference stands
+for. Out: the plain structure. There is no import, no attribute, no method of a foreign object and
+no call but those of the table, whose functions are ours and only look at values. What the format
+calls BUILD fills arrays in from bytes of exactly their size; the attributes it may carry elsewhere
+are dropped.
 
-Everything is bounded: the bytes read, the steps, the containers, the depth of the structure and what it would be if written out.
-The format's own reader (with its hooks) is not used, because it lets a file call methods of the objects it made.
+Everything is bounded: the bytes read, the steps, the containers, the depth of the structure and
+what it would be if written out. The format's own reader (with its hooks) is not used, because it
+lets a file call methods of the objects it made.
 """
 
 import codecs
@@ -37,7 +41,11 @@ class Source:
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes; `ModelError` where there are fewer."""
         if count > self.size:
-            raise ModelError("a value longer than the file", found=f"{count:,} bytes", expected=f"at most {self.size:,}")
+            raise ModelError(
+                "a value longer than the file",
+                found=f"{count:,} bytes",
+                expected=f"at most {self.size:,}",
+            )
         found = self.file.read(count)
         if len(found) != count:
             raise ModelError("the file ends within a value")
@@ -59,24 +67,35 @@ class Machine:
       reference: what a persistent reference stands for; None: there may be none.
     """
 
-    def __init__(self, source: Source, names: Mapping[tuple[str, str], Any], reference: Callable[[Any], Any] | None = None):
+    def __init__(
+        self,
+        source: Source,
+        names: Mapping[tuple[str, str], Any],
+        reference: Callable[[Any], Any] | None = None,
+    ):
         self.source, self.names, self.reference = source, names, reference
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.containers = 0
 
     def load(self) -> Any:
-        """The value that the code leaves; `ModelError` for code that does not end, asks for foreign names or builds no plain value."""
+        """The value that the code leaves; `ModelError` for code that does not end, asks for foreign
+        names or builds no plain value.
+        """
         for _ in range(STEPS):
             code = self.source.read(1)
             step = _STEPS_OF.get(code)
             if step is None:
-                raise ModelError("the file holds an instruction that no weights need", found=described(code))
+                raise ModelError(
+                    "the file holds an instruction that no weights need", found=described(code)
+                )
             if step(self) is _STOPPED:
                 found = self.pop()
                 check(found)
                 return found
-        raise ModelError("the file's structure is too long", expected=f"at most {STEPS:,} instructions")
+        raise ModelError(
+            "the file's structure is too long", expected=f"at most {STEPS:,} instructions"
+        )
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -85,7 +104,10 @@ class Machine:
 
     def top(self, *kinds: type) -> Any:
         if not self.stack or type(self.stack[-1]) not in kinds:
-            raise ModelError("damaged structure: no container to put a value into", found=described(self.stack[-1]) if self.stack else "")
+            raise ModelError(
+                "damaged structure: no container to put a value into",
+                found=described(self.stack[-1]) if self.stack else "",
+            )
         return self.stack[-1]
 
     def marked(self) -> list:
@@ -103,7 +125,9 @@ class Machine:
         if type(value) not in (str, int, bool, float, bytes):
             self.containers += 1
             if self.containers > CONTAINERS:
-                raise ModelError("the file's structure has too many parts", expected=f"at most {CONTAINERS:,}")
+                raise ModelError(
+                    "the file's structure has too many parts", expected=f"at most {CONTAINERS:,}"
+                )
         self.stack.append(value)
 
     def keep(self, slot: int) -> None:
@@ -122,15 +146,20 @@ class Machine:
         if type(module) is not str or type(name) is not str or (module, name) not in self.names:
             raise ModelError(
                 "the file asks for something no weights need; it was not read further",
-                found=f"{module[:80]}.{name[:80]}" if type(module) is str and type(name) is str else described((module, name)),
-                fix="save the bare state dict (torch.save(network.state_dict(), file)) or safetensors",
-            )  # fmt: skip
+                found=f"{module[:80]}.{name[:80]}"
+                if type(module) is str and type(name) is str
+                else described((module, name)),
+                fix="save the bare state dict (torch.save(network.state_dict(), file)) or "
+                "safetensors",
+            )
         self.push(Name(module, name, self.names[module, name]))
 
     def call(self) -> None:
         given, name = self.pop(), self.pop()
         if type(name) is not Name or not callable(name.make) or type(given) is not tuple:
-            raise ModelError("the file asks for a call that no weights need", found=described((name, given)))
+            raise ModelError(
+                "the file asks for a call that no weights need", found=described((name, given))
+            )
         self.push(name.make(*given))
 
     def build(self) -> None:
@@ -143,10 +172,15 @@ class Machine:
             self.push(made)
         elif type(value) is Kind:
             self.push(value.build(state))
-        elif type(value) is OrderedDict:  # attributes of a state dict, which hold versions of layers
+        elif (
+            type(value) is OrderedDict
+        ):  # attributes of a state dict, which hold versions of layers
             self.stack.append(value)
         else:
-            raise ModelError("the file sets the inside of an object, which no weights need", found=described((value, state)))
+            raise ModelError(
+                "the file sets the inside of an object, which no weights need",
+                found=described((value, state)),
+            )
 
     def refer(self) -> None:
         given = self.pop()
@@ -163,7 +197,11 @@ class Machine:
 
     def whole(self, size: int) -> int:
         if size > LONG_BYTES:
-            raise ModelError("a whole number that is too long", found=f"{size:,} bytes", expected=f"at most {LONG_BYTES}")
+            raise ModelError(
+                "a whole number that is too long",
+                found=f"{size:,} bytes",
+                expected=f"at most {LONG_BYTES}",
+            )
         return int.from_bytes(self.source.read(size), "little", signed=True)
 
     def number(self, form: str) -> Any:

@@ -1,9 +1,11 @@
-"""The network with its parameters as one serialised function (StableHLO through `jax.export`): runs without the code of the model.
+"""The network with its parameters as one serialised function (StableHLO through `jax.export`): runs
+without the code of the model.
 
     f(image (b, *window, m) float32, corpus (b,) int32, modality (b,) int32, spacing_mm (b, 3) float32) -> logits (b, *window, c) float32
 
-In: a trained model. Out: bytes and how to call them. In: an archive of kind "function"; out: a network function for `infer.model.Model`.
-What comes before and after a window (spacing, normalisation, labels, protocol) is in the archive's JSON.
+In: a trained model. Out: bytes and how to call them. In: an archive of kind "function"; out: a
+network function for `infer.model.Model`. What comes before and after a window (spacing,
+normalisation, labels, protocol) is in the archive's JSON.
 """
 
 import contextlib
@@ -19,7 +21,9 @@ SIDE = 1 << 12  # voxels of a window along an axis
 
 
 def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
-    """Serialises a network (`runs.build.Network`); returns the bytes and the JSON-ready description of the call."""
+    """Serialises a network (`runs.build.Network`); returns the bytes and the JSON-ready description
+    of the call.
+    """
     import jax
     import jax.numpy as jnp
     from jax import export
@@ -28,11 +32,20 @@ def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
         raise UsageError(f"unknown platform {unknown[0]!r}", expected=", ".join(PLATFORMS))
 
     def logits(image: Any, corpus: Any, modality: Any, spacing_mm: Any) -> Any:
-        return net.apply(params, image, {"corpus": corpus, "modality": modality, "spacing_mm": spacing_mm})["logits"].astype(jnp.float32)
+        return net.apply(
+            params, image, {"corpus": corpus, "modality": modality, "spacing_mm": spacing_mm}
+        )["logits"].astype(jnp.float32)
 
     def exported(batch: Any) -> Any:
-        shapes = [((batch, *net.patch, net.channels), jnp.float32), ((batch,), jnp.int32), ((batch,), jnp.int32), ((batch, 3), jnp.float32)]
-        return export.export(jax.jit(logits), platforms=tuple(platforms))(*[jax.ShapeDtypeStruct(*shape) for shape in shapes])
+        shapes = [
+            ((batch, *net.patch, net.channels), jnp.float32),
+            ((batch,), jnp.int32),
+            ((batch,), jnp.int32),
+            ((batch, 3), jnp.float32),
+        ]
+        return export.export(jax.jit(logits), platforms=tuple(platforms))(
+            *[jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        )
 
     try:
         found, batch = exported(export.symbolic_shape("b")[0]), "any"
@@ -40,25 +53,40 @@ def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
         found, batch = exported(1), 1
     classes = int(found.out_avals[0].shape[-1])
     calling = {
-        "window": list(net.patch), "channels": net.channels, "classes": classes, "batch": batch, "platforms": list(platforms),
-        "inputs": ["image (b, *window, channels) float32", "corpus (b,) int32", "modality (b,) int32", "spacing_mm (b, 3) float32"],
+        "window": list(net.patch),
+        "channels": net.channels,
+        "classes": classes,
+        "batch": batch,
+        "platforms": list(platforms),
+        "inputs": [
+            "image (b, *window, channels) float32",
+            "corpus (b,) int32",
+            "modality (b,) int32",
+            "spacing_mm (b, 3) float32",
+        ],
         "output": "logits (b, *window, classes) float32",
         "before": "canonical axes, crop, clip, normalise and resample as plan.json says",
-        "after": "blend windows, resample to the scan, threshold or softmax, label values as labels.json says",
-    }  # fmt: skip
+        "after": "blend windows, resample to the scan, threshold or softmax, label values as "
+        "labels.json says",
+    }
     return bytes(found.serialize()), calling
 
 
-def function(archive: Archive, platform: str = "", verifier: Verifier | None = None) -> tuple[Callable, tuple[int, ...]]:
+def function(
+    archive: Archive, platform: str = "", verifier: Verifier | None = None
+) -> tuple[Callable, tuple[int, ...]]:
     """The function of an archive as (params, image, context) -> {"logits"}, and its window.
 
-    It is verified in a process of its own first (see `weights/formats/verification.py`), which takes some seconds beside its compilation there.
+    It is verified in a process of its own first (see `weights/formats/verification.py`), which
+    takes some seconds beside its compilation there.
 
     Args:
-      platform: that it will run on, as jax calls it; default this process' own. verifier: a process to use for several functions.
+      platform: that it will run on, as jax calls it; default this process' own. verifier: a process
+        to use for several functions.
 
-    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, one whose shapes are not those declared,
-      or one made for other platforms; the function itself raises it where it cannot be built into a program.
+    Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, one
+      whose shapes are not those declared, or one made for other platforms; the function itself
+      raises it where it cannot be built into a program.
     """
     import jax
     import jax.numpy as jnp
@@ -74,13 +102,22 @@ def function(archive: Archive, platform: str = "", verifier: Verifier | None = N
 
     platform = platform or jax.default_backend()
     if not {"gpu": {"cuda", "rocm"}}.get(platform, {platform}) & set(found.platforms):
-        raise refused("it was exported for other platforms", path, found=", ".join(found.platforms), expected=platform)
+        raise refused(
+            "it was exported for other platforms",
+            path,
+            found=", ".join(found.platforms),
+            expected=platform,
+        )
 
     def called(*arguments: Any) -> Any:
         try:
             return found.call(*arguments)
-        except Exception as error:  # shapes it was not made for, or a program that cannot be lowered
-            raise refused(f"it cannot run here ({type(error).__name__}: {str(error)[:200]})", path) from error
+        except (
+            Exception
+        ) as error:  # shapes it was not made for, or a program that cannot be lowered
+            raise refused(
+                f"it cannot run here ({type(error).__name__}: {str(error)[:200]})", path
+            ) from error
 
     def apply(params: Any, image: Any, context: Mapping, **unused: Any) -> dict[str, Any]:
         arguments = (image, context["corpus"], context["modality"], context["spacing_mm"])
@@ -96,10 +133,32 @@ def _declared(archive: Archive) -> dict:
     """What the manifest says of the call, in its types."""
     said = archive.manifest.get("function")
     numbers = ("channels", "classes")
-    if not isinstance(said, Mapping) or not isinstance(said.get("window"), list) or len(said["window"]) not in (2, 3):
-        raise refused("the manifest does not describe it", archive.path, found=str(said)[:80], expected="window, channels, classes, batch")
-    if not all(type(n) is int and 0 < n <= SIDE for n in (*said["window"], *(said.get(name) for name in numbers))):
-        raise refused("the manifest gives no usable sizes", archive.path, found=str(said)[:80], expected=f"sizes from 1 to {SIDE}")
+    if (
+        not isinstance(said, Mapping)
+        or not isinstance(said.get("window"), list)
+        or len(said["window"]) not in (2, 3)
+    ):
+        raise refused(
+            "the manifest does not describe it",
+            archive.path,
+            found=str(said)[:80],
+            expected="window, channels, classes, batch",
+        )
+    if not all(
+        type(n) is int and 0 < n <= SIDE
+        for n in (*said["window"], *(said.get(name) for name in numbers))
+    ):
+        raise refused(
+            "the manifest gives no usable sizes",
+            archive.path,
+            found=str(said)[:80],
+            expected=f"sizes from 1 to {SIDE}",
+        )
     if said.get("batch") not in ("any", 1):
-        raise refused("the manifest gives no usable batch", archive.path, found=str(said.get("batch"))[:80], expected='"any" or 1')
+        raise refused(
+            "the manifest gives no usable batch",
+            archive.path,
+            found=str(said.get("batch"))[:80],
+            expected='"any" or 1',
+        )
     return {name: said[name] for name in ("window", *numbers, "batch")}

@@ -1,11 +1,15 @@
-"""Reads the tensors of PyTorch checkpoint files without PyTorch and without running what is in them.
+"""Reads the tensors of PyTorch checkpoint files without PyTorch and without running what is in
+them.
 
-In: a file written by `torch.save` (zip archive, or the older stream of PyTorch before 1.6), or a plan of nnU-Net v1 (`plans.pkl`). Out:
-the plain Python structure with a `Tensor` for every tensor, whose numbers are read when asked for (optimizer states never are).
+In: a file written by `torch.save` (zip archive, or the older stream of PyTorch before 1.6), or a
+plan of nnU-Net v1 (`plans.pkl`). Out: the plain Python structure with a `Tensor` for every tensor,
+whose numbers are read when asked for (optimizer states never are).
 
-These files are programs. `weights/formats/opcodes.py` runs the part of their language that builds values; a name in them may stand for nothing but
-what the table below lists, in functions of ours: tensors and their storages, ordered dictionaries, and numpy's numbers and arrays of
-numbers. Any other name is an error, whatever the file's author meant. Sizes are checked before anything is inflated or allocated.
+These files are programs. `weights/formats/opcodes.py` runs the part of their language that builds
+values; a name in them may stand for nothing but what the table below lists, in functions of ours:
+tensors and their storages, ordered dictionaries, and numpy's numbers and arrays of numbers. Any
+other name is an error, whatever the file's author meant. Sizes are checked before anything is
+inflated or allocated.
 """
 
 import dataclasses
@@ -24,14 +28,31 @@ from medjax.scans import zipped
 from medjax.weights.formats import opcodes, values
 
 STORAGES = {
-    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
-}  # fmt: skip
-DTYPES = {"Float16DType": "f2", "Float32DType": "f4", "Float64DType": "f8", "Int32DType": "i4", "Int64DType": "i8", "BoolDType": "b1"}
+}
+DTYPES = {
+    "Float16DType": "f2",
+    "Float32DType": "f4",
+    "Float64DType": "f8",
+    "Int32DType": "i4",
+    "Int64DType": "i8",
+    "BoolDType": "b1",
+}
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of the older stream
 STRUCTURE = 1 << 28  # bytes of the member that holds the structure
-VIEWS, SPARE = 4, 1 << 26  # tensors may together be VIEWS times what the file stores, plus SPARE bytes
+VIEWS, SPARE = (
+    4,
+    1 << 26,
+)  # tensors may together be VIEWS times what the file stores, plus SPARE bytes
 FIX = "check the download; or save the state dict as safetensors"
 
 
@@ -49,7 +70,11 @@ class _Storage:
         if self.numbers is None:
             data = self.read()
             data = data[: len(data) - len(data) % self.dtype.itemsize]
-            self.numbers = np.frombuffer(data, np.uint8) != 0 if self.dtype == np.bool_ else np.frombuffer(data, self.dtype)
+            self.numbers = (
+                np.frombuffer(data, np.uint8) != 0
+                if self.dtype == np.bool_
+                else np.frombuffer(data, self.dtype)
+            )
         return self.numbers
 
 
@@ -75,29 +100,53 @@ class Tensor:
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The numbers as an array of its own; bfloat16 becomes float32. `ModelError` for damaged files and numbers that are not there."""
+        """The numbers as an array of its own; bfloat16 becomes float32.
+
+        `ModelError` for damaged files and numbers that are not there.
+        """
         try:
             flat = self.storage.array()
-            last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+            last = self.offset + sum(
+                (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
+            )
             if 0 not in self.shape and last >= flat.size:
                 raise ModelError(
-                    "a tensor points outside of its storage", path=self.storage.path, found=f"shape {self.shape}, strides {self.strides}"
+                    "a tensor points outside of its storage",
+                    path=self.storage.path,
+                    found=f"shape {self.shape}, strides {self.strides}",
                 )
             if 0 in self.shape:
-                return np.zeros(self.shape, np.float32 if flat.dtype == ml_dtypes.bfloat16 else flat.dtype)
+                return np.zeros(
+                    self.shape, np.float32 if flat.dtype == ml_dtypes.bfloat16 else flat.dtype
+                )
             steps = [s * flat.itemsize for s in self.strides]
-            view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False)
+            view = np.lib.stride_tricks.as_strided(
+                flat[self.offset :], self.shape, steps, writeable=False
+            )
             return view.astype(np.float32) if flat.dtype == ml_dtypes.bfloat16 else view.copy()
         except zipped.DAMAGES as error:
-            raise ModelError(f"a tensor cannot be read ({_said(error)})", path=self.storage.path, fix=FIX) from error
+            raise ModelError(
+                f"a tensor cannot be read ({_said(error)})", path=self.storage.path, fix=FIX
+            ) from error
 
 
 def _tensor(storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> Tensor:
     if type(storage) is not _Storage:
         raise ModelError("a tensor without storage")
-    numbers = (offset, *(size if type(size) is tuple else (None,)), *(strides if type(strides) is tuple else (None,)))
-    if any(type(n) is not int or not 0 <= n < 1 << 56 for n in numbers) or len(size) != len(strides) or len(size) > values.DIMENSIONS:
-        raise ModelError("a tensor points outside of its storage", found=values.described((offset, size, strides)))
+    numbers = (
+        offset,
+        *(size if type(size) is tuple else (None,)),
+        *(strides if type(strides) is tuple else (None,)),
+    )
+    if (
+        any(type(n) is not int or not 0 <= n < 1 << 56 for n in numbers)
+        or len(size) != len(strides)
+        or len(size) > values.DIMENSIONS
+    ):
+        raise ModelError(
+            "a tensor points outside of its storage",
+            found=values.described((offset, size, strides)),
+        )
     storage.budget.take(math.prod(size) * storage.dtype.itemsize)
     return Tensor(storage, offset, size, strides)
 
@@ -139,7 +188,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): "array",  # named, never called
     ("_codecs", "encode"): _encode,
     **{(module, "set"): values.members for module in ("builtins", "__builtin__")},
-    **{(module, "frozenset"): lambda items=(): frozenset(values.members(items)) for module in ("builtins", "__builtin__")},
+    **{
+        (module, "frozenset"): lambda items=(): frozenset(values.members(items))
+        for module in ("builtins", "__builtin__")
+    },
     **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
     **{(module, "slice"): values.extent for module in ("builtins", "__builtin__")},
     **{("torch", name): np.dtype(kind) for name, kind in STORAGES.items()},
@@ -153,13 +205,20 @@ ALLOWED: dict[tuple[str, str], Any] = {
 def read(path: Path) -> Any:
     """The structure a checkpoint file holds, with a `Tensor` for every tensor.
 
-    Raises: `ModelError` for damaged files and for anything but tensors, numbers, text and their containers.
+    Raises: `ModelError` for damaged files and for anything but tensors, numbers, text and their
+      containers.
     """
-    return _guarded(lambda: _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path), path, "PyTorch file")
+    return _guarded(
+        lambda: _read_archive(path) if zipfile.is_zipfile(path) else _read_stream(path),
+        path,
+        "PyTorch file",
+    )
 
 
 def read_plain(path: Path) -> Any:
-    """The structure of a file without tensors (a plan of nnU-Net v1), under the same table of names. Raises as `read`."""
+    """The structure of a file without tensors (a plan of nnU-Net v1), under the same table of
+    names. Raises as `read`.
+    """
 
     def load() -> Any:
         with path.open("rb") as file:
@@ -175,7 +234,13 @@ def _guarded(load: Callable[[], Any], path: Path, what: str) -> Any:
     except ModelError as error:
         if error.path is not None:
             raise
-        raise ModelError(error.message, path=path, found=error.found, expected=error.expected, fix=error.fix or FIX) from error
+        raise ModelError(
+            error.message,
+            path=path,
+            found=error.found,
+            expected=error.expected,
+            fix=error.fix or FIX,
+        ) from error
     except Exception as error:  # damaged code raises whatever its bytes happen to mean
         raise ModelError(f"not a readable {what} ({_said(error)})", path=path, fix=FIX) from error
 
@@ -189,9 +254,16 @@ def _read_archive(path: Path) -> Any:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         root = next((n for n in sizes if n.endswith("data.pkl")), None)
         if root is None:
-            raise ModelError("an archive without PyTorch's data.pkl", path=path, found=[n[:40] for n in list(sizes)[:4]])
+            raise ModelError(
+                "an archive without PyTorch's data.pkl",
+                path=path,
+                found=[n[:40] for n in list(sizes)[:4]],
+            )
         base = root[: -len("data.pkl")]
-        if base + "byteorder" in sizes and zipped.content(archive, base + "byteorder", 16) != b"little":
+        if (
+            base + "byteorder" in sizes
+            and zipped.content(archive, base + "byteorder", 16) != b"little"
+        ):
             raise ModelError("a file written on a big-endian machine", path=path)
         storages: dict[tuple, _Storage] = {}
         budget = _Budget(VIEWS * sum(sizes.values()) + SPARE)
@@ -200,7 +272,12 @@ def _read_archive(path: Path) -> Any:
             dtype, key, count = _storage_facts(reference)
             name = f"{base}data/{key}"
             if sizes.get(name, -1) < count * dtype.itemsize:
-                raise ModelError("a storage that the file does not hold", path=path, found=name[:80], expected=f"{count} x {dtype}")
+                raise ModelError(
+                    "a storage that the file does not hold",
+                    path=path,
+                    found=name[:80],
+                    expected=f"{count} x {dtype}",
+                )
             if (key, dtype) not in storages:
                 storages[key, dtype] = _Storage(dtype, lambda: _member(path, name), path, budget)
             return storages[key, dtype]
@@ -208,7 +285,10 @@ def _read_archive(path: Path) -> Any:
         with archive.open(root) as file:
             if sizes[root] > STRUCTURE:
                 raise ModelError(
-                    "the file's structure is too long", path=path, found=f"{sizes[root]:,} bytes", expected=f"at most {STRUCTURE:,}"
+                    "the file's structure is too long",
+                    path=path,
+                    found=f"{sizes[root]:,} bytes",
+                    expected=f"at most {STRUCTURE:,}",
                 )
             return opcodes.Machine(opcodes.Source(file, sizes[root]), ALLOWED, find).load()
 
@@ -236,7 +316,9 @@ def _storage_facts(reference: Any) -> tuple[np.dtype, str, int]:
 
 
 def _read_stream(path: Path) -> Any:
-    """The older format: magic number, version, facts of the machine, structure, storage keys, then the storages one after the other."""
+    """The older format: magic number, version, facts of the machine, structure, storage keys, then
+    the storages one after the other.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         source = opcodes.Source(file, size)
@@ -256,13 +338,24 @@ def _read_stream(path: Path) -> Any:
 
         structure = opcodes.Machine(source, ALLOWED, find).load()
         keys = opcodes.Machine(source, ALLOWED).load()
-        if type(keys) is not list or any(type(k) is not str for k in keys) or sorted(keys) != sorted(storages):
-            raise ModelError("the storages and their list do not agree", path=path, found=values.described(keys))
+        if (
+            type(keys) is not list
+            or any(type(k) is not str for k in keys)
+            or sorted(keys) != sorted(storages)
+        ):
+            raise ModelError(
+                "the storages and their list do not agree", path=path, found=values.described(keys)
+            )
         for key in keys:
             count, storage = int.from_bytes(source.read(8), "little", signed=True), storages[key]
             length = count * storage.dtype.itemsize
             if count != counts[key] or not 0 <= length <= size - file.tell():
-                raise ModelError("the file ends within a tensor", path=path, found=f"{count:,} numbers", expected=f"{counts[key]:,}")
+                raise ModelError(
+                    "the file ends within a tensor",
+                    path=path,
+                    found=f"{count:,} numbers",
+                    expected=f"{counts[key]:,}",
+                )
             storage.read = functools.partial(_part, path, file.tell(), length)
             file.seek(length, 1)
     return structure

@@ -1,7 +1,10 @@
-"""The values that the byte code of a weight file may build: numbers, arrays of numbers, text and their containers.
+"""The values that the byte code of a weight file may build: numbers, arrays of numbers, text and
+their containers.
 
-Every function here stands for a name that such files mention (see the table of `weights/formats/torch_file.py`). It takes whatever the file gives and
-returns a plain value or raises `ModelError`; it calls no method of what it was given and hashes nothing but text and numbers.
+Every function here stands for a name that such files mention (see the table of
+`weights/formats/torch_file.py`). It takes whatever the file gives and returns a plain value or
+raises `ModelError`; it calls no method of what it was given and hashes nothing but text and
+numbers.
 """
 
 import dataclasses
@@ -22,7 +25,9 @@ DIMENSIONS = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Name:
-    """A name of the table as the file mentions it; `make` is ours and called with what the file gives."""
+    """A name of the table as the file mentions it; `make` is ours and called with what the file
+    gives.
+    """
 
     module: str
     name: str
@@ -36,15 +41,25 @@ class Kind:
         self.dtype = dtype
 
     def build(self, state: Any) -> "Kind":
-        """Takes (version, byte order, None, None, None, -1, -1, flags[, None]): what a numeric dtype is saved with, and no more."""
-        fits = type(state) is tuple and 8 <= len(state) <= 9 and all(type(v) in (str, int, type(None)) for v in state)
+        """Takes (version, byte order, None, None, None, -1, -1, flags[, None]): what a numeric
+        dtype is saved with, and no more.
+        """
+        fits = (
+            type(state) is tuple
+            and 8 <= len(state) <= 9
+            and all(type(v) in (str, int, type(None)) for v in state)
+        )
         if (
             not fits
             or state[1] not in ("<", ">", "|", "=")
             or state[2:8] != (None, None, None, -1, -1, 0)
             or state[8:] not in ((), (None,))
         ):
-            raise ModelError("a number type with fields or objects in it", found=described(state), expected="a plain number type")
+            raise ModelError(
+                "a number type with fields or objects in it",
+                found=described(state),
+                expected="a plain number type",
+            )
         if state[1] in "<>":
             self.dtype = self.dtype.newbyteorder(state[1])
         return self
@@ -71,8 +86,14 @@ def filled(data: Any, kind: Any, shape: Any, order: Any = "C", *_: Any) -> np.nd
     data = data.encode("latin1") if type(data) is str else data
     if type(data) not in (bytes, bytearray) or type(shape) is not tuple or len(shape) > DIMENSIONS:
         raise ModelError("an array that is not made of numbers", found=described((data, shape)))
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or math.prod(shape) * kind.dtype.itemsize != len(data):
-        raise ModelError("an array of another size than its bytes", found=described(shape), expected=f"{len(data)} bytes of {kind.dtype}")
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or math.prod(
+        shape
+    ) * kind.dtype.itemsize != len(data):
+        raise ModelError(
+            "an array of another size than its bytes",
+            found=described(shape),
+            expected=f"{len(data)} bytes of {kind.dtype}",
+        )
     return np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -87,7 +108,11 @@ def scalar(kind: Any, data: Any = None) -> Any:
 def kind(name: Any = None, *_: Any) -> Kind:
     """The dtype of a code such as "f8"; only numbers."""
     if type(name) is not str or not NUMBERS.fullmatch(name):
-        raise ModelError("an array that is not made of numbers", found=described(name), expected="integers, real numbers or booleans")
+        raise ModelError(
+            "an array that is not made of numbers",
+            found=described(name),
+            expected="integers, real numbers or booleans",
+        )
     return Kind(np.dtype(name))
 
 
@@ -129,11 +154,18 @@ def extent(*bounds: Any) -> slice:
 
 
 def key(value: Any) -> Any:
-    """A value that may be a key: text, bytes, numbers, or a short tuple of them; its hash is Python's own and cheap."""
+    """A value that may be a key: text, bytes, numbers, or a short tuple of them; its hash is
+    Python's own and cheap.
+    """
     parts = value if type(value) is tuple and len(value) <= DEPTH else (value,)
     for part in parts:
         whole = isinstance(part, int | np.integer)
-        if not (whole or part is None or type(part) in (str, bytes, float) or isinstance(part, np.floating | np.bool_)):
+        if not (
+            whole
+            or part is None
+            or type(part) in (str, bytes, float)
+            or isinstance(part, np.floating | np.bool_)
+        ):
             raise ModelError("a key that is neither text nor number", found=described(value))
         if whole and not -KEY_LIMIT < int(part) < KEY_LIMIT:
             raise ModelError("a key that is too large a number", found=described(value))
@@ -144,18 +176,28 @@ def described(value: Any, depth: int = 2) -> str:
     """A short text for a value of the file, whatever it is; looks at few of its parts."""
     if type(value) in (str, bytes, bytearray):
         return repr(value[:40])
-    if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() <= 512):
+    if (
+        value is None
+        or type(value) in (bool, float)
+        or (type(value) is int and value.bit_length() <= 512)
+    ):
         return repr(value)
     if type(value) is Name:
         return f"{value.module}.{value.name}"
     if type(value) in (tuple, list) and depth:
-        return "(" + ", ".join(described(v, depth - 1) for v in value[:9]) + (", ..." if len(value) > 9 else "") + ")"
+        return (
+            "("
+            + ", ".join(described(v, depth - 1) for v in value[:9])
+            + (", ..." if len(value) > 9 else "")
+            + ")"
+        )
     return type(value).__name__
 
 
 def check(structure: Any) -> None:
-    """`ModelError` for a structure with itself inside, deeper than 64 or, written out, of more than ten million values, and for arrays that
-    were left without numbers. Shared parts are looked at once, so a small file cannot make this long."""
+    """`ModelError` for a structure with itself inside, deeper than 64 or, written out, of more than
+    ten million values, and for arrays that were left without numbers. Shared parts are looked at
+    once, so a small file cannot make this long."""
     sizes: dict[int, tuple[int, int]] = {}  # id -> values if written out, depth
     open_ids: set[int] = set()
     work: list[tuple[Any, bool]] = [(structure, False)]
@@ -179,9 +221,10 @@ def check(structure: Any) -> None:
         size, depth = 1 + sum(s for s, _ in found), 1 + max((d for _, d in found), default=0)
         if depth > DEPTH or size > WRITTEN_OUT:
             raise ModelError(
-                "a structure that is too deep or too large", found=f"depth {depth}, {size:,} values",
+                "a structure that is too deep or too large",
+                found=f"depth {depth}, {size:,} values",
                 expected=f"at most {DEPTH} and {WRITTEN_OUT:,}",
-            )  # fmt: skip
+            )
         open_ids.discard(id(value))
         sizes[id(value)] = size, depth
 

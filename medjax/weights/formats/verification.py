@@ -1,12 +1,14 @@
-"""Verifies an exported function in a process of its own before it comes near this one: damaged code can crash the compiler that reads it.
+"""Verifies an exported function in a process of its own before it comes near this one: damaged code
+can crash the compiler that reads it.
 
     python -P -m medjax.weights.formats.verification      requests on stdin, answers on stdout
 
-A request is a line of JSON (what the archive declares, size of the function) and the function's bytes; an answer is one line of JSON:
-`{}`, or the reason why the function is refused. The process reads the function, compares its shapes with those declared, looks for calls
-out of it, compiles it for the CPU as prediction does, and runs it once on zeros if the window is small. A process that ends by a signal,
-with an error or after its time is a refusal as well. What it accepted is remembered by the SHA-256 of the bytes, for the length of the
-calling process.
+A request is a line of JSON (what the archive declares, size of the function) and the function's
+bytes; an answer is one line of JSON: `{}`, or the reason why the function is refused. The process
+reads the function, compares its shapes with those declared, looks for calls out of it, compiles it
+for the CPU as prediction does, and runs it once on zeros if the window is small. A process that
+ends by a signal, with an error or after its time is a refusal as well. What it accepted is
+remembered by the SHA-256 of the bytes, for the length of the calling process.
 """
 
 import contextlib
@@ -27,7 +29,9 @@ from medjax.errors import ModelError
 PATIENCE = 900.0  # seconds for one function: large networks take minutes to compile on few cores
 SMALL = 1 << 15  # voxels of a window that is tried on zeros
 ANSWER = 1 << 16
-HARMLESS = re.compile(r"(mhlo\..*|Sharding|SPMDFullToShardShape|SPMDShardToFullShape|shape_assertion|annotate_device_placement)")
+HARMLESS = re.compile(
+    r"(mhlo\..*|Sharding|SPMDFullToShardShape|SPMDShardToFullShape|shape_assertion|annotate_device_placement)"
+)
 _ACCEPTED: set[tuple[str, str]] = set()
 
 
@@ -48,7 +52,9 @@ class Verifier:
         self.close()
 
     def verify(self, payload: bytes, declared: Mapping[str, Any], path: object) -> None:
-        """Returns for a function that may be called here; `ModelError` naming `path` and the reason for others."""
+        """Returns for a function that may be called here; `ModelError` naming `path` and the reason
+        for others.
+        """
         key = hashlib.sha256(payload).hexdigest(), json.dumps(declared, sort_keys=True)
         if key in _ACCEPTED:
             return
@@ -73,11 +79,15 @@ class Verifier:
             self.process = self._started(path)
         line, until = b"", time.monotonic() + self.patience
         try:
-            self.process.stdin.write(json.dumps({"declared": declared, "size": len(payload)}).encode() + b"\n")
+            self.process.stdin.write(
+                json.dumps({"declared": declared, "size": len(payload)}).encode() + b"\n"
+            )
             self.process.stdin.write(payload)
             self.process.stdin.flush()
             while not line.endswith(b"\n") and len(line) < ANSWER:
-                if not select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+                if not select.select(
+                    [self.process.stdout], [], [], max(0.0, until - time.monotonic())
+                )[0]:
                     self.close()
                     raise refused(f"it could not be verified within {self.patience:g} s", path)
                 part = os.read(self.process.stdout.fileno(), ANSWER)
@@ -106,13 +116,18 @@ class Verifier:
         root = str(Path(__file__).resolve().parents[2])
         before = os.environ.get("PYTHONPATH")
         environment = os.environ | {
-            "JAX_PLATFORMS": "cpu", "PYTHONPATH": root + (os.pathsep + before if before else ""), "TF_CPP_MIN_LOG_LEVEL": "3",
-        }  # fmt: skip
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": root + (os.pathsep + before if before else ""),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "medjax.weights.formats.verification"], env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-P", "-m", "medjax.weights.formats.verification"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         except (OSError, ValueError) as error:
             raise refused(f"no process to verify it in ({error})", path) from error
 
@@ -120,12 +135,18 @@ class Verifier:
 def refused(reason: str, path: object, found: object = None, expected: object = None) -> ModelError:
     """The sentence for a function that cannot be used."""
     return ModelError(
-        f"model archive refused: no function that can be used: {reason}", path=path, found=found, expected=expected, fix="export it again"
+        f"model archive refused: no function that can be used: {reason}",
+        path=path,
+        found=found,
+        expected=expected,
+        fix="export it again",
     )
 
 
 def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
-    """What is wrong with a function, as {"refused", "found", "expected"}; empty for one that can be used. Compiles it for the CPU."""
+    """What is wrong with a function, as {"refused", "found", "expected"}; empty for one that can be
+    used. Compiles it for the CPU.
+    """
     import jax
     import numpy as np
     from jax import export
@@ -137,9 +158,23 @@ def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
     if batch == "any" and shapes[0] and not shapes[0][0].isdigit():
         batch = shapes[0][0]
     inside = tuple(map(str, window))
-    wanted = [(batch, *inside, str(declared["channels"])), (batch,), (batch,), (batch, "3"), (batch, *inside, str(declared["classes"]))]
-    if batch == "any" or shapes != wanted or kinds != ["float32", "int32", "int32", "float32", "float32"]:
-        return {"refused": "a function of other shapes", "found": f"{shapes} {kinds}"[:300], "expected": str(wanted)[:300]}
+    wanted = [
+        (batch, *inside, str(declared["channels"])),
+        (batch,),
+        (batch,),
+        (batch, "3"),
+        (batch, *inside, str(declared["classes"])),
+    ]
+    if (
+        batch == "any"
+        or shapes != wanted
+        or kinds != ["float32", "int32", "int32", "float32", "float32"]
+    ):
+        return {
+            "refused": "a function of other shapes",
+            "found": f"{shapes} {kinds}"[:300],
+            "expected": str(wanted)[:300],
+        }
     if calls := foreign_calls(found):
         return {"refused": "a function that calls out", "found": ", ".join(sorted(calls))[:200]}
     if "cpu" not in found.platforms:
@@ -154,10 +189,14 @@ def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
 
 
 def foreign_calls(exported: Any) -> set[str]:
-    """Targets of custom calls that are more than arithmetic: the only way out of a StableHLO module."""
+    """Targets of custom calls that are more than arithmetic: the only way out of a StableHLO
+    module.
+    """
     if b"custom_call" not in exported.mlir_module_serialized:
         return set()
-    targets = re.findall(r'custom_call\s*@"?([\w.$-]+)|call_target_name\s*=\s*"([^"]+)"', exported.mlir_module())
+    targets = re.findall(
+        r'custom_call\s*@"?([\w.$-]+)|call_target_name\s*=\s*"([^"]+)"', exported.mlir_module()
+    )
     return {name for pair in targets for name in pair if name and not HARMLESS.fullmatch(name)}
 
 
@@ -169,21 +208,30 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         payload = requests.read(request["size"])
         try:
             answer = check(payload, json.loads(request["declared"]))
-        except Exception as error:  # whatever the deserialiser and the compiler raise for bytes they cannot use
-            answer = {"refused": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+        except (
+            Exception
+        ) as error:  # whatever the deserialiser and the compiler raise for bytes they cannot use
+            answer = {
+                "refused": f"{type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200] if str(error) else ''}"
+            }
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
 def _bounded() -> None:
-    """No more address space than the machine has memory, so that a function that asks for more fails alone; no core files."""
+    """No more address space than the machine has memory, so that a function that asks for more
+    fails alone; no core files.
+    """
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         for what, limit in ((resource.RLIMIT_AS, max(most, 1 << 35)), (resource.RLIMIT_CORE, 0)):
             _, hard = resource.getrlimit(what)
-            resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+            resource.setrlimit(
+                what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+            )
 
 
 def _main() -> None:
