@@ -43,7 +43,7 @@ class Corpora(tfds.core.GeneratorBasedBuilder):
         "Obtain the corpus as `python -m data_pipelines.FILE "
         "--describe` says and name its folder as manual_dir."
     )
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name=name, description=corpus.title)
         for name, corpus in corpora().items()
     ]

@@ -777,9 +777,8 @@ def test_what_is_no_file_is_a_sentence_and_never_blocks(tmp_path, monkeypatch):
             assert re.search(words, found), (name, found)
     for ending in (".nrrd", ".mha", ".npy", ".npz", ".dcm", ""):
         os.mkfifo(tmp_path / f"pipe{ending}")
-        assert re.search(
-            r"a pipe", within(20, lambda: outcome(formats.read, tmp_path / f"pipe{ending}"))
-        ), ending
+        pipe = tmp_path / f"pipe{ending}"
+        assert re.search("a pipe", within(20, lambda: outcome(formats.read, pipe))), ending  # noqa: B023
 
 
 def test_special_files_among_scans_fail_alone(predictor, tmp_path, monkeypatch):
