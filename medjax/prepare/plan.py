@@ -249,10 +249,7 @@ class Plan:
         spacing = {
             name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()
         }
-        intensity = {
-            n: Intensity(**{**i, "clip": tuple(i["clip"]) if i.get("clip") else None})
-            for n, i in fields["intensity"].items()
-        }
+        intensity = {n: Intensity(**{**i, **_floats(i)}) for n, i in fields["intensity"].items()}
         planned = {
             name: plan_json.configuration(name, found, path)
             for name, found in fields.get("configurations", {}).items()
@@ -270,6 +267,12 @@ class Plan:
         return cls(
             spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard
         )
+
+
+def _floats(fields: Mapping) -> dict:
+    """The numbers of an intensity: JSON has no difference between 3 and 3.0."""
+    found = {k: None if fields.get(k) is None else float(fields[k]) for k in ("mean", "std")}
+    return found | {"clip": tuple(map(float, fields["clip"])) if fields.get("clip") else None}
 
 
 def intensity_json(intensity: Intensity) -> dict:

@@ -180,7 +180,7 @@ def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path
 
 
 def test_names_cannot_leave_their_place_in_any_file(tmp_path):
-    corpus = Corpus("../C", ((1, (EVIL,)), (2, ("=cmd|' /C calc'!A1",)), (3, ("'quoted",))))
+    corpus = Corpus("C", ((1, (EVIL,)), (2, ("=cmd|' /C calc'!A1",)), (3, ("'quoted",))))
     label = np.zeros((4, 8, 8), np.uint8)
     label[1:3, 2:6, 2:6], label[1:3, 2, 2], label[1:3, 3, 2] = 1, 2, 3
     path = save(tmp_path / "labels" / "x.nii.gz", label)
