@@ -372,7 +372,7 @@ def damaged(data: bytes, rng: random.Random, other: bytes | None = None) -> byte
 
 
 def _instruction(rng: random.Random) -> bytes:
-    """One piece of byte code: instructions that exist, names that are allowed, values at the edges."""
+    """One piece of byte code: existing instructions, allowed names, values at the edges."""
     from medjax.weights.formats.torch_file import ALLOWED
 
     what = rng.randrange(12)

@@ -1,7 +1,14 @@
 """What a file of this package states about one public corpus, and what that means to medjax.
 
-    CORPUS = PublicCorpus(name="SegTHOR", ..., layouts=(Layout(images=("train/{case}/{case}.nii.gz",), label="train/{case}/GT.nii.gz"),),
-                          labels={1: "oesophagus", 2: "heart", 3: "trachea", 4: "aorta"}, cases=40)
+    CORPUS = PublicCorpus(
+        name="SegTHOR",
+        ...,
+        layouts=(
+            Layout(images=("train/{case}/{case}.nii.gz",), label="train/{case}/GT.nii.gz"),
+        ),
+        labels={1: "oesophagus", 2: "heart", 3: "trachea", 4: "aorta"},
+        cases=40,
+    )
 
 What nobody could check says so: `UNKNOWN` for a licence, a `Twin` without a rule for an overlap
 whose case names were never published.
@@ -201,7 +208,8 @@ def numbered(*names: Names, first: int = 1) -> dict[int, Names]:
 def pattern(template: str, fields: Mapping[str, str]) -> re.Pattern:
     """The expression that a path below the raw folder must match as a whole.
 
-    >>> pattern("train/{case}/{case}.nii.gz", {"case": r"Patient_\\d+"}).fullmatch("train/Patient_01/Patient_01.nii.gz")["case"]
+    >>> found = pattern("train/{case}/{case}.nii.gz", {"case": r"Patient_\\d+"})
+    >>> found.fullmatch("train/Patient_01/Patient_01.nii.gz")["case"]
     'Patient_01'
     """
     seen, parts = set(), []

@@ -1,11 +1,14 @@
-"""The one command behind every corpus file: raw download -> checked, described and prepared cases
+r"""The one command behind every corpus file: raw download -> checked, described and prepared cases
 in a store.
 
-    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store [--only AMOS22_CT] [--where part=Tr]
+    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store \
+      [--only AMOS22_CT] [--where part=Tr]
 
-    <out>/<corpus>/corpus.json       what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
-    <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
-    <out>/<corpus>/<case>/           prepared arrays, see medjax/prepare/store.py
+    <out>/<corpus>/corpus.json    what the corpus is and where its files are: read by `medjax
+                                  verify`, `medjax prepare`, and trainings with data.root=<out>
+    <out>/<corpus>/plan.json      decisions of the preparation, made from this corpus alone unless
+                                  --plan is given
+    <out>/<corpus>/<case>/        prepared arrays, see medjax/prepare/store.py
 
 A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases
 failed, 4 refused by the checks.
