@@ -96,7 +96,9 @@ def test_every_corpus_has_a_tree_and_states_what_a_user_must_know():
     MSD_HepaticVessel MSD_Spleen MSD_Colon BTCV BTCV_Cervix BTCV_TCIA StructSeg19 SegTHOR
     NIH_Pancreas KiTS19 KiTS21 AMOS22_CT AMOS22_MR FLARE22 ATLAS23 TotalSegmentator_v1
     TotalSegmentator_v1_organs TotalSegmentator_v2 CT_ORG CHAOS_CT CHAOS_T1in CHAOS_T1out CHAOS_T2
-    IRCADb WORD AbdomenCT_1K LiTS BraTS2020 BraTS2021 HaN_Seg PROMISE12 SAML T2W_Prostate M3D_0020_MSD_Liver Breast_DCE"""
+    IRCADb WORD AbdomenCT_1K LiTS BraTS2020 BraTS2021 HaN_Seg PROMISE12 SAML T2W_Prostate
+    M3D_0020_MSD_Liver Breast_DCE
+    """
     assert set(promised.split()) <= set(corpora())
 
 
