@@ -39,9 +39,7 @@ TURNS = "MEDJAX_BENCHMARK_TURNS"  # a file to lock: shared to compile, alone to 
 
 @contextlib.contextmanager
 def turn(alone):
-    """Waits until nobody times (and, `alone`, until nobody compiles); without other streams at
-    once.
-    """
+    """Waits until no other stream times (and, if `alone`, until none compiles)."""
     if not os.environ.get(TURNS):
         yield
         return

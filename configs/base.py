@@ -44,7 +44,7 @@ def base_config() -> ml_collections.ConfigDict:
     # one of that plan's, e.g. "3d_fullres": patch and batch are its; with model.name = "plan" the
     # network too
     c.data.configuration = ""
-    c.data.allow_absent = False  # go on although a declared class occurs in no case
+    c.data.allow_absent = False  # accept that a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
     c.data.orientation = "RAS"
@@ -106,7 +106,7 @@ def base_config() -> ml_collections.ConfigDict:
     )  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
 
     c.init = ordered()
-    c.init.source = ""  # run folder or archive whose parameters this run begins with; empty: random
+    c.init.source = ""  # run folder or archive whose parameters this run starts from; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
     c.init.heads = (

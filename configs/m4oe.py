@@ -160,7 +160,7 @@ def _pretrain(c, variant):
     c.losses = ordered(dict(masked_pixels=ordered(dict(weight=1.0))))
     del c.model["share_heads"]
     c.model.name, c.model.experts_in, c.model.drop_path = "masked_swin", PRETRAIN[variant], 0.1
-    # no masks come out of it; the loss on held-out cases is told while it trains, for each modality
+    # it predicts no masks; the loss on held-out cases is logged per modality during training
     c.evaluate.on = False
     c.augment = ordered(dict(on=True, kind="flips", flip_axes=(1,)))
     c.optim.update(dict(name="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05, clip_norm=0.0))

@@ -67,7 +67,7 @@ CORPORA = (
         channels=("MRI",),
         annotated=ORGANS[:13],
         defects=(
-            "told from CT by the case number alone: 500 and above is MR",
+            "distinguished from CT by the case number alone: 500 and above is MR",
             "bladder and prostate or uterus have no truth in MR: they count as unknown",
         ),
     ),

@@ -10,7 +10,7 @@
         cases=40,
     )
 
-What nobody could check says so: `UNKNOWN` for a licence, a `Twin` without a rule for an overlap
+What could not be checked is marked: `UNKNOWN` for a licence, a `Twin` without a rule for an overlap
 whose case names were never published.
 """
 
@@ -38,7 +38,7 @@ class Layout:
         are united.
       index: template of a JSON file whose "labels" (value -> name) say which frame of a mask is
         which class (value - 1): M3D-Seg's way.
-      aliases: names in that file -> classes, where spelling alone does not tell.
+      aliases: names in that file -> classes, if they differ by more than spelling.
       optional: classes whose missing mask means that there is none of it in the case; for others a
         missing mask is a problem.
       fields: placeholder -> regular expression, default [^/]+.
@@ -103,7 +103,7 @@ class PublicCorpus:
         docs/data.md.
       defects: what is known to be wrong. suspects: case -> reason; left out unless asked for.
         twins: overlaps with other corpora.
-      ignore: value of voxels nobody annotated.
+      ignore: value of voxels that were not annotated.
     """
 
     name: str

@@ -197,7 +197,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         return report_failures(failed)
     if not found.cases:
         report_failures(failed)
-        raise VerificationError("no usable case", path=args.raw, fix="mend what is listed above")
+        raise VerificationError("no usable case", path=args.raw, fix="fix what is listed above")
     folder = Path(args.out) / corpus.name
     described_as = corpus.corpus()
     if len(corpus.corpus().classes) > 1:
