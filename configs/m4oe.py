@@ -74,7 +74,7 @@ VARIANTS = (
     "release",
     "demo",
     "small_pretrain",
-)  # what the tests build; the others differ in a word
+)  # built by the tests; the others differ in one setting
 
 # M4oE's count of pre-training images; its fine-tuning slices are not published, an epoch of them is
 # taken as 36 x 890
