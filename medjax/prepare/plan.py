@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Fingerprint:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping) -> "Fingerprint":
+    def from_json(cls, fields: Any) -> "Fingerprint":
         """Inverse of `to_json`."""
         plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed", "ids")}
         nested = {
@@ -240,7 +241,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping, path: object = None) -> "Plan":
+    def from_json(cls, fields: Any, path: object = None) -> "Plan":
         """Inverse of `to_json`; `UsageError` naming `path` and the field for anything that is no
         plan.
         """

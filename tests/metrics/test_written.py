@@ -161,7 +161,10 @@ def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_pat
 
 @pytest.mark.parametrize(
     "write",
-    [prediction.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))],
+    [
+        prediction.write,
+        lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1.0, 1.0, 1.0)),
+    ],
 )
 def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path, write):
     import os
