@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One script for a fresh machine: ./launch.sh demo | test | parity | train | local | slurm | tpu | run (help lists them).
-# Makes its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
+# Creates its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
 set -euo pipefail
 cd "$(dirname "$0")"
 VENV="${MEDJAX_VENV:-.venv}"
@@ -14,7 +14,7 @@ python_of_choice() {
   exit 2
 }
 
-environment() { # environment EXTRA[,EXTRA...]: created once; pyproject.toml or extras not seen before are installed
+environment() { # environment EXTRA[,EXTRA...]: created once; installs again if pyproject.toml changed or an extra is new
   local extras="$1${MEDJAX_EXTRA:+,$MEDJAX_EXTRA}" stamp
   extras="${extras#,}"
   stamp="$(cksum <pyproject.toml) [$extras]"
@@ -40,11 +40,11 @@ usage() {
                                    with sbatch: sbatch -N 4 --gpus-per-node=8 --wrap "./launch.sh slurm CONFIG --workdir=/shared/RUN"
 ./launch.sh tpu NAME ZONE CONFIG [FLAGS]  on every worker of a TPU pod slice that has this checkout at the same place (needs gcloud)
 ./launch.sh run COMMAND ...        any command inside the environment
-Several processes share one --workdir (a folder all of them see); a run goes on when the same command is given again. docs/scaling.md
+Several processes share one --workdir (on a file system that all of them see). The same command resumes a run. See docs/scaling.md
 TEXT
 }
 
-# processes N COMMAND...: N numbered copies that meet on this machine. A copy that fails ends the others; so does an interruption.
+# processes N COMMAND...: N numbered copies on this machine, connected by a free port. If one fails or is interrupted, the others are stopped.
 processes() {
   local count="$1" port index code=0 status
   shift
@@ -65,7 +65,7 @@ processes() {
       [ "$status" -eq 0 ] || code="$status"
     done
     pids=(${running[@]+"${running[@]}"})
-    # 75: told to stop, and the others with it
+    # 75: stopped by a signal, and the others with it
     if [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ ${#pids[@]} -gt 0 ]; then kill -TERM "${pids[@]}" 2>/dev/null || true; fi
   done
   return "$code"
@@ -109,7 +109,7 @@ case "$command" in
     [ -n "${SLURM_JOB_ID:-}" ] || { echo "launch.sh: not inside a SLURM allocation; use salloc or sbatch" >&2; exit 2; }
     environment ""
     config="$1"; shift
-    # jax finds address, number and rank in SLURM's variables; every task must see all GPUs of its node, so no --gpus-per-task here
+    # jax reads address, number and rank from SLURM's variables; every task must see all GPUs of its node, hence no --gpus-per-task
     tasks="${SLURM_NTASKS:-${SLURM_JOB_NUM_NODES:-1}}"
     MEDJAX_DISTRIBUTED=auto exec srun --ntasks="$tasks" --kill-on-bad-exit=1 python -m medjax.main --config="$config" "$@"
     ;;

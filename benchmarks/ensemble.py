@@ -1,8 +1,9 @@
-"""Seconds per scan of one network for all corpora, of one network per corpus one after the other,
+r"""Seconds per scan of one network for all corpora, of one network per corpus one after the other,
 and of an ensemble of folds. Prints JSON.
 
-    python -m benchmarks.ensemble                                 a synthetic scan, small networks: seconds
-    python -m benchmarks.ensemble --data FOLDER --variant unet --patch 96 192 192 --spacing 1.5 1 1 --mirror --rounds 5
+    python -m benchmarks.ensemble        # a synthetic scan, small networks: seconds
+    python -m benchmarks.ensemble --data FOLDER --variant unet --patch 96 192 192 \
+      --spacing 1.5 1 1 --mirror --rounds 5
 
 All three give the masks of every class of MultiTalent's corpora (13 corpora, 47 classes) for the
 same scan, on its grid, through `medjax.infer`: one network once, one network per corpus with that
@@ -54,7 +55,7 @@ def predictor(
 def contenders(
     fields: dict, space: LabelSpace, spacing_mm: tuple, folds: int, settings: dict
 ) -> dict[str, Callable[[nifti.Volume], int]]:
-    """Name -> scan -> number of masks; each call does all that a scan needs, preparation included."""
+    """Name -> scan -> number of masks; each call does all of the work, preparation included."""
     joint, ensemble = (
         predictor(fields, space, spacing_mm, members, settings) for members in (1, folds)
     )

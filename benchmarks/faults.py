@@ -67,8 +67,8 @@ LIKE_A_USER = (
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One planted fault: where it is planted ("one", "two" channels, "sparse" values), what must be
-    said of it, and by which words.
+    """One planted fault: where it is planted ("one", "two" channels, "sparse" values), what must
+    be reported, and in which words.
     """
 
     number: str
@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown.sort(
         key=lambda row: (int("".join(c for c in row[0].number if c.isdigit())), row[0].number)
     )
-    lines = ["| no. | planted | expected | as expected | said |", "|---|---|---|---|---|"]
+    lines = ["| no. | planted | expected | as expected | report |", "|---|---|---|---|---|"]
     lines += [
         f"| {f.number} | {f.what} | {f.expected} | {'yes' if good else '**NO**'} | {said} |"
         for f, good, said in shown

@@ -1,6 +1,7 @@
-"""Feeds damaged and hostile model files to the readers and counts what becomes of them.
+r"""Feeds damaged and hostile model files to the readers and counts the outcomes.
 
-    python -m benchmarks.fuzz [--count 2400] [--seed 0] [--kinds torch,npz,archive,stablehlo] [--out FOLDER] [--workers 2]
+    python -m benchmarks.fuzz [--count 2400] [--seed 0] [--kinds torch,npz,archive,stablehlo] \
+      [--out FOLDER] [--workers 2]
 
 Long-lived processes read the mutants one after the other, so that a crash is a counted outcome. A
 mutant may be refused with a `MedjaxError` or read; a raw traceback, a signal, more than `SECONDS`

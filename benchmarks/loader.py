@@ -1,7 +1,8 @@
-"""Training patches per second and core from the store, beside nnU-Net v2's loader on the same scans
-without augmentation.
+r"""Training patches per second and core from the store, beside nnU-Net v2's loader on the same
+scans without augmentation.
 
-    python -m benchmarks.loader [--shape 200 320 320] [--cases 4] [--patch 96 96 96] [--batch 2] [--batches 30] [--rounds 5]
+    python -m benchmarks.loader [--shape 200 320 320] [--cases 4] [--patch 96 96 96] [--batch 2] \
+      [--batches 30] [--rounds 5]
 
 Writes synthetic CT scans, prepares them by both engines (each into its own format: zarr3 here,
 blosc2 there), then draws batches in turns in one process: patches of the same size, a third of them

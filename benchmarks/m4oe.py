@@ -1,16 +1,19 @@
-"""M4oE on real scans: does masked pre-training help, does the gate, do experts at all; and what a
+r"""M4oE on real scans: does masked pre-training help, does the gate, do experts at all; and what a
 new modality costs the old ones.
 
-    python -m benchmarks.m4oe --data DIR --out OUT [--steps 1500] [--parallel 4] [--minutes 4] [--config.field=value ...]
+    python -m benchmarks.m4oe --data DIR --out OUT [--steps 1500] [--parallel 4] [--minutes 4] \
+      [--config.field=value ...]
 
 DIR holds Task04_Hippocampus, Task02_Heart, Task92_SarcomaMR (MRI) and Task91_SarcomaCT. One
 prepared store, one split by patients, the same network sizes, steps and batches everywhere:
 
-  pretrain, pretrain_dense   masked images of all four, with an expert per modality and with plain MLPs
+  pretrain, pretrain_dense   masked images of all four, with an expert per modality and with plain
+                             MLPs
   gate, hard, dense          fine-tuned from them: gated mixture, hard routing, plain MLPs
   scratch                    the gated mixture without pre-training
   mri                        the gated mixture on the three MRI corpora alone
-  grown, grown_frozen        SarcomaCT added to `mri` as a new modality: everything trains on, or the new parts alone
+  grown, grown_frozen        SarcomaCT added to `mri` as a new modality: everything trains on, or
+                             the new parts alone
 
 Writes OUT/m4oe.json, m4oe.md, dice.png and gates.png after every finished job, so that a run that
 is cut short leaves what it has.

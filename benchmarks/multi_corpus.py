@@ -1,7 +1,8 @@
-"""One network for several partly annotated corpora against one network per corpus: Dice per corpus
+r"""One network for several partly annotated corpora against one network per corpus: Dice per corpus
 and class, and training time.
 
-    python -m benchmarks.multi_corpus --data DIR --out DIR [--steps 1500] [--parallel 6] [--size full|cpu|try]
+    python -m benchmarks.multi_corpus --data DIR --out DIR [--steps 1500] [--parallel 6] \
+      [--size full|cpu|try]
 
 DIR holds Task04_Hippocampus, Task02_Heart, Task91_SarcomaCT and Task92_SarcomaMR. The hippocampus
 is seen as two corpora, half of its cases annotated for Anterior only and half for Posterior only.

@@ -4,7 +4,7 @@ read.
 In: a kind, its seeds (whole files) and a random generator. Out: bytes. Damage is done at the layer
 that matters: bits and lengths of the whole file, instructions of PyTorch's byte code built from
 names that are allowed, fields of headers and of JSON, bytes of StableHLO. The hashes of archives
-are computed anew, so that the mutation reaches what lies behind them.
+are computed again, so that the mutation reaches the code behind the check.
 """
 
 import collections
@@ -60,7 +60,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def name_of(kind: str, index: int) -> str:
-    """A file name that tells the kind."""
+    """A file name that shows the kind."""
     return f"{kind}-{index}{ENDINGS[kind]}"
 
 
@@ -372,7 +372,7 @@ def damaged(data: bytes, rng: random.Random, other: bytes | None = None) -> byte
 
 
 def _instruction(rng: random.Random) -> bytes:
-    """One piece of byte code: instructions that exist, names that are allowed, values at the edges."""
+    """One piece of byte code: existing instructions, allowed names, values at the edges."""
     from medjax.weights.formats.torch_file import ALLOWED
 
     what = rng.randrange(12)

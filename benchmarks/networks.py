@@ -1,8 +1,10 @@
 """Compile time, step time, memory and MFU of the networks: medjax and PyTorch (torch.compile on a
 GPU), side by side. Prints JSON.
 
-    python -m benchmarks.networks [unet resenc swin tsfm_l tsfm_h] [--out FILE] [--budget-s 540]      # a GPU, the papers' patches, bfloat16
-    python -m benchmarks.networks unet_small resenc_small swin_small tsfm_t --dtype float32            # a CPU
+    # a GPU, the papers' patches, bfloat16:
+    python -m benchmarks.networks [unet resenc swin tsfm_l tsfm_h] [--out FILE] [--budget-s 540]
+    # a CPU:
+    python -m benchmarks.networks unet_small resenc_small swin_small tsfm_t --dtype float32
 
 One step: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight
 decay; sigmoid cross-entropy and soft Dice at every resolution with nnU-Net's weights. Every network
@@ -37,9 +39,7 @@ TURNS = "MEDJAX_BENCHMARK_TURNS"  # a file to lock: shared to compile, alone to 
 
 @contextlib.contextmanager
 def turn(alone):
-    """Waits until nobody times (and, `alone`, until nobody compiles); without other streams at
-    once.
-    """
+    """Waits until no other stream times (and, if `alone`, until none compiles)."""
     if not os.environ.get(TURNS):
         yield
         return

@@ -1,11 +1,13 @@
 """Prediction of whole scans: seconds and peak memory of the command, beside nnU-Net v2's with the
 same topology and windows. Prints JSON.
 
-    python -m benchmarks.predict torso --image ct.nii.gz     60 classes at 3 mm, windows of 64^3, no mirroring, both tools in turn
-    python -m benchmarks.predict many                        118 classes on 512 x 512 x 600, medjax alone, under --max-memory 8
+    # 60 classes at 3 mm, windows of 64^3, no mirroring, both tools in turn:
+    python -m benchmarks.predict torso --image ct.nii.gz
+    # 118 classes on 512 x 512 x 600, medjax alone, under --max-memory 8:
+    python -m benchmarks.predict many
 
 Weights are random, so only time and memory mean anything. Memory is the sum over all processes of a
-command (proportional set size where the system tells it), sampled five times a second. The first
+command (proportional set size where the system reports it), sampled five times a second. The first
 command of medjax compiles; the second finds the program in the cache. `torso` needs the `parity`
 extra.
 """
@@ -61,7 +63,7 @@ def memory_of(pid: int) -> int:
 
 
 def measured(command: list[str], log: Path) -> dict:
-    """Runs a command to its end: wall seconds, CPU seconds, peak GiB over its processes, exit code."""
+    """Runs a command: wall seconds, CPU seconds, peak GiB over its processes, exit code."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "nnUNet_raw": "/tmp",

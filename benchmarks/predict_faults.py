@@ -221,7 +221,7 @@ def masks(out: Path) -> list[str]:
 
 
 def said(text: str) -> str:
-    """The line that tells the user most: the last one that looks like a reason."""
+    """The most informative line: the last one that looks like a reason."""
     lines = [re.sub(r"/\S*/", "", line.strip()) for line in text.splitlines() if line.strip()]
     reasons = [
         line
@@ -284,8 +284,8 @@ def interrupted(tool, root: Path) -> tuple[int, str]:
         whole["b"][: len(whole["b"]) // 2]
     )  # what a kill while writing leaves
     code, _ = run(tool, tool.model, source, out, continue_=True)
-    mended = (out / "b.nii.gz").read_bytes() == whole["b"]
-    return code, "the half mask was " + ("made anew" if mended else "taken for finished")
+    repaired = (out / "b.nii.gz").read_bytes() == whole["b"]
+    return code, "the half mask was " + ("written again" if repaired else "taken for finished")
 
 
 def main() -> None:

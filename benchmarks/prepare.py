@@ -1,8 +1,10 @@
-"""Preparation against nnU-Net v2's own preprocessor: seconds per case, peak memory, and how far the
-prepared arrays differ.
+r"""Preparation against nnU-Net v2's own preprocessor: seconds per case, peak memory, and how far
+the prepared arrays differ.
 
-    python -m benchmarks.prepare [--shape 160 256 256] [--spacing 1.25 0.75 0.75] [--target 1 1 1] [--cases 2] [--workers 2] [--repeats 3]
-    python -m benchmarks.prepare --shape 1000 512 512 --spacing 0.8 0.7 0.7 --target 1 1 1 --cases 1 --workers 1 --only medjax
+    python -m benchmarks.prepare [--shape 160 256 256] [--spacing 1.25 0.75 0.75] \
+      [--target 1 1 1] [--cases 2] [--workers 2] [--repeats 3]
+    python -m benchmarks.prepare --shape 1000 512 512 --spacing 0.8 0.7 0.7 --target 1 1 1 \
+      --cases 1 --workers 1 --only medjax
 
 Writes synthetic CT scans (int16, gzip) with a label map of eight structures to a temporary folder,
 prepares them with the same plan by both engines in turns, each run in a process of its own whose

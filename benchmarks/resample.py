@@ -1,6 +1,6 @@
 """Times our resampling against nnU-Net v2's own and prints JSON.
 
-    python benchmarks/resample.py [--repeats 3] [--small]
+    python -m benchmarks.resample [--repeats 3] [--small]
 
 Two volumes: an isotropic one, (160, 256, 256) zoomed by (1.25, 0.75, 0.75), and a CT-like
 anisotropic one, (40, 256, 256) with separate z. Reference and ours run in turns; reported are the

@@ -1,7 +1,8 @@
-"""Milliseconds per batch of the training stream and of the augmentation on this machine, beside
+r"""Milliseconds per batch of the training stream and of the augmentation on this machine, beside
 nnU-Net's where it is installed.
 
-    python -m benchmarks.sampler [--final 40 56 40] [--batch 2] [--case 48 64 48] [--cases 8] [--steps 40]
+    python -m benchmarks.sampler [--final 40 56 40] [--batch 2] [--case 48 64 48] [--cases 8] \
+      [--steps 40]
 
 Writes random cases to a temporary store, reads batches of enlarged patches from it with and without
 the memory for small cases, augments them, and prints one JSON object. nnU-Net's side is its own

@@ -135,7 +135,7 @@ class TrunkBlock(nn.Module):
 
 
 class UpLayer(nn.Module):
-    """1x1x1 convolution, then nearest neighbour: the order that needs less memory; the two commute."""
+    """1x1x1 convolution, then nearest neighbour: they commute, this order needs less memory."""
 
     def __init__(self, i, o, stride):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Pre-training on other corpora against training from scratch: Dice after few steps on few cases,
+r"""Pre-training on other corpora against training from scratch: Dice after few steps on few cases,
 and the learning curves.
 
-    python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3] [--size full|cpu|try]
+    python -m benchmarks.transfer --data DIR --out DIR [--steps 1500] [--parallel 3] \
+      [--size full|cpu|try]
 
 DIR as for `benchmarks.multi_corpus`. TSFM's smallest network is pre-trained on the heart and both
 sarcoma sets for N steps; then 20 hippocampus cases are learned from there in N/10 steps (or the

@@ -22,18 +22,17 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.data = ordered()
     c.data.folders = ""  # comma-separated corpora in MSD or nnU-Net raw layout
-    c.data.phantom_cases = (
-        0  # > 0: generate the embedded corpora with this many cases each, beside the folders
-    )
+    # > 0: generate the embedded corpora with this many cases each, in addition to the folders
+    c.data.phantom_cases = 0
     c.data.phantom_seed = 0
     c.data.declared = ordered()  # corpora of a paper: name -> labels, channels, modality, cases
     c.data.root = ""  # folder that holds the declared corpora
     c.data.store = ""  # prepared volumes; empty: <workdir>/store
-    c.data.views = ordered()  # name -> corpus, annotated, part: pretend partial annotation
+    c.data.views = ordered()  # name -> corpus, annotated, part: hides annotations
     # comma-separated corpora and views to train and score; empty: all. The others still share
     # preparation and splits
     c.data.only = ""
-    # corpus -> count and seed, or file (a case name per line): the run knows only those cases of it
+    # corpus -> count and seed, or file (a case name per line): restricts it to those cases
     c.data.subset = ordered()
     c.data.share = "by_name"  # or "per_corpus": liver of one corpus is not liver of another
     c.data.rename = ordered()  # "corpus/class" -> global class
@@ -41,29 +40,26 @@ def base_config() -> ml_collections.ConfigDict:
     # a plan of `medjax plan`, nnUNetPlans.json or plans.pkl instead of the rules below; see
     # docs/prepare.md
     c.data.plan = ""
-    # one of that plan's, e.g. "3d_fullres": patch and batch are its; with model.name = "plan" the
-    # network too
+    # a configuration of that plan, e.g. "3d_fullres": sets patch and batch; with
+    # model.name = "plan" the network as well
     c.data.configuration = ""
-    c.data.allow_absent = False  # go on although a declared class occurs in no case
+    c.data.allow_absent = False  # accept that a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
     c.data.orientation = "RAS"
     c.data.crop = "nonzero"
     c.data.workers = 0  # of the preparation; 0: one per core
-    c.data.split = ordered(
-        dict(file="", folds=5, fold=0, seed=12345)
-    )  # fold -1 trains on every case
+    # fold -1 trains on every case
+    c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))
 
     c.sampler = ordered()
-    c.sampler.exponent = (
-        0.5  # a case is drawn with probability ~ n^-exponent, n = cases of its corpus
-    )
+    # a case is drawn with probability ~ n^-exponent, n = cases of its corpus
+    c.sampler.exponent = 0.5
     c.sampler.draw = "iid"
     c.sampler.foreground = 0.33
     c.sampler.oversample = "last"
-    c.sampler.balance = (
-        "case"  # or "class": a forced sample draws its class first, then a case that has it
-    )
+    # or "class": a forced sample draws its class first, then a case that has it
+    c.sampler.balance = "case"
     # classes are drawn as label sets, or "class": as classes, nested ones sharing voxels (nnU-Net's
     # regions)
     c.sampler.by = "set"
@@ -71,8 +67,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.sampler.workers = 0
 
     # plus any field of medjax.augment.nnunet.Augmentation; kind="turns", "flips": see
-    # medjax/augment/turns.py; lateral="auto" or pairs of class names: left and right classes trade
-    # places when the left-right axis is mirrored
+    # medjax/augment/turns.py; lateral="auto" or pairs of class names: left and right classes are
+    # swapped when the left-right axis is mirrored
     c.augment = ordered(dict(on=True))
 
     c.model = ordered(dict(name="unet"))
@@ -82,9 +78,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.deep_weights = ()  # empty: halving per level, last level off
     c.mask_padding = False
     c.task = "supervised"
-    c.task_options = (
-        ordered()
-    )  # further arguments of the task, e.g. ratio and block of "masked_image"
+    # further arguments of the task, e.g. ratio and block of "masked_image"
+    c.task_options = ordered()
 
     c.optim = ordered()
     c.optim.name = "sgd"
@@ -100,31 +95,28 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.trainable = ((".*", True),)
     c.optim.lr_scale = ((".*", 1.0),)
     c.optim.decay = ((".*", True),)
-    c.optim.only = ()  # (regex, (axis, indices)): of these leaves just those slices are trained
-    c.optim.phases = (
-        ordered()
-    )  # name -> steps, and what differs from the fields above; see medjax/train/phases.py
+    c.optim.only = ()  # (regex, (axis, indices)): only these slices of the leaves are trained
+    # name -> steps, and differences from the fields above; see medjax/train/phases.py
+    c.optim.phases = ordered()
 
     c.init = ordered()
-    c.init.source = ""  # run folder or archive whose parameters this run begins with; empty: random
+    c.init.source = ""  # run folder or archive whose parameters this run starts from; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
-    c.init.heads = (
-        (r"^(head|out)_?\d*/", -1),
-    )  # (regex, axis of the classes): channels of like-named classes are copied; None: never
-    c.init.classes = (
-        ordered()
-    )  # class here -> class of the source, where the names differ ("" keeps it fresh)
+    # (regex, axis of the classes): channels of classes of the same name are copied; None: never
+    c.init.heads = ((r"^(head|out)_?\d*/", -1),)
+    # class of this run -> class of the source, if the names differ ("" initialises it)
+    c.init.classes = ordered()
     c.init.resize = ()  # (regex, "trilinear") for position tables on another grid
-    c.init.widen = "repeat"  # leaves that see the image, on other channels; or "average", "fresh"
+    c.init.widen = "repeat"  # leaves that read the image, if channels differ; or "average", "fresh"
     c.init.fresh = ""  # regex over parameter paths that stay as initialised
-    # (regex, replacement): source leaves that are offered under a second path as well
+    # (regex, replacement): copies source leaves to a second path as well
     c.init.copy = ()
-    c.init.upcycle = False  # the source's plain MLPs become every expert here
-    # expert here (a modality) -> expert of the source, where the names differ ("" keeps it fresh)
+    c.init.upcycle = False  # copy the plain MLPs of the source to every expert
+    # expert of this run (a modality) -> expert of the source, if names differ ("" initialises it)
     c.init.experts = ordered()
-    c.init.experts_from = ordered()  # expert -> another run folder to take it from
-    # gate columns of added experts; or "apart", "split", "closed": the old function stays
+    c.init.experts_from = ordered()  # expert -> another run folder that provides it
+    # gate columns of added experts; or "apart", "split", "closed": the old function is unchanged
     # (medjax/weights/experts.py)
     c.init.gate = "fresh"
 
@@ -151,33 +143,32 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.average = "prob"
     c.infer.activation = "sigmoid"  # or "softmax": exclusive classes, background implied
     c.infer.batch_windows = 2
+    # classes, or "*"
     c.infer.postprocess = ml_collections.ConfigDict(
         dict(largest=(), holes=(), min_ml=ml_collections.ConfigDict())
-    )  # classes, or "*"
-    c.infer.fast = (
-        ""  # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
     )
+    # a run with a coarser spacing, relative to this one, for `medjax predict --fast`
+    c.infer.fast = ""
 
     c.evaluate = ordered(dict(on=True, surface=True, montages=8))  # surface: NSD, HD95, ASSD
-    c.evaluate.groups = (
-        ordered()
-    )  # group -> classes ("class" or "corpus/class") whose mean is one more row of the table
+    # group -> classes ("class" or "corpus/class") whose mean is an additional row of the table
+    c.evaluate.groups = ordered()
     # or "standard", "released": also score on the network's grid, with that rule for empty classes
     c.evaluate.resampled = ""
-    # run folder of a baseline: what it segments below `difficult_below` is the group "difficult"
+    # run folder of a baseline: classes with a Dice below `difficult_below` there form the group
+    # "difficult"
     c.evaluate.baseline = ""
     c.evaluate.difficult_below = 0.75
     return c.lock()
 
 
 def for_two_cores(c) -> None:
-    """What the small recipes on real corpora share: each corpus on its own spacing, AdamW, 1500
+    """Settings of the small recipes on real corpora: each corpus on its own spacing, AdamW, 1500
     steps.
     """
-    c.data.spacing_rule = (
-        "per_corpus"  # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
-    )
-    # in 200 steps SGD with momentum 0.99 has not found the hippocampus, AdamW is at Dice 0.69
+    # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
+    c.data.spacing_rule = "per_corpus"
+    # after 200 steps SGD with momentum 0.99 segments no hippocampus, AdamW has Dice 0.69
     c.optim.name = "adamw"
     c.optim.lr = 2e-3
     c.train.patch, c.train.batch = (40, 56, 40), 2

@@ -1,17 +1,20 @@
-"""Partial labels on real scans: half of the hippocampus cases annotated for Anterior only, half for
-Posterior only, beside other sets.
+r"""Partial labels on real scans: half of the hippocampus cases are annotated for Anterior only,
+half for Posterior only, beside other data sets.
 
     D=/folder/Task04_Hippocampus,/folder/Task02_Heart
-    python -m medjax.main --config=configs/hippocampus.py:partial --workdir=runs/partial --config.data.folders=$D
-    python -m medjax.main --config=configs/hippocampus.py:full    --workdir=runs/full    --config.data.folders=$D
+    python -m medjax.main --config=configs/hippocampus.py:partial --workdir=runs/partial \
+      --config.data.folders=$D
+    python -m medjax.main --config=configs/hippocampus.py:full --workdir=runs/full \
+      --config.data.folders=$D
 
 `full` trains the same network for the same steps on complete annotation. Both are scored on the
 same 20 % of the cases against all labels. `joint` is MultiTalent's small U-Net on those halves and
 any further corpora, whose classes stay apart (`benchmarks/multi_corpus.py`):
 
-    python -m medjax.main --config=configs/hippocampus.py:joint --workdir=runs/joint --config.data.folders=$D,/folder/Task91_SarcomaCT
+    python -m medjax.main --config=configs/hippocampus.py:joint --workdir=runs/joint \
+      --config.data.folders=$D,/folder/Task91_SarcomaCT
 
-Sized for a 2-core CPU; what came out is in benchmarks/RESULTS.md.
+Sized for a 2-core CPU. The results are in benchmarks/RESULTS.md.
 """
 
 from configs import multitalent

@@ -1,30 +1,43 @@
-"""M4oE (Jiang and Shen, MICCAI 2024): a 2D Swin-Unet with an expert per modality in every block and
-a softmax head per data set.
+r"""M4oE (Jiang and Shen, MICCAI 2024): a 2D Swin-Unet with an expert per modality in every block
+and a softmax head per data set.
 
 Two phases. Masked-image pre-training sends every sample through the experts of its modality;
 fine-tuning adds the gate and trains all:
 
-    python -m medjax.main --config=configs/m4oe.py:pretrain --workdir=runs/pretrain --config.data.root=/folder/with/the/corpora
-    python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe --config.data.root=/folder/with/the/corpora \
-      --config.init.source=runs/pretrain
-    python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe --mode=dry     # 58,486,830 parameters
+    python -m medjax.main --config=configs/m4oe.py:pretrain --workdir=runs/pretrain \
+      --config.data.root=/folder/with/the/corpora
+    python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe \
+      --config.data.root=/folder/with/the/corpora --config.init.source=runs/pretrain
+    # 58,486,830 parameters:
+    python -m medjax.main --config=configs/m4oe.py:finetune --workdir=runs/m4oe --mode=dry
 
 On the embedded phantoms (CT, MR, contrast-enhanced MR; minutes on a CPU), and on real scans given
 as folders:
 
     python -m medjax.main --config=configs/m4oe.py:demo --workdir=runs/m4oe_demo
-    python -m medjax.main --config=configs/m4oe.py:small_pretrain --workdir=runs/sp --config.data.folders=A,B,C
-    python -m medjax.main --config=configs/m4oe.py:small --workdir=runs/s --config.data.folders=A,B,C --config.init.source=runs/sp
+    python -m medjax.main --config=configs/m4oe.py:small_pretrain --workdir=runs/sp \
+      --config.data.folders=A,B,C
+    python -m medjax.main --config=configs/m4oe.py:small --workdir=runs/s \
+      --config.data.folders=A,B,C --config.init.source=runs/sp
 
 Variants:
-  finetune        experts in encoder and decoder, gated: the full model. From scratch unless `init.source` is given.
-  encoder_gate, encoder_hard, decoder_gate, decoder_hard, both_hard, none     the other rows of Table 4
-  without_mr      the run before AMOS MR is added: three corpora, experts for CT and contrast-enhanced MR
-  release         the released code's choices: channel gate, SGD with its one-step lag, 0.4 CE + 0.7 Dice, its augmentation
-  pretrain_single, single     plain Swin-MAE, and fine-tuning that copies its MLP to every expert
-  demo_pretrain, demo_from, demo   the same two phases on the phantoms (`demo_from` needs `init.source`), and from scratch
-  small_pretrain, small, small_hard, small_none     narrower, for a few real corpora
-Slices are axial at a fixed 1.6 mm in the plane, so that a body fits into 224 pixels and keeps its
+
+  finetune                          experts in encoder and decoder, gated: the full model; from
+                                    scratch unless `init.source` is given
+  encoder_gate, encoder_hard, decoder_gate, decoder_hard, both_hard, none
+                                    the other rows of Table 4
+  without_mr                        the run before AMOS MR is added: three corpora, experts for CT
+                                    and contrast-enhanced MR
+  release                           the released code's choices: channel gate, SGD with its one-step
+                                    lag, 0.4 CE + 0.7 Dice, its augmentation
+  pretrain_single, single           plain Swin-MAE, and fine-tuning that copies its MLP to every
+                                    expert
+  demo_pretrain, demo_from, demo    the same two phases on the phantoms (`demo_from` needs
+                                    `init.source`), and from scratch
+  small_pretrain, small, small_hard, small_none
+                                    narrower, for a few real corpora
+
+Slices are axial, at a fixed 1.6 mm in the plane, so that a body fits into 224 pixels and keeps its
 proportions.
 """
 
@@ -61,7 +74,7 @@ VARIANTS = (
     "release",
     "demo",
     "small_pretrain",
-)  # what the tests build; the others differ in a word
+)  # built by the tests; the others differ in one setting
 
 # M4oE's count of pre-training images; its fine-tuning slices are not published, an epoch of them is
 # taken as 36 x 890
@@ -147,7 +160,7 @@ def _pretrain(c, variant):
     c.losses = ordered(dict(masked_pixels=ordered(dict(weight=1.0))))
     del c.model["share_heads"]
     c.model.name, c.model.experts_in, c.model.drop_path = "masked_swin", PRETRAIN[variant], 0.1
-    # no masks come out of it; the loss on held-out cases is told while it trains, for each modality
+    # it predicts no masks; the loss on held-out cases is logged per modality during training
     c.evaluate.on = False
     c.augment = ordered(dict(on=True, kind="flips", flip_axes=(1,)))
     c.optim.update(dict(name="adamw", lr=1e-3, schedule="cosine", weight_decay=0.05, clip_norm=0.0))

@@ -1,11 +1,14 @@
-"""MultiTalent (Ulrich et al., MICCAI 2023): one network, one sigmoid per class, a loss that counts
+r"""MultiTalent (Ulrich et al., MICCAI 2023): one network, one sigmoid per class, a loss that counts
 only what a data set annotates.
 
-    python -m medjax.main --config=configs/multitalent.py:demo --workdir=runs/demo            # embedded corpora, minutes on a CPU
-    python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --mode=dry # the paper's U-Net: 29,319,560 parameters
-    python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --config.data.root=/folder/with/the/13/corpora
-    python -m medjax.main --config=configs/multitalent.py:unet_finetune --workdir=runs/next --config.data.folders=/folder/Dataset012_Y \
-      --config.init.source=runs/unet
+    # embedded corpora, minutes on a CPU:
+    python -m medjax.main --config=configs/multitalent.py:demo --workdir=runs/demo
+    # the paper's U-Net, 29,319,560 parameters: printed, trained, fine-tuned
+    python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet --mode=dry
+    python -m medjax.main --config=configs/multitalent.py:unet --workdir=runs/unet \
+      --config.data.root=/folder/with/the/13/corpora
+    python -m medjax.main --config=configs/multitalent.py:unet_finetune --workdir=runs/next \
+      --config.data.folders=/folder/Dataset012_Y --config.init.source=runs/unet
 
 `unet`, `resenc` and `swin` are the paper's recipes: 13 corpora, 47 classes kept apart, spacing
 1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250 steps, cases drawn with probability 1/sqrt(n).
@@ -13,7 +16,8 @@ only what a data set annotates.
 
   _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor)
   _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
-  _finetune   heads first (10 epochs), whole network (50 epochs), then 1000 epochs of the usual schedule, from `init.source`, batch 2
+  _finetune   from `init.source`, batch 2: heads first (10 epochs), the whole network (50 epochs),
+              then 1000 epochs of the usual schedule
 """
 
 from configs.base import base_config, for_two_cores, ordered

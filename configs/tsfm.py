@@ -1,22 +1,27 @@
-"""TSFM (Xie et al., arXiv 2403.06396): a residual trunk with a transformer at its lowest level, 1.6
-billion parameters, pre-trained on ten partly annotated corpora (31 targets, one sigmoid each) and
-fine-tuned for few epochs on others.
+r"""TSFM (Xie et al., arXiv 2403.06396): a residual trunk with a transformer at its lowest level,
+1.6 billion parameters, pre-trained on ten partly annotated corpora (31 targets, one sigmoid each)
+and fine-tuned for few epochs on others.
 
-    python -m medjax.main --config=configs/tsfm.py --workdir=runs/h --mode=dry --devices=1,8,64   # parameters, memory per device
-    python -m medjax.main --config=configs/tsfm.py:h --workdir=runs/h --config.data.root=/folder/with/the/corpora --config.sharding.fsdp=8
-    python -m medjax.main --config=configs/tsfm.py:brats_100 --workdir=runs/ft --config.data.root=... --config.init.source=runs/h
-    python -m medjax.main --config=configs/tsfm.py:t_small --workdir=runs/t --config.data.folders=/folder/Task04_X,/folder/Task02_Y
+    # parameters, memory per device:
+    python -m medjax.main --config=configs/tsfm.py --workdir=runs/h --mode=dry --devices=1,8,64
+    python -m medjax.main --config=configs/tsfm.py:h --workdir=runs/h \
+      --config.data.root=/folder/with/the/corpora --config.sharding.fsdp=8
+    python -m medjax.main --config=configs/tsfm.py:brats_100 --workdir=runs/ft \
+      --config.data.root=/folder/with/the/corpora --config.init.source=runs/h
+    python -m medjax.main --config=configs/tsfm.py:t_small --workdir=runs/t \
+      --config.data.folders=/folder/Task04_X,/folder/Task02_Y
 
-  h (default), h2, l, b, s, t             pre-training on the pool: SGD, Nesterov 0.99, coupled decay 1e-3, lr 1e-3, poly, batch 2,
-                                          1000 x 250 steps, patch 112x160x192; the letters are sizes
-                                          of the network
-  tumor7, separate, amos22, pancreas      h on another pool: the seven tumour sets; labels kept apart (57 outputs); one set alone
+  h (default), h2, l, b, s, t               pre-training on the pool: SGD, Nesterov 0.99, coupled
+                                            decay 1e-3, lr 1e-3, poly, batch 2, 1000 x 250 steps,
+                                            patch 112x160x192; the letters are sizes of the network
+  tumor7, separate, amos22, pancreas        h on another pool: the seven tumour sets; labels kept
+                                            apart (57 outputs); one set alone
   finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from
-                                          `init.source` (empty: from scratch), on `data.folders` or
-                                          the named corpus; `--config.model.variant=stunet_h` for
-                                          the STU-Net rows (abdomen_E: 50 cases drawn by
-                                          `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
-  t_small                                 the smallest network on `data.folders`, sized for a CPU
+                                            `init.source` (empty: from scratch), on `data.folders`
+                                            or the named corpus; `--config.model.variant=stunet_h`
+                                            for the STU-Net rows (abdomen_E: 50 cases drawn by
+                                            `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
+  t_small                                   the smallest network on `data.folders`, sized for a CPU
 """
 
 from configs.base import base_config, for_two_cores, ordered

@@ -1,7 +1,9 @@
 """AMOS22: 15 abdominal organs in CT and MR.
 
-python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store                      # CT and MR, two corpora
-python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store --where part=Tr      # imagesTr only
+python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store
+python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store --where part=Tr
+
+The first command makes two corpora, CT and MR; the second one reads imagesTr only.
 """
 
 from data_pipelines.declare import Layout, PublicCorpus, numbered
@@ -65,7 +67,7 @@ CORPORA = (
         channels=("MRI",),
         annotated=ORGANS[:13],
         defects=(
-            "told from CT by the case number alone: 500 and above is MR",
+            "distinguished from CT by the case number alone: 500 and above is MR",
             "bladder and prostate or uterus have no truth in MR: they count as unknown",
         ),
     ),

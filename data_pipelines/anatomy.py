@@ -22,10 +22,12 @@ ALIASES = {
 
 
 def canonical(name: str) -> str:
-    """The house's spelling of a structure: British, words apart, the side first.
+    """The spelling of a structure in medjax: British, words apart, the side first.
 
-    >>> [canonical(n) for n in ("kidney_left", "postcava", "rib_right_1", "lung_upper_lobe_left", "liver tumor")]
-    ['left kidney', 'inferior vena cava', 'right rib 1', 'left lung upper lobe', 'liver tumour']
+    >>> [canonical(n) for n in ("kidney_left", "postcava", "rib_right_1")]
+    ['left kidney', 'inferior vena cava', 'right rib 1']
+    >>> [canonical(n) for n in ("lung_upper_lobe_left", "liver tumor")]
+    ['left lung upper lobe', 'liver tumour']
     """
     words = name.replace("_", " ").replace("-", " ").split()
     sides = [w for w in words if w.lower() in ("left", "right")]

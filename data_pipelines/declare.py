@@ -1,9 +1,16 @@
 """What a file of this package states about one public corpus, and what that means to medjax.
 
-    CORPUS = PublicCorpus(name="SegTHOR", ..., layouts=(Layout(images=("train/{case}/{case}.nii.gz",), label="train/{case}/GT.nii.gz"),),
-                          labels={1: "oesophagus", 2: "heart", 3: "trachea", 4: "aorta"}, cases=40)
+    CORPUS = PublicCorpus(
+        name="SegTHOR",
+        ...,
+        layouts=(
+            Layout(images=("train/{case}/{case}.nii.gz",), label="train/{case}/GT.nii.gz"),
+        ),
+        labels={1: "oesophagus", 2: "heart", 3: "trachea", 4: "aorta"},
+        cases=40,
+    )
 
-What nobody could check says so: `UNKNOWN` for a licence, a `Twin` without a rule for an overlap
+What could not be checked is marked: `UNKNOWN` for a licence, a `Twin` without a rule for an overlap
 whose case names were never published.
 """
 
@@ -31,7 +38,7 @@ class Layout:
         are united.
       index: template of a JSON file whose "labels" (value -> name) say which frame of a mask is
         which class (value - 1): M3D-Seg's way.
-      aliases: names in that file -> classes, where spelling alone does not tell.
+      aliases: names in that file -> classes, if they differ by more than spelling.
       optional: classes whose missing mask means that there is none of it in the case; for others a
         missing mask is a problem.
       fields: placeholder -> regular expression, default [^/]+.
@@ -96,7 +103,7 @@ class PublicCorpus:
         docs/data.md.
       defects: what is known to be wrong. suspects: case -> reason; left out unless asked for.
         twins: overlaps with other corpora.
-      ignore: value of voxels nobody annotated.
+      ignore: value of voxels that were not annotated.
     """
 
     name: str
@@ -201,7 +208,8 @@ def numbered(*names: Names, first: int = 1) -> dict[int, Names]:
 def pattern(template: str, fields: Mapping[str, str]) -> re.Pattern:
     """The expression that a path below the raw folder must match as a whole.
 
-    >>> pattern("train/{case}/{case}.nii.gz", {"case": r"Patient_\\d+"}).fullmatch("train/Patient_01/Patient_01.nii.gz")["case"]
+    >>> found = pattern("train/{case}/{case}.nii.gz", {"case": r"Patient_\\d+"})
+    >>> found.fullmatch("train/Patient_01/Patient_01.nii.gz")["case"]
     'Patient_01'
     """
     seen, parts = set(), []

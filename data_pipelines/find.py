@@ -130,10 +130,8 @@ def _tree(raw: Path) -> _Tree:
     """All files and folders below `raw` as relative paths with forward slashes; hidden and
     AppleDouble files are passed over.
     """
-    found, chains = (
-        _Tree(),
-        {},
-    )  # folder -> the real folders above it: a link to one of them would never end
+    found = _Tree()
+    chains = {}  # folder -> the real folders above it: a link to one of them would never end
     for here, folders, names in os.walk(raw, followlinks=True):
         chain = chains.pop(here, frozenset()) | {os.path.realpath(here)}
         folders[:] = sorted(

@@ -1,11 +1,14 @@
-"""The one command behind every corpus file: raw download -> checked, described and prepared cases
+r"""The one command behind every corpus file: raw download -> checked, described and prepared cases
 in a store.
 
-    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store [--only AMOS22_CT] [--where part=Tr]
+    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store \
+      [--only AMOS22_CT] [--where part=Tr]
 
-    <out>/<corpus>/corpus.json       what the corpus is and where its files lie: `medjax verify|prepare`, and training with data.root=<out>
-    <out>/<corpus>/plan.json         decisions of the preparation, made from this corpus alone unless --plan is given
-    <out>/<corpus>/<case>/           prepared arrays, see medjax/prepare/store.py
+    <out>/<corpus>/corpus.json    what the corpus is and where its files are: read by `medjax
+                                  verify`, `medjax prepare`, and trainings with data.root=<out>
+    <out>/<corpus>/plan.json      decisions of the preparation, made from this corpus alone unless
+                                  --plan is given
+    <out>/<corpus>/<case>/        prepared arrays, see medjax/prepare/store.py
 
 A case that fails is reported and left out. Exit codes as of `medjax`: 0 ok, 2 usage, 3 some cases
 failed, 4 refused by the checks.
@@ -193,7 +196,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         return report_failures(failed)
     if not found.cases:
         report_failures(failed)
-        raise VerificationError("no usable case", path=args.raw, fix="mend what is listed above")
+        raise VerificationError("no usable case", path=args.raw, fix="fix what is listed above")
     folder = Path(args.out) / corpus.name
     described_as = corpus.corpus()
     if len(corpus.corpus().classes) > 1:

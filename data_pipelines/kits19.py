@@ -30,8 +30,8 @@ CORPORA = (
         cases=210,
         defects=(
             "stored with the body axis first; the affine says so",
-            "early label releases had errors that were mended later (MultiTalent trained on "
-            "mended labels)",
+            "early label releases had errors that were fixed later (MultiTalent trained on "
+            "fixed labels)",
             "case_00000 and case_00154 (and case_00146) are missing from MultiTalent's released "
             "plans",
         ),

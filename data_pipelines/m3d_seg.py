@@ -1,6 +1,7 @@
-"""M3D-Seg subsets: public corpora repackaged as arrays with sparse masks.
+r"""M3D-Seg subsets: public corpora repackaged as arrays with sparse masks.
 
-python -m data_pipelines.m3d_seg --raw /downloads/M3D_Seg --out /data/store --only M3D_0020_MSD_Liver
+python -m data_pipelines.m3d_seg --raw /downloads/M3D_Seg --out /data/store \
+  --only M3D_0020_MSD_Liver
 """
 
 from data_pipelines.declare import UNKNOWN, Layout, PublicCorpus, Twin, numbered

@@ -1,8 +1,8 @@
 """What each paper trains on, as lists of public corpora: what a config puts into `c.data`.
 
     from data_pipelines import pools
-    c.data.update(pools.multitalent.data())       # declared, share, rename; the files are found below c.data.root
-    c.data.declared = pools.m4oe.declared()       # the corpora alone
+    c.data.update(pools.multitalent.data())  # declared, share, rename; files are below c.data.root
+    c.data.declared = pools.m4oe.declared()  # the corpora alone
 
 A pool never changes a corpus: it says which of its cases, classes and modality names the paper
 used, and which classes it held to be one.

@@ -1,6 +1,7 @@
-"""TotalSegmentator CT: v1 (104 structures), its organ part (17) and v2 (117).
+r"""TotalSegmentator CT: v1 (104 structures), its organ part (17) and v2 (117).
 
-python -m data_pipelines.totalsegmentator --raw /downloads/Totalsegmentator_dataset_v201 --out /data/store --only TotalSegmentator_v2
+python -m data_pipelines.totalsegmentator --raw /downloads/Totalsegmentator_dataset_v201 \
+  --out /data/store --only TotalSegmentator_v2
 """
 
 from data_pipelines.anatomy import canonical

@@ -14,7 +14,9 @@ from medjax.runs import hosts
 
 STANDIN = """#!/usr/bin/env bash
 case "$*" in *socket*) echo 4711; exit ;; esac
-echo "$(basename "$0") $* | $MEDJAX_COORDINATOR $MEDJAX_PROCESSES $MEDJAX_PROCESS $MEDJAX_DISTRIBUTED $MEDJAX_EXTRA" >>"$CALLS"
+settings="$MEDJAX_COORDINATOR $MEDJAX_PROCESSES $MEDJAX_PROCESS"
+settings="$settings $MEDJAX_DISTRIBUTED $MEDJAX_EXTRA"
+echo "$(basename "$0") $* | $settings" >>"$CALLS"
 [ "${FAILING:-none}" != "${MEDJAX_PROCESS:-}" ] || exit 3
 [ "${FAILING:-none}" = none ] || exec sleep 60
 """

@@ -107,7 +107,7 @@ def torch_zip(path: Path, words: bytes, members: Mapping[str, bytes] | None = No
 
 
 def bomb(path: Path, name: str, mebibytes: int, others: Mapping[str, bytes] | None = None) -> Path:
-    """A zip whose member `name` inflates to so many MiB of zeros, written without deflating them."""
+    """A zip whose member `name` inflates to so many MiB of zeros, which are never written out."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     first = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)

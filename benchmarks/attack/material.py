@@ -31,8 +31,9 @@ def get_config(variant=None):
     c = base_config()
     with c.unlocked():
         c.model = ordered(dict(
-            name="unet", features=(2, 3), strides=((1,) * 3, (2,) * 3), kernels=((1,) * 3, (3,) * 3), convs_per_stage=1,
-            convs_per_stage_decoder=1, deep_supervision=False,
+            name="unet", features=(2, 3), strides=((1,) * 3, (2,) * 3),
+            kernels=((1,) * 3, (3,) * 3), convs_per_stage=1, convs_per_stage_decoder=1,
+            deep_supervision=False,
         ))
         c.augment = ordered(dict(on=False))
     c.train.patch, c.train.batch, c.train.steps = (8, 8, 8), 2, 4

@@ -39,7 +39,7 @@ def _long_prepare(site: Site, n: int = 14) -> Path:
 def _stopped(
     site: Site, number: int, when, *words: object, entry: str = "medjax.cli"
 ) -> tuple[Said, int]:
-    """A command stopped by a signal when something has happened; what was said, and its process id."""
+    """A command stopped by a signal when `when` holds: what it printed, and its process id."""
     log = site.path(f"log-{time.monotonic_ns()}.txt")
     process = start(*words, log=log, entry=entry)
     return told(process, log, when, number), process.pid

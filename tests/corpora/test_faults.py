@@ -1,36 +1,44 @@
-"""The faults a data set or a run can meet, planted, and what is said of each.
+"""The faults that a data set or a run can have, planted, and the report of each.
 
 Verification is tested here, for every fault at once, by what `benchmarks/faults.py` plants. Which
 tests show the rest:
 
-   1-4    damaged files            test_truncated_gzip, test_crc_mismatch_and_damaged_stream, test_not_nifti,
-                                   test_shorter_than_the_header_says
+   1-4    damaged files            test_truncated_gzip, test_crc_mismatch_and_damaged_stream,
+                                   test_not_nifti, test_shorter_than_the_header_says
    5      unreadable               test_unreadable_permissions, test_missing_broken_link_folder_pair
    6-7    odd names                test_odd_names_and_content_by_magic, test_odd_names_need_no_shell
-   8-9    orientations, oblique    test_forward_then_inverse_is_identical, test_any_file_comes_back_as_it_was
+   8-9    orientations, oblique    test_forward_then_inverse_is_identical,
+                                   test_any_file_comes_back_as_it_was
   10      shear                    test_shear, test_tiny_shear_is_removed_about_the_centre
-  11-12   sform, qform, codes      test_sform_before_qform_before_pixdim, test_both_codes_zero_use_pixdim, test_forms_and_codes
+  11-12   sform, qform, codes      test_sform_before_qform_before_pixdim,
+                                   test_both_codes_zero_use_pixdim, test_forms_and_codes
   13-14   image and label apart    test_same_geometry, test_label_one_slice_short_is_resampled
   15      voxel size, NaN affine   test_unusable_pixdim, test_unusable_affine
   16      anisotropy               test_anisotropic_scan_keeps_its_slices
   17      channels apart           test_channels_of_a_case, test_channels_on_different_grids
-  18-19   NaN, constant            test_nonfinite_voxels_are_counted_and_placed, test_constant_image_warns_and_becomes_zero
+  18-19   NaN, constant            test_nonfinite_voxels_are_counted_and_placed,
+                                   test_constant_image_warns_and_becomes_zero
   20-21   types                    test_values_are_nibabels, test_rgb_and_complex
-  22-24   label values             test_labels_are_whole_and_not_negative, test_sparse_values_and_ignore,
+  22-24   label values             test_labels_are_whole_and_not_negative,
+                                   test_sparse_values_and_ignore,
                                    test_sparse_values_round_trip_and_undeclared_ones_are_named_with_counts
-  25-26   nothing there            test_constant_image_and_empty_label, test_annotated_class_that_never_occurs,
+  25-26   nothing there            test_constant_image_and_empty_label,
+                                   test_annotated_class_that_never_occurs,
                                    test_a_class_that_never_occurs_has_n_zero_and_no_nan
-  27-28   2D, 4D                   test_two_dimensions_one_slice_and_frames, test_four_dimensions_are_channels
+  27-28   2D, 4D                   test_two_dimensions_one_slice_and_frames,
+                                   test_four_dimensions_are_channels
   29      smaller than the patch   test_patch_larger_than_the_volume_in_every_axis
   30      many classes             test_memory_does_not_grow_with_classes_times_volume
-  31-33   kill, signal             test_a_run_killed_twice_equals_the_one_that_was_not, test_a_killed_write_leaves_the_previous_checkpoint,
+  31-33   kill, signal             test_a_run_killed_twice_equals_the_one_that_was_not,
+                                   test_a_killed_write_leaves_the_previous_checkpoint,
                                    test_a_signal_saves_and_the_run_goes_on_later
   34      kill while preparing     test_killed_and_resumed, test_continue_trusts_complete_cases_only
   35      full disk                test_a_full_disk_is_a_clean_error_and_the_old_checkpoint_stays,
                                    test_a_full_disk_leaves_nothing_under_a_final_name
   36      a worker raises          test_any_other_failure_names_the_case_too
   37      two jobs, one store      test_two_processes_share_a_store
-  38      nothing found, typos     test_nothing_found_says_what_was_searched_for, test_usage_errors_exit_2_with_a_suggestion
+  38      nothing found, typos     test_nothing_found_says_what_was_searched_for,
+                                   test_usage_errors_exit_2_with_a_suggestion
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Lists of scans as people and spreadsheets write them: right, or one sentence with file and line."""
+"""Lists of scans as people and spreadsheets write them: read, or an error with file and line."""
 
 import json
 import os

@@ -303,7 +303,8 @@ def test_the_budget_is_for_all_names_together(monkeypatch):
     monkeypatch.setattr("medjax.corpora.patterns.PER_NAME_S", 0.05)
     with pytest.raises(
         UsageError,
-        match=r"list\.json: the \"patients\" expression takes too long for 'aaa.*found \^\(a\|a\)\*\$",
+        match=r"list\.json: the \"patients\" expression takes too long for 'aaa"
+        r".*found \^\(a\|a\)\*\$",
     ):
         Pattern(r"^(a|a)*$", '"patients"', "list.json", UsageError).search("a" * 200 + "!")
     pattern = Pattern(r"^case_(\d+)_[a-z]{1,9}$", '"patients"')

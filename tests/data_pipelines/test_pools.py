@@ -49,7 +49,7 @@ def test_multitalent_has_13_sets_1477_cases_47_classes_and_three_nested_regions(
 
 
 def test_multitalents_label_map_is_global_id_minus_one():
-    """Source ids -> global ids of the released map; global id = channel + 1 of the innermost class."""
+    """Source ids -> global ids of the released map: channel + 1 of the innermost class."""
     space = _space(pools.multitalent)
     released = {
         "003_Liver": {1: 1, 2: 2},

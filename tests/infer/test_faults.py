@@ -472,7 +472,8 @@ if sys.argv[2] == "slow":
             time.sleep(60)
         original(source, target)
     os.replace = slow
-result = predict.predict_cases(make_predictor(), find_inputs(folder / "in", channels=1), folder / "out", "Liver", continue_=True)
+cases = find_inputs(folder / "in", channels=1)
+result = predict.predict_cases(make_predictor(), cases, folder / "out", "Liver", continue_=True)
 print(result.ok, result.skipped)
 """
 

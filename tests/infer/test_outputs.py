@@ -449,7 +449,8 @@ def slow(path, *given, **more):
 nifti.write = slow
 def work():
     files = predict.Files(probabilities=True)
-    predict.predict_cases(make_predictor(), find_inputs(sys.argv[1] + "/in", channels=1), sys.argv[1] + "/out", "Liver", files=files)
+    cases = find_inputs(sys.argv[1] + "/in", channels=1)
+    predict.predict_cases(make_predictor(), cases, sys.argv[1] + "/out", "Liver", files=files)
     return 0
 sys.exit(border.guarded(work))
 """

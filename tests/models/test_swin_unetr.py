@@ -433,7 +433,7 @@ RECORDED = {
 
 @pytest.mark.parametrize("sides, use_v2", [((32, 32, 64), False), ((64, 96), True)])
 def test_recorded_numbers_of_monai(sides, use_v2):
-    """Three axes with padded, shifted and shrunken windows; two axes with the convolutions of V2."""
+    """3D with padded, shifted and shrunken windows; 2D with the convolutions of V2."""
     module = swin_unetr.make(2, feature_size=12, dims=len(sides), use_v2=use_v2)
     logits = np.asarray(
         _apply(module, _recorded_weights(module, sides, use_v2), _recorded_image(*sides))["logits"][

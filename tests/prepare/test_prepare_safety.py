@@ -509,7 +509,8 @@ plan = Plan({"A": (1.0, 1.0, 1.0)}, {"MRI": Intensity("zscore")})
 result = prepare(corpus, cases, plan, sys.argv[2], packed=sys.argv[3] == "packed")
 print(result.ok)
 for f in result.failed:
-    print(f["case"], f["error"], f.get("path"), f["message"], f.get("fix"), "traceback" in f, sep="|")
+    given = f["case"], f["error"], f.get("path"), f["message"], f.get("fix"), "traceback" in f
+    print(*given, sep="|")
 """
 
 
@@ -541,7 +542,7 @@ def test_files_that_cannot_grow_are_a_sentence_and_the_others_go_on(tmp_path, re
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_from_the_beginning(raw, monkeypatch, number):
-    """Not even the lock can be written: every case is told of, and what is up to date can be used."""
+    """Not even the lock can be written: every case is reported; cases up to date can be used."""
     corpus, cases, root = raw
     prepare(corpus, cases[:1], plan_of(corpus), root)
 

@@ -372,11 +372,13 @@ for k in range(700):
     folder = Path(sys.argv[1]) / f"case_{k}"
     folder.mkdir()
     image, label = np.full((2, 3, 4, 1), k, np.int16), np.full((2, 3, 4), k % 3, np.uint8)
-    store.write_case(folder, image, label, {"1": np.zeros((1, 3), np.int32)}, {"shape": [2, 3, 4], "voxels": {}})
+    locations = {"1": np.zeros((1, 3), np.int32)}
+    store.write_case(folder, image, label, locations, {"shape": [2, 3, 4], "voxels": {}})
 for turn in range(2):
     for k in range(700):
         case = store.open_case(Path(sys.argv[1]) / f"case_{k}")
-        assert case.image((slice(0, 1),)).max() == k and case.label().min() == k % 3 and case.locations["1"].shape == (1, 3)
+        assert case.image((slice(0, 1),)).max() == k and case.label().min() == k % 3
+        assert case.locations["1"].shape == (1, 3)
         total += 1
 print(total)
 """

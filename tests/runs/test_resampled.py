@@ -1,4 +1,4 @@
-"""Scores on the network's grid: the two rules for empty classes, and nested regions of a softmax."""
+"""Scores on the network's grid: two rules for empty classes, and nested regions of a softmax."""
 
 import types
 

@@ -51,7 +51,7 @@ STAGES = {
 
 
 def stopped(folder, stage, number, *flags):
-    """Exit code, output and seconds until the process ended, after one signal in the named stage."""
+    """Exit code, output and seconds to the end of the process, after one signal in that stage."""
     (folder / "config.py").write_text(CONFIG + BUSY + STAGES[stage])
     process = start(folder, "--config=config.py", "--workdir=new", *flags)
     seen, steps = "", folder / "new" / "metrics.jsonl"

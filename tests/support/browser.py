@@ -175,9 +175,8 @@ class Page:
                 + " ".join(str(a.get("value", a.get("description"))) for a in given["args"])
             )
         elif message.get("method") == "Runtime.exceptionThrown":
-            self.console.append(
-                f"exception: {given['exceptionDetails'].get('exception', {}).get('description', given)}"
-            )
+            exception = given["exceptionDetails"].get("exception", {})
+            self.console.append(f"exception: {exception.get('description', given)}")
         elif message.get("method") == "Log.entryAdded" and given["entry"]["level"] in (
             "error",
             "warning",

@@ -1,9 +1,10 @@
 """Small DICOM objects for tests: an image series, a DICOM-SEG of overlapping segments and an
 RTSTRUCT, all on one grid.
 
-files, affine = write_series(folder, array)        array (z, y, x) int16; affine (x, y, z) voxel -> RAS+ mm
-write_segmentation(path, files, {"liver": mask})   masks (z, y, x) bool
-write_structures(path, files, {"liver": [...]})    polygons: (slice, [(x, y), ...]) in voxels
+files, affine = write_series(folder, array)       # array (z, y, x) int16;
+                                                  # affine (x, y, z) voxel -> RAS+ mm
+write_segmentation(path, files, {"liver": mask})  # masks (z, y, x) bool
+write_structures(path, files, {"liver": [...]})   # polygons: (slice, [(x, y), ...]) in voxels
 """
 
 from pathlib import Path

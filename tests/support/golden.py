@@ -1,7 +1,7 @@
 """What every network computes, stored: statistics, some voxels and the gradients of tiny networks.
 
     python -m tests.support.golden                 # deviations from tests/golden/networks.json
-    python -m tests.support.golden --write [NAME]  # store them anew: only if a network was meant to change
+    python -m tests.support.golden --write [NAME]  # replace them; only for intended changes
 
 Parameters, images and the scalar whose gradient is taken are numpy's and depend on nothing but
 names and shapes. No parameter has a value at which a path falls silent: biases, position tables
@@ -242,7 +242,7 @@ def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def parameters(abstract: Any) -> Any:
-    """Arrays for a tree of shapes: kernels of gain 1, scales about 1, everything else far from 0."""
+    """Arrays for a tree of shapes: kernels of gain 1, scales about 1, all else far from 0."""
 
     def fill(keys: Any, leaf: Any) -> np.ndarray:
         name = path_of(keys)
@@ -276,7 +276,7 @@ def inputs(case: Case) -> tuple[jax.Array, dict[str, jax.Array] | None]:
 def run(
     case: Case, *, gradients: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """({output: array}, {parameter: gradient of the scalar}); without gradients the latter is {}."""
+    """({output: array}, {parameter: gradient of the scalar}); {} without gradients."""
     module = build("models", case.model, **case.arguments)
     image, context = inputs(case)
     params = parameters(jax.eval_shape(module.init, jax.random.key(0), image, None)["params"])

@@ -1,7 +1,13 @@
 """Small synthetic raw corpora for tests: NIfTI folders in the MSD or nnU-Net layout, with blobs
-whose intensity tells their label.
+whose intensity depends on their label.
 
-    write_corpus(tmp_path / "Task01_Blobs", n=4, shape=(20, 24, 22), layout="msd", labels={"organ": 1, "tumour": 2}) -> folder
+    folder = write_corpus(
+        tmp_path / "Task01_Blobs",
+        n=4,
+        shape=(20, 24, 22),
+        layout="msd",
+        labels={"organ": 1, "tumour": 2},
+    )
 
 Shapes and spacings are (z, y, x); files hold (x, y, z), stored as RAS unless `axcodes` says
 otherwise.

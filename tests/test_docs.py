@@ -1,0 +1,85 @@
+"""The pages of the repository name files, modules, verbs and flags that exist."""
+
+import argparse
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from medjax import commands
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "benchmarks/results/*.md")
+    for page in sorted(ROOT.glob(pattern))
+]
+FOLDERS = "medjax|tests|configs|data_pipelines|benchmarks|docs"
+PLACEHOLDERS = re.compile(r"\b(X|NAME|FILE)\b|<\w+>")  # configs/X.py, <family>.py
+
+
+def text_of(page: str) -> str:
+    """The page, with commands that a backslash continues on one line."""
+    return re.sub(r"\\\n\s*", "", (ROOT / page).read_text())
+
+
+def code_of(text: str) -> list[str]:
+    """Lines of fenced blocks, without comments, and inline code."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.M | re.S)
+    lines = [line.split(" # ")[0] for block in blocks for line in block.splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+@pytest.fixture(scope="module")
+def verbs() -> dict[str, set[str]]:
+    """Verb -> its flags."""
+    parsers = argparse.ArgumentParser().add_subparsers()
+    for module in commands.modules():
+        module.add(parsers)
+    return {verb: set(parser._option_string_actions) for verb, parser in parsers.choices.items()}
+
+
+def test_there_are_pages():
+    assert {"README.md", "SECURITY.md", "docs/data.md", "benchmarks/RESULTS.md"} <= set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_exist(page):
+    named = re.findall(rf"(?<![\w/.:-])((?:{FOLDERS})/[\w./<>-]*\w)", text_of(page))
+    missing = [p for p in named if not PLACEHOLDERS.search(p) and not (ROOT / p).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text_of(page))
+    local = [link for link in links if not link.startswith(("http:", "https:", "mailto:"))]
+    assert not [link for link in local if not ((ROOT / page).parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_exist(page):
+    text = text_of(page)
+    named = re.findall(r"python -m ((?:medjax|benchmarks|data_pipelines|tests)[\w.]*\w)", text)
+    named += re.findall(r"^from ([\w.]+) import", text, re.M)
+    named = [name for name in named if not PLACEHOLDERS.search(name)]
+    assert not [name for name in named if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_verbs_and_their_flags_exist(page, verbs):
+    missing = []
+    for line in code_of(text_of(page)):
+        for verb, rest in re.findall(r"^\s*medjax ([a-z][a-z-]*)(.*)", line):
+            if verb not in verbs:
+                missing.append(f"medjax {verb}")
+            elif verb != "train":  # its flags are those of medjax.main
+                flags = re.findall(r"(?<=[\s\[])--?[a-z][a-z-]*", rest)
+                missing += [f"medjax {verb} {flag}" for flag in flags if flag not in verbs[verb]]
+    assert not missing
+
+
+def test_every_verb_is_on_a_page(verbs):
+    text = "\n".join(text_of(page) for page in PAGES)
+    assert not [verb for verb in verbs if f"medjax {verb}" not in text]
