@@ -23,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.attack import surfaces
 from benchmarks.attack.harness import ENVIRONMENT, REPOSITORY, Row, memory_of, signal_name
+from benchmarks.attack.held_by import HELD_BY
 
 MEMORY_GIB = 6.0  # of a worker: beyond it the row has failed
 
@@ -177,6 +178,24 @@ def line(result: dict) -> str:
     )
 
 
+def table(results: Sequence[dict]) -> str:
+    """Markdown: every row, its outcome before the fixes and now, and the test that holds it."""
+    lines = ["| row | fault | before | now | variants | test |", "|---|---|---|---|---|---|"]
+    for result in results:
+        judged = [s for s in result["seen"] if s["ok"] is not None]
+        right = sum(bool(s["ok"]) for s in judged)
+        cells = (
+            result["id"],
+            result["what"].replace("|", "\\|"),
+            result["before"],
+            result["verdict"],
+            f"{right}/{len(judged)}",
+            f"`tests/{HELD_BY[result['id']]}`",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the attack; 1 if a row fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -189,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", default="", metavar="OUT", help="write everything that was seen there"
     )
+    parser.add_argument("--table", default="", metavar="OUT", help="write a Markdown table there")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     args = parser.parse_args(argv)
     known = surfaces.load()
@@ -220,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+    if args.table:
+        Path(args.table).write_text(table(results))
     return 1 if counts["FAIL"] else 0
 
 

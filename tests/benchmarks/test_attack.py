@@ -7,6 +7,7 @@ import dataclasses
 from benchmarks.attack import __main__ as attack
 from benchmarks.attack import harness, surfaces
 from benchmarks.attack.harness import Said
+from benchmarks.attack.held_by import HELD_BY
 
 IDS = {
     *(f"D{i}" for i in range(1, 9)),
@@ -89,3 +90,10 @@ def test_a_fast_subset_passes(tmp_path):
     failed = [attack.line(r) for r in results if r["verdict"] == "FAIL"]
     assert not failed, "\n".join(failed)
     assert {r["id"] for r in results} == set(FAST) and all(r["verdict"] == "pass" for r in results)
+
+
+def test_every_row_is_held_by_a_test_that_exists(repository):
+    assert set(HELD_BY) == set(surfaces.load())
+    for place in HELD_BY.values():
+        file, function = place.split("::")
+        assert f"def {function}(" in (repository / "tests" / file).read_text(), place
