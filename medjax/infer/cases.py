@@ -13,10 +13,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from medjax.corpora.cases import failure, free_memory
+from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, segment, write
@@ -113,6 +113,8 @@ def predict_cases(
     notes: dict | None = None,
     warn: Callable[[str], None] | None = None,
     reading: formats.Reading = formats.AS_STORED,
+    checked: outputs.Checked | None = None,
+    ahead: Mapping[str, Forecast] | None = None,
 ) -> Result:
     """Predicts every case and writes its files.
 
@@ -126,6 +128,8 @@ def predict_cases(
         "failed").
       notes: further fields of the manifest. reading: how the scans are read.
       warn: receives what a user should know of a prediction; default Python's warnings.
+      checked: what `outputs.check` returned for these cases, if it was called before.
+      ahead: what `forecasts` returned for these cases, if it was called before.
 
     Returns: `Result`.
     Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash,
@@ -140,7 +144,9 @@ def predict_cases(
     predictor.warn = warn = warn or predictor.warn
     classes = segment.wanted_classes(space, corpus, files.classes)
     maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
-    fine, too_long = outputs.check(cases, folder, files, classes, maps, overwrite=overwrite)
+    fine, too_long = checked or outputs.check(
+        cases, folder, files, classes, maps, overwrite=overwrite
+    )
     wanted = {
         "settings": predictor.settings() | files.settings() | reading.settings(),
         "corpus": corpus,
@@ -159,14 +165,16 @@ def predict_cases(
     ]
     for i, (name, status) in enumerate(skipped if progress else ()):
         progress(i + 1, len(cases), name, status)
+    if ahead is None:
+        ahead = forecasts(predictor, todo, corpus, files.classes)
     stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
-        predictor.forecast(
-            formats.read_geometry(case.images[0]), corpus, files.classes
-        )  # refuses what cannot fit before it is read
-        volume = formats.read_case(case.images, reading)
+        if case.name not in ahead or ahead[case.name].bytes > predictor.budget:
+            # says what is wrong with it, before its voxels are read
+            predictor.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)
+        volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
         prepared = predictor.prepare_all(volume, corpus)
         doubts = guard.doubts(predictor.model.plan, described.channels, volume, prepared[0])
@@ -175,7 +183,9 @@ def predict_cases(
                 volume, array=None
             )  # only its geometry is needed from here on
         stop.check()
-        inputs = {path: write.sha256(path) for path in case.files(labels=False)}
+        inputs = {
+            path: volume.hashes.get(path) or write.sha256(path) for path in case.files(labels=False)
+        }
         return {
             "volume": volume,
             "prepared": prepared,
@@ -248,9 +258,7 @@ def predict_cases(
         write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    work = pipeline.run(
-        todo, load, windows, export, _fit_together(predictor, todo, corpus, files), stop
-    )
+    work = pipeline.run(todo, load, windows, export, _fit_together(predictor, todo, ahead), stop)
     try:
         with contextlib.closing(work):
             for case, error in work:
@@ -338,14 +346,16 @@ def _in_words(case: Case, error: Exception) -> Exception:
     return error
 
 
-def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, files: Files) -> bool:
+def _fit_together(
+    predictor: Predictor, cases: Sequence[Case], ahead: Mapping[str, Forecast]
+) -> bool:
     """Whether the memory holds what three neighbouring cases need at a time: one being read, one
     predicted, one written.
     """
     if len(cases) < 2:
         return False
-    needs = [found.bytes for found in forecasts(predictor, cases, corpus, files.classes).values()]
-    return 2 * max(needs, default=0) <= (predictor.limit or free_memory() // 2)
+    needs = [ahead[case.name].bytes for case in cases if case.name in ahead]
+    return 2 * max(needs, default=0) <= predictor.budget
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medjax import files as disk
 from medjax.corpora.cases import failure
@@ -24,6 +24,15 @@ PAGE = "report.html"
 _OF_THE_CALL = re.compile(
     r"(run|statistics)(_part.*)?"
 )  # names that the files of a whole call have
+
+
+class Checked(NamedTuple):
+    """What `check` found: the cases that can be done, and failure records of those whose file names
+    would be too long.
+    """
+
+    cases: list[Case]
+    failed: list[dict]
 
 
 def of_case(case: str, files: Any, classes: Sequence[str], maps: Sequence[str]) -> list[str]:
@@ -60,7 +69,7 @@ def check(
     mine: Sequence[Case] | None = None,
     overwrite: bool = False,
     page: bool = False,
-) -> tuple[list[Case], list[dict]]:
+) -> Checked:
     """Makes the output folder, if nothing speaks against it.
 
     Args:
@@ -68,14 +77,12 @@ def check(
       files, classes, maps: see `of_case`. overwrite: also replace files that medjax did not write.
         page: report.html is written as well.
 
-    Returns: the cases of `mine` that can be done, and failure records of those whose file names
-      would be too long.
-    Raises: `UsageError`.
+    Returns: `Checked`, of `mine`. Raises: `UsageError`.
     """
-    if not cases:
+    mine = cases if mine is None else mine
+    if not mine:
         raise UsageError("no cases to predict", path=folder)
     _check_names(cases)
-    mine = cases if mine is None else mine
     planned = {case.name: of_case(case.name, files, classes, maps) for case in cases}
     too_long = {name: long for name, found in planned.items() if (long := _too_long(found))}
     call = of_call(files, page)
@@ -110,7 +117,7 @@ def check(
         for case in mine
         if case.name in too_long
     ]
-    return [case for case in mine if case.name not in too_long], failed
+    return Checked([case for case in mine if case.name not in too_long], failed)
 
 
 def manifests(folder: Path) -> dict[str, dict]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from medjax.corpora.cases import check_channels
+from medjax.corpora.cases import check_channels, free_memory
 from medjax.errors import PredictError, UsageError, did_you_mean
 from medjax.infer import memory, segment, tta
 from medjax.infer.model import Model, Prepared, Segmentation
@@ -138,6 +138,11 @@ class Predictor:
         corpora.
         """
         return len(self._programs)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the prediction of a case may use now."""
+        return self.limit if self.limit is not None else free_memory() // 2
 
     @property
     def device(self) -> Any:

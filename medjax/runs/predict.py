@@ -87,9 +87,12 @@ def predict(
         suffix,
         endings,
     )
-    written = segment.wanted_classes(space, described.name, files.settled(space.classes).classes)
+    files = files.settled(space.classes)
+    written = segment.wanted_classes(space, described.name, files.classes)
     maps = tuple(segment.UNCERTAINTIES) if options.get("uncertainty") else ()
-    outputs.check(cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page)
+    checked = outputs.check(
+        cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page
+    )
     if report:
         outputs.check_report(report, out, cases, overwrite=overwrite)
     predictor, warn = load_predictor(trained, **options), warn or say
@@ -97,9 +100,7 @@ def predict(
     if left := guard.unchecked(predictor.model.plan, described.channels):
         say(f"{shown(predictor.name)}: {left} are not compared with the scans")
     if max_memory_gib is not None:
-        predictor.program(
-            len(predictor.asked(classes or described_classes(predictor.model.space, described)))
-        )  # part of what is resident
+        predictor.program(len(predictor.asked(written)))  # part of what is resident
         left = int(max_memory_gib * GIB) - resident()
         if left <= 0:
             raise UsageError(
@@ -108,14 +109,8 @@ def predict(
                 expected=f"{max_memory_gib}",
             )
         predictor.limit = left
-    say(
-        outlook(
-            forecasts(predictor, mine, described.name, classes),
-            len(mine),
-            predictor,
-            max_memory_gib,
-        )
-    )
+    ahead = forecasts(predictor, mine, described.name, files.classes)
+    say(outlook(ahead, len(mine), predictor, max_memory_gib))
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
     result = predict_cases(
         predictor,
@@ -129,6 +124,8 @@ def predict(
         notes=notes,
         warn=warn,
         reading=reading,
+        checked=checked,
+        ahead=ahead,
     )
     if report:
         write.write_json(report, result.manifest)
@@ -171,17 +168,6 @@ def protocol(
             fix="choose another --corpus, or add --one-file-per-class",
         )
     return found
-
-
-def described_classes(space: LabelSpace, corpus: Corpus) -> tuple[str, ...]:
-    """The global classes that a corpus annotates, in channel order."""
-    return tuple(
-        name
-        for name, known in zip(
-            space.classes, space.known[space.corpus_index(corpus.name)], strict=True
-        )
-        if known
-    )
 
 
 def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:

@@ -571,7 +571,7 @@ def test_names_with_control_codes_and_bytes_that_are_no_text(run, tmp_path, caps
     for name in (b"red\x1b[2J.nii.gz", b"latin\xe9.nii.gz", b"cost $x_{$.nii.gz"):
         path = put(tmp_path / "in" / "x.nii.gz", array)
         os.rename(path, os.fsencode(path.parent) + b"/" + name)
-    shutil.copy(ROOT / "tests" / "make_run.py", tmp_path / "in" / "bad\x1b[31m.nii.gz")
+    shutil.copy(ROOT / "tests" / "support" / "run.py", tmp_path / "in" / "bad\x1b[31m.nii.gz")
     given = [
         "predict",
         "-m",
