@@ -1,6 +1,6 @@
-"""Many scans through one predictor: each case on its own, resumable, with a manifest.
+"""Many scans through one segmenter: each case on its own, resumable, with a manifest.
 
-In: a `Predictor`, cases (see `data/inputs.find_inputs`) and an output folder. Out: the files of
+In: a `Segmenter`, cases (see `corpora/inputs.find_inputs`) and an output folder. Out: the files of
 `infer/write.py`, and which cases went well. Three stages work side by side, each on one case at a
 time: reading and preparing, windows on the device, writing; where the memory allowed does not hold
 two cases, they take turns. A case that fails at any stage is recorded with its reason and the
@@ -19,12 +19,12 @@ from pathlib import Path
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
-from medjax.infer import guard, outputs, owned, pipeline, segment, write
+from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
-from medjax.infer.predictor import Model, Predictor, Prepared, Segmentation
+from medjax.infer.model import Prepared, Segmentation
+from medjax.infer.scores import UNCERTAINTIES
+from medjax.infer.segmenter import Segmenter, wanted_classes
 from medjax.scans import formats, nifti
-
-__all__ = ["Files", "Model", "Predictor", "Result", "Segmentation", "forecasts", "predict_cases"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 Extra = Callable[
@@ -101,7 +101,7 @@ class Result:
 
 
 def predict_cases(
-    predictor: Predictor,
+    segmenter: Segmenter,
     cases: Sequence[Case],
     out_folder: str | os.PathLike,
     corpus: str,
@@ -136,24 +136,24 @@ def predict_cases(
       outputs that would overwrite inputs or files that medjax did not write, a folder that cannot
       be written to.
     """
-    folder, space = Path(out_folder), predictor.model.space
+    folder, space = Path(out_folder), segmenter.model.space
     described = space.corpora[space.corpus_index(corpus)]
     files = files.settled(space.classes)
     for name in files.classes or ():
         space.class_index(name)
-    predictor.warn = warn = warn or predictor.warn
-    classes = segment.wanted_classes(space, corpus, files.classes)
-    maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
+    segmenter.warn = warn = warn or segmenter.warn
+    classes = wanted_classes(space, corpus, files.classes)
+    maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
     fine, too_long = checked or outputs.check(
         cases, folder, files, classes, maps, overwrite=overwrite
     )
     wanted = {
-        "settings": predictor.settings() | files.settings() | reading.settings(),
+        "settings": segmenter.settings() | files.settings() | reading.settings(),
         "corpus": corpus,
     }
     manifest = (
         _manifest(folder, files, notes)
-        | {"versions": write.versions(), "device": _device(predictor)}
+        | {"versions": write.versions(), "device": _device(segmenter)}
         | wanted
     )
     kept = _complete(folder, fine, wanted, manifest["cases"], warn) if continue_ else []
@@ -166,18 +166,18 @@ def predict_cases(
     for i, (name, status) in enumerate(skipped if progress else ()):
         progress(i + 1, len(cases), name, status)
     if ahead is None:
-        ahead = forecasts(predictor, todo, corpus, files.classes)
+        ahead = forecasts(segmenter, todo, corpus, files.classes)
     stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
-        if case.name not in ahead or ahead[case.name].bytes > predictor.budget:
+        if case.name not in ahead or ahead[case.name].bytes > segmenter.budget:
             # says what is wrong with it, before its voxels are read
-            predictor.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)
+            segmenter.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)
         volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
-        prepared = predictor.prepare_all(volume, corpus)
-        doubts = guard.doubts(predictor.model.plan, described.channels, volume, prepared[0])
+        prepared = segmenter.prepare_all(volume, corpus)
+        doubts = guard.doubts(segmenter.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(
                 volume, array=None
@@ -201,7 +201,7 @@ def predict_cases(
             gathering.append(gathered)
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
-            found = predictor.segment(
+            found = segmenter.segment(
                 given["volume"],
                 corpus,
                 classes=files.classes,
@@ -253,12 +253,12 @@ def predict_cases(
         manifest.update(
             seconds=_since(started),
             peak_memory_gib=round(_peak() / GIB, 3),
-            programs=predictor.compiled,
+            programs=segmenter.compiled,
         )
         write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    work = pipeline.run(todo, load, windows, export, _fit_together(predictor, todo, ahead), stop)
+    work = pipeline.run(todo, load, windows, export, _fit_together(segmenter, todo, ahead), stop)
     try:
         with contextlib.closing(work):
             for case, error in work:
@@ -293,7 +293,7 @@ def predict_cases(
 
 
 def forecasts(
-    predictor: Predictor, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
+    segmenter: Segmenter, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
 ) -> dict[str, Forecast]:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
     are left out: they fail later.
@@ -301,7 +301,7 @@ def forecasts(
     found = {}
     for case in cases:
         with contextlib.suppress(Exception):
-            found[case.name] = predictor.forecast(
+            found[case.name] = segmenter.forecast(
                 formats.read_geometry(case.images[0]), corpus, classes
             )
     return found
@@ -347,7 +347,7 @@ def _in_words(case: Case, error: Exception) -> Exception:
 
 
 def _fit_together(
-    predictor: Predictor, cases: Sequence[Case], ahead: Mapping[str, Forecast]
+    segmenter: Segmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
 ) -> bool:
     """Whether the memory holds what three neighbouring cases need at a time: one being read, one
     predicted, one written.
@@ -355,7 +355,7 @@ def _fit_together(
     if len(cases) < 2:
         return False
     needs = [ahead[case.name].bytes for case in cases if case.name in ahead]
-    return 2 * max(needs, default=0) <= predictor.budget
+    return 2 * max(needs, default=0) <= segmenter.budget
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
@@ -383,8 +383,8 @@ def _is_there(folder: Path, case: str) -> bool:
     )
 
 
-def _device(predictor: Predictor) -> str:
-    return f"{predictor.device.platform}:{predictor.device.id} {predictor.device.device_kind}"
+def _device(segmenter: Segmenter) -> str:
+    return f"{segmenter.device.platform}:{segmenter.device.id} {segmenter.device.device_kind}"
 
 
 def _since(started: float) -> float:

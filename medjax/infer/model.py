@@ -58,7 +58,7 @@ class Segmentation(NamedTuple):
     """Raw label values (z, y, x) on the stored grid, the masks of the predicted classes (which may
     overlap), and maps that were asked for.
 
-    maps: name -> (z, y, x) float32 on the stored grid, see `segment.UNCERTAINTIES`.
+    maps: name -> (z, y, x) float32 on the stored grid, see `scores.UNCERTAINTIES`.
     changes: what postprocessing did, class -> operation -> voxels removed or added; empty where
     none was asked for.
     """

@@ -39,7 +39,7 @@ def of_case(case: str, files: Any, classes: Sequence[str], maps: Sequence[str]) 
     """Every file of a case, relative to the output folder; its sidecar last.
 
     Args:
-      files: a `predict.Files`. classes: those that are predicted. maps: names of the uncertainty
+      files: a `cases.Files`. classes: those that are predicted. maps: names of the uncertainty
         maps.
     """
     names = [f"{case}.nii.gz"]

@@ -12,7 +12,7 @@ import pytest
 
 from medjax import cli
 from medjax.infer import outputs
-from medjax.infer.predictor import Predictor
+from medjax.infer.segmenter import Segmenter
 from tests.support.raw import make_case, save
 from tests.support.run import make_run
 
@@ -72,12 +72,17 @@ def test_the_hashes_are_those_of_the_files(root, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--one-file-per-class"], ["--max-memory", "6"]])
 def test_forecasts_and_outputs_are_made_once(root, tmp_path, monkeypatch, options):
     counts = collections.Counter()
-    for owner, name in ((Predictor, "forecast"), (outputs, "check")):
 
-        def spy(*args, name=name, real=getattr(owner, name), **kwargs):
+    def count(owner, name):
+        real = getattr(owner, name)
+
+        def spy(*args, **kwargs):
             counts[name] += 1
             return real(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, spy)
+
+    count(Segmenter, "forecast")
+    count(outputs, "check")
     assert predict(root, tmp_path / "out", "--no-html", *options) == 0
     assert counts == {"forecast": 3, "check": 1}
