@@ -2,9 +2,9 @@
 
 In: a `Segmenter`, cases (see `corpora/inputs.find_inputs`) and an output folder. Out: the files of
 `infer/write.py`, and which cases went well. Three stages work side by side, each on one case at a
-time: reading and preparing, windows on the device, writing; where the memory allowed does not hold
-two cases, they take turns. A case that fails at any stage is recorded with its reason and the
-others go on.
+time: reading and preparing, windows on the device, writing; if the memory allowed does not hold
+two cases, they run one after another. A case that fails at any stage is recorded with its reason
+and the others go on.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Files:
         folder), returns their names.
       endings: what the names of these files add to that of the case, so that they can be checked
         beforehand.
-      suffix: tells the run.json and statistics.csv of parallel calls on one folder apart.
+      suffix: distinguishes run.json and statistics.csv of parallel calls on one folder.
     """
 
     classes: tuple[str, ...] | None = None
@@ -58,7 +58,7 @@ class Files:
 
     @property
     def manifest(self) -> str:
-        """Name of the file that tells of the whole call."""
+        """Name of the file that describes the whole call."""
         return f"run{self.suffix}.json"
 
     @property
@@ -121,8 +121,8 @@ def predict_cases(
     Args:
       corpus: the corpus of the label space whose plan to follow and whose label values to write.
       files: what to write.
-      continue_: leave cases alone that an earlier call with the same settings completed from the
-        same inputs; partial or changed files are never trusted.
+      continue_: skip cases that an earlier call with the same settings completed from the same
+        inputs; cases with missing or changed files are predicted again.
       overwrite: also replace files that medjax did not write.
       progress: called after every case with (done, total, name, "predicted" | "complete" |
         "failed").
@@ -359,9 +359,7 @@ def _fit_together(
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
-    """A manifest that still knows the cases of earlier calls whose files are there, and the tables
-    that these wrote.
-    """
+    """A manifest that keeps the cases of earlier calls whose files exist, and their tables."""
     earlier = outputs.manifests(folder).get(files.manifest, {})
     cases = {
         name: entry

@@ -1,9 +1,9 @@
-"""How a case is cut so that its prediction fits into the memory allowed, and what it will take:
-known before it starts.
+"""How a case is cut so that its prediction fits into the memory allowed, and a forecast of what it
+takes.
 
 In: sizes (grids, window, classes) and a budget in bytes. Out: strips of the scan's y axis to work
-through one after the other, and a `Forecast`. Fewer windows under way come first, strips second: a
-window that touches two strips is computed twice.
+through one after the other, and a `Forecast`. The number of windows under way is
+reduced first, because a window that touches two strips is computed twice.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ def refuse(needed: int, budget: int, path: str = "") -> NoReturn:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that a device's memory did not suffice."""
+    """Whether an error means that a device is out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "RESOURCE_EXHAUSTED" in type(error).__name__
 
 

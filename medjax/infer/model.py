@@ -46,8 +46,8 @@ class Model:
 
 
 class Prepared(NamedTuple):
-    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and how it
-    came there.
+    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and the
+    transform that produced it.
     """
 
     image: np.ndarray
@@ -59,8 +59,8 @@ class Segmentation(NamedTuple):
     overlap), and maps that were asked for.
 
     maps: name -> (z, y, x) float32 on the stored grid, see `scores.UNCERTAINTIES`.
-    changes: what postprocessing did, class -> operation -> voxels removed or added; empty where
-    none was asked for.
+    changes: what postprocessing did, class -> operation -> voxels removed or added; empty without
+    postprocessing.
     """
 
     label_map: np.ndarray

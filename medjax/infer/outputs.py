@@ -1,5 +1,4 @@
-"""Which files a prediction will write, and everything that speaks against writing them, before
-anything is computed.
+"""The files that a prediction will write, checked before anything is computed.
 
 In: cases, an output folder and what is to be written. Out: the cases that can be done, records of
 those that cannot, or a `UsageError`: names that clash, a file that medjax did not write, an input
@@ -70,7 +69,7 @@ def check(
     overwrite: bool = False,
     page: bool = False,
 ) -> Checked:
-    """Makes the output folder, if nothing speaks against it.
+    """Makes the output folder, if all files can be written.
 
     Args:
       cases: of all calls that share the work. mine: those of this call; default all.
@@ -191,7 +190,7 @@ def _check_names(cases: Sequence[Case]) -> None:
 
 
 def _too_long(names: Sequence[str]) -> str:
-    """The first file name that no file system takes, or nothing."""
+    """The first file name that is too long for a file system, or an empty text."""
     return next(
         (
             part
