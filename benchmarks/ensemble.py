@@ -25,7 +25,8 @@ import nibabel as nib
 import numpy as np
 
 from configs import multitalent
-from medjax.infer.predictor import Model, Predictor
+from medjax.infer.model import Model
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import LabelSpace, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import plain
@@ -39,7 +40,7 @@ CT = Intensity("ct", (-927.0, 275.0), 63.4, 175.5)
 
 def predictor(
     fields: dict, space: LabelSpace, spacing_mm: tuple, members: int, settings: dict
-) -> Predictor:
+) -> Segmenter:
     """An ensemble of `members` networks of the config with random parameters; one is a network
     alone.
     """
@@ -49,7 +50,7 @@ def predictor(
         {corpus.store: spacing_mm for corpus in space.corpora},
         {c: CT for corpus in space.corpora for c in corpus.channels},
     )
-    return Predictor(Model(net.apply, first, plan, space, net.patch), ensemble=others, **settings)
+    return Segmenter(Model(net.apply, first, plan, space, net.patch), ensemble=others, **settings)
 
 
 def contenders(
@@ -62,7 +63,7 @@ def contenders(
     alone = {c.name: predictor(fields, merge((c,)), spacing_mm, 1, settings) for c in space.corpora}
     first = space.corpora[0].name
 
-    def together(made: Predictor) -> Callable[[nifti.Volume], int]:
+    def together(made: Segmenter) -> Callable[[nifti.Volume], int]:
         return lambda volume: len(made.segment(volume, first, classes=space.classes).masks.names)
 
     def one_by_one(volume: nifti.Volume) -> int:

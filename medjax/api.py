@@ -34,7 +34,7 @@ class Predictor:
       classes: which to predict; default all that the corpus annotates.
       options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
         uncertainty, postprocess, fast, checkpoint: as `medjax predict` has them (see
-        `experiment.models.load_predictor`).
+        `runs.trained.load_predictor`).
 
     Attributes:
       classes, corpus: what is predicted, by whose protocol. labels: label value -> class name of
@@ -49,7 +49,7 @@ class Predictor:
         classes: Any = None,
         **options: Any,
     ):
-        from medjax.infer.segment import wanted_classes
+        from medjax.infer.segmenter import wanted_classes
         from medjax.infer.write import label_names
         from medjax.runs import options as known
         from medjax.runs.predict import protocol

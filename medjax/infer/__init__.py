@@ -1,1 +1,1 @@
-"""The inference room: windows, mirrors, masks on the original grid."""
+"""Inference: windows, mirrors and ensembles; masks on the original grid."""

@@ -1,10 +1,10 @@
-"""Many scans through one predictor: each case on its own, resumable, with a manifest.
+"""Many scans through one segmenter: each case on its own, resumable, with a manifest.
 
-In: a `Predictor`, cases (see `data/inputs.find_inputs`) and an output folder. Out: the files of
+In: a `Segmenter`, cases (see `corpora/inputs.find_inputs`) and an output folder. Out: the files of
 `infer/write.py`, and which cases went well. Three stages work side by side, each on one case at a
-time: reading and preparing, windows on the device, writing; where the memory allowed does not hold
-two cases, they take turns. A case that fails at any stage is recorded with its reason and the
-others go on.
+time: reading and preparing, windows on the device, writing; if the memory allowed does not hold
+two cases, they run one after another. A case that fails at any stage is recorded with its reason
+and the others go on.
 """
 
 import contextlib
@@ -13,18 +13,18 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from medjax.corpora.cases import failure, free_memory
+from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
-from medjax.infer import guard, outputs, owned, pipeline, segment, write
+from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
-from medjax.infer.predictor import Model, Predictor, Prepared, Segmentation
+from medjax.infer.model import Prepared, Segmentation
+from medjax.infer.scores import UNCERTAINTIES
+from medjax.infer.segmenter import Segmenter, wanted_classes
 from medjax.scans import formats, nifti
-
-__all__ = ["Files", "Model", "Predictor", "Result", "Segmentation", "forecasts", "predict_cases"]
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 Extra = Callable[
@@ -45,7 +45,7 @@ class Files:
         folder), returns their names.
       endings: what the names of these files add to that of the case, so that they can be checked
         beforehand.
-      suffix: tells the run.json and statistics.csv of parallel calls on one folder apart.
+      suffix: distinguishes run.json and statistics.csv of parallel calls on one folder.
     """
 
     classes: tuple[str, ...] | None = None
@@ -58,7 +58,7 @@ class Files:
 
     @property
     def manifest(self) -> str:
-        """Name of the file that tells of the whole call."""
+        """Name of the file that describes the whole call."""
         return f"run{self.suffix}.json"
 
     @property
@@ -101,7 +101,7 @@ class Result:
 
 
 def predict_cases(
-    predictor: Predictor,
+    segmenter: Segmenter,
     cases: Sequence[Case],
     out_folder: str | os.PathLike,
     corpus: str,
@@ -113,41 +113,47 @@ def predict_cases(
     notes: dict | None = None,
     warn: Callable[[str], None] | None = None,
     reading: formats.Reading = formats.AS_STORED,
+    checked: outputs.Checked | None = None,
+    ahead: Mapping[str, Forecast] | None = None,
 ) -> Result:
     """Predicts every case and writes its files.
 
     Args:
       corpus: the corpus of the label space whose plan to follow and whose label values to write.
       files: what to write.
-      continue_: leave cases alone that an earlier call with the same settings completed from the
-        same inputs; partial or changed files are never trusted.
+      continue_: skip cases that an earlier call with the same settings completed from the same
+        inputs; cases with missing or changed files are predicted again.
       overwrite: also replace files that medjax did not write.
       progress: called after every case with (done, total, name, "predicted" | "complete" |
         "failed").
       notes: further fields of the manifest. reading: how the scans are read.
       warn: receives what a user should know of a prediction; default Python's warnings.
+      checked: what `outputs.check` returned for these cases, if it was called before.
+      ahead: what `forecasts` returned for these cases, if it was called before.
 
     Returns: `Result`.
     Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash,
       outputs that would overwrite inputs or files that medjax did not write, a folder that cannot
       be written to.
     """
-    folder, space = Path(out_folder), predictor.model.space
+    folder, space = Path(out_folder), segmenter.model.space
     described = space.corpora[space.corpus_index(corpus)]
     files = files.settled(space.classes)
     for name in files.classes or ():
         space.class_index(name)
-    predictor.warn = warn = warn or predictor.warn
-    classes = segment.wanted_classes(space, corpus, files.classes)
-    maps = tuple(segment.UNCERTAINTIES) if any(part.uncertainty for part in predictor.parts) else ()
-    fine, too_long = outputs.check(cases, folder, files, classes, maps, overwrite=overwrite)
+    segmenter.warn = warn = warn or segmenter.warn
+    classes = wanted_classes(space, corpus, files.classes)
+    maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
+    fine, too_long = checked or outputs.check(
+        cases, folder, files, classes, maps, overwrite=overwrite
+    )
     wanted = {
-        "settings": predictor.settings() | files.settings() | reading.settings(),
+        "settings": segmenter.settings() | files.settings() | reading.settings(),
         "corpus": corpus,
     }
     manifest = (
         _manifest(folder, files, notes)
-        | {"versions": write.versions(), "device": _device(predictor)}
+        | {"versions": write.versions(), "device": _device(segmenter)}
         | wanted
     )
     kept = _complete(folder, fine, wanted, manifest["cases"], warn) if continue_ else []
@@ -159,23 +165,27 @@ def predict_cases(
     ]
     for i, (name, status) in enumerate(skipped if progress else ()):
         progress(i + 1, len(cases), name, status)
+    if ahead is None:
+        ahead = forecasts(segmenter, todo, corpus, files.classes)
     stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
-        predictor.forecast(
-            formats.read_geometry(case.images[0]), corpus, files.classes
-        )  # refuses what cannot fit before it is read
-        volume = formats.read_case(case.images, reading)
+        if case.name not in ahead or ahead[case.name].bytes > segmenter.budget:
+            # says what is wrong with it, before its voxels are read
+            segmenter.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)
+        volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
-        prepared = predictor.prepare_all(volume, corpus)
-        doubts = guard.doubts(predictor.model.plan, described.channels, volume, prepared[0])
+        prepared = segmenter.prepare_all(volume, corpus)
+        doubts = guard.doubts(segmenter.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(
                 volume, array=None
             )  # only its geometry is needed from here on
         stop.check()
-        inputs = {path: write.sha256(path) for path in case.files(labels=False)}
+        inputs = {
+            path: volume.hashes.get(path) or write.sha256(path) for path in case.files(labels=False)
+        }
         return {
             "volume": volume,
             "prepared": prepared,
@@ -191,7 +201,7 @@ def predict_cases(
             gathering.append(gathered)
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
-            found = predictor.segment(
+            found = segmenter.segment(
                 given["volume"],
                 corpus,
                 classes=files.classes,
@@ -243,14 +253,12 @@ def predict_cases(
         manifest.update(
             seconds=_since(started),
             peak_memory_gib=round(_peak() / GIB, 3),
-            programs=predictor.compiled,
+            programs=segmenter.compiled,
         )
         write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    work = pipeline.run(
-        todo, load, windows, export, _fit_together(predictor, todo, corpus, files), stop
-    )
+    work = pipeline.run(todo, load, windows, export, _fit_together(segmenter, todo, ahead), stop)
     try:
         with contextlib.closing(work):
             for case, error in work:
@@ -285,7 +293,7 @@ def predict_cases(
 
 
 def forecasts(
-    predictor: Predictor, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
+    segmenter: Segmenter, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
 ) -> dict[str, Forecast]:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
     are left out: they fail later.
@@ -293,7 +301,7 @@ def forecasts(
     found = {}
     for case in cases:
         with contextlib.suppress(Exception):
-            found[case.name] = predictor.forecast(
+            found[case.name] = segmenter.forecast(
                 formats.read_geometry(case.images[0]), corpus, classes
             )
     return found
@@ -338,20 +346,20 @@ def _in_words(case: Case, error: Exception) -> Exception:
     return error
 
 
-def _fit_together(predictor: Predictor, cases: Sequence[Case], corpus: str, files: Files) -> bool:
+def _fit_together(
+    segmenter: Segmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
+) -> bool:
     """Whether the memory holds what three neighbouring cases need at a time: one being read, one
     predicted, one written.
     """
     if len(cases) < 2:
         return False
-    needs = [found.bytes for found in forecasts(predictor, cases, corpus, files.classes).values()]
-    return 2 * max(needs, default=0) <= (predictor.limit or free_memory() // 2)
+    needs = [ahead[case.name].bytes for case in cases if case.name in ahead]
+    return 2 * max(needs, default=0) <= segmenter.budget
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:
-    """A manifest that still knows the cases of earlier calls whose files are there, and the tables
-    that these wrote.
-    """
+    """A manifest that keeps the cases of earlier calls whose files exist, and their tables."""
     earlier = outputs.manifests(folder).get(files.manifest, {})
     cases = {
         name: entry
@@ -373,8 +381,8 @@ def _is_there(folder: Path, case: str) -> bool:
     )
 
 
-def _device(predictor: Predictor) -> str:
-    return f"{predictor.device.platform}:{predictor.device.id} {predictor.device.device_kind}"
+def _device(segmenter: Segmenter) -> str:
+    return f"{segmenter.device.platform}:{segmenter.device.id} {segmenter.device.device_kind}"
 
 
 def _since(started: float) -> float:

@@ -1,8 +1,8 @@
-"""An empty mask is a finding or a mistake: what speaks for the mistake.
+"""Warnings about empty masks in scans that are unlike those trained on.
 
-In: a plan, a scan and what the network is given of it. Out: the reasons why the scan is unlike
-those trained on; and, where a class was found nowhere in such a scan, the warnings that its
-prediction carries. A class that was found is never warned about.
+In: a plan, a scan and its prepared image. Out: the reasons why the scan is unlike those trained on,
+and the warnings of its prediction if a class is found nowhere. There is no warning about a class
+that is found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ FLAT = {
     "rgb_to_0_1": 0.002,
     "nonorm": 0.0,
 }  # contrast (percentiles 1 to 99) below which a scan is flat
-FLAT_SCORE = 0.2  # the same in standard deviations, for "ct" and "zscore"
+FLAT_SCORE = 0.2  # the same limit in standard deviations, for "ct" and "zscore"
 INSIDE = 1e-3  # share of the voxels that must lie within the trained range of a CT
 # factor of the target spacing that a voxel may be smaller or larger, where the plan has no ranges
 COARSE = 8.0
@@ -88,8 +88,8 @@ def _scheme(plan: Plan, channel: str) -> Intensity:
 
 
 def _intensity(plan: Plan, channel: str, raw: np.ndarray, seen: np.ndarray) -> str:
-    """A sentence if a channel's intensities are far from those trained on, or vanish when they are
-    normalised.
+    """A sentence if a channel's intensities are far from those trained on, or have no contrast
+    after normalisation.
     """
     rule, known = _scheme(plan, channel), plan.guard
     name, low_high = channel.lower(), guard.levels(raw)

@@ -1,9 +1,9 @@
-"""How a case is cut so that its prediction fits into the memory allowed, and what it will take:
-known before it starts.
+"""How a case is cut so that its prediction fits into the memory allowed, and a forecast of what it
+takes.
 
 In: sizes (grids, window, classes) and a budget in bytes. Out: strips of the scan's y axis to work
-through one after the other, and a `Forecast`. Fewer windows under way come first, strips second: a
-window that touches two strips is computed twice.
+through one after the other, and a `Forecast`. The number of windows under way is
+reduced first, because a window that touches two strips is computed twice.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ COPIES = 5  # arrays of a block's size that exist at a time: scores, resampled, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One member of an ensemble, as far as memory is concerned.
+class Footprint:
+    """What one network takes, as far as memory is concerned.
 
     Attributes:
       shape: (z, y, x) of the network's grid. window: (z, y, x). channels: of image and scores.
@@ -66,22 +66,22 @@ class Forecast:
 
 
 def cut(
-    box_shape: Sequence[int], parts: Sequence[Part], held: int, budget: int, path: str = ""
+    box_shape: Sequence[int], networks: Sequence[Footprint], held: int, budget: int, path: str = ""
 ) -> tuple[Cut, int]:
     """The coarsest cut that keeps within `budget`.
 
     Args:
-      box_shape: (z, y, x) of the crop on the scan's grid. parts: the members. held: bytes of what
-        is there anyway: image, label map, maps.
+      box_shape: (z, y, x) of the crop on the scan's grid. networks: of the ensemble. held:
+        bytes of what is there anyway: image, label map, maps.
 
     Returns: the cut and its bytes in all.
     Raises: `PredictError` if not even a strip of one row of voxels fits.
     """
     height = int(box_shape[1])
-    classes = max(part.score_channels for part in parts)
+    classes = max(one.score_channels for one in networks)
     for depth in range(windows.DEPTH, -1, -1):
         block = max(LEAST_BLOCK, BLOCK >> (2 * (windows.DEPTH - depth)))
-        flying = sum(_flying(part, depth) for part in parts)
+        flying = sum(_flying(one, depth) for one in networks)
         for count in _strip_counts(height, 4 if depth else height):
             tall = -(-height // count)
             rows = min(max(1, block // max(1, tall * box_shape[2] * classes)), int(box_shape[0]))
@@ -90,7 +90,7 @@ def cut(
                 held
                 + flying
                 + blocks
-                + sum(_blended(part, tall / height, rows / box_shape[0]) for part in parts)
+                + sum(_blended(one, tall / height, rows / box_shape[0]) for one in networks)
             )
             if total <= budget or (depth == 0 and count == height):
                 if total > budget:
@@ -114,17 +114,19 @@ def refuse(needed: int, budget: int, path: str = "") -> NoReturn:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that a device's memory did not suffice."""
+    """Whether an error means that a device is out of memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "RESOURCE_EXHAUSTED" in type(error).__name__
 
 
-def count_windows(part: Part, columns: Sequence[slice]) -> int:
+def count_windows(network: Footprint, columns: Sequence[slice]) -> int:
     """Windows that are computed for strips of the network's y axis."""
-    padded = [max(n, w) for n, w in zip(part.shape, part.window, strict=True)]
-    z, y, x = (windows.starts(n, w, part.overlap) for n, w in zip(padded, part.window, strict=True))
-    low = windows.padding(part.shape, part.window)[1][0]
+    padded = [max(n, w) for n, w in zip(network.shape, network.window, strict=True)]
+    z, y, x = (
+        windows.starts(n, w, network.overlap) for n, w in zip(padded, network.window, strict=True)
+    )
+    low = windows.padding(network.shape, network.window)[1][0]
     touched = sum(
-        sum(s < low + c.stop and s + part.window[1] > low + c.start for s in y) for c in columns
+        sum(s < low + c.stop and s + network.window[1] > low + c.start for s in y) for c in columns
     )
     return len(z) * touched * len(x)
 
@@ -140,21 +142,26 @@ def _strip_counts(height: int, most: int) -> list[int]:
     )
 
 
-def _flying(part: Part, depth: int) -> int:
+def _flying(network: Footprint, depth: int) -> int:
     """Window batches on their way: inputs and scores of those under way, one more being blended,
     and the step's temporaries.
     """
-    window = math.prod(part.window) * part.batch
-    return (depth + 2) * 4 * window * (part.image_channels + part.score_channels) + part.temporary
+    window = math.prod(network.window) * network.batch
+    return (depth + 2) * 4 * window * (
+        network.image_channels + network.score_channels
+    ) + network.temporary
 
 
-def _blended(part: Part, share: float, rows: float) -> int:
+def _blended(network: Footprint, share: float, rows: float) -> int:
     """Rows that are not final yet: a window's depth, what the next windows reach beyond, and what a
     block asks for at once.
     """
-    step = part.window[0] * (1 - part.overlap)
+    step = network.window[0] * (1 - network.overlap)
     alive = min(
-        part.shape[0], part.window[0] + math.ceil(step) + math.ceil(rows * part.shape[0]) + 1
+        network.shape[0],
+        network.window[0] + math.ceil(step) + math.ceil(rows * network.shape[0]) + 1,
     )
-    tall = min(part.shape[1], math.ceil(share * part.shape[1]) + 2)
-    return alive * tall * max(part.shape[2], part.window[2]) * (part.score_channels + 1) * 4
+    tall = min(network.shape[1], math.ceil(share * network.shape[1]) + 2)
+    return (
+        alive * tall * max(network.shape[2], network.window[2]) * (network.score_channels + 1) * 4
+    )

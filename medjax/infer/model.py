@@ -46,8 +46,8 @@ class Model:
 
 
 class Prepared(NamedTuple):
-    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and how it
-    came there.
+    """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and the
+    transform that produced it.
     """
 
     image: np.ndarray
@@ -58,9 +58,9 @@ class Segmentation(NamedTuple):
     """Raw label values (z, y, x) on the stored grid, the masks of the predicted classes (which may
     overlap), and maps that were asked for.
 
-    maps: name -> (z, y, x) float32 on the stored grid, see `segment.UNCERTAINTIES`.
-    changes: what postprocessing did, class -> operation -> voxels removed or added; empty where
-    none was asked for.
+    maps: name -> (z, y, x) float32 on the stored grid, see `scores.UNCERTAINTIES`.
+    changes: what postprocessing did, class -> operation -> voxels removed or added; empty without
+    postprocessing.
     """
 
     label_map: np.ndarray

@@ -1,5 +1,4 @@
-"""Which files a prediction will write, and everything that speaks against writing them, before
-anything is computed.
+"""The files that a prediction will write, checked before anything is computed.
 
 In: cases, an output folder and what is to be written. Out: the cases that can be done, records of
 those that cannot, or a `UsageError`: names that clash, a file that medjax did not write, an input
@@ -11,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medjax import files as disk
 from medjax.corpora.cases import failure
@@ -26,11 +25,20 @@ _OF_THE_CALL = re.compile(
 )  # names that the files of a whole call have
 
 
+class Checked(NamedTuple):
+    """What `check` found: the cases that can be done, and failure records of those whose file names
+    would be too long.
+    """
+
+    cases: list[Case]
+    failed: list[dict]
+
+
 def of_case(case: str, files: Any, classes: Sequence[str], maps: Sequence[str]) -> list[str]:
     """Every file of a case, relative to the output folder; its sidecar last.
 
     Args:
-      files: a `predict.Files`. classes: those that are predicted. maps: names of the uncertainty
+      files: a `cases.Files`. classes: those that are predicted. maps: names of the uncertainty
         maps.
     """
     names = [f"{case}.nii.gz"]
@@ -60,22 +68,20 @@ def check(
     mine: Sequence[Case] | None = None,
     overwrite: bool = False,
     page: bool = False,
-) -> tuple[list[Case], list[dict]]:
-    """Makes the output folder, if nothing speaks against it.
+) -> Checked:
+    """Makes the output folder, if all files can be written.
 
     Args:
       cases: of all calls that share the work. mine: those of this call; default all.
       files, classes, maps: see `of_case`. overwrite: also replace files that medjax did not write.
         page: report.html is written as well.
 
-    Returns: the cases of `mine` that can be done, and failure records of those whose file names
-      would be too long.
-    Raises: `UsageError`.
+    Returns: `Checked`, of `mine`. Raises: `UsageError`.
     """
-    if not cases:
+    mine = cases if mine is None else mine
+    if not mine:
         raise UsageError("no cases to predict", path=folder)
     _check_names(cases)
-    mine = cases if mine is None else mine
     planned = {case.name: of_case(case.name, files, classes, maps) for case in cases}
     too_long = {name: long for name, found in planned.items() if (long := _too_long(found))}
     call = of_call(files, page)
@@ -110,7 +116,7 @@ def check(
         for case in mine
         if case.name in too_long
     ]
-    return [case for case in mine if case.name not in too_long], failed
+    return Checked([case for case in mine if case.name not in too_long], failed)
 
 
 def manifests(folder: Path) -> dict[str, dict]:
@@ -184,7 +190,7 @@ def _check_names(cases: Sequence[Case]) -> None:
 
 
 def _too_long(names: Sequence[str]) -> str:
-    """The first file name that no file system takes, or nothing."""
+    """The first file name that is too long for a file system, or an empty text."""
     return next(
         (
             part

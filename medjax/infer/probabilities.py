@@ -1,7 +1,7 @@
 """The probabilities of all classes on the stored grid, kept in a hidden file while a case is
 predicted, then packed into one archive.
 
-In: regions of the cropped canonical grid as `Predictor.segment` hands them over. Out:
+In: regions of the cropped canonical grid as `Segmenter.segment` hands them over. Out:
 `<case>_prob.npz`. Values are written, never memory-mapped: on a full disk a write is an error that
 can be caught, a memory map ends the process.
 """
@@ -25,7 +25,7 @@ PIECE = 1 << 24  # bytes
 
 
 class Probabilities:
-    """Gathers blocks of probabilities (an `on_scores` of `Predictor.segment`) in half precision, in
+    """Gathers blocks of probabilities (an `on_scores` of `Segmenter.segment`) in half precision, in
     one hidden file.
 
     Args:
@@ -126,7 +126,7 @@ def put(
     box: Sequence[tuple[int, int]],
     values: np.ndarray,
 ) -> None:
-    """Writes a box of a (z, y, x) float16 array that a file holds from `offset` on, plane by plane."""
+    """Writes a box of a (z, y, x) float16 array in a file that begins at `offset`, by planes."""
     _, rows, columns = shape
     (top, _), (front, back), (left, right) = box
     for z, plane in enumerate(values, top):

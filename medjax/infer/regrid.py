@@ -19,11 +19,9 @@ from medjax.prepare.geometry import Transform
 
 BLOCK = 1 << 23  # values per block; a few arrays of that size exist at a time
 
-Region = tuple[slice, slice]  # rows and columns of the cropped canonical grid
-
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class Taps:
     """Linear resampling along an axis: out[i] = low[i] * in[first[i]] + high[i] * in[second[i]]; if
     `high` is all 0, out = in[first].
     """
@@ -58,26 +56,26 @@ class Samples:
         return out
 
 
-def samples(transform: Transform) -> tuple[Samples, Samples, Samples]:
+def taps(transform: Transform) -> tuple[Taps, Taps, Taps]:
     """How each axis of the cropped canonical grid is made of the network's grid; the rules of
     `Transform.invert_scores`.
     """
     coarse = resample.separate_axis(transform.target_spacing_mm, transform.spacing_mm)
     return tuple(
-        _samples(n_in, n_out, axis == coarse)
+        _taps(n_in, n_out, axis == coarse)
         for axis, (n_in, n_out) in enumerate(zip(transform.shape, transform.box_shape, strict=True))
     )
 
 
-def _samples(n_in: int, n_out: int, by_nearest: bool) -> Samples:
+def _taps(n_in: int, n_out: int, by_nearest: bool) -> Taps:
     if n_in == n_out or by_nearest or n_in == 1:
         index = resample.nearest(n_in, n_out)
-        return Samples(index, index, np.ones(n_out, np.float32), np.zeros(n_out, np.float32))
+        return Taps(index, index, np.ones(n_out, np.float32), np.zeros(n_out, np.float32))
     matrix, at = resample.operator(n_in, n_out, 1), np.arange(n_out)
     first = (matrix != 0).argmax(1)
     second = n_in - 1 - (matrix[:, ::-1] != 0).argmax(1)
     low, high = matrix[at, first], np.where(first == second, 0.0, matrix[at, second])
-    return Samples(first, second, low.astype(np.float32), high.astype(np.float32))
+    return Taps(first, second, low.astype(np.float32), high.astype(np.float32))
 
 
 def row_blocks(shape: Sequence[int], classes: int, values: int = BLOCK) -> list[slice]:
@@ -103,7 +101,7 @@ def on_scan_grid(
       narrow: is shown each block on the network's grid, where it is small, and returns what of it
         is to be resampled.
     """
-    z, y, x = samples(transform)
+    z, y, x = taps(transform)
     columns = columns or slice(0, transform.box_shape[1])
     left = y.source(columns).start
     for rows in blocks:
@@ -121,4 +119,4 @@ def on_scan_grid(
 
 def source_columns(transform: Transform, columns: slice) -> slice:
     """The strip of the network's y axis that a strip of the crop's y axis is made of."""
-    return samples(transform)[1].source(columns)
+    return taps(transform)[1].source(columns)

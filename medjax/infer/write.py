@@ -3,14 +3,15 @@
 In: a `Segmentation` and the volume it belongs to. Out: files in the output folder, each complete or
 not at all.
 
-    <case>.nii.gz              the corpus' own label values; header and grid of the input, with a label table
-    <case>/<class>.nii.gz      one mask per class, overlapping as predicted           (one_file_per_class)
-    <case>_prob.npz            class name -> (z, y, x) float16 probabilities          (probabilities)
-    <case>_<map>.nii.gz        entropy, disagreement                                  (uncertainty)
-    <case>.json                what is in the files above, with checksums of them and of the inputs; written first with "complete": false,
-                               so that a call that was killed is known to have written them, and again at the end
-    statistics.csv             volume and mean intensity of every class in every case (statistics)
-    run.json                   versions, settings, and of every case inputs (sha256), outputs and seconds
+    <case>.nii.gz        the corpus' own label values; header and grid of the input; a label table
+    <case>/<class>.nii.gz    one mask per class, overlapping as predicted    (one_file_per_class)
+    <case>_prob.npz      class name -> (z, y, x) float16 probabilities       (probabilities)
+    <case>_<map>.nii.gz  entropy, disagreement                               (uncertainty)
+    <case>.json          what the files above hold, with their checksums and those of the inputs;
+                         written first with "complete": false, so that the files of a call that was
+                         killed are known to be ours, and again at the end
+    statistics.csv       volume and mean intensity of every class in every case    (statistics)
+    run.json             versions, settings; of every case inputs (sha256), outputs and seconds
 
 Class names become file names and members of the archive by `names.file_stems`; the sidecar's
 `class_files` says which is which.
@@ -38,7 +39,7 @@ from medjax.infer.model import Segmentation
 from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
 from medjax.infer.packed import Masks
 from medjax.infer.probabilities import Probabilities
-from medjax.infer.segment import UNCERTAINTIES
+from medjax.infer.scores import UNCERTAINTIES
 from medjax.labels import Corpus
 from medjax.scans import nifti
 
@@ -64,7 +65,7 @@ def write_case(
     Args:
       volume: with pixels if `files.statistics` asks for intensities.
       corpus: whose label values the map carries.
-      files: a `predict.Files`.
+      files: a `cases.Files`.
       notes: further fields of the sidecar.
       extra: writes further files and returns their names.
       step: called before every file; may raise to stop.

@@ -1,7 +1,7 @@
 """report.html: what an evaluation found, or what a prediction made, in one self-contained page with
 a viewer of scans and masks.
 
-In: a `Result`, or the folder that `infer.predict.predict_cases` filled. Out: the path of the page.
+In: a `Result`, or the folder that `infer.cases.predict_cases` filled. Out: the path of the page.
 A scan that cannot be shown is named in the page and costs nothing else.
 """
 

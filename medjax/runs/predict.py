@@ -1,6 +1,6 @@
 """`medjax predict`: from what a user names (models, scans, protocol, limits) to masks in a folder.
 
-In: paths and words. Out: `infer.predict.Result`. Everything that is wrong with the request is said
+In: paths and words. Out: `infer.cases.Result`. Everything that is wrong with the request is said
 before a model is compiled.
 """
 
@@ -55,18 +55,20 @@ def predict(
       part: (i, n): every n-th case, from the i-th.
       report: where the manifest is written as well. max_memory_gib: what the process may use in
         all.
-      frame, replace_nan: see `data.formats.Reading`.
+      frame, replace_nan: see `scans.formats.Reading`.
       overwrite: also replace files that medjax did not write. page: report.html will be written as
         well, by the caller.
       say: receives lines for the person who waits. warn: what that person should not miss; default
         `say`. options: see `load_predictor`.
 
-    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
+    Returns: see `infer.cases.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
       nothing found, an output that must not or cannot be written, or a memory limit that the model
       alone exceeds.
     """
-    from medjax.infer import guard, outputs, segment, write
+    from medjax.infer import guard, outputs, write
     from medjax.infer.cases import Files, forecasts, predict_cases
+    from medjax.infer.scores import UNCERTAINTIES
+    from medjax.infer.segmenter import wanted_classes
     from medjax.runs import options as known
 
     reading = Reading(frame, replace_nan)
@@ -87,19 +89,20 @@ def predict(
         suffix,
         endings,
     )
-    written = segment.wanted_classes(space, described.name, files.settled(space.classes).classes)
-    maps = tuple(segment.UNCERTAINTIES) if options.get("uncertainty") else ()
-    outputs.check(cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page)
+    files = files.settled(space.classes)
+    written = wanted_classes(space, described.name, files.classes)
+    maps = tuple(UNCERTAINTIES) if options.get("uncertainty") else ()
+    checked = outputs.check(
+        cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page
+    )
     if report:
         outputs.check_report(report, out, cases, overwrite=overwrite)
-    predictor, warn = load_predictor(trained, **options), warn or say
-    predictor.name, predictor.warn = ", ".join(str(model.path) for model in trained), warn
-    if left := guard.unchecked(predictor.model.plan, described.channels):
-        say(f"{shown(predictor.name)}: {left} are not compared with the scans")
+    segmenter, warn = load_predictor(trained, **options), warn or say
+    segmenter.name, segmenter.warn = ", ".join(str(model.path) for model in trained), warn
+    if left := guard.unchecked(segmenter.model.plan, described.channels):
+        say(f"{shown(segmenter.name)}: {left} are not compared with the scans")
     if max_memory_gib is not None:
-        predictor.program(
-            len(predictor.asked(classes or described_classes(predictor.model.space, described)))
-        )  # part of what is resident
+        segmenter.compile(written)  # part of what is resident
         left = int(max_memory_gib * GIB) - resident()
         if left <= 0:
             raise UsageError(
@@ -107,18 +110,12 @@ def predict(
                 found=f"{resident() / GIB:.1f} GiB",
                 expected=f"{max_memory_gib}",
             )
-        predictor.limit = left
-    say(
-        outlook(
-            forecasts(predictor, mine, described.name, classes),
-            len(mine),
-            predictor,
-            max_memory_gib,
-        )
-    )
+        segmenter.limit = left
+    ahead = forecasts(segmenter, mine, described.name, files.classes)
+    say(outlook(ahead, len(mine), segmenter, max_memory_gib))
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
     result = predict_cases(
-        predictor,
+        segmenter,
         mine,
         out,
         described.name,
@@ -129,6 +126,8 @@ def predict(
         notes=notes,
         warn=warn,
         reading=reading,
+        checked=checked,
+        ahead=ahead,
     )
     if report:
         write.write_json(report, result.manifest)
@@ -173,17 +172,6 @@ def protocol(
     return found
 
 
-def described_classes(space: LabelSpace, corpus: Corpus) -> tuple[str, ...]:
-    """The global classes that a corpus annotates, in channel order."""
-    return tuple(
-        name
-        for name, known in zip(
-            space.classes, space.known[space.corpus_index(corpus.name)], strict=True
-        )
-        if known
-    )
-
-
 def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:
     """Every n-th case from the i-th; `UsageError` for a part that does not exist."""
     if n < 1 or not 0 <= i < n:
@@ -196,21 +184,21 @@ def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:
     return list(cases[i::n])
 
 
-def outlook(found: dict, cases: int, predictor: Any, max_memory_gib: float | None) -> str:
+def outlook(found: dict, cases: int, segmenter: Any, max_memory_gib: float | None) -> str:
     """One line: what lies ahead, from the headers of the scans."""
     limit = f" of {max_memory_gib:g} GiB allowed" if max_memory_gib else ""
     if not found:
         return f"{cases} cases; none whose header can be read and that fits into the memory{limit}"
     windows = sum(f.windows for f in found.values())
     largest = max(found, key=lambda name: found[name].bytes)
-    size = "x".join(map(str, predictor.model.window))
+    size = "x".join(map(str, segmenter.model.window))
     strips = f" in {found[largest].strips} strips" if found[largest].strips > 1 else ""
     base = resident()
     unknown = f"; {cases - len(found)} that will not do as they are" if cases > len(found) else ""
     shape = "x".join(map(str, found[largest].shape))
     return (
         f"{cases} cases{unknown}, at most {windows:,} windows of {size} on "
-        f"{predictor.device.platform}:{predictor.device.id}; largest "
+        f"{segmenter.device.platform}:{segmenter.device.id}; largest "
         f"{shown(largest)}: {shape}{strips}, about {(base + found[largest].bytes) / GIB:.1f} "
         f"GiB{limit}"
     )

@@ -1,7 +1,7 @@
 """Scores on the network's own grid instead of the scan's, and M4oE's published rule for empty
 classes: to compare with such tables only.
 
-In: a predictor, held-out cases and the store that holds their resampled labels. Out: Dice and IoU
+In: a scorer, held-out cases and the store that holds their resampled labels. Out: Dice and IoU
 per corpus and class. The usual numbers (`metrics`) are taken on the original grid; these flatter
 whatever resampling hides, and the released rule gives a perfect score to a class that is found
 where there is none, and 0 where both sides rightly have none.
@@ -70,7 +70,7 @@ def class_masks(ids: np.ndarray, space: LabelSpace, corpus: str) -> dict[str, np
 
 
 def score(
-    predictor: Any,
+    scorer: Any,
     held: Mapping[str, tuple[Corpus, Iterable[Case]]],
     store: Path,
     rule: str = "standard",
@@ -78,8 +78,8 @@ def score(
     """Mean Dice and IoU on the network's grid: classes over volumes, corpora over classes.
 
     Args:
-      held: corpus name -> corpus and cases. store: prepared volumes, whose labels are the
-        reference.
+      scorer: an `infer.scorer.Scorer`. held: corpus name -> corpus and cases. store: prepared
+        volumes, whose labels are the reference.
 
     Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ...,
       "IoU": ..., "n": volumes}}}, "not prepared": ["corpus/case", ...], "failed": [record, ...]};
@@ -96,7 +96,7 @@ def score(
                 continue
             try:
                 results = _case_scores(
-                    predictor, case, name, Path(store) / corpus.store / case.name, rule
+                    scorer, case, name, Path(store) / corpus.store / case.name, rule
                 )
             except Exception as error:
                 failed.append({"corpus": name} | failure(case, error))
@@ -116,12 +116,12 @@ def score(
 
 
 def _case_scores(
-    predictor: Any, case: Case, name: str, prepared: Path, rule: str
+    scorer: Any, case: Case, name: str, prepared: Path, rule: str
 ) -> dict[str, tuple[float, float]]:
     """Class -> (Dice, IoU) of one case, for the classes that count."""
-    space = predictor.model.space
-    probabilities, _ = predictor.scores(formats.read_case(case.images), name)
-    mask = decide(probabilities, predictor.activation)
+    space = scorer.model.space
+    probabilities, _ = scorer.scores(formats.read_case(case.images), name)
+    mask = decide(probabilities, scorer.decision.activation)
     ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
     label = open_case(prepared).label()
     if label.shape != ids.shape:

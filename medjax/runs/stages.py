@@ -444,7 +444,7 @@ def evaluate(run: Run) -> int:
         predictor, held, run.workdir, run.fields["evaluate"], _line
     )
     if rule := run.fields["evaluate"].get("resampled", ""):
-        found = resampled.score(predictor, held, run.store, rule)
+        found = resampled.score(predictor.networks[0], held, run.store, rule)
         known = {(entry["case"], entry["message"]) for entry in run.failed}
         run.failed += [
             entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known

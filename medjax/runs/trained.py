@@ -1,4 +1,4 @@
-"""Finished models as predictors: run folders and archives become an `infer.predictor.Predictor`.
+"""Finished models as predictors: run folders and archives become an `infer.segmenter.Segmenter`.
 
 In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: what a model knows
 (`Trained`), and a predictor. Everything that loads "a model" comes through `read_model` and
@@ -187,7 +187,7 @@ def load_predictor(
     postprocess: str = "",
     fast: bool = False,
 ) -> Any:
-    """A `Predictor` from one or several models; what is not given follows the first one's config.
+    """A `Segmenter` from one or several models; what is not given follows the first one's config.
 
     Its label space has every corpus as annotated (no views), under the name of its store. Members
     of one architecture run as one program; others are averaged on the scan's grid.
@@ -205,7 +205,7 @@ def load_predictor(
       network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
       weights that do not fit their config.
     """
-    from medjax.infer.cases import Predictor
+    from medjax.infer.segmenter import Segmenter
 
     single = isinstance(models, Path | str | Trained)
     trained = [
@@ -230,7 +230,7 @@ def load_predictor(
             if tta
             else tuple(given["mirror_axes"])
         )
-        return Predictor(
+        return Segmenter(
             model,
             ensemble=[member.params(checkpoint) for member in members[1:]],
             others=others,

@@ -8,6 +8,7 @@ opened, so nothing blocks; nothing is held in memory but what is asked for.
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import os
 import stat
 import zlib
@@ -117,13 +118,15 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def stream(path: str | os.PathLike) -> Iterator["Stream"]:
+def stream(path: str | os.PathLike, *, hashed: bool = False) -> Iterator["Stream"]:
     """The bytes of a file, decompressed if they are gzip; `DataError` if it cannot be opened, is
     empty, or turns out damaged.
+
+    `hashed`: the file is hashed while it is read, see `Stream.digest`.
     """
     path = os.fspath(path)
     with open_file(path) as file:
-        yield Stream(file, path)
+        yield Stream(file, path, hashed=hashed)
 
 
 class Stream:
@@ -134,14 +137,15 @@ class Stream:
         given so far.
     """
 
-    def __init__(self, file: BinaryIO, path: str):
+    def __init__(self, file: BinaryIO, path: str, *, hashed: bool = False):
         self.path, self.size, self.position = path, os.fstat(file.fileno()).st_size, 0
-        self._file, self._decoder, self._pending = file, None, b""
+        self._file, self._decoder, self._pending, self._hash = file, None, b"", None
         start = self._disk(2)
         if not start:
             raise DataError("not NIfTI: zero length", path=path, fix="obtain the file again")
         self.compressed = start == GZIP_MAGIC
         self._file.seek(0)
+        self._hash = hashlib.sha256() if hashed else None
         if self.compressed:
             self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
@@ -165,7 +169,7 @@ class Stream:
 
     def skip(self, count: int) -> int:
         """Passes over bytes; returns how many there were."""
-        if not self.compressed:
+        if not self.compressed and self._hash is None:
             there = max(0, min(count, self.size - self.position))
             self._file.seek(there, os.SEEK_CUR)
             self.position += there
@@ -188,6 +192,15 @@ class Stream:
             count += self.size - self.position
         return Rest(count, zero, count <= limit, start[:540])
 
+    def digest(self) -> str:
+        """sha256 of the whole file as it lies on the disk, hexadecimal; reads what is left of it.
+
+        Only for a stream that was opened with `hashed`.
+        """
+        while self._disk(_PIECE):
+            pass
+        return self._hash.hexdigest()
+
     def check_promise(self, needed: int, path: str) -> None:
         """`DataError` if the file is too small to hold `needed` (inflated) bytes, whatever it
         holds.
@@ -207,6 +220,8 @@ class Stream:
         try:
             filled = 0
             while filled < len(view) and (n := self._file.readinto(view[filled:])):
+                if self._hash is not None:
+                    self._hash.update(view[filled : filled + n])
                 filled += n
         except OSError as error:
             raise unreadable(self.path, error) from error
@@ -221,9 +236,12 @@ class Stream:
 
     def _disk(self, most: int) -> bytes:
         try:
-            return self._file.read(most)
+            piece = self._file.read(most)
         except OSError as error:
             raise unreadable(self.path, error) from error
+        if self._hash is not None:
+            self._hash.update(piece)
+        return piece
 
     def _inflated(self, most: int) -> bytes:
         try:

@@ -110,6 +110,7 @@ def read(
     allow_nonfinite: bool = False,
     like: Volume | None = None,
     replace_nan: float | str | None = None,
+    hashed: bool = False,
 ) -> Volume:
     """Reads any supported file or DICOM folder.
 
@@ -122,6 +123,7 @@ def read(
       replace_nan: put this number, or "min" for the smallest finite one, in place of NaN and
         infinite voxels of an image, with a warning.
       like: the image a label belongs to; arrays without geometry of their own take its grid.
+      hashed: fill `Volume.hashes` where that needs no second reading (NIfTI).
 
     Returns: `nifti.Volume`; its header is a NIfTI header, so that masks can be written for it.
     Raises: `DataError` for what is missing, damaged or not a scan; `UsageError` if the format needs
@@ -132,7 +134,12 @@ def read(
     kind, path = kind_of(path), os.fspath(path)
     if kind == "nifti":
         return nifti.read(
-            path, frame=frame, allow_nonfinite=allow_nonfinite, want=want, replace_nan=replace_nan
+            path,
+            frame=frame,
+            allow_nonfinite=allow_nonfinite,
+            want=want,
+            replace_nan=replace_nan,
+            hashed=hashed,
         )
     further = {"array": {"like": like}, "record": {"want": want}}.get(kind, {})
     if kind in ("itk", "array", "dicom"):
@@ -164,10 +171,14 @@ def read(
 
 
 def read_case(
-    image_paths: Sequence[str | os.PathLike], reading: Reading = AS_STORED, *, native: bool = False
+    image_paths: Sequence[str | os.PathLike],
+    reading: Reading = AS_STORED,
+    *,
+    native: bool = False,
+    hashed: bool = False,
 ) -> Volume:
     """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as
-    stored if `native`.
+    stored if `native`; `hashed`: see `read`.
     """
     return nifti.read_case(
         image_paths,
@@ -175,6 +186,7 @@ def read_case(
         native=native,
         frame=reading.frame,
         replace_nan=reading.replace_nan,
+        hashed=hashed,
     )
 
 

@@ -57,12 +57,15 @@ class Volume:
       affine: (4, 4) float64, nibabel's (x, y, z) voxel -> RAS+ mm.
       header: nibabel header exactly as in the file, for `write`.
       path: where it came from.
+      hashes: path -> sha256 of the files it was read from, where that was asked for and the format
+        is read byte by byte (NIfTI).
     """
 
     array: np.ndarray | None
     affine: np.ndarray
     header: nib.Nifti1Header
     path: str
+    hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -83,6 +86,7 @@ def read(
     allow_nonfinite: bool = False,
     want: str = "image",
     replace_nan: voxels.Replacement = None,
+    hashed: bool = False,
 ) -> Volume:
     """Reads a `.nii` or `.nii.gz` file (told apart by content, not by name) to its last byte.
 
@@ -94,6 +98,7 @@ def read(
       want: "image" returns float32, or the stored integer type if slope is 1 and intercept 0;
         "label" returns integers and refuses fractions, negative values and several channels.
       replace_nan: of an image: see `voxels.finished`.
+      hashed: also hash the file, without reading it again.
 
     Returns: `Volume` with (z, y, x), or (z, y, x, m) for a 4D file.
 
@@ -105,7 +110,7 @@ def read(
     if want not in ("image", "label"):
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, ("image", "label")))
     path = os.fspath(path)
-    with content.stream(path) as source, content.memory(path):
+    with content.stream(path, hashed=hashed) as source, content.memory(path):
         start = source.read(540)
         header = headers.parse(start, path)
         source.check_promise(_needed(header, path), path)
@@ -121,9 +126,9 @@ def read(
                 expected="one 3D label map",
                 fix="give one file, or say which frame is meant",
             )
-        return Volume(
-            voxels.finished(array, want, path, allow_nonfinite, replace_nan), affine, header, path
-        )
+        array = voxels.finished(array, want, path, allow_nonfinite, replace_nan)
+        hashes = {path: source.digest()} if hashed else {}
+        return Volume(array, affine, header, path, hashes)
 
 
 def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
@@ -174,7 +179,8 @@ def read_case(
                 fix="pick one with --frame, or give the 4D file alone to use its frames as "
                 "channels",
             )
-    first = volumes[0]
+    hashes = {path: digest for volume in volumes for path, digest in volume.hashes.items()}
+    first = dataclasses.replace(volumes[0], hashes=hashes)
     if len(volumes) == 1:
         array = first.array if native else np.asarray(first.array, np.float32)
         return dataclasses.replace(first, array=array if array.ndim == 4 else array[..., None])

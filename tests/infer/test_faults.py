@@ -20,9 +20,11 @@ import pytest
 
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import PredictError, UsageError
-from medjax.infer import segment
-from medjax.infer.cases import Files, Model, Predictor, predict_cases
+from medjax.infer import scores
+from medjax.infer.cases import Files, predict_cases
+from medjax.infer.model import Model
 from medjax.infer.pipeline import run as _pipeline
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 
@@ -37,7 +39,7 @@ def threshold(params, image, context):
 
 
 def make_predictor(**options):
-    return Predictor(
+    return Segmenter(
         Model(threshold, jnp.array([0.5, 1.5], jnp.float32), PLAN, merge([CORPUS]), (6, 8, 8)),
         **options,
     )
@@ -256,7 +258,7 @@ def test_a_flat_file_and_a_constant_scan(predictor, tmp_path):
     mask, _, _ = outcome(predictor, tmp_path / "flat.nii.gz", tmp_path / "out")
     assert mask.shape == flat.shape
     plan = Plan(PLAN.spacing_mm, {"CT": Intensity("zscore")})
-    scored = Predictor(
+    scored = Segmenter(
         Model(threshold, jnp.array([0.5, 1.5], jnp.float32), plan, merge([CORPUS]), (6, 8, 8))
     )
     mask, failed, said = outcome(
@@ -283,7 +285,7 @@ def test_anisotropic_voxels(predictor, tmp_path):
 def test_channels_on_other_grids_name_both_files(tmp_path):
     corpus = Corpus("Two", ((1, ("a",)),), channels=("T1", "T2"))
     plan = Plan({"Two": (2.0, 1.0, 1.0)}, {"T1": Intensity("nonorm"), "T2": Intensity("nonorm")})
-    two = Predictor(
+    two = Segmenter(
         Model(lambda p, i, c: {"logits": i[..., :1]}, {}, plan, merge([corpus]), (6, 8, 8))
     )
     put(tmp_path / "x_0000.nii.gz", phantom())
@@ -301,12 +303,9 @@ def test_the_real_error_of_the_network_is_recorded_with_its_place(tmp_path):
     def broken(params, image, context):
         raise RuntimeError("the network fell over")
 
-    fallen = Predictor(Model(broken, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
+    fallen = Segmenter(Model(broken, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
     _, record, _ = outcome(fallen, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
-    assert (
-        record["message"] == "the network fell over"
-        and "test_infer_faults.py" in record["traceback"]
-    )
+    assert record["message"] == "the network fell over" and "test_faults.py" in record["traceback"]
 
 
 def test_a_full_disk_is_a_clean_failure_and_the_next_case_goes_on(predictor, tmp_path, monkeypatch):
@@ -398,14 +397,14 @@ def nib_geometry(path):
 def test_entropy_and_disagreement_are_what_they_say(tmp_path):
     p = np.array([[0.5, 0.01], [0.25, 0.75], [0.0, 1.0]], np.float32)
     one = -0.25 * np.log2(0.25) - 0.75 * np.log2(0.75)
-    assert np.allclose(segment.entropy(p, exclusive=False), [1.0, one, 0.0], atol=1e-5)
+    assert np.allclose(scores.entropy(p, exclusive=False), [1.0, one, 0.0], atol=1e-5)
     q = np.array([[0.25, 0.25], [1.0, 0.0], [0.5, 0.5]], np.float32)  # background 1/2, 0, 0
-    assert np.allclose(segment.entropy(q, exclusive=True), [1.5, 0.0, 1.0], atol=1e-5)
+    assert np.allclose(scores.entropy(q, exclusive=True), [1.5, 0.0, 1.0], atol=1e-5)
     unsure = make_predictor(ensemble=[jnp.array([1.5, 9.0], jnp.float32)], uncertainty=True)
     outcome(unsure, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
     maps = {
         name: np.asarray(nib.load(tmp_path / "out" / f"x_{name}.nii.gz").dataobj).T
-        for name in segment.UNCERTAINTIES
+        for name in scores.UNCERTAINTIES
     }
     liver = phantom() == 1  # one member says liver, the other does not
     assert np.allclose(maps["disagreement"][liver], 0.5, atol=1e-3) and np.allclose(

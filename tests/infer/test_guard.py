@@ -16,7 +16,9 @@ from medjax import cli
 from medjax.corpora.inputs import Case
 from medjax.errors import PredictError
 from medjax.infer import guard
-from medjax.infer.cases import Model, Predictor, predict_cases
+from medjax.infer.cases import predict_cases
+from medjax.infer.model import Model
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare import guard as ranges
 from medjax.prepare.fingerprint import fingerprint
@@ -45,7 +47,7 @@ def nothing(params, image, context):
 
 
 def empty(plan, **options):
-    return Predictor(Model(nothing, jnp.zeros(2), plan, merge([CORPUS]), (6, 8, 8)), **options)
+    return Segmenter(Model(nothing, jnp.zeros(2), plan, merge([CORPUS]), (6, 8, 8)), **options)
 
 
 def predict(predictor, path, out):
@@ -70,7 +72,7 @@ def test_scores_that_are_no_numbers_fail_the_case_and_name_it(
         return {"logits": bad if where == "everywhere" else jnp.where(image > 1.5, bad, logits)}
 
     model = Model(apply, jnp.array([0.5, 1.5]), PLAN, merge([CORPUS]), (6, 8, 8))
-    predictor = Predictor(model, activation=activation, average=average)
+    predictor = Segmenter(model, activation=activation, average=average)
     predictor.name = "runs/broken"
     path = put(tmp_path / "a.nii.gz", phantom())
     result, _ = predict(predictor, path, tmp_path / "out")
@@ -89,7 +91,7 @@ def test_a_class_that_the_network_masks_is_no_fault(tmp_path):
     def apply(params, image, context):
         return {"logits": jnp.concatenate([image - 0.5, jnp.full_like(image, -jnp.inf)], -1)}
 
-    predictor = Predictor(Model(apply, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
+    predictor = Segmenter(Model(apply, {}, PLAN, merge([CORPUS]), (6, 8, 8)))
     assert predict(predictor, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")[0].ok == [
         "x"
     ]
@@ -108,8 +110,9 @@ def test_uncertainty_and_ensembles_notice_one_bad_member(tmp_path):
 def test_the_python_interface_names_the_scan(tmp_path):
     run = make_run(tmp_path / "run")
     predictor = medjax.Predictor(run)
-    leaf = predictor._predictor._params
-    predictor._predictor._params = jax.tree.map(lambda a: a * np.nan, leaf)
+    (network,) = predictor._predictor.networks
+    leaf = network._params
+    network._params = jax.tree.map(lambda a: a * np.nan, leaf)
     with pytest.raises(PredictError, match=r"array: .*not finite.*run"):
         predictor.predict(ct(), np.eye(4))
 
@@ -119,15 +122,16 @@ def test_the_python_interface_names_the_scan(tmp_path):
 
 @pytest.mark.parametrize("fits, outcome", [(2, "ok"), (0, "failed")])
 def test_a_full_device_gets_half_the_windows_once_then_a_sentence(tmp_path, fits, outcome):
-    predictor, program = make_predictor(batch_windows=4), Predictor.program
-    asked = []
+    predictor, asked = make_predictor(batch_windows=4), []
+    (network,) = predictor.networks
+    program = network.program
 
     def limited(classes):
-        step = program(predictor, classes)
+        step = program(classes)
 
         def run(*given):
-            asked.append(predictor.batch_windows)
-            if predictor.batch_windows > fits:
+            asked.append(network.batch_windows)
+            if network.batch_windows > fits:
                 raise RuntimeError(
                     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes."
                 )
@@ -136,7 +140,7 @@ def test_a_full_device_gets_half_the_windows_once_then_a_sentence(tmp_path, fits
         return run
 
     facts = type("Step", (), {"memory_analysis": lambda self: None})()
-    predictor.program = lambda classes: _with(limited(classes), facts)
+    network.program = lambda classes: _with(limited(classes), facts)
     result, said = predict(predictor, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
     assert len(said) == 1 and "out of memory with --batch-windows 4; trying 2" in said[0]
     assert sorted(set(asked)) == [2, 4] and len(getattr(result, outcome)) == 1
@@ -203,7 +207,7 @@ def test_metres_taken_for_millimetres_are_doubted(tmp_path):
     plan = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}, guard=KNOWN)
     volume = nifti.read(put(tmp_path / "a.nii.gz", ct()))
     far = nifti.Volume(volume.array, np.diag([1e-3, 1e-3, 2e-3, 1.0]), volume.header, volume.path)
-    found = guard.doubts(plan, ["CT"], far, empty(plan).prepare(far, "Liver"))
+    found = guard.doubts(plan, ["CT"], far, empty(plan).networks[0].prepare(far, "Liver"))
     assert found[0] == "voxels of 0.001 mm, in training 1 to 2 mm" and found[1].startswith(
         "a field of view of 0.024 mm"
     )
@@ -212,7 +216,7 @@ def test_metres_taken_for_millimetres_are_doubted(tmp_path):
 def test_a_scan_like_the_training_or_a_class_that_is_there_says_nothing(tmp_path):
     plan = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}, guard=KNOWN)
     assert predict(empty(plan), put(tmp_path / "a.nii.gz", ct()), tmp_path / "out")[1] == []
-    full = Predictor(Model(threshold, jnp.array([-99.0, -99.0]), plan, merge([CORPUS]), (6, 8, 8)))
+    full = Segmenter(Model(threshold, jnp.array([-99.0, -99.0]), plan, merge([CORPUS]), (6, 8, 8)))
     assert predict(full, put(tmp_path / "b.nii.gz", ct() * 100), tmp_path / "full")[1] == []
 
 
@@ -330,12 +334,12 @@ def test_real_scans_raise_no_doubts_against_a_plan_of_their_own_set(real_data, t
     corpus, cases = read_corpus(real_data / task)
     cases = [case for case in cases if case.labelled][:8]
     plan = make_plan({corpus.store: fingerprint(corpus, cases[::2], workers=1)})
-    predictor = Predictor(
+    predictor = Segmenter(
         Model(nothing, jnp.zeros(len(merge([corpus]).classes)), plan, merge([corpus]), (8, 8, 8))
     )
     for case in cases:
         volume = nifti.read_case(case.images)
-        prepared = predictor.prepare(volume, corpus.name)
+        prepared = predictor.networks[0].prepare(volume, corpus.name)
         assert guard.doubts(plan, corpus.channels, volume, prepared) == [], case.name
         shrunk = nifti.Volume(
             volume.array, volume.affine @ np.diag([1e-3, 1e-3, 1e-3, 1]), volume.header, volume.path

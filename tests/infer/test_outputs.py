@@ -22,8 +22,10 @@ from medjax import cli, files
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError
 from medjax.infer import outputs, owned, write
-from medjax.infer.cases import Files, Model, Predictor, predict_cases
+from medjax.infer.cases import Files, predict_cases
+from medjax.infer.model import Model
 from medjax.infer.probabilities import Probabilities
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from tests.infer.test_faults import expected, make_predictor, phantom, put
@@ -219,7 +221,7 @@ def test_class_names_stay_in_the_archive_and_the_spreadsheet(tmp_path):
         (6, 8, 8),
     )
     cases = [Case("=2+5", (str(put(tmp_path / "a.nii.gz", phantom())),))]
-    result = predict_cases(Predictor(model), cases, tmp_path / "out", "Odd", files=EVERYTHING)
+    result = predict_cases(Segmenter(model), cases, tmp_path / "out", "Odd", files=EVERYTHING)
     assert result.failed == []
     with zipfile.ZipFile(tmp_path / "out" / "=2+5_prob.npz") as archive:
         stems = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -572,7 +574,7 @@ def test_names_with_control_codes_and_bytes_that_are_no_text(run, tmp_path, caps
     for name in (b"red\x1b[2J.nii.gz", b"latin\xe9.nii.gz", b"cost $x_{$.nii.gz"):
         path = put(tmp_path / "in" / "x.nii.gz", array)
         os.rename(path, os.fsencode(path.parent) + b"/" + name)
-    shutil.copy(ROOT / "tests" / "make_run.py", tmp_path / "in" / "bad\x1b[31m.nii.gz")
+    shutil.copy(ROOT / "tests" / "support" / "run.py", tmp_path / "in" / "bad\x1b[31m.nii.gz")
     given = [
         "predict",
         "-m",

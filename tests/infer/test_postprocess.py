@@ -12,8 +12,9 @@ import pytest
 from medjax import cli
 from medjax.errors import LabelError, UsageError
 from medjax.infer import postprocess
+from medjax.infer.model import Model
 from medjax.infer.postprocess import Rules
-from medjax.infer.predictor import Model, Predictor
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
@@ -27,7 +28,7 @@ def predictor(rules=None):
     def apply(params, image, context):
         return {"logits": (image - params) * 20.0}
 
-    return Predictor(
+    return Segmenter(
         Model(apply, jnp.array([0.5, 1.5], jnp.float32), PLAN, SPACE, (6, 8, 8)), postprocess=rules
     )
 
@@ -79,7 +80,7 @@ def test_holes_are_filled_in_space_and_in_a_single_slice():
 def test_nothing_happens_unless_asked_for(volume):
     found = predictor().segment(volume, "Liver")
     assert found.masks.voxels == {"liver": 6 * 8 * 8 - 2 + 12, "tumour": 4} and found.changes == {}
-    assert not Rules() and Predictor(predictor().model, postprocess=Rules()).postprocess is None
+    assert not Rules() and Segmenter(predictor().model, postprocess=Rules()).postprocess is None
 
 
 def test_rules_change_masks_label_map_and_record(volume):

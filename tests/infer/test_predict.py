@@ -12,7 +12,9 @@ import pytest
 from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, UsageError
 from medjax.infer import write
-from medjax.infer.cases import Files, Model, Predictor, predict_cases
+from medjax.infer.cases import Files, predict_cases
+from medjax.infer.model import Model
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import nifti
@@ -28,7 +30,7 @@ def predictor():
         return {"logits": (image - params) * 20.0}
 
     space = merge([CORPUS, OTHER])
-    return Predictor(Model(apply, jnp.array([0.5, 1.5, 2.5], jnp.float32), PLAN, space, (6, 8, 8)))
+    return Segmenter(Model(apply, jnp.array([0.5, 1.5, 2.5], jnp.float32), PLAN, space, (6, 8, 8)))
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
         raise RuntimeError("the network fell over")
 
     space = merge([CORPUS, OTHER])
-    broken = Predictor(Model(apply, jnp.zeros(3), PLAN, space, (6, 8, 8)))
+    broken = Segmenter(Model(apply, jnp.zeros(3), PLAN, space, (6, 8, 8)))
     result = predict_cases(broken, cases[:1], tmp_path / "out", "Liver")
     assert (
         result.failed[0]["error"] == "RuntimeError"
@@ -251,7 +253,7 @@ def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
     def apply(params, image, context):
         return {"logits": (image - params) * 20.0}
 
-    predictor = Predictor(
+    predictor = Segmenter(
         Model(apply, jnp.array([0.0, 1.0], jnp.float32), plan, space, (16, 24, 16))
     )
     result = predict_cases(predictor, cases[:2], tmp_path / "out", corpus.name)

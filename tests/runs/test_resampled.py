@@ -7,6 +7,7 @@ import pytest
 
 from medjax.corpora.inputs import Case
 from medjax.errors import UsageError
+from medjax.infer.scores import Decision
 from medjax.labels import Corpus, merge
 from medjax.prepare import store
 from medjax.prepare.plan import Intensity, Plan
@@ -59,7 +60,7 @@ class Oracle:
     its own.
     """
 
-    activation = "sigmoid"
+    decision = Decision("sigmoid")
 
     def __init__(self, space, root):
         self.model, self.root = types.SimpleNamespace(space=space), root

@@ -3,6 +3,7 @@ half a file.
 """
 
 import gzip
+import hashlib
 import os
 import warnings
 
@@ -44,6 +45,20 @@ def save(path, array=None, affine=AFFINE, codes=(1, 1), **fields):
     raw = header.binaryblock + raw[348:]
     path.write_bytes(gzip.compress(raw, 1) if path.name.endswith(".gz") else raw)
     return path
+
+
+@pytest.mark.parametrize("frame", [None, 0, 1])
+@pytest.mark.parametrize("suffix, more", [(".nii", b""), (".nii", bytes(2000)), (".nii.gz", b"")])
+def test_a_file_is_hashed_while_it_is_read(tmp_path, suffix, more, frame):
+    path = save(tmp_path / f"a{suffix}", values((*SHAPE, 3)))
+    raw = path.read_bytes()
+    if suffix == ".nii.gz":  # two members and padding
+        raw = gzip.decompress(raw)
+        raw = gzip.compress(raw[:500]) + gzip.compress(raw[500:]) + bytes(700)
+    path.write_bytes(raw + more)
+    plain, hashed = nifti.read(path, frame=frame), nifti.read(path, frame=frame, hashed=True)
+    assert np.array_equal(plain.array, hashed.array) and plain.hashes == {}
+    assert hashed.hashes == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @pytest.mark.parametrize(

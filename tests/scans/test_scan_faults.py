@@ -29,7 +29,9 @@ from medjax import cli
 from medjax.corpora.inputs import find_inputs
 from medjax.corpora.verify import verify
 from medjax.errors import DataError, MedjaxError, UsageError
-from medjax.infer.cases import Model, Predictor, predict_cases
+from medjax.infer.cases import predict_cases
+from medjax.infer.model import Model
+from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans import content, formats, header, nifti
@@ -93,7 +95,7 @@ def predictor():
         merge([CORPUS]),
         (6, 8, 8),
     )
-    return Predictor(model)
+    return Segmenter(model)
 
 
 def predicted(predictor, paths, out, **options):

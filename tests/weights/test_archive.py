@@ -347,7 +347,7 @@ def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
         for m in (root / "run", tmp_path / "seed1", tmp_path / "flat")
     }
     pair = load_predictor([root / "run", tmp_path / "seed1"], uncertainty=True)
-    assert pair.members == 2 and len(pair.parts) == 1
+    assert pair.networks[0].members == 2 and len(pair.networks) == 1
     first, second, flat = singles.values()
     assert np.allclose(_probabilities(pair, volume), (first + second) / 2, atol=2e-6)
     spread = pair.segment(volume, "Organs").maps["disagreement"]
@@ -356,7 +356,7 @@ def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     )  # of two, half their distance; blended window by window, so only about
     assert np.corrcoef(spread.ravel(), wanted.ravel())[0, 1] > 0.9 and 0 < spread.max() <= 0.5
     mixed = load_predictor([root / "run", tmp_path / "seed1", tmp_path / "flat"], uncertainty=True)
-    assert len(mixed.parts) == 2
+    assert len(mixed.networks) == 2
     assert np.allclose(_probabilities(mixed, volume), (first + second + flat) / 3, atol=2e-6)
     other = Corpus("Organs", ((1, ("organ",)),), channels=("CT",))
     make_run(tmp_path / "other", corpora=(other,))

@@ -211,7 +211,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     array = rng.normal(40, 300, side).astype(np.float32)
     spacing = {(0, 1, 2): (3.0, 1.0, 1.5), (1, 0, 2): (1.0, 3.0, 1.5)}[forward]
     volume = _volume(array, spacing)
-    image = predictor.prepare(volume, "Dataset001_Liver").image
+    image = predictor.networks[0].prepare(volume, "Dataset001_Liver").image
     np.testing.assert_allclose(image[..., 0], (np.clip(array, -500, 400) - 40) / 120, atol=1e-4)
 
     net, params = trained.read_model(run).network, checkpoint.read_params(run)
@@ -231,7 +231,11 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     small = _volume(array[tuple(slice(0, n) for n in net.patch)], spacing)  # one window
     with torch.no_grad():
         window = (
-            predictor.prepare(small, "Dataset001_Liver").image[..., 0].transpose(forward).copy()
+            predictor.networks[0]
+            .prepare(small, "Dataset001_Liver")
+            .image[..., 0]
+            .transpose(forward)
+            .copy()
         )
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()
     found = predictor.segment(small, "Dataset001_Liver").label_map

@@ -1,4 +1,4 @@
-"""The predictor on small scans with a simple function as network: geometry, protocols, softmax,
+"""The segmenter on small scans with a simple function as network: geometry, protocols, softmax,
 memory, compiles.
 """
 
@@ -12,9 +12,11 @@ import pytest
 from scipy import special
 
 from medjax.errors import DataError, LabelError, PredictError, UsageError
-from medjax.infer import memory, segment
-from medjax.infer.predictor import Model, Predictor
+from medjax.infer import memory
+from medjax.infer.model import Model
 from medjax.infer.regrid import on_scan_grid, row_blocks
+from medjax.infer.scorer import Scorer
+from medjax.infer.segmenter import Segmenter
 from medjax.infer.windows import WindowScores
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
@@ -67,7 +69,7 @@ def test_class_order_of_the_space():
 
 def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
-    predictor = Predictor(model())
+    predictor = Segmenter(model())
     label_map, masks, *_ = predictor.segment(volume, "Liver", classes=SPACE.classes)
     assert label_map.dtype == np.uint8 and set(masks) == set(SPACE.classes)
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
@@ -75,7 +77,7 @@ def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
     two = scan(
         tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2)
     )  # 4D: channels last in the file
-    label_map, masks, *_ = Predictor(model()).segment(two, "Organs")
+    label_map, masks, *_ = Segmenter(model()).segment(two, "Organs")
     assert set(masks) == {"liver", "spleen"} and set(np.unique(label_map)) == {0, 5, 9}
 
 
@@ -89,11 +91,11 @@ def test_one_program_serves_sizes_corpora_and_modalities(tmp_path):
             "logits": jnp.broadcast_to(level[:, None, None, None, None], (*image.shape[:-1], 3))
         }
 
-    predictor = Predictor(model(apply=apply), average="logit")
+    predictor = Segmenter(model(apply=apply), average="logit")
     for i, shape in enumerate([(10, 14, 12), (6, 8, 8), (3, 9, 30), (13, 8, 9)]):
         corpus = ("Liver", "Organs")[i % 2]
         array = np.ones(shape) if corpus == "Liver" else np.ones((2, *shape))
-        scores, transform = predictor.scores(
+        scores, transform = predictor.networks[0].scores(
             scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])), corpus
         )
         assert scores.shape == (*transform.shape, 3) == (*shape, 3)
@@ -118,7 +120,7 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
     )
     nib.save(turned, tmp_path / "a.nii.gz")
     volume = nifti.read(tmp_path / "a.nii.gz")
-    label_map, masks, *_ = Predictor(model()).segment(volume, "Liver")
+    label_map, masks, *_ = Segmenter(model()).segment(volume, "Liver")
     expected = np.asarray(turned.dataobj).T
     assert np.array_equal(label_map, np.where(expected > 1.5, 2, np.where(expected > 0.5, 1, 0)))
     assert np.array_equal(masks["tumour"], expected > 1.5)
@@ -130,8 +132,8 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
 def test_rows_on_the_scan_grid_equal_the_whole_inversion(tmp_path, spacing):
     affine = np.diag([*spacing[::-1], 1.0])
     volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), 1), affine)
-    predictor = Predictor(model())
-    prepared = predictor.prepare(volume, "Liver")
+    predictor = Segmenter(model())
+    prepared = predictor.networks[0].prepare(volume, "Liver")
     scores = np.random.default_rng(0).random((*prepared.transform.shape, 3)).astype(np.float32)
     whole = prepared.transform.image(prepared.transform.invert_scores(scores))
     blocks = [slice(i, min(i + 3, len(whole))) for i in range(0, len(whole), 3)]
@@ -157,7 +159,7 @@ def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing
     every = {"classes": SPACE.classes}
 
     def run(limit):
-        seen, predictor = {}, Predictor(model(), average=average, memory_gib=limit)
+        seen, predictor = {}, Segmenter(model(), average=average, memory_gib=limit)
         found = predictor.segment(
             volume,
             "Liver",
@@ -187,7 +189,7 @@ def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing
     assert (
         forecast.strips > 1
         and forecast.bytes <= predictor.limit
-        and forecast.windows > Predictor(model()).forecast(volume, "Liver").windows
+        and forecast.windows > Segmenter(model()).forecast(volume, "Liver").windows
     )
     with pytest.raises(PredictError, match="does not fit into the memory allowed"):
         run(least * 0.9 / 2**30)
@@ -200,8 +202,9 @@ def memory_needed(predictor, volume):
     low, high, prepared = 0, 2**30, predictor.prepare_all(volume, "Liver")
     while high - low > 64:
         try:
-            segment.plan_case(predictor.parts, prepared, SPACE.classes, (low + high) // 2)
-            high = (low + high) // 2
+            predictor.limit = (low + high) // 2
+            predictor.cut(prepared, SPACE.classes)
+            high = predictor.limit
         except PredictError:
             low = (low + high) // 2
     return high
@@ -220,10 +223,13 @@ def test_probability_and_logit_averages(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", array)
     found = {}
     for average in ("prob", "logit"):
-        predictor = Predictor(
+        predictor = Segmenter(
             model(6.0, apply=apply), average=average, ensemble=[jnp.float32(-2.0)]
         )
-        found[average] = predictor.scores(volume, "Liver")[0], predictor.segment(volume, "Liver")
+        found[average] = (
+            predictor.networks[0].scores(volume, "Liver")[0],
+            predictor.segment(volume, "Liver"),
+        )
     assert np.allclose(found["prob"][0], (special.expit(6) + special.expit(-2)) / 2, atol=1e-6)
     assert np.allclose(found["logit"][0], special.expit(2), atol=1e-6)
     assert np.array_equal(found["logit"][1].label_map, 2 * array)
@@ -232,8 +238,8 @@ def test_probability_and_logit_averages(tmp_path):
 
 def test_mirroring_leaves_a_symmetric_network_alone(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
-    plain, _ = Predictor(model()).scores(volume, "Liver")
-    mirrored, _ = Predictor(model(), mirror_axes=(0, 1, 2)).scores(volume, "Liver")
+    plain, _ = Scorer(model()).scores(volume, "Liver")
+    mirrored, _ = Scorer(model(), mirror_axes=(0, 1, 2)).scores(volume, "Liver")
     assert np.allclose(plain, mirrored, atol=1e-6)
 
 
@@ -251,7 +257,7 @@ def test_softmax_gives_each_voxel_to_one_class(tmp_path, background_channel, ave
         return {"logits": logits if background_channel else logits[..., 1:] - logits[..., :1]}
 
     volume = scan(tmp_path / "a.nii.gz", nested())
-    label_map, masks, *_ = Predictor(
+    label_map, masks, *_ = Segmenter(
         model(apply=apply), activation="softmax", average=average
     ).segment(volume, "Liver")
     expected = np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0))
@@ -265,7 +271,7 @@ def test_slices(tmp_path):
         return {"logits": (image[..., :1] - params) * 20.0}
 
     volume = scan(tmp_path / "a.nii.gz", nested())
-    predictor = Predictor(
+    predictor = Segmenter(
         model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4
     )
     label_map, *_ = predictor.segment(volume, "Liver")
@@ -280,17 +286,17 @@ def test_slices(tmp_path):
 def test_windows_are_shared_among_devices(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
     devices = jax.local_devices()[:2]
-    one, many = Predictor(model()), Predictor(model(), devices=devices, batch_windows=1)
+    one, many = Segmenter(model()), Segmenter(model(), devices=devices, batch_windows=1)
     assert np.array_equal(
         one.segment(volume, "Liver").label_map, many.segment(volume, "Liver").label_map
     )
-    assert many.batch_windows == len(devices)
+    assert many.networks[0].batch_windows == len(devices)
 
 
 def test_settings_name_the_weights():
     first, other = (
-        Predictor(model()).settings(),
-        Predictor(model(params=(0.5, 1.5, 2.4))).settings(),
+        Segmenter(model()).settings(),
+        Segmenter(model(params=(0.5, 1.5, 2.4))).settings(),
     )
     assert first["weights"] != other["weights"] and {**first, "weights": 0} == {
         **other,
@@ -301,20 +307,20 @@ def test_settings_name_the_weights():
 
 def test_unusable_arguments(tmp_path):
     with pytest.raises(UsageError, match="did you mean prob"):
-        Predictor(model(), average="probs")
+        Segmenter(model(), average="probs")
     with pytest.raises(UsageError, match="do not match"):
-        Predictor(model(window=(8, 8)))
+        Segmenter(model(window=(8, 8)))
     with pytest.raises(UsageError, match="do not match"):
-        Predictor(model(), mirror_axes=(3,))
+        Segmenter(model(), mirror_axes=(3,))
     volume = scan(tmp_path / "a.nii.gz", nested())
     with pytest.raises(LabelError, match="unknown corpus"):
-        Predictor(model()).segment(volume, "Livr")
+        Segmenter(model()).segment(volume, "Livr")
     with pytest.raises(LabelError, match="unknown class"):
-        Predictor(model()).segment(volume, "Liver", classes=["kidney"])
+        Segmenter(model()).segment(volume, "Liver", classes=["kidney"])
     with pytest.raises(DataError, match="number of channels"):
-        Predictor(model()).segment(volume, "Organs")
+        Segmenter(model()).segment(volume, "Organs")
     with pytest.raises(UsageError, match="channels are not those"):
-        Predictor(model(params=(0.5, 1.5))).segment(volume, "Liver")
+        Segmenter(model(params=(0.5, 1.5))).segment(volume, "Liver")
 
 
 def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
@@ -331,7 +337,7 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
     def apply(params, image, context):
         return {"logits": (image - params) * 20.0}
 
-    predictor = Predictor(Model(apply, jnp.arange(40.0), plan, merge([many]), (8, 16, 16)))
+    predictor = Segmenter(Model(apply, jnp.arange(40.0), plan, merge([many]), (8, 16, 16)))
     predictor.segment(scan(tmp_path / "small.nii.gz", np.ones((8, 16, 16))), "Many")
     array = np.tile(np.linspace(0.6, 38.4, 96)[:, None, None], (1, 32, 32))
     volume = scan(tmp_path / "large.nii.gz", array)
@@ -355,11 +361,19 @@ def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_pa
         }
 
     volume = scan(tmp_path / "a.nii.gz", np.zeros((6, 8, 8)))
-    plain = Predictor(model(apply=conditioned))
-    trained = Predictor(dataclasses.replace(plain.model, conditions={"Liver": (7, 4)}))
+    plain = Segmenter(model(apply=conditioned))
+    trained = Segmenter(dataclasses.replace(plain.model, conditions={"Liver": (7, 4)}))
     assert trained.model.condition("Organs") == (1, 1)
-    assert trained.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [1, 1, 0]
-    assert plain.scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [0, 0, 0]
+    assert trained.networks[0].scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [
+        1,
+        1,
+        0,
+    ]
+    assert plain.networks[0].scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("average", ["prob", "logit"])
@@ -379,7 +393,7 @@ def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(
     def apply(params, image, context):
         return {"logits": 3 - jnp.abs(image - params) * 4.0}
 
-    many = Predictor(
+    many = Segmenter(
         Model(apply, jnp.arange(12.0), plan, merge([corpus]), (6, 8, 8)),
         average=average,
         activation=activation,

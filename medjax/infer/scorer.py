@@ -1,0 +1,275 @@
+"""One network over volumes: scores on the network's own grid, computed as they are asked for.
+
+In: a `Model` and volumes as read from disk. Out: prepared images, and rows of averaged scores. A
+`Scorer` owns the parameters on the devices and compiles one program per number of classes; it knows
+nothing of the scan's grid, which is the matter of `infer/segmenter.py`.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from medjax.corpora.cases import check_channels
+from medjax.errors import UsageError
+from medjax.infer import memory, step, tta
+from medjax.infer.model import Model, Prepared
+from medjax.infer.scores import Decision
+from medjax.infer.windows import DEPTH, WindowScores
+from medjax.labels import Corpus
+from medjax.prepare import geometry, normalise
+from medjax.prepare.geometry import Transform
+from medjax.scans.nifti import Volume
+
+
+class Scorer:
+    """A network with its parameters on the devices.
+
+    Args:
+      model: the network, see `Model`.
+      overlap: share of a window that the next one covers at least.
+      mirror_axes: spatial axes to mirror; all their combinations are averaged (three axes: eight
+        times the work).
+      average: what is averaged over mirrors, members and windows: "prob" (MultiTalent, nnU-Net v1)
+        or "logit" (nnU-Net v2, which turns logits into probabilities only on the scan's grid).
+      batch_windows: windows per step and device; default 2, or 16 slices.
+      activation: "sigmoid" (a class is where its probability is above 1/2), or "softmax" with the
+        background as channel 0, or as an implicit logit of 0 if there are only the classes'
+        channels (a voxel goes to the largest).
+      ensemble: parameters of further members of the same architecture.
+      weighted: Gaussian importance of a window's voxels.
+      devices: shares the windows among these; default the first one.
+      uncertainty: also carry how far mirrors and members disagree (one more channel).
+
+    Attributes:
+      members: how many parameter trees there are. channels: of the image. batch_windows: windows
+        per step, of all devices.
+    Raises: `UsageError` for unknown words, and sizes or axes that do not match.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        overlap: float = 0.5,
+        mirror_axes: Sequence[int] = (),
+        average: str = "prob",
+        batch_windows: int | None = None,
+        activation: str = "sigmoid",
+        ensemble: Sequence[Any] = (),
+        weighted: bool = True,
+        devices: Sequence[Any] | None = None,
+        uncertainty: bool = False,
+    ):
+        self.decision = Decision(activation, average)
+        if (
+            model.dims not in (2, 3)
+            or len(model.window) != model.dims
+            or any(not 0 <= a < model.dims for a in mirror_axes)
+        ):
+            found = (
+                f"dims {model.dims}, window {tuple(model.window)}, mirror axes {tuple(mirror_axes)}"
+            )
+            raise UsageError(
+                "dims, window and mirror axes do not match",
+                found=found,
+                expected="2 or 3 sizes, axes below that",
+            )
+        self.model, self.uncertainty = model, uncertainty
+        self.overlap, self.mirror_axes, self.weighted = overlap, tuple(mirror_axes), weighted
+        self.channels = max(len(corpus.channels) for corpus in model.space.corpora)
+        self.members = 1 + len(ensemble)
+        self._devices = list(devices or jax.local_devices()[:1])
+        self.batch_windows = (batch_windows or (2 if model.dims == 3 else 16)) * len(self._devices)
+        mesh = jax.sharding.Mesh(np.array(self._devices), ("windows",))
+        self._everywhere, self._shared = (
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+            for axes in ((), ("windows",))
+        )
+        self._params = jax.device_put(
+            tta.stack([model.params, *ensemble]) if ensemble else model.params, self._everywhere
+        )
+        self._programs: dict[int, Any] = {}  # number of classes -> compiled step
+
+    @property
+    def compiled(self) -> int:
+        """Programs compiled so far: one per number of classes asked for, whatever the volumes and
+        corpora.
+        """
+        return len(self._programs)
+
+    @property
+    def device(self) -> Any:
+        """The first of the devices that it runs on."""
+        return self._devices[0]
+
+    def settings(self) -> dict:
+        """What the scores depend on; JSON-ready."""
+        return {
+            "overlap": self.overlap,
+            "mirror_axes": list(self.mirror_axes),
+            "average": self.decision.average,
+            "activation": self.decision.activation,
+            "weighted": self.weighted,
+            "members": self.members,
+            "uncertainty": self.uncertainty,
+            "window": list(self.model.window),
+            "dims": self.model.dims,
+            "plan": self.model.plan.key(),
+            "weights": self._digest,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hash of all parameters, 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._params):
+            digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()[:16]
+
+    def prepare(self, volume: Volume, corpus: str) -> Prepared:
+        """Canonical axes, crop, clip, normalise, resample: the same as for training, on the host.
+
+        Args:
+          volume: with (z, y, x) or (z, y, x, m) values.
+          corpus: whose spacing and channels to use.
+
+        Raises: `DataError` for another number of channels, `LabelError` for an unknown corpus.
+        """
+        described = self._corpus(corpus)
+        if volume.array.ndim == 3:
+            volume = dataclasses.replace(volume, array=volume.array[..., None])
+        check_channels(volume, described)
+        plan = self.model.plan
+        spacing = plan.spacing_of(described.store)
+        transform = geometry.fit(
+            volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
+        )
+        image = normalise.network_image(
+            transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path
+        )
+        missing = self.channels - image.shape[-1]
+        return Prepared(
+            np.pad(image, [(0, 0)] * 3 + [(0, missing)]) if missing else image, transform
+        )
+
+    def asked(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The classes whose channels are needed to decide on some: these, or all where they compete
+        in one softmax.
+        """
+        return self.model.space.classes if self.decision.exclusive else tuple(names)
+
+    def rows(
+        self,
+        prepared: Prepared,
+        corpus: str,
+        names: Sequence[str],
+        columns: slice = slice(None),
+        depth: int = DEPTH,
+    ) -> WindowScores:
+        """Averaged probabilities or logits on the network's grid, computed as they are asked for;
+        with `uncertainty`, one channel more.
+
+        Args:
+          columns, depth: see `WindowScores`.
+        """
+        space, put = self.model.space, partial(jax.device_put, device=self._everywhere)
+        described = self._corpus(corpus)
+        index, modality = self.model.condition(corpus)
+        context = [
+            put(np.int32(index)),
+            put(np.int32(modality)),
+            put(np.asarray(self.model.plan.spacing_of(described.store), np.float32)),
+            put(np.array([space.class_index(name) for name in names], np.int32)),
+        ]
+        program = self.program(len(names))
+        return WindowScores(
+            lambda batch: program(self._params, jax.device_put(batch, self._shared), *context),
+            prepared.image,
+            self.model.window,
+            len(names) + self.uncertainty,
+            columns=columns,
+            depth=depth,
+            overlap=self.overlap,
+            batch_windows=self.batch_windows,
+            weighted=self.weighted,
+        )
+
+    def scores(
+        self, volume: Volume, corpus: str, classes: Sequence[str] | None = None
+    ) -> tuple[Float32[np.ndarray, "z y x c"], Transform]:
+        """Probabilities (z, y, x, c) of this network on its grid, and the transform that leads back
+        from it.
+
+        Args:
+          classes: channels wanted; default all of the label space.
+        """
+        prepared = self.prepare(volume, corpus)
+        names = self.model.space.classes if classes is None else tuple(classes)
+        for name in names:
+            self.model.space.class_index(name)
+        asked = self.asked(names)
+        chosen = [asked.index(name) for name in names]
+        rows = self.rows(prepared, corpus, asked)
+        out = np.empty((*rows.shape[:3], len(names)), np.float32)
+        for row in range(out.shape[0]):
+            values = rows[row : row + 1][..., : len(asked)]
+            out[row] = self.decision.probabilities(values)[0][..., chosen]
+        return out, prepared.transform
+
+    def program(self, classes: int) -> Any:
+        """The compiled step for a number of classes, see `step.make`."""
+        if classes not in self._programs:
+            number = partial(jax.ShapeDtypeStruct, sharding=self._everywhere)
+            window = (self.batch_windows, *self.model.window, self.channels)
+            arguments = [
+                jax.ShapeDtypeStruct(window, jnp.float32, sharding=self._shared),
+                number((), jnp.int32),
+                number((), jnp.int32),
+                number((3,), jnp.float32),
+                number((classes,), jnp.int32),
+            ]
+            function = step.make(
+                self.model,
+                self.decision,
+                mirror_axes=self.mirror_axes,
+                members=self.members,
+                uncertainty=self.uncertainty,
+            )
+            self._programs[classes] = jax.jit(function).lower(self._params, *arguments).compile()
+        return self._programs[classes]
+
+    def footprint(self, shape: tuple[int, int, int], classes: int) -> memory.Footprint:
+        """What it takes on a grid (z, y, x), for a number of classes."""
+        window, temporary = self.model.window, 0
+        if self.device.platform == "cpu":
+            facts = self.program(classes).memory_analysis()
+            temporary = int(facts.temp_size_in_bytes) if facts is not None else 0
+        return memory.Footprint(
+            shape,
+            (1, *window) if len(window) == 2 else tuple(window),
+            self.channels,
+            classes + self.uncertainty,
+            self.batch_windows,
+            self.overlap,
+            temporary,
+        )
+
+    def halve(self) -> bool:
+        """Halves the windows per step, so that its programs are compiled again; whether that was
+        possible.
+        """
+        each = self.batch_windows // len(self._devices)
+        if each > 1:
+            self.batch_windows = each // 2 * len(self._devices)
+            self._programs.clear()
+        return each > 1
+
+    def _corpus(self, name: str) -> Corpus:
+        return self.model.space.corpora[self.model.space.corpus_index(name)]

@@ -1,0 +1,360 @@
+"""Trained networks as a function of scans: volume in, masks on the scan's own grid out.
+
+In: a `Model` (network function, parameters, plan, label space, window) and volumes as read from
+disk. Out: the decided label map and class masks on the stored grid. One `Segmenter` compiles once
+and serves volumes of any size and all corpora. Several networks, of any architecture, are averaged
+on the scan's grid.
+
+Memory stays bounded: windows are blended row by row, rows are resampled to the scan's grid as soon
+as they are final, thresholded and packed. When even that would not fit, the volume is worked
+through in strips (`infer/memory.py`); the result is the same to the bit.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from medjax.corpora.cases import free_memory
+from medjax.errors import PredictError, UsageError
+from medjax.infer import memory, postprocess
+from medjax.infer.model import Model, Prepared, Segmentation
+from medjax.infer.packed import Masks, Region
+from medjax.infer.postprocess import Rules
+from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
+from medjax.infer.scorer import Scorer
+from medjax.infer.scores import UNCERTAINTIES, entropy
+from medjax.labels import LabelSpace
+from medjax.prepare import geometry
+from medjax.prepare.geometry import Transform
+from medjax.scans.nifti import DataWarning, Volume
+
+OnScores = Callable[[Transform, Region, tuple[str, ...], np.ndarray], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Averaged values (rows, y, x, c) of `classes` in a region of the cropped canonical grid, how
+    far the members disagree, and the sum over all classes where `values` holds only some.
+    """
+
+    region: Region
+    classes: Sequence[str]
+    values: np.ndarray
+    spread: np.ndarray | float = 0.0
+    total: np.ndarray | None = None
+
+
+class Segmenter:
+    """Runs a model over volumes.
+
+    Args:
+      model: the network, see `Model`.
+      others: segmenters of further members of any architecture, window and spacing, over the same
+        classes and corpora; each counts as many members as it has.
+      memory_gib: what the prediction of one case may use; default half of the free memory.
+      postprocess: what is done to the masks afterwards, see `postprocess.Rules`; by default
+        nothing.
+      options: windows, mirrors, members and devices of the network, see `Scorer`.
+
+    Attributes:
+      networks: a `Scorer` for the model, and those of the `others`.
+      limit: bytes that the prediction of one case may use, or None.
+      name: of the model, for messages. warn: receives what a user should know; default Python's
+        warnings.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        others: Sequence["Segmenter"] = (),
+        memory_gib: float | None = None,
+        postprocess: Rules | None = None,
+        **options: Any,
+    ):
+        first = Scorer(model, **options)
+        self.model, self.decision, self.device = model, first.decision, first.device
+        self.networks = (first, *(network for other in others for network in other.networks))
+        self.postprocess = postprocess.checked(model.space) if postprocess else None
+        self.limit = None if memory_gib is None else int(memory_gib * 2**30)
+        self.name, self.warn = "", _warned
+        self._others = tuple(others)
+        self._check_networks()
+
+    @property
+    def compiled(self) -> int:
+        """Programs of the first network compiled so far."""
+        return self.networks[0].compiled
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether its segmentations hold maps of uncertainty."""
+        return any(network.uncertainty for network in self.networks)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the prediction of a case may use now."""
+        return self.limit if self.limit is not None else free_memory() // 2
+
+    def settings(self) -> dict:
+        """What the predictions depend on; JSON-ready."""
+        rules = {"postprocess": self.postprocess.to_json() if self.postprocess else {}}
+        others = {"others": [other.settings() for other in self._others]} if self._others else {}
+        return self.networks[0].settings() | rules | others
+
+    def compile(self, classes: Sequence[str]) -> None:
+        """Compiles what the prediction of some classes needs."""
+        for network in self.networks:
+            network.program(len(network.asked(classes)))
+
+    def prepare_all(self, volume: Volume, corpus: str) -> tuple[Prepared, ...]:
+        """`prepare` for each of the networks; those that share a plan share the arrays."""
+        done: dict[tuple, Prepared] = {}
+        for network in self.networks:
+            key = (network.model.plan.key(), network.channels)
+            if key not in done:
+                done[key] = network.prepare(volume, corpus)
+        return tuple(done[one.model.plan.key(), one.channels] for one in self.networks)
+
+    def segment(
+        self,
+        volume: Volume,
+        corpus: str,
+        *,
+        classes: Sequence[str] | None = None,
+        prepared: Sequence[Prepared] | None = None,
+        on_scores: OnScores | None = None,
+    ) -> Segmentation:
+        """The label map in the protocol of `corpus`, and the masks of all predicted classes, on the
+        grid of `volume`.
+
+        Args:
+          classes: which to predict and paint, e.g. all of the label space; default those that
+            `corpus` annotates.
+          prepared: what `prepare_all` returned for this volume, if it was called before.
+          on_scores: receives probabilities while they pass: (transform, region of the cropped
+            canonical grid, classes, (rows, y, x, c)).
+
+        Returns: `Segmentation`; its `maps` hold the uncertainties if they were asked for.
+        Raises: `PredictError` if the case cannot be done in the memory allowed, the network's
+          scores are not finite, or the device is out of memory also with half the windows per step.
+        """
+        prepared = prepared or self.prepare_all(volume, corpus)
+        for attempt in (1, 2):
+            try:
+                return self._segment(prepared, corpus, classes, on_scores)
+            except PredictError as error:
+                raise self._located(error, volume.path) from error
+            except Exception as error:
+                if not memory.is_exhausted(error):
+                    raise
+                batch = self.networks[0].batch_windows
+            if attempt == 2 or not any([network.halve() for network in self.networks]):
+                break
+            self.warn(
+                f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying "
+                f"{self.networks[0].batch_windows}"
+            )
+        raise PredictError(
+            "the device is out of memory",
+            path=volume.path,
+            found=f"{batch} windows of {self.model.window} at a time",
+            fix="give a smaller --batch-windows or --window, or another --device (e.g. cpu)",
+        )
+
+    def forecast(
+        self, header: Volume, corpus: str, classes: Sequence[str] | None = None
+    ) -> memory.Forecast:
+        """What a case will take, from its header alone (`nifti.read_geometry`); cropping can only
+        make it less.
+
+        Raises: `PredictError` if it does not fit into the memory allowed.
+        """
+        asked = self.networks[0].asked(wanted_classes(self.model.space, corpus, classes))
+        space = self.model.space
+        store = space.corpora[space.corpus_index(corpus)].store
+        transforms = [
+            geometry.fit(header, plan.spacing_of(store), orientation=plan.orientation, crop="none")
+            for plan in (network.model.plan for network in self.networks)
+        ]
+        sized = self._footprints(transforms, asked)
+        voxels, budget = int(np.prod(header.shape)), self.budget
+        images = sum(
+            4 * int(np.prod(transform.shape)) * network.channels
+            for network, transform in zip(self.networks, transforms, strict=True)
+        )
+        held = images + voxels * self._bytes_per_voxel
+        # the file's bytes, float32 values, a normalised copy
+        loading = voxels * self.networks[0].channels * (4 + 4 + 4) + held
+        plan, total = memory.cut(transforms[0].box_shape, sized, held, budget, header.path)
+        count = sum(
+            memory.count_windows(one, [source_columns(transform, strip) for strip in plan.strips])
+            for one, transform in zip(sized, transforms, strict=True)
+        )
+        if loading > budget:
+            memory.refuse(loading, budget, header.path)
+        return memory.Forecast(transforms[0].shape, count, len(plan.strips), max(total, loading))
+
+    def cut(self, prepared: Sequence[Prepared], asked: Sequence[str]) -> memory.Cut:
+        """How to work through a volume within the `budget`; `PredictError` if it cannot be done."""
+        transforms = [p.transform for p in prepared]
+        images = {id(p.image): p.image.nbytes for p in prepared}
+        held = (
+            sum(images.values()) + int(np.prod(transforms[0].stored_shape)) * self._bytes_per_voxel
+        )  # what is there anyway: images, label map, maps
+        sized = self._footprints(transforms, asked)
+        return memory.cut(transforms[0].box_shape, sized, held, self.budget)[0]
+
+    def _segment(
+        self,
+        prepared: Sequence[Prepared],
+        corpus: str,
+        classes: Sequence[str] | None,
+        on_scores: OnScores | None,
+    ) -> Segmentation:
+        """Block by block: scores of all networks on the scan's grid, decided and painted."""
+        space, transform = self.model.space, prepared[0].transform
+        names = wanted_classes(space, corpus, classes)
+        asked = self.networks[0].asked(names)
+        chosen = [asked.index(name) for name in names]
+        masks = Masks(names, transform)
+        values = space.corpora[space.corpus_index(corpus)].values
+        label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
+        cropped = transform.image(label_map)  # a view: what is written here lands in stored order
+        maps = {
+            name: np.zeros(transform.stored_shape, np.float32)
+            for name in (UNCERTAINTIES if self.uncertain else ())
+        }
+        views = {name: transform.image(array) for name, array in maps.items()}
+        whole = bool(on_scores or maps or len(self.networks) > 1)  # all classes in every block
+        for block in self._blocks(prepared, corpus, asked, whole):
+            owners, region = block.classes, block.region
+            if on_scores or maps:
+                probabilities = self.decision.probabilities(block.values)
+            if on_scores:
+                wanted = probabilities if names == asked else probabilities[..., chosen]
+                on_scores(transform, region, names, wanted)
+            if maps:
+                exclusive = self.decision.exclusive
+                views["entropy"][region] = entropy(probabilities, exclusive=exclusive)
+                views["disagreement"][region] = block.spread
+            mask = self.decision.decide(block.values, block.total)
+            if names != asked:  # a softmax is decided over all classes, whichever are wanted
+                inside = [k for k, name in enumerate(owners) if name in names]
+                mask, owners = np.ascontiguousarray(mask[..., inside]), [owners[k] for k in inside]
+            masks.put(region, owners, mask)
+            cropped[region] = postprocess.paint(space, mask, owners, corpus)
+        found, rules = Segmentation(label_map, masks, maps), self.postprocess
+        return postprocess.apply(found, rules, space, corpus) if rules else found
+
+    def _blocks(
+        self, prepared: Sequence[Prepared], corpus: str, asked: tuple[str, ...], whole: bool
+    ) -> Iterator[_Block]:
+        """Scores on the cropped canonical grid, averaged over the networks; where not `whole`, only
+        of the classes that may be decided for.
+        """
+        plan, box = self.cut(prepared, asked), prepared[0].transform.box_shape
+        for strip in plan.strips:
+            tall = (box[0], strip.stop - strip.start, box[2])
+            ranges = row_blocks(tall, len(asked) + self.uncertain, plan.block)
+            selected: list[np.ndarray] = []  # channels of the block under way
+
+            def narrow(block: np.ndarray, selected: list = selected) -> np.ndarray:
+                selected[:] = [self.decision.candidates(block)]
+                return self.decision.narrowed(block, selected[0])
+
+            streams = [
+                on_scan_grid(
+                    network.rows(p, corpus, asked, source_columns(p.transform, strip), plan.depth),
+                    p.transform,
+                    ranges,
+                    strip,
+                    None if whole else narrow,
+                )
+                for network, p in zip(self.networks, prepared, strict=True)
+            ]
+            for rows, found in zip(ranges, zip(*streams, strict=True), strict=True):
+                if whole:
+                    values, spread = self._averaged(found, len(asked))
+                    yield _Block((rows, strip), asked, values, spread)
+                else:
+                    kept, block = selected[0], found[0]
+                    total = block[..., -1] if block.shape[-1] > len(kept) else None
+                    owners = [asked[k] for k in kept]
+                    yield _Block((rows, strip), owners, block[..., : len(kept)], total=total)
+
+    def _averaged(
+        self, found: Sequence[np.ndarray], classes: int
+    ) -> tuple[np.ndarray, np.ndarray | float]:
+        """Values averaged over the networks, and how far all members disagree."""
+        members = [network.members for network in self.networks]
+        spreads = [network.uncertainty for network in self.networks]
+        return self.decision.averaged(found, members, spreads, classes)
+
+    @property
+    def _bytes_per_voxel(self) -> int:
+        """Of the label map and the maps of uncertainty."""
+        return 2 + 8 * self.uncertain
+
+    def _footprints(
+        self, transforms: Sequence[Transform], asked: Sequence[str]
+    ) -> list[memory.Footprint]:
+        return [
+            network.footprint(transform.shape, len(asked))
+            for network, transform in zip(self.networks, transforms, strict=True)
+        ]
+
+    def _located(self, error: PredictError, path: str) -> PredictError:
+        """The error with the scan and the model in it, where it names none."""
+        if error.path is not None:
+            return error
+        words = [str(word) for word in (error.found, self.name and f"model {self.name}") if word]
+        found = "; ".join(words) or None
+        return PredictError(
+            error.message, path=path, found=found, expected=error.expected, fix=error.fix
+        )
+
+    def _check_networks(self) -> None:
+        """Networks are averaged on the scan's grid, so they must mean the same by it and by their
+        channels.
+        """
+        words = ("label space", "orientation", "crop", "average", "activation")
+        for other in self.networks[1:]:
+            mine, theirs = (
+                (
+                    one.model.space,
+                    one.model.plan.orientation,
+                    one.model.plan.crop,
+                    one.decision.average,
+                    one.decision.activation,
+                )
+                for one in (self, other)
+            )
+            differing = [word for word, a, b in zip(words, mine, theirs, strict=True) if a != b]
+            if differing:
+                raise UsageError(
+                    "the members of an ensemble do not fit together",
+                    found=f"another {', '.join(differing)}",
+                    fix="give runs that were trained on the same corpora and classes",
+                )
+
+
+def wanted_classes(
+    space: LabelSpace, corpus: str, classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The classes asked for, by default those that `corpus` annotates, in channel order."""
+    known = space.known[space.corpus_index(corpus)]
+    for name in classes or ():
+        space.class_index(name)
+    return tuple(
+        name
+        for name, own in zip(space.classes, known, strict=True)
+        if (own if classes is None else name in classes)
+    )
+
+
+def _warned(text: str) -> None:
+    warnings.warn(text, DataWarning, stacklevel=3)
