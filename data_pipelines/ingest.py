@@ -176,7 +176,6 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int:
-    from medjax.commands.prepare import remarks
     from medjax.corpora.survey import mask_sets
     from medjax.corpora.verify import verify
     from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
@@ -239,7 +238,7 @@ def _ingest(corpus: PublicCorpus, found: Found, args: argparse.Namespace) -> int
         f"{corpus.name}: {len(result.ok)} prepared, {result.skipped} already there, "
         f"{len(result.failed)} failed"
     )
-    for line in remarks(result):
+    for line in result.remarks():
         print(line)
     return report_failures(failed + result.failed)
 
