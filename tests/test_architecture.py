@@ -234,8 +234,9 @@ def test_every_imported_name_exists(repository):
                 if not (isinstance(node, ast.ImportFrom) and node.module in modules):
                     continue
                 known = _bound(modules[node.module])
+                place = f"{path.relative_to(repository)}:{node.lineno}"
                 wrong += [
-                    f"{path.relative_to(repository)}:{node.lineno} imports {node.module}.{alias.name}"
+                    f"{place} imports {node.module}.{alias.name}"
                     for alias in node.names
                     if alias.name not in known and f"{node.module}.{alias.name}" not in modules
                 ]

@@ -1,4 +1,4 @@
-"""Lists of scans as people and spreadsheets write them: right, or one sentence with file and line."""
+"""Lists of scans as people and spreadsheets write them: read right, or one sentence with the line."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
+from medjax.corpora import lists
 from medjax.corpora.inputs import find_inputs
 from medjax.errors import UsageError
 from tests.support.raw import save
@@ -42,6 +43,47 @@ GOOD = {
     "other columns": b"age,image,name,\n5,scan.nii.gz,a,\n",
     "spaces in header": b"image , name\nscan.nii.gz,a\n",
 }
+
+
+def test_rows_say_where_they_stand(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("sep=;\nname;image_1;image_0;label\na;y.nii;x.nii;\n\nb;z.nii;;l.nii\n")
+    assert lists.rows_of(table) == [
+        (
+            "line 3",
+            {"name": "a", "image_1": "y.nii", "image_0": "x.nii", "image": ["y.nii", "x.nii"]},
+        ),
+        ("line 5", {"name": "b", "image_1": "z.nii", "label": "l.nii", "image": ["z.nii"]}),
+    ]
+    listed = tmp_path / "list.json"
+    for text in ('["x.nii", {"image": 5}]', '{"cases": [], "test": ["x.nii", {"image": 5}]}'):
+        listed.write_text(text)
+        assert lists.rows_of(listed) == [("entry 1", {"image": "x.nii"}), ("entry 2", {"image": 5})]
+    listed.write_text('{"training": ["x.nii"]}')
+    with pytest.raises(UsageError, match="lists no cases"):
+        lists.rows_of(listed)
+    with pytest.raises(UsageError, match=r"none.csv: cannot be read \(No such file"):
+        lists.rows_of(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_in_the_encodings_of_spreadsheets(encoding):
+    assert lists.decoded("größe;1\n".encode(encoding), "a.csv") == "größe;1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("größe".encode("latin-1"), "Latin-1 or another"),
+        ("größe".encode("utf-16-le"), "UTF-16 without its mark, or UTF-32"),
+        ("größe".encode("utf-32"), "UTF-16 without its mark, or UTF-32"),
+        ("größe".encode("utf-16")[:-1], "damaged UTF-16"),
+    ],
+)
+def test_other_encodings_are_named(content, found):
+    with pytest.raises(UsageError) as caught:
+        lists.decoded(content, "a.csv", fix="save it again")
+    assert (caught.value.found, caught.value.fix) == (found, "save it again")
 
 
 @pytest.mark.parametrize("kind", GOOD)

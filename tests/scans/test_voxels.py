@@ -93,5 +93,5 @@ def test_one_voxel_far_from_the_others_warns_and_a_bright_one_does_not(recwarn):
     both = np.stack([np.zeros_like(array), array], -1)
     with pytest.warns(DataWarning, match="in channel 1"):
         voxels.finished(both, "image", "a")
-    small = array.astype(np.int16)  # the range of 16 bits is too small for such a voxel
+    small = np.int16([[[3] * 63 + [32767]]])  # too small a range for such a voxel
     assert voxels.finished(small, "image", "a") is small
