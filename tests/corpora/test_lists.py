@@ -1,4 +1,4 @@
-"""Lists of scans as people and spreadsheets write them: read right, or one sentence with the line."""
+"""Lists of scans as people and spreadsheets write them: read, or one sentence with the line."""
 
 import json
 import os
