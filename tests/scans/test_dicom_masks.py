@@ -35,8 +35,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("masks")
     files, _ = dicom.write_series(folder / "ct", np.zeros(SHAPE, np.int16))
     square = [(1.5, 1.5), (4.5, 1.5), (4.5, 4.5), (1.5, 4.5)]
+    hole = [(2.5, 2.5), (3.5, 2.5), (3.5, 3.5), (2.5, 3.5)]
     dicom.write_structures(
-        folder / "rt.dcm", files, {"liver": [(1, square)], "gtv": [(9, square)], "none": []}
+        folder / "rt.dcm",
+        files,
+        {"liver": [(1, square), (1, hole)], "gtv": [(9, square)], "none": []},
     )
     return folder
 
@@ -54,7 +57,7 @@ def test_objects_of_a_folder_and_their_names(folder):
 def test_contours_by_name(folder):
     mask_of = dicom_masks.open_masks(str(folder / "rt.dcm"), formats.read(folder / "ct"))
     liver = mask_of(Mask("whatever", "", "roi:liver"))
-    assert liver[1, 2:5, 2:5].all() and liver.sum() == 9
+    assert liver[1, 2:5, 2:5].sum() == liver.sum() == 8 and not liver[1, 3, 3]  # with its hole
     assert not mask_of(Mask("gtv", "", "")).any()  # a slice that the image does not have
     assert not mask_of(Mask("none", "", "")).any()
     with pytest.raises(DataError, match=r"no RTSTRUCT part called 'lver'.*did you mean liver"):
