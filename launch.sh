@@ -30,7 +30,9 @@ environment() { # environment EXTRA[,EXTRA...]: created once; pyproject.toml or 
 usage() {
   cat <<'TEXT'
 ./launch.sh demo [FLAGS]           make the embedded corpora, train, predict, evaluate, print a table (minutes on two cores)
-./launch.sh test [PYTEST ARGS]     run the tests
+./launch.sh test [PYTEST ARGS]     the quick tests: mathematics, wiring, one run of every system (at most 10 minutes on two cores)
+./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (at most 45 minutes)
+./launch.sh test slow [PYTEST ARGS] what `test` leaves out of `test all`
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
 ./launch.sh local N CONFIG [FLAGS] the same training in N processes on this machine
@@ -78,7 +80,12 @@ case "$command" in
     ;;
   test)
     environment "test,formats"
-    python -m pytest --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,beartype.beartype "$@"
+    chosen=(-m "not slow and not parity")
+    case "${1:-}" in
+      all) shift; chosen=() ;;
+      slow) shift; chosen=(-m "slow and not parity") ;;
+    esac
+    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,beartype.beartype "$@"
     ;;
   parity)
     environment "test,formats,parity"

@@ -23,8 +23,6 @@ from medjax.infer.model import Segmentation
 from medjax.scans import header as headers
 from medjax.scans import nifti
 
-Models = str | Path | Sequence[str | Path]
-
 
 class Predictor:
     """A trained model, or an ensemble, ready for many scans of any size.
@@ -45,10 +43,10 @@ class Predictor:
 
     def __init__(
         self,
-        models: Models,
+        models: Any,
         *,
         corpus: str = "",
-        classes: Sequence[str] | None = None,
+        classes: Any = None,
         **options: Any,
     ):
         from medjax.infer.segment import wanted_classes
@@ -69,7 +67,7 @@ class Predictor:
         self.corpus, self.labels = described.name, label_names(described)
         self.classes = wanted_classes(space, described.name, classes)
 
-    def predict(self, image: Any, affine: np.ndarray | None = None) -> Any:
+    def predict(self, image: Any, affine: Any = None) -> Any:
         """The label map of a scan.
 
         Args:
@@ -91,13 +89,13 @@ class Predictor:
         found.header.extensions.append(headers.label_extension(self.labels))
         return found
 
-    def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
+    def segment(self, image: Any, affine: Any = None) -> Segmentation:
         """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x)
         bool), uncertainty maps, changes.
         """
         return self._segment(_volume(image, affine))
 
-    def probabilities(self, image: Any, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def probabilities(self, image: Any, affine: Any = None) -> dict[str, np.ndarray]:
         """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax
         predict --probabilities` does not.
         """
@@ -129,7 +127,7 @@ class Predictor:
     __call__ = predict
 
 
-def predict(image: Any, model: Models, *, affine: np.ndarray | None = None, **options: Any) -> Any:
+def predict(image: Any, model: Any, *, affine: Any = None, **options: Any) -> Any:
     """The label map of one scan; loads and compiles each time, so use `Predictor` for many.
 
     Arguments and result: see `Predictor`.
@@ -158,7 +156,7 @@ def _check_arguments(models: Any, classes: Any) -> None:
         )
 
 
-def _volume(image: Any, affine: np.ndarray | None) -> nifti.Volume:
+def _volume(image: Any, affine: Any) -> nifti.Volume:
     """A nibabel image or an array with affine as the volume that reading its file would give."""
     if isinstance(image, np.ndarray) != (affine is not None):
         raise UsageError(

@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,7 +61,7 @@ def check_name(
     *,
     path: object = None,
     suffix: str = "",
-    error: type[MedjaxError] = UsageError,
+    error: Callable[..., MedjaxError] = UsageError,
 ) -> str:
     """The name, if it can be one file or folder name (see `unusable`).
 
@@ -99,7 +99,10 @@ def temporary(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def replacing(
-    path: str | os.PathLike, *, error: type[MedjaxError] = WriteError, exclusive: bool = False
+    path: str | os.PathLike,
+    *,
+    error: Callable[..., MedjaxError] = WriteError,
+    exclusive: bool = False,
 ) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends without an exception; otherwise
     nothing is left.
@@ -127,7 +130,7 @@ def replacing(
 
 @contextlib.contextmanager
 def replacing_path(
-    path: str | os.PathLike, *, error: type[MedjaxError] = WriteError
+    path: str | os.PathLike, *, error: Callable[..., MedjaxError] = WriteError
 ) -> Iterator[Path]:
     """As `replacing`, for libraries that want a path: yields an empty file's path, whose content
     takes the name `path` at the end.
@@ -149,7 +152,7 @@ def replacing_path(
 
 
 def write_bytes(
-    path: str | os.PathLike, content: bytes, *, error: type[MedjaxError] = WriteError
+    path: str | os.PathLike, content: bytes, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
     """Writes a file whole or not at all."""
     with replacing(path, error=error) as file:
@@ -157,7 +160,7 @@ def write_bytes(
 
 
 def write_text(
-    path: str | os.PathLike, text: str, *, error: type[MedjaxError] = WriteError
+    path: str | os.PathLike, text: str, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
     """Writes UTF-8 text whole or not at all; names that are not UTF-8 (file names may be) become
     escapes.
@@ -166,7 +169,7 @@ def write_text(
 
 
 def write_json(
-    path: str | os.PathLike, value: Any, *, error: type[MedjaxError] = WriteError
+    path: str | os.PathLike, value: Any, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
     """Writes JSON whole or not at all; makes the folder if it is missing.
 
@@ -177,7 +180,7 @@ def write_json(
 
 
 def refused(
-    path: str | os.PathLike, reason: OSError, *, error: type[MedjaxError] = WriteError
+    path: str | os.PathLike, reason: OSError, *, error: Callable[..., MedjaxError] = WriteError
 ) -> MedjaxError:
     """The sentence for a file that cannot be written: what the system said, the path and what to
     do.
@@ -259,7 +262,7 @@ def create(name: str | os.PathLike) -> BinaryIO:
 def read_json(
     path: str | os.PathLike,
     *,
-    error: type[MedjaxError] = UsageError,
+    error: Callable[..., MedjaxError] = UsageError,
     limit: int = 1 << 28,
     fix: str = "",
     unique: bool = False,
@@ -296,7 +299,7 @@ def parse_json(
     content: bytes,
     path: object,
     *,
-    error: type[MedjaxError] = UsageError,
+    error: Callable[..., MedjaxError] = UsageError,
     fix: str = "",
     unique: bool = False,
 ) -> Any:

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,7 @@ class Corpus:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping, path: object = None) -> "Corpus":
+    def from_json(cls, fields: Any, path: object = None) -> "Corpus":
         """Inverse of `to_json`; `LabelError` naming `path` for fields that are missing, unknown or
         of another kind.
         """
@@ -355,7 +356,7 @@ class LabelSpace:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping, path: object = None) -> "LabelSpace":
+    def from_json(cls, fields: Any, path: object = None) -> "LabelSpace":
         """Inverse of `to_json`; `LabelError` naming `path` and the field for anything that is no
         label space.
         """

@@ -27,7 +27,7 @@ def known(room: str) -> list[str]:
     ]
 
 
-def build(room: str, name: str, **arguments: Any) -> Any:
+def build(room: str, name: Any, **arguments: Any) -> Any:
     """`medjax.<room>.<name>.make(**arguments)`; unknown names and arguments raise `UsageError` with
     the known ones.
     """

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,13 +44,6 @@ class Twin:
     note: str = ""
 
     def __post_init__(self):
-        texts = (self.corpus, self.cases, self.other, self.note)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.offset, int):
-            raise UsageError(
-                "a twin rule whose fields are no text",
-                found=repr(dataclasses.astuple(self))[:120],
-                expected="see docs/data.md",
-            )
         pattern = Pattern(self.cases, f"twin rule for {self.corpus}", error=UsageError)
         if wrong := next(
             (n for n in re.findall(r"\\(\d)", self.other) if not 1 <= int(n) <= pattern.groups),
@@ -92,7 +86,7 @@ class Pair:
     why: str
 
 
-def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
+def read_rules(rules: Any) -> tuple[Twin, ...]:
     """Rules from JSON or a config; those without an expression say only that there is an overlap,
     and are passed over.
     """
@@ -108,6 +102,12 @@ def read_rules(rules: Iterable[Mapping]) -> tuple[Twin, ...]:
                 "not a twin rule",
                 found=repr(rule)[:80],
                 expected='{"corpus": ..., "cases": ..., "other": ...}',
+            )
+        if any(not isinstance(v, int if k == "offset" else str) for k, v in rule.items()):
+            raise UsageError(
+                "a twin rule whose fields are no text",
+                found=repr(dict(rule))[:120],
+                expected="see docs/data.md",
             )
         if unknown := set(rule) - set(names):
             raise UsageError(

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class Fingerprint:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping) -> "Fingerprint":
+    def from_json(cls, fields: Any) -> "Fingerprint":
         """Inverse of `to_json`."""
         plain = {k: tuple(fields[k]) for k in ("channels", "cases", "cropped", "failed", "ids")}
         nested = {
@@ -240,7 +241,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, fields: Mapping, path: object = None) -> "Plan":
+    def from_json(cls, fields: Any, path: object = None) -> "Plan":
         """Inverse of `to_json`; `UsageError` naming `path` and the field for anything that is no
         plan.
         """
@@ -248,10 +249,7 @@ class Plan:
         spacing = {
             name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()
         }
-        intensity = {
-            n: Intensity(**{**i, "clip": tuple(i["clip"]) if i.get("clip") else None})
-            for n, i in fields["intensity"].items()
-        }
+        intensity = {n: Intensity(**{**i, **_floats(i)}) for n, i in fields["intensity"].items()}
         planned = {
             name: plan_json.configuration(name, found, path)
             for name, found in fields.get("configurations", {}).items()
@@ -269,6 +267,12 @@ class Plan:
         return cls(
             spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard
         )
+
+
+def _floats(fields: Mapping) -> dict:
+    """The numbers of an intensity: JSON has no difference between 3 and 3.0."""
+    found = {k: None if fields.get(k) is None else float(fields[k]) for k in ("mean", "std")}
+    return found | {"clip": tuple(map(float, fields["clip"])) if fields.get("clip") else None}
 
 
 def intensity_json(intensity: Intensity) -> dict:

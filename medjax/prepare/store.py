@@ -82,7 +82,7 @@ class StoredCase:
         return label
 
     @property
-    def locations(self) -> Mapping[str, np.ndarray]:
+    def locations(self) -> Mapping:
         """str(dense id) -> (n, 3) int32 voxels (z, y, x) of it, read one id at a time when asked
         for.
         """

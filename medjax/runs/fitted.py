@@ -6,7 +6,7 @@ file and the field or arrays.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ VOXELS, BATCH = 1 << 31, 1 << 12
 SHOWN = 6
 
 
-def check_config(config: Any, path: object, error: type[MedjaxError]) -> None:
+def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -> None:
     """What prediction rests on: model, patch and how to predict; `error` naming the file, the
     field, what it holds and what it should.
 

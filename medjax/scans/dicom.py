@@ -114,7 +114,7 @@ def read_header(pydicom, path: str | os.PathLike):
 
 
 def numbers(
-    header, tag: str, count: int, path: str | os.PathLike, default: float | None = None
+    header, tag: str, count: int, path: str | os.PathLike, default: float | int | None = None
 ) -> tuple[float, ...]:
     """`count` finite numbers of a header; `default` where it has none. Raises: `DataError` naming
     tag and file.

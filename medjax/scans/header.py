@@ -423,7 +423,7 @@ def shear_of(affine: np.ndarray) -> float:
     return float(np.tan(np.arcsin(min(sine, 1.0))))
 
 
-def check_shear(affine: np.ndarray, path: str) -> None:
+def check_shear(affine: np.ndarray, path: object) -> None:
     """Silent up to a shear of 1e-4, a `DataWarning` with the angle above, `DataError` from 0.2."""
     shear = shear_of(affine)
     angle = f"{np.degrees(np.arctan(shear)):.3g} degrees"

@@ -15,7 +15,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ DAMAGES = (
 def opened(
     path: str | os.PathLike,
     *,
-    error: type[MedjaxError] = DataError,
+    error: Callable[..., MedjaxError] = DataError,
     fix: str = "obtain the file again",
 ) -> Iterator[zipfile.ZipFile]:
     """A zip file for the length of a block; anything damaged in it becomes `error` naming the file,
@@ -77,7 +77,11 @@ def opened(
 
 
 def check_directory(
-    path: Path, *, error: type[MedjaxError] = DataError, limit: int = DIRECTORY, exact: bool = False
+    path: Path,
+    *,
+    error: Callable[..., MedjaxError] = DataError,
+    limit: int = DIRECTORY,
+    exact: bool = False,
 ) -> None:
     """Whether the record at the end of a zip file promises a table of contents that can be read.
 
@@ -129,7 +133,7 @@ def check_directory(
 
 
 def _large(
-    tail: bytes, at: int, path: Path, error: type[MedjaxError], limit: int
+    tail: bytes, at: int, path: Path, error: Callable[..., MedjaxError], limit: int
 ) -> tuple[int, int]:
     """Size and place of the table of contents of a zip file beyond 4 GiB or 65,535 members."""
     if at < 76 or tail[at - 76 : at - 72] != b"PK\x06\x06":
@@ -145,7 +149,9 @@ def _large(
     return table, start
 
 
-def _check_members(entries: list[zipfile.ZipInfo], path: Path, error: type[MedjaxError]) -> None:
+def _check_members(
+    entries: list[zipfile.ZipInfo], path: Path, error: Callable[..., MedjaxError]
+) -> None:
     if len(entries) > MEMBERS:
         raise error(
             "too many members",
@@ -192,7 +198,7 @@ def arrays(archive: zipfile.ZipFile) -> tuple[str, ...]:
 
 
 def read_npz(
-    path: str | os.PathLike, *, error: type[MedjaxError] = DataError, strings: bool = False
+    path: str | os.PathLike, *, error: Callable[..., MedjaxError] = DataError, strings: bool = False
 ) -> dict[str, np.ndarray]:
     """Every array of an npz file, by name.
 

@@ -242,7 +242,7 @@ class Log:
                 ):  # the first failure is the one to report
                     self._draw()
 
-    def submit(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
+    def submit(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Takes the device scalars of a step that may still be running."""
         self.pending = (step, scalars)
 

@@ -57,7 +57,7 @@ def test_the_table_above_names_tests_that_exist(repository):
     named = set(re.findall(r"test_[a-z0-9_]+", __doc__))
     there = {
         name
-        for path in (repository / "tests").glob("test_*.py")
+        for path in (repository / "tests").rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
     }
     assert named - there == set() and len(named) > 40

@@ -161,7 +161,10 @@ def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_pat
 
 @pytest.mark.parametrize(
     "write",
-    [prediction.write, lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1, 1, 1))],
+    [
+        prediction.write,
+        lambda path, text: montage(*[np.zeros((2, 4, 4))] * 3, path, (1.0, 1.0, 1.0)),
+    ],
 )
 def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path, write):
     import os
@@ -177,7 +180,7 @@ def test_a_link_planted_under_a_temporary_or_final_name_is_not_followed(tmp_path
 
 
 def test_names_cannot_leave_their_place_in_any_file(tmp_path):
-    corpus = Corpus("../C", ((1, (EVIL,)), (2, ("=cmd|' /C calc'!A1",)), (3, ("'quoted",))))
+    corpus = Corpus("C", ((1, (EVIL,)), (2, ("=cmd|' /C calc'!A1",)), (3, ("'quoted",))))
     label = np.zeros((4, 8, 8), np.uint8)
     label[1:3, 2:6, 2:6], label[1:3, 2, 2], label[1:3, 3, 2] = 1, 2, 3
     path = save(tmp_path / "labels" / "x.nii.gz", label)

@@ -982,7 +982,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     def full(name):
         return open("/dev/full", "wb", buffering=0)
 
-    monkeypatch.setattr(nifti.files, "_create", full)
+    monkeypatch.setattr(nifti.files, "create", full)
     with pytest.raises(
         DataError, match=r"cannot write \(No space left on device\).*free some space"
     ) as error:

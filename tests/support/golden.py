@@ -27,7 +27,7 @@ import numpy as np
 
 from medjax.registry import build
 
-STORED = Path(__file__).parents[1] / "golden" / "networks.json"
+STORED = Path(__file__).parent.parent / "golden" / "networks.json"
 VOXELS = 6  # stored numbers per output
 OUTPUT = 1e-4  # tolerance, in standard deviations of the output
 GRADIENT = 1e-3  # tolerance, in norms of the gradient of the module
@@ -74,7 +74,7 @@ TRANSFORMER = {
 }
 TRUNK = {"channels": (3, 4, 6), "strides": ((2, 2, 2), (1, 2, 2)), "variant": "stunet_s"}
 UNETR = {"feature_size": 6, "depths": (2, 1, 1, 1), "heads": (1, 2, 3, 6), "window": 3}
-TOKENS = {"width": 6, "window": 3, "patch_size": 2, "mlp_ratio": 2}
+TOKENS = {"width": 6, "window": 3, "patch_size": 2, "mlp_ratio": 2.0}
 DEEP = {**TOKENS, "depths": (2, 1, 1), "heads": (1, 2, 3)}
 SWIN = {**TOKENS, "depths": (2, 1), "heads": (1, 2)}
 SPACE = {"width": 6, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch_size": 2, "dims": 3}
@@ -264,13 +264,13 @@ def path_of(keys: Any) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in keys)
 
 
-def inputs(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+def inputs(case: Case) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """(image, context)."""
     context = {"corpus": case.corpus, "modality": case.modality}
-    context = {name: np.array(given, np.int32) for name, given in context.items() if given}
+    context = {name: jnp.array(given, jnp.int32) for name, given in context.items() if given}
     if case.masked:
-        context["masked"] = random("masked", (case.image[0], *case.masked)) > 0.3
-    return random("image", case.image), context or None
+        context["masked"] = jnp.asarray(random("masked", (case.image[0], *case.masked)) > 0.3)
+    return jnp.asarray(random("image", case.image)), context or None
 
 
 def run(

@@ -9,6 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,20 +28,37 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, name: str, path: str, text: str):
-        self.name, self.loader = name, _Loader(name, path, text)
+    """Finds the modules of a package, past import hooks: beartype mixes up classes of one name."""
+
+    def __init__(self, package: str, loader: _Loader):
+        self.package, self.loader = package, loader
 
     def find_spec(self, fullname: str, path=None, target=None):
-        if fullname != self.name:
+        if fullname == self.loader.name:
+            return importlib.util.spec_from_file_location(
+                fullname, self.loader.path, loader=self.loader
+            )
+        if not _inside(fullname, self.package):
             return None
-        return importlib.util.spec_from_file_location(
-            fullname, self.loader.path, loader=self.loader
-        )
+        return importlib.machinery.PathFinder.find_spec(fullname, path)
+
+
+def _inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def source(name: str) -> Path:
     """The file of a module."""
     return Path(importlib.util.find_spec(name).origin)
+
+
+def _however_wrapped(code: str) -> re.Pattern:
+    """A pattern for code, wherever a formatter may have broken its lines."""
+    words, pattern = re.findall(r"\w+|[^\w\s]", code), ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        pattern += (r",?\s*" if word in ")]}" else "") + re.escape(word)
+        pattern += r"\s+" if following and word[-1].isalnum() and following[0].isalnum() else r"\s*"
+    return re.compile(pattern.removesuffix(r"\s*"))
 
 
 @contextlib.contextmanager
@@ -55,22 +73,23 @@ def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
     """
     path = source(name)
     text = path.read_text()
-    assert text.count(old) == 1, f"{path.name} has {text.count(old)} x {old!r}: update the mutant"
+    found = list(_however_wrapped(old).finditer(text))
+    assert len(found) == 1, f"{path.name} has {len(found)} x {old!r}: update the mutant"
     parts = name.split(".")
     renewed = ".".join(parts[: 2 if parts[0] == "medjax" else 1])
     parent, _, child = renewed.rpartition(".")
 
-    def inside(module: str) -> bool:
-        return module == renewed or module.startswith(f"{renewed}.")
-
-    kept = {module: sys.modules.pop(module) for module in list(sys.modules) if inside(module)}
-    finder = _Finder(name, str(path), text.replace(old, new))
+    loaded = [module for module in sys.modules if _inside(module, renewed)]
+    kept = {module: sys.modules.pop(module) for module in loaded}
+    finder = _Finder(
+        renewed, _Loader(name, str(path), text[: found[0].start()] + new + text[found[0].end() :])
+    )
     sys.meta_path.insert(0, finder)
     try:
         yield importlib.import_module(name)
     finally:
         sys.meta_path.remove(finder)
-        for module in [module for module in sys.modules if inside(module)]:
+        for module in [module for module in sys.modules if _inside(module, renewed)]:
             del sys.modules[module]
         sys.modules.update(kept)
         if parent and renewed in kept:

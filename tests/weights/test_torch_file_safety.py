@@ -18,7 +18,7 @@ import pytest
 from scipy import sparse
 
 from medjax import cli
-from medjax.errors import DataError, ModelError, UsageError
+from medjax.errors import DataError, MedjaxError, ModelError, UsageError
 from medjax.runs import imported
 from medjax.runs.imported import import_weights
 from medjax.scans import arrays, zipped
@@ -450,13 +450,13 @@ def test_what_a_checkpoint_says_of_itself_wrongly_is_a_sentence(tmp_path, case):
 
 def test_names_in_a_checkpoint_never_become_paths(tmp_path, monkeypatch):
     """Everything else fits: the name alone is the reason."""
-    whole = nnunet_plan.from_v2(PLANS | {"dataset_name": "../../pwn"}, "3d_fullres", LABELS)
-    monkeypatch.setattr(imported, "_describe", lambda *_: whole)
+    given = PLANS | {"dataset_name": "../../pwn"}, "3d_fullres", LABELS
+    monkeypatch.setattr(imported, "_describe", lambda *_: nnunet_plan.from_v2(*given))
     from tests.weights.test_families import _vit_tensors
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
     with pytest.raises(
-        ModelError, match=r"vit\.npz: unusable corpus name: it holds a path separator"
+        MedjaxError, match=r"vit\.npz: unusable corpus name: it holds a path separator"
     ):
         import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run")
     assert not (tmp_path / "run").exists()
