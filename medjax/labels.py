@@ -175,11 +175,11 @@ class Corpus:
         }
 
     @classmethod
-    def from_json(cls, fields: Any) -> "Corpus":
-        """Inverse of `to_json`; `LabelError` for fields that are missing, unknown or of another
-        kind.
+    def from_json(cls, fields: Any, path: object = None) -> "Corpus":
+        """Inverse of `to_json`; `LabelError` naming `path` for fields that are missing, unknown or
+        of another kind.
         """
-        with _understood("corpus"):
+        with _understood("corpus", path):
             name, rows, pairs = fields["name"], fields["labels"], fields.get("meanings", ())
             words = {key: _words(fields[key], key) for key in ("annotated", "channels")}
             if (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import medjax
+from medjax import api
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
 from medjax.scans import header as headers
@@ -69,6 +70,13 @@ def test_many_scans_of_any_size_take_one_program(predictor):
         probabilities = predictor.probabilities(scan(shape, "RAS"))
         assert np.array_equal(probabilities["tumour"] > 0.5, found.masks["tumour"])
     assert predictor._predictor.compiled == 1
+
+
+def test_one_call_is_the_predictor_and_the_package_offers_both(run, predictor):
+    assert medjax.Predictor is api.Predictor and medjax.predict is api.predict
+    array = np.ascontiguousarray(np.asarray(scan().dataobj).T)
+    found = api.predict(array, run, affine=scan().affine, corpus="Organs")
+    assert np.array_equal(found, predictor(array, scan().affine)) and found.any()
 
 
 def test_classes_settle_the_protocol(run):

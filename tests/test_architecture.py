@@ -223,3 +223,38 @@ def test_every_module_is_imported_by_a_test(repository):
         used |= {name for name, _ in _imports(path, modules)}
     missing = [m for m, path in modules.items() if path.name != "__init__.py" and m not in used]
     assert missing == []
+
+
+def test_every_imported_name_exists(repository):
+    """Also within functions, which a test may never call: a name that moved is noticed here."""
+    modules, wrong = _modules(repository), []
+    for folder in ("medjax", "configs", "data_pipelines", "benchmarks", "tests"):
+        for path in sorted((repository / folder).rglob("*.py")):
+            for node in ast.walk(_tree(path)):
+                if not (isinstance(node, ast.ImportFrom) and node.module in modules):
+                    continue
+                known = _bound(modules[node.module])
+                place = f"{path.relative_to(repository)}:{node.lineno}"
+                wrong += [
+                    f"{place} imports {node.module}.{alias.name}"
+                    for alias in node.names
+                    if alias.name not in known and f"{node.module}.{alias.name}" not in modules
+                ]
+    assert wrong == []
+
+
+@cache
+def _bound(path: Path) -> set[str]:
+    """The names that a module binds outside of functions and classes."""
+    names, work = set(), list(_tree(path).body)
+    while work:
+        node = work.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(a.asname or a.name).split(".")[0] for a in node.names}
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        work.extend(ast.iter_child_nodes(node))
+    return names

@@ -9,6 +9,7 @@ import pytest
 
 from medjax import main
 from medjax.errors import UsageError
+from medjax.phantom.corpora import PROTOCOLS
 from medjax.registry import build, plain
 from medjax.runs import build as network
 from medjax.runs import dry
@@ -22,6 +23,9 @@ CONFIGS = sorted(
 VARIANTS = [
     (name, v) for name in CONFIGS for v in importlib.import_module(f"configs.{name}").VARIANTS
 ]
+
+
+PHANTOMS = [protocol.folder.split("_", 1)[1] for protocol in PROTOCOLS.values()]
 
 
 def _fields(name, variant):
@@ -43,14 +47,22 @@ BIG = {
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)
 def test_every_config_is_read(name, variant, tmp_path):
+    """Its corpora are in the label space, every class has annotators, the rate rises to the stated
+    one and falls to almost nothing, the network takes the stated patch.
+    """
     fields = _with_phantoms(_fields(name, variant), name)
-    data = corpora.open_data(fields["data"], tmp_path, files=False)
-    rate = network.make_optimizer(fields).schedule
-    assert (
-        len(data.space.classes)
-        and 0 < float(rate(0)) <= float(rate(fields["train"]["steps"] // 20)) * 20
-    )
-    assert importlib.import_module(f"configs.{name}").__doc__.count("python -m medjax.main") >= 1
+    space = corpora.open_data(fields["data"], tmp_path, files=False).space
+    assert [c.name for c in space.corpora] == (list(fields["data"]["declared"]) or PHANTOMS)
+    assert len(space.classes) and space.known.any(0).all() and space.known.any(1).all()
+    optimizer, steps, lr = network.make_optimizer(fields), fields["train"]["steps"], fields["optim"]
+    rates = [float(optimizer.schedule(steps * k // 40)) for k in range(40)]
+    assert 0.98 * lr["lr"] < max(rates) < lr["lr"] * (1 + 1e-6) and min(rates) > 0
+    assert rates.index(max(rates)) <= 4 and float(optimizer.schedule(steps - 1)) < 0.13 * lr["lr"]
+    net = network.make_network(fields, space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0))
+    assert net.patch == tuple(fields["train"]["patch"])
+    assert net.channels == max(len(c.channels) for c in space.corpora)
+    command = f"python -m medjax.main --config=configs/{name}.py"
+    assert command in importlib.import_module(f"configs.{name}").__doc__
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from medjax.errors import MetricError
 from medjax.report.montage import best_slices, colour, montage
@@ -65,7 +66,23 @@ def test_nothing_predicted_and_constant_image(tmp_path):
         tmp_path / "new" / "empty.png",
         (1.0, 1.0, 1.0),
     )
-    assert (tmp_path / "new" / "empty.png").stat().st_size > 1000
+    picture = matplotlib.image.imread(tmp_path / "new" / "empty.png")[..., :3]
+    assert np.ptp(picture, -1).max() < 0.01  # nothing is coloured: no contour, no legend
+    panels, count = ndimage.label(picture.max(-1) == 0)  # the image is black, the ground is not
+    boxes = [
+        box
+        for box, size in zip(
+            ndimage.find_objects(panels), np.bincount(panels.flat)[1:], strict=True
+        )
+        if size > 1000
+    ]
+    shapes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes]
+    assert len(boxes) == 6 and count == 6  # three planes of image and prediction
+    for (high, wide), ratio in zip(shapes, np.repeat([6 / 5, 4 / 5, 4 / 6], 2), strict=True):
+        assert high / wide == pytest.approx(ratio, rel=0.02)
+    left = min(columns.start for _, columns in boxes)
+    names = [(picture[rows, :left].max(-1) > 0.5).sum() for rows, _ in boxes[::2]]
+    assert min(names) > 20  # axial, coronal and sagittal are written beside their rows
 
 
 def test_other_grid_is_refused(tmp_path):

@@ -79,7 +79,7 @@ def scan(folder: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medj
             fix="ingest again",
         )
     try:
-        corpus = Corpus.from_json(said["corpus"])
+        corpus = Corpus.from_json(said["corpus"], path)
         files.check_name(corpus.name, "corpus name", path=path, error=LabelError)
         cases, wrong = _cases(said["cases"], corpus, path)
     except MedjaxError:

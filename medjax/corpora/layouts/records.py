@@ -20,7 +20,8 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
     location = records.location_of(path)
     folder = records.local_folder(location)
     try:
-        corpus = Corpus.from_json(files.read_json(folder / records.DESCRIPTION)["corpus"])
+        described = folder / records.DESCRIPTION
+        corpus = Corpus.from_json(files.read_json(described)["corpus"], described)
     except LabelError:
         raise
     except (MedjaxError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,72 @@
+"""Memory of a step from shapes: every part counted by hand, nothing allocated."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs.multitalent import get_config
+from medjax.registry import plain
+from medjax.runs import build, footprint
+from medjax.runs import open as corpora
+
+PATCH, BATCH = (8, 16, 8), 3
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    c = get_config("demo").unlock()
+    c.model.update(dict(base_features=4, max_features=8, max_stages=2))
+    c.train.patch, c.train.batch = PATCH, BATCH
+    c.augment.on = False
+    c.optim.name = "sgd"
+    fields = plain(c)
+    space = corpora.open_data(fields["data"], tmp_path_factory.mktemp("x"), files=False).space
+    return fields, build.make_network(fields, space, (3.0, 2.0, 2.0)), space
+
+
+def test_a_batch_as_the_sampler_cuts_it(small):
+    fields, net, _ = small
+    batch = footprint.abstract_batch(fields, net)
+    assert batch["image"].shape == (BATCH, *PATCH, net.channels)
+    assert batch["label"].shape == (BATCH, *PATCH) and batch["spacing_mm"].shape == (BATCH, 3)
+    enlarged = footprint.abstract_batch(fields | {"augment": {"on": True}}, net)
+    grown = np.array(enlarged["label"].shape[1:])
+    assert (grown >= PATCH).all() and (grown > PATCH).any()  # room for rotations
+
+
+def test_every_part_by_hand(small):
+    fields, net, space = small
+    found = footprint.memory(fields, net, space)
+    count = sum(leaf.size for leaf in jax.tree.leaves(net.abstract()))
+    assert found["parameters"] == found["gradients"] == 4 * count
+    assert 4 * count <= found["optimizer"] < 4 * count + 100  # one momentum, and a step
+    voxels = BATCH * int(np.prod(PATCH))
+    assert found["batch"] == 2 * voxels * (net.channels + 1) + BATCH * 4 * (2 * net.channels + 6)
+    assert found["kept for backward"] > 4 * voxels * 4  # at least one layer of 4 float32 features
+
+
+def test_the_backward_pass_grows_with_the_batch_alone(small):
+    fields, net, space = small
+    double = fields | {"train": fields["train"] | {"batch": 2 * BATCH}}
+    once, twice = (footprint.memory(f, net, space) for f in (fields, double))
+    for part in ("parameters", "optimizer", "gradients"):
+        assert once[part] == twice[part]
+    assert twice["batch"] == 2 * once["batch"]
+    assert twice["kept for backward"] == pytest.approx(2 * once["kept for backward"], rel=0.05)
+
+
+def test_tables_are_aligned():
+    rows = [("part", "bytes", "why"), ("parameters", "4", "trained"), ("x", "12345", "")]
+    assert footprint.table(rows).split("\n") == [
+        "part        bytes  why",
+        "parameters  4      trained",
+        "x           12345  ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(0, "0.0 MiB"), (1536 * 1024, "1.5 MiB"), (2**30, "1.00 GiB"), (5 * 2**29, "2.50 GiB")],
+)
+def test_bytes_for_people(n, text):
+    assert footprint.size(n) == text
