@@ -1,16 +1,14 @@
-"""The label space: which corpus annotates which classes, and what each voxel value of a corpus
-means.
+"""The label space: the classes each corpus annotates, and the meaning of its voxel values.
 
-Pure data, imports nothing of ours but the errors and the rules for names. A label volume carries
-one *dense id* per voxel; a corpus maps every id to the *set* of classes the voxel belongs to, so
-nested regions (tumour inside liver) and overlaps need no extra channel. The space stacks all
-corpora:
+Pure data; imports only the errors and the rules for names. A label volume holds one *dense id* per
+voxel; a corpus maps every id to the *set* of classes the voxel belongs to, so nested regions
+(tumour inside liver) and overlaps need no extra channel. The space stacks all corpora:
 
-  known  (corpus, class) bool       the corpus' annotators marked this class, so its absence means "background"
-  table  (corpus, id, class) bool   the multi-hot target of a voxel; all False for classes that are not known
+  known  (corpus, class) bool       the class is annotated in the corpus: absence = "background"
+  table  (corpus, id, class) bool   multi-hot target of a voxel; False for classes not known
 
-A *view* pretends that only some classes of a corpus were annotated: the hidden ones leave `known`
-and `table`, while the stored ids, and so a scorer that uses the full corpus, stay as they are.
+A *view* treats only some classes of a corpus as annotated: the hidden ones leave `known` and
+`table`, while the stored ids stay unchanged, and so does scoring with the full corpus.
 """
 
 import contextlib
@@ -265,12 +263,11 @@ class LabelSpace:
         return self.classes.index(name)
 
     def unveiled(self) -> "LabelSpace":
-        """The same classes with every corpus as its annotators left it: views of one store become
-        one corpus again.
+        """The same classes with the full annotations of every corpus.
 
-        A class that any view of the store annotates counts as annotated. This is what prediction
-        and scoring use: a model trained on partial views is asked for, and measured on, all the
-        labels.
+        Views of one store become one corpus again; a class that any of them annotates counts as
+        annotated. Prediction and scoring use this: a model trained on partial views is evaluated on
+        all labels.
         """
         merged: dict[str, tuple[Corpus, dict[str, str]]] = {}
         for corpus, names in zip(self.corpora, self.names, strict=True):
@@ -289,11 +286,11 @@ class LabelSpace:
         return dataclasses.replace(self, corpora=corpora, names=names)
 
     def conditions(self) -> dict[str, tuple[int, int]]:
-        """Store name -> (corpus index, modality index) as trained: what a network conditioned on
-        either is given for a case of the store.
+        """Store name -> (corpus index, modality index) that a conditioned network gets for its
+        cases.
 
-        Of several views of one store the one that annotates the most classes speaks for it, the
-        first among equals.
+        Of several views of one store, the one that annotates the most classes is used; of equal
+        ones, the first.
         """
         best: dict[str, int] = {}
         for k, corpus in enumerate(self.corpora):
@@ -356,8 +353,8 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, fields: Mapping, path: object = None) -> "LabelSpace":
-        """Inverse of `to_json`; `LabelError` naming `path` and the field for anything that is no
-        label space.
+        """Inverse of `to_json`; `LabelError` naming `path` and the field for an invalid label
+        space.
         """
         with _understood("label space", path):
             classes, order = (_words(fields[key], key) for key in ("classes", "precedence"))
@@ -391,7 +388,7 @@ def _words(values: object, what: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _understood(what: str, path: object = None) -> Iterator[None]:
-    """Whatever goes wrong with a value from a file as a `LabelError` naming the file."""
+    """Converts any error about a value from a file to a `LabelError` naming the file."""
     try:
         yield
     except LabelError as error:
@@ -482,8 +479,9 @@ def merge(
 def _check_meanings(
     corpora: Sequence[Corpus], names: Sequence[Sequence[tuple[str, str]]], rename: Mapping[str, str]
 ) -> None:
-    """`LabelError` if two corpora mean different things by one channel and nobody said
-    "corpus/class" -> channel for one of them.
+    """`LabelError` if two corpora give one channel different meanings without a rename rule.
+
+    A rename "corpus/class" -> channel for one of them is accepted.
     """
     claims: dict[str, tuple[Corpus, str]] = {}
     for corpus, table in zip(corpora, names, strict=True):

@@ -1,6 +1,4 @@
-"""`medjax postprocess`: decides on validation data which classes gain from keeping their largest
-component only, and records it.
-"""
+"""`medjax postprocess`: chooses largest-component filtering per class on validation masks."""
 
 from pathlib import Path
 

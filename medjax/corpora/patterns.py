@@ -1,7 +1,6 @@
-"""Regular expressions that come with a data set: a pattern that needs too long for a name is an
-error, never a command that hangs.
+"""Regular expressions from data sets: a pattern that takes too long is an error, not a hang.
 
-In: a pattern and the file it stands in. Out: matches, each within `PER_NAME_S` seconds and all
+In: a pattern and the file that contains it. Out: matches, each within `PER_NAME_S` seconds and all
 together within `IN_ALL_S`.
 """
 
