@@ -1,9 +1,9 @@
-"""Predicted masks against reference ones: per-case scores, tables, and the files that carry them.
+"""Scores predicted masks against references, per case and in tables.
 
-In: pairs of label files (or folders of masks per class) on one grid and the corpus that says what
-they mean. Out: a `Result` (see `report`). A class is scored as the region of all label values that
-contain it, so nested classes need no special care. A case that cannot be scored is recorded and the
-others go on; cases run side by side as far as memory allows.
+In: pairs of label files (or folders of masks per class) on one grid and the corpus that defines
+their values. Out: a `Result`. A class is scored as the region of all label values that contain it,
+which covers nested classes. A case that cannot be scored is recorded and the others continue; cases
+run in parallel as far as memory allows.
 """
 
 import os
@@ -26,7 +26,7 @@ from medjax.scans.paths import image_files, stem
 
 __all__ = ["Pair", "Result", "evaluate", "find_pairs", "join"]
 
-TOLERANCE_MM = 1.0  # of the NSD where nobody states one
+TOLERANCE_MM = 1.0  # default NSD tolerance
 
 
 def find_pairs(
@@ -164,7 +164,7 @@ def evaluate(
 def _score(
     pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping[str, float]
 ) -> list[Row]:
-    """All rows of one case; every class is looked at within the box that holds both its masks."""
+    """All rows of one case; every class is evaluated within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError(
             "no prediction for this case",
@@ -209,8 +209,8 @@ def _score(
 def _label_files(
     source: str | os.PathLike | Mapping[str, str], per_class: bool = False
 ) -> dict[str, str]:
-    """Case -> label file, or folder of masks where there is no file of that name (or where folders
-    are preferred).
+    """Case -> label file, or folder of masks if there is no such file (or if folders are
+    preferred).
     """
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
@@ -231,7 +231,7 @@ def _label_files(
 
 
 def _sample_file(path: str) -> str:
-    """A file whose header tells how large the case is."""
+    """A file whose header gives the size of the case."""
     return str(next(iter(image_files(Path(path))), path)) if os.path.isdir(path) else path
 
 

@@ -1,11 +1,12 @@
-"""TSFM: a residual convolution trunk with a vision transformer at its lowest level (Xie et al.,
-arXiv 2403.06396); without it, STU-Net.
+"""TSFM: a residual convolution trunk with a vision transformer at its lowest level.
+
+Xie et al., arXiv 2403.06396; without the transformer it is STU-Net.
 
 In: image (b, *vol, m), two or three axes. Out: {"logits": (b, *vol, classes), "deep": [coarser
 ones, finest first]}, float32. The paper fixes the kinds of block and the size of 1.6 billion
 parameters but not the widths; `VARIANTS` holds the chosen reading (`h`: the trunk of STU-Net-H,
-ViT-B/12, 3x3x3 projections), its family from 3.9 million parameters, the other candidates, and
-STU-Net's four sizes.
+ViT-B/12, 3x3x3 projections), smaller members of its family from 3.9 million parameters, the other
+candidates, and STU-Net's four sizes.
 
 Parameters: `stem/{conv,norm}`, `enc<s>` and `dec<l>` / `block<b>` /
 {norm1,conv1,norm2,conv2,short}, `up<l>`, `bott_norm`, `vit/{in_proj,pos,layer<i>,ln_f,out_proj}`,
@@ -156,7 +157,7 @@ def nearest(x: Float[Array, "b *vol c"], stride: Sequence[int]) -> Float[Array, 
 
 
 class Stage(nn.Module):
-    """Blocks `block0`, `block1`, ...; the first one takes the stride, the skip and, if `project`, a
+    """Blocks `block0`, `block1`, ...; the first one has the stride, the skip and, with `project`, a
     shortcut convolution.
     """
 
@@ -195,8 +196,9 @@ class Stage(nn.Module):
 
 
 class TSFM(nn.Module):
-    """See `make` for the attributes; `bottleneck` is a socket: `bottleneck(name=)` gives a module
-    called with (x, train); or None.
+    """See `make` for the attributes.
+
+    `bottleneck` is a socket: `bottleneck(name=)` gives a module called with (x, train); or None.
     """
 
     classes: int
@@ -277,9 +279,7 @@ class TSFM(nn.Module):
 
 
 class Stem(nn.Module):
-    """One convolution from the raw image, which no norm has touched; with `norm` also instance norm
-    and leaky ReLU.
-    """
+    """One convolution from the raw image; with `norm` also instance norm and leaky ReLU."""
 
     features: int
     norm: bool
@@ -300,9 +300,7 @@ class Stem(nn.Module):
 def strides_of(
     patch: Sequence[int], spacing_mm: Sequence[float | int], levels: int
 ) -> tuple[tuple[int, ...], ...]:
-    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1 (kernels stay 3
-    everywhere).
-    """
+    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1; kernels stay 3."""
     found = topology(spacing_mm, patch).strides[1:levels]
     return found + ((1,) * len(patch),) * (levels - 1 - len(found))
 
