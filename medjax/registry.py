@@ -1,8 +1,7 @@
-"""The one registry: a name in a config becomes `medjax.<room>.<name>.make(**arguments)`. The module
-path is the registry.
+"""The registry: a name in a config becomes `medjax.<package>.<name>.make(**arguments)`.
 
-Config objects stop here: `plain` turns them into dictionaries, tuples and numbers; everything below
-takes plain arguments.
+The module path is the registry. Config objects stop here: `plain` turns them into dictionaries,
+tuples and numbers; all other code takes plain arguments.
 """
 
 import importlib

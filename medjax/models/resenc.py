@@ -51,8 +51,8 @@ DEFAULTS = {
 }
 
 # `resenc` is the body of all three v2 presets, which differ in patch and batch alone (`PATCHES`).
-
-# today's planner gives.
+# `multitalent` is the paper's network: an older planner pools in y and x first, which the current
+# planner never does.
 PRESETS: dict[str, dict[str, Any]] = {
     "resenc": {},
     "multitalent": {

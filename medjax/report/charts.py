@@ -1,5 +1,4 @@
-"""Plots as SVG text, sharp in print and small in a page: box plots of scores, and agreement of
-volumes (Bland and Altman).
+"""Plots as SVG text: box plots of scores, and agreement of volumes (Bland and Altman).
 
 In: numbers by name. Out: an `<svg>` element whose marks carry their case as a tooltip.
 """
@@ -29,8 +28,9 @@ def box_plot(
     low: Number | None = None,
     high: Number | None = None,
 ) -> str:
-    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR,
-    every case as a dot.
+    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR.
+
+    Every case is a dot.
 
     Args:
       values: name -> (case, value) of every case. low, high: ends of the axis; default from the

@@ -1,7 +1,6 @@
-"""One HTML file that needs nothing else: style, script, viewer and scans inside, readable from the
-file system without a network.
+"""A self-contained HTML file: style, script, viewer and scans inside, no network needed.
 
-In: sections of HTML made of escaped text, and payloads from `scans`. Out: the text of a page.
+In: sections of HTML made of escaped text, and payloads from `viewer`. Out: the text of a page.
 """
 
 import base64
@@ -30,9 +29,7 @@ def asset(name: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def niivue() -> str:
-    """The viewer as base64 of its gzipped source; `MetricError` if it is not the file that was
-    checked in.
-    """
+    """The viewer as base64 of its gzipped source; `MetricError` if its file was modified."""
     packed = asset("niivue.umd.js.gz")
     if hashlib.sha256(decompress(packed)).hexdigest() != NIIVUE_SHA256:
         raise MetricError(
@@ -56,7 +53,7 @@ def page(
     Args:
       title, subtitle, notes: plain text.
       facts: (name, value) shown large at the top.
-      sections: (id, heading, HTML) in order; the viewer is the one whose id is "viewer".
+      sections: (id, heading, HTML) in order; the section with id "viewer" holds the viewer.
       scans: payloads with "key" and "title"; without any there is no viewer.
     """
     chips = "".join(f"<div><b>{text(str(value))}</b>{text(name)}</div>" for name, value in facts)
@@ -123,12 +120,12 @@ def table(
     total: Sequence[Any] | None = None,
     text_columns: Sequence[int] = (0,),
 ) -> str:
-    """A table that sorts by a click on its head.
+    """A table that is sorted by a click on its header.
 
     Args:
       rows: cells that are text or numbers (None: empty), or ready-made `Cell`s. total: a last line
-        outside the sorting.
-      text_columns: positions set to the left.
+        that is not sorted.
+      text_columns: left-aligned columns.
     """
     side = ["text" if k in text_columns else "" for k in range(len(heads))]
     head = "".join(
@@ -158,7 +155,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def opener(key: str, label: str) -> str:
-    """A name that opens its case in the viewer, if it is there."""
+    """A name that opens its case in the viewer, if the viewer has it."""
     return f'<button class="link" data-case="{text(key)}">{text(label)}</button>'
 
 

@@ -1,6 +1,6 @@
-"""The options of a predictor that a user may set, checked before anything is loaded.
+"""Validates the options of a predictor before anything is loaded.
 
-In: names and values as given to the Python interface or the command. Out: nothing, or `UsageError`.
+In: names and values from the Python interface or the command. Out: nothing, or `UsageError`.
 """
 
 import inspect
