@@ -91,9 +91,7 @@ class Predictor:
         return found
 
     def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
-        """Label map, overlapping masks per class (name -> (z, y, x) bool), uncertainty maps,
-        changes.
-        """
+        """Label map, masks per class (name -> (z, y, x) bool), uncertainty maps, changes."""
         return self._segment(_volume(image, affine))
 
     def probabilities(self, image: Any, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -147,9 +147,7 @@ class Corpus:
         return dense[inverse].reshape(raw.shape)
 
     def to_raw(self, ids: np.ndarray) -> np.ndarray:
-        """Dense ids -> the corpus' original label values, in the smallest unsigned type that holds
-        them.
-        """
+        """Dense ids -> the corpus' original label values, in the smallest unsigned type."""
         return np.asarray(self.values, np.min_scalar_type(max(self.values)))[ids]
 
     def view(self, annotated: Iterable[str], name: str = "") -> "Corpus":
@@ -173,9 +171,7 @@ class Corpus:
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Corpus":
-        """Inverse of `to_json`; `LabelError` for fields that are missing, unknown or of another
-        kind.
-        """
+        """Inverse of `to_json`; `LabelError` for missing, unknown or malformed fields."""
         with _understood("corpus"):
             name, rows, pairs = fields["name"], fields["labels"], fields.get("meanings", ())
             words = {key: _words(fields[key], key) for key in ("annotated", "channels")}
@@ -286,8 +282,7 @@ class LabelSpace:
         return dataclasses.replace(self, corpora=corpora, names=names)
 
     def conditions(self) -> dict[str, tuple[int, int]]:
-        """Store name -> (corpus index, modality index) that a conditioned network gets for its
-        cases.
+        """Store name -> (corpus index, modality index) for conditioned networks.
 
         Of several views of one store, the one that annotates the most classes is used; of equal
         ones, the first.
@@ -353,9 +348,7 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, fields: Mapping, path: object = None) -> "LabelSpace":
-        """Inverse of `to_json`; `LabelError` naming `path` and the field for an invalid label
-        space.
-        """
+        """Inverse of `to_json`; `LabelError` naming `path` and the invalid field."""
         with _understood("label space", path):
             classes, order = (_words(fields[key], key) for key in ("classes", "precedence"))
             corpora = tuple(Corpus.from_json(c) for c in fields["corpora"])

@@ -85,9 +85,7 @@ def low_resolution(
 
 
 def _source(coarse_index: Float[Array, "n"], coarse: Float[Array, ""], size: int) -> Array:
-    """Index of the original voxel that nearest-neighbour reduction puts at a coarse index
-    (half-pixel centres).
-    """
+    """Original voxel that nearest-neighbour reduction puts at a coarse index."""
     return jnp.clip(jnp.floor((coarse_index + 0.5) * (size / coarse)), 0, size - 1).astype(
         jnp.int32
     )

@@ -97,9 +97,7 @@ def rotate(
     radians: Float[Array, ""],
     nearest: bool = False,
 ) -> tuple[Float[Array, "y x m"], Int[Array, "y x"]]:
-    """Rotates about the centre, from the y axis towards the x axis; see `Turns` for the fill
-    values.
-    """
+    """Rotates about the centre, from y towards x; see `Turns` for the fill values."""
     height, width = label.shape
     y, x = jnp.meshgrid(
         jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"

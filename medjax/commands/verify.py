@@ -78,9 +78,7 @@ def _verify(args) -> int:
 
 
 def _outputs(folders: Sequence[str], out: Path) -> list[Path]:
-    """Where the corrected copy of each data set goes; raises before any work if one cannot be
-    written.
-    """
+    """Where the corrected copies go; raises before any work if one cannot be written."""
     from medjax.corpora.fix import check_target
 
     names = [os.path.basename(os.path.realpath(folder)) for folder in folders]

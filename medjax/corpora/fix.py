@@ -171,9 +171,7 @@ def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
 
 
 def _made(target: Path) -> Path:
-    """The output folder with its two empty subfolders, created here, so that no existing link is
-    followed.
-    """
+    """The output folder with two new empty subfolders, so that no link is followed."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("imagesTr", "labelsTr"):

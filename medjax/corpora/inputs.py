@@ -22,8 +22,7 @@ EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan: image paths per channel (or one multi-channel file), grouping, and at most one
-    label.
+    """One scan: image paths (per channel, or one file), grouping, and at most one label.
 
     The label is a label map (`label`: a file with the corpus' raw values) or binary masks by class
     (`masks`), or absent. `labels_of_case.read_label` reads both.
@@ -267,9 +266,7 @@ def _grouped(scans: Sequence[Path], channels: int | None) -> list[Case]:
 
 
 def _plain(name: str) -> str:
-    """A file's name as a case name; backslashes are replaced because they separate folders
-    elsewhere.
-    """
+    """A file's name as a case name, without backslashes (they separate folders elsewhere)."""
     return name.replace("\\", "_")
 
 

@@ -72,9 +72,7 @@ def voxel_counts(ids: np.ndarray, length: int) -> np.ndarray:
 def undeclared(
     raw: np.ndarray, counts: dict[int, int], corpus: Corpus
 ) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(value, voxels, first position (z, y, x)) of the label values that the corpus does not
-    declare.
-    """
+    """(value, voxels, first position (z, y, x)) of undeclared label values."""
     strange = [value for value in counts if value not in corpus.values]
     return [
         (v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape)))

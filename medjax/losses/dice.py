@@ -25,8 +25,7 @@ SMALLEST_DENOMINATOR = 1e-7
 def make(
     pool: str = "global", smooth: float = 0.0, reduction: str = "sum", ranks: int = 1
 ) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
-    """The loss f(outputs, batch) -> scalar in [-(annotated classes), 0] ("sum") or [-1, 0]
-    ("mean").
+    """The loss f(outputs, batch) -> scalar <= 0, at least -1 ("mean") or -classes ("sum").
 
     Args:
       pool: what the counts are summed over before the ratio. "global": all samples of the global

@@ -209,9 +209,7 @@ def _score(
 def _label_files(
     source: str | os.PathLike | Mapping[str, str], per_class: bool = False
 ) -> dict[str, str]:
-    """Case -> label file, or folder of masks if there is no such file (or if folders are
-    preferred).
-    """
+    """Case -> label file, or folder of masks if there is no file (or folders are preferred)."""
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
     folder = Path(source)

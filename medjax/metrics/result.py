@@ -71,9 +71,7 @@ class Result:
     settings: dict
 
     def summary(self) -> dict:
-        """Contents of summary.json: nnU-Net's keys, then medjax'; None where nnU-Net would write
-        nan.
-        """
+        """Contents of summary.json: nnU-Net's keys, then medjax'; None in place of nan."""
         by_case: dict[tuple[str, str], dict] = {}
         for row in self.rows:
             entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(

@@ -131,9 +131,7 @@ def label_map(
     source: Case | None = None,
     like: nifti.Volume | None = None,
 ) -> nifti.Volume:
-    """One volume of the corpus' label values for display; of overlapping masks the smaller is on
-    top.
-    """
+    """One volume of label values for display; of overlapping masks the smaller is on top."""
     found = open_masks(path, corpus, source, like)
     if isinstance(found, LabelMap):
         return nifti.replaced(found.volume, corpus.to_raw(found.volume.array))

@@ -192,9 +192,7 @@ def _facet_normals() -> Float[np.ndarray, "256 t 3"]:
 
 
 def _loops(code: int) -> list[np.ndarray]:
-    """Closed polygons, as (vertices, 3) edge midpoints, between inside and outside corners of a
-    code.
-    """
+    """Closed polygons ((vertices, 3) edge midpoints) between a code's in- and outside."""
     inside = [bool(code >> i & 1) for i in range(8)]
     minority = (
         sum(inside) <= 4

@@ -209,8 +209,7 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> ResEncUNet:
-    """Builds the network. What is not given (None) comes from the preset, and beyond that from
-    `DEFAULTS`.
+    """Builds the network. None values come from the preset, else from `DEFAULTS`.
 
     Args:
       classes: output channels.

@@ -81,9 +81,7 @@ class ResBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles the grid by a transposed convolution without bias, concatenates (up, skip), residual
-    block.
-    """
+    """Transposed convolution (x 2, without bias), concatenation (up, skip), residual block."""
 
     features: int
     block: Callable = ResBlock
@@ -184,8 +182,7 @@ class SwinUNETR(nn.Module):
     def encode(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
     ) -> dict[str, Array]:
-        """Maps by name: `x0` .. `x4` of the Swin encoder, the skips `enc0` .. `enc3`, and
-        `deepest`.
+        """Maps: `x0` .. `x4` of the Swin encoder, skips `enc0` .. `enc3`, and `deepest`.
 
         `deepest` has sides / 32 and 16 f channels.
         """
@@ -201,9 +198,7 @@ class SwinUNETR(nn.Module):
         return named | {"deepest": self.encoder10(x[4])}
 
     def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
-        """The map before the head, from the result of `encode`; `x3` is a skip without a block of
-        its own.
-        """
+        """The map before the head, from the result of `encode`; `x3` is a skip without a block."""
         y = self.decoder5(maps["deepest"], maps["x3"])
         for level in (3, 2, 1, 0):
             y = getattr(self, f"decoder{level + 1}")(y, maps[f"enc{level}"])
@@ -246,8 +241,7 @@ def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
 
 
 def check_sides(sides: Sequence[int]) -> None:
-    """Raises `ModelError` unless every side is a multiple of 32 and the deepest map has several
-    voxels.
+    """Raises `ModelError` unless sides are multiples of 32 and the deepest map has > 1 voxel.
 
     A single voxel would be normalised over itself, to zero: the deepest features would carry no
     information.
@@ -294,8 +288,7 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> SwinUNETR:
-    """Builds the network; its defaults are those of the paper and of MONAI's class (whose
-    `feature_size` is 24, though).
+    """Builds the network with the defaults of the paper and of MONAI (except `feature_size`).
 
     Args:
       classes: channels of the logits.

@@ -157,9 +157,7 @@ def nearest(x: Float[Array, "b *vol c"], stride: Sequence[int]) -> Float[Array, 
 
 
 class Stage(nn.Module):
-    """Blocks `block0`, `block1`, ...; the first one has the stride, the skip and, with `project`, a
-    shortcut convolution.
-    """
+    """Blocks `block0`, ...; the first has stride, skip and, with `project`, the shortcut."""
 
     features: int
     stride: tuple[int, ...]
@@ -337,8 +335,7 @@ def make(
     remat: str | None = None,
     dtype: str = "float32",
 ) -> TSFM:
-    """Builds the network. What is not given (None) comes from the variant, and beyond that from
-    `DEFAULTS`.
+    """Builds the network. None values come from the variant, else from `DEFAULTS`.
 
     Args:
       classes: output channels.

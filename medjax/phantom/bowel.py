@@ -113,19 +113,17 @@ def colon(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Packed loops in the remaining peritoneal space, with walls between loops and mesenteric
-    vessels.
-    """
+    """Packed loops in the remaining peritoneal space, with walls and mesenteric vessels."""
     s = tuple(slice(None, None, max(1, n // 48)) for n in c.tissue.shape)
     x, y, z = (q[s] for q in (c.x, c.y, c.z))
-    room = (
+    free = (
         (c.tissue[s] == T.INNER_FAT)
         & (c.occupied[s] > 5)
         & (state["depth"][s] > 7)
         & (state["abdomen"][s] < -7)
     )
-    room &= (y > -4 + 0.1 * np.abs(x)) & (z < 32 - 0.2 * x)
-    places = np.stack([q[room] for q in (x, y, z)], -1)
+    free &= (y > -4 + 0.1 * np.abs(x)) & (z < 32 - 0.2 * x)
+    places = np.stack([q[free] for q in (x, y, z)], -1)
     rng.shuffle(places)
     seeds: list[np.ndarray] = []
     while len(places) and len(seeds) < 60:

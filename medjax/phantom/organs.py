@@ -116,8 +116,7 @@ def _path(rows: list[tuple], who: Patient, mirror: int = 1, wide: float = 1.0) -
 
 
 def great_vessels(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Aorta, inferior vena cava, portal and splenic vein, visceral arteries; also crura and
-    adrenals.
+    """Aorta, vena cava, portal and splenic vein, visceral arteries; crura and adrenals.
 
     The arteries are the celiac trunk, the mesenteric and the renal arteries.
     """

@@ -223,9 +223,7 @@ class Canvas:
         return self.x[box], self.y[box], self.z[box]
 
     def paint(self, box: Box, inside: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Sets the tissue where `inside` (the box' shape, bool), only in voxels with a tissue in
-        `over`.
-        """
+        """Sets the tissue where `inside` (bool, the box' shape) and the tissue is in `over`."""
         target = self.tissue[box]
         if over is not None:
             allowed = np.zeros(256, bool)
@@ -234,7 +232,7 @@ class Canvas:
         target[inside] = tissue
 
     def solid(self, box: Box, distance: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Paints where the distance is negative and reserves the space against later bowel."""
+        """Paints where the distance is negative and keeps bowel out of it."""
         np.minimum(self.occupied[box], distance, out=self.occupied[box])
         self.paint(box, distance < 0, tissue, over)
 
@@ -251,7 +249,7 @@ class Canvas:
         over: Sequence[int] | None = None,
         bumps: np.ndarray | None = None,
     ):
-        """Paints a tube-shaped solid organ; `bumps` (the canvas' shape, mm) roughens its surface."""
+        """Paints a tube-shaped organ; `bumps` (the canvas' shape, mm) roughens its surface."""
         drawn = self.tube(path)
         if drawn is not None:
             box, d, _, _ = drawn

@@ -62,9 +62,7 @@ class Transform:
         return resample.resample_image(cropped, self.shape, self.spacing_mm, self.target_spacing_mm)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
-        """(z, y, x) ids in stored order -> contiguous (*shape) ids of that type at the target
-        spacing.
-        """
+        """(z, y, x) ids in stored order -> (*shape) ids of that type at the target spacing."""
         return np.ascontiguousarray(
             resample.resample_label(
                 self.image(ids), self.shape, self.spacing_mm, self.target_spacing_mm

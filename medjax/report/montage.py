@@ -160,9 +160,7 @@ def _plain(name: str) -> str:
 
 
 def colour(position: int) -> tuple[float, float, float]:
-    """RGB of the class at a position of the legend: distinct from neighbours, equal in all
-    pictures.
-    """
+    """RGB of the class at a legend position, distinct from its neighbours."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if position < len(COLOURS):

@@ -93,20 +93,19 @@ def page(
 
 def data(name: str, value: Any) -> str:
     """JSON inside a page; no text in it can end the element."""
-    return (
-        f'<script id="{name}" '
-        f'type="application/json">{json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")}</script>'
-    )
+    content = json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")
+    return f'<script id="{name}" type="application/json">{content}</script>'
 
 
 VIEWER = """
 <div class="controls">
 <label>case <select id="scan"></select></label>
-<label>view <select id="view"><option value="planes">three planes</option><option>axial</option><option>coronal</option>
-<option>sagittal</option><option value="solid">3D</option></select></label>
+<label>view <select id="view"><option value="planes">three planes</option><option>axial</option>
+<option>coronal</option><option>sagittal</option><option value="solid">3D</option></select></label>
 <label>masks <select id="layer"></select></label>
 <label>opacity <input id="strength" type="range" min="0" max="1" step="0.05" value="0.55"></label>
-<label>grey from <input id="low" type="number" step="any"> to <input id="high" type="number" step="any"></label>
+<label>grey from <input id="low" type="number" step="any"> to
+<input id="high" type="number" step="any"></label>
 </div>
 <div id="stage"><canvas id="canvas"></canvas></div><div id="place"></div>
 <div class="legend" id="legend"></div><p class="faint" id="note"></p>
@@ -134,12 +133,10 @@ def table(
     body = "".join(
         f"<tr>{''.join(_cell(cell, side[k]) for k, cell in enumerate(row))}</tr>" for row in rows
     )
-    foot = (
-        f'<tfoot><tr class="total">{"".join(_cell(c, side[k]) for k, c in enumerate(total))}</tr></tfoot>'
-        if total
-        else ""
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table></div>'
+    last = "".join(_cell(cell, side[k]) for k, cell in enumerate(total or ()))
+    foot = f'<tfoot><tr class="total">{last}</tr></tfoot>' if total else ""
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}"
+    return f'<div class="scroll"><table>{inside}</table></div>'
 
 
 class Cell:

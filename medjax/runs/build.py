@@ -88,9 +88,11 @@ def make_network(
     return Network(apply, init, patch, channels)
 
 
-def _signature(name: str, room: str = "models") -> Mapping:
+def _signature(name: str, package: str = "models") -> Mapping:
     try:
-        return inspect.signature(importlib.import_module(f"medjax.{room}.{name}").make).parameters
+        return inspect.signature(
+            importlib.import_module(f"medjax.{package}.{name}").make
+        ).parameters
     except (ModuleNotFoundError, AttributeError):
         return {}  # `build` raises the error
 

@@ -131,9 +131,7 @@ def without_paths(fields: Mapping) -> dict:
 
 
 def provenance(trained: models.Trained, checkpoint: str) -> dict:
-    """Origin of an export: experiment, step, exporter, and the digest of the source archive, if
-    any.
-    """
+    """Origin of an export: experiment, step, exporter, digest of the source archive."""
     if trained.archive:
         return dict(trained.archive.manifest.get("provenance", {})) | {
             "from_archive": trained.archive.sha256

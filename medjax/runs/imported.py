@@ -194,7 +194,7 @@ def _understood(path: Path, family: str) -> Iterator[None]:
 
 
 def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
-    """A family's rules: a constant `IGNORED` or `ABSENT`, or a function of that name."""
+    """A family's rules: constants (`IGNORED`, `ABSENT`) or functions (`ignored`, `absent`)."""
     return (
         getattr(module, word)(tensors)
         if hasattr(module, word)

@@ -83,9 +83,9 @@ def environment() -> dict:
 
 def about() -> dict:
     """What this installation offers."""
-    from medjax.registry import ROOMS, known
+    from medjax.registry import PACKAGES, known
 
-    return environment() | {"available": {room: known(room) for room in ROOMS}}
+    return environment() | {"available": {package: known(package) for package in PACKAGES}}
 
 
 def about_run(folder: Path) -> dict:

@@ -92,9 +92,7 @@ def scan(path: Path) -> Scan:
 
 
 def folds(path: Path) -> list[dict[str, list[str]]]:
-    """The list's own split: per "fold" the case names for validation and training; [] without
-    folds.
-    """
+    """The list's own split: per "fold" the validation and training case names, or []."""
     file = _list_of(path)
     spec = read_json(file) if file else {"training": []}
     of = {}

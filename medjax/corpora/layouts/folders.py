@@ -62,9 +62,7 @@ def channels_of(files: list[Path]) -> dict[str, list[Path]]:
 def pair(
     scans: dict, labels: dict[str, Path], where: Path, there: Path
 ) -> tuple[dict[str, Path], list[MedjaxError]]:
-    """Image name -> label file: by equal names, then by names without the words for image and
-    label.
-    """
+    """Image name -> label file: by equal names, then without the words for image and label."""
     pairs = {name: labels[name] for name in scans if name in labels}
     rest_scans, rest = [n for n in scans if n not in pairs], [n for n in labels if n not in pairs]
     by_key: dict[str, list[list[str]]] = {}

@@ -47,9 +47,7 @@ def implied(table: Bool[Array, "b ids c"]) -> Bool[Array, "b c c"]:
 def decide(
     logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]
 ) -> Bool[Array, "b *vol c"]:
-    """The classes of every voxel: the largest logit, if above the background's 0, and what it
-    implies.
-    """
+    """The classes of every voxel: the largest positive logit's class and what it implies."""
     best = jnp.argmax(logits, -1)
     rows = jnp.concatenate([jnp.zeros_like(table[:, :1, :]), implied(table)], 1)  # (b, 1 + c, c)
     chosen = jnp.where(jnp.max(logits, -1) > 0, 1 + best, 0)

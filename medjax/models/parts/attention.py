@@ -82,8 +82,7 @@ def attend(
     v: Float[Array, "*b h n d"],
     bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "*b n c"]:
-    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; scores and softmax in
-    float32.
+    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; softmax in float32.
 
     Args:
       bias: broadcast to (*b, h, n, n).

@@ -29,9 +29,7 @@ SHARES = ("corpus", "channels")
 
 
 class DenseHead(nn.Module):
-    """A 1x1 convolution as a linear map over the channels; parameters `kernel` (w, classes) and
-    `bias`.
-    """
+    """A 1x1 convolution as a linear map; parameters `kernel` (w, classes) and `bias`."""
 
     classes: int
     use_bias: bool = True

@@ -148,8 +148,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Half the grid, twice the channels: concatenated neighbours, LayerNorm, linear map without
-    bias.
+    """Half the grid, twice the channels: joined neighbours, LayerNorm, linear without bias.
 
     Attributes:
       order: "fixed", "legacy" or "v2order", see `MERGING`; without effect in two axes.

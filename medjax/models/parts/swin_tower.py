@@ -27,8 +27,7 @@ REMAT, DTYPES = ("none", "block"), ("float32", "bfloat16")
 
 
 class SwinTower(nn.Module):
-    """Patch embedding with LayerNorm, then Swin stages at widths w, 2w, 4w, ... with merging
-    between.
+    """Patch embedding with LayerNorm, Swin stages at widths w, 2w, ..., merging between.
 
     Parameters: `patch_embed/{kernel,bias}`, `patch_norm`, `stage{s}/block{i}`, `merge{s}`; s counts
     from 0.

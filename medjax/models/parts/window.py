@@ -111,9 +111,7 @@ def regions(
 
 
 def shift_mask(region: Int[Array | np.ndarray, "w n"]) -> Float[Array, "w n n"]:
-    """Mask added to the attention scores of a shifted window: 0 within a region, -100 between
-    regions.
-    """
+    """Mask added to attention scores of a shifted window: 0 within a region, else -100."""
     return jnp.where(region[:, :, None] == region[:, None, :], 0.0, BLOCKED).astype(jnp.float32)
 
 
