@@ -76,7 +76,7 @@ def add(verbs) -> None:
         "--test",
         choices=("wilcoxon", "permutation"),
         default="wilcoxon",
-        help="resamples of the paired differences",
+        help="test of the paired differences",
     )
     p.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap")
     p.add_argument("--seed", type=int, default=0, help="seed of bootstrap and permutations")
