@@ -15,7 +15,7 @@ from medjax.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, MedjaxE
 from medjax.train import waiting
 
 AGAIN_AFTER_S = 0.05
-AGAIN = "files under their final names are complete; run the same command again to go on"
+AGAIN = "files under their final names are complete; run the same command again to continue"
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -24,7 +24,7 @@ def guarded(work: Callable[[], int]) -> int:
     Any other exception is a defect of medjax and keeps its traceback.
     """
     code = _guarded(work)
-    if waiting.unfinished():  # a compilation that nobody waits for
+    if waiting.unfinished():  # an abandoned compilation
         waiting.leave(code)
     return code
 
@@ -44,7 +44,7 @@ def _guarded(work: Callable[[], int]) -> int:
             return EXIT_INTERRUPTED
         except (
             BrokenPipeError
-        ):  # whoever read the output has gone; nothing can be said, also not at exit
+        ):  # the reader of the output is gone; nothing can be printed, also not at exit
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR

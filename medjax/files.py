@@ -39,14 +39,14 @@ def unusable(name: object, *, suffix: str = "") -> str:
     uses `errors.shown`.
 
     >>> unusable("../../x")
-    'it holds a path separator'
+    'it contains a path separator'
     """
     if not isinstance(name, str) or not name:
-        return "it is no text" if not isinstance(name, str) else "it is empty"
+        return "it is not text" if not isinstance(name, str) else "it is empty"
     if "/" in name or "\\" in name:
-        return "it holds a path separator"
+        return "it contains a path separator"
     if "\0" in name:
-        return "it holds a NUL character"
+        return "it contains a NUL character"
     if name.startswith("."):
         return "it begins with a dot"
     if len(os.fsencode(name + suffix)) > NAME_BYTES:

@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> Command:
     _check_fields(given, config)
     if "\0" in values.workdir:
         raise UsageError(
-            "unusable run folder: it holds a NUL character", fix="add --workdir=runs/NAME"
+            "unusable run folder: it contains a NUL character", fix="add --workdir=runs/NAME"
         )
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")

@@ -42,7 +42,7 @@ def _postprocess(args) -> int:
 
     if bool(args.model) == bool(args.output):
         raise UsageError(
-            "where shall the choice go?", expected="either --model RUN or --output FILE.json"
+            "no place for the choice", expected="either --model RUN or --output FILE.json"
         )
     labels = Path(args.labels) if args.labels else Path(args.reference).parent / "dataset.json"
     out = postprocess.place(Path(args.model)) if args.model else Path(args.output)

@@ -197,6 +197,6 @@ def _page(folder: Path, overwrite: bool, say) -> None:
     from medjax.report.prediction import prediction_report
 
     try:
-        say(f"to look at: {shown(prediction_report(folder, overwrite=overwrite))}")
+        say(f"report: {shown(prediction_report(folder, overwrite=overwrite))}")
     except Exception as error:
         say(f"report.html could not be written: {shown(error)}")

@@ -112,7 +112,7 @@ def _prepare(args) -> int:
             f"{len(result.failed)} failed"
         )
         for name, reason in result.stale.items():
-            print(f"  {shown(name)}: made again, because other {reason} than when it was prepared")
+            print(f"  {shown(name)}: prepared again, because of other {reason}")
         for line in result.remarks():
             print(line)
         failed += result.failed

@@ -113,7 +113,7 @@ def channel_names(value: object, path: Path) -> tuple[str, ...]:
         raise UsageError("no usable channel names", path=path, found=value, expected=expected)
     if strange := next((n for n in value.values() if isinstance(n, dict | list)), None):
         raise UsageError(
-            "a channel name that is no text",
+            "a channel name that is not text",
             path=path,
             found=repr(strange)[:80],
             expected='"channel_names": {"0": "CT"}',
@@ -221,7 +221,7 @@ def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, i
             ignore = values[0]
             continue
         if values == [0] and not region:
-            continue  # whatever it is called, value 0 is background and no class
+            continue  # value 0 is background, under any name
         if name.lower() == BACKGROUND or 0 in values or not values:
             raise LabelError(
                 f"value 0 is background and belongs to no class ({name!r})",

@@ -92,7 +92,7 @@ def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[Medjax
             files.check_name(case.name, "case name", path=path)
             if not isinstance(case.patient, str):
                 raise UsageError(
-                    f"the patient of case {case.name!r} is no text",
+                    f"the patient of case {case.name!r} is not text",
                     path=path,
                     found=repr(case.patient)[:60],
                 )
@@ -304,7 +304,10 @@ def _listed_case(row: dict, where: str, path: Path) -> Case:
         value = row.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
             raise UsageError(
-                f'"{key}" of {where} is no text', path=path, found=repr(value)[:80], expected="text"
+                f'"{key}" of {where} is not text',
+                path=path,
+                found=repr(value)[:80],
+                expected="text",
             )
         said[key] = "" if value is None else str(value)
     images = tuple(listed_path(path.parent, p, f'"image" of {where}', path) for p in images)

@@ -119,7 +119,7 @@ def evaluate(
         raise UsageError("nothing to evaluate: no pairs of files", path=corpus.name)
     by_case = {pair.case: pair for pair in pairs}
     if len(by_case) < len(pairs):
-        raise UsageError("a case comes twice", path=corpus.name, fix="give every case its own name")
+        raise UsageError("a case is repeated", path=corpus.name, fix="give every case its own name")
     chosen = (
         tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
     )

@@ -265,7 +265,7 @@ def _is_phantom(path: Path) -> bool:
         return False
     try:
         return bytes(nib.load(path).header["descrip"]).rstrip(b"\0") == MARK
-    except Exception:  # whatever a foreign file does to the reader
+    except Exception:  # a foreign file can raise any type
         return False
 
 

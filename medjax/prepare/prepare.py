@@ -227,13 +227,13 @@ def _prepare(
                 ValueError,
                 AttributeError,
             ) as error:  # also a case.json with odd fields
-                log.warning("%s: made again: %s", final, error)
+                log.warning("%s: prepared again: %s", final, error)
                 reason = DAMAGED
         elif old is not None:
             reason = (
                 ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
             )
-            log.info("%s: made again, changed: %s", final, reason)
+            log.info("%s: prepared again, changed: %s", final, reason)
         try:
             lost = _make(
                 case, corpus, plan, final, described, identity, force or reason == DAMAGED, packed

@@ -56,7 +56,7 @@ def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
     except FileNotFoundError:
         return Found("free")
     except OSError as error:
-        return Found("foreign", reason=f"what cannot be looked at ({error.strerror})")
+        return Found("foreign", reason=f"what cannot be read ({error.strerror})")
     if stat.S_ISLNK(mode):
         return Found("foreign", reason=f"a link to {os.readlink(folder)}")
     if not stat.S_ISDIR(mode):
@@ -244,7 +244,7 @@ def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) ->
             stack.enter_context(locks.lock(folder, "preparing", wait=True, say=say))
         except WriteError as error:
             if os.access(folder, os.W_OK):
-                say(f"the store cannot be locked, going on without: {error}")
+                say(f"the store cannot be locked, continuing without a lock: {error}")
         yield
 
 

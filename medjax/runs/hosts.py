@@ -62,7 +62,7 @@ def connect() -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainError(
-            "the processes did not meet",
+            "the processes could not connect to each other",
             found=reason,
             fix="check address, port and number of processes",
         ) from error
@@ -89,7 +89,7 @@ def first(work: Callable[[], object] = lambda: None) -> None:
             not multihost_utils.process_allgather(np.asarray(problem is None)).all()
             and problem is None
         ):
-            problem = TrainError("the first process cannot go on", fix="see its message")
+            problem = TrainError("the first process cannot continue", fix="see its message")
     if problem is not None:
         raise problem
 
@@ -127,7 +127,7 @@ def holding(
         except WriteError as error:
             if needed:
                 raise
-            say(f"cannot be locked, going on without: {error}")
+            say(f"cannot be locked, continuing without a lock: {error}")
 
     try:
         with contextlib.ExitStack() as stack:

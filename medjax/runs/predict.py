@@ -206,7 +206,9 @@ def outlook(found: dict, cases: int, predictor: Any, max_memory_gib: float | Non
     size = "x".join(map(str, predictor.model.window))
     strips = f" in {found[largest].strips} strips" if found[largest].strips > 1 else ""
     base = resident()
-    unknown = f"; {cases - len(found)} that will not do as they are" if cases > len(found) else ""
+    unknown = (
+        f"; {cases - len(found)} that cannot be predicted as they are" if cases > len(found) else ""
+    )
     shape = "x".join(map(str, found[largest].shape))
     return (
         f"{cases} cases{unknown}, at most {windows:,} windows of {size} on "

@@ -209,7 +209,7 @@ def prepare_stage(run: Run) -> None:
         )
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
-            say(f"  {again} of them were there already, but made from other {reason}: made again")
+            say(f"  {again} of them existed, but with other {reason}: prepared again")
         for text in result.remarks():
             say(text)
         for entry in result.failed:

@@ -164,7 +164,7 @@ def _refusing(one: Trained) -> Iterator[None]:
         if one.archive is None:
             raise
         raise _refused(one.path, error) from error
-    except Exception as error:  # whatever a network raises for arguments it was not made for
+    except Exception as error:  # networks raise many types for unsuitable arguments
         what = "model archive refused" if one.archive else "unusable config"
         raise ModelError(
             f"{what}: no network can be made of its config ({type(error).__name__}: "
@@ -332,7 +332,7 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     }
     try:
         shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
-    except Exception as error:  # whatever a network raises for sizes it was not made for
+    except Exception as error:  # networks raise many types for unsuitable sizes
         raise UsageError(
             f"the network cannot take this window ({type(error).__name__})",
             found=window,

@@ -239,7 +239,7 @@ class Checkpoints:
                     if missing:
                         text = (
                             f"{self.folder}: step {newest_saved(self.folder)} was saved but "
-                            f"cannot be used; going on from step {step}"
+                            f"cannot be used; continuing from step {step}"
                         )
                         warnings.warn(text, RuntimeWarning, stacklevel=2)
                     return state, facts

@@ -180,7 +180,7 @@ def transfer(
         raise TrainError(
             f"the source does not fit the model ({len(problems)} leaves)",
             found="; ".join(problems[:12]),
-            fix="config.init: `fresh` for leaves that shall stay as initialised, `rename` or "
+            fix="config.init: `fresh` for leaves that stay as initialised, `rename` or "
             "`resize` for the others",
         )
     report = Report(tuple(loaded), by_class, tuple(kept), resized, widened, skipped, sizes)
