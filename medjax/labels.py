@@ -461,7 +461,7 @@ def merge(
         )
     breadth = {
         g: 0 for g in classes
-    }  # how many label values a class spans: a region covers more values than what is nested in it
+    }  # label values per class: a region covers more values than the classes nested in it
     for corpus, table in zip(corpora, names, strict=True):
         for local, g in table:
             breadth[g] = max(breadth[g], len(corpus.ids_of(local)))

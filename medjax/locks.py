@@ -131,7 +131,7 @@ def _steal(path: Path, holder: Holder) -> None:
         return
     if (
         _holder(aside) != holder
-    ):  # a living process took it between the look and the move: it is put back
+    ):  # a running process took it between check and move: it is put back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)

@@ -88,8 +88,8 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
     sys.modules.pop(
         "config_config", None
-    )  # ml_collections loads a config into the module of the one before, with what that one defined
-    before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
+    )  # ml_collections loads a config into the module of the previous one, with its definitions
+    before, sys.argv = sys.argv, list(argv)  # ml_collections reads the overrides there
     try:
         rest = values(list(argv))
         given = values.config

@@ -24,7 +24,7 @@ from medjax.scans.grid import Box, nonzero_box
 from medjax.scans.paths import NIFTI_ENDINGS, Mask
 
 ERROR, WARNING = "error", "warning"
-MANY_VALUES = 8  # undeclared label values from which on a file is no label map of this corpus
+MANY_VALUES = 8  # with more undeclared values, a file is no label map of this corpus
 MOST_CLASSES = 512
 FIELDS = ("severity", "file", "what", "found", "expected", "fix")
 Problem = dict[str, str]

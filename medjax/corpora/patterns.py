@@ -13,7 +13,7 @@ import regex
 from medjax.errors import LabelError, MedjaxError
 
 PER_NAME_S, IN_ALL_S = 0.5, 10.0
-LONGEST = 2_000  # characters of a pattern
+LONGEST = 2_000  # characters in a pattern, at most
 # product of its {counts}: the compiled form, which unrolls nested ones, stays below 100 MB
 MOST_REPEATS = 300_000
 

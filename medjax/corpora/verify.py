@@ -180,7 +180,7 @@ def verify(
     for outcome in outcomes:
         if (
             outcome.failure is not None
-        ):  # nothing that check_case foresees; the reason is in the record
+        ):  # an unexpected error; the reason is in the record
             what = f"{outcome.failure['error']}: {outcome.failure['message']}"
             problems.append(entry(ERROR, outcome.case.images[0], what))
             continue

@@ -204,7 +204,7 @@ def _bootstrap(
                 total[place[row.patient], columns[row.name]] += row.scores[metric]
                 n[place[row.patient], columns[row.name]] += 1
         if len(patients) < 2:
-            continue  # one patient says nothing about other patients: no interval
+            continue  # one patient gives no interval over patients
         # How often each patient is drawn: the same for every metric, so that tables of one
         # evaluation move together.
         rng, evenly = (

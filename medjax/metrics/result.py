@@ -109,7 +109,7 @@ class Result:
             )
             for corpus, pair in self.pairs
         ]
-        from medjax.infer.write import versions  # brings jax along, which scoring does without
+        from medjax.infer.write import versions  # imports jax, which scoring does not need
 
         several, numbers = len(self.corpora) > 1, (*self.tables["metrics"], *COUNT_KEYS)
         mean = {}

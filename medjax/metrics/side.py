@@ -53,7 +53,7 @@ class ClassFiles:
     """Masks of a folder with one binary file per class; one mask is kept in memory at a time."""
 
     def __init__(self, folder: str | os.PathLike, corpus: Corpus):
-        from medjax.infer.write import file_names  # brings jax along, which label maps do without
+        from medjax.infer.write import file_names  # imports jax, which label maps do not need
 
         self._folder, self._held = Path(folder), ("", None)
         self._files = {stem(path): path for path in image_files(self._folder)}

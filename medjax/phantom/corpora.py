@@ -32,7 +32,7 @@ from medjax.phantom.bowel import colon, duodenum, small_bowel, stomach
 from medjax.phantom.organs import great_vessels, kidneys, liver, pancreas, spleen
 from medjax.phantom.scan import CT, T1, T1_ENHANCED, Protocol, acquire, annotate, make_canvas, place
 
-VERSION = 1  # raise it when the same seed gives other voxels
+VERSION = 1  # to be raised if the same seed gives other voxels
 STAGES = (
     trunk,
     bones,

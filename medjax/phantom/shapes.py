@@ -52,7 +52,7 @@ def ellipsoid(p: Points, centre: Point, radii: Point) -> np.ndarray:
         k0 = k0 + scaled * scaled
         scaled = scaled * (1 / float(r))
         k1 = k1 + scaled * scaled
-    nothing = 1e-8  # keeps the centre from 0 / 0
+    nothing = 1e-8  # avoids 0 / 0 at the centre
     k0, k1 = np.sqrt(k0 + nothing), np.sqrt(k1 + nothing / float(min(radii)) ** 2)
     return k0 * (k0 - 1) / k1
 
@@ -84,7 +84,7 @@ def curve(t: np.ndarray, knots: Sequence[tuple[Number, Number]]) -> np.ndarray:
     table = np.interp(fine, at, value)
     width = max(
         3, int(0.5 * (at[-1] - at[0]) / len(at))
-    )  # a box as wide as a quarter of the knot distance takes the corners off
+    )  # a box as wide as a quarter of the knot distance rounds the corners
     table = np.convolve(
         np.pad(table, width, mode="edge"), np.full(2 * width + 1, 1 / (2 * width + 1)), "valid"
     ).astype(np.float32)
@@ -157,7 +157,7 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.
         drawn = np.empty((len(first), *lattice.shape[1:]), np.float32)
         for k, (start, w) in enumerate(
             zip(first, weights, strict=True)
-        ):  # no matrix product: BLAS threads would fight with ours
+        ):  # no matrix product: BLAS threads would compete with ours
             np.multiply(lattice[start], w[0], out=drawn[k])
             for tap in (1, 2, 3):
                 drawn[k] += lattice[start + tap] * w[tap]

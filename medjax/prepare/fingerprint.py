@@ -38,7 +38,7 @@ __all__ = [
 # 1e-3 of the range
 SAMPLES = 10_000_000
 SEED = 1234
-VERSION = 2  # of what is measured
+VERSION = 2  # of the measurements
 
 log = logging.getLogger("medjax.fingerprint")
 

@@ -49,7 +49,7 @@ SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
 LARGE_BOX = (
     1 << 24
-)  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
+)  # larger boxes of a structure are searched slice by slice, to bound the memory
 DAMAGED = "files (damaged)"
 
 log = logging.getLogger("medjax.prepare")
@@ -167,7 +167,7 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     if targets.sweep(
         folder
-    ):  # another process of this job is at work: start somewhere else, so that the two meet late
+    ):  # another process of this job is running: start at another case, to avoid conflicts
         random.Random(os.getpid()).shuffle(cases)
 
     def one(case: Case) -> _Done:
@@ -243,7 +243,7 @@ def _prepare(
         except BaseException:
             if (
                 reason
-            ):  # what is there belongs to another plan or other sources: no one may train on it
+            ):  # the existing case has another plan or other sources: it must not be trained on
                 targets.discard(final, corpus.store)
             raise
         return _Done("prepared", reason, cropped=lost)

@@ -189,7 +189,7 @@ def check(out: Path, *, overwrite: bool = False) -> None:
     """`UsageError` if medjax did not write a file with one of the names."""
     known = (
         owned.document(out / "gates.json", "gates") is not None
-    )  # then the others beside it are ours as well
+    )  # then medjax wrote the others beside it as well
     owned.refuse_foreign(
         out, FILES, lambda name: known, overwrite=overwrite, what="the table of gates"
     )

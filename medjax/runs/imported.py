@@ -104,7 +104,7 @@ def import_weights(
         )
         heads = found.arguments.get(
             "corpus_channels"
-        )  # softmax heads by corpus, which our network keeps as they are
+        )  # softmax heads by corpus, which our network keeps unchanged
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
         if activation == "softmax" and not heads:

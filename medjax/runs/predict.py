@@ -98,7 +98,7 @@ def predict(
     if max_memory_gib is not None:
         predictor.program(
             len(predictor.asked(classes or described_classes(predictor.model.space, described)))
-        )  # part of what is resident
+        )  # already counted as resident
         left = int(max_memory_gib * GIB) - resident()
         if left <= 0:
             raise UsageError(

@@ -192,7 +192,7 @@ def prepare_stage(run: Run) -> None:
         line = _line(f"prepare {corpus.name}")
         if (
             several
-        ):  # each process makes its share first; then all make sure that nothing is missing
+        ):  # each process prepares its share first; then all check that nothing is missing
             with hosts.holding(
                 run.store / corpus.store, "preparing", wait=True, needed=False, say=say
             ):

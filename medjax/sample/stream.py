@@ -160,7 +160,7 @@ def stream(
 
         if (
             not flags.FLAGS.is_parsed()
-        ):  # grain's workers read absl flags, which a plain script has not parsed
+        ):  # grain's workers read absl flags, which plain scripts do not parse
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),

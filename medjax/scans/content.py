@@ -20,7 +20,7 @@ from medjax.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 INFLATION = 1032  # no deflate stream grows by more than this factor
-KNOWN_SMALL = 1 << 26  # bytes that are allocated without a look at the free memory
+KNOWN_SMALL = 1 << 26  # bytes that are allocated without checking the free memory
 _CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder, not a scan"),
@@ -100,7 +100,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     """A regular file opened for reading; see `check_file` for what is refused."""
     path = os.fspath(path)
     check_file(path)
-    try:  # a pipe that takes the file's place in between does not block either
+    try:  # does not block on a pipe that replaced the file meanwhile
         file = open(
             path,
             "rb",

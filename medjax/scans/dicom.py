@@ -29,7 +29,7 @@ OBJECTS = (
     "REG",
     "DOC",
 )  # modalities that are no images
-GAP = 0.05  # of the slice distance by which a position may be off
+GAP = 0.05  # tolerance of a position, as a share of the slice distance
 TAGS = (
     "SOPInstanceUID",
     "SOPClassUID",

@@ -39,7 +39,7 @@ def _flat_heads(a: np.ndarray) -> np.ndarray:
     return a.reshape(*a.shape[:-2], -1)
 
 
-# PyTorch's layouts and what becomes of them. Spatial axes keep their order.
+# Conversions of PyTorch's layouts. Spatial axes keep their order.
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda a: a,
     "conv": _moved,  # (out, in, *k) -> (*k, in, out)

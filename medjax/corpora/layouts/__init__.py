@@ -55,7 +55,7 @@ def detect(path: Path) -> str:
     """Name of the first layout that fits; `UsageError` listing the layouts if none does."""
     for word, layout in LAYOUTS.items():
         if word == "scans" and path.is_dir() and (path / "dataset.json").is_file():
-            # a description, but nothing where it should be: that layout says what is missing
+            # a description without its files: the layout reports what is missing
             return "nnunet"
         if layout.detect(path):
             return word

@@ -27,7 +27,7 @@ from medjax.labels import Corpus
 
 Scan = tuple[Corpus, tuple[Case, ...], list[MedjaxError]]
 
-UNNAMED = "image"  # a channel of which nothing is known
+UNNAMED = "image"  # name of a channel without a description
 IMAGE_WORDS = r"img|image|images|imgs|volume|vol|scan|imaging|ct|mr|mri|orig|data"
 LABEL_WORDS = (
     r"label|labels|lbl|seg|segm|segs|segmentation|segmentations|mask|masks|gt|groundtruth"
@@ -105,7 +105,7 @@ def _of_maps(
 ) -> tuple[Corpus, list[Case], list]:
     from medjax.corpora import (
         survey,
-    )  # reads voxels: needed only where no description names the values
+    )  # reads voxels: only needed if no description names the values
 
     declared = said.get("labels", found.labels)
     problems: list[MedjaxError] = []

@@ -17,7 +17,7 @@ from medjax.scans.zipped import NUMBERS
 
 WRITTEN_OUT = 10_000_000  # values, if everything shared was repeated
 DEPTH = 64
-KEY_LIMIT = 1 << 60  # whole numbers as keys, so that no file chooses which of them collide
+KEY_LIMIT = 1 << 60  # bound of integer keys, so that a file cannot provoke hash collisions
 DIMENSIONS = 32
 
 

@@ -231,7 +231,7 @@ def _bounded() -> None:
 
 def _main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     serve(sys.stdin.buffer, answers)
 
 
