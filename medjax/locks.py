@@ -129,9 +129,7 @@ def _steal(path: Path, holder: Holder) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if (
-        _holder(aside) != holder
-    ):  # a running process took it between check and move: it is put back
+    if _holder(aside) != holder:  # a running process took it between check and move: it is put back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)

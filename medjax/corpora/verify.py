@@ -178,9 +178,7 @@ def verify(
         )
     problems, rows = [problem_of(error, folder) for error in missing], []
     for outcome in outcomes:
-        if (
-            outcome.failure is not None
-        ):  # an unexpected error; the reason is in the record
+        if outcome.failure is not None:  # an unexpected error; the reason is in the record
             what = f"{outcome.failure['error']}: {outcome.failure['message']}"
             problems.append(entry(ERROR, outcome.case.images[0], what))
             continue

@@ -47,9 +47,7 @@ from medjax.scans.nifti import DataWarning
 
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
-LARGE_BOX = (
-    1 << 24
-)  # larger boxes of a structure are searched slice by slice, to bound the memory
+LARGE_BOX = 1 << 24  # larger boxes of a structure are searched slice by slice, to bound the memory
 DAMAGED = "files (damaged)"
 
 log = logging.getLogger("medjax.prepare")

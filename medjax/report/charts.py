@@ -102,7 +102,7 @@ def bland_altman(
 
     Args:
       points: (case, mean of both volumes in ml, predicted minus reference volume in ml).
-      bias, limits: from `aggregate.agreement`.
+      bias, limits: from `aggregate.agreement_limits`.
     """
     left, top, width, height = 64, 30, 400, 220
     xs, ys = [x for _, x, _ in points], [y for *_, y in points]

@@ -1,6 +1,6 @@
 """report.html: results of an evaluation or a prediction in one self-contained page.
 
-In: a `Result`, or the folder that `infer.predict.predict_cases` filled. Out: the path of the page,
+In: a `Result`, or the folder that `infer.cases.predict_cases` filled. Out: the path of the page,
 with a viewer of scans and masks. A scan that cannot be shown is listed in the page; the rest is
 unaffected.
 """

@@ -37,7 +37,7 @@ class Shown:
       names: label value -> class name.
       frame: of a 4D scan, the one that is shown.
       corpus, source: for references and predictions that are no plain label maps; see
-        `masks.open_masks`.
+        `metrics.side.open_masks`.
     """
 
     key: str

@@ -120,7 +120,7 @@ def _foreground(folder: Path) -> dict:
 
 
 def ensemble(workdir: Path, **options) -> object:
-    """A predictor over the networks of all folds; `options` as for `models.load_predictor`."""
+    """A predictor over the networks of all folds; `options` as for `trained.load_predictor`."""
     folders = sorted(p for p in workdir.glob("fold_*") if (p / runfolder.CONFIG).is_file())
     if not folders:
         raise UsageError("no folds here", path=workdir, fix="run --mode=crossval first")

@@ -1,6 +1,6 @@
 """`medjax predict`: from models, scans, protocol and limits to masks in a folder.
 
-In: paths and words. Out: `infer.predict.Result`. All errors of the request are reported before a
+In: paths and words. Out: `infer.cases.Result`. All errors of the request are reported before a
 model is compiled.
 """
 
@@ -60,7 +60,7 @@ def predict(
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
-    Returns: see `infer.predict.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
+    Returns: see `infer.cases.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
       no scan found, an output that must not or cannot be written, or a memory limit that the model
       alone exceeds.
     """

@@ -190,9 +190,7 @@ def prepare_stage(run: Run) -> None:
         cases = run.data.cases[corpus.name]
         make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
         line = _line(f"prepare {corpus.name}")
-        if (
-            several
-        ):  # each process prepares its share first; then all check that nothing is missing
+        if several:  # each process prepares its share first; then all check that nothing is missing
             with hosts.holding(
                 run.store / corpus.store, "preparing", wait=True, needed=False, say=say
             ):
