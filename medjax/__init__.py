@@ -1,8 +1,7 @@
-"""medjax: one JAX engine that turns partly annotated scans into one segmentation model, and that
-model into masks and numbers.
+"""medjax: train one segmentation model on partly annotated scans, predict masks, evaluate them.
 
-From Python: `medjax.predict(image, model)` and `medjax.Predictor(model)`, see `medjax/api.py`;
-loaded when first used.
+From Python: `medjax.predict(image, model)` and `medjax.Predictor(model)`, see `medjax/api.py`; both
+are imported on first use.
 """
 
 import importlib

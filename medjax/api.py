@@ -1,8 +1,7 @@
-"""medjax from Python: `medjax.predict(image, model)` once, `medjax.Predictor(model)` to load and
-compile once and serve many.
+"""Public Python API: `medjax.predict(image, model)` and the reusable `medjax.Predictor(model)`.
 
-In: nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Out: the same
-kind, on the same grid.
+Inputs are nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Results
+have the same type and lie on the same grid.
 
     import medjax, nibabel
     mask = medjax.predict(nibabel.load("scan.nii.gz"), "runs/liver")
@@ -25,20 +24,20 @@ from medjax.scans import nifti
 
 
 class Predictor:
-    """A trained model, or an ensemble, ready for many scans of any size.
+    """A trained model, or an ensemble, loaded once for many scans of any size.
 
     Args:
-      models: run folder(s) or `.medjax` archive(s); several make an ensemble.
-      corpus: whose annotation protocol to follow; needed when the model knows several and `classes`
-        does not settle it.
-      classes: which to predict; default all that the corpus annotates.
+      models: run folder(s) or `.medjax` archive(s); several form an ensemble.
+      corpus: corpus whose annotation protocol to follow; required if the model has several and
+        `classes` does not determine it.
+      classes: classes to predict; default all that the corpus annotates.
       options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
-        uncertainty, postprocess, fast, checkpoint: as `medjax predict` has them (see
+        uncertainty, postprocess, fast, checkpoint: as in `medjax predict` (see
         `runs.trained.load_predictor`).
 
     Attributes:
-      classes, corpus: what is predicted, by whose protocol. labels: label value -> class name of
-        the masks that `predict` returns.
+      classes, corpus: the predicted classes and the corpus whose protocol is followed.
+      labels: label value -> class name of the masks that `predict` returns.
     """
 
     def __init__(
@@ -90,14 +89,13 @@ class Predictor:
         return found
 
     def segment(self, image: Any, affine: Any = None) -> Segmentation:
-        """Everything at once: label map, overlapping masks by class (a mapping name -> (z, y, x)
-        bool), uncertainty maps, changes.
-        """
+        """Label map, masks per class (name -> (z, y, x) bool), uncertainty maps, changes."""
         return self._segment(_volume(image, affine))
 
     def probabilities(self, image: Any, affine: Any = None) -> dict[str, np.ndarray]:
-        """Class name -> (z, y, x) float32 on the scan's grid. Holds all classes in memory; `medjax
-        predict --probabilities` does not.
+        """Class name -> (z, y, x) float32 on the scan's grid.
+
+        All classes are held in memory; `medjax predict --probabilities` does not need that.
         """
         volume = _volume(image, affine)
         found = {name: np.zeros(volume.shape, np.float32) for name in self.classes}
@@ -110,7 +108,7 @@ class Predictor:
         return found
 
     def _segment(self, volume: nifti.Volume, on_scores: Any = None) -> Segmentation:
-        """With a `DataWarning` where a class is empty in a scan unlike those trained on."""
+        """Predicts; a `DataWarning` if a class is empty in a scan unlike the training scans."""
         from medjax.infer import guard
 
         made, space = self._predictor.prepare_all(volume, self.corpus), self._predictor.model.space
@@ -128,7 +126,7 @@ class Predictor:
 
 
 def predict(image: Any, model: Any, *, affine: Any = None, **options: Any) -> Any:
-    """The label map of one scan; loads and compiles each time, so use `Predictor` for many.
+    """The label map of one scan. Loads and compiles on every call: use `Predictor` for many scans.
 
     Arguments and result: see `Predictor`.
     """
@@ -157,7 +155,7 @@ def _check_arguments(models: Any, classes: Any) -> None:
 
 
 def _volume(image: Any, affine: Any) -> nifti.Volume:
-    """A nibabel image or an array with affine as the volume that reading its file would give."""
+    """A nibabel image or an array with its affine as the volume that the file would give."""
     if isinstance(image, np.ndarray) != (affine is not None):
         raise UsageError(
             "unusable image",

@@ -1,8 +1,7 @@
-"""What both commands do around their work: errors, signals and surprises become one sentence and an
-exit code.
+"""Error handling of both commands: errors and signals become one message and an exit code.
 
-Exit codes: those of `medjax.errors`; 130 after SIGINT, 143 after SIGTERM. A training has handlers
-of its own (`train/loop.py`): it saves and exits with 75.
+Exit codes: those of `medjax.errors`; 130 after SIGINT, 143 after SIGTERM. Training has its own
+handlers (`train/loop.py`): it saves its state and exits with 75.
 """
 
 import contextlib
@@ -16,16 +15,16 @@ from medjax.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED, MedjaxE
 from medjax.train import waiting
 
 AGAIN_AFTER_S = 0.05
-AGAIN = "files under their final names are complete; run the same command again to go on"
+AGAIN = "files under their final names are complete; run the same command again to continue"
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Runs `work` and returns its exit code; prints one sentence for a `MedjaxError` or a signal.
+    """Runs `work` and returns its exit code; prints one message for a `MedjaxError` or a signal.
 
-    Anything else is a defect of medjax and keeps its traceback.
+    Any other exception is a defect of medjax and keeps its traceback.
     """
     code = _guarded(work)
-    if waiting.unfinished():  # a compilation that nobody waits for
+    if waiting.unfinished():  # an abandoned compilation
         waiting.leave(code)
     return code
 
@@ -45,26 +44,25 @@ def _guarded(work: Callable[[], int]) -> int:
             return EXIT_INTERRUPTED
         except (
             BrokenPipeError
-        ):  # whoever read the output has gone; nothing can be said, also not at exit
+        ):  # the reader of the output is gone; nothing can be printed, also not at exit
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_ERROR
 
 
 def say(text: str) -> None:
-    """One line on stderr, also if nobody reads it."""
+    """Prints one line on stderr, even if the pipe is closed."""
     with contextlib.suppress(OSError, ValueError):
         print(f"medjax: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _terminating() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, SIGINT `KeyboardInterrupt`, in the main thread; a second SIGTERM
-    ends the process at once.
+    """SIGTERM raises `Terminated`, SIGINT `KeyboardInterrupt`, in the main thread.
 
-    Python drops an exception that is raised within a finaliser or a callback of the garbage
-    collector (jax has one). Such a signal is sent again a moment later, until its exception
-    arrives.
+    A second SIGTERM ends the process at once. Python drops an exception raised within a finaliser
+    or a garbage-collector callback (jax has one). The signal is then sent again a moment later,
+    until its exception arrives.
     """
     if (
         threading.current_thread() is not threading.main_thread()

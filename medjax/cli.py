@@ -1,10 +1,10 @@
-"""The `medjax` command: parses arguments, calls a verb of `medjax.commands`, turns errors into
-messages and exit codes.
+"""The `medjax` command: parses arguments and calls a verb of `medjax.commands`.
 
-Nothing heavy is imported before work starts, so `--help` answers at once.
+Errors become messages and exit codes. Heavy imports happen only when work starts, so `--help` is
+fast.
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 finished but some cases failed, 4 verification failed, 75
-preempted (run again to go on), 130 interrupted, 143 terminated.
+preempted (run again to continue), 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "medjax",
-        description="Train one segmentation model on many partly annotated data sets, and use it.",
+        description="Train a segmentation model on many partly annotated data sets, and use it.",
     )
     parser.add_argument("--version", action="version", version=f"medjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command-line border: errors become one clear message and an exit code."""
+    """Entry point of the command line; turns errors into one message and an exit code."""
 
     def work() -> int:
         args, rest = _parser().parse_known_args(argv)

@@ -1,8 +1,8 @@
-"""The errors of the house: one family per room, each naming file, found, expected and fix.
+"""The errors of medjax: one class per kind, each naming file, found, expected and fix.
 
-Leftmost room beside `labels`: imports nothing of ours. Rooms raise; only the border (`main`, `cli`,
-a per-case loop) catches. Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2
-usage, 3 some cases failed, 4 verification failed, 75 preempted.
+Imports no other module of medjax. Modules raise; only `main`, `cli` and the loops over cases catch.
+Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3 some cases failed,
+4 verification failed, 75 preempted.
 """
 
 import difflib
@@ -21,12 +21,12 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # SIGINT, SIGTERM
 
 
 class MedjaxError(Exception):
-    """Base of every error a user can cause or mend.
+    """Base class of all errors that a user can cause or fix.
 
     Args:
-      message: what is wrong, in one sentence.
+      message: the problem, in one sentence.
       path: the file or folder concerned.
-      found / expected: the offending and the wanted value.
+      found / expected: the offending and the expected value.
       fix: what the user can do, as an imperative.
     """
 
@@ -69,7 +69,10 @@ class MedjaxError(Exception):
 
 
 def sentence(record: Mapping) -> str:
-    """A failure record (see `MedjaxError.record`) as one line: path, message, found, expected, fix."""
+    """A failure record (see `MedjaxError.record`) as one line.
+
+    The line holds path, message, found, expected and fix.
+    """
     parts = [record["message"]] + [
         f"{word} {record[word]}" for word in ("found", "expected") if record.get(word) is not None
     ]
@@ -126,11 +129,11 @@ class ModelError(MedjaxError):
 
 
 class TrainError(MedjaxError):
-    """Training cannot go on: non-finite loss, bad rule list, unusable checkpoint."""
+    """Training cannot continue: non-finite loss, invalid rule list, unusable checkpoint."""
 
 
 class Preempted(MedjaxError):
-    """The run was told to stop and saved its state; start it again to go on (exit 75)."""
+    """The run was asked to stop and saved its state; start it again to continue (exit 75)."""
 
     exit_code = EXIT_PREEMPTED
 
@@ -140,7 +143,7 @@ class WriteError(MedjaxError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where the program stood, so that every `finally` runs (exit 143)."""
+    """SIGTERM, raised in the main thread so that every `finally` runs (exit 143)."""
 
 
 class PredictError(MedjaxError):

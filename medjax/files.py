@@ -1,9 +1,8 @@
-"""Writing files that are complete or absent, and names that stay names: what every package that
-touches the disk shares.
+"""Atomic writing, reading and names of files, shared by all packages that use the disk.
 
-In: paths and contents. Out: files that appear under their name only when they are whole. A
-temporary name holds host, process and random digits, so that neither another host with the same
-process id nor a link planted by somebody else is ever written through.
+In: paths and contents. Out: files that appear under their name only when they are complete. A
+temporary name holds host, process and random digits, so that neither a process on another host with
+the same id nor a link planted by another user is written through.
 """
 
 import collections
@@ -40,14 +39,14 @@ def unusable(name: object, *, suffix: str = "") -> str:
     uses `errors.shown`.
 
     >>> unusable("../../x")
-    'it holds a path separator'
+    'it contains a path separator'
     """
     if not isinstance(name, str) or not name:
-        return "it is no text" if not isinstance(name, str) else "it is empty"
+        return "it is not text" if not isinstance(name, str) else "it is empty"
     if "/" in name or "\\" in name:
-        return "it holds a path separator"
+        return "it contains a path separator"
     if "\0" in name:
-        return "it holds a NUL character"
+        return "it contains a NUL character"
     if name.startswith("."):
         return "it begins with a dot"
     if len(os.fsencode(name + suffix)) > NAME_BYTES:
@@ -90,8 +89,9 @@ def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 
 def temporary(path: str | os.PathLike) -> Path:
-    """A hidden sibling name of `path` that no other process has: `.medjax-tmp.HOST.PID.RANDOM`, at
-    most 100 bytes.
+    """A hidden sibling name of `path` that no other process has.
+
+    `.medjax-tmp.HOST.PID.RANDOM`, at most 100 bytes.
     """
     host = re.sub(r"[^\w-]", "-", socket.gethostname())[:50] or "host"
     return Path(path).parent / f".medjax-tmp.{host}.{os.getpid()}.{secrets.token_hex(8)}"
@@ -104,12 +104,13 @@ def replacing(
     error: Callable[..., MedjaxError] = WriteError,
     exclusive: bool = False,
 ) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` when the block ends without an exception; otherwise
-    nothing is left.
+    """A binary file that takes the name `path` if the block ends without an exception.
+
+    After an exception, nothing is left.
 
     Args:
-      error: the class of the sentence that an `OSError` becomes. exclusive: never replace an
-        existing file (`FileExistsError` as `error`).
+      error: class of the error that replaces an `OSError`. exclusive: never replace an existing
+        file (`FileExistsError` as `error`).
 
     The folder must exist. A link at `path` is replaced, not followed.
     """
@@ -132,10 +133,10 @@ def replacing(
 def replacing_path(
     path: str | os.PathLike, *, error: Callable[..., MedjaxError] = WriteError
 ) -> Iterator[Path]:
-    """As `replacing`, for libraries that want a path: yields an empty file's path, whose content
-    takes the name `path` at the end.
+    """Like `replacing`, for libraries that need a path: yields the path of an empty file.
 
-    The temporary path keeps the ending of `path`, from which some libraries guess the format.
+    Its content takes the name `path` at the end. The temporary path keeps the ending of `path`,
+    from which some libraries determine the format.
     """
     path = Path(path)
     name = temporary(path)
@@ -154,7 +155,7 @@ def replacing_path(
 def write_bytes(
     path: str | os.PathLike, content: bytes, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     with replacing(path, error=error) as file:
         file.write(content)
 
@@ -162,8 +163,9 @@ def write_bytes(
 def write_text(
     path: str | os.PathLike, text: str, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
-    """Writes UTF-8 text whole or not at all; names that are not UTF-8 (file names may be) become
-    escapes.
+    """Writes UTF-8 text atomically; characters that UTF-8 cannot encode become escapes.
+
+    File names may contain such characters.
     """
     write_bytes(path, text.encode("utf-8", "backslashreplace"), error=error)
 
@@ -171,9 +173,9 @@ def write_text(
 def write_json(
     path: str | os.PathLike, value: Any, *, error: Callable[..., MedjaxError] = WriteError
 ) -> None:
-    """Writes JSON whole or not at all; makes the folder if it is missing.
+    """Writes JSON atomically; creates the folder if it is missing.
 
-    Non-finite numbers are a `ValueError`.
+    Non-finite numbers raise `ValueError`.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", error=error)
@@ -182,19 +184,17 @@ def write_json(
 def refused(
     path: str | os.PathLike, reason: OSError, *, error: Callable[..., MedjaxError] = WriteError
 ) -> MedjaxError:
-    """The sentence for a file that cannot be written: what the system said, the path and what to
-    do.
-    """
+    """The error for a file that cannot be written: the system's reason, the path and a fix."""
     fix = _FIX.get(reason.errno or 0, "check folder, permissions and free space")
     return error(f"cannot write ({reason.strerror or reason})", path=path, fix=fix)
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Gives a file `size` bytes of real disk blocks, so that writing through a memory map never
-    meets a full disk (a signal, not an error).
+    """Allocates `size` bytes of disk blocks for a file.
 
-    File systems without reservation get zeros written. Raises `OSError` where the space does not
-    suffice.
+    Writing through a memory map then never meets a full disk (which would be a signal, not an
+    error). On file systems without reservation, zeros are written. Raises `OSError` if there is not
+    enough space.
     """
     try:
         os.posix_fallocate(file.fileno(), 0, size)
@@ -212,9 +212,7 @@ def reserve(file: BinaryIO, size: int) -> None:
 
 
 def sweep(folder: str | os.PathLike) -> list[Path]:
-    """Removes temporary files and folders of `temporary` whose process, of this host, has ended;
-    returns them.
-    """
+    """Removes what ended processes of this host left under `temporary` names; returns it."""
     import shutil
 
     gone = []
@@ -303,8 +301,10 @@ def parse_json(
     fix: str = "",
     unique: bool = False,
 ) -> Any:
-    """The value of JSON bytes; `error` naming `path` for other encodings, nesting that is too deep,
-    damage and, if `unique`, equal keys.
+    """The value of JSON bytes.
+
+    Raises `error` naming `path` for other encodings, deep nesting, damage and, if `unique`,
+    repeated keys.
     """
 
     def distinct(pairs: list[tuple]) -> dict:
@@ -341,8 +341,9 @@ def parse_json(
 
 
 def checksum(content: Any) -> str:
-    """`xxh3:` and 32 hexadecimal digits of bytes or a C-contiguous array: finds damage, is no
-    protection against forgery.
+    """`xxh3:` and 32 hexadecimal digits of bytes or a C-contiguous array.
+
+    Detects damage; does not protect against forgery.
     """
     import xxhash
 

@@ -1,16 +1,14 @@
-"""The label space: which corpus annotates which classes, and what each voxel value of a corpus
-means.
+"""The label space: the classes each corpus annotates, and the meaning of its voxel values.
 
-Pure data, imports nothing of ours but the errors and the rules for names. A label volume carries
-one *dense id* per voxel; a corpus maps every id to the *set* of classes the voxel belongs to, so
-nested regions (tumour inside liver) and overlaps need no extra channel. The space stacks all
-corpora:
+Pure data; imports only the errors and the rules for names. A label volume holds one *dense id* per
+voxel; a corpus maps every id to the *set* of classes the voxel belongs to, so nested regions
+(tumour inside liver) and overlaps need no extra channel. The space stacks all corpora:
 
-  known  (corpus, class) bool       the corpus' annotators marked this class, so its absence means "background"
-  table  (corpus, id, class) bool   the multi-hot target of a voxel; all False for classes that are not known
+  known  (corpus, class) bool       the class is annotated in the corpus: absence = "background"
+  table  (corpus, id, class) bool   multi-hot target of a voxel; False for classes not known
 
-A *view* pretends that only some classes of a corpus were annotated: the hidden ones leave `known`
-and `table`, while the stored ids, and so a scorer that uses the full corpus, stay as they are.
+A *view* treats only some classes of a corpus as annotated: the hidden ones leave `known` and
+`table`, while the stored ids stay unchanged, and so does scoring with the full corpus.
 """
 
 import contextlib
@@ -150,9 +148,7 @@ class Corpus:
         return dense[inverse].reshape(raw.shape)
 
     def to_raw(self, ids: np.ndarray) -> np.ndarray:
-        """Dense ids -> the corpus' original label values, in the smallest unsigned type that holds
-        them.
-        """
+        """Dense ids -> the corpus' original label values, in the smallest unsigned type."""
         return np.asarray(self.values, np.min_scalar_type(max(self.values)))[ids]
 
     def view(self, annotated: Iterable[str], name: str = "") -> "Corpus":
@@ -266,12 +262,11 @@ class LabelSpace:
         return self.classes.index(name)
 
     def unveiled(self) -> "LabelSpace":
-        """The same classes with every corpus as its annotators left it: views of one store become
-        one corpus again.
+        """The same classes with the full annotations of every corpus.
 
-        A class that any view of the store annotates counts as annotated. This is what prediction
-        and scoring use: a model trained on partial views is asked for, and measured on, all the
-        labels.
+        Views of one store become one corpus again; a class that any of them annotates counts as
+        annotated. Prediction and scoring use this: a model trained on partial views is evaluated on
+        all labels.
         """
         merged: dict[str, tuple[Corpus, dict[str, str]]] = {}
         for corpus, names in zip(self.corpora, self.names, strict=True):
@@ -290,11 +285,10 @@ class LabelSpace:
         return dataclasses.replace(self, corpora=corpora, names=names)
 
     def conditions(self) -> dict[str, tuple[int, int]]:
-        """Store name -> (corpus index, modality index) as trained: what a network conditioned on
-        either is given for a case of the store.
+        """Store name -> (corpus index, modality index) for conditioned networks.
 
-        Of several views of one store the one that annotates the most classes speaks for it, the
-        first among equals.
+        Of several views of one store, the one that annotates the most classes is used; of equal
+        ones, the first.
         """
         best: dict[str, int] = {}
         for k, corpus in enumerate(self.corpora):
@@ -357,9 +351,7 @@ class LabelSpace:
 
     @classmethod
     def from_json(cls, fields: Any, path: object = None) -> "LabelSpace":
-        """Inverse of `to_json`; `LabelError` naming `path` and the field for anything that is no
-        label space.
-        """
+        """Inverse of `to_json`; `LabelError` naming `path` and the invalid field."""
         with _understood("label space", path):
             classes, order = (_words(fields[key], key) for key in ("classes", "precedence"))
             corpora = tuple(Corpus.from_json(c) for c in fields["corpora"])
@@ -392,7 +384,7 @@ def _words(values: object, what: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _understood(what: str, path: object = None) -> Iterator[None]:
-    """Whatever goes wrong with a value from a file as a `LabelError` naming the file."""
+    """Converts any error about a value from a file to a `LabelError` naming the file."""
     try:
         yield
     except LabelError as error:
@@ -472,7 +464,7 @@ def merge(
         )
     breadth = {
         g: 0 for g in classes
-    }  # how many label values a class spans: a region covers more values than what is nested in it
+    }  # label values per class: a region covers more values than the classes nested in it
     for corpus, table in zip(corpora, names, strict=True):
         for local, g in table:
             breadth[g] = max(breadth[g], len(corpus.ids_of(local)))
@@ -483,8 +475,9 @@ def merge(
 def _check_meanings(
     corpora: Sequence[Corpus], names: Sequence[Sequence[tuple[str, str]]], rename: Mapping[str, str]
 ) -> None:
-    """`LabelError` if two corpora mean different things by one channel and nobody said
-    "corpus/class" -> channel for one of them.
+    """`LabelError` if two corpora give one channel different meanings without a rename rule.
+
+    A rename "corpus/class" -> channel for one of them is accepted.
     """
     claims: dict[str, tuple[Corpus, str]] = {}
     for corpus, table in zip(corpora, names, strict=True):

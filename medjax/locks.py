@@ -1,7 +1,7 @@
-"""Locks of folders: one process, or one job of several, works in a run folder or a store at a time.
+"""Locks of folders: only one process, or one multi-process job, works in a run folder or store.
 
-A lock is a file that names its holder. Stale ones are recognised by host, boot, process id and the
-start of the process.
+A lock is a file that names its holder. Stale locks are recognised by host, boot, process id and
+start time of the process.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ LOCK = ".medjax-lock"
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: host, process id, boot of the machine, pid namespace, start of the process
-    and what it does.
+    """The holder of a lock.
+
+    Host, process id, boot of the machine, pid namespace, start of the process, and its work.
     """
 
     host: str
@@ -50,16 +51,16 @@ def lock(
     say: Callable[[str], None] = lambda line: None,
     every: float = 1.0,
 ) -> Iterator[None]:
-    """Holds `folder`, which must exist, for the length of the block.
+    """Holds a lock of `folder`, which must exist, during the block.
 
-    The lock is a file; one whose process has ended (another boot of this machine, or no such
-    process) is taken over. A lock of another host, or of another container on this one, cannot be
+    The lock is a file. A lock whose process has ended (another boot of this machine, or no such
+    process) is taken over. A lock of another host, or of another container on this host, cannot be
     judged and is respected.
 
     Args:
-      what: what the holder does, e.g. "training". wait: wait until the lock is free rather than
-        refuse; `say` gets one line then.
-      every: seconds between two looks.
+      what: the holder's work, e.g. "training". wait: wait until the lock is free instead of
+        raising; `say` gets one line then.
+      every: seconds between two checks.
 
     Raises: `UsageError` naming the holder, unless `wait`; `WriteError` if the lock cannot be
       written.
@@ -93,8 +94,9 @@ def lock(
 
 
 def _take(path: Path, me: Holder) -> bool:
-    """Whether the lock file could be made. Its content is complete from the first moment on: it is
-    linked, not written, into place.
+    """Whether the lock file could be created.
+
+    Its content is complete from the first moment: the file is linked into place, not written.
     """
     name = files.temporary(path)
     try:
@@ -121,15 +123,13 @@ def _take(path: Path, me: Holder) -> bool:
 
 
 def _steal(path: Path, holder: Holder) -> None:
-    """Takes a lock of a process that has ended away; of several processes that try, one succeeds."""
+    """Removes the lock of an ended process; if several processes try, exactly one succeeds."""
     aside = files.temporary(path)
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if (
-        _holder(aside) != holder
-    ):  # a living process took it between the look and the move: it is put back
+    if _holder(aside) != holder:  # a running process took it between check and move: it is put back
         with contextlib.suppress(OSError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -173,8 +173,9 @@ def _me(what: str) -> Holder:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; tells a process from a later one with the
-    same id.
+    """Start time of a process in clock ticks since boot.
+
+    Distinguishes a process from a later one with the same id.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]

@@ -1,13 +1,15 @@
-"""The engine's entry: `python -m medjax.main --config=configs/x.py[:variant] --workdir=RUN
-[--mode=...] [--config.field=value ...]`.
+"""Entry point of the engine: `python -m medjax.main`.
 
-Modes: `train` prepares what is not prepared, trains (going on where RUN stopped) and evaluates;
-`evaluate` predicts and scores the validation cases of a trained RUN; `crossval` does both for every
-fold (or those of --folds), in RUN/fold_K, and scores all cases together; `dry` builds everything
-abstractly and prints what would run, allocating nothing (--devices=1,8,64: on how many devices).
+    python -m medjax.main --config=configs/x.py[:variant] --workdir=RUN
+                          [--mode=...] [--config.field=value ...]
+
+Modes: `train` prepares missing cases, trains (resuming from the last checkpoint of RUN) and
+evaluates; `evaluate` predicts and scores the validation cases of a trained RUN; `crossval` does
+both for every fold (or those of --folds), in RUN/fold_K, and scores all cases together; `dry`
+prints what a run would do, from shapes alone (--devices=1,8,64: for these numbers of devices).
 Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`. Exit codes: 0 ok,
-1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to go on), 130
-interrupted, 143 terminated.
+1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to continue),
+130 interrupted, 143 terminated.
 """
 
 import os
@@ -39,9 +41,7 @@ MODES = ("train", "evaluate", "crossval", "dry")
 
 
 class Command(NamedTuple):
-    """What the flags say: the config (a ConfigDict), run folder, mode, for some modes folds and
-    numbers of devices; and the flags.
-    """
+    """Parsed flags: config (ConfigDict), run folder, mode, folds, numbers of devices; raw flags."""
 
     config: Any
     workdir: Path
@@ -53,11 +53,10 @@ class Command(NamedTuple):
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Flags -> what to do. Everything wrong with them is a `UsageError` that says what would be
-    right.
+    """Parses the flags; raises `UsageError` with a correction for wrong flags.
 
     Args:
-      argv: the program's name, then flags. Of a flag that comes twice the last one counts.
+      argv: the program's name, then flags. If a flag is repeated, the last value is used.
     """
     argv = _last_of_each(argv)
     from absl import flags
@@ -89,12 +88,12 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
     sys.modules.pop(
         "config_config", None
-    )  # ml_collections loads a config into the module of the one before, with what that one defined
-    before, sys.argv = sys.argv, list(argv)  # ml_collections looks for the overrides there
+    )  # ml_collections loads a config into the module of the previous one, with its definitions
+    before, sys.argv = sys.argv, list(argv)  # ml_collections reads the overrides there
     try:
         rest = values(list(argv))
         given = values.config
-        hasattr(given, "keys")  # a config that could not be loaded says so when it is touched
+        hasattr(given, "keys")  # a config that could not be loaded raises when it is accessed
     except (
         Exception
     ) as error:  # a config file may raise anything; absl's own errors are several unrelated classes
@@ -114,7 +113,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise UsageError(f"unexpected arguments {rest[1:]}", fix="flags look like --name=value")
     if given is None and any(a.startswith("--config=") and len(a) > len("--config=") for a in argv):
         raise UsageError(
-            "the config gives nothing", fix="let get_config() of the file return a ConfigDict"
+            "the config is empty", fix="let get_config() of the file return a ConfigDict"
         )
     if given is None:
         raise UsageError(
@@ -128,7 +127,7 @@ def parse(argv: Sequence[str]) -> Command:
     _check_fields(given, config)
     if "\0" in values.workdir:
         raise UsageError(
-            "unusable run folder: it holds a NUL character", fix="add --workdir=runs/NAME"
+            "unusable run folder: it contains a NUL character", fix="add --workdir=runs/NAME"
         )
     if not values.workdir and values.mode != "dry":
         raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
@@ -158,9 +157,7 @@ def parse(argv: Sequence[str]) -> Command:
 
 
 def _check_fields(config: Any, path: str) -> None:
-    """`UsageError` for a config without a section that every experiment needs, or with numbers that
-    mean nothing.
-    """
+    """`UsageError` for a config without a required section, or with invalid numbers."""
     fields = config if hasattr(config, "keys") else {}
     if missing := [name for name in SECTIONS if name not in fields]:
         fix = "begin with base_config() of configs/base.py"
@@ -180,17 +177,16 @@ def _check_fields(config: Any, path: str) -> None:
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
-    """The arguments with only the last of repeated --name=value flags (ml_collections would join
-    the values of a tuple).
+    """The arguments with only the last of repeated --name=value flags.
+
+    ml_collections would join the values of a tuple.
     """
     names = [a.split("=", 1)[0] if a.startswith("--") and "=" in a else "" for a in argv]
     return [a for i, a in enumerate(argv) if not names[i] or names[i] not in names[i + 1 :]]
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in one line; of an error inside a config file its last line, not the
-    traceback that comes with it.
-    """
+    """The reason of an error in one line; for an error inside a config file its last line only."""
     text = str(error).replace("\\n", "\n").replace("\\'", "'")
     if text[:1] == text[-1:] and text[:1] in ("'", '"'):  # ml_collections quotes its messages
         text = text.strip("\"'")
@@ -233,12 +229,12 @@ def run(command: Command) -> int:
             stages.train(experiment)
         if hosts.alone():
             return stages.evaluate(experiment)
-    hosts.part(command.flags)  # the first process starts again by itself, and takes the lock then
+    hosts.part(command.flags)  # the first process re-executes alone, and takes the lock then
     return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command-line border: errors become one clear message and an exit code."""
+    """Entry point of the command line; turns errors into one message and an exit code."""
     return guarded(lambda: run(parse(sys.argv if argv is None else ["medjax.main", *argv])))
 
 

@@ -1,8 +1,7 @@
-"""The one registry: a name in a config becomes `medjax.<room>.<name>.make(**arguments)`. The module
-path is the registry.
+"""The registry: a name in a config becomes `medjax.<package>.<name>.make(**arguments)`.
 
-Config objects stop here: `plain` turns them into dictionaries, tuples and numbers; everything below
-takes plain arguments.
+The module path is the registry. Config objects stop here: `plain` turns them into dictionaries,
+tuples and numbers; all other code takes plain arguments.
 """
 
 import importlib
@@ -13,31 +12,35 @@ from typing import Any
 
 from medjax.errors import UsageError, did_you_mean, shown
 
-ROOMS = ("models", "losses", "tasks")
+PACKAGES = ("models", "losses", "tasks")
 
 
-def known(room: str) -> list[str]:
-    """Names of the modules of a room that offer `make` (found by importing them: only called for
-    error messages and tests).
+def known(package: str) -> list[str]:
+    """Names of the modules of a package that offer `make`.
+
+    All modules are imported: only called for error messages and tests.
     """
-    package = importlib.import_module(f"medjax.{room}")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg]
+    path = importlib.import_module(f"medjax.{package}").__path__
+    names = [m.name for m in pkgutil.iter_modules(path) if not m.ispkg]
     return [
-        name for name in names if hasattr(importlib.import_module(f"medjax.{room}.{name}"), "make")
+        name
+        for name in names
+        if hasattr(importlib.import_module(f"medjax.{package}.{name}"), "make")
     ]
 
 
-def build(room: str, name: Any, **arguments: Any) -> Any:
-    """`medjax.<room>.<name>.make(**arguments)`; unknown names and arguments raise `UsageError` with
-    the known ones.
+def build(package: str, name: Any, **arguments: Any) -> Any:
+    """The result of `medjax.<package>.<name>.make(**arguments)`.
+
+    Unknown names and arguments raise `UsageError` with the known ones.
     """
-    if room not in ROOMS:
-        raise UsageError(f"unknown room {room!r}", fix=did_you_mean(room, ROOMS))
-    path = f"medjax.{room}.{name}"
+    if package not in PACKAGES:
+        raise UsageError(f"unknown package {package!r}", fix=did_you_mean(package, PACKAGES))
+    path = f"medjax.{package}.{name}"
     if not isinstance(name, str) or not name.isidentifier():
         raise UsageError(
-            f"no {room.split('.')[-1]} called {shown(name)[:80]!r}",
-            fix=did_you_mean(shown(name)[:80], known(room)),
+            f"no {package.split('.')[-1]} called {shown(name)[:80]!r}",
+            fix=did_you_mean(shown(name)[:80], known(package)),
         )
     try:
         make = importlib.import_module(path).make
@@ -45,7 +48,7 @@ def build(room: str, name: Any, **arguments: Any) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name != path:
             raise  # the module exists, something it needs does not
         raise UsageError(
-            f"no {room.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(room))
+            f"no {package.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(package))
         ) from error
     signature = inspect.signature(make)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())

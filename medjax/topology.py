@@ -1,10 +1,10 @@
-"""nnU-Net's topology rule: strides, kernels and widths of an encoder from spacing and patch. Pure
-numbers, shared by planning and models.
+"""nnU-Net's topology rule: strides, kernels and widths of an encoder from spacing and patch.
 
-Source: nnU-Net v2 (experiment planning). Repeated until no axis qualifies: an axis may be halved
-while it has at least twice `min_edge` voxels and its spacing is below twice the finest spacing
-among those axes; a single remaining axis needs three times `min_edge`. The kernel of an axis
-becomes 3 once its spacing is below twice the finest of all axes, and stays 3.
+Pure numbers, shared by planning and models. Source: nnU-Net v2 (experiment planning). Repeated
+until no axis qualifies: an axis may be halved while it has at least twice `min_edge` voxels and its
+spacing is below twice the finest spacing among those axes; a single remaining axis needs three
+times `min_edge`. The kernel of an axis becomes 3 once its spacing is below twice the finest of all
+axes, and stays 3.
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ Sides = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Per stage, finest first: stride of its first convolution (the first is all 1) and kernel; the
-    patch, padded to be divisible.
+    """Strides and kernels per stage, finest first, and the padded patch.
+
+    The stride is that of the stage's first convolution (the first is all 1); the patch is padded to
+    be divisible.
     """
 
     strides: tuple[Sides, ...]

@@ -145,7 +145,7 @@ def test_predict_writes_what_was_asked_for_and_exits_3(run, tmp_path, capsys):
     ]
     assert cli.main(["predict", *given, *more]) == 3
     said = capsys.readouterr().err
-    assert "3 cases; 1 that will not do as they are" in said or "3 cases, at most" in said
+    assert "3 cases; 1 that cannot be predicted as they are" in said or "3 cases, at most" in said
     assert (
         "GiB of 6 GiB allowed" in said
         and "c1 failed" in said

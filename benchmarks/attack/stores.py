@@ -107,7 +107,7 @@ def damaged_store(site: Site) -> Iterator[Seen]:
         for case in (store / "Toy").iterdir():
             damage(case)
         said = m.again(site, raw, site.root / variant / "new", f"--config.data.store={store}")
-        again = said.code == 0 and said.has("made again")
+        again = said.code == 0 and said.has("prepared again")
         yield refused(variant, said, codes=(0, 1, 2, 3), also=again or said.code != 0)
 
 

@@ -1,8 +1,7 @@
-"""Intensity augmentation of one channel of one sample, nnU-Net v2's semantics. Pure, jittable,
-static shapes; axes (z, y, x) or (y, x).
+"""Intensity augmentation of one channel of one sample, with the semantics of nnU-Net v2.
 
-Every function takes the values it is to use; what is drawn, and when, is `augment/nnunet.py`'s
-business.
+Pure, jittable, static shapes; axes (z, y, x) or (y, x). Every function takes the values to apply;
+`augment/nnunet.py` draws them.
 """
 
 import math
@@ -17,7 +16,7 @@ EPSILON = 1e-7
 def noise(
     key: Array, image: Float[Array, "*vol"], deviation: Float[Array, ""]
 ) -> Float[Array, "*vol"]:
-    """Adds Gaussian noise of that standard deviation."""
+    """Adds Gaussian noise with the given standard deviation."""
     return image + deviation * jax.random.normal(key, image.shape, image.dtype)
 
 
@@ -62,15 +61,14 @@ def contrast(image: Float[Array, "*vol"], factor: Float[Array, ""]) -> Float[Arr
 def low_resolution(
     image: Float[Array, "*vol"], zoom: Float[Array, ""], first: int = 0
 ) -> Float[Array, "*vol"]:
-    """Nearest-neighbour reduction to round(side * zoom) voxels, then linear enlargement to the old
-    grid, as index gathers per axis.
+    """Nearest-neighbour reduction to round(side * zoom) voxels, then linear enlargement.
 
-    Both steps act on each axis alone, so every voxel of an axis is a mixture of two voxels of the
-    original.
+    Both steps act on each axis separately, as index gathers, so every voxel along an axis is a
+    mixture of two voxels of the original.
 
     Args:
-      zoom: share of the sides that is kept, above 0, at most 1.
-      first: axes before this one stay (1 for thin volumes).
+      zoom: share of each side that is kept, above 0, at most 1.
+      first: axes before this one are unchanged (1 for thin volumes).
     """
     for axis in range(first, image.ndim):
         size = image.shape[axis]
@@ -87,18 +85,14 @@ def low_resolution(
 
 
 def _source(coarse_index: Float[Array, "n"], coarse: Float[Array, ""], size: int) -> Array:
-    """Voxel of the original that the nearest-neighbour reduction puts at a coarse index (half-pixel
-    centres).
-    """
+    """Original voxel that nearest-neighbour reduction puts at a coarse index."""
     return jnp.clip(jnp.floor((coarse_index + 0.5) * (size / coarse)), 0, size - 1).astype(
         jnp.int32
     )
 
 
 def gamma(image: Float[Array, "*vol"], exponent: Float[Array, ""]) -> Float[Array, "*vol"]:
-    """((x - min) / range)^exponent range + min, then the former mean and (unbiased) standard
-    deviation are restored.
-    """
+    """((x - min) / range)^exponent range + min, then mean and (unbiased) deviation are restored."""
     mean, deviation, low = image.mean(), image.std(ddof=1), image.min()
     extent = image.max() - low
     bent = ((image - low) / jnp.maximum(extent, EPSILON)) ** exponent * extent + low

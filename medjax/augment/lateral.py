@@ -1,9 +1,8 @@
-"""Left and right under mirroring: which label ids trade places when a scan is mirrored across the
-body's midline.
+"""Label ids that are exchanged when a scan is mirrored across the body's midline.
 
-In: the corpora's labels and pairs of class names. Out: per corpus pairs of dense ids, for
-`augment/nnunet.py`. The class sets of a pair of ids become each other when every class is replaced
-by its partner; ids without a lateral class stay.
+In: the labels of the corpora and pairs of class names. Out: pairs of dense ids per corpus, for
+`augment/nnunet.py`. Two ids form a pair if replacing every class by its partner turns the class set
+of one into that of the other; ids without a lateral class are unchanged.
 """
 
 import re
@@ -20,8 +19,9 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def find_pairs(classes: Sequence[str]) -> Pairs:
-    """Pairs of class names that differ only in left and right ("kidney_left", "left kidney",
-    "kidney L").
+    """Pairs of class names that differ only in left and right.
+
+    Recognised: "kidney_left", "left kidney", "kidney L".
 
     >>> find_pairs(["liver", "kidney_left", "kidney_right"])
     (('kidney_left', 'kidney_right'),)
@@ -37,14 +37,13 @@ def find_pairs(classes: Sequence[str]) -> Pairs:
 def swaps(
     corpora: Sequence[Corpus], pairs: str | Sequence[Sequence[str]]
 ) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Per corpus the pairs of dense ids that trade places.
+    """Pairs of dense ids to exchange, per corpus.
 
     Args:
       pairs: pairs of class names, or "auto" for `find_pairs` in each corpus.
 
-    Raises: `UsageError` for a class that no corpus has; `LabelError` if a corpus has an id whose
-      mirrored class set no id has (for example one kidney of a pair is annotated and the other is
-      not).
+    Raises: `UsageError` for a class that no corpus has; `LabelError` if the mirrored class set of
+      an id has no id (for example if only one kidney of a pair is annotated).
     """
     if pairs != AUTO:
         known = {name for corpus in corpora for name in corpus.classes}

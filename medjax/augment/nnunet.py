@@ -1,14 +1,13 @@
-"""Augmentation on the device: enlarged patches in, network patches out. nnU-Net v2's chain with its
-probabilities and ranges.
+"""Augmentation on the device with the steps, probabilities and ranges of nnU-Net v2.
 
 In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key.
 Out: the same at `out_shape`. Order: rotation and scaling in one resampling, noise, blur,
 brightness, contrast, low resolution, gamma of the inverted image, gamma, mirroring (lateral classes
-trade places where asked), zero outside the normalisation mask.
+are exchanged if requested), zero outside the normalisation mask.
 
-What is drawn (`Draw`: numbers only, a neutral value means "not drawn") is separate from how it is
-applied. Samples are taken one after another with a condition around each step, so that what is not
-drawn costs nothing; one sample's volume already fills a device.
+Drawing the numbers (`Draw`; a neutral value means "not drawn") is separate from applying them.
+Samples are processed one after another, each step under a condition, so that a step that is not
+drawn costs nothing; the volume of one sample already fills a device.
 """
 
 import dataclasses
@@ -33,12 +32,13 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Probabilities per sample and ranges; the defaults are nnU-Net v2's.
+    """Probabilities per sample and ranges; the defaults are those of nnU-Net v2.
 
     Attributes:
-      rotation, rotation_rad: probability; angles are uniform within +-rotation_rad, None takes
+      rotation, rotation_rad: probability; angles are uniform within +-rotation_rad, None uses
         nnU-Net's limit (`rotation_limit`).
-      scaling, scaling_range: probability; one factor for all axes, above 1 objects become smaller.
+      scaling, scaling_range: probability; one factor for all axes; a factor above 1 makes objects
+        smaller.
       noise, noise_sd: probability; standard deviation, shared by the channels.
       blur, blur_channel, blur_sigma: probability per sample, then per channel; voxels, per axis.
       brightness, brightness_range: probability; factor, below and above 1 equally often.
@@ -47,15 +47,15 @@ class Augmentation:
         share of each side that is kept.
       gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the
         image itself; exponent as for brightness.
-      mirror, mirror_axes: probability per axis, and which spatial axes; None is all of them. Left
-        classes stay left classes.
-      swap: pairs of label ids (left, right) that trade places wherever the left-right axis is
-        mirrored, so that sides stay true; per corpus, in the order of the batch's `corpus` index.
-        `swap_axis`: that axis, None is the last (x, in RAS).
+      mirror, mirror_axes: probability per axis, and which spatial axes (None: all). Left classes
+        keep their label.
+      swap: pairs of label ids (left, right) to exchange wherever the left-right axis is mirrored,
+        so that sides stay correct; per corpus, in the order of the batch's `corpus` index.
+      swap_axis: the left-right axis; None is the last one (x, in RAS).
       mask_channels: channels that are 0 outside their normalisation mask, where the label is -1;
-        set to 0 there again at the end.
-      slicewise: rotate and scale within slices of constant z; None decides by the patch
-        (`is_anisotropic`). Low resolution then spares z.
+        they are set to 0 there again at the end.
+      slicewise: rotate and scale within slices of constant z; None decides by the patch shape
+        (`is_anisotropic`). Low resolution then leaves z unchanged.
     """
 
     rotation: float = 0.2
@@ -100,7 +100,7 @@ class Augmentation:
 
     @classmethod
     def none(cls) -> "Augmentation":
-        """Nothing is drawn: the centre of the patch comes out."""
+        """No augmentation: returns the centre of the patch."""
         off = {f.name: 0.0 for f in dataclasses.fields(cls) if f.type is float}
         return cls(**off)
 
@@ -133,7 +133,7 @@ def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channel
     limit = rotation_limit(out_shape) if s.rotation_rad is None else s.rotation_rad
     numbers = jax.random.uniform(
         key, (14 + axes + channels * (15 + axes),)
-    )  # every step takes its own, drawn or not
+    )  # every step uses its own key, whether it is drawn or not
 
     def uniform(bounds, *shape):
         nonlocal used
@@ -187,8 +187,9 @@ def apply(
     settings: Augmentation,
     exchange: Int[Array, "ids"] | None = None,
 ) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out"]]:
-    """Applies what was drawn to one sample; `key` is for the noise only, `exchange` the id each id
-    becomes under left-right mirroring.
+    """Applies a draw to one sample.
+
+    `key` is used for the noise only; `exchange` maps each id to its id under left-right mirroring.
     """
     image, label = _space(drawn, image, label, out_shape, settings)
     channels = jnp.moveaxis(image, -1, 0)
@@ -228,9 +229,7 @@ def apply(
 
 
 def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:
-    """Per corpus, the id that each id becomes when left and right are mirrored; None if nothing is
-    lateral.
-    """
+    """Per corpus, the id that each id maps to under mirroring; None without lateral classes."""
     if not any(settings.swap):
         return None
     table = np.tile(
@@ -297,7 +296,7 @@ def _channel(
     settings: Augmentation,
     first: int,
 ):
-    """The intensity steps of one channel, in order; a step whose probability is 0 is not compiled."""
+    """Intensity steps of one channel, in order; steps with probability 0 are not compiled."""
     taps = intensity.blur_taps(settings.blur_sigma[1])
     steps = (
         (settings.blur, sigma[0] > 0, lambda x: intensity.blur(x, sigma, taps)),
@@ -330,17 +329,18 @@ def augment(
 ) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
     """Augments a batch. Pure; jit it with `out_shape`, `settings`, `mesh` and `batch_axes` static.
 
-    Sample i uses fold_in(key, i), i counted over the global batch, so that the number of devices
-    changes nothing.
+    Sample i uses fold_in(key, i) with i counted over the global batch, so the result does not
+    depend on the number of devices.
 
     Args:
-      key: of this training step.
+      key: key of this training step.
       image, label: enlarged patches (`enlarged_patch`), no side smaller than `out_shape`.
       out_shape: the network's patch, (z, y, x) or (y, x).
-      settings: what may happen; `Augmentation.none()` crops the centre.
-      corpus: of each sample; needed where `settings.swap` has lateral classes.
-      mesh, batch_axes: give both when the batch is split over devices: each then works on its own
-        samples. Without a mesh the result is the same, but every device would work on all of them.
+      settings: probabilities and ranges; `Augmentation.none()` crops the centre.
+      corpus: corpus index of each sample; required if `settings.swap` has lateral classes.
+      mesh, batch_axes: give both if the batch is split over devices: each device then processes its
+        own samples. Without a mesh the result is the same, but every device would process all of
+        them.
 
     Raises: `UsageError` if the patches are smaller than `out_shape`.
     """

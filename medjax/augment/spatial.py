@@ -1,9 +1,8 @@
-"""Spatial augmentation of one sample: rotate and scale by one linear resampling straight from the
-enlarged patch, or crop its centre.
+"""Spatial augmentation of one sample: one linear resampling that rotates and scales, or a crop.
 
 In: image (*vol_in, m) float32, label (*vol_in) or (*vol_in, k) ids. Out: the same at `out_shape`.
-Two or three axes; pure and jittable. Semantics are those of nnU-Net v2: coordinates centred in
-voxels, zero (image) and -1 (label) outside, labels by the largest summed weight.
+Two or three axes; pure and jittable. Semantics of nnU-Net v2: coordinates are voxels from the
+centre, 0 (image) and -1 (label) outside, labels by the largest summed weight.
 """
 
 import itertools
@@ -26,9 +25,7 @@ def crop_start(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, 
 def centre_crop(
     array: Shaped[Array | np.ndarray, "..."], out_shape: tuple[int, ...], first: int = 0
 ) -> Shaped[Array | np.ndarray, "..."]:
-    """The centre of the axes `first`, `first` + 1, ... of an array, cut to `out_shape` voxels;
-    other axes stay.
-    """
+    """The central `out_shape` voxels of axes `first`, ...; other axes are unchanged."""
     inner = array.shape[first : first + len(out_shape)]
     slices = tuple(
         slice(s, s + n) for s, n in zip(crop_start(inner, out_shape), out_shape, strict=True)
@@ -65,10 +62,10 @@ def resample(
 ) -> tuple[Float[Array, "*vol_out m"], Int[Array, "*vol_out k"]]:
     """Samples image and label at matrix @ (voxel - centre of the output) + centre of the input.
 
-    Image: linear, 0 outside. Label: the id with the largest summed weight among the corners; where
-    several ids share it, the nearest corner's if that is among them, else the lowest. The outside
-    takes part as -1. Both are padded by one voxel and coordinates are clipped to it, so every
-    corner exists and what lies farther out is plain padding.
+    Image: linear, 0 outside. Label: the id with the largest summed weight among the corners; if
+    several ids share it, the nearest corner's id if it is one of them, else the lowest. The outside
+    takes part as -1. Both are padded by one voxel and coordinates are clipped to the padding, so
+    every corner exists and everything farther out is padding.
     """
     shape = image.shape[:-1]
     axes = len(shape)
@@ -105,8 +102,10 @@ def _corners(
 ) -> tuple[
     list[Int[Array, "*vol_out"]], list[Float[Array, "*vol_out"]], list[Bool[Array, "*vol_out"]]
 ]:
-    """Per axis: index of the corner below each sampled point, the distance to it, and whether the
-    corner above is the nearest.
+    """Corner index, distance and choice of the nearest corner, per axis.
+
+    Index of the corner below each sampled point, the distance to it, and whether the corner above
+    is nearer.
     """
     grids = jnp.meshgrid(
         *[jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in out_shape],
@@ -145,7 +144,7 @@ def _vote(weights: list, corners: list, closest: Int[Array, "*vol k"]) -> Int[Ar
 
 
 def mirror(array: Shaped[Array, "..."], flips: Bool[Array, "n"]) -> Shaped[Array, "..."]:
-    """Reverses those of the first n axes whose flag is set."""
+    """Reverses each of the first n axes whose flag is set."""
     for axis in range(flips.shape[0]):
         array = jnp.where(flips[axis], jnp.flip(array, axis), array)
     return array

@@ -1,10 +1,10 @@
-"""Slice augmentation of M4oE's released code, and flips alone: quarter turns and flips, or a small
-rotation, or nothing.
+"""Augmentation of slices as in M4oE's released code (quarter turns, small rotations), and flips.
 
 In: image (b, y, x, m) normalised float32, label (b, y, x) ids (-1 outside the image), a key. Out:
-the same at `out_shape`. With probability 1/2 a number of quarter turns and then a flip along one
-axis, both drawn evenly; otherwise, with probability 1/2, a rotation by a whole number of degrees in
-[-20, 19]; otherwise nothing. Labels move with the image: left stays left of where it was.
+the same at `out_shape`. With probability 1/2: a uniformly drawn number of quarter turns, then a
+flip along one uniformly drawn axis. Otherwise, with probability 1/2: a rotation by an integer
+number of degrees in [-20, 19]. Otherwise: no change. Labels move with the image and are not
+exchanged.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.sample.patches import PADDING
 
-DEGREES = (-20, 20)  # the upper one excluded
+DEGREES = (-20, 20)  # upper bound excluded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Turns:
     """Settings.
 
     Attributes:
-      turn: probability of quarter turns with a flip. rotation: probability of a rotation where
-        there was no turn.
+      turn: probability of quarter turns with a flip. rotation: probability of a rotation if there
+        was no turn.
       nearest: rotate the image by nearest neighbour and fill with 0 (the released code); otherwise
-        linearly, filling with the slice's minimum. Labels always take the nearest pixel, and count
-        as outside the image where the rotation leaves it.
+        linearly, filling with the slice's minimum. Labels always take the nearest pixel; pixels
+        from outside the image get the outside label.
     """
 
     turn: float = 0.5
@@ -97,9 +97,7 @@ def rotate(
     radians: Float[Array, ""],
     nearest: bool = False,
 ) -> tuple[Float[Array, "y x m"], Int[Array, "y x"]]:
-    """About the centre, from the y axis towards the x axis, without enlarging; see `Turns` for what
-    is filled in.
-    """
+    """Rotates about the centre, from y towards x; see `Turns` for the fill values."""
     height, width = label.shape
     y, x = jnp.meshgrid(
         jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
@@ -123,9 +121,7 @@ def flips(
     out_shape: tuple[int, ...],
     axes: tuple[int, ...] = (1,),
 ) -> tuple[Float[Array, "b *vol m"], Int[Array, "b *vol"]]:
-    """The centre of every patch, mirrored along each of the given spatial axes with probability
-    1/2.
-    """
+    """Crops the centre of every patch and mirrors it along each given axis with probability 1/2."""
     image, label = centre_crop(image, out_shape, first=1), centre_crop(label, out_shape, first=1)
     for axis in axes:
         chosen = jax.random.bernoulli(jax.random.fold_in(key, axis), 0.5, (image.shape[0],))

@@ -1,8 +1,7 @@
-"""The verbs of the `medjax` command, one module each: `add(verbs)` declares its arguments and sets
-`run(args) -> exit code`.
+"""The verbs of the `medjax` command, one module each.
 
-A module here is a verb; nothing else needs to know of it. Nothing heavy is imported before `run`,
-so that `--help` answers at once.
+`add(verbs)` declares the arguments of a verb and sets `run(args) -> exit code`. Modules of this
+package are found automatically. Heavy imports happen inside `run`, so that `--help` is fast.
 """
 
 import importlib
@@ -18,7 +17,7 @@ ORDER = (
     "train",
     "predict",
     "evaluate",
-)  # how a user meets them; the others follow by name
+)  # in the order of a user's work; other verbs follow by name
 
 
 def modules() -> list:
@@ -29,8 +28,10 @@ def modules() -> list:
 
 
 def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, str, str], None]:
-    """A callback (done, total, name, status): a live line on a terminal, if `live`; else one for
-    trouble and one at the end.
+    """A callback (done, total, name, status) that prints progress.
+
+    If `live`: one line on a terminal that is updated. Otherwise: a line per problem and one at the
+    end.
     """
     live = live and sys.stderr.isatty()
 
@@ -48,8 +49,9 @@ def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, s
 
 
 def report_failures(failed: Sequence[dict]) -> int:
-    """One line on stderr per failed case, with kind and place of an error that is none of ours; the
-    exit code that follows.
+    """Prints one line on stderr per failed case; returns the exit code.
+
+    Errors that are not medjax's own are printed with their type and place.
     """
     for entry in failed:
         trace = entry.get("traceback", "").rstrip().splitlines()

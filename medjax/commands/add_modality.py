@@ -1,13 +1,11 @@
-"""`medjax add-modality`: a trained run and the folder of a corpus in a new modality -> a run that
-knows both.
-"""
+"""`medjax add-modality`: extends a trained run by a corpus in a new modality."""
 
 
 def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser(
         "add-modality",
-        help="grow a trained run by a modality (expert, gate column, head) or a corpus (head)",
+        help="add a modality (expert, gate column, head) or a corpus (head) to a trained run",
     )
     p.add_argument("old", metavar="RUN", help="folder of the trained run")
     p.add_argument(

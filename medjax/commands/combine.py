@@ -1,6 +1,4 @@
-"""`medjax combine`: evaluations of several data sets in one table, classes averaged over the sets
-that have them.
-"""
+"""`medjax combine`: one table from evaluations of several data sets, averaged per class."""
 
 from pathlib import Path
 
@@ -18,7 +16,7 @@ def add(verbs) -> None:
         "evaluations",
         nargs="+",
         metavar="FOLDER[=CORPUS,CORPUS]",
-        help="runs or evaluations, and what to take of them",
+        help="runs or evaluations, and which cases to take from them",
     )
     p.add_argument("--metric", default="Dice", help="Dice, IoU, NSD, HD95, ASSD")
     p.add_argument("--classes", nargs="+", default=[], help="the rows; default all classes")

@@ -1,6 +1,4 @@
-"""`medjax evaluate`: masks scored against references, two models compared, tables, plots and a page
-to look at.
-"""
+"""`medjax evaluate`: scores masks against references, compares two models, writes a report."""
 
 import os
 from pathlib import Path
@@ -36,7 +34,7 @@ def add(verbs) -> None:
         nargs=2,
         default=None,
         metavar=("FIRST", "OTHER"),
-        help="what to call the two; default: their folders",
+        help="names of the two models; default: their folders",
     )
     p.add_argument(
         "--per-class",
@@ -64,31 +62,31 @@ def add(verbs) -> None:
         action="append",
         default=[],
         metavar="NAME=CLASS,CLASS",
-        help="one more mean over classes; repeatable",
+        help="an additional mean over the named classes; repeatable",
     )
     p.add_argument(
         "--tolerance-mm",
         nargs="+",
         default=[],
         metavar="MM|CLASS=MM",
-        help="of the NSD, for all or by class; default 1",
+        help="tolerance of the NSD, for all classes or per class; default 1",
     )
-    p.add_argument("--no-surface", action="store_true", help="leave NSD, HD95 and ASSD out")
+    p.add_argument("--no-surface", action="store_true", help="skip NSD, HD95 and ASSD")
     p.add_argument(
         "--test",
         choices=("wilcoxon", "permutation"),
         default="wilcoxon",
-        help="of the paired differences",
+        help="test of the paired differences",
     )
     p.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap")
-    p.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations")
+    p.add_argument("--seed", type=int, default=0, help="seed of bootstrap and permutations")
     p.add_argument("--montages", type=int, default=6, help="pictures of the worst cases")
     p.add_argument("--viewer-cases", type=int, default=8, help="scans inside report.html (0: none)")
     p.add_argument(
         "--no-report", action="store_true", help="numbers only: no pictures, plots or report.html"
     )
     p.add_argument(
-        "--workers", type=int, default=0, help="cases at a time; 0: one per core, as memory allows"
+        "--workers", type=int, default=0, help="cases at a time; 0: one per core, memory permitting"
     )
     p.add_argument("--quiet", action="store_true")
     p.add_argument(
@@ -170,7 +168,7 @@ def _evaluate(args) -> int:
 
 
 def _check_output(out: Path, corpus, cases: list[str], args) -> None:
-    """Everything that speaks against writing, before anything is scored."""
+    """Checks that the output can be written, before anything is scored."""
     from medjax.infer import outputs
     from medjax.metrics import written
 
@@ -187,7 +185,7 @@ def _check_output(out: Path, corpus, cases: list[str], args) -> None:
 
 
 def _references(folder: str, described, whole: bool):
-    """The folder, or all labels of a data set."""
+    """The reference folder, or all labels of a data set."""
     return (
         {name: case.label_files[0] for name, case in described.sources.items() if case.labelled}
         if whole
@@ -196,7 +194,7 @@ def _references(folder: str, described, whole: bool):
 
 
 def _names(first: str, other: str) -> tuple[str, str]:
-    """Short distinct names of two folders: their own, with their parents' as far as needed."""
+    """Short distinct names of two folders; parent folders are added as needed."""
     if not other:
         return Path(os.path.realpath(first)).name, ""
     parts = [Path(os.path.realpath(p)).parts for p in (first, other)]
@@ -215,7 +213,7 @@ def _group(text: str) -> tuple[str, list[str]]:
 
 
 def _tolerances(given: list[str], classes: tuple[str, ...]) -> dict[str, float]:
-    """`2` for all classes, `liver=3` for one; the particular wins."""
+    """Tolerances: `2` for all classes, `liver=3` for one class, which takes precedence."""
     found: dict[str, float] = {}
     for text in sorted(given, key=lambda t: "=" in t):
         name, _, value = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""`medjax export`: a trained run as one file that can be passed on."""
+"""`medjax export`: a trained run as one file."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ def add(verbs) -> None:
         "--platforms",
         nargs="+",
         default=("cpu", "cuda", "tpu"),
-        help="what a StableHLO function shall run on",
+        help="platforms for which a StableHLO function is compiled",
     )
     p.add_argument(
         "--licence",
         action="append",
         default=[],
         metavar="CORPUS=TEXT",
-        help="licence of a training corpus, if its data set states none",
+        help="licence of a training corpus whose data set does not state one",
     )
     p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     p.set_defaults(run=_export)

@@ -1,4 +1,4 @@
-"""`medjax gates`: which expert the gates of a trained mixture prefer, by modality, stage and block."""
+"""`medjax gates`: mean gate weights of a trained mixture, by modality, stage and block."""
 
 
 def add(verbs) -> None:

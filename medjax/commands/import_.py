@@ -1,4 +1,4 @@
-"""`medjax import`: weights of nnU-Net, MONAI's SwinUNETR, STU-Net, ... as a run folder."""
+"""`medjax import`: weights of nnU-Net, MONAI's SwinUNETR, STU-Net and others as a run folder."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def add(verbs) -> None:
     p.add_argument(
         "--family", required=True, help="nnunet, swin_unetr, swin_unet (and M4oE), stunet, vit, ..."
     )
-    p.add_argument("-o", "--output", required=True, help="run folder to make")
+    p.add_argument("-o", "--output", required=True, help="run folder to create")
     p.add_argument(
         "--plan",
         default="",
@@ -34,14 +34,14 @@ def add(verbs) -> None:
         type=int,
         default=[],
         metavar="N",
-        help="z y x the network was trained on, if the plan lacks it",
+        help="patch z y x of the training, if the plan does not contain it",
     )
     p.add_argument(
         "--model",
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
-        help="what the file does not tell, e.g. merging=fixed",
+        help="model arguments that the file does not contain, e.g. merging=fixed",
     )
     p.set_defaults(run=_import)
 

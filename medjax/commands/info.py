@@ -1,6 +1,4 @@
-"""`medjax info`: what is installed here, what a run folder knows, or which public corpora are
-described.
-"""
+"""`medjax info`: installed versions, the contents of a run folder, or the known public corpora."""
 
 import json
 from pathlib import Path
@@ -12,7 +10,7 @@ def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser(
         "info",
-        help="versions, devices, models, configs; what a run folder knows; the public corpora",
+        help="versions, devices, models, configs; contents of a run folder; public corpora",
     )
     p.add_argument(
         "run_folder",
@@ -34,7 +32,7 @@ def add(verbs) -> None:
     p.add_argument(
         "--accept",
         action="store_true",
-        help="take config.json, labels.json and plan.json of a run as they are now",
+        help="accept config.json, labels.json and plan.json of a run as they are now",
     )
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_info)

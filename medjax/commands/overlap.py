@@ -1,4 +1,4 @@
-"""`medjax overlap`: do two data sets share scans? Exit 4 when training and evaluation do."""
+"""`medjax overlap`: finds scans shared by data sets (exit 4: by training and evaluation)."""
 
 import json
 
@@ -18,12 +18,12 @@ def add(verbs) -> None:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="data sets to evaluate on; without it, overlaps among the first",
+        help="data sets to evaluate on; default: overlaps among the data sets to train on",
     )
     p.add_argument(
         "--content",
         action="store_true",
-        help="also compare what the images hold (reads every image once)",
+        help="also compare the voxels of the images (reads every image once)",
     )
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
     p.add_argument("--json", action="store_true", help="machine-readable report")

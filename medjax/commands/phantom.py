@@ -1,4 +1,4 @@
-"""`medjax phantom`: the embedded synthetic corpora as files."""
+"""`medjax phantom`: writes the embedded synthetic corpora as files."""
 
 from pathlib import Path
 

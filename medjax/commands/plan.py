@@ -1,5 +1,6 @@
-"""`medjax plan`: spacing, normalisation, patch, batch and network for data sets, with the reasons;
-or another engine's plan as ours.
+"""`medjax plan`: spacing, normalisation, patch, batch and network for data sets, with reasons.
+
+Also converts the plan of another engine.
 """
 
 import json
@@ -17,7 +18,7 @@ def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser(
         "plan",
-        help="decide spacing, normalisation, patch, batch and network from the data, and say why",
+        help="decide spacing, normalisation, patch, batch and network from the data, with reasons",
     )
     p.add_argument("folders", nargs="*", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", default="plan.json", help="file to write (default plan.json)")
@@ -44,13 +45,13 @@ def add(verbs) -> None:
         "--spacing-rule",
         choices=("median", "per_corpus"),
         default="median",
-        help="where no spacing is given",
+        help="target spacing if --spacing is not given",
     )
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     p.add_argument(
         "--keep-axes",
         action="store_true",
-        help="leave z y x as they are even if z is not the coarsest axis",
+        help="keep the axis order z y x even if z is not the coarsest axis",
     )
     p.add_argument(
         "--import",
@@ -68,7 +69,7 @@ def add(verbs) -> None:
     p.add_argument(
         "--allow-absent",
         action="store_true",
-        help="go on although a declared class occurs in no case",
+        help="continue although a declared class occurs in no case",
     )
     p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
     p.add_argument("--json", action="store_true", help="print the plan instead of sentences")
@@ -97,7 +98,7 @@ def _plan(args) -> int:
 
 
 def _write(path: Path, fields: dict) -> None:
-    """Replaces plans only: whatever else has the name stays."""
+    """Writes the plan; only replaces a plan, never another file of that name."""
     if os.path.lexists(path):
         old = read_json(path, fix="choose another name with -o") if path.is_file() else None
         if not isinstance(old, dict) or not {"spacing_mm", "intensity"} <= set(old):

@@ -1,6 +1,4 @@
-"""`medjax postprocess`: decides on validation data which classes gain from keeping their largest
-component only, and records it.
-"""
+"""`medjax postprocess`: chooses largest-component filtering per class on validation masks."""
 
 from pathlib import Path
 
@@ -44,7 +42,7 @@ def _postprocess(args) -> int:
 
     if bool(args.model) == bool(args.output):
         raise UsageError(
-            "where shall the choice go?", expected="either --model RUN or --output FILE.json"
+            "no place for the choice", expected="either --model RUN or --output FILE.json"
         )
     labels = Path(args.labels) if args.labels else Path(args.reference).parent / "dataset.json"
     out = postprocess.place(Path(args.model)) if args.model else Path(args.output)

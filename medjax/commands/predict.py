@@ -1,4 +1,4 @@
-"""`medjax predict`: scans through a trained run, an archive, or an ensemble of them."""
+"""`medjax predict`: segments scans with a trained run, an archive, or an ensemble of them."""
 
 import sys
 from pathlib import Path
@@ -32,27 +32,27 @@ def add(verbs) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="the frame of 4D files that is the scan, counted from 0",
+        help="frame of a 4D file to segment, counted from 0",
     )
     p.add_argument(
         "--replace-nan",
         default=None,
         metavar="VALUE",
-        help="what NaN and infinite voxels become: a number, or min (the smallest voxel)",
+        help="replacement for NaN and infinite voxels: a number, or min (the smallest voxel)",
     )
 
     p = (group := p).add_argument_group("what to write")
     p.add_argument(
         "--corpus",
         default="",
-        help="whose annotation protocol to write; needed when the model knows several",
+        help="corpus whose annotation protocol to write; required if the model has several",
     )
     p.add_argument(
         "--classes",
         nargs="+",
         default=None,
         metavar="CLASS",
-        help="only these classes; default: all of the protocol",
+        help="predict only these classes; default: all of the protocol",
     )
     p.add_argument(
         "--one-file-per-class",
@@ -74,13 +74,13 @@ def add(verbs) -> None:
     p.add_argument(
         "--no-html",
         action="store_true",
-        help="leave report.html out: tables, and a viewer of the first scans and masks",
+        help="do not write report.html (tables, and a viewer of the first scans and masks)",
     )
     p.add_argument(
         "--report",
         default="",
         metavar="run.json",
-        help="write the manifest of the call there as well",
+        help="also write the manifest of this call to this file",
     )
     p.add_argument(
         "--postprocess",
@@ -107,7 +107,7 @@ def add(verbs) -> None:
         "--overlap",
         type=float,
         default=None,
-        help="share of a window that neighbours cover again; default: the config's",
+        help="share of a window that its neighbour also covers; default: the config's",
     )
     p.add_argument(
         "--window",
@@ -124,28 +124,26 @@ def add(verbs) -> None:
         help="windows per device call; default: the config's",
     )
     p.add_argument(
-        "--fast", action="store_true", help="the coarser version, where the model offers one"
+        "--fast", action="store_true", help="use the faster, coarser version, if the model has one"
     )
     p.add_argument("--device", default="", help="cpu, gpu, gpu:1, tpu; default: the best there is")
-    p.add_argument(
-        "--max-memory", type=float, default=None, metavar="GIB", help="what the process may use"
-    )
+    p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="memory limit")
 
     p = group.add_argument_group("many cases")
     p.add_argument(
         "--continue",
         dest="continue_",
         action="store_true",
-        help="leave cases alone that are complete with the same settings and scans",
+        help="skip cases that are complete with the same settings and scans",
     )
-    p.add_argument("--num-parts", type=int, default=1, help="share the cases among so many calls")
-    p.add_argument("--part-id", type=int, default=0, help="which share this call takes, from 0")
-    p.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+    p.add_argument("--num-parts", type=int, default=1, help="number of calls that share the cases")
+    p.add_argument("--part-id", type=int, default=0, help="which share this call processes, from 0")
+    p.add_argument("--quiet", action="store_true", help="print problems only")
     p.add_argument(
         "--disable-progress-bar",
         "--disable_progress_bar",
         action="store_true",
-        help="plain lines instead of a live one",
+        help="print plain lines instead of an updated one",
     )
     group.set_defaults(run=_predict)
 
@@ -195,10 +193,10 @@ def _predict(args) -> int:
 
 
 def _page(folder: Path, overwrite: bool, say) -> None:
-    """The page is for looking: nothing that goes wrong with it undoes a prediction."""
+    """Writes report.html. Errors while writing it never fail the prediction."""
     from medjax.report.prediction import prediction_report
 
     try:
-        say(f"to look at: {shown(prediction_report(folder, overwrite=overwrite))}")
+        say(f"report: {shown(prediction_report(folder, overwrite=overwrite))}")
     except Exception as error:
         say(f"report.html could not be written: {shown(error)}")

@@ -1,6 +1,4 @@
-"""`medjax prepare`: crop, resample and store data sets for training; finishes what an earlier call
-left.
-"""
+"""`medjax prepare`: crops, resamples and stores data sets for training; resumes an earlier call."""
 
 from pathlib import Path
 
@@ -13,7 +11,7 @@ def add(verbs) -> None:
     """Adds the verb's parser."""
     p = verbs.add_parser(
         "prepare",
-        help="crop, resample and store data sets for training; finishes what an earlier call left",
+        help="crop, resample and store data sets for training; resumes an interrupted call",
     )
     p.add_argument("folders", nargs="+", help="data sets in any layout that `medjax verify` reads")
     p.add_argument("-o", "--output", required=True, help="store folder")
@@ -26,7 +24,7 @@ def add(verbs) -> None:
     p.add_argument(
         "--configuration",
         default="",
-        help='of the plan, e.g. "3d_lowres", which has a spacing of its own',
+        help='configuration of the plan, e.g. "3d_lowres", which has its own spacing',
     )
     p.add_argument(
         "--spacing-mm",
@@ -39,28 +37,28 @@ def add(verbs) -> None:
         "--spacing-rule",
         choices=("median", "per_corpus"),
         default="median",
-        help="where no spacing is given",
+        help="target spacing if --spacing is not given",
     )
     p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     p.add_argument(
         "--allow-absent",
         action="store_true",
-        help="go on although a declared class occurs in no case",
+        help="continue although a declared class occurs in no case",
     )
     p.add_argument(
-        "--force", action="store_true", help="make all cases again, also those that are up to date"
+        "--force", action="store_true", help="prepare all cases again, even those up to date"
     )
     p.add_argument(
         "--cases",
         nargs="+",
         default=None,
         metavar="NAME",
-        help="only these; the plan is decided from all of them anyway",
+        help="prepare only these cases; the plan is still decided from all of them",
     )
     p.add_argument(
         "--packed",
         action="store_true",
-        help="compressed chunks: smaller, for slow or remote disks; patches cost more to read",
+        help="compressed chunks: smaller files for slow or remote disks; reading patches is slower",
     )
     p.add_argument(
         "--workers",
@@ -114,7 +112,7 @@ def _prepare(args) -> int:
             f"{len(result.failed)} failed"
         )
         for name, reason in result.stale.items():
-            print(f"  {shown(name)}: made again, because other {reason} than when it was prepared")
+            print(f"  {shown(name)}: prepared again, because of other {reason}")
         for line in result.remarks():
             print(line)
         failed += result.failed

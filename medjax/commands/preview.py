@@ -1,5 +1,6 @@
-"""`medjax preview`: pictures of prepared cases, and of samples as they are drawn and augmented;
-look here first when a training fails.
+"""`medjax preview`: pictures of prepared cases and augmented samples.
+
+Look at them first if a training fails.
 """
 
 from pathlib import Path
@@ -85,7 +86,7 @@ def _normalised(image, gain, bias):
 
 
 def _names(meta) -> dict[int, str]:
-    """Dense id -> class names, as preparation has written them down."""
+    """Dense id -> class names, as written by the preparation."""
     return {i: " + ".join(names) for i, (_, names) in enumerate(meta.get("labels", ())) if names}
 
 

@@ -1,4 +1,4 @@
-"""`medjax train`: the engine of `medjax.main` under a shorter name."""
+"""`medjax train`: the same as `python -m medjax.main`."""
 
 
 def add(verbs) -> None:

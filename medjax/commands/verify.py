@@ -1,4 +1,4 @@
-"""`medjax verify`: every image and label of data sets, checked; exit 4 when something is wrong."""
+"""`medjax verify`: checks every image and label of data sets; exit 4 if there is an error."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def _verify(args) -> int:
                 raise UsageError(
                     "nothing to correct: the description itself cannot be used",
                     path=folder,
-                    fix="mend it first, see above",
+                    fix="fix it first, see above",
                 )
             copies.append(
                 fix(folder, outs[number], **options, progress=progress(args.quiet, f"fix {folder}"))
@@ -78,9 +78,7 @@ def _verify(args) -> int:
 
 
 def _outputs(folders: Sequence[str], out: Path) -> list[Path]:
-    """Where the corrected copy of each data set goes; refused before any work if one of them cannot
-    go there.
-    """
+    """Where the corrected copies go; raises before any work if one cannot be written."""
     from medjax.corpora.fix import check_target
 
     names = [os.path.basename(os.path.realpath(folder)) for folder in folders]

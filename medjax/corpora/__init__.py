@@ -1,3 +1,1 @@
-"""Corpora: raw folders in every common layout -> a corpus, its cases, its label sets; checks,
-corrections, splits.
-"""
+"""Corpora: raw folders in common layouts -> corpus, cases and label sets; checks, fixes, splits."""

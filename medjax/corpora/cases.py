@@ -1,9 +1,8 @@
-"""One case into memory, and many cases at once: what verification, fingerprint and preparation
-share.
+"""Loads one case, and applies a function to many cases in threads.
 
 In: `Case` records. Out: image (z, y, x, m) and dense ids (z, y, x) of one case; or the results of a
-function over all cases, computed by threads that keep within the machine's memory, each failure on
-its own.
+function over all cases, computed by threads that stay within the machine's memory. Each case fails
+separately. Verification, fingerprint and preparation use this module.
 """
 
 import contextlib
@@ -39,19 +38,18 @@ __all__ = [
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
-MEMORY_SHARE = (
-    0.6  # of what is free; the rest is for the results, the page cache and the neighbours
-)
+MEMORY_SHARE = 0.6  # share of free memory; the rest is for results, page cache and other processes
 _thread = threading.local()
 
 
 class Stopped(Exception):
-    """Raised in the threads of `each` when nobody waits for their results any more."""
+    """Raised in the threads of `each` if their results are no longer needed."""
 
 
 def still_wanted() -> None:
-    """Raises `Stopped` in a thread of `each` whose caller was interrupted; long work calls it
-    between its steps, so that it ends soon.
+    """Raises `Stopped` in a thread of `each` whose caller was interrupted.
+
+    Long work calls it between its steps, so that it ends soon.
     """
     stop = getattr(_thread, "stop", None)
     if stop is not None and stop.is_set():
@@ -59,8 +57,9 @@ def still_wanted() -> None:
 
 
 def stamp(path: str | os.PathLike) -> list[int]:
-    """[size, modification time, change time, inode] of a file: whatever rewrites its content
-    changes it, also with the times set back.
+    """[size, modification time, change time, inode] of a file.
+
+    Every rewrite of the content changes it, even if the times are set back.
     """
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
@@ -75,11 +74,10 @@ def labelled(ids: np.ndarray, ignore_id: int | None = None) -> int:
 def load(
     case: Case, corpus: Corpus, *, native: bool = False
 ) -> tuple[nifti.Volume, np.ndarray | None]:
-    """Reads a case as stored: volume with (z, y, x, m) float32, and (z, y, x) dense ids of the
-    corpus (None without a label).
+    """Reads a case as stored: volume (z, y, x, m) float32 and dense ids (z, y, x).
 
-    `native` keeps the voxels of a single unscaled integer file as they are, at half the memory or
-    less.
+    The ids are None without a label. `native` keeps the voxels of a single unscaled integer file in
+    their type, which needs half the memory or less.
 
     Raises: `DataError` for unreadable files, another number of channels, or label and image on
       different grids; `LabelError` for values that the corpus does not declare.
@@ -106,9 +104,7 @@ def check_channels(volume: nifti.Volume, corpus: Corpus) -> None:
 
 
 def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -> int:
-    """Peak memory of handling a case, estimated from the header; 0 if that cannot be read (the case
-    will fail by itself).
-    """
+    """Peak memory of handling a case, estimated from the header; 0 if the header cannot be read."""
     try:
         with contextlib.suppress(MedjaxError):
             volume = formats.read_geometry(case.images[0])
@@ -136,9 +132,7 @@ def bytes_needed(case: Case, target_spacing_mm: Sequence[float] | None = None) -
 
 
 class MemoryGate:
-    """Lets threads in while their estimates fit into a budget; one thread always gets in, however
-    much it wants.
-    """
+    """Lets threads in while their estimates fit into a budget; one thread is always let in."""
 
     def __init__(self, budget: int):
         self.budget, self.used, self.changed = budget, 0, threading.Condition()
@@ -158,8 +152,9 @@ class MemoryGate:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one case: `value` of the function, or a `failure` record with case, error,
-    message and, if unexpected, traceback.
+    """Result of one case: `value` of the function, or a `failure` record.
+
+    The record has case, error, message and, if unexpected, traceback.
     """
 
     case: Case
@@ -194,11 +189,12 @@ def each(
     Args:
       workers: threads; default one per core (MEDJAX_NUM_WORKERS overrides).
       progress: called in this thread after every case with (done, total, name, status).
-      status: the word for a value; a failure is "failed".
-      needs: bytes a case needs; cases wait while those at work leave too little of the free memory.
+      status: status word for a value; a failure is "failed".
+      needs: bytes a case needs; cases wait while running cases leave too little free memory.
 
-    An interruption of this thread (SIGINT, SIGTERM) cancels what has not begun, ends the cases at
-    work at their next step (see `still_wanted`), and is raised again once they have cleaned up.
+    An interruption of this thread (SIGINT, SIGTERM) cancels the cases that have not started, ends
+    running cases at their next step (see `still_wanted`), and is raised again after they have
+    cleaned up.
 
     Returns: outcomes in the order of `cases`.
     """

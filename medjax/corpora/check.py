@@ -1,9 +1,8 @@
-"""One case under the glass: every file read to its end, every value and grid compared, every
-finding on its own line.
+"""Checks one case: reads every file to its end, compares values and grids.
 
 In: a `Case` and its `Corpus`. Out: problems (dictionaries with severity, file, what, found,
-expected, fix) and a row with what the case holds. A problem never hides the ones behind it: what
-can still be checked after one is.
+expected, fix) and a row that summarises the case. All checks that are still possible run after a
+problem, so a problem does not hide others.
 """
 
 import os
@@ -25,7 +24,7 @@ from medjax.scans.grid import Box, nonzero_box
 from medjax.scans.paths import NIFTI_ENDINGS, Mask
 
 ERROR, WARNING = "error", "warning"
-MANY_VALUES = 8  # undeclared label values from which on a file is no label map of this corpus
+MANY_VALUES = 8  # with more undeclared values, a file is no label map of this corpus
 MOST_CLASSES = 512
 FIELDS = ("severity", "file", "what", "found", "expected", "fix")
 Problem = dict[str, str]
@@ -34,8 +33,9 @@ Problem = dict[str, str]
 def check_case(
     case: Case, corpus: Corpus, heard: "dict[int, list[str]]"
 ) -> tuple[list[Problem], dict | None, str]:
-    """Problems, summary row (None if no image can be read) and "ok" or "failed" of one case;
-    `heard` is from `routed_warnings`.
+    """Problems, summary row (None if no image can be read) and "ok" or "failed" of one case.
+
+    `heard` is the result of `routed_warnings`.
     """
     warned = heard[threading.get_ident()] = []
     problems, grids, channels, extent = [], [], 0, None
@@ -102,8 +102,9 @@ def _joined(extent: Box | None, array: np.ndarray) -> Box | None:
 def _cut_off(
     path: str, label: np.ndarray, extent: Box | None, skip: Sequence[int] = ()
 ) -> list[Problem]:
-    """A warning if label voxels lie outside the box of non-zero image voxels: preparation crops to
-    it, and they are lost.
+    """A warning if label voxels lie outside the box of non-zero image voxels.
+
+    Preparation crops to that box, so these voxels would be lost.
     """
     if extent is None or any(stop > n for (_, stop), n in zip(extent, label.shape, strict=True)):
         return []
@@ -137,7 +138,10 @@ def _constant(image: nifti.Volume) -> list[Problem]:
 
 
 def _container(path: str) -> list[Problem]:
-    """A NIfTI file whose ending does not say whether it is compressed; we read it, others may not."""
+    """A warning for a NIfTI file whose name does not match its compression.
+
+    medjax reads such files; other programs may not.
+    """
     if not path.endswith(NIFTI_ENDINGS):
         return []
     with open(path, "rb") as file:
@@ -214,7 +218,7 @@ def _label_map(
 def _masks(
     case: Case, corpus: Corpus, grid: nifti.Volume | None, extent: Box | None
 ) -> tuple[list[Problem], dict[int, int]]:
-    """Checks every mask by itself; voxels are counted by the raw value of their set of classes."""
+    """Checks every mask separately; voxels are counted by the raw value of their set of classes."""
     if grid is None:
         return [], {}
     problems: list[Problem] = []
@@ -289,9 +293,7 @@ def line(problem: Problem) -> str:
 
 
 def kind(problem: Problem) -> str:
-    """What a problem is, without the names and numbers in it: problems of one kind are listed
-    together.
-    """
+    """The text of a problem without names and numbers, to list similar problems together."""
     return re.sub(r"'[^']*'|\d+", "#", f"{problem['severity']} {problem['what']}")
 
 
@@ -321,7 +323,7 @@ def described(corpus: Corpus, folder: Path) -> list[Problem]:
 
 
 def _declared(corpus: Corpus, folder: Path) -> list[Problem]:
-    """Warnings about classes that cannot all be meant."""
+    """Warnings about classes that are probably declared by mistake."""
     problems = []
     if len(corpus.classes) > MOST_CLASSES:
         fix = "each class is a channel of the network: declare those that are wanted"
@@ -409,9 +411,9 @@ def shared(cases: Sequence[Case]) -> list[Problem]:
 
 @contextmanager
 def routed_warnings() -> "Iterator[dict[int, list[str]]]":
-    """Thread id -> texts of the `DataWarning`s it raises; others are shown as ever.
+    """Thread id -> texts of the `DataWarning`s that the thread raises; others are shown as usual.
 
-    The warnings module keeps one hook for all threads.
+    The warnings module has one hook for all threads.
     """
     heard: dict[int, list[str]] = {}
     with warnings.catch_warnings():

@@ -1,27 +1,35 @@
-"""What a data set says about itself: dataset.json, or medjax.json where a layout has none.
+"""Descriptions of data sets: dataset.json, or medjax.json for layouts without one.
 
-In: a JSON file. Out: the `Corpus` it describes, its other fields, and which case belongs to which
-patient. Only JSON is read here.
+In: a JSON file. Out: the `Corpus` it describes, its other fields, and the patient of each case.
+Only JSON is read here.
 
-The block "medjax" of dataset.json says what the common layouts cannot:
+The block "medjax" of dataset.json holds what the common layouts have no field for:
 
-    "medjax": {"annotated": ["liver"],                  classes whose absence means background; default all
-               "modality": "CT",                        default: CT if a channel is called CT, else MR
-               "patients": {"case_01": "p1"},           or {"regex": "^(p\\d+)"}: cases of one patient never straddle a split
-               "regions": {"liver": [1, 2]},            more classes, each a set of label values
-               "name": "Liver",                         default: the folder's name without TaskXX_ or DatasetXXX_
-               "tolerance_mm": {"kidney": 2.0},         of the surface Dice in scoring; or one number for all; default 1
-               "meanings": {"kidney": "both, ..."},     what a class means, where the name alone may mislead
-               "twins": [{"corpus": "LiTS", "cases": "liver_(\\d+)", "other": "volume-\\1"}]}   scans shared with other corpora
+    "medjax": {"annotated": ["liver"],              classes whose absence means background;
+                                                    default all
+               "modality": "CT",                    default: CT if a channel is called CT, else MR
+               "patients": {"case_01": "p1"},       or {"regex": "^(p\\d+)"}: a split never
+                                                    separates the cases of one patient
+               "regions": {"liver": [1, 2]},        more classes, each a set of label values
+               "name": "Liver",                     default: the folder's name without TaskXX_
+                                                    or DatasetXXX_
+               "tolerance_mm": {"kidney": 2.0},     of the surface Dice in scoring; or one number
+                                                    for all; default 1
+               "meanings": {"kidney": "both, ..."}, what a class means, if its name may mislead
+               "twins": [                           scans shared with other corpora
+                   {"corpus": "LiTS", "cases": "liver_(\\d+)", "other": "volume-\\1"}]}
 
-medjax.json, for layouts without a dataset.json, holds the same keys at its top, and
+medjax.json, for layouts without a dataset.json, holds the same keys at its top level, and
 
     "labels": {"liver": 1}        name -> value, or value -> name, of label maps
     "channels": ["CT"]            or "channel_names": {"0": "CT"}
-    "classes": ["liver"]          of masks: which, in which order; or {"liver": ["Liver", "liver_gtv"]} with the names in the files
-    "absent": "background"        a mask that is missing in a case means that the class is not there; else it is a fault
-    "select": "desc-manual"       of several label files for one scan, the one with this in its name
-    "layout": "folders"           which layout this is, where it cannot be told
+    "classes": ["liver"]          classes of the masks, in order; or with their names in the
+                                  files: {"liver": ["Liver", "liver_gtv"]}
+    "absent": "background"        a missing mask means that the class is absent from the case;
+                                  by default a missing mask is an error
+    "select": "desc-manual"       of several label files of one scan, use the one whose name
+                                  contains this text
+    "layout": "folders"           the layout, if it cannot be detected
 """
 
 import os
@@ -105,7 +113,7 @@ def channel_names(value: object, path: Path) -> tuple[str, ...]:
         raise UsageError("no usable channel names", path=path, found=value, expected=expected)
     if strange := next((n for n in value.values() if isinstance(n, dict | list)), None):
         raise UsageError(
-            "a channel name that is no text",
+            "a channel name that is not text",
             path=path,
             found=repr(strange)[:80],
             expected='"channel_names": {"0": "CT"}',
@@ -135,9 +143,9 @@ def annotated_classes(annotated: object, labels: Labels, path: Path) -> tuple[st
 def meanings_of(block: Mapping, path: Path) -> tuple[tuple[str, str], ...]:
     """The checked "meanings" of a description."""
     meanings = block.get("meanings", {})
-    if not isinstance(meanings, dict):
+    if not isinstance(meanings, dict) or not all(isinstance(v, str) for v in meanings.values()):
         raise LabelError(
-            '"meanings" must be an object',
+            '"meanings" must be an object of text',
             path=path,
             found=meanings,
             expected='{"kidney": "both kidneys"}',
@@ -146,8 +154,9 @@ def meanings_of(block: Mapping, path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def corpus_name(given: object, folder: Path, path: Path) -> str:
-    """The name a description gives, or the folder's without TaskXX_ or DatasetXXX_; `LabelError`
-    for one that cannot be a folder.
+    """The name in the description, or the folder's name without TaskXX_ or DatasetXXX_.
+
+    Raises `LabelError` for a name that cannot be a folder name.
     """
     return files.check_name(
         given or re.sub(r"^(Task|Dataset)\d+_", "", folder.name),
@@ -158,8 +167,9 @@ def corpus_name(given: object, folder: Path, path: Path) -> str:
 
 
 def hints(folder: Path) -> tuple[dict, Path]:
-    """What medjax.json of a folder (or, without one, dataset.json) says, flattened, and the file
-    itself; {} without either.
+    """Contents of medjax.json of a folder (or else dataset.json), flattened, and the file's path.
+
+    {} if the folder has neither.
     """
     for name in (HINT_FILE, "dataset.json"):
         path = folder / name
@@ -180,9 +190,7 @@ def hints(folder: Path) -> tuple[dict, Path]:
 
 
 def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, int | None]:
-    """Either direction of `labels`, plus `regions` -> (value, class names) entries and the ignore
-    value.
-    """
+    """`labels` (either direction) and `regions` -> (value, class names) entries, ignore value."""
     if (
         not isinstance(labels, dict)
         or not isinstance(regions, dict)
@@ -213,7 +221,7 @@ def parse_labels(labels: object, regions: object, path: Path) -> tuple[Labels, i
             ignore = values[0]
             continue
         if values == [0] and not region:
-            continue  # whatever it is called, value 0 is background and no class
+            continue  # value 0 is background, under any name
         if name.lower() == BACKGROUND or 0 in values or not values:
             raise LabelError(
                 f"value 0 is background and belongs to no class ({name!r})",
@@ -263,7 +271,7 @@ def _integer(value: object, name: str, path: Path) -> int:
 
 
 def patients_of(rule: Mapping | str, names: Sequence[str], path: Path) -> dict[str, str]:
-    """Case -> patient; cases that a mapping does not name are their own patient."""
+    """Case -> patient; cases that a mapping does not list are their own patient."""
     pattern = patient_pattern(rule, path)
     if pattern is None:
         for case in set(rule) - set(names):
@@ -287,8 +295,9 @@ def patients_of(rule: Mapping | str, names: Sequence[str], path: Path) -> dict[s
 
 
 def patient_pattern(rule: object, path: Path) -> Pattern | None:
-    """The expression of a "patients" field, or None where it is a mapping case -> patient;
-    `UsageError` for anything else.
+    """The expression of a "patients" field, or None for a mapping case -> patient.
+
+    Raises `UsageError` for anything else.
     """
     if isinstance(rule, str) or (isinstance(rule, Mapping) and set(rule) == {"regex"}):
         return Pattern(

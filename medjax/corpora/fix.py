@@ -1,19 +1,22 @@
-"""Corrected copies of a raw data set: what can be mended safely is, everything else is left out and
-said.
+"""Corrected copies of a raw data set: safe corrections are made, other faulty cases are left out.
 
 In: a data set in any layout. Out: a new folder in the nnU-Net raw layout (imagesTr, labelsTr,
-dataset.json), a list of what was changed and why, the cases that were left out, and the
-verification of the result. Nothing is ever changed in place.
+dataset.json), a list of changes with reasons, the cases that were left out, and the verification of
+the result. The data set itself is never changed.
 
-    label on another grid       resampled onto the image's grid by nearest neighbour, if its foreground volume survives that
-    shear below 0.02            axes turned to right angles about the centre; the largest shift of a corner is said
-    sform and qform             disagreeing or unset: both written from what was used
-    labels as fractions         within 0.001 of whole numbers: rounded; whole numbers stored as floats: stored as integers
-    other formats, masks        NRRD, MetaImage, DICOM, arrays become NIfTI; masks per class become one label map of class sets
-    4D images with channels     one file per channel
+    label on another grid   resampled onto the image's grid by nearest neighbour, if that
+                            preserves its foreground volume
+    shear below 0.02        axes made orthogonal about the centre; the largest shift of a corner
+                            is reported
+    sform and qform         disagreeing or unset: both written from the affine that was used
+    labels as fractions     within 0.001 of whole numbers: rounded; whole numbers stored as
+                            floats: stored as integers
+    other formats, masks    NRRD, MetaImage, DICOM, arrays become NIfTI; masks per class become
+                            one label map of class sets
+    4D images with channels one file per channel
 
-What would be a guess is not done: damaged files, non-finite voxels, undeclared values, channels on
-different grids.
+Cases that could only be repaired by guessing are left out: damaged files, non-finite voxels,
+undeclared values, channels on different grids.
 """
 
 import dataclasses
@@ -46,11 +49,11 @@ FEW_VOXELS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Fixed:
-    """What `fix` did.
+    """Result of `fix`.
 
     Attributes:
       folder: the new data set. changes: {"case", "file", "what"} per change. left_out: {"case",
-        "why"} per case that could not be mended.
+        "why"} per case that could not be fixed.
       report: verification of the new data set; None if no case is left.
     """
 
@@ -93,11 +96,11 @@ def fix(
     """Writes the corrected copy and verifies it.
 
     Args:
-      folder: the data set, in any layout; it is only read. out: a folder that does not exist or is
-        empty, outside of it.
+      folder: the data set, in any layout; it is only read. out: a new or empty folder outside of
+        it.
 
-    Raises: `UsageError` for an output folder that holds something, is a link, or lies in the data
-      set or in the folder of a case.
+    Raises: `UsageError` if the output folder is not empty, is a link, or lies in the data set or in
+      the folder of a case.
     """
     check_target(folder, out)
     with routed_warnings():
@@ -146,10 +149,10 @@ def check_target(folder: str | os.PathLike, out: str | os.PathLike) -> None:
 
 
 def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
-    """`UsageError` if `out` lies in a folder that holds one case: a DICOM series, or the files of
-    one case of several.
+    """`UsageError` if `out` lies in the folder of one case.
 
-    A list may name files that are nowhere near it.
+    Such a folder holds a DICOM series, or the files of one of several cases. A list may name files
+    outside of its own folder.
     """
     owners: dict[str, set[str]] = {}
     for case in cases:
@@ -168,9 +171,7 @@ def _check_apart(cases: Sequence[Case], out: str | os.PathLike) -> None:
 
 
 def _made(target: Path) -> Path:
-    """The output folder with its two empty folders, both made here: a link that somebody put there
-    is never followed.
-    """
+    """The output folder with two new empty subfolders, so that no link is followed."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in ("imagesTr", "labelsTr"):
@@ -206,7 +207,7 @@ def description(corpus: Corpus, cases: Sequence[Case]) -> dict:
 
 
 def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
-    """Writes one case; what was changed. Raises what cannot be mended."""
+    """Writes one case and returns the changes; raises for a case that cannot be fixed."""
     files.check_name(case.name, "case name", suffix="_0000.nii.gz")
     changes: list[dict[str, str]] = []
 
@@ -266,7 +267,7 @@ def _fix_case(case: Case, corpus: Corpus, out: Path) -> list[dict[str, str]]:
 
 
 def _copied(source: str, target: Path) -> bool:
-    """Copies a sound .nii.gz byte by byte; False for what has to be written anew."""
+    """Copies a valid .nii.gz byte by byte; False if the file has to be rewritten."""
     if not source.endswith(NIFTI_ENDINGS):
         return False
     with open(source, "rb") as file:
@@ -278,8 +279,9 @@ def _copied(source: str, target: Path) -> bool:
 
 
 def _free(path: Path) -> Path:
-    """The path, if nothing has its name (on disks that do not tell `A` from `a` neither) and its
-    folder is the one made for it.
+    """The path, if no file has this name and its folder is the one created for it.
+
+    Also detects names that differ only in case on case-insensitive file systems.
     """
     if os.path.lexists(path) or os.path.islink(path.parent):
         raise UsageError(
@@ -291,7 +293,7 @@ def _free(path: Path) -> Path:
 
 
 def _upright(volume: nifti.Volume, changed) -> np.ndarray | None:
-    """The affine a mended header should have, or None if the header is fine."""
+    """The corrected affine of a header, or None if the header needs no correction."""
     header, affine, what = volume.header, volume.affine, []
     shear = headers.shear_of(affine)
     if headers.SHEAR_SILENT < shear <= TINY_SHEAR:
@@ -357,7 +359,7 @@ def _label(
 
 
 def _elsewhere(label: nifti.Volume, image: nifti.Volume) -> bool:
-    """Whether the two are on different grids, or a little apart."""
+    """Whether two volumes lie on different or slightly shifted grids."""
     if label.shape != image.shape:
         return True
     apart = (
@@ -368,7 +370,7 @@ def _elsewhere(label: nifti.Volume, image: nifti.Volume) -> bool:
 
 
 def _kept(label: nifti.Volume, moved: np.ndarray, image: nifti.Volume, path: str) -> str:
-    """The sentence that says what resampling did; `DataError` if it lost or made too much."""
+    """The sentence that reports the resampling; `DataError` if the volume changed too much."""
     voxel = [float(np.prod(v.spacing_mm)) for v in (label, image)]
     before, after = np.count_nonzero(label.array) * voxel[0], np.count_nonzero(moved) * voxel[1]
     said = f"{before / 1000:.4g} ml of foreground, {after / 1000:.4g} ml on the image's grid"

@@ -1,7 +1,7 @@
-"""What a user names as input -> cases: files, folders, patterns, lists.
+"""Cases from what a user names as input: files, folders, patterns, lists.
 
 In: a path, a pattern or a .json/.csv list. Out: one `Case` per scan, in a fixed order. Only names
-and lists are read, never pixels.
+and lists are read, never voxels.
 """
 
 import collections
@@ -22,11 +22,10 @@ EXPECTED = "files ending in .nii.gz, .nii, .nrrd or .mha, or DICOM folders"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan: image paths per channel (or one multi-channel file), what groups it, and either a
-    label map, or masks, or neither.
+    """One scan: image paths (per channel, or one file), grouping, and at most one label.
 
-    `label` is a file whose voxel values are the corpus' raw values; `masks` are binary masks by
-    class. `annotation.read_label` reads both.
+    The label is a label map (`label`: a file with the corpus' raw values) or binary masks by class
+    (`masks`), or absent. `labels_of_case.read_label` reads both.
     """
 
     name: str
@@ -50,8 +49,9 @@ class Case:
         )
 
     def files(self, *, labels: bool = True) -> list[str]:
-        """Every file the case is read from, images first, its label's only if asked for; a DICOM
-        folder counts as the files in it.
+        """Every file the case is read from, images first, label files only on request.
+
+        A DICOM folder is replaced by the files in it.
         """
         found = []
         for path in (*self.images, *(self.label_files if labels else ())):
@@ -65,8 +65,9 @@ class Case:
 
 
 def read_json(path: Path):
-    """The parsed file; a key that appears twice in one object is an error, for JSON would silently
-    keep the last.
+    """The parsed file; a key that appears twice in one object is an error.
+
+    The JSON parser would silently keep the last value.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -80,11 +81,10 @@ def read_json(path: Path):
 
 
 def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[MedjaxError]]:
-    """The cases whose name can be a file's or a folder's, and a problem for every other one; `path`
-    is where the names come from.
+    """The cases whose name can be a file or folder name, and a problem for every other case.
 
-    Everything that makes cases from files passes through here (`sources.scan_corpus`,
-    `find_inputs`), so that no name becomes a path.
+    `path` is where the names come from. Every function that makes cases from files calls this
+    (`sources.scan_corpus`, `find_inputs`), so that no name becomes a path.
     """
     good, problems = [], []
     for case in cases:
@@ -92,7 +92,7 @@ def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[Medjax
             files.check_name(case.name, "case name", path=path)
             if not isinstance(case.patient, str):
                 raise UsageError(
-                    f"the patient of case {case.name!r} is no text",
+                    f"the patient of case {case.name!r} is not text",
                     path=path,
                     found=repr(case.patient)[:60],
                 )
@@ -103,8 +103,7 @@ def usable(cases: Iterable[Case], path: object) -> tuple[list[Case], list[Medjax
 
 
 def listed_path(base: Path, value: object, what: str, file: object) -> str:
-    """A path that a list names, relative to `base` or absolute; `UsageError` naming the list for
-    what is no path.
+    """A path from a list, relative to `base` or absolute; `UsageError` for a value that is no path.
 
     Lists may name files anywhere: they are only read.
     """
@@ -126,12 +125,12 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
         glob pattern, a .json list (paths, or objects with image, name, label, modality, patient;
         also under "cases", "testing" or "test"), a .csv with such columns (image, or image_0,
         image_1, ...), or several of these.
-      channels: how many images make a case, if known; `x_0000.nii.gz`, `x_0001.nii.gz` are then
-        told from cases that are numbered so.
+      channels: number of images per case, if known; distinguishes the channels `x_0000.nii.gz`,
+        `x_0001.nii.gz` from numbered cases.
 
-    Returns: the cases. The suffix _0000 is optional for one channel; like-named files of different
-      folders get the folder's name in front.
-    Raises: `UsageError` saying what was searched for and where, if nothing was found.
+    Returns: the cases. With one channel the suffix _0000 is optional; files of the same name in
+      different folders are prefixed with the folder's name.
+    Raises: `UsageError` with the pattern and the folder that were searched, if nothing was found.
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     try:
@@ -212,16 +211,15 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
 
 
 def _folder_of(path: str) -> str:
-    """Name of the folder that a file lies in; a link to a file counts where the link is, so that
-    one in a circle has a name too.
+    """Name of the folder that holds a file.
+
+    Links are not resolved, so that a circular link has a folder name too.
     """
     return os.path.basename(os.path.realpath(os.path.dirname(path) or "."))
 
 
 def _series(path: Path) -> list[Case]:
-    """The folder itself as a case if it holds DICOM files, else every folder directly in it that
-    does.
-    """
+    """Cases of DICOM series: the folder itself, or else every folder directly in it."""
 
     def holds(folder: Path) -> bool:
         members = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
@@ -240,7 +238,7 @@ def _series(path: Path) -> list[Case]:
 
 
 def _with_siblings(path: Path) -> list[Path]:
-    """x_0000.nii.gz -> also x_0001.nii.gz and so on, as far as they exist without a gap."""
+    """x_0000.nii.gz -> also x_0001.nii.gz and so on, up to the first gap."""
     found, prefix = [path], stem(path).removesuffix("_0000")
     while prefix != stem(path):
         following = path.with_name(f"{prefix}_{len(found):04d}{path.name[len(stem(path)) :]}")
@@ -268,7 +266,7 @@ def _grouped(scans: Sequence[Path], channels: int | None) -> list[Case]:
 
 
 def _plain(name: str) -> str:
-    """A file's own name as a case name: a backslash, legal here, is a folder's mark elsewhere."""
+    """A file's name as a case name, without backslashes (they separate folders elsewhere)."""
     return name.replace("\\", "_")
 
 
@@ -286,7 +284,7 @@ def _listed(path: Path) -> list[Case]:
 
 
 def _listed_case(row: dict, where: str, path: Path) -> Case:
-    """One entry of a list, every field of the type it should have; `where` is the entry's place."""
+    """One entry of a list with every field checked; `where` is the entry's place in the file."""
     images = row.get("image") or []
     images = [images] if isinstance(images, str) else images
     if not images:
@@ -306,7 +304,10 @@ def _listed_case(row: dict, where: str, path: Path) -> Case:
         value = row.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
             raise UsageError(
-                f'"{key}" of {where} is no text', path=path, found=repr(value)[:80], expected="text"
+                f'"{key}" of {where} is not text',
+                path=path,
+                found=repr(value)[:80],
+                expected="text",
             )
         said[key] = "" if value is None else str(value)
     images = tuple(listed_path(path.parent, p, f'"image" of {where}', path) for p in images)

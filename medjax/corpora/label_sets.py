@@ -1,11 +1,11 @@
-"""Binary masks that may overlap -> one volume with an id per voxel, where an id stands for a *set*
-of classes.
+"""Overlapping binary masks -> one volume whose ids stand for *sets* of classes.
 
-    k masks of a case ──combine──► ids (z, y, x) + the sets that occur ──► over all cases: `corpus_of` builds the label table
+    k masks of a case ──combine──► ids (z, y, x) + the sets that occur
+    the sets of all cases ──corpus_of──► the label table
 
-Nested (tumour in liver), adjacent and freely overlapping masks need no further channel: a voxel in
-liver and tumour has the id of {liver, tumour}. The table holds every class alone, then every
-combination that occurs in some case.
+Nested (tumour in liver), adjacent and overlapping masks need no further channel: a voxel in liver
+and tumour has the id of {liver, tumour}. The table lists every class alone, then every combination
+that occurs in some case.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,14 +29,13 @@ MOST_SETS = 65_535
 def combine(
     masks: Iterable[tuple[str, Bool[np.ndarray, "z y x"]]], shape: Sequence[int]
 ) -> tuple[UInt16[np.ndarray, "z y x"], Sets]:
-    """Lays masks over each other, one at a time, so that only one of them is in memory.
+    """Combines masks one at a time, so that only one of them is in memory.
 
     Args:
-      masks: (class name, (z, y, x) bool); a name may come more than once (two files that together
-        make a class).
+      masks: (class name, (z, y, x) bool); a name may be repeated (several files of one class).
       shape: (z, y, x).
 
-    Returns: ids (z, y, x), and the set that every id stands for; every set but the empty one
+    Returns: ids (z, y, x), and the set that every id stands for; every set except the empty one
       occurs.
     Raises: `LabelError` for more than 65535 different sets.
     """
@@ -81,13 +80,13 @@ def corpus_of(
     """The corpus of cases whose labels are masks.
 
     Args:
-      name: of the corpus.
+      name: name of the corpus.
       classes: class names; the class at position i alone has the raw value i + 1.
-      sets: combinations that occur (sets of one class may be among them); they get the values
-        behind those.
+      sets: combinations that occur (sets of one class are allowed); their values follow those of
+        the classes.
       fields: further fields of `Corpus`, such as annotated, modality, channels.
 
-    Raises: `LabelError` for a combination that names an unknown class, or a class given twice.
+    Raises: `LabelError` for a combination with an unknown class, or a repeated class.
     """
     classes = tuple(classes)
     if len(set(classes)) != len(classes):
@@ -115,8 +114,8 @@ def to_corpus_ids(
 ) -> np.ndarray:
     """Ids of a case's own sets -> dense ids of the corpus (uint8, uint16 from 256 ids).
 
-    A class the corpus does not name is left out of its sets (a subset of the masks was declared).
-    Raises: `LabelError` naming a combination that the corpus' table does not know.
+    Classes that the corpus does not name are removed from the sets (if only some masks were
+    declared). Raises: `LabelError` naming a combination that is not in the corpus' table.
     """
     number = {frozenset(names): i for i, (_, names) in enumerate(corpus.labels)}
     table = np.zeros(len(sets), np.uint8 if len(corpus.values) <= 256 else np.uint16)
@@ -135,7 +134,7 @@ def to_corpus_ids(
 
 
 def check_classes(case: Case) -> None:
-    """`UsageError` if a case has both a label map and masks: which of them counts would be a guess."""
+    """`UsageError` if a case has both a label map and masks: the choice would be a guess."""
     if case.label is not None and case.masks:
         raise UsageError(
             "a label map and masks for one case",
@@ -146,7 +145,7 @@ def check_classes(case: Case) -> None:
 
 
 def _compact(ids: np.ndarray, sets: list[frozenset[str]]) -> tuple[np.ndarray, Sets]:
-    """Drops sets that later masks took all voxels from."""
+    """Removes sets whose voxels were all overwritten by later masks."""
     used = _used(ids, len(sets))
     used[0] = True
     table = (np.cumsum(used) - 1).astype(np.uint16)

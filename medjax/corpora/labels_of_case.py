@@ -1,9 +1,9 @@
-"""How a label is read, whatever its raw form: the one way from a case to dense ids.
+"""Reads the label of a case, in any raw form, as dense ids.
 
 In: a `Case` with a label map (NIfTI, NRRD, MHA, array) or with binary masks per class (files,
-DICOM-SEG, RTSTRUCT, sparse arrays), and the `Corpus` that says what values or sets mean. Out: (z,
-y, x) dense ids on the grid of the case's image. Fingerprint, preparation, verification and
-evaluation all read labels here.
+DICOM-SEG, RTSTRUCT, sparse arrays), and the `Corpus` that defines values or sets. Out: (z, y, x)
+dense ids on the grid of the case's image. Fingerprint, preparation, verification and evaluation all
+use this module.
 """
 
 import numpy as np
@@ -31,8 +31,8 @@ def read_label_volume(case: Case, corpus: Corpus, like: Volume | None = None) ->
     """Dense ids with their geometry.
 
     Args:
-      like: the case's image (its grid is checked against the label's); without it masks are read on
-        the grid of the first image, and a label map is taken as it is.
+      like: the case's image, whose grid is compared with the label's. Without it, masks are read on
+        the grid of the first image, and a label map on its own grid.
 
     Raises: `DataError` for unreadable files or another grid than the image's; `LabelError` for
       values or overlaps that the corpus does not declare, with count and position.
@@ -59,8 +59,9 @@ def value_counts(raw: np.ndarray) -> dict[int, int]:
 
 
 def voxel_counts(ids: np.ndarray, length: int) -> np.ndarray:
-    """(length,) voxels of each id from 0 on, counted slice by slice (numpy's count of a whole
-    volume takes eight times its memory).
+    """(length,) voxels of each id from 0 on.
+
+    Counted slice by slice: numpy's count of a whole volume needs eight times its memory.
     """
     counts = np.zeros(length, np.int64)
     for piece in ids:
@@ -71,9 +72,7 @@ def voxel_counts(ids: np.ndarray, length: int) -> np.ndarray:
 def undeclared(
     raw: np.ndarray, counts: dict[int, int], corpus: Corpus
 ) -> list[tuple[int, int, tuple[int, ...]]]:
-    """(value, voxels, first position (z, y, x)) of every label value in `counts` that the corpus
-    does not declare.
-    """
+    """(value, voxels, first position (z, y, x)) of undeclared label values."""
     strange = [value for value in counts if value not in corpus.values]
     return [
         (v, counts[v], tuple(int(i) for i in np.unravel_index(int((raw == v).argmax()), raw.shape)))
@@ -82,8 +81,9 @@ def undeclared(
 
 
 def to_ids(raw: np.ndarray, corpus: Corpus, path: str) -> np.ndarray:
-    """Raw non-negative label values -> dense ids by table look-up (uint8, or uint16 from 256 ids);
-    `LabelError` naming the file.
+    """Raw non-negative label values -> dense ids (uint8, or uint16 from 256 ids).
+
+    Raises `LabelError` naming the file for undeclared values.
     """
     strange = undeclared(raw, value_counts(raw), corpus)
     if strange:

@@ -1,8 +1,8 @@
-"""Lists of scans that a user writes by hand or saves from a spreadsheet -> rows of fields.
+"""Lists of scans, written by hand or exported from a spreadsheet -> rows of fields.
 
-In: a .json or .csv file. Out: (place in the file, fields) per scan, "image" always a list or a
-text. Whatever else such a file may hold is an error that names the file and the line; what the
-fields mean is `inputs`' matter.
+In: a .json or .csv file. Out: (place in the file, fields) per scan; "image" is always a list or a
+text. Malformed files raise an error that names the file and the line; `inputs` interprets the
+fields.
 """
 
 import codecs
@@ -20,7 +20,7 @@ Rows = list[tuple[str, dict]]
 
 
 def rows_of(path: Path) -> Rows:
-    """The rows of a list of scans; `UsageError` for a file that is none."""
+    """The rows of a list of scans; `UsageError` for any other file."""
     rows = _of_table(path) if path.suffix == ".csv" else _of_json(path)
     if not rows:
         raise UsageError(
@@ -46,9 +46,7 @@ def _of_json(path: Path) -> Rows:
 
 
 def _of_table(path: Path) -> Rows:
-    """Rows of a table in UTF-8 or marked UTF-16, separated by commas, semicolons or tabs, as
-    spreadsheets save it.
-    """
+    """Rows of a table in UTF-8 or marked UTF-16, separated by commas, semicolons or tabs."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -127,9 +125,7 @@ def _cells(line: str, mark: str) -> list[str]:
 
 
 def decoded(content: bytes, path: object, fix: str = "save the file as UTF-8") -> str:
-    """Text in UTF-8, or in UTF-16 that begins with its mark, as spreadsheets save it; `UsageError`
-    naming any other encoding.
-    """
+    """Text in UTF-8, or in UTF-16 with a byte-order mark; `UsageError` for other encodings."""
     wide = b"\0" in content[:4] or content.startswith(codecs.BOM_UTF32_LE)
     marked = content.startswith(
         (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

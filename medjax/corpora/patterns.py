@@ -1,7 +1,6 @@
-"""Regular expressions that come with a data set: a pattern that needs too long for a name is an
-error, never a command that hangs.
+"""Regular expressions from data sets: a pattern that takes too long is an error, not a hang.
 
-In: a pattern and the file it stands in. Out: matches, each within `PER_NAME_S` seconds and all
+In: a pattern and the file that contains it. Out: matches, each within `PER_NAME_S` seconds and all
 together within `IN_ALL_S`.
 """
 
@@ -14,7 +13,7 @@ import regex
 from medjax.errors import LabelError, MedjaxError
 
 PER_NAME_S, IN_ALL_S = 0.5, 10.0
-LONGEST = 2_000  # characters of a pattern
+LONGEST = 2_000  # characters in a pattern, at most
 # product of its {counts}: the compiled form, which unrolls nested ones, stays below 100 MB
 MOST_REPEATS = 300_000
 

@@ -1,5 +1,4 @@
-"""How a data set is to be scored: its classes, the tolerance of each, and to which patient and scan
-a case belongs.
+"""How a data set is scored: classes, tolerance per class, patient and scan of each case.
 
 In: a dataset.json, or the folder of a data set in any layout. Out: a `Protocol`. Only names and
 JSON are read.
@@ -21,11 +20,11 @@ from medjax.scans.paths import image_files
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What scoring needs beside the masks.
+    """What scoring needs in addition to the masks.
 
     Attributes:
       corpus: meaning of the label values.
-      tolerance_mm: of the surface metrics, by class, where the data set states one.
+      tolerance_mm: tolerance of the surface metrics by class, if the data set declares one.
       sources: case name -> patient and scan (and label), as far as they are found.
     """
 
@@ -35,7 +34,7 @@ class Protocol:
 
 
 def read_protocol(path: str | os.PathLike, images: str | os.PathLike = "") -> Protocol:
-    """Reads what a dataset.json says about scoring.
+    """Reads the scoring protocol of a dataset.json.
 
     Args:
       path: dataset.json, or the folder of a data set in any layout.

@@ -1,8 +1,8 @@
-"""Raw data sets -> what to train on: the one entry for every layout.
+"""Reads raw data sets in any layout.
 
-In: a folder or list in any layout of `data/layouts`. Out: a `Corpus` (the meaning of its label
-values) and one `Case` per scan. Names and descriptions are read; label files only where their
-values are described nowhere else (see `corpora/survey.py`).
+In: a folder or list in any layout of `corpora/layouts`. Out: a `Corpus` (the meaning of its label
+values) and one `Case` per scan. Names and descriptions are read; label files only if no description
+lists their values (see `corpora/survey.py`).
 """
 
 import os
@@ -36,11 +36,11 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
     Args:
       folder: in any layout (see `corpora/layouts`), or tfds:FOLDER (see
         `corpora/layouts/records.py`); a bare nnU-Net name or id is looked up in $nnUNet_raw.
-      layout: the layout's word; by default it is told from what is there.
+      layout: name of the layout; detected by default.
 
     Returns: the corpus and its training cases, sorted by name.
-    Raises: `UsageError` for missing or superfluous files, `LabelError` for labels that make no
-      sense; each names file, value and fix.
+    Raises: `UsageError` for missing or superfluous files, `LabelError` for invalid labels; each
+      error names file, value and fix.
     """
     corpus, cases, problems = scan_corpus(folder, layout)
     if problems:
@@ -55,8 +55,9 @@ def read_corpus(folder: str | os.PathLike, layout: str = "") -> tuple[Corpus, tu
 
 
 def read_labels(path: str | os.PathLike) -> Corpus:
-    """The corpus that a dataset.json (or its folder) describes; scans are not looked for unless the
-    layout has no such file.
+    """The corpus that a dataset.json (or its folder) describes.
+
+    Scans are only looked for if the layout has no such file.
     """
     path = Path(path)
     if path.is_dir() and not (path / "dataset.json").is_file():
@@ -67,12 +68,11 @@ def read_labels(path: str | os.PathLike) -> Corpus:
 def scan_corpus(
     folder: str | os.PathLike, layout: str = ""
 ) -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
-    """Like `read_corpus`, but returns the usable cases together with the problems of the others
-    instead of raising for a case.
+    """Like `read_corpus`, but returns the problems of faulty cases instead of raising.
 
-    Every layout passes through here, and with it every name that a file gives: a corpus or a case
-    whose name could not be one file or folder name is refused (see `inputs.usable`), so that no
-    name from a file ever becomes a path.
+    Every layout, and every name that a file contains, passes through here: a corpus or case whose
+    name cannot be a file or folder name is rejected (see `inputs.usable`), so that no name from a
+    file becomes a path.
     """
     try:
         found = (

@@ -1,8 +1,8 @@
-"""Cross-validation splits grouped by patient and by twins, over all corpora at once.
+"""Cross-validation splits over all corpora, grouped by patient and by twins.
 
 In: the cases of every corpus. Out: per fold the "corpus/case" names to train on and to validate on,
-in nnU-Net's `splits_final.json` form. A patient seen in two corpora (same disease, two modalities),
-or a scan that two corpora share (corpora/twins.py), is never on both sides.
+in nnU-Net's `splits_final.json` form. A patient in two corpora (same disease, two modalities), or a
+scan that two corpora share (corpora/twins.py), is never on both sides.
 """
 
 import collections
@@ -27,12 +27,12 @@ def make_splits(
     seed: int = 12345,
     twins: Iterable[Pair] = (),
 ) -> list[Split]:
-    """Deals the patients of each corpus to `folds` groups; fold f validates on group f.
+    """Assigns the patients of each corpus to `folds` groups; fold f validates on group f.
 
     Args:
       cases: corpus (store) name -> its cases.
       folds: number of groups, at least 2.
-      seed: of the shuffle; the same cases, twins and seed give the same splits on any machine.
+      seed: seed of the shuffle; the same cases, twins and seed give the same splits on any machine.
       twins: pairs of "corpus/case" names that must stay together; their patients count as one.
 
     Returns: one {"train": [...], "val": [...]} of "corpus/case" names per fold.
@@ -68,9 +68,7 @@ def make_splits(
 
 
 def group_owners(cases: Mapping[str, Sequence[Case]], twins: Iterable[Pair] = ()) -> dict[str, str]:
-    """Patient -> the patient that stands for everyone who is tied to it by twins (itself, if nobody
-    is).
-    """
+    """Patient -> the patient that represents its group of patients joined by twins."""
     patient = {
         f"{corpus}/{case.name}": case.patient
         for corpus, members in cases.items()
@@ -96,8 +94,9 @@ def provenance(
     twins: Iterable[Pair] = (),
     **settings: object,
 ) -> dict:
-    """What stands beside splits_final.json: hashes of the splits and of every corpus' cases and
-    patients, the twins, the settings.
+    """Contents of the file beside splits_final.json: hashes, twins and settings.
+
+    Hashes are of the splits and of the cases and patients of every corpus.
     """
     rows = {
         corpus: [[case.name, case.patient] for case in members] for corpus, members in cases.items()
@@ -117,9 +116,7 @@ def provenance(
 
 
 def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:
-    """A seeded share of the cases: "0/2" is the first of two halves, "3/4" the last of four
-    quarters, "" all of them.
-    """
+    """A seeded share of the cases: "0/2" is the first of two halves, "" all of them."""
     if not part:
         return list(cases)
     try:
@@ -135,12 +132,12 @@ def part_of(cases: Sequence[str], part: str, seed: int = 12345) -> list[str]:
 
 
 def subset(names: Sequence[str], corpus: str, count: int, seed: int) -> list[str]:
-    """`count` of a corpus' case names, in their own order: the same on any machine, whatever the
-    order they come in.
+    """`count` of a corpus' case names, in their given order.
 
-    A smaller count with the same seed gives a part of the larger one's cases.
+    The choice does not depend on the order or the machine. A smaller count with the same seed gives
+    a subset of a larger one.
 
-    Raises: `UsageError` if there are fewer.
+    Raises: `UsageError` if there are fewer cases.
     """
     if not 0 < count <= len(names):
         raise UsageError(
@@ -157,13 +154,14 @@ def subset(names: Sequence[str], corpus: str, count: int, seed: int) -> list[str
 
 
 def digest(splits: Sequence[Split]) -> str:
-    """sha256 of the splits, so that two runs can be seen to share theirs."""
+    """sha256 of the splits, to compare the splits of two runs."""
     return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
 
 def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
-    """Splits from a file in our or nnU-Net's form (bare case names are looked up); unknown cases
-    raise `UsageError`.
+    """Splits from a file in medjax' or nnU-Net's form (bare case names are looked up).
+
+    Raises `UsageError` for unknown cases.
     """
     splits, sides = files.read_json(path), ("train", "val")
     if not isinstance(splits, list) or not all(

@@ -1,9 +1,8 @@
-"""What occurs in label files, where no description says it: the values of label maps and the
-combinations of overlapping masks.
+"""Values and mask combinations that occur in label files without a description.
 
-In: cases. Out: per kind what occurs in any of them. Every label file is read once, in parallel;
-what was found is kept in a small JSON under $MEDJAX_HOME (default ~/.cache/medjax) by path, size
-and times of the files, so that a second look costs nothing.
+In: cases. Out: label values, or combinations of overlapping masks, that occur in any case. Every
+label file is read once, in parallel; the result is cached as a small JSON under $MEDJAX_HOME
+(default ~/.cache/medjax) by path, size and times of the files.
 """
 
 import contextlib
@@ -25,15 +24,13 @@ from medjax.errors import DataError, MedjaxError, WriteError
 from medjax.scans import formats
 
 VERSION = 1
-MANY = 500  # label files from which on the user is told what takes so long
+MANY = 500  # number of label files from which on progress is reported
 
 
 def label_values(
     cases: Sequence[Case], *, workers: int | None = None
 ) -> tuple[tuple[int, ...], list[MedjaxError]]:
-    """Values above 0 of the cases' label maps, ascending, and the problems of those that cannot be
-    read.
-    """
+    """Values above 0 of the cases' label maps, ascending, and the problems of unreadable ones."""
     found, problems = _over(cases, "values", _values, workers)
     return tuple(sorted({v for values in found for v in values} - {0})), problems
 
@@ -41,9 +38,7 @@ def label_values(
 def mask_sets(
     cases: Sequence[Case], *, workers: int | None = None
 ) -> tuple[set[frozenset[str]], list[MedjaxError]]:
-    """Sets of classes that share a voxel in some case, and the problems of the cases that cannot be
-    read.
-    """
+    """Sets of classes that share a voxel in some case, and the problems of unreadable cases."""
     found, problems = _over(cases, "sets", _sets, workers)
     return {frozenset(members) for sets in found for members in sets if members}, problems
 
@@ -66,11 +61,8 @@ def _over(
 ) -> tuple[list, list[MedjaxError]]:
     if not cases:
         return [], []
-    file = (
-        _home()
-        / "survey"
-        / f"{hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]}-{kind}.json"
-    )
+    name = hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]
+    file = _home() / "survey" / f"{name}-{kind}.json"
     kept, fresh = _read(file) or {}, {}
 
     def one(case: Case) -> Any:
@@ -99,7 +91,7 @@ def _over(
 
 
 def _progress(kind: str, count: int, kept: Path) -> Progress | None:
-    """Tells of a long look, and every tenth of the way; short ones are silent."""
+    """Reports the progress of a long survey after every tenth; short surveys are silent."""
     if count < MANY:
         return None
 
@@ -137,9 +129,7 @@ def _home() -> Path:
 
 
 def _read(file: Path) -> dict | None:
-    """What an earlier look kept: sha256 of the files -> what occurs; None for a file that medjax
-    did not write.
-    """
+    """The cached result: sha256 of the files -> what occurs; None for a foreign file."""
     try:
         found = files.read_json(file)
     except MedjaxError:
@@ -152,8 +142,9 @@ def _read(file: Path) -> dict | None:
 
 
 def _write(file: Path, found: dict) -> None:
-    """Keeps what was found; a home that cannot be written, or a file of somebody else there, costs
-    only the next look.
+    """Caches the result.
+
+    If the cache folder cannot be written or holds another program's file, nothing is cached.
     """
     with contextlib.suppress(OSError, WriteError):
         if _read(file) is not None:

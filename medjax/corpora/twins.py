@@ -1,9 +1,8 @@
-"""The same scan in two corpora: found by the corpora's own rules for names, or by what the images
-hold.
+"""Scans that occur in two corpora: found by name rules of the corpora, or by image content.
 
 In: cases of several corpora. Out: pairs of "corpus/case" names. `splits.make_splits` keeps a pair
-on one side; `straddling` and `between` say where a given split, or a choice of training and
-evaluation corpora, leaks.
+on one side; `straddling` and `between` find the pairs that leak in a given split, or between
+training and evaluation corpora.
 """
 
 import dataclasses
@@ -79,7 +78,7 @@ class Twin:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two cases ("corpus/case") that show the same scan or patient, and how that is known."""
+    """Two cases ("corpus/case") that show the same scan or patient, and how this is known."""
 
     first: str
     second: str
@@ -87,8 +86,9 @@ class Pair:
 
 
 def read_rules(rules: Any) -> tuple[Twin, ...]:
-    """Rules from JSON or a config; those without an expression say only that there is an overlap,
-    and are passed over.
+    """Rules from JSON or a config; rules without an expression are ignored.
+
+    Those only state that there is an overlap.
     """
     rules, names = (
         list(rules) if isinstance(rules, Iterable) else [rules],
@@ -117,9 +117,7 @@ def read_rules(rules: Any) -> tuple[Twin, ...]:
 
 
 def rules_of(folder: str | os.PathLike) -> tuple[Twin, ...]:
-    """The rules a data set states, in the "medjax" block of dataset.json or in corpus.json; ()
-    without any.
-    """
+    """The rules in the "medjax" block of dataset.json or in corpus.json; () without any."""
     if records.is_record(folder):
         return read_rules(facts(folder).get("twins", ()))
     folder = Path(folder)
@@ -169,11 +167,11 @@ def by_content(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[tuple[Pair, ...], list[dict]]:
-    """Cases whose images are equal voxel by voxel, in any channel, whatever the file format and the
-    stored orientation.
+    """Cases whose images are equal voxel by voxel in any channel.
 
-    Every image is read once. Returns: the pairs, within a corpus as well, and the records of cases
-    that could not be read.
+    File format and stored orientation do not matter. Every image is read once.
+
+    Returns: the pairs, including those within a corpus, and the records of unreadable cases.
     """
     named = [
         dataclasses.replace(case, name=f"{corpus}/{case.name}")
@@ -196,8 +194,9 @@ def by_content(
 
 
 def digests(case: Case) -> tuple[str, ...]:
-    """sha256 of each channel's voxels in canonical axes, cut to what is not zero, to three
-    decimals; constant channels have none.
+    """sha256 of each channel's voxels; constant channels have none.
+
+    Voxels are taken in canonical axes, cropped to non-zero values and rounded to three decimals.
     """
     volume = formats.read_case(case.images)
     image = grid.canonical(volume.array, *grid.canonical_axes(volume.affine))
@@ -223,8 +222,9 @@ def straddling(split: Mapping[str, Sequence[str]], pairs: Iterable[Pair]) -> tup
 def between(
     train: Iterable[str], evaluation: Iterable[str], pairs: Iterable[Pair]
 ) -> tuple[Pair, ...]:
-    """The pairs that join the two collections of "corpus/case" names, the training case first; a
-    case in both is its own pair.
+    """The pairs that join two collections of "corpus/case" names, the training case first.
+
+    A case in both collections is its own pair.
     """
     train, evaluation = set(train), set(evaluation)
     found = [Pair(name, name, "the same case") for name in sorted(train & evaluation)]

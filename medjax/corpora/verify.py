@@ -1,8 +1,8 @@
-"""Looks through a raw data set before anything is trained on it, and lists every problem it has.
+"""Verifies a raw data set before training and lists all its problems.
 
 In: a data set folder. Out: a `Report` with one line per problem (file: what; found; expected; fix),
-errors and warnings apart, and a table of what is there: spacings, sizes, cases and voxels per
-class. A problem never hides the ones behind it.
+errors and warnings separately, and a table of spacings, sizes, cases and voxels per class. All
+checks that are still possible run after a problem, so a problem does not hide others.
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ MOST_ALIKE = 20  # lines for problems of one kind
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
-      folder, corpus, modality, channels: whose report this is.
-      cases: how many there are, unusable ones included.
+      folder, corpus, modality, channels: the data set.
+      cases: number of cases, including unusable ones.
       problems: dictionaries with file, what, found, expected, fix and severity ("error" or
         "warning").
       rows: one per readable case: name, modality, shape and spacing_mm (z, y, x), label voxels {raw
@@ -121,7 +121,7 @@ class Report:
         )
 
     def _listed(self) -> list[str]:
-        """A line per problem, errors first; of one kind the first few and how many more there are."""
+        """A line per problem, errors first; only the first few problems of one kind."""
         of_kind: dict[str, list[Problem]] = {}
         for problem in sorted(self.problems, key=lambda p: p["severity"]):
             of_kind.setdefault(kind(problem), []).append(problem)
@@ -150,10 +150,9 @@ def verify(
     """Checks description, files, geometry and values of every case of a raw data set.
 
     Args:
-      folder: in any layout (see `data/layouts`), or scans without labels. layout: its word, told
-        from the files by default.
-      workers: threads; fewer cases at a time while memory is short. progress: called after every
-        case.
+      folder: in any layout (see `corpora/layouts`), or scans without labels. layout: its name,
+        detected by default.
+      workers: threads; fewer while memory is short. progress: called after every case.
 
     Errors: missing, unreadable or truncated files; NaN or infinite voxels; image, channels and
     label on different grids; label values that are fractional, negative or undeclared; masks that
@@ -179,9 +178,7 @@ def verify(
         )
     problems, rows = [problem_of(error, folder) for error in missing], []
     for outcome in outcomes:
-        if (
-            outcome.failure is not None
-        ):  # nothing that check_case foresees; the reason is in the record
+        if outcome.failure is not None:  # an unexpected error; the reason is in the record
             what = f"{outcome.failure['error']}: {outcome.failure['message']}"
             problems.append(entry(ERROR, outcome.case.images[0], what))
             continue

@@ -1,3 +1,1 @@
-"""The losses room: `make(**arguments) -> f(outputs, batch)`, counting only what a sample's corpus
-annotates.
-"""
+"""Losses: `make(**arguments) -> f(outputs, batch)`, over each sample's annotated classes."""

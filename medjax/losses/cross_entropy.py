@@ -1,10 +1,11 @@
 """Binary cross-entropy on sigmoid channels, over the classes each sample's corpus annotates.
 
-    E[b, c] = (sum over voxels of w (softplus(x) - x g)) / (sum of w)      x logits, g multi-hot target, w voxel weight
+    E[b, c] = (sum over voxels of w (softplus(x) - x g)) / (sum of w)
 
-then a sum over the annotated (sample, class) pairs, normalised as asked. Source: MultiTalent
-(Ulrich et al., MICCAI 2023), Eq. 2 and its released code; with every class annotated,
-normalise="batch" and reduction="mean" give nnU-Net's mean BCE.
+with logits x, multi-hot target g and voxel weight w; then a sum over the annotated (sample, class)
+pairs, normalised as configured. Source: MultiTalent (Ulrich et al., MICCAI 2023), Eq. 2 and its
+released code; with every class annotated, normalise="batch" and reduction="mean" give nnU-Net's
+mean BCE.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +23,9 @@ REDUCTIONS = ("sum", "mean")
 
 @jax.custom_jvp
 def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 + exp(x)), stable for large |x|; its derivative is written as sigmoid(x), which is
-    cheaper than differentiating the formula.
+    """log(1 + exp(x)), stable for large |x|.
+
+    Its derivative is written as sigmoid(x), which is cheaper than differentiating the formula.
     """
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 

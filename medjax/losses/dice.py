@@ -25,8 +25,7 @@ SMALLEST_DENOMINATOR = 1e-7
 def make(
     pool: str = "global", smooth: float = 0.0, reduction: str = "sum", ranks: int = 1
 ) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
-    """The loss f(outputs, batch) -> scalar, between -(annotated classes) and 0 ("sum") or between
-    -1 and 0 ("mean").
+    """The loss f(outputs, batch) -> scalar <= 0, at least -1 ("mean") or -classes ("sum").
 
     Args:
       pool: what the counts are summed over before the ratio. "global": all samples of the global
@@ -35,8 +34,8 @@ def make(
         (the released MultiTalent code on `ranks` GPUs; 1 equals "sample", the batch size equals
         "global").
       smooth: s above.
-      reduction: "sum" over the annotated (group, class) pairs, so that a class weighs the same
-        however many are annotated beside it; "mean" over those pairs.
+      reduction: "sum" over the annotated (group, class) pairs, so that the weight of a class does
+        not depend on the number of annotated classes; "mean" over those pairs.
       ranks: number of parts for pool="rank_index"; must divide the batch.
 
     Raises: `UsageError` for unknown names, or a batch that `ranks` does not divide.

@@ -1,6 +1,6 @@
-"""Mean squared error of guessed pixels, over the hidden patches only.
+"""Mean squared error of predicted pixels, over the hidden patches only.
 
-    L = sum over hidden patches of mean over its pixels of (guess - truth)^2 / number of hidden patches
+    L = sum over hidden patches of (mean over its pixels of (guess - truth)^2) / (hidden patches)
 
 Source: Swin-MAE (Xu et al. 2022) as released; with `normalise` the truth of every patch has mean 0
 and standard deviation 1, as in MAE.
@@ -20,7 +20,7 @@ def make(normalise: bool = False) -> Callable[[Mapping, Mapping], Float[Array, "
     outputs: `pixels` and `patches` (b, *grid, d), `masked` (b, *grid) bool.
 
     Args:
-      normalise: guess every patch up to its own mean and (unbiased) standard deviation.
+      normalise: predict every patch up to its own mean and (unbiased) standard deviation.
     """
 
     def masked_pixels(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:

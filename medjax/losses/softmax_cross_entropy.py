@@ -1,10 +1,11 @@
 """Cross-entropy of a softmax over the background and the classes each sample's corpus annotates.
 
-    CE[voxel] = log(1 + sum over annotated c of exp(x_c)) - x_target        x: logits relative to the background's
+    CE[voxel] = log(1 + sum over annotated c of exp(x_c)) - x_target
 
-Voxels are averaged within a sample, then samples (M4oE, Swin-Unet: every slice weighs the same), or
-all voxels of the batch at once. Exclusive classes: see `medjax.losses.parts.exclusive`. Sources:
-M4oE (Jiang and Shen, MICCAI 2024); MultiTalent's successor (samples summed).
+with logits x relative to the background's. Voxels are averaged within a sample, then samples (M4oE,
+Swin-Unet: every slice has the same weight), or all voxels of the batch at once. Exclusive classes:
+see `medjax.losses.parts.exclusive`. Sources: M4oE (Jiang and Shen, MICCAI 2024); MultiTalent's
+successor (samples summed).
 """
 
 from collections.abc import Callable, Mapping

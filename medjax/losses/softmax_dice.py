@@ -1,11 +1,12 @@
 """Soft Dice of a softmax over the background and the classes each sample's corpus annotates.
 
-    D = (2 sum p g + s) / (sum p^k + sum g^k + s)        k = 2 (V-Net, Swin-Unet, M4oE) or 1 (nnU-Net);  loss = 1 - mean of D
+    D = (2 sum p g + s) / (sum p^k + sum g^k + s),     loss = 1 - mean of D
 
-p the softmax's probability, g the exclusive one-hot target (`medjax.losses.parts.exclusive`), sums
-over the voxels of a sample, or of all samples of its corpus together. With s > 0 and per-sample
-sums, an absent class costs almost 1 as soon as sum p^2 >> s. Source: M4oE's released code (per
-sample, squared, background included, mean over the sample's own classes).
+with k = 2 (V-Net, Swin-Unet, M4oE) or 1 (nnU-Net), p the softmax's probability, g the exclusive
+one-hot target (`medjax.losses.parts.exclusive`), and sums over the voxels of a sample, or of all
+samples of its corpus together. With s > 0 and per-sample sums, an absent class costs almost 1 as
+soon as sum p^2 >> s. Source: M4oE's released code (per sample, squared, background included, mean
+over the sample's own classes).
 """
 
 from collections.abc import Callable, Mapping
@@ -32,14 +33,14 @@ def make(
     """The loss f(outputs, batch) -> scalar, 0 to 1 ("mean").
 
     Args:
-      pool: "sample" or "corpus": whose voxels are summed before the ratio (all samples of one
-        corpus stand or fall together).
+      pool: "sample" or "corpus": whose voxels are summed before the ratio ("corpus": all samples of
+        one corpus share one ratio).
       squared: k = 2.
       background: counts as a class.
       smooth: s above.
       reduction: over samples, "mean" or "sum". Over a sample's classes it is always the mean.
-      masked: voxels of weight 0 count for nothing; False lets their probabilities into the
-        denominator (M4oE's released code).
+      masked: ignore voxels of weight 0; False includes their probabilities in the denominator
+        (M4oE's released code).
 
     Raises: `UsageError` for unknown names.
     """

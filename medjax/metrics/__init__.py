@@ -1,1 +1,1 @@
-"""The metrics room: pairs of masks in, honest numbers out."""
+"""Metrics: pairs of masks -> scores, tables, comparisons."""

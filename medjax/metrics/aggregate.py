@@ -1,10 +1,10 @@
-"""From per-case scores to tables: the rules for empty cases, means with spread, and bootstrap
-intervals over patients.
+"""From scores per case to tables: empty cases, means with spread, bootstrap intervals.
 
 In: a list of `Row`s (case, patient, corpus, class, status, scores). Out: `Summary` dicts,
 JSON-ready: numbers or None, never nan.
 
-    both empty       left out of every mean, counted as n_absent        (a second mean, "mean_absent_as_one", counts them as perfect)
+    both empty       left out of every mean, counted as n_absent (a second mean,
+                     "mean_absent_as_one", counts them as perfect)
     missed           overlap scores 0, distances the image diagonal, counted as n_missed
     false positive   the same, counted as n_false_positive
     not annotated    no row at all
@@ -29,9 +29,7 @@ FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_posi
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The scores of one class in one case, with the voxel counts and the size of a voxel; absent
-    classes have no scores.
-    """
+    """Scores of one class in one case, with voxel counts and voxel size; none if absent."""
 
     case: str
     patient: str
@@ -51,9 +49,7 @@ def status_of(n_reference: int, n_prediction: int) -> str:
 
 
 def empty_scores(status: str, diagonal_mm: float, with_surface: bool) -> dict[str, float]:
-    """Scores of a pair with an empty side: the worst finite ones, or none at all where both are
-    empty.
-    """
+    """Scores of a pair with an empty side: the worst finite ones, or none if both are empty."""
     if status == ABSENT:
         return {}
     worst = {"Dice": 0.0, "IoU": 0.0}
@@ -68,8 +64,9 @@ def score_masks(
     tolerance_mm: float | None,
     image_shape: Sequence[int] | None = None,
 ) -> tuple[str, dict[str, float]]:
-    """Status and scores of two masks (z, y, x), crops of an image of `image_shape`; surface metrics
-    only with a tolerance.
+    """Status and scores of two masks (z, y, x), crops of an image of `image_shape`.
+
+    Surface metrics are computed only with a tolerance.
     """
     status = status_of(counts.n_reference, counts.n_prediction)
     shape = tuple(image_shape or reference.shape)
@@ -194,7 +191,7 @@ def _describe(values: Sequence[float]) -> dict:
 def _bootstrap(
     rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str, resamples: int, seed: int
 ) -> np.ndarray:
-    """Resampled cell means (resamples, cell); nan where a resample holds no scored case of a cell."""
+    """Resampled cell means (resamples, cell); nan if a resample has no scored case of a cell."""
     draws = np.full((resamples, len(keys)), np.nan)
     for position, corpus in enumerate(dict.fromkeys(k[0] for k in keys)):
         members = [row for row in rows if row.corpus == corpus]
@@ -207,7 +204,7 @@ def _bootstrap(
                 total[place[row.patient], columns[row.name]] += row.scores[metric]
                 n[place[row.patient], columns[row.name]] += 1
         if len(patients) < 2:
-            continue  # one patient says nothing about other patients: no interval
+            continue  # one patient gives no interval over patients
         # How often each patient is drawn: the same for every metric, so that tables of one
         # evaluation move together.
         rng, evenly = (
@@ -224,7 +221,7 @@ def _bootstrap(
 def _interval(draws: np.ndarray) -> list[float] | None:
     """95 % percentile interval of the mean over cells; None if a cell has none.
 
-    A resample leaves out the cells it holds no case of.
+    A resample ignores cells of which it holds no case.
     """
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():

@@ -1,10 +1,9 @@
-"""Evaluations of several data sets in one table: a class over the sets that have it, and the mean
-of the classes.
+"""One table from evaluations of several data sets: class means over the sets that have the class.
 
 In: folders with summary.json. Out: one column per data set, one row per class, and the means. The
-rule is that of M4oE (Jiang and Shen, 2024), whose Table 4 follows by it from Tables 2 and 3: every
-class is the mean over the sets that annotate it, each set alike whatever its number of cases, and
-the last number is the mean over the classes, each alike whatever its number of sets.
+rule is that of M4oE (Jiang and Shen, 2024), by which its Table 4 follows from Tables 2 and 3: every
+class is the mean over the sets that annotate it, each set with the same weight whatever its number
+of cases, and the last number is the mean over the classes, each with the same weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -129,8 +128,9 @@ def markdown(columns: Mapping[str, Column], metric: str = "Dice") -> str:
 def _pooled(
     cells: Mapping[str, Mapping[str, tuple[float, int]]], pools: Mapping[str, Sequence[str]]
 ) -> dict[str, Mapping[str, tuple[float, int]]]:
-    """(mean, cases) with the corpora of a pool, where all of them are here, in one row: as if their
-    cases were one corpus.
+    """(mean, cases) with the corpora of a pool joined, as if their cases were one corpus.
+
+    Only if all corpora of the pool are present.
     """
     out = dict(cells)
     for name, members in pools.items():

@@ -1,12 +1,12 @@
-"""Two sets of predictions on the same cases: paired differences, intervals over patients, and tests
-corrected for their number.
+"""Compares two sets of predictions on the same cases.
 
-In: two `Result`s against the same references. Out: a `Comparison`. A difference is second minus
-first, of cases that both have scored. Where a class is absent from the reference and only one side
-invents it, the other side's correct absence counts as a perfect score; where both leave it out
-there is no pair. Volumes are compared by their absolute error.
+In: two `Result`s against the same references. Out: a `Comparison`: paired differences, intervals
+over patients, and corrected tests. A difference is second minus first, of cases that both have
+scored. If a class is absent from the reference and only one side predicts it, the correct absence
+of the other side counts as a perfect score; if neither predicts it, there is no pair. Volumes are
+compared by their absolute error.
 
-Tests act on the mean difference of each patient: Wilcoxon's signed-rank test, or a permutation test
+Tests use the mean difference of each patient: Wilcoxon's signed-rank test, or a permutation test
 that flips signs (exact up to 14 patients). p values are corrected by Holm within each metric over
 all (corpus, class) cells.
 """
@@ -54,8 +54,9 @@ class Comparison:
     unpaired: Mapping[str, list[str]]
 
     def markdown(self) -> str:
-        """One table per metric: both means, the difference with its interval, and p after Holm; *
-        marks p < 0.05.
+        """One table per metric: both means, the difference with its interval, and p after Holm.
+
+        * marks p < 0.05.
         """
         first, second = map(escaped, self.names)
         lines = [
@@ -122,7 +123,7 @@ class Comparison:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Comparison":
-        """What `write` left in comparison.json."""
+        """Reads the comparison.json that `write` wrote."""
         fields = files.read_json(path)
         try:
             fields = {k: v for k, v in fields.items() if k != MARK}
@@ -234,8 +235,9 @@ def compare(
 def p_value(
     differences: np.ndarray, test: str, resamples: int = 10_000, seed: int = 0
 ) -> float | None:
-    """Two-sided p of "no difference"; 1 where every difference is 0, None with fewer than two
-    patients.
+    """Two-sided p of "no difference".
+
+    1 if every difference is 0, None with fewer than two patients.
     """
     if len(differences) < 2:
         return None
@@ -255,8 +257,9 @@ def p_value(
 
 
 def holm(chances: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction: the i-th smallest of m values times m - i, never falling, at
-    most 1; None stays None.
+    """Holm's step-down correction: the i-th smallest of m values times m - i, monotone, at most 1.
+
+    None stays None.
     """
     order = sorted((i for i, p in enumerate(chances) if p is not None), key=lambda i: chances[i])
     corrected: list[float | None] = [None] * len(chances)

@@ -1,9 +1,9 @@
-"""Predicted masks against reference ones: per-case scores, tables, and the files that carry them.
+"""Scores predicted masks against references, per case and in tables.
 
-In: pairs of label files (or folders of masks per class) on one grid and the corpus that says what
-they mean. Out: a `Result` (see `report`). A class is scored as the region of all label values that
-contain it, so nested classes need no special care. A case that cannot be scored is recorded and the
-others go on; cases run side by side as far as memory allows.
+In: pairs of label files (or folders of masks per class) on one grid and the corpus that defines
+their values. Out: a `Result`. A class is scored as the region of all label values that contain it,
+which covers nested classes. A case that cannot be scored is recorded and the others continue; cases
+run in parallel as far as memory allows.
 """
 
 import os
@@ -26,7 +26,7 @@ from medjax.scans.paths import image_files, stem
 
 __all__ = ["Pair", "Result", "evaluate", "find_pairs", "join"]
 
-TOLERANCE_MM = 1.0  # of the NSD where nobody states one
+TOLERANCE_MM = 1.0  # default NSD tolerance
 
 
 def find_pairs(
@@ -119,7 +119,7 @@ def evaluate(
         raise UsageError("nothing to evaluate: no pairs of files", path=corpus.name)
     by_case = {pair.case: pair for pair in pairs}
     if len(by_case) < len(pairs):
-        raise UsageError("a case comes twice", path=corpus.name, fix="give every case its own name")
+        raise UsageError("a case is repeated", path=corpus.name, fix="give every case its own name")
     chosen = (
         tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
     )
@@ -164,7 +164,7 @@ def evaluate(
 def _score(
     pair: Pair, corpus: Corpus, names: Sequence[str], tolerances: Mapping[str, float]
 ) -> list[Row]:
-    """All rows of one case; every class is looked at within the box that holds both its masks."""
+    """All rows of one case; every class is evaluated within the box that holds both its masks."""
     if pair.prediction is None:
         raise MetricError(
             "no prediction for this case",
@@ -209,9 +209,7 @@ def _score(
 def _label_files(
     source: str | os.PathLike | Mapping[str, str], per_class: bool = False
 ) -> dict[str, str]:
-    """Case -> label file, or folder of masks where there is no file of that name (or where folders
-    are preferred).
-    """
+    """Case -> label file, or folder of masks if there is no file (or folders are preferred)."""
     if isinstance(source, Mapping):
         return {str(case): str(path) for case, path in source.items()}
     folder = Path(source)
@@ -231,7 +229,7 @@ def _label_files(
 
 
 def _sample_file(path: str) -> str:
-    """A file whose header tells how large the case is."""
+    """A file whose header gives the size of the case."""
     return str(next(iter(image_files(Path(path))), path)) if os.path.isdir(path) else path
 
 

@@ -1,8 +1,8 @@
-"""What an evaluation found, and the files it becomes: summary.json (nnU-Net's keys, then ours),
-cases.csv in long form, table.md.
+"""The result of an evaluation and its files: summary.json, cases.csv and table.md.
 
-In: rows of scores from `evaluate`. Out: tables and text. Results of several corpora join into one
-without mixing their cells.
+In: rows of scores from `evaluate`. Out: tables and text. summary.json holds nnU-Net's keys, then
+medjax' own; cases.csv is in long form. Results of several corpora are joined without mixing their
+cells.
 """
 
 import csv
@@ -33,11 +33,10 @@ COUNT_KEYS = ("TP", "FP", "FN", "TN", "n_ref", "n_pred")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two label files of one case (or folders with one mask per class); a missing prediction is
-    None and becomes a failed case.
+    """The two label files of one case (or folders with one mask per class).
 
-    `source` is the case they belong to: its scan for pictures, and its masks where the reference is
-    no single label map.
+    A missing prediction is None and becomes a failed case. `source` is the case they belong to: its
+    scan for pictures, and its masks if the reference is not a single label map.
     """
 
     case: str
@@ -49,7 +48,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
       corpora: the corpora scored, by name.
@@ -59,7 +58,7 @@ class Result:
       failed: [{"case", "corpus", "error", "message", ...}].
       unmatched: prediction files without a reference.
       tables: see `aggregate.aggregate`.
-      settings: what the numbers depend on (tolerance, definition, ...).
+      settings: settings that determine the numbers (tolerance, definition, ...).
     """
 
     corpora: Mapping[str, Corpus]
@@ -72,9 +71,7 @@ class Result:
     settings: dict
 
     def summary(self) -> dict:
-        """The content of summary.json: nnU-Net's keys, then ours; None where nnU-Net would write
-        nan.
-        """
+        """Contents of summary.json: nnU-Net's keys, then medjax'; None in place of nan."""
         by_case: dict[tuple[str, str], dict] = {}
         for row in self.rows:
             entry = {m: row.scores.get(m) for m in self.tables["metrics"]} | _count_fields(
@@ -112,7 +109,7 @@ class Result:
             )
             for corpus, pair in self.pairs
         ]
-        from medjax.infer.write import versions  # brings jax along, which scoring does without
+        from medjax.infer.write import versions  # imports jax, which scoring does not need
 
         several, numbers = len(self.corpora) > 1, (*self.tables["metrics"], *COUNT_KEYS)
         mean = {}
@@ -154,9 +151,9 @@ class Result:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Result":
-        """The result that `write` left in a folder.
+        """The result that `write` wrote into a folder.
 
-        Raises: `UsageError` where there is no summary.json of ours (nnU-Net's own lacks what the
+        Raises: `UsageError` without a summary.json of medjax (nnU-Net's own lacks fields that the
           report needs).
         """
         path = Path(folder) / "summary.json"
@@ -228,11 +225,12 @@ def read_cases(path: str | os.PathLike) -> list[dict[str, str]]:
 
 
 def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None = None) -> Result:
-    """One result over several corpora: cells stay apart, means and intervals are macro over corpora
-    and classes.
+    """One result over several corpora: cells stay separate, means and intervals are macro.
 
-    Raises: `MetricError` if a corpus comes twice or the settings differ (numbers of different
-      definitions must not meet in one table).
+    Macro: over corpora and classes.
+
+    Raises: `MetricError` if a corpus is repeated or the settings differ (numbers of different
+      definitions must not share a table).
     """
     if not results:
         raise UsageError("nothing to join")

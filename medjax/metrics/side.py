@@ -1,5 +1,4 @@
-"""One side of a pair: the masks of all classes of a case, from a label map or from one file per
-class.
+"""Masks of all classes of a case, from a label map or from one file per class.
 
 In: a path and what its values mean. Out: per class a bounding box and a bool mask within any box,
 so that scoring works on small crops. Classes may overlap: a label value may belong to several
@@ -51,12 +50,10 @@ class LabelMap:
 
 
 class ClassFiles:
-    """Masks of a folder with one binary file per class, read when asked for and kept until the next
-    class.
-    """
+    """Masks of a folder with one binary file per class; one mask is kept in memory at a time."""
 
     def __init__(self, folder: str | os.PathLike, corpus: Corpus):
-        from medjax.infer.write import file_names  # brings jax along, which label maps do without
+        from medjax.infer.write import file_names  # imports jax, which label maps do not need
 
         self._folder, self._held = Path(folder), ("", None)
         self._files = {stem(path): path for path in image_files(self._folder)}
@@ -103,13 +100,12 @@ def open_masks(
     source: Case | None = None,
     like: nifti.Volume | None = None,
 ) -> LabelMap | ClassFiles:
-    """The masks at a path: a label map with the corpus' values (any format), or a folder with one
-    file per class.
+    """The masks at a path: a label map with the corpus' values, or a folder with a file per class.
 
     Args:
       source: the case; if `path` is one of its masks per class, all of them are read as for
         training.
-      like: lends its grid to formats without one.
+      like: provides the grid for formats without one.
 
     Raises: `DataError` for an unreadable file, `LabelError` for undeclared values, `MetricError`
       for a folder without masks.
@@ -135,9 +131,7 @@ def label_map(
     source: Case | None = None,
     like: nifti.Volume | None = None,
 ) -> nifti.Volume:
-    """One volume of the corpus' label values to look at; of overlapping masks the smaller one lies
-    on top.
-    """
+    """One volume of label values for display; of overlapping masks the smaller is on top."""
     found = open_masks(path, corpus, source, like)
     if isinstance(found, LabelMap):
         return nifti.replaced(found.volume, corpus.to_raw(found.volume.array))

@@ -29,9 +29,7 @@ DEFINITION = (
     "surfels with areas on the half-voxel grid; HD95 is the larger of the two directed "
     "area-weighted 95 % quantiles"
 )
-TREE_COST = (
-    5  # one look-up in the search tree costs about as much as so many voxels of a distance map
-)
+TREE_COST = 5  # voxels of a distance map that cost about as much as one look-up in the search tree
 CORNERS = np.array(
     list(itertools.product((0, 1), repeat=3))
 )  # bit i of a neighbourhood code is corner i = 4 z + 2 y + x
@@ -98,12 +96,11 @@ def surface_distances(
 def _distances(
     source: np.ndarray, target: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]
 ) -> np.ndarray:
-    """Distance in mm from every grid point in `source` to the nearest one in `target` (flat indices
-    into `shape`).
+    """Distance in mm from every grid point in `source` to the nearest one in `target`.
 
-    A search tree visits surfels only and is some ten times faster than a distance map of the whole
-    box where the surfaces are near each other; the map wins where they are far apart. A sample of
-    the distances decides; the result is the same.
+    Both are flat indices into `shape`. A search tree visits surfels only and is about ten times
+    faster than a distance map of the whole box if the surfaces are near each other; the map is
+    faster if they are far apart. A sample of the distances decides; the result is the same.
     """
     result = np.zeros(len(source))
     apart = np.flatnonzero(
@@ -133,8 +130,9 @@ def _distances(
 
 
 def hausdorff(distances: SurfaceDistances, percent: float = 95.0) -> float:
-    """Robust Hausdorff distance in mm: the larger of the two directed area-weighted quantiles (100:
-    the plain maximum).
+    """Robust Hausdorff distance in mm: the larger of the two directed area-weighted quantiles.
+
+    100 gives the plain maximum.
     """
     return max(
         _quantile(distances.from_reference_mm, distances.reference_area_mm2, percent / 100),
@@ -143,7 +141,7 @@ def hausdorff(distances: SurfaceDistances, percent: float = 95.0) -> float:
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float = 1.0) -> float:
-    """NSD: the share of both surfaces' area that lies within `tolerance_mm` of the other surface."""
+    """NSD: the share of both surfaces' area within `tolerance_mm` of the other surface."""
     near = (
         distances.reference_area_mm2[distances.from_reference_mm <= tolerance_mm].sum()
         + distances.prediction_area_mm2[distances.from_prediction_mm <= tolerance_mm].sum()
@@ -171,9 +169,7 @@ def assd(distances: SurfaceDistances) -> float:
 
 
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Length of the image diagonal in mm: the worst distance an image allows, given to a missed or
-    invented structure.
-    """
+    """Length of the image diagonal in mm: the distance of a missed or invented structure."""
     return float(np.linalg.norm(np.asarray(shape, float) * np.asarray(spacing_mm, float)))
 
 
@@ -196,9 +192,7 @@ def _facet_normals() -> Float[np.ndarray, "256 t 3"]:
 
 
 def _loops(code: int) -> list[np.ndarray]:
-    """The closed polygons, as (vertices, 3) edge midpoints, that part the inside from the outside
-    corners of one code.
-    """
+    """Closed polygons ((vertices, 3) edge midpoints) between a code's in- and outside."""
     inside = [bool(code >> i & 1) for i in range(8)]
     minority = (
         sum(inside) <= 4
@@ -232,9 +226,7 @@ def _loops(code: int) -> list[np.ndarray]:
 
 
 def _largest_fan(loop: np.ndarray) -> np.ndarray:
-    """Area vectors (triangles, 3) of the fan triangulation, over all starting vertices, whose area
-    is largest.
-    """
+    """Area vectors (triangles, 3) of the fan triangulation of largest area."""
     fans = [np.roll(loop, -start, axis=0) for start in range(len(loop))]
     vectors = [0.5 * np.cross(fan[1:-1] - fan[0], fan[2:] - fan[0]) for fan in fans]
     return max(vectors, key=lambda v: round(float(np.linalg.norm(v, axis=-1).sum()), 9))
@@ -251,8 +243,9 @@ def _joint_box(a: np.ndarray, b: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def _codes(mask: np.ndarray, image_shape: tuple[int, ...]) -> UInt8[np.ndarray, "z y x"]:
-    """Neighbourhood code at every voxel corner of a cropped mask; an axis the *image* has only one
-    slice of is continued, not closed.
+    """Neighbourhood code at every voxel corner of a cropped mask.
+
+    Along an axis of extent 1 in the *image*, the mask is continued, not closed.
     """
     for axis, extent in enumerate(image_shape):
         width = [(0, 0)] * 3

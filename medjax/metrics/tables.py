@@ -1,5 +1,4 @@
-"""The tables of an evaluation as Markdown: ready for a paper, with everything a reader needs to
-judge the numbers.
+"""The tables of an evaluation as Markdown, with the method and the counts.
 
 In: a `Result`. Out: text.
 """
@@ -18,11 +17,12 @@ DECIMALS = {"Dice": 3, "IoU": 3, "NSD": 3, "HD95": 2, "ASSD": 2, "volume_error_m
 
 
 def markdown(result) -> str:
-    """One table of means with intervals and counts per corpus, one of the spread, then groups,
-    pools, failures and the method.
+    """A table of means with intervals and counts per corpus, one of the spread, groups and pools.
+
+    Failures and the method follow.
 
     Args:
-      result: a `report.Result`.
+      result: a `metrics.result.Result`.
     """
     found = result.tables
     metrics = [m for m in REPORTED if m in found["metrics"]]
@@ -94,7 +94,7 @@ def markdown(result) -> str:
 
 
 def notes(result) -> list[str]:
-    """How the numbers came about, in sentences."""
+    """How the numbers were computed, in sentences."""
     said = [
         "Missed and false-positive classes score 0 (distances: image diagonal); classes absent "
         "from both maps are left out of the means.",
@@ -137,15 +137,16 @@ def chance(p: float | None) -> str:
 
 
 def _tolerance(tolerance: float | Mapping) -> str:
-    """One number, or what is particular."""
+    """One number, or the tolerances that differ."""
     if not isinstance(tolerance, Mapping):
         return f"{tolerance:g} mm"
     return ", ".join(f"{escaped(name)} {_tolerance(value)}" for name, value in tolerance.items())
 
 
 def escaped(name: object) -> str:
-    """A name from a file as Markdown text: no markup, no HTML, no end of a cell or a line, no
-    control characters.
+    """A name from a file as Markdown text, without markup, HTML, line ends or control characters.
+
+    Cell separators are escaped.
 
     >>> escaped("<b>|")
     '&lt;b&gt;\\\\|'

@@ -1,8 +1,7 @@
-"""The files of an evaluation: their names, known before anything is scored, and whether they may be
-written.
+"""The names of an evaluation's files, and the check that they may be written.
 
-In: corpora with their classes, and cases. Out: names relative to the output folder; `UsageError`
-where somebody else's file is in the way.
+In: corpora with their classes, and cases. Out: names relative to the output folder, known before
+anything is scored; `UsageError` if a file of another program has one of the names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,7 @@ PLOTTED = ("Dice", "NSD", "HD95")
 
 
 def plots(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Name of a figure -> its file, for all that an evaluation of these classes (by corpus) may
-    draw.
-    """
+    """Name of a figure -> its file, for all figures of an evaluation of these classes."""
     names = [
         name
         for corpus, own in classes.items()
@@ -67,8 +64,9 @@ def check(folder: Path, names: Sequence[str], *, overwrite: bool = False) -> Non
 
 
 def is_ours(folder: Path, name: str) -> bool:
-    """Whether a file of an evaluation's folder is one that medjax wrote: it says so, or the summary
-    of its folder lists it.
+    """Whether medjax wrote a file of an evaluation's folder.
+
+    The file has medjax' mark, or the summary of its folder lists it.
     """
     path = folder / name
     if path.suffix == ".json":
@@ -83,8 +81,9 @@ def is_ours(folder: Path, name: str) -> bool:
 
 
 def listed(folder: Path) -> list[str]:
-    """Files without a mark that the summary of a folder names as medjax' own; for one of medjax 0.1
-    all that it may have written.
+    """Files without a mark that the summary of a folder lists as written by medjax.
+
+    For a summary of medjax 0.1: all files that it may have written.
     """
     summary = owned.document(folder / "summary.json", "evaluation")
     if summary is None:

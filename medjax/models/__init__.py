@@ -1,4 +1,4 @@
-"""The models room: arrays in, a dictionary of named outputs out.
+"""Models: arrays in, a dictionary of named outputs out.
 
 Each module offers `make(**arguments) -> nn.Module`.
 """

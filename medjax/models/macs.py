@@ -1,5 +1,4 @@
-"""Multiply-accumulates of a network, counted from its program: matrix products and convolutions,
-nothing else.
+"""Multiply-accumulates of a network, counted from its jaxpr: matrix products and convolutions only.
 
 In: any jax function and abstract arguments. Out: a number that is exact and independent of compiler
 and device (XLA's own estimate adds element-wise work). Nothing is computed or allocated.
@@ -16,8 +15,10 @@ from medjax.errors import ModelError
 
 
 def macs(function: Callable, *arguments: Any) -> int:
-    """Multiply-accumulates of one call; loops of known length count every turn, of alternatives the
-    dearest counts.
+    """Multiply-accumulates of one call.
+
+    Loops are multiplied by their length; of the branches of a conditional, the most expensive is
+    counted.
 
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`.
@@ -28,8 +29,9 @@ def macs(function: Callable, *arguments: Any) -> int:
 
 
 def macs_and_shapes(function: Callable, *arguments: Any) -> tuple[int, Any]:
-    """`macs`, and the shapes of what the function returns: of a network's `init` its work and its
-    parameters in one go.
+    """`macs`, and the shapes of the function's result.
+
+    For a network's `init`: its work and its parameters in one trace.
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return _count(program.jaxpr), shapes
@@ -60,14 +62,14 @@ def _equation(equation: Any) -> int:
     if name == "cond":
         return max(inner, default=0)
     if name == "while" and any(inner):
-        raise ModelError("a loop of unknown length multiplies matrices", fix="count one turn of it")
+        raise ModelError(
+            "a loop of unknown length multiplies matrices", fix="count one iteration of it"
+        )
     return sum(inner)
 
 
 def _programs(given: dict) -> list[Any]:
-    """The programs among an equation's parameters; of a rule with its derivative only the function
-    itself.
-    """
+    """The jaxprs in an equation's parameters; without custom derivative rules."""
     if "call_jaxpr" in given:
         given = {"call_jaxpr": given["call_jaxpr"]}
     values = [

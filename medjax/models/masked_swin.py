@@ -1,13 +1,15 @@
-"""Masked-image pre-training of Swin-Unet's encoder (Swin-MAE, Xu et al. 2022; M4oE's first phase):
-hidden tokens, pixels guessed.
+"""Masked-image pre-training of Swin-Unet's encoder: hidden tokens, predicted pixels.
+
+Sources: Swin-MAE (Xu et al. 2022); M4oE's first phase.
 
 In: image (b, *vol, m), context["masked"] (b, *grid) bool, true where a token is hidden, and
 context["modality"] (b,) for experts by modality. Out:
-  pixels    (b, *grid, d) float32, the guessed pixels of every patch; d runs over (offsets in the patch, channel)
-  patches   (b, *grid, d) the true ones
-  masked    (b, *grid) what was hidden
+  pixels    (b, *grid, d) float32, the predicted pixels of every patch; d runs over
+            (offsets in the patch, channel)
+  patches   (b, *grid, d) the true pixels
+  masked    (b, *grid) the hidden tokens
 The encoder is `SwinUNet`'s, parameter by parameter (`encoder/...`); the decoder, without skips and
-experts, is thrown away afterwards.
+experts, is discarded after pre-training.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +27,10 @@ from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_
 
 
 class MaskedSwin(nn.Module):
-    """Parameters: `encoder/...`, `mask_token` (w,), `expand0`, `up{k}/block{i}`, `expand{k}` (not
-    the last), `dec_norm`, `pixels`.
+    """The network with a decoder for pixels.
+
+    Parameters: `encoder/...`, `mask_token` (w,), `expand0`, `up{k}/block{i}`, `expand{k}` (not the
+    last), `dec_norm`, `pixels`.
 
     Attributes:
       encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
@@ -114,15 +118,17 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> MaskedSwin:
-    """Builds the network; the arguments it shares with `swin_unet.make` mean the same and must be
-    the same for its weights to fit.
+    """Builds the network.
+
+    The arguments shared with `swin_unet.make` have the same meaning and must have the same values
+    for the weights to fit.
 
     Args:
       experts_in: "encoder" (every modality trains its own experts, and all of them the rest) or
         "none" (plain Swin-MAE).
-      keep_shift, epsilon: true and 1e-6 in Swin-MAE; left as in Swin-Unet so that the encoder's
-        features are the same in both phases.
-      initial: of the linear maps, "xavier" or "swin".
+      keep_shift, epsilon: true and 1e-6 in Swin-MAE; by default as in Swin-Unet, so that the
+        encoder's features are the same in both phases.
+      initial: initialisation of the linear maps, "xavier" or "swin".
 
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
       grids windows cannot fill.

@@ -1,5 +1,6 @@
-"""nnU-Net's residual-encoder U-Net in two or three dimensions: version 2 (ResidualEncoderUNet) and,
-by flags, its v1 fork in MultiTalent.
+"""nnU-Net's residual-encoder U-Net in two or three dimensions.
+
+Version 2 (ResidualEncoderUNet) and, by flags, the v1 fork in MultiTalent.
 
 Stem: one convolution, instance norm, leaky ReLU. Encoder stage: residual blocks, the first with the
 stage's stride. Decoder stage: transposed convolution with kernel = stride, concatenation (up,
@@ -50,8 +51,8 @@ DEFAULTS = {
 }
 
 # `resenc` is the body of all three v2 presets, which differ in patch and batch alone (`PATCHES`).
-# `multitalent` is the paper's network: an older planner pools in y and x first, which no rule of
-# today's planner gives.
+# `multitalent` is the paper's network: an older planner pools in y and x first, which the current
+# planner never does.
 PRESETS: dict[str, dict[str, Any]] = {
     "resenc": {},
     "multitalent": {
@@ -208,8 +209,7 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> ResEncUNet:
-    """Builds the network. What is not given (None) comes from the preset, and beyond that from
-    `DEFAULTS`.
+    """Builds the network. None values come from the preset, else from `DEFAULTS`.
 
     Args:
       classes: output channels.

@@ -1,12 +1,15 @@
-"""Swin-Unet: Swin blocks down and up, with skips (Cao et al., arXiv 2105.05537); with experts in
-its blocks M4oE (Jiang and Shen, 2024).
+"""Swin-Unet: Swin blocks down and up, with skips; with experts in its blocks, M4oE.
+
+Sources: Cao et al., arXiv 2105.05537; Jiang and Shen, 2024.
 
 In: image (b, *vol, m), and context["corpus"] (b,) for heads by corpus, context["modality"] (b,) for
 hard routing. Out:
-  logits    (b, *vol, classes) float32; with heads by corpus relative to the background's and -inf for absent classes
-  features  {"stage0".."stage3"} tokens after each encoder stage and the merging behind it
-  gates     {"encoder/stage0/block0": weights (b, *grid, experts), ...} where blocks have a soft mixture
-Experts sit in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither:
+  logits    (b, *vol, classes) float32; with heads by corpus relative to the background's
+            and -inf for absent classes
+  features  {"stage0".."stage3"} tokens after each encoder stage and the following merging
+  gates     {"encoder/stage0/block0": weights (b, *grid, experts), ...} for blocks with a soft
+            mixture
+Experts are in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither:
 the seven rows of M4oE's Table 4.
 """
 
@@ -28,9 +31,11 @@ PLACES = ("none", "encoder", "decoder", "both")
 
 
 class SwinUNet(nn.Module):
-    """Parameters: `encoder/...` (`SwinTower`), `enc_norm`; `expand0`, and for k = 1, 2, 3
-    `skip{k}`, `up{k}/block{i}`, `expand{k}` (not the last); `dec_norm`, `final`, `head`. k counts
-    from the deepest decoder stage, so `up{k}` has the width of `encoder/stage{3-k}`.
+    """The network.
+
+    Parameters: `encoder/...` (`SwinTower`), `enc_norm`; `expand0`, and for k = 1, 2, 3 `skip{k}`,
+    `up{k}/block{i}`, `expand{k}` (not the last); `dec_norm`, `final`, `head`. k counts from the
+    deepest decoder stage, so `up{k}` has the width of `encoder/stage{3-k}`.
 
     Attributes:
       classes: channels of the logits.
@@ -79,7 +84,7 @@ class SwinUNet(nn.Module):
     def _decode(
         self, x: Array, entering: Sequence[Array], context: Context, train: bool
     ) -> tuple[Array, dict]:
-        """Features (b, *vol, w) before the head, and what the decoder's gates decided."""
+        """Features (b, *vol, w) before the head, and the decoder's gate weights."""
         dims, levels, offered = x.ndim - 2, len(self.up), {}
         shared = {
             "epsilon": self.epsilon,

@@ -1,10 +1,11 @@
-"""SwinUNETR: a Swin transformer as encoder, residual convolution blocks as decoder (Hatamizadeh et
-al., arXiv 2201.01266; MONAI's network).
+"""SwinUNETR: a Swin transformer as encoder, residual convolution blocks as decoder.
+
+Hatamizadeh et al., arXiv 2201.01266; MONAI's network.
 
 In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol,
-classes) float32} and, if asked for, the named maps between. It computes MONAI's function, weights
-included: `merging` and `weight_axes` say how imported ones were trained. `SwinEncoder` alone,
-`encode` and `decode` are there for networks that put something between or beside.
+classes) float32} and, on request, the named intermediate maps. It computes MONAI's function with
+MONAI's weights: `merging` and `weight_axes` describe how imported weights were trained.
+`SwinEncoder`, `encode` and `decode` can be used by networks that insert other parts.
 """
 
 import functools
@@ -80,9 +81,7 @@ class ResBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Twice the grid by a transposed convolution without bias, concatenated with the skip in the
-    order (up, skip), residual block.
-    """
+    """Transposed convolution (x 2, without bias), concatenation (up, skip), residual block."""
 
     features: int
     block: Callable = ResBlock
@@ -100,17 +99,16 @@ class UpBlock(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Patch embedding by 2, then stages of Swin blocks at widths f, 2f, 4f, ..., each followed by a
-    merging.
+    """Patch embedding by 2, then Swin stages at widths f, 2f, 4f, ..., each followed by a merging.
 
     Parameters: `patch_embed`, and for every stage from 1 `stage{s}/block{i}`, `merge{s}` and, with
     `use_v2`, `conv{s}`.
 
     Attributes:
       features: f; stages: one `SwinStage` constructor per stage.
-      conv_block: constructor of the residual convolution blocks that `use_v2` puts on the tokens
+      conv_block: constructor of the residual convolution blocks that `use_v2` applies to the tokens
         before every stage.
-      normalise: what is returned is whitened over the channels; the chain itself is not.
+      normalise: the returned maps are whitened over the channels; the chain itself is not.
     """
 
     features: int
@@ -125,8 +123,9 @@ class SwinEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b *vol m"], context: Context = None, train: bool = False
     ) -> tuple[Float[Array, "b ..."], ...]:
-        """The embedded patches (f channels, half the sides) and the result of every stage (channels
-        doubled, sides halved).
+        """The embedded patches (f channels, half the sides) and the result of every stage.
+
+        Every stage doubles the channels and halves the sides.
         """
         size = (2,) * (x.ndim - 2)
         init = linear_init("torch", 2 ** len(size) * x.shape[-1])
@@ -145,12 +144,13 @@ class SwinEncoder(nn.Module):
 
 
 class SwinUNETR(nn.Module):
-    """Parameters: `swin`, `encoder1/2/3/4/10`, `decoder5/4/3/2/1`, `out`; `bottleneck` if there is
-    one.
+    """The network.
+
+    Parameters: `swin`, `encoder1/2/3/4/10`, `decoder5/4/3/2/1`, `out`; optional `bottleneck`.
 
     Attributes:
       swin: the encoder.
-      bottleneck: a module put on the deepest map, called like the sockets of `parts.attention`.
+      bottleneck: a module applied to the deepest map, called like the sockets of `parts.attention`.
       weight_axes, intermediates, prior: see `make`.
       head: a socket (`parts.heads`); None: one linear map.
     """
@@ -182,9 +182,9 @@ class SwinUNETR(nn.Module):
     def encode(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
     ) -> dict[str, Array]:
-        """Maps by name: `x0` .. `x4` of the Swin encoder, `enc0` ..
+        """Maps: `x0` .. `x4` of the Swin encoder, skips `enc0` .. `enc3`, and `deepest`.
 
-        `enc3` the skips, `deepest` (sides / 32, 16 f channels).
+        `deepest` has sides / 32 and 16 f channels.
         """
         image = image.astype(self.dtype)
         x = self.swin(image, context, train)
@@ -198,9 +198,7 @@ class SwinUNETR(nn.Module):
         return named | {"deepest": self.encoder10(x[4])}
 
     def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
-        """The map before the head, from what `encode` gives; `x3` is a skip as it is, without a
-        block of its own.
-        """
+        """The map before the head, from the result of `encode`; `x3` is a skip without a block."""
         y = self.decoder5(maps["deepest"], maps["x3"])
         for level in (3, 2, 1, 0):
             y = getattr(self, f"decoder{level + 1}")(y, maps[f"enc{level}"])
@@ -209,8 +207,9 @@ class SwinUNETR(nn.Module):
     def __call__(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
     ) -> dict[str, Any]:
-        """See the module docstring; with `intermediates` also {"features": {name: map}}, `decoded`
-        being the map before the head.
+        """See the module docstring; with `intermediates` also {"features": {name: map}}.
+
+        `decoded` is the map before the head.
         """
         self._check_image(image.shape)
         flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
@@ -242,10 +241,10 @@ def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
 
 
 def check_sides(sides: Sequence[int]) -> None:
-    """Raises `ModelError` unless every side is a multiple of 32 and the deepest map holds more than
-    one voxel.
+    """Raises `ModelError` unless sides are multiples of 32 and the deepest map has > 1 voxel.
 
-    One voxel would be normalised over itself, to zero: the deepest features would carry nothing.
+    A single voxel would be normalised over itself, to zero: the deepest features would carry no
+    information.
     """
     if any(side % STRIDE or side < STRIDE for side in sides):
         near = tuple(max(STRIDE, round(side / STRIDE) * STRIDE) for side in sides)
@@ -289,8 +288,7 @@ def make(
     dtype: str = "float32",
     remat: str = "none",
 ) -> SwinUNETR:
-    """Builds the network; its defaults are those of the paper and of MONAI's class (whose
-    `feature_size` is 24, though).
+    """Builds the network with the defaults of the paper and of MONAI (except `feature_size`).
 
     Args:
       classes: channels of the logits.

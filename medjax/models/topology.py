@@ -1,5 +1,6 @@
-"""The stages of an encoder-decoder: given, or by nnU-Net's rule (`medjax/topology.py`, which
-planning shares) from patch and spacing.
+"""The stages of an encoder-decoder: given, or by nnU-Net's rule from patch and spacing.
+
+The rule is `medjax/topology.py`, which planning shares.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,15 @@ def stages(
     max_features: int | None,
     max_stages: int | None,
 ) -> tuple[Sides, tuple[Sides, ...], tuple[Sides, ...]]:
-    """(features, strides, kernels) of every stage, finest first; what is None follows from the
-    others.
+    """(features, strides, kernels) of every stage, finest first; None values are derived.
 
     Args:
-      patch, spacing_mm: needed unless strides and kernels are given.
+      patch, spacing_mm: required unless strides and kernels are given.
       features: widths; None doubles `base_features` per stage up to `max_features` (None:
         nnU-Net's, 320 in three axes, 512 in two).
       max_stages: bound of the rule.
 
-    Raises: `ModelError` where the topology stays open or the lists disagree.
+    Raises: `ModelError` if the topology is not determined or the lists disagree.
     """
     if strides is None or kernels is None:
         if patch is None or spacing_mm is None:

@@ -1,11 +1,12 @@
-"""TSFM: a residual convolution trunk with a vision transformer at its lowest level (Xie et al.,
-arXiv 2403.06396); without it, STU-Net.
+"""TSFM: a residual convolution trunk with a vision transformer at its lowest level.
+
+Xie et al., arXiv 2403.06396; without the transformer it is STU-Net.
 
 In: image (b, *vol, m), two or three axes. Out: {"logits": (b, *vol, classes), "deep": [coarser
 ones, finest first]}, float32. The paper fixes the kinds of block and the size of 1.6 billion
 parameters but not the widths; `VARIANTS` holds the chosen reading (`h`: the trunk of STU-Net-H,
-ViT-B/12, 3x3x3 projections), its family from 3.9 million parameters, the other candidates, and
-STU-Net's four sizes.
+ViT-B/12, 3x3x3 projections), smaller members of its family from 3.9 million parameters, the other
+candidates, and STU-Net's four sizes.
 
 Parameters: `stem/{conv,norm}`, `enc<s>` and `dec<l>` / `block<b>` /
 {norm1,conv1,norm2,conv2,short}, `up<l>`, `bott_norm`, `vit/{in_proj,pos,layer<i>,ln_f,out_proj}`,
@@ -156,9 +157,7 @@ def nearest(x: Float[Array, "b *vol c"], stride: Sequence[int]) -> Float[Array, 
 
 
 class Stage(nn.Module):
-    """Blocks `block0`, `block1`, ...; the first one takes the stride, the skip and, if `project`, a
-    shortcut convolution.
-    """
+    """Blocks `block0`, ...; the first has stride, skip and, with `project`, the shortcut."""
 
     features: int
     stride: tuple[int, ...]
@@ -195,8 +194,9 @@ class Stage(nn.Module):
 
 
 class TSFM(nn.Module):
-    """See `make` for the attributes; `bottleneck` is a socket: `bottleneck(name=)` gives a module
-    called with (x, train); or None.
+    """See `make` for the attributes.
+
+    `bottleneck` is a socket: `bottleneck(name=)` gives a module called with (x, train); or None.
     """
 
     classes: int
@@ -277,9 +277,7 @@ class TSFM(nn.Module):
 
 
 class Stem(nn.Module):
-    """One convolution from the raw image, which no norm has touched; with `norm` also instance norm
-    and leaky ReLU.
-    """
+    """One convolution from the raw image; with `norm` also instance norm and leaky ReLU."""
 
     features: int
     norm: bool
@@ -300,9 +298,7 @@ class Stem(nn.Module):
 def strides_of(
     patch: Sequence[int], spacing_mm: Sequence[float | int], levels: int
 ) -> tuple[tuple[int, ...], ...]:
-    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1 (kernels stay 3
-    everywhere).
-    """
+    """nnU-Net's strides for a patch, cut or padded with ones to `levels` - 1; kernels stay 3."""
     found = topology(spacing_mm, patch).strides[1:levels]
     return found + ((1,) * len(patch),) * (levels - 1 - len(found))
 
@@ -339,8 +335,7 @@ def make(
     remat: str | None = None,
     dtype: str = "float32",
 ) -> TSFM:
-    """Builds the network. What is not given (None) comes from the variant, and beyond that from
-    `DEFAULTS`.
+    """Builds the network. None values come from the variant, else from `DEFAULTS`.
 
     Args:
       classes: output channels.

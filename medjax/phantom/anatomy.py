@@ -3,8 +3,8 @@
 In: a `Canvas` (fine voxels with patient coordinates) and a numpy Generator. Out: the canvas' tissue
 codes. Coordinates are millimetres: x to the patient's right, y to anterior, z to superior; the
 origin lies in mid-body at the disc between the first and second lumbar vertebra. Sizes and
-positions are those of a supine adult. Here are the trunk (skin, fat, muscle wall), bones and chest;
-vessels and solid organs are in `phantom_organs`, stomach and bowel in `phantom_bowel`.
+positions are those of a supine adult. This module draws the trunk (skin, fat, muscle wall), bones
+and chest; vessels and solid organs are in `phantom.organs`, stomach and bowel in `phantom.bowel`.
 """
 
 import dataclasses
@@ -81,11 +81,11 @@ KIDNEY_TISSUES = (T.CORTEX, T.CORTEX_LEFT, T.MEDULLA, T.MEDULLA_LEFT)
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """What differs between patients; lengths in mm.
+    """Properties that differ between patients; lengths in mm.
 
     Attributes:
-      scale: size of the body (x, y, z) relative to the textbook.
-      tilt_deg / offset: how the patient lies in the scanner: turns about x, y, z, and shift.
+      scale: size of the body (x, y, z) relative to the average.
+      tilt_deg / offset: position of the patient in the scanner: rotation about x, y, z, and shift.
       fat: subcutaneous fat; belly: how far the abdominal wall bulges.
       liver, spleen, kidney: size factors. breath: height of the diaphragm. scoliosis: sideways bend
         of the spine.
@@ -147,8 +147,9 @@ def spine_at(z: np.ndarray | Number, who: Patient) -> tuple[np.ndarray, np.ndarr
 
 
 def _outline(half_width: Number, front: Number, back: Number, power: float) -> np.ndarray:
-    """(720,) radius of a superellipse by direction, from -180 degrees (left) over -90 (back) and 0
-    (right) to 90 (front).
+    """(720,) radius of a superellipse by direction.
+
+    Directions run from -180 degrees (left) over -90 (back) and 0 (right) to 90 (front).
     """
     angle = np.deg2rad(np.arange(720) / 2 - 180)
     across, along = (
@@ -271,9 +272,7 @@ def trunk(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Vertebrae with arches and canal, intervertebral discs, ribs that slope down to the costal
-    margin.
-    """
+    """Vertebrae with arches and canal, intervertebral discs, ribs down to the costal margin."""
     box = c.box((-65, -125, -FAR), (65, 15, FAR))
     if box is not None:
         x, y, z = c.points(box)
@@ -331,9 +330,7 @@ def bones(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def chest(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Lung bases over the domes of the diaphragm, the mediastinum, and the heart resting on the
-    central tendon.
-    """
+    """Lung bases over the domes of the diaphragm, mediastinum, heart on the central tendon."""
     depth, below = state["depth"], state["below"]
     t = c.tissue
     t[(depth > 0) & (below < 0) & (below > -3.2)] = T.MUSCLE

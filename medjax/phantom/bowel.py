@@ -1,9 +1,8 @@
-"""Stomach and bowel of the synthetic patient: hollow organs with walls, folds, fluid levels, and
-gas in front of a supine patient.
+"""Stomach and bowel of the synthetic patient: hollow organs with walls, folds and fluid levels.
 
-In: a `Canvas` with the solid organs that these lean on, and in `state` the signed distances `depth`
-and `abdomen`. Out: tissue codes. Small bowel comes last and takes the room that is left.
-Millimetres; x to the right, y to anterior, z to superior.
+In: a `Canvas` with the adjacent solid organs, and in `state` the signed distances `depth` and
+`abdomen`. Out: tissue codes. Gas lies in front (supine patient). Small bowel is drawn last and
+fills the remaining space. Millimetres; x to the right, y to anterior, z to superior.
 """
 
 import numpy as np
@@ -67,8 +66,9 @@ def duodenum(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def stomach(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Oesophagus, then a J-shaped stomach with rugal folds, fluid and a gas bubble in front (the
-    patient lies on the back).
+    """Oesophagus, then a J-shaped stomach with rugal folds, fluid and a gas bubble in front.
+
+    The patient is supine.
     """
     x, y = (float(v) for v in spine_at(100, who))
     gullet = Path.smooth(
@@ -113,19 +113,17 @@ def colon(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def small_bowel(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Packed loops in the peritoneal room that is left, walls where two loops meet, and mesenteric
-    vessels fanning out to them.
-    """
+    """Packed loops in the remaining peritoneal space, with walls and mesenteric vessels."""
     s = tuple(slice(None, None, max(1, n // 48)) for n in c.tissue.shape)
     x, y, z = (q[s] for q in (c.x, c.y, c.z))
-    room = (
+    free = (
         (c.tissue[s] == T.INNER_FAT)
         & (c.occupied[s] > 5)
         & (state["depth"][s] > 7)
         & (state["abdomen"][s] < -7)
     )
-    room &= (y > -4 + 0.1 * np.abs(x)) & (z < 32 - 0.2 * x)
-    places = np.stack([q[room] for q in (x, y, z)], -1)
+    free &= (y > -4 + 0.1 * np.abs(x)) & (z < 32 - 0.2 * x)
+    places = np.stack([q[free] for q in (x, y, z)], -1)
     rng.shuffle(places)
     seeds: list[np.ndarray] = []
     while len(places) and len(seeds) < 60:

@@ -1,17 +1,20 @@
-"""The embedded demo corpora: synthetic abdomens, scanned three ways, annotated three ways.
+"""The embedded demo corpora: synthetic abdomens, scanned and annotated in three ways.
 
-Nothing goes in but a seed; out come three raw data set folders (NIfTI and dataset.json) that need
-no download and carry no patient's data:
+In: a seed. Out: three raw data set folders (NIfTI and dataset.json) that need no download and
+contain no patient's data:
 
   Task01_PhantomCT  portal-venous CT, abdomen with lung bases, stored LPS; eleven organs, plus
-  "kidney" as the union of both sides Task02_PhantomMR  T1-weighted MRI, upper abdomen, oblique
-  slices, stored RAS; "liver" with "liver tumour" nested in it Task03_PhantomCE  contrast-enhanced
-  MRI, kidney region, stored LPI, nnU-Net layout; "kidney" (5) with "kidney tumour" (9) nested in it
+                    "kidney" as the union of both sides
+  Task02_PhantomMR  T1-weighted MRI, upper abdomen, oblique slices, stored RAS; "liver" with
+                    "liver tumour" nested in it
+  Task03_PhantomCE  contrast-enhanced MRI, kidney region, stored LPI, nnU-Net layout;
+                    "kidney" (5) with "kidney tumour" (9) nested in it
 
-Every image shows the whole anatomy while each corpus marks its share, and one value means different
-things in different corpora: partial, conflicting annotation as in a pool of public data sets. Case
-i of a corpus depends on (seed, corpus, i) only: a folder can be made again. This is a stage set for
-tests and demos: scores on it say that the engine works, nothing about patients.
+Every image shows the whole anatomy while each corpus annotates a part of it, and one value means
+different things in different corpora: partial, conflicting annotation as in a pool of public data
+sets. Case i of a corpus depends on (seed, corpus, i) only, so a folder can be reproduced. The
+corpora are for tests and demos: scores on them show that the engine works, not how it performs on
+patients.
 """
 
 import os
@@ -29,7 +32,7 @@ from medjax.phantom.bowel import colon, duodenum, small_bowel, stomach
 from medjax.phantom.organs import great_vessels, kidneys, liver, pancreas, spleen
 from medjax.phantom.scan import CT, T1, T1_ENHANCED, Protocol, acquire, annotate, make_canvas, place
 
-VERSION = 1  # raise it when the same seed gives other voxels
+VERSION = 1  # to be raised if the same seed gives other voxels
 STAGES = (
     trunk,
     bones,
@@ -45,7 +48,7 @@ STAGES = (
     small_bowel,
 )  # from stiff to soft
 SIZES = ("tiny", "small", "medium")
-MARK = b"medjax phantom, no patient"  # in the header of every file, by which it is known as ours
+MARK = b"medjax phantom, no patient"  # in every header; identifies our files
 
 _TINY = (20, 40, 40)
 _LIVER, _LIVER_TUMOUR = (
@@ -163,8 +166,9 @@ def write_corpora(
     size: str = "small",
     workers: int | None = None,
 ) -> list[Path]:
-    """Writes the three corpora under `folder`; those already there with the same seed, number of
-    cases and size are left as they are.
+    """Writes the three corpora under `folder`.
+
+    Corpora that exist with the same seed, number of cases and size are left unchanged.
 
     Args:
       folder: parent of the three data set folders; created if missing.
@@ -174,8 +178,8 @@ def write_corpora(
       workers: threads; default one per core, at most 8.
 
     Returns: the three data set folders.
-    Raises: `UsageError` for a wrong size or number of cases, or where files that are not ours are
-      in the way.
+    Raises: `UsageError` for a wrong size or number of cases, or if files not written by medjax are
+      in the folders.
     """
     counts = [cases] * len(PROTOCOLS) if isinstance(cases, int) else list(cases)
     if len(counts) != len(PROTOCOLS) or min(counts) < 1:
@@ -210,9 +214,7 @@ def write_corpora(
 
 
 def descriptions(cases: int) -> dict[str, dict]:
-    """Folder name -> the dataset.json that `write_corpora` would write for so many cases; nothing
-    is drawn.
-    """
+    """Folder name -> the dataset.json that `write_corpora` would write; nothing is drawn."""
     made = {"version": VERSION, "seed": 0, "cases": cases, "size": "small"}
     return {protocol.folder: _description(protocol, made) for protocol in PROTOCOLS.values()}
 
@@ -243,9 +245,7 @@ def _write_case(key: str, target: Path, seed: int, case: int, size: str):
 
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray):
-    """A new file (there is no input whose header to copy): array (z, y, x), qform and sform code 1,
-    millimetres.
-    """
+    """Writes array (z, y, x) as a new file with qform and sform code 1, in millimetres."""
     import nibabel as nib
 
     image = nib.Nifti1Image(np.ascontiguousarray(array.T), affine)
@@ -265,7 +265,7 @@ def _is_phantom(path: Path) -> bool:
         return False
     try:
         return bytes(nib.load(path).header["descrip"]).rstrip(b"\0") == MARK
-    except Exception:  # whatever a foreign file does to the reader
+    except Exception:  # a foreign file can raise any type
         return False
 
 
@@ -336,8 +336,9 @@ def _is_complete(protocol: Protocol, target: Path, made: Mapping) -> bool:
 
 
 def _clear(protocol: Protocol, target: Path, count: int):
-    """Takes away the description and our surplus cases; anything else in the way is an error, and
-    then all stays.
+    """Removes the description and surplus cases written by medjax.
+
+    Any other file is an error; then nothing is removed.
     """
     wanted, surplus = (
         {file for name in _case_names(protocol, count) for file in _files(protocol, target, name)},

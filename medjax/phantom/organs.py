@@ -1,9 +1,9 @@
 """The solid organs and great vessels of the synthetic patient.
 
 In: a `Canvas` that holds trunk, bones and chest, and in `state` the signed distance `abdomen`
-(negative inside the abdominal cavity). Out: tissue codes. An organ painted later makes way for
-those before it (`Canvas.make_way`), which is what gives spleen and liver their impressions.
-Millimetres; x to the right, y to anterior, z to superior.
+(negative inside the abdominal cavity). Out: tissue codes. An organ is cut by the organs painted
+before it (`Canvas.make_way`), which gives spleen and liver their impressions. Millimetres; x to the
+right, y to anterior, z to superior.
 """
 
 import numpy as np
@@ -116,8 +116,9 @@ def _path(rows: list[tuple], who: Patient, mirror: int = 1, wide: float = 1.0) -
 
 
 def great_vessels(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Aorta, inferior vena cava, portal and splenic vein, celiac trunk, mesenteric and renal
-    vessels; also crura and adrenals.
+    """Aorta, vena cava, portal and splenic vein, visceral arteries; crura and adrenals.
+
+    The arteries are the celiac trunk, the mesenteric and the renal arteries.
     """
     for side in (1, -1):
         c.tubes(_path(_CRUS, who, side).segments(), T.MUSCLE, FATTY)
@@ -140,8 +141,9 @@ def great_vessels(c: Canvas, who: Patient, rng: np.random.Generator, state: dict
 
 
 def kidneys(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Bean-shaped kidneys: cortex with columns between medullary pyramids, fat-filled sinus with
-    pelvis and calyces, cysts and tumours.
+    """Bean-shaped kidneys with cysts and tumours.
+
+    Cortex with columns between medullary pyramids, fat-filled sinus with pelvis and calyces.
     """
     tumour_sides = [int(rng.integers(2)) for _ in range(who.kidney_tumours)]
     for left, side in ((0, 1), (1, -1)):
@@ -260,9 +262,7 @@ def pancreas(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def spleen(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """A crescent along the left posterolateral diaphragm, thick in the middle, notched by stomach
-    and kidney.
-    """
+    """A crescent along the left posterolateral diaphragm, notched by stomach and kidney."""
     size = who.spleen
     centre = (
         -112 + rng.normal(0, 2),
@@ -285,9 +285,7 @@ def spleen(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
 
 
 def liver(c: Canvas, who: Patient, rng: np.random.Generator, state: dict):
-    """Fills the right upper abdomen against diaphragm and wall, tapers to the left; hepatic veins,
-    portal tree and tumours inside.
-    """
+    """Fills the right upper abdomen, tapers to the left; with veins, portal tree and tumours."""
     box = c.box((-120, -110, -95), (165, 150, 150))
     if box is None:
         return

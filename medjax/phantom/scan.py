@@ -1,5 +1,4 @@
-"""From a synthetic patient to a scan: where the slices lie, which contrast a tissue has, what the
-scanner adds, what the annotator marks.
+"""From a synthetic patient to a scan: slice positions, contrast, scanner artefacts, annotation.
 
 In: a `Protocol` and a `Patient`. Out: grid and affine, a fine `Canvas` to paint the patient on,
 then image and label values on the grid. Contrasts are typical mid values: Hounsfield units for
@@ -170,8 +169,9 @@ def make_canvas(
     centre: np.ndarray,
     rng: np.random.Generator,
 ) -> Canvas:
-    """Fine voxels with the patient coordinates of each: tilted, scaled, and warped by a smooth
-    random displacement; CT adds the couch.
+    """Fine voxels with the patient coordinates of each; CT adds the couch.
+
+    Coordinates are tilted, scaled, and warped by a smooth random displacement.
     """
     over = (1, OVERSAMPLING, OVERSAMPLING)
     fine = tuple(n * o for n, o in zip(shape, over, strict=True))
@@ -200,8 +200,9 @@ def make_canvas(
 
 
 def annotate(protocol: Protocol, tissue: np.ndarray) -> np.ndarray:
-    """Fine tissue codes -> label values (z, y, x) uint8: what most fine voxels hold (ties: the
-    higher value, so thin parts stay).
+    """Fine tissue codes -> label values (z, y, x) uint8: the value of most fine voxels.
+
+    In a tie the higher value wins, so that thin parts are kept.
     """
     value_of = np.zeros(256, np.uint8)
     for value, tissues in protocol.labels.values():
@@ -218,8 +219,9 @@ def annotate(protocol: Protocol, tissue: np.ndarray) -> np.ndarray:
 def acquire(
     protocol: Protocol, tissue: np.ndarray, affine: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fine tissue codes -> image (z, y, x) int16: contrast, texture and partial volume, then CT
-    noise, or bias field and Rician noise.
+    """Fine tissue codes -> image (z, y, x) int16.
+
+    Contrast, texture and partial volume, then CT noise, or bias field and Rician noise.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -256,8 +258,9 @@ def _parts(tissue: np.ndarray) -> list[np.ndarray]:
 
 
 def _contrast(column: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(256,) mean and texture of each tissue in this patient: both kidneys alike, timing of the
-    bolus, one liver in seven fatty.
+    """(256,) mean and texture of each tissue in this patient.
+
+    Both kidneys are equal; the timing of the bolus varies; one liver in seven is fatty.
     """
     mean, texture = np.zeros(256, np.float32), np.zeros(256, np.float32)
     for code, row in TISSUES.items():

@@ -1,11 +1,9 @@
-"""The drawing tools of the phantom: signed distances, smooth noise, and the canvas on which organs
-are painted in patient millimetres.
+"""Drawing tools of the phantom: signed distances, smooth noise, and the canvas.
 
 In: point arrays in millimetres (x to the patient's right, y to anterior, z to superior) and a numpy
 Generator. Out: float32 signed distances (negative inside) and a canvas with one tissue code per
-fine voxel. Everything stays float32; a distance is exact for capsules and first-order for
-ellipsoids (the usual k0 (k0 - 1) / k1 estimate), which is all that painting and partial volume
-need.
+fine voxel. All values are float32; distances are exact for capsules and first-order for ellipsoids
+(the usual k0 (k0 - 1) / k1 estimate), which suffices for painting and partial volume.
 """
 
 import dataclasses
@@ -30,9 +28,7 @@ def smooth_min(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarr
 
 
 def smooth_max(a: np.ndarray, b: np.ndarray | Number, blend: Number) -> np.ndarray:
-    """Intersection of two signed distances with a rounded edge; `smooth_max(a, -b)` cuts b out of
-    a.
-    """
+    """Intersection of two signed distances, rounded edge; `smooth_max(a, -b)` is a minus b."""
     h = np.maximum(blend - np.abs(a - b), 0)
     return np.maximum(a, b) + h * h * (0.25 / blend)
 
@@ -56,7 +52,7 @@ def ellipsoid(p: Points, centre: Point, radii: Point) -> np.ndarray:
         k0 = k0 + scaled * scaled
         scaled = scaled * (1 / float(r))
         k1 = k1 + scaled * scaled
-    nothing = 1e-8  # keeps the centre from 0 / 0
+    nothing = 1e-8  # avoids 0 / 0 at the centre
     k0, k1 = np.sqrt(k0 + nothing), np.sqrt(k1 + nothing / float(min(radii)) ** 2)
     return k0 * (k0 - 1) / k1
 
@@ -64,7 +60,7 @@ def ellipsoid(p: Points, centre: Point, radii: Point) -> np.ndarray:
 def turned(
     p: Points, centre: Point, about_x: Number = 0.0, about_y: Number = 0.0, about_z: Number = 0.0
 ) -> Points:
-    """Coordinates in a frame at `centre`, turned by the angles (degrees) about z, then y, then x."""
+    """Coordinates in a frame at `centre`, rotated by angles (degrees) about z, then y, then x."""
     x, y, z = (q - float(c) for q, c in zip(p, centre, strict=True))
     for angle, axis in ((about_z, 2), (about_y, 1), (about_x, 0)):
         if angle:
@@ -79,15 +75,16 @@ def turned(
 
 
 def curve(t: np.ndarray, knots: Sequence[tuple[Number, Number]]) -> np.ndarray:
-    """A smooth function of one coordinate through (position, value) knots, constant beyond them;
-    looked up at 0.5 mm.
+    """A smooth function of one coordinate through (position, value) knots, constant beyond them.
+
+    It is tabulated every 0.5 mm.
     """
     at, value = zip(*knots, strict=True)
     fine = np.arange(at[0], at[-1] + 0.5, 0.5)
     table = np.interp(fine, at, value)
     width = max(
         3, int(0.5 * (at[-1] - at[0]) / len(at))
-    )  # a box as wide as a quarter of the knot distance takes the corners off
+    )  # a box as wide as a quarter of the knot distance rounds the corners
     table = np.convolve(
         np.pad(table, width, mode="edge"), np.full(2 * width + 1, 1 / (2 * width + 1)), "valid"
     ).astype(np.float32)
@@ -96,9 +93,7 @@ def curve(t: np.ndarray, knots: Sequence[tuple[Number, Number]]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """A tube: `points` (n, 3) mm with `radii` (n,) mm; straight between them unless made by
-    `Path.smooth`.
-    """
+    """A tube: `points` (n, 3) mm, `radii` (n,) mm; piecewise linear unless from `Path.smooth`."""
 
     points: np.ndarray
     radii: np.ndarray
@@ -132,9 +127,7 @@ class Path:
 def jitter(
     rng: np.random.Generator, rows: Sequence[Numbers], shift: Number, radius: Number = 0.08
 ) -> np.ndarray:
-    """Rows of (x, y, z, radius) with every knot moved by about `shift` mm and all radii scaled
-    together.
-    """
+    """Rows of (x, y, z, radius): knots moved by about `shift` mm, radii scaled together."""
     rows = np.asarray(rows, float)
     return rows * [1, 1, 1, 1 + radius * float(np.clip(rng.normal(), -2, 2))] + rng.normal(
         size=rows.shape
@@ -152,8 +145,9 @@ def capsule(p: Points, a: Point, b: Point, ra: Number, rb: Number) -> tuple[np.n
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.ndarray:
-    """Gaussian noise of unit variance, correlated over `cells` voxels per axis (cubic B-splines on
-    a random lattice); float32 (shape).
+    """Gaussian noise of unit variance, correlated over `cells` voxels per axis; float32 (shape).
+
+    Cubic B-splines on a random lattice.
     """
     taps = [_spline(n, c) for n, c in zip(shape, cells, strict=True)]
     lattice = rng.standard_normal([first[-1] + 4 for first, _ in taps], dtype=np.float32)
@@ -163,7 +157,7 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.
         drawn = np.empty((len(first), *lattice.shape[1:]), np.float32)
         for k, (start, w) in enumerate(
             zip(first, weights, strict=True)
-        ):  # no matrix product: BLAS threads would fight with ours
+        ):  # no matrix product: BLAS threads would compete with ours
             np.multiply(lattice[start], w[0], out=drawn[k])
             for tap in (1, 2, 3):
                 drawn[k] += lattice[start + tap] * w[tap]
@@ -172,8 +166,9 @@ def noise(rng: np.random.Generator, shape: Sequence[int], cells: Numbers) -> np.
 
 
 def _spline(n: int, cell: Number) -> tuple[list[int], np.ndarray]:
-    """First lattice point and (n, 4) cubic B-spline weights of each of n voxels, scaled to keep
-    unit variance on average.
+    """First lattice point and (n, 4) cubic B-spline weights of each of n voxels.
+
+    The weights are scaled to keep unit variance on average.
     """
     at = (np.arange(n) + 0.5) / max(cell, 1.0)
     first = at.astype(int)
@@ -185,8 +180,7 @@ def _spline(n: int, cell: Number) -> tuple[list[int], np.ndarray]:
 
 
 class Canvas:
-    """Fine voxels with a tissue code each; shapes are evaluated only in the box of voxels that they
-    can touch.
+    """Fine voxels with a tissue code each; a shape is evaluated only in the box that it can touch.
 
     Attributes:
       x, y, z: (k, j, i) float32 patient coordinates in mm of each fine voxel, already tilted,
@@ -210,8 +204,9 @@ class Canvas:
         self._ends = np.cumsum((0, *self.x.shape)).tolist()
 
     def box(self, low: Point, high: Point) -> Box | None:
-        """Slices that hold all voxels with coordinates between two corners (an oblique grid: some
-        others too); None if there are none.
+        """Slices that hold all voxels with coordinates between two corners; None if there are none.
+
+        An oblique grid may add other voxels.
         """
         low, high = np.array(low, np.float32)[:, None], np.array(high, np.float32)[:, None]
         touched = ((self._least <= high) & (self._most >= low)).all(0)
@@ -228,9 +223,7 @@ class Canvas:
         return self.x[box], self.y[box], self.z[box]
 
     def paint(self, box: Box, inside: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Sets the tissue where `inside` (the box' shape, bool), limited to voxels that hold one of
-        the tissues in `over`.
-        """
+        """Sets the tissue where `inside` (bool, the box' shape) and the tissue is in `over`."""
         target = self.tissue[box]
         if over is not None:
             allowed = np.zeros(256, bool)
@@ -239,18 +232,14 @@ class Canvas:
         target[inside] = tissue
 
     def solid(self, box: Box, distance: np.ndarray, tissue: int, over: Sequence[int] | None = None):
-        """Paints where the distance is negative and reserves the room, so that bowel painted later
-        makes way.
-        """
+        """Paints where the distance is negative and keeps bowel out of it."""
         np.minimum(self.occupied[box], distance, out=self.occupied[box])
         self.paint(box, distance < 0, tissue, over)
 
     def make_way(
         self, box: Box, distance: np.ndarray, gap: Number, blend: Number = 3
     ) -> np.ndarray:
-        """Cuts everything solid that was painted before, plus a fat plane of `gap` mm, out of a
-        shape.
-        """
+        """Subtracts the solid organs painted so far, plus `gap` mm of fat, from a shape."""
         return smooth_max(distance, gap - self.occupied[box], blend)
 
     def organ(
@@ -260,9 +249,7 @@ class Canvas:
         over: Sequence[int] | None = None,
         bumps: np.ndarray | None = None,
     ):
-        """Paints a tube-shaped solid organ; `bumps` (the canvas' shape, mm) makes its surface
-        uneven.
-        """
+        """Paints a tube-shaped organ; `bumps` (the canvas' shape, mm) roughens its surface."""
         drawn = self.tube(path)
         if drawn is not None:
             box, d, _, _ = drawn
@@ -292,8 +279,9 @@ class Canvas:
     def tube(
         self, path: Path, margin: Number = 12
     ) -> tuple[Box, np.ndarray, np.ndarray, np.ndarray] | None:
-        """Signed distance to a whole tube in its box, plus the arc length (mm) and the height (y)
-        above the axis at the nearest point.
+        """Signed distance to a whole tube in its box, and the position of the nearest axis point.
+
+        The position is the arc length (mm) and the height (y) above the axis.
         """
         reach = float(path.radii.max()) + margin
         box = self.box((path.points.min(0) - reach).tolist(), (path.points.max(0) + reach).tolist())
@@ -334,8 +322,9 @@ def branching(
     levels: int,
     inside: Callable[[np.ndarray], bool],
 ) -> list[Segment]:
-    """A random vessel tree: each stem bends, then splits into two thinner ones (Murray: r^3 is
-    kept); stems that leave are dropped.
+    """A random vessel tree: each stem bends, then splits into two thinner ones.
+
+    Murray's law: r^3 is preserved. Stems that leave the organ are dropped.
     """
     out, queue = (
         [],

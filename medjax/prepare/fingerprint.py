@@ -1,9 +1,8 @@
-"""What a corpus looks like in numbers: spacings, sizes and intensities, from which `plan.make_plan`
-decides how to prepare it.
+"""The fingerprint of a corpus: spacings, sizes and intensities, from which plans are made.
 
-In: a corpus and its raw cases. Out: a `Fingerprint` (JSON). The rule is nnU-Net v2's: crop to
-non-zero, draw the same number of foreground voxels (label > 0) of every case with replacement,
-pool, and take mean, median, spread and percentiles per channel.
+In: a corpus and its raw cases. Out: a `Fingerprint` (JSON) for `plan.make_plan`. The rule is
+nnU-Net v2's: crop to non-zero, draw the same number of foreground voxels (label > 0) of every case
+with replacement, pool, and compute mean, median, spread and percentiles per channel.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ __all__ = [
 # 1e-3 of the range
 SAMPLES = 10_000_000
 SEED = 1234
-VERSION = 2  # of what is measured
+VERSION = 2  # of the measurements
 
 log = logging.getLogger("medjax.fingerprint")
 
@@ -103,8 +102,9 @@ def fingerprint(
 
 
 def _kept(cache: str | os.PathLike) -> dict | None:
-    """Key and fingerprint of a cache; {} if there is none, None for a file that is no such cache,
-    which is left as it is.
+    """Key and fingerprint of a cache; {} if there is none, None for any other file.
+
+    Other files are left as they are.
     """
     if not os.path.lexists(cache):
         return {}
@@ -116,7 +116,7 @@ def _kept(cache: str | os.PathLike) -> dict | None:
         }
     except (MedjaxError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning(
-            "%s: no fingerprint of medjax, or a damaged one: measured anew and not kept. Fix: "
+            "%s: no fingerprint of medjax, or a damaged one: measured again and not kept. Fix: "
             "delete it (%s)",
             cache,
             error,
@@ -125,10 +125,9 @@ def _kept(cache: str | os.PathLike) -> dict | None:
 
 
 def check_classes(corpus: Corpus, found: Fingerprint) -> None:
-    """`LabelError` if a class that the corpus is said to annotate occurs in none of its labelled
-    cases.
+    """`LabelError` if a class declared as annotated occurs in none of the labelled cases.
 
-    Such a class would be trained as background in every one of them.
+    Such a class would be trained as background in all of them.
     """
     absent = [name for name in corpus.annotated if not set(corpus.ids_of(name)) & set(found.ids)]
     if not found.labelled or not absent:
@@ -142,7 +141,7 @@ def check_classes(corpus: Corpus, found: Fingerprint) -> None:
         "everywhere",
         fix='correct the labels, take the class out, or list only what was annotated: "medjax": '
         '{"annotated": [...]} in dataset.json; '
-        "to go on all the same: --allow-absent, or --config.data.allow_absent=True",
+        "to continue anyway: --allow-absent, or --config.data.allow_absent=True",
     )
 
 
@@ -152,8 +151,9 @@ def _identity(case: Case) -> list:
 
 
 def _measure(case: Case, corpus: Corpus, n: int) -> dict:
-    """Geometry of a case after the crop, and n foreground voxels per channel (float32, none without
-    foreground).
+    """Geometry of a case after the crop, and n foreground voxels per channel.
+
+    The voxels are float32; none without foreground.
     """
     volume, ids = load(case, corpus, native=True)
     still_wanted()

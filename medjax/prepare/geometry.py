@@ -1,8 +1,9 @@
-"""From the stored grid to the network's and back, without losing a voxel on the way.
+"""Transforms between the stored grid and the network's grid, in both directions.
 
-`fit` looks at a volume and returns a `Transform`: axes to canonical order, crop to the non-zero
-box, target spacing. The transform takes images and labels there and scores and masks back, and
-travels as JSON with the prepared case. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm.
+`fit` computes the `Transform` of a volume: axes to canonical order, crop to the non-zero box,
+target spacing. The transform takes images and labels to the network's grid and scores and masks
+back; it is stored as JSON with the prepared case. Arrays are (z, y, x[, channel]), spacings (z, y,
+x) mm.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ CROPS = ("nonzero", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """Stored grid -> canonical axes -> crop -> target spacing, and the way back.
+    """Stored grid -> canonical axes -> crop -> target spacing, and its inverse.
 
     Attributes:
       stored_shape: (z, y, x) of the file.
@@ -31,7 +32,7 @@ class Transform:
       flips: for each canonical axis whether it runs against the stored one.
       box: half-open range of the crop along each canonical axis.
       spacing_mm: (z, y, x) of the file in canonical order.
-      target_spacing_mm: (z, y, x) asked for; the true one is extent / shape.
+      target_spacing_mm: (z, y, x) requested; the exact one is extent / shape.
       shape: (z, y, x) after resampling.
     """
 
@@ -49,9 +50,7 @@ class Transform:
         return tuple(stop - start for start, stop in self.box)
 
     def image(self, array: np.ndarray) -> np.ndarray:
-        """(z, y, x[, m]) in stored order -> a canonical, cropped view on the original spacing
-        (nothing is resampled).
-        """
+        """(z, y, x[, m]) in stored order -> a canonical, cropped view on the original spacing."""
         self._check(array, self.stored_shape, "stored")
         return grid.canonical(array, self.axes, self.flips)[
             tuple(slice(*ends) for ends in self.box)
@@ -63,9 +62,7 @@ class Transform:
         return resample.resample_image(cropped, self.shape, self.spacing_mm, self.target_spacing_mm)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
-        """(z, y, x) ids in stored order -> contiguous (*shape) ids of the same type at the target
-        spacing.
-        """
+        """(z, y, x) ids in stored order -> (*shape) ids of that type at the target spacing."""
         return np.ascontiguousarray(
             resample.resample_label(
                 self.image(ids), self.shape, self.spacing_mm, self.target_spacing_mm
@@ -73,7 +70,7 @@ class Transform:
         )
 
     def invert_scores(self, scores: np.ndarray) -> np.ndarray:
-        """(*shape, c) scores -> float32 (*stored_shape, c) on the stored grid, 0 outside the crop."""
+        """(*shape, c) scores -> float32 (*stored_shape, c), stored grid; 0 outside the crop."""
         out = np.empty((*self.stored_shape, *scores.shape[3:]), np.float32)
         for rows, piece in self.iterate_scores(scores):
             out[rows] = piece
@@ -82,8 +79,7 @@ class Transform:
     def iterate_scores(
         self, scores: np.ndarray, slab: int | None = None
     ) -> Iterator[tuple[slice, np.ndarray]]:
-        """`invert_scores` in slabs of the first stored axis, so that many classes fit into bounded
-        memory.
+        """`invert_scores` in slabs of the first stored axis, to bound the memory of many classes.
 
         Args:
           scores: (*shape, c); anything that can be sliced, e.g. a memory map or half precision.
@@ -91,7 +87,7 @@ class Transform:
             values.
 
         Yields: (slice of the first stored axis, float32 (rows, y, x, c) piece), in ascending order,
-          covering the whole grid.
+        covering the whole grid.
         """
         self._check(scores, self.shape, "resampled")
         lead = self.axes.index(0)  # the canonical axis that the first stored axis became
@@ -122,8 +118,9 @@ class Transform:
             yield slice(begin, end), grid.stored(piece, self.axes, self.flips)
 
     def invert_mask(self, ids: np.ndarray) -> np.ndarray:
-        """(*shape) decided ids -> (*stored_shape) ids of the same type by nearest neighbour, 0
-        outside the crop.
+        """(*shape) decided ids -> (*stored_shape) ids of the same type by nearest neighbour.
+
+        0 outside the crop.
         """
         self._check(ids, self.shape, "resampled")
         if tuple(ids.shape[:3]) != self.box_shape:
@@ -140,8 +137,9 @@ class Transform:
         return np.ascontiguousarray(grid.stored(out, self.axes, self.flips))
 
     def affine(self, stored: np.ndarray) -> np.ndarray:
-        """Affine (nibabel's, (x, y, z) voxel -> RAS+ mm) of the resampled grid, from that of the
-        stored one.
+        """Affine of the resampled grid, from the affine of the stored one.
+
+        Affines are nibabel's: (x, y, z) voxel -> RAS+ mm.
         """
         affine = grid.canonical_affine(stored, self.stored_shape, self.axes, self.flips)
         start = np.array([ends[0] for ends in self.box][::-1], np.float64)

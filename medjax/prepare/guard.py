@@ -1,11 +1,9 @@
-"""What the scans of a training looked like, so that a prediction can say that a scan looks quite
-different.
+"""Ranges of the training scans, to warn about a scan that is very different.
 
 In: sizes, spacings and intensities of the training's cases. Out: a `Guard` (JSON, part of
-plan.json), and sentences about a scan that lies far outside. "Far" is meant: a range widened by a
-factor of 4 for lengths and contrast, and by a quarter of its own width for absolute intensities.
-Scans of another protocol stay silent; a scan in metres, in other units or with one absurd voxel
-does not.
+plan.json), and sentences about a scan far outside. "Far" is a range widened by a factor of 4 for
+lengths and contrast, and by a quarter of its own width for absolute intensities. Scans of another
+protocol give no warning; scans in metres, in other units or with one absurd voxel do.
 """
 
 import dataclasses
@@ -14,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 LEVELS = (1.0, 50.0, 99.0)  # percentiles of a scan
-SAMPLE = 1 << 18  # voxels they are taken from at most
-FACTOR = 4.0  # by which lengths and contrast may leave the range of the training
-MARGIN = 0.25  # of the range of intensities, by which these may leave it
+SAMPLE = 1 << 18  # voxels used for percentiles, at most
+FACTOR = 4.0  # tolerance of lengths and contrast around the training's range
+MARGIN = 0.25  # tolerance of intensities, as a share of their range
 Range = tuple[float, float]
 
 
@@ -59,9 +57,7 @@ class Guard:
 
 
 def sample(array: np.ndarray) -> np.ndarray:
-    """At most 262,144 voxels of a (z, y, x) array, evenly spread, as float32; the array is not
-    copied.
-    """
+    """At most 262,144 voxels of a (z, y, x) array, evenly spread, as float32."""
     step = 1
     while np.prod([-(-n // step) for n in array.shape]) > SAMPLE:
         step += 1
@@ -102,7 +98,7 @@ def from_cases(
 
 
 def lengths_outside(known: Range, lengths: Sequence[float], what: str) -> str:
-    """A sentence if a length in mm is far below or above what is known; else nothing."""
+    """A sentence if a length in mm is far outside the known range; else nothing."""
     low, high = min(lengths), max(lengths)
     if low >= known[0] / FACTOR and high <= known[1] * FACTOR:
         return ""
@@ -111,8 +107,9 @@ def lengths_outside(known: Range, lengths: Sequence[float], what: str) -> str:
 
 
 def intensities_outside(known: Range, contrast: Range, found: Sequence[float], channel: str) -> str:
-    """A sentence if percentiles 1, 50, 99 of a scan in absolute units are far from those of the
-    training; else nothing.
+    """A sentence if percentiles 1, 50, 99 of a scan are far from the training's; else nothing.
+
+    For intensities in absolute units.
     """
     low, middle, high = found
     margin = MARGIN * (known[1] - known[0])

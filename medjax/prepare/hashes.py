@@ -1,13 +1,14 @@
-"""Hashes of prepared arrays: computed when a case is written, compared when a part of it is first
-read.
+"""Hashes of prepared arrays: computed when a case is written, compared on the first read.
 
-    {"image.zarr": {"zarr.json": HASH, "rows": 20, "slabs": [HASH, ...]},         flat: one hash per slab of z rows, about 4 MiB
-     "label.zarr": {"zarr.json": HASH, "chunks": {"c/0/0/0": HASH, ...}},         packed: one hash per file of compressed voxels
+    {"image.zarr": {"zarr.json": HASH, "rows": 20,     flat: one hash per slab of z rows,
+                    "slabs": [HASH, ...]},             about 4 MiB
+     "label.zarr": {"zarr.json": HASH,                 packed: one hash per file of
+                    "chunks": {"c/0/0/0": HASH, ...}}, compressed voxels
      "locations.npz": HASH}
 
-They find damage (a disk, a copy that broke off, an editor); they are no protection against somebody
-who also changes them. A process compares a slab or chunk once, when a patch first touches it; a
-patch costs no more than the slabs it lies in.
+They detect damage (a disk error, an incomplete copy, an editor); they do not protect against
+somebody who also changes the hashes. A process compares a slab or chunk once, when a patch first
+reads it; a patch only costs the slabs it lies in.
 """
 
 import math
@@ -57,7 +58,7 @@ def of_file(path: str | os.PathLike) -> str:
 def compare(
     path: str | os.PathLike, found: str, expected: object, fix: str, what: str = "its content"
 ) -> None:
-    """`DataError` if a hash is not the one that was written down."""
+    """`DataError` if a hash differs from the recorded one."""
     if found != expected:
         raise DataError(
             f"{what} is not what was prepared: the file is damaged",
@@ -81,7 +82,7 @@ class Slabs:
         )
 
     def __call__(self, array: np.ndarray, slices: Slices) -> None:
-        """`array` is the whole mapped array, `slices` what will be read of it."""
+        """`array` is the whole mapped array, `slices` the part that will be read."""
         start, stop, _ = slices[0].indices(len(array)) if slices else (0, len(array), 1)
         for k in range(start // self.rows, -(-stop // self.rows)):
             if k in self.seen:
@@ -111,7 +112,7 @@ class Chunks:
         )
 
     def __call__(self, shape: tuple[int, ...], slices: Slices) -> None:
-        """`shape` is that of the whole array, `slices` what will be read of it."""
+        """`shape` is that of the whole array, `slices` the part that will be read."""
         whole = (*slices, *[slice(None)] * (len(shape) - len(slices)))
         ranges = []
         for part, n, side in zip(whole, shape, self.chunk, strict=True):

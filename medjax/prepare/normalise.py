@@ -1,10 +1,10 @@
-"""Raw intensities -> what a network sees, as float32 or as the int16 that the store keeps.
+"""Raw intensities -> normalised values, as float32 or as the int16 that the store holds.
 
 In: a stored-order image, its `Transform` and one `Intensity` per channel. Out: values in the
 network's grid. The order is nnU-Net v2's: crop, clip (CT), normalise, resample. Normalising a whole
-channel is linear and can wait: mean and spread of the cropped, clipped, not yet resampled channel
-(of the plan for CT) become gain and bias, which the device applies. A masked channel is normalised
-before it is resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
+channel is linear and can be postponed: mean and spread of the cropped, clipped, not yet resampled
+channel (of the plan for CT) become gain and bias, which the device applies. A masked channel is
+normalised before it is resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
 
 Everything runs in pieces along the first axis: a volume is never held as float32 at the source's
 and the target's size at once.
@@ -31,9 +31,7 @@ EPSILON = 1e-8
 def network_image(
     transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
 ) -> np.ndarray:
-    """Stored (z, y, x, m) values -> normalised float32 (*transform.shape, m): what prediction feeds
-    to a network.
-    """
+    """Stored (z, y, x, m) values -> normalised float32 (*transform.shape, m), for prediction."""
     out = np.empty((*transform.shape, len(intensities)), np.float32)
     for c, channel in enumerate(channels(transform, array, intensities, path)):
         for rows, piece in channel.resampled(transform):
@@ -44,8 +42,7 @@ def network_image(
 def stored_image(
     transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
-    """Stored (z, y, x, m) values -> int16 (*transform.shape, m) and, per channel, the numbers that
-    undo the quantisation.
+    """Stored (z, y, x, m) values -> int16 (*transform.shape, m) and its scale factors per channel.
 
     Returns: the array, and lists gain and bias (normalised = stored * gain + bias), scale and
       offset (clipped raw value = stored * scale + offset; of a masked channel inside the mask).
@@ -75,7 +72,8 @@ def stored_image(
 
 
 def outside_mask(transform: Transform, array: np.ndarray) -> np.ndarray | None:
-    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels;
+    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels.
+
     None if there are none.
     """
     view = transform.image(array)
@@ -90,14 +88,14 @@ def outside_mask(transform: Transform, array: np.ndarray) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Channel:
-    """One channel on its way: read in rows, as it is resampled.
+    """One channel, read in rows while it is resampled.
 
     Attributes:
       view: (z, y, x) canonical, cropped, as stored.
-      intensity: what is done to it. mask: voxels to leave at 0, or None.
-      mean, divisor: what is left to do after resampling; 0 and 1 for a masked channel.
+      intensity: its normalisation. mask: voxels to leave at 0, or None.
+      mean, divisor: what remains to be applied after resampling; 0 and 1 for a masked channel.
       raw_mean, raw_divisor: what turned raw into normalised values inside the mask.
-      limits: smallest and largest value that `rows` gives. whole: all of them are whole numbers.
+      limits: smallest and largest value of `rows`. whole: all values are whole numbers.
     """
 
     view: np.ndarray
@@ -111,7 +109,7 @@ class Channel:
     whole: bool = False
 
     def rows(self, rows: slice) -> np.ndarray:
-        """float32 values as they go into resampling: clipped (CT), or normalised within the mask."""
+        """float32 values before resampling: clipped (CT), or normalised within the mask."""
         piece = self.view[rows].astype(np.float32)
         if self.intensity.clip is not None:
             np.clip(piece, *np.float32(self.intensity.clip), out=piece)
@@ -135,8 +133,9 @@ class Channel:
 def channels(
     transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
 ) -> Iterator[Channel]:
-    """The channels of a stored (z, y, x, m) image, one after another, with the numbers that
-    normalise them; a constant one warns.
+    """The channels of a stored (z, y, x, m) image, one by one, with their normalisation.
+
+    A constant channel warns.
     """
     mask = outside_mask(transform, array) if any(i.masked for i in intensities) else None
     for c, intensity in enumerate(intensities):
@@ -156,10 +155,10 @@ def channels(
 
 
 def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, float]:
-    """Mean and divisor of a clipped channel: normalised = (value - mean) / divisor; 0 if a channel
-    to be scaled is constant.
+    """Mean and divisor of a clipped channel: normalised = (value - mean) / divisor.
 
-    With a mask (True outside) z-scores take the voxels inside it.
+    The divisor is 0 if a channel to be scaled is constant. With a mask (True outside) z-scores use
+    the voxels inside it.
     """
     intensity = channel.intensity
     if intensity.scheme == "ct":
@@ -181,10 +180,10 @@ def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, fl
 
 
 def quantisation(low: float | int, high: float | int, whole: bool = False) -> tuple[float, float]:
-    """Scale and offset with value = stored * scale + offset for values between low and high; 1 and
-    a whole number for whole numbers.
+    """Scale and offset with value = stored * scale + offset for values between low and high.
 
-    Off by at most 7.7e-6 of the range; exact for whole numbers of a range that int16 can hold.
+    1 and a whole number for whole numbers. The error is at most 7.7e-6 of the range; exact for
+    whole numbers of a range that int16 can hold.
     """
     exact = whole and high - low <= STEPS
     scale = 1.0 if exact or high == low else (high - low) / STEPS
@@ -203,7 +202,7 @@ def _span(channel: Channel) -> tuple[float, float, bool]:
     low, high, whole = math.inf, -math.inf, True
     if (
         channel.view.dtype.kind in "iu" and channel.mask is None
-    ):  # no need to convert: clipping keeps the order
+    ):  # no conversion needed: clipping preserves the order
         ends = np.array([channel.view.min(), channel.view.max()], np.float32)
         ends = (
             ends

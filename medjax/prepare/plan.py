@@ -1,8 +1,7 @@
-"""How to prepare the volumes of an experiment: target spacing per corpus, normalisation per channel
-name. Numbers only, JSON.
+"""The plan of an experiment: target spacing per corpus, normalisation per channel name.
 
-In: fingerprints of all corpora, as `prepare/fingerprint.py` measures them. Out: a `Plan`, shared by
-preparation, prediction, the run folder. Rules: nnU-Net v2. Spacing: the median per axis; if the
+In: fingerprints of all corpora, from `prepare/fingerprint.py`. Out: a `Plan` (JSON), used by
+preparation, prediction and the run folder. Rules: nnU-Net v2. Spacing: the median per axis; if the
 coarsest axis is over 3 times coarser and under a third as long as the others, its 10th percentile.
 The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`,
 `rgb_to_0_1`; all others z-score, inside the non-zero voxels if cropping to them removes over a
@@ -33,7 +32,7 @@ SCHEMES = {
     "rescale_to_0_1": "rescale_to_0_1",
     "rgb_to_0_1": "rgb_to_0_1",
 }
-ANY = "*"  # a corpus name that stands for every corpus a plan does not name
+ANY = "*"  # stands for every corpus that a plan does not name
 Spacing = tuple[float, float, float]
 
 
@@ -60,16 +59,16 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """A corpus in numbers; all per-case tuples run over the cases that could be read.
+    """The fingerprint of a corpus; per-case tuples cover the cases that could be read.
 
     Attributes:
       corpus, channels: store name and channel names.
       cases: names.
       spacings_mm, shapes: (z, y, x) of each case in canonical (RAS) axes; shapes after the crop to
         non-zero.
-      stored_axes: for each canonical axis the stored one, to have the same in stored axes.
+      stored_axes: for each canonical axis the stored one, to convert both to stored axes.
       cropped: share of the voxels that the crop keeps.
-      intensity: one `Statistics` per channel, None where no case has foreground.
+      intensity: one `Statistics` per channel, None if no case has foreground.
       failed: failure records.
       ids: dense label ids that occur in some case. labelled: how many cases have labels.
       levels: per case and channel `guard.levels`, of the crop; empty in fingerprints of medjax 0.1.
@@ -89,8 +88,9 @@ class Fingerprint:
     levels: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def grids(self, orientation: str) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation ("RAS" or
-        "stored").
+        """(n, 3) spacings in mm and (n, 3) shapes in the axis order of an orientation.
+
+        Orientation "RAS" or "stored".
         """
         spacings, shapes = (
             np.array(self.spacings_mm, float).reshape(-1, 3),
@@ -192,9 +192,7 @@ class Plan:
         return self.spacing_mm[store]
 
     def intensity_of(self, channel: str) -> Intensity:
-        """Normalisation of a channel by its name, upper or lower case; `UsageError` if the plan
-        does not cover it.
-        """
+        """Normalisation of a channel by its name (case-insensitive); `UsageError` without one."""
         for name, found in self.intensity.items():
             if name.lower() == channel.lower():
                 return found
@@ -204,7 +202,7 @@ class Plan:
         )
 
     def configuration(self, name: str) -> Configuration:
-        """A planned configuration by its name; `UsageError` listing what there is."""
+        """A planned configuration by its name; `UsageError` listing the available ones."""
         if name not in self.configurations:
             raise UsageError(
                 f"the plan has no configuration {name!r}",
@@ -213,9 +211,7 @@ class Plan:
         return self.configurations[name]
 
     def at(self, name: str) -> "Plan":
-        """This plan with the spacing of a configuration ("3d_lowres" is prepared on a grid of its
-        own).
-        """
+        """This plan with the spacing of a configuration ("3d_lowres" has its own grid)."""
         chosen = self.configuration(name)
         if len(chosen.spacing_mm) < 3 or name == "3d_fullres":
             return self
@@ -242,9 +238,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, fields: Any, path: object = None) -> "Plan":
-        """Inverse of `to_json`; `UsageError` naming `path` and the field for anything that is no
-        plan.
-        """
+        """Inverse of `to_json`; `UsageError` naming `path` and the field for an invalid plan."""
         plan_json.check(fields, path)
         spacing = {
             name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()
@@ -330,7 +324,7 @@ def make_plan(
 
 
 def _guard(fingerprints: Mapping[str, Fingerprint]) -> Guard | None:
-    """What all cases looked like; None if a fingerprint does not know."""
+    """The guard of all cases; None if a fingerprint lacks the data for it."""
     prints = list(fingerprints.values())
     if any(len(found.levels) != len(found.cases) for found in prints):
         return None
@@ -420,9 +414,7 @@ def _intensity(channel: str, fingerprints: Mapping[str, Fingerprint]) -> Intensi
 
 
 def pooled_quantile(parts: Sequence[Statistics], level: float) -> float:
-    """The quantile of the union of samples known by their quantile functions, each weighted by its
-    number of cases.
-    """
+    """Quantile of a union of samples given by quantile functions, weighted by cases."""
     if len(parts) == 1:
         nodes = parts[0].quantiles
         return float(np.interp(level, np.linspace(0, 1, len(nodes)), nodes))
@@ -433,8 +425,9 @@ def pooled_quantile(parts: Sequence[Statistics], level: float) -> float:
 
 
 def _share_below(quantiles: Sequence[float], values: np.ndarray) -> np.ndarray:
-    """Distribution function at `values` of the sample with this quantile function (steps at
-    repeated values).
+    """Distribution function at `values` of the sample with this quantile function.
+
+    It has steps at repeated values.
     """
     nodes = np.asarray(quantiles)
     unique, last = np.unique(

@@ -1,7 +1,7 @@
-"""What a plan.json must look like: every field is checked before a number of it reaches a volume.
+"""Validation of plan.json: every field is checked before its numbers are used.
 
 In: parsed JSON from a run folder, an archive or a user. Out: nothing, or a `UsageError` that names
-the file, the field and what it found.
+the file, the field and the value found.
 """
 
 import math
@@ -26,7 +26,7 @@ FIX = "give a plan.json that medjax wrote, or correct the field"
 
 
 def scheme(word: Any) -> str:
-    """A normalisation by its name or nnU-Net's, in any capitals; `UsageError` for others."""
+    """A normalisation by medjax' or nnU-Net's name, case-insensitive; `UsageError` for others."""
     found = _WORDS.get(word.lower()) if isinstance(word, str) else None
     if found is None:
         raise UsageError(
@@ -36,8 +36,9 @@ def scheme(word: Any) -> str:
 
 
 def check(fields: Any, path: object = None) -> None:
-    """`UsageError` for what is no plan: missing fields, other types, spacings and statistics that
-    are no finite numbers, unknown words.
+    """`UsageError` for an invalid plan.
+
+    Missing fields, other types, spacings and statistics that are not finite numbers, unknown words.
     """
 
     def refuse(what: str, found: Any, expected: str) -> UsageError:
@@ -124,7 +125,7 @@ def _check_intensity(channel: str, given: Any, path: object, refuse: Any) -> Non
 
 
 def configuration(name: str, fields: Any, path: object = None) -> Configuration:
-    """A planned configuration; `UsageError` for fields that are missing, unknown or no numbers."""
+    """A planned configuration; `UsageError` for missing, unknown or non-numeric fields."""
     try:
         found = Configuration.from_json(fields)
         sizes = [

@@ -1,8 +1,7 @@
-"""A whole plan from fingerprints: how the volumes are prepared, and patch, batch and topology to
-train on them; and why, in plain words.
+"""A whole plan from fingerprints: preparation, and patch, batch and topology, with reasons.
 
-In: fingerprints, a preset, a memory budget. Out: a `Plan` with its configurations; sentences for
-the person who asked.
+In: fingerprints, a preset, a memory budget. Out: a `Plan` with its configurations; sentences that
+explain it.
 """
 
 import dataclasses
@@ -36,13 +35,12 @@ def plan_experiment(
     crop: str = "nonzero",
     transpose: str = "coarsest",
 ) -> Plan:
-    """Preparation (see `plan.make_plan`) and the configurations for it (see
-    `presets.configurations`).
+    """Preparation (see `plan.make_plan`) and its configurations (see `presets.configurations`).
 
     Args:
       outputs: channels of the network's head, background included.
 
-    Corpora with a spacing of their own are planned at their mean spacing, as one network sees them
+    Corpora with their own spacing are planned at their mean spacing, because one network sees them
     all.
     """
     plan = make_plan(
@@ -72,7 +70,7 @@ def explain(
     plan: Plan,
     chosen: str | Sequence[float | int] | None = None,
 ) -> list[str]:
-    """What was decided and why, one sentence per line.
+    """The decisions and their reasons, one sentence per line.
 
     Args:
       chosen: the `spacing` that the plan was made with.

@@ -2,10 +2,10 @@
 
 In: a corpus, its cases and a plan. Out: one folder per case, see `prepare/store.py`.
 
-A case appears under its name complete or not at all: it is written to a hidden sibling folder that
-is then renamed. Its key is a hash of the source bytes, of the decisions of the plan that concern it
-and of the declared label values; a case with another key is made again. What may be replaced, and
-what is refused, is decided in `prepare/targets.py`.
+A case appears under its name only when it is complete: it is written to a hidden sibling folder
+that is then renamed. Its key is a hash of the source bytes, of the decisions of the plan that
+concern it and of the declared label values; a case with another key is prepared again.
+`prepare/targets.py` decides what may be replaced.
 """
 
 import contextlib
@@ -47,9 +47,7 @@ from medjax.scans.nifti import DataWarning
 
 SEED = 1234
 MOST_LOCATIONS, LEAST_SHARE = 10_000, 0.01
-LARGE_BOX = (
-    1 << 24
-)  # voxels of a structure's box from which it is searched slice by slice, which bounds the memory
+LARGE_BOX = 1 << 24  # larger boxes of a structure are searched slice by slice, to bound the memory
 DAMAGED = "files (damaged)"
 
 log = logging.getLogger("medjax.prepare")
@@ -57,15 +55,15 @@ log = logging.getLogger("medjax.prepare")
 
 @dataclasses.dataclass(frozen=True)
 class PrepareResult:
-    """What a call to `prepare` did.
+    """Result of a call to `prepare`.
 
     Attributes:
       ok: names prepared now, sorted. skipped: how many were up to date.
       failed: records with case, error, message, path, found, expected, fix.
-      stale: name -> what had changed, for the cases that were made again.
-      hashed: names of cases from a version without hashes that have got theirs now.
+      stale: name -> what had changed, for the cases that were prepared again.
+      hashed: names of cases from a version without hashes, which now have hashes.
       cropped: name -> (labelled voxels outside the crop, which are lost, and labelled voxels in
-        all), where there are any.
+        all), if there are any.
     """
 
     ok: list[str]
@@ -76,7 +74,7 @@ class PrepareResult:
     cropped: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def remarks(self) -> list[str]:
-        """What else a person should know of it, as lines."""
+        """Further remarks for the user, as lines."""
         lines = []
         if self.hashed:
             lines.append(
@@ -104,25 +102,25 @@ def prepare(
     locked: bool = True,
     say: Callable[[str], None] = log.warning,
 ) -> PrepareResult:
-    """Brings the store up to date; only missing and outdated cases are made, and one bad case never
-    stops the others.
+    """Brings the store up to date: prepares missing and outdated cases.
+
+    A case that fails never stops the others.
 
     Args:
-      corpus: whose dense ids are written; a view shares the store, and the ids, of the corpus it
-        looks at.
+      corpus: whose dense ids are written; a view shares the store, and the ids, of its corpus.
       root: the store; cases go to <root>/<corpus.store>/<case>.
-      workers: threads; default one per core, fewer while the estimated memory does not suffice.
+      workers: threads; default one per core, fewer if the estimated memory does not suffice.
       progress: called after every case with (done, total, name, "prepared" | "up to date" |
         "failed").
-      force: make all cases again.
-      packed: write compressed chunks (see `prepare/store.py`); cases that are up to date keep the
-        layout they have.
-      locked: wait while another preparation of this corpus is at work in the store. False: the
-        caller is inside `holding`, or another process of the same job is.
+      force: prepare all cases again.
+      packed: write compressed chunks (see `prepare/store.py`); cases that are up to date keep their
+        layout.
+      locked: wait while another process prepares this corpus in the store. False: the caller, or
+        another process of the same job, is inside `holding`.
       say: gets a line if there is something to wait for.
 
     Raises `UsageError` before anything is written for a plan that does not cover the corpus, and
-    for a store that would touch what medjax did not write (see `check_targets`).
+    for a store that would overwrite files that medjax did not write (see `check_targets`).
     """
     check_plan(corpus, plan)
     cases = list(cases)
@@ -142,7 +140,7 @@ def check_plan(corpus: Corpus, plan: Plan) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
-    """What became of one case."""
+    """Result of one case."""
 
     status: str
     reason: str = ""
@@ -167,7 +165,7 @@ def _prepare(
     folder.mkdir(parents=True, exist_ok=True)
     if targets.sweep(
         folder
-    ):  # another process of this job is at work: start somewhere else, so that the two meet late
+    ):  # another process of this job is running: start at another case, to avoid conflicts
         random.Random(os.getpid()).shuffle(cases)
 
     def one(case: Case) -> _Done:
@@ -227,13 +225,13 @@ def _prepare(
                 ValueError,
                 AttributeError,
             ) as error:  # also a case.json with odd fields
-                log.warning("%s: made again: %s", final, error)
+                log.warning("%s: prepared again: %s", final, error)
                 reason = DAMAGED
         elif old is not None:
             reason = (
                 ", ".join(k for k in inputs if old.get("inputs", {}).get(k) != inputs[k]) or "key"
             )
-            log.info("%s: made again, changed: %s", final, reason)
+            log.info("%s: prepared again, changed: %s", final, reason)
         try:
             lost = _make(
                 case, corpus, plan, final, described, identity, force or reason == DAMAGED, packed
@@ -243,7 +241,7 @@ def _prepare(
         except BaseException:
             if (
                 reason
-            ):  # what is there belongs to another plan or other sources: no one may train on it
+            ):  # the existing case has another plan or other sources: it must not be trained on
                 targets.discard(final, corpus.store)
             raise
         return _Done("prepared", reason, cropped=lost)
@@ -270,11 +268,12 @@ def _prepare(
 
 
 def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
-    """Brings case.json of an up-to-date case up to date, and adds the hashes that earlier versions
-    did not write.
+    """Brings case.json of an up-to-date case up to date, and adds missing hashes.
 
-    Raises: `DataError` if the case is damaged as far as can be told from the sizes of its files
-      (or, without hashes, from its label).
+    Versions before the hashes did not write them.
+
+    Raises: `DataError` if the case is damaged, as far as the sizes of its files (or, without
+      hashes, its label) show.
     """
     store.check_files(final)
     fresh = old | fields
@@ -303,8 +302,9 @@ def _make(
     force: bool,
     packed: bool,
 ) -> tuple[int, int]:
-    """Reads, transforms and writes one case, and gives it its name; returns labelled voxels outside
-    the crop, and in all.
+    """Reads, transforms and writes one case, and gives it its name.
+
+    Returns the labelled voxels outside the crop, and in all.
     """
     volume, ids = load(case, corpus, native=True)
     still_wanted()
@@ -376,9 +376,7 @@ def _tell_lost(case: Case, lost: tuple[int, int]) -> None:
 
 
 def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarray]:
-    """Up to max(10000, 1 %) voxels of every foreground id but those in `without`, seeded, in
-    ascending order.
-    """
+    """Up to max(10000, 1 %) voxels of every foreground id not in `without`, seeded, ascending."""
     found = {}
     for i, box in enumerate(ndimage.find_objects(label), 1):
         if box is None or i in without:
@@ -402,8 +400,9 @@ def _locations(label: np.ndarray, without: Sequence[int]) -> dict[str, np.ndarra
 
 
 def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Flat indices of the voxels with value i that have these (sorted) ranks among them; slice by
-    slice if the counts are per slice.
+    """Flat indices of the voxels with value i that have these (sorted) ranks among them.
+
+    Slice by slice if the counts are per slice.
     """
     if len(counts) == 1:
         return np.flatnonzero(part == i)[ranks]
@@ -417,8 +416,9 @@ def _nth_of(part: np.ndarray, i: int, ranks: np.ndarray, counts: Sequence[int]) 
 
 
 def _sources(case: Case, old: dict | None) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Path -> sha256, and path -> stamp; files whose stamp (see `cases.stamp`) is that of the
-    stored case are not read again.
+    """Path -> sha256, and path -> stamp.
+
+    Files whose stamp (see `cases.stamp`) equals that of the stored case are not read again.
     """
     hashes, stats = {}, {}
     for path in case.files():

@@ -1,10 +1,9 @@
-"""Patch, batch and network shape from spacing, median size and a memory budget: nnU-Net v2's
-planners as pure numbers.
+"""Patch, batch and network shape from spacing, median size and a memory budget.
 
-In: target spacing, median size after resampling, size of the collection, a preset. Out: a
-`Configuration`, JSON. No network is built: the memory proxy is the number of values that all
-convolutions put out, which follows from widths and strides alone. Source: nnU-Net v2 (experiment
-planning): the default planner and the residual encoder presets M, L and XL.
+nnU-Net v2's planners as pure numbers. In: target spacing, median size after resampling, size of the
+collection, a preset. Out: a `Configuration`, JSON. No network is built: the proxy for memory is the
+number of output values of all convolutions, which follows from widths and strides alone. Source:
+nnU-Net v2 (experiment planning): the default planner and the residual encoder presets M, L and XL.
 """
 
 import dataclasses
@@ -122,11 +121,11 @@ def preset_named(name: str) -> Preset:
 def conv_values(
     patch: Sequence[int], found: Topology, features: Sequence[int], preset: Preset, outputs: int
 ) -> int:
-    """Values that the convolutions of the preset's U-Net put out for one patch.
+    """Number of output values of the convolutions of the preset's U-Net for one patch.
 
     Counted are encoder, decoder, transposed convolutions and the full-resolution head with
-    `outputs` channels (background included); a residual block counts its skip once where width or
-    size changes, and the stem counts as one convolution.
+    `outputs` channels (background included); a residual block counts its skip once if width or size
+    changes, and the stem counts as one convolution.
     """
     sizes, side = [], [int(p) for p in patch]
     for stride in found.strides:
@@ -147,7 +146,7 @@ def conv_values(
 
 
 def repeated(pattern: Sequence[int], stages: int) -> tuple[int, ...]:
-    """The first `stages` entries of a pattern whose last entry goes on for ever."""
+    """The first `stages` entries of a pattern whose last entry is repeated."""
     return tuple(pattern[min(s, len(pattern) - 1)] for s in range(stages))
 
 
@@ -270,8 +269,9 @@ def configurations(
 
 
 def _lowres(full, target, median, cases, outputs, preset, memory_gib) -> Configuration | None:
-    """The finest coarser grid whose patch covers a quarter of the median volume; None if the full
-    one does, or if little is saved.
+    """The finest coarser grid whose patch covers a quarter of the median volume.
+
+    None if the full grid does, or if little is saved.
     """
     low, spacing = None, target.copy()
     covered, voxels = math.prod(full.patch), float(median.prod())

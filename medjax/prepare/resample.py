@@ -1,8 +1,8 @@
-"""Resampling to another grid with nnU-Net's results at the speed of matrix products.
+"""Resampling to another grid with nnU-Net's results, by matrix products.
 
 Spline and linear resampling are linear and separable, so each axis is one matrix: the identity
-resampled by scipy (which brings the boundary rule and the half-pixel centres of the reference
-along), applied by BLAS. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm. Rules: nnU-Net v2,
+resampled by scipy (with the boundary rule and half-pixel centres of the reference), applied by
+BLAS. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm. Rules: nnU-Net v2,
 preprocessing/resampling (order 3 for images, 1 for labels and probabilities, separate z beyond
 anisotropy 3, clipping).
 """
@@ -33,9 +33,7 @@ Shape = tuple[int, int, int]
 
 
 def new_shape(shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> Shape:
-    """Size of the grid at another spacing: round(spacing / new * n), halves to even as Python
-    rounds; at least 1.
-    """
+    """Size of the grid at another spacing: round(spacing / new * n), halves to even; at least 1."""
     return tuple(
         max(1, round(float(a) / float(b) * int(n)))
         for n, a, b in zip(shape, spacing_mm, new_spacing_mm, strict=True)
@@ -57,11 +55,11 @@ def separate_axis(spacing_mm: Spacing, new_spacing_mm: Spacing) -> int | None:
 
 @functools.lru_cache(maxsize=64)
 def operator(n_in: int, n_out: int, order: int) -> np.ndarray:
-    """The 1-D resampling matrix (n_out, n_in) float64, read-only: what scipy's zoom (grid mode,
-    edge replication) makes of unit samples.
+    """The 1-D resampling matrix (n_out, n_in) float64, read-only.
 
-    Order 3 includes the spline prefilter over twelve replicated edge samples per side, as scipy's
-    n-D zoom applies it axis by axis.
+    Equal to scipy's zoom (grid mode, edge replication) of unit samples. Order 3 includes the spline
+    prefilter over twelve replicated edge samples per side, as scipy's n-D zoom applies it axis by
+    axis.
     """
     if min(n_in, n_out) < 1 or order not in (0, 1, 3):
         raise UsageError(
@@ -88,8 +86,9 @@ def operator(n_in: int, n_out: int, order: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def nearest(n_in: int, n_out: int) -> np.ndarray:
-    """(n_out,) source index of each sample at order 0: scipy's rounding of scale * (i + 0.5) - 0.5,
-    clamped to the edges.
+    """(n_out,) source index of each sample at order 0.
+
+    scipy's rounding of scale * (i + 0.5) - 0.5, clamped to the edges.
     """
     centres = n_in / n_out * (np.arange(n_out) + 0.5) - 0.5
     index = ndimage.map_coordinates(
@@ -198,11 +197,11 @@ def score_rows(
 def resample_label(
     ids: np.ndarray, new_shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing
 ) -> np.ndarray:
-    """Label resampling: every label's indicator linearly, arg-max; shared maxima take the nearest
-    neighbour's label, else the lowest.
+    """Label resampling: every label's indicator linearly, then arg-max.
 
-    The indicators of one voxel are non-zero only for the labels of its 2x2x2 source voxels, so only
-    voxels where those differ are computed; time and memory do not depend on the number of labels.
+    Ties take the nearest neighbour's label if it is among them, else the lowest. The indicators of
+    one voxel are non-zero only for the labels of its 2x2x2 source voxels, so only voxels where
+    those differ are computed; time and memory do not depend on the number of labels.
 
     Args:
       ids: (z, y, x) integers.
@@ -241,8 +240,9 @@ def resample_label(
 def _taps(
     n_in: int, n_out: int, by_nearest: bool
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """((first, second source index), (their weights)) of each output sample; the second weighs 0
-    where one sample decides.
+    """((first, second source index), (their weights)) of each output sample.
+
+    The second weight is 0 if one sample suffices.
     """
     if n_in == n_out or by_nearest or n_in == 1:
         index = nearest(n_in, n_out)
@@ -257,8 +257,9 @@ def _taps(
 
 
 def _mixed_cells(ids: np.ndarray, taps: Sequence) -> np.ndarray:
-    """(z, y, x) bool: the source voxels at [i, i + 1] along the interpolated axes do not all carry
-    the label of voxel i.
+    """(z, y, x) bool: cells of source voxels [i, i + 1] that do not all have one label.
+
+    Along the interpolated axes.
     """
     low = high = ids
     for axis, ((first, second), _) in enumerate(taps):
@@ -268,7 +269,7 @@ def _mixed_cells(ids: np.ndarray, taps: Sequence) -> np.ndarray:
 
 
 def _with_next(function: np.ufunc, array: np.ndarray, axis: int) -> np.ndarray:
-    """function(voxel i, voxel i + 1) along an axis; the last voxel stands alone."""
+    """function(voxel i, voxel i + 1) along an axis; the last voxel has no successor."""
     out = array.copy()
     head = (slice(None),) * axis + (slice(None, -1),)
     tail = (slice(None),) * axis + (slice(1, None),)
@@ -279,11 +280,10 @@ def _with_next(function: np.ufunc, array: np.ndarray, axis: int) -> np.ndarray:
 def _vote(
     ids: np.ndarray, where: Sequence[np.ndarray], taps: Sequence, close: np.ndarray
 ) -> np.ndarray:
-    """Arg-max over the labels of the (up to) eight source voxels of each output voxel; ties go to
-    `close` if it is among them.
+    """Arg-max over the labels of the (up to) eight source voxels of each output voxel.
 
-    Weights are multiplied and added in scipy's order, so that near-ties fall as they do in the
-    reference.
+    Ties take `close` if it is among them. Weights are multiplied and added in scipy's order, so
+    that near-ties have the reference's result.
     """
     strides = np.cumprod((1, *ids.shape[:0:-1]))[::-1]
     axes = []  # per axis its one or two samples: (offset into the flat ids, weight)
@@ -341,7 +341,7 @@ def support(matrix: np.ndarray) -> tuple[int, int]:
 
 
 def apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarray:
-    """One matrix per axis (None: leave it), the axis that shrinks most first; float32 out."""
+    """Applies one matrix per axis (None: unchanged), the most shrinking axis first; float32."""
     for _, axis in sorted(
         (m.shape[0] / m.shape[1], axis) for axis, m in enumerate(matrices) if m is not None
     ):
@@ -350,12 +350,12 @@ def apply(array: np.ndarray, matrices: Sequence[np.ndarray | None]) -> np.ndarra
 
 
 def along(array: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
-    """float32 matrix @ array along one axis, as batches of tiles: a block of rows, the columns that
-    it touches, part of another axis.
+    """float32 matrix @ array along one axis, as batches of tiles.
 
-    Tiles stay below the size from which OpenBLAS starts its threads. Those pay off on an idle
-    machine only; where cases are prepared side by side, waiting for them at every product costs
-    more than the product.
+    A tile is a block of rows, the columns that it touches, and part of another axis. Tiles stay
+    below the size from which OpenBLAS starts its threads. Threads only pay off on an idle machine;
+    if cases are prepared in parallel, waiting for them at every product costs more than the
+    product.
     """
     out = np.empty((*array.shape[:axis], matrix.shape[0], *array.shape[axis + 1 :]), np.float32)
     blocks = []

@@ -1,10 +1,9 @@
-"""Cubic resampling of a volume in pieces along its first axis, so that the memory of a large scan
-is bounded.
+"""Cubic resampling of a volume in pieces along its first axis, to bound the memory.
 
 In: a function that reads rows of the source. Out: float32 rows of the result, in order. The numbers
-are those of `resample.resample_image` (in-plane axes first, then the first axis); what is held
-between the two is one float32 volume of the source's slices in the new plane, and nothing if the
-first axis does not change.
+are those of `resample.resample_image` (in-plane axes first, then the first axis); between the two
+steps one float32 volume of the source's slices in the new plane is held, and nothing if the first
+axis does not change.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ def image_rows(
         yield from ((rows, read(rows)) for rows in pieces(shape))
         return
     coarse = resample.separate_axis(spacing_mm, new_spacing_mm)
-    if coarse in (1, 2):  # slices across the rows: not worth a path of its own
+    if coarse in (1, 2):  # slices across the rows: rare, so they use the general path
         whole = resample.resample_image(
             read(slice(0, shape[0])), new_shape, spacing_mm, new_spacing_mm
         )
@@ -78,8 +77,9 @@ def image_rows(
 def _in_plane(
     piece: np.ndarray, plane: list, coarse: int | None, limits: tuple[float, float] | None
 ) -> np.ndarray:
-    """Rows resampled within their slices; clipped slice by slice if the first axis is coarse, else
-    to the limits if there are any.
+    """Rows resampled within their slices.
+
+    Clipped slice by slice if the first axis is coarse, else to the limits if there are any.
     """
     if plane[1] is None and plane[2] is None:
         return piece

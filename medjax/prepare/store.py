@@ -1,18 +1,19 @@
-"""Prepared cases on disk: zarr3 arrays that patches are read from without unpacking, and what is
-known about them.
+"""Prepared cases on disk: zarr3 arrays from which patches are read, and their metadata.
 
 Arrays are written in one of two layouts, both plain zarr3: *flat*, one uncompressed chunk that is
-memory-mapped, so that a patch costs its own bytes and all workers share the system's page cache; or
-*packed*, 64-voxel chunks compressed with lz4, for slow or remote disks.
+memory-mapped, so that reading a patch costs only its own bytes and all workers share the system's
+page cache; or *packed*, 64-voxel chunks compressed with lz4, for slow or remote disks.
 
-    <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16; normalised value = stored * gain + bias
+    <root>/<corpus>/<case>/image.zarr      (z, y, x, m) int16;
+                                           normalised value = stored * gain + bias
                            label.zarr      (z, y, x) uint8 or uint16 dense ids of the full corpus
                            locations.npz   str(dense id) -> (n, 3) int32 voxels (z, y, x)
-                           case.json       shape, spacing, geometry and its inverse, gain, bias, voxel counts, sources, key, hashes
+                           case.json       shape, spacing, geometry and its inverse, gain, bias,
+                                           voxel counts, sources, key, hashes
 
-`prepare/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to make, picklable,
-handles opened when first used. What is read is compared with the hashes in case.json, each part
-once per process (see `prepare/hashes.py`).
+`prepare/prepare.py` writes, samplers read. A `StoredCase` is its path: cheap to create, picklable,
+handles are opened on first use. Data that are read are compared with the hashes in case.json, each
+part once per process (see `prepare/hashes.py`).
 """
 
 import contextlib
@@ -39,9 +40,7 @@ CHUNK = 64
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 REMEDY = "prepare it: `medjax prepare <data set folder> -o <store>`"
 FILES = ("image.zarr", "label.zarr", "locations.npz", "case.json")  # all that a case's folder holds
-HANDLES = (
-    1 << 10
-)  # memory-mapped arrays held open at most; fewer where a process may open few files
+HANDLES = 1 << 10  # most memory-mapped arrays held open; fewer if a process may open few files
 Slices = tuple[slice, ...]
 
 log = logging.getLogger("medjax.store")
@@ -50,8 +49,8 @@ log = logging.getLogger("medjax.store")
 class StoredCase:
     """One prepared case.
 
-    `meta` is case.json, `image` and `label` read what they are asked for, `locations` maps str(id)
-    to voxels.
+    `meta` is case.json, `image` and `label` read the requested part, `locations` maps str(id) to
+    voxels.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -64,7 +63,7 @@ class StoredCase:
         return _meta(self.folder, self._stamp)
 
     def image(self, slices: Slices = ()) -> np.ndarray:
-        """int16 (*slices, m), all of it without slices; ranges must lie inside the volume."""
+        """int16 (*slices, m), the whole image without slices; ranges must lie inside the volume."""
         return self._read("image.zarr", slices)
 
     def label(self, slices: Slices = (), *, outside: int = 0) -> np.ndarray:
@@ -83,9 +82,7 @@ class StoredCase:
 
     @property
     def locations(self) -> Mapping:
-        """str(dense id) -> (n, 3) int32 voxels (z, y, x) of it, read one id at a time when asked
-        for.
-        """
+        """str(dense id) -> (n, 3) int32 voxels (z, y, x), read one id at a time on request."""
         return Locations(self.folder, self._stamp)
 
     def _read(self, name: str, slices: Slices) -> np.ndarray:
@@ -96,7 +93,7 @@ class StoredCase:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE):
                     raise
-                # of this process' open files most are ours: close them, and try once more
+                # most open files of this process are these maps: close them and try again
                 _handle.cache_clear()
                 return _handle(self.folder, name, self._stamp)(slices)
         except OSError as error:
@@ -116,8 +113,9 @@ class StoredCase:
 
 
 class Locations(Mapping):
-    """The foreground voxels of a case as a mapping that loads one id at a time; see
-    `StoredCase.locations`.
+    """The foreground voxels of a case as a mapping that loads one id at a time.
+
+    See `StoredCase.locations`.
     """
 
     def __init__(self, folder: str, stamp: tuple[int, int]):
@@ -139,15 +137,14 @@ class Locations(Mapping):
 
 
 def open_case(folder: str | os.PathLike) -> StoredCase:
-    """The prepared case in a folder; `DataError` naming the command that makes it, if there is
-    none.
-    """
+    """The prepared case in a folder; `DataError` with the command to prepare it, if missing."""
     return StoredCase(folder)
 
 
 def list_cases(root: str | os.PathLike, corpus: str) -> list[str]:
-    """Names of the prepared cases of a corpus (by its store name), sorted; `UsageError` if there is
-    no such store.
+    """Names of the prepared cases of a corpus (by its store name), sorted.
+
+    `UsageError` without such a store.
     """
     folder = Path(root) / corpus
     if not folder.is_dir():
@@ -168,13 +165,14 @@ def write_case(
     *,
     packed: bool = False,
 ) -> None:
-    """Fills an existing empty folder; case.json, with the hashes of the rest, comes last, so a
-    folder with it is complete.
+    """Fills an existing empty folder.
+
+    case.json, with the hashes of the rest, is written last, so a folder with it is complete.
 
     Args:
       image: (z, y, x, m) int16. label: (z, y, x) uint8 or uint16. locations: str(dense id) -> (n,
         3) int32. meta: JSON-ready.
-      packed: compressed chunks in place of one flat, memory-mapped one.
+      packed: compressed chunks instead of one flat, memory-mapped one.
     """
     folder = Path(folder)
     found = {}
@@ -190,21 +188,21 @@ def write_case(
 
 
 def write_meta(folder: str | os.PathLike, meta: Mapping[str, Any]) -> None:
-    """Writes case.json in one step; `WriteError` if the disk does not allow it."""
+    """Writes case.json atomically; `WriteError` if the disk does not allow it."""
     files.write_text(Path(folder) / "case.json", json.dumps(meta, indent=1))
 
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a case.json with a hash over all of them, which is compared when it is read."""
+    """The fields of a case.json with a hash over all of them, which is compared on reading."""
     rest = {k: v for k, v in meta.items() if k != "checksum"}
     return rest | {"checksum": files.checksum(json.dumps(rest, sort_keys=True).encode())}
 
 
 def hashes_of(folder: str | os.PathLike) -> dict:
-    """The hashes of a case as it lies on disk, for one that was prepared without.
+    """The hashes of a case on disk that was prepared without hashes.
 
-    Raises: `DataError` if the label does not hold the numbers of voxels that case.json tells of, or
-      a file cannot be read.
+    Raises: `DataError` if the voxel counts of the label differ from those in case.json, or a file
+      cannot be read.
     """
     case, root = StoredCase(folder), Path(folder)
     expected, counts = case.meta["voxels"], {}
@@ -233,8 +231,9 @@ def hashes_of(folder: str | os.PathLike) -> dict:
 
 
 def check_files(folder: str | os.PathLike) -> None:
-    """`DataError` if a file of a prepared case is missing or has another size than it should;
-    contents are not read.
+    """`DataError` if a file of a prepared case is missing or has another size than recorded.
+
+    Contents are not read.
     """
     case = StoredCase(folder)
     for name in ("image.zarr", "label.zarr"):
@@ -243,7 +242,7 @@ def check_files(folder: str | os.PathLike) -> None:
 
 
 def again(folder: str | os.PathLike) -> str:
-    """The command that makes one damaged case again."""
+    """The command that prepares one damaged case again."""
     folder = Path(folder)
     return (
         f"make this case again: `medjax prepare <data set folder> -o {folder.parent.parent} "
@@ -320,9 +319,7 @@ def flat_file(path: Path, axes: int) -> Path:
 
 
 def _stamp(folder: str) -> tuple[int, int]:
-    """Changes when a case is prepared again, so that handles of the old one are not used for the
-    new.
-    """
+    """Changes if a case is prepared again, so that handles of the old one are not reused."""
     try:
         status = os.stat(os.path.join(folder, "case.json"))
     except OSError as error:
@@ -373,7 +370,7 @@ def _meta(folder: str, stamp: tuple[int, int]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1 << 10)
 def _tell_unhashed(corpus_folder: str) -> None:
-    """Said once per corpus of a store (and process)."""
+    """Logs once per corpus of a store (and process)."""
     log.warning(
         "%s: prepared without hashes by an earlier version of medjax, so damage to its arrays "
         "cannot be noticed; "
@@ -395,9 +392,7 @@ def _most_handles() -> int:
 
 @functools.lru_cache(maxsize=_most_handles())
 def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices], np.ndarray]:
-    """Slices -> array of their own, for either layout; a memory map holds a file descriptor, hence
-    the bound.
-    """
+    """Slices -> array, for either layout; bounded because a memory map holds a file descriptor."""
     path, check = Path(folder, name), _check(folder, name, stamp)
     text = (path / "zarr.json").read_bytes()
     if expected := _meta(folder, stamp).get("hashes"):
@@ -437,8 +432,9 @@ def _handle(folder: str, name: str, stamp: tuple[int, int]) -> Callable[[Slices]
 
 @functools.lru_cache(maxsize=1 << 15)
 def _check(folder: str, name: str, stamp: tuple[int, int]) -> hashes.Check | None:
-    """What compares an array with its hashes and remembers which parts were; None for a case
-    without hashes.
+    """The object that compares an array with its hashes; None for a case without hashes.
+
+    It remembers which parts were compared.
     """
     expected = _meta(folder, stamp).get("hashes", {}).get(name)
     if expected is None:
@@ -482,7 +478,7 @@ def _voxels(folder: str, key: str, stamp: tuple[int, int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def _locations_of(folder: str) -> Iterator[None]:
-    """Errors of locations.npz as a sentence."""
+    """Converts errors of locations.npz to a `DataError`."""
     try:
         yield
     except zipped.DAMAGES as error:

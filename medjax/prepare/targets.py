@@ -1,9 +1,8 @@
-"""Where prepared cases may be written: what is in a store already, whose it is, and what must never
-be touched.
+"""Checks where prepared cases may be written, and what must never be overwritten.
 
-A folder of the store is replaced or removed only if it is a prepared case: it holds nothing but the
-files that medjax writes, and its case.json names this very case and corpus. Anything else that
-exists under the name of a case, links included, is refused.
+A folder of the store is replaced or removed only if it is a prepared case: it holds only files that
+medjax writes, and its case.json names this case and corpus. Anything else that exists under the
+name of a case, links included, is refused.
 """
 
 import contextlib
@@ -34,8 +33,10 @@ _FORMER = r"\.tmp-{host}-(?P<pid>\d+)-[0-9a-f]{{8}}-.+"  # temporary folders of 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What lies under the name of a case: `state` "free", "ours" (with the fields of its
-    case.json), "damaged" or "foreign" (`reason`).
+    """What exists under the name of a case.
+
+    `state` is "free", "ours" (with the fields of its case.json), "damaged" or "foreign" (with a
+    `reason`).
     """
 
     state: str
@@ -44,11 +45,10 @@ class Found:
 
 
 def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
-    """Whose a folder is, for the case `name` of the corpus with the store name `corpus`; nothing is
-    followed or changed.
+    """What exists in a folder, for the case `name` of the corpus with the store name `corpus`.
 
-    "damaged" is a prepared case whose case.json cannot be read: all four parts are there, and
-    nothing else.
+    Nothing is followed or changed. "damaged" is a prepared case whose case.json cannot be read: all
+    four parts are there, and nothing else.
     """
     folder = Path(folder)
     try:
@@ -56,7 +56,7 @@ def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
     except FileNotFoundError:
         return Found("free")
     except OSError as error:
-        return Found("foreign", reason=f"what cannot be looked at ({error.strerror})")
+        return Found("foreign", reason=f"what cannot be read ({error.strerror})")
     if stat.S_ISLNK(mode):
         return Found("foreign", reason=f"a link to {os.readlink(folder)}")
     if not stat.S_ISDIR(mode):
@@ -97,8 +97,9 @@ def look(folder: str | os.PathLike, name: str, corpus: str) -> Found:
 
 
 def foreign_entries(folder: str | os.PathLike) -> list[str]:
-    """What a folder holds that medjax does not write into a case's folder, as relative paths; links
-    count, whatever their name.
+    """Entries of a folder that medjax does not write into a case's folder, as relative paths.
+
+    Links always count.
     """
     found, todo = [], [""]
     while todo:
@@ -113,14 +114,15 @@ def foreign_entries(folder: str | os.PathLike) -> list[str]:
 
 
 def check_targets(corpus: str, cases: Sequence[Case], root: str | os.PathLike) -> None:
-    """Refuses a store that would touch anything but prepared cases of this corpus. Nothing is
-    written.
+    """Refuses a store that would overwrite anything except prepared cases of this corpus.
+
+    Nothing is written.
 
     Args:
       corpus: the store name of the corpus. cases: all that may be written. root: the store.
 
-    Raises: `UsageError` for names that cannot be folders, two cases of one name, targets that exist
-      and are not medjax' own, links in the store, raw files inside the store's folder for the
+    Raises: `UsageError` for names that cannot be folders, two cases of one name, existing targets
+      that medjax did not write, links in the store, raw files inside the store's folder for the
       corpus, and a store inside the folder of a case.
     """
     files.check_name(corpus, "corpus name")
@@ -171,9 +173,7 @@ def check_targets(corpus: str, cases: Sequence[Case], root: str | os.PathLike) -
 
 
 def _check_sources(cases: Sequence[Case], folder: Path) -> None:
-    """Refuses raw files inside the store's folder, and a store inside a folder that holds the raw
-    files of one case only.
-    """
+    """Refuses raw files inside the store's folder, and a store inside one case's folder."""
     real, users = os.path.realpath(folder), {}
     for number, case in enumerate(cases):
         for path in (*case.images, *case.label_files):
@@ -214,7 +214,7 @@ def _check_sources(cases: Sequence[Case], folder: Path) -> None:
 
 
 def _local(path: str) -> str | None:
-    """The file or folder behind a path of a case; None for one in a bucket."""
+    """The file or folder of a path of a case; None for one in a bucket."""
     if not records.is_record(path):
         return os.path.abspath(path)
     location = os.fspath(path).removeprefix(records.SCHEME).rpartition("#")[0]
@@ -225,11 +225,10 @@ def _local(path: str) -> str | None:
 
 @contextlib.contextmanager
 def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Holds the store's folder of a corpus, which is made if missing; waits, after a line to `say`,
-    while another process holds it.
+    """Locks the store's folder of a corpus, which is created if missing.
 
-    A folder that can only be read, or a full disk, holds nobody up: what is prepared there can
-    still be used.
+    Waits, after a line to `say`, while another process holds it. If the folder is read-only or the
+    disk is full, no lock is taken: what is prepared there can still be used.
     """
     folder = Path(root) / corpus
     try:
@@ -245,15 +244,16 @@ def holding(root: str | os.PathLike, corpus: str, say: Callable[[str], None]) ->
             stack.enter_context(locks.lock(folder, "preparing", wait=True, say=say))
         except WriteError as error:
             if os.access(folder, os.W_OK):
-                say(f"the store cannot be locked, going on without: {error}")
+                say(f"the store cannot be locked, continuing without a lock: {error}")
         yield
 
 
 def publish(temporary: Path, final: Path, corpus: str, key: str | None) -> None:
-    """Gives a finished folder its name; if another process was first with the same key, its folder
-    stays.
+    """Gives a finished folder its name.
 
-    Raises: `DataError` if what has the name is not this case, or holds files of others.
+    If another process was first with the same key, its folder is kept.
+
+    Raises: `DataError` if another case, or files that medjax did not write, have the name.
     """
     for _ in range(20):
         if look(final, final.name, corpus).state == "free":
@@ -275,8 +275,9 @@ def publish(temporary: Path, final: Path, corpus: str, key: str | None) -> None:
 
 
 def discard(folder: Path, corpus: str) -> None:
-    """Takes a prepared case away in one step, then deletes it; `DataError` for a folder that is not
-    wholly medjax' own.
+    """Removes a prepared case in one step, then deletes it.
+
+    `DataError` for a folder that contains other files.
     """
     _check_own(folder, folder.name, corpus, folder)
     trash = files.temporary(folder)
@@ -287,7 +288,7 @@ def discard(folder: Path, corpus: str) -> None:
     try:
         _check_own(
             trash, folder.name, corpus, folder
-        )  # somebody may have exchanged it between the look and the move
+        )  # another process may have replaced it between the check and the move
     except DataError:
         os.rename(trash, folder)
         raise
@@ -313,7 +314,7 @@ def _check_own(folder: Path, name: str, corpus: str, shown: Path) -> None:
 
 
 def sweep(folder: Path) -> bool:
-    """Deletes what killed processes of this machine left; True if another process is at work here."""
+    """Deletes leftovers of killed processes of this machine; True if another process is running."""
     files.sweep(folder)
     former = re.compile(_FORMER.format(host=re.escape(socket.gethostname())))
     busy = False
@@ -329,7 +330,7 @@ def sweep(folder: Path) -> bool:
 
 
 def check_plan_file(path: str | os.PathLike) -> None:
-    """`UsageError` if a file exists under the name of a plan and is none that medjax wrote."""
+    """`UsageError` if a file under the name of a plan was not written by medjax."""
     from medjax.prepare.plan import Plan
 
     if not os.path.lexists(path):

@@ -1,5 +1,4 @@
-"""Plots as SVG text, sharp in print and small in a page: box plots of scores, and agreement of
-volumes (Bland and Altman).
+"""Plots as SVG text: box plots of scores, and agreement of volumes (Bland and Altman).
 
 In: numbers by name. Out: an `<svg>` element whose marks carry their case as a tooltip.
 """
@@ -29,8 +28,9 @@ def box_plot(
     low: Number | None = None,
     high: Number | None = None,
 ) -> str:
-    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR,
-    every case as a dot.
+    """Horizontal boxes, one per name: quartiles, median, whiskers to the last value within 1.5 IQR.
+
+    Every case is a dot.
 
     Args:
       values: name -> (case, value) of every case. low, high: ends of the axis; default from the
@@ -102,7 +102,7 @@ def bland_altman(
 
     Args:
       points: (case, mean of both volumes in ml, predicted minus reference volume in ml).
-      bias, limits: from `aggregate.agreement`.
+      bias, limits: from `aggregate.agreement_limits`.
     """
     left, top, width, height = 64, 30, 400, 220
     xs, ys = [x for _, x, _ in points], [y for *_, y in points]

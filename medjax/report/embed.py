@@ -1,9 +1,8 @@
-"""Small copies of scans and masks to look at: cropped and coarsened to a budget, as NIfTI bytes
-that any viewer reads.
+"""Small copies of scans and masks for display, as NIfTI bytes that any viewer reads.
 
-In: (z, y, x) arrays in canonical axes with the affine of that grid. Out: arrays on a smaller grid,
-and gzipped NIfTI-1 bytes. Like `nifti.py`, `encode` speaks nibabel's (x, y, z); nothing here is
-exact enough to measure on.
+In: (z, y, x) arrays in canonical axes with the affine of that grid. Out: arrays on a smaller grid
+(cropped and coarsened to a budget), and gzipped NIfTI-1 bytes. Like `nifti.py`, `encode` uses
+nibabel's (x, y, z); the copies are not exact enough for measurements.
 """
 
 import dataclasses
@@ -70,12 +69,11 @@ def reduce_to(
     focus: Sequence[tuple[int, int]] | None = None,
     margin_mm: float = 20.0,
 ) -> Reduction:
-    """The gentlest reduction to at most `voxels`: nothing, else a crop to `focus` with a margin,
-    else coarser as well.
+    """The smallest reduction to at most `voxels`: none, else a crop, else a crop and coarsening.
 
     Args:
-      shape, spacing_mm: of the grid, (z, y, x). focus: half-open box of what matters; None keeps
-        the whole field of view.
+      shape, spacing_mm: of the grid, (z, y, x). focus: half-open box to crop to (with a margin);
+        None keeps the whole field of view.
     """
     box = tuple((0, int(n)) for n in shape)
     if math.prod(shape) > voxels and focus is not None:
@@ -90,7 +88,7 @@ def reduce_to(
             (i for i in range(3) if factors[i] < box[i][1] - box[i][0]),
             key=lambda i: factors[i] * spacing_mm[i],
         )
-        factors[axis] += 1  # the finest axis gives way first, so that voxels tend towards cubes
+        factors[axis] += 1  # the finest axis is coarsened first, so that voxels become nearly cubic
     return Reduction(box, tuple(factors))
 
 

@@ -19,8 +19,9 @@ CASE_ROWS = 2000
 
 
 def scores(result: Result) -> str:
-    """A table per corpus: mean with interval and spread of every metric, and the counts; then
-    groups and pools.
+    """A table per corpus: mean with interval and spread of every metric, and the counts.
+
+    Groups and pools follow.
     """
     found, parts = result.tables, []
     metrics = [m for m in tables.REPORTED if m in found["metrics"]]
@@ -64,9 +65,7 @@ def scores(result: Result) -> str:
 
 
 def figures(result: Result) -> dict[str, str]:
-    """Name -> SVG: a box plot per corpus and metric, and the agreement of volumes of the first
-    classes.
-    """
+    """Name -> SVG: a box plot per corpus and metric, and volume agreement of the first classes."""
     drawn = {}
     for corpus, names in result.classes.items():
         for metric in (m for m in written.PLOTTED if m in result.tables["metrics"]):

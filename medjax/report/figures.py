@@ -1,7 +1,6 @@
-"""Which cases of an evaluation to look at, and their pictures: montages of the worst, and what the
-viewer of a report shows.
+"""Chooses cases of an evaluation to show and draws them: montages of the worst, viewer cases.
 
-In: a `Result`. Out: PNG files, `scans.Shown` records.
+In: a `Result`. Out: PNG files, `viewer.Shown` records.
 """
 
 from collections.abc import Sequence
@@ -39,9 +38,7 @@ def ranked(result: Result) -> list[Scored]:
 
 
 def chosen(result: Result, count: int) -> list[Scored]:
-    """At most `count` cases, the corpora in turn: mostly the worst, then the middle and the best of
-    each.
-    """
+    """At most `count` cases, corpora in turn: mostly the worst, then middle and best ones."""
     by_corpus: dict[str, list[Scored]] = {}
     for entry in ranked(result):
         by_corpus.setdefault(entry[0], []).append(entry)
@@ -60,8 +57,9 @@ def chosen(result: Result, count: int) -> list[Scored]:
 
 
 def montages(result: Result, folder: Path, count: int) -> tuple[list[tuple[str, Path]], list[dict]]:
-    """Draws the worst `count` cases into `folder`/montages; returns (title, path) of each, and
-    records of those that could not be drawn.
+    """Draws the worst `count` cases into `folder`/montages.
+
+    Returns (title, path) of each, and records of those that could not be drawn.
     """
     drawn, failed = [], []
     places = written.montages([(corpus, pair.case) for corpus, pair in result.pairs])

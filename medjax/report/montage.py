@@ -1,5 +1,4 @@
-"""One picture per case: the scan with reference and predicted contours in three planes, for a quick
-look at what went right or wrong.
+"""One picture per case: the scan with reference and predicted contours in three planes.
 
 In: an image and dense-id label maps (z, y, x) in canonical axes, spacing, class names. Out: a PNG
 file.
@@ -32,14 +31,16 @@ def montage(
     window: tuple[float, float] | None = None,
     title: str = "",
 ) -> None:
-    """Draws rows axial, coronal, sagittal at the slice with most foreground; columns image,
-    reference, prediction.
+    """Draws rows axial, coronal, sagittal at the slice with most foreground.
+
+    Columns: image, reference, prediction.
 
     Args:
       image: (z, y, x) intensities in canonical axes (z up, y to the front, x to the patient's right
         growing).
-      reference, prediction: (z, y, x) label ids, 0 background; no reference leaves its column out.
-      path: of the PNG.
+      reference, prediction: (z, y, x) label ids, 0 background; without a reference its column is
+        omitted.
+      path: the PNG to write.
       spacing_mm: (z, y, x); slices keep their true proportions.
       names: id -> name for the legend, which lists the classes in the picture; default the id.
       window: grey range; default percentiles 1 and 99 of the slices' surroundings.
@@ -159,9 +160,7 @@ def _plain(name: str) -> str:
 
 
 def colour(position: int) -> tuple[float, float, float]:
-    """RGB of the class at a position of the legend; distinct from its neighbours, and the same in
-    every picture.
-    """
+    """RGB of the class at a legend position, distinct from its neighbours."""
     from matplotlib.colors import hsv_to_rgb, to_rgb
 
     if position < len(COLOURS):
@@ -174,8 +173,9 @@ def colour(position: int) -> tuple[float, float, float]:
 
 
 def best_slices(*maps: np.ndarray) -> tuple[int, int, int]:
-    """Index along each axis of the slice with most foreground in the first map that has any; the
-    middle if none has.
+    """Index along each axis of the slice with most foreground, in the first map that has any.
+
+    The middle if no map has foreground.
     """
     for volume in maps:
         mask = volume > 0
@@ -187,8 +187,9 @@ def best_slices(*maps: np.ndarray) -> tuple[int, int, int]:
 
 
 def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """(rows, columns) as radiologists look at it: patient's right on the left; rows grow upwards to
-    front (axial) or head.
+    """(rows, columns) in radiological orientation: patient's right on the left.
+
+    Rows grow towards the front (axial) or the head.
     """
     plane = volume.take(min(index, volume.shape[axis] - 1), axis)
     return plane[:, ::-1] if axis < 2 else plane

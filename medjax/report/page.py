@@ -1,7 +1,6 @@
-"""One HTML file that needs nothing else: style, script, viewer and scans inside, readable from the
-file system without a network.
+"""A self-contained HTML file: style, script, viewer and scans inside, no network needed.
 
-In: sections of HTML made of escaped text, and payloads from `scans`. Out: the text of a page.
+In: sections of HTML made of escaped text, and payloads from `viewer`. Out: the text of a page.
 """
 
 import base64
@@ -30,9 +29,7 @@ def asset(name: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def niivue() -> str:
-    """The viewer as base64 of its gzipped source; `MetricError` if it is not the file that was
-    checked in.
-    """
+    """The viewer as base64 of its gzipped source; `MetricError` if its file was modified."""
     packed = asset("niivue.umd.js.gz")
     if hashlib.sha256(decompress(packed)).hexdigest() != NIIVUE_SHA256:
         raise MetricError(
@@ -56,7 +53,7 @@ def page(
     Args:
       title, subtitle, notes: plain text.
       facts: (name, value) shown large at the top.
-      sections: (id, heading, HTML) in order; the viewer is the one whose id is "viewer".
+      sections: (id, heading, HTML) in order; the section with id "viewer" holds the viewer.
       scans: payloads with "key" and "title"; without any there is no viewer.
     """
     chips = "".join(f"<div><b>{text(str(value))}</b>{text(name)}</div>" for name, value in facts)
@@ -96,20 +93,19 @@ def page(
 
 def data(name: str, value: Any) -> str:
     """JSON inside a page; no text in it can end the element."""
-    return (
-        f'<script id="{name}" '
-        f'type="application/json">{json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")}</script>'
-    )
+    content = json.dumps(value, allow_nan=False).replace("<", chr(92) + "u003c")
+    return f'<script id="{name}" type="application/json">{content}</script>'
 
 
 VIEWER = """
 <div class="controls">
 <label>case <select id="scan"></select></label>
-<label>view <select id="view"><option value="planes">three planes</option><option>axial</option><option>coronal</option>
-<option>sagittal</option><option value="solid">3D</option></select></label>
+<label>view <select id="view"><option value="planes">three planes</option><option>axial</option>
+<option>coronal</option><option>sagittal</option><option value="solid">3D</option></select></label>
 <label>masks <select id="layer"></select></label>
 <label>opacity <input id="strength" type="range" min="0" max="1" step="0.05" value="0.55"></label>
-<label>grey from <input id="low" type="number" step="any"> to <input id="high" type="number" step="any"></label>
+<label>grey from <input id="low" type="number" step="any"> to
+<input id="high" type="number" step="any"></label>
 </div>
 <div id="stage"><canvas id="canvas"></canvas></div><div id="place"></div>
 <div class="legend" id="legend"></div><p class="faint" id="note"></p>
@@ -123,12 +119,12 @@ def table(
     total: Sequence[Any] | None = None,
     text_columns: Sequence[int] = (0,),
 ) -> str:
-    """A table that sorts by a click on its head.
+    """A table that is sorted by a click on its header.
 
     Args:
       rows: cells that are text or numbers (None: empty), or ready-made `Cell`s. total: a last line
-        outside the sorting.
-      text_columns: positions set to the left.
+        that is not sorted.
+      text_columns: left-aligned columns.
     """
     side = ["text" if k in text_columns else "" for k in range(len(heads))]
     head = "".join(
@@ -137,12 +133,10 @@ def table(
     body = "".join(
         f"<tr>{''.join(_cell(cell, side[k]) for k, cell in enumerate(row))}</tr>" for row in rows
     )
-    foot = (
-        f'<tfoot><tr class="total">{"".join(_cell(c, side[k]) for k, c in enumerate(total))}</tr></tfoot>'
-        if total
-        else ""
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table></div>'
+    last = "".join(_cell(cell, side[k]) for k, cell in enumerate(total or ()))
+    foot = f'<tfoot><tr class="total">{last}</tr></tfoot>' if total else ""
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}"
+    return f'<div class="scroll"><table>{inside}</table></div>'
 
 
 class Cell:
@@ -158,7 +152,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def opener(key: str, label: str) -> str:
-    """A name that opens its case in the viewer, if it is there."""
+    """A name that opens its case in the viewer, if the viewer has it."""
     return f'<button class="link" data-case="{text(key)}">{text(label)}</button>'
 
 

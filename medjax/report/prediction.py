@@ -1,8 +1,8 @@
-"""report.html: what an evaluation found, or what a prediction made, in one self-contained page with
-a viewer of scans and masks.
+"""report.html: results of an evaluation or a prediction in one self-contained page.
 
-In: a `Result`, or the folder that `infer.cases.predict_cases` filled. Out: the path of the page.
-A scan that cannot be shown is named in the page and costs nothing else.
+In: a `Result`, or the folder that `infer.cases.predict_cases` filled. Out: the path of the page,
+with a viewer of scans and masks. A scan that cannot be shown is listed in the page; the rest is
+unaffected.
 """
 
 import os
@@ -37,13 +37,14 @@ def prediction_report(
     path: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `report.html` into a folder of predictions: cases, volumes, seconds, failures,
-    previews, and a viewer.
+    """Writes `report.html` into a folder of predictions.
+
+    It shows cases, volumes, seconds, failures, previews, and a viewer.
 
     Args:
-      folder: with run.json and one sidecar `<case>.json` per mask, as `medjax predict` leaves it.
-      cases: at most so many in the viewer. voxels: per embedded volume. budget_mb: for all of them;
-        the rest is left out, and said so.
+      folder: with run.json and one sidecar `<case>.json` per mask, as `medjax predict` writes it.
+      cases: most cases in the viewer. voxels: per embedded volume. budget_mb: for all of them; the
+        page lists cases that do not fit.
       path: of the page; default `folder/report.html`. overwrite: also replace a page that medjax
         did not write.
 
@@ -117,16 +118,16 @@ def evaluation_report(
     budget_mb: float = BUDGET_MB,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `report.html` into the folder of an evaluation: scores, plots, comparison, viewer,
-    cases, worst cases, failures.
+    """Writes `report.html` into the folder of an evaluation.
+
+    It shows scores, plots, comparison, viewer, cases, worst cases and failures.
 
     Args:
       comparison: from `compare.compare`. pictures_of: (title, PNG) of the worst cases, from
-        `pictures.montages`.
-      cases, voxels, budget_mb, overwrite: see `prediction_report`; 0 cases leave the viewer out.
+        `figures.montages`.
+      cases, voxels, budget_mb, overwrite: see `prediction_report`; with 0 cases there is no viewer.
 
-    Returns: the path written. Files of the evaluation that have moved since cost the viewer their
-      case, nothing else.
+    Returns: the path written. A case whose files have moved since is missing from the viewer only.
     """
     folder = Path(folder)
     path = _page(folder / REPORT, overwrite)
@@ -167,13 +168,12 @@ def evaluation_report(
 
 
 def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
-    """Writes the report of what a folder holds: an evaluation, a prediction, or a run with either
-    inside.
+    """Writes the report of a folder: an evaluation, a prediction, or a run that contains either.
 
     Args:
       options: cases, voxels, budget_mb, overwrite; see `prediction_report`.
 
-    Returns: the paths written. Raises: `UsageError` where there is nothing to report.
+    Returns: the paths written. Raises: `UsageError` if there is nothing to report.
     """
     folder = Path(folder)
     if (folder / "summary.json").is_file():
@@ -202,8 +202,9 @@ def report(folder: str | os.PathLike, **options: Any) -> list[Path]:
 def embed(
     shown: Sequence[viewer.Shown], voxels: int, budget_mb: float
 ) -> tuple[list[dict], list[dict]]:
-    """Payloads of the cases that can be read and fit into the budget, in order; and records of
-    those that cannot be shown.
+    """Payloads of the cases that can be read and fit into the budget, in order.
+
+    And records of those that cannot be shown.
     """
     payloads, left, used = [], [], 0
     for one in shown:
@@ -220,7 +221,7 @@ def embed(
 
 
 def write(path: str | os.PathLike, content: str) -> Path:
-    """Text, whole or not at all; the folder is made. Returns the path."""
+    """Writes text atomically; creates the folder. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, content)
@@ -241,7 +242,7 @@ def _page(path: str | os.PathLike, overwrite: bool) -> Path:
 
 
 def _sidecar(folder: Path, name: str) -> dict:
-    """What is known of a case; names come from a file and must not lead elsewhere."""
+    """The sidecar of a case; names come from a file and must not lead elsewhere."""
     files.check_name(name, "case name", path=folder)
     found = read_json(folder / f"{name}.json")
     if not isinstance(found, dict):
@@ -252,7 +253,7 @@ def _sidecar(folder: Path, name: str) -> dict:
 
 
 def _warnings(sidecars: Mapping[str, Mapping]) -> str:
-    """What the predictions warn about, by case."""
+    """Warnings of the predictions, by case."""
     said = [
         (name, warning) for name, side in sidecars.items() for warning in side.get("warnings") or ()
     ]
@@ -268,7 +269,7 @@ def _predicted_here(folder: Path) -> bool:
 
 
 def _manifest(folder: Path) -> dict:
-    """run.json; where several calls shared the cases, what all of their manifests tell."""
+    """run.json; if several calls shared the cases, their manifests joined."""
     found_here = [
         path
         for path in (folder / "run.json", *sorted(folder.glob("run_part*.json")))
@@ -301,7 +302,7 @@ def _first(channels: Any) -> float | None:
 
 
 def _left_out(left: Sequence[Mapping], others: int) -> str:
-    """What the viewer does not show, and why."""
+    """Text about cases that the viewer does not show."""
     said = (
         f'<p class="faint">{others} further cases are in the tables only.</p>'
         if others > len(left)
@@ -311,9 +312,7 @@ def _left_out(left: Sequence[Mapping], others: int) -> str:
 
 
 def _statistics(sidecars: Mapping[str, Mapping]) -> str:
-    """Per class: in how many cases it was found, volume (median, range) and mean intensity; and the
-    volumes of all cases as box plots.
-    """
+    """Per class: cases, volume (median, range), mean intensity; and box plots of volumes."""
     by_class: dict[str, list[tuple[str, Mapping]]] = {}
     for case, side in sidecars.items():
         for name, entry in side.get("classes", {}).items():
@@ -384,7 +383,7 @@ def _predicted(manifest: Mapping, sidecars: Mapping[str, Mapping]) -> str:
 
 
 def _previews(folder: Path, sidecars: Mapping[str, Mapping]) -> str:
-    """The PNG files that `--preview` left beside the masks."""
+    """The PNG files that `--preview` wrote beside the masks."""
     found = [
         (name, path)
         for name in sidecars

@@ -1,4 +1,4 @@
-"""Everything an evaluation shows beside its numbers: plots, pictures of the worst cases, the page.
+"""The figures of an evaluation: plots, pictures of the worst cases, the page.
 
 In: a `Result` whose numbers are written. Out: plots/, montages/ and report.html in its folder.
 """
@@ -22,14 +22,14 @@ def present(
     viewer_cases: int = prediction.CASES,
     overwrite: bool = False,
 ) -> Path:
-    """Draws into `folder`; a case that cannot be drawn is named in the page and costs nothing else.
+    """Draws into `folder`; a case that cannot be drawn is listed in the page.
 
     Args:
-      montages: pictures of so many of the worst cases. viewer_cases: scans inside the page.
+      montages: number of pictures of the worst cases. viewer_cases: scans inside the page.
       overwrite: also replace files that medjax did not write.
 
-    Returns: the path of report.html. Raises: `UsageError` if a file is in the way that medjax did
-      not write.
+    Returns: the path of report.html. Raises: `UsageError` if a file with one of the names was not
+      written by medjax.
     """
     folder, places = Path(folder), written.plots(result.classes)
     names = written.planned(

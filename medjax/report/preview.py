@@ -1,5 +1,4 @@
-"""Pictures of what a network is given: prepared cases and drawn samples, with their labels in
-colour. The first thing to look at.
+"""Pictures of prepared cases and drawn samples, with their labels in colour.
 
 In: normalised images (z, y, x[, m]) or (y, x[, m]) and label ids of one shape. Out: PNG sheets, one
 row per case or sample.
@@ -15,9 +14,9 @@ from medjax import files
 from medjax.errors import DataError, UsageError
 from medjax.prepare.resample import Spacing
 
-MARK = "medjax preview"  # in every picture, by which it is known as ours
+MARK = "medjax preview"  # in every picture; identifies pictures that medjax wrote
 PLANES = ("axial", "coronal", "sagittal")
-# Okabe and Ito's palette, told apart by colour-blind readers too
+# Okabe and Ito's palette, suitable for colour-blind readers
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 GROUND, INK, PADDED = "#111111", "#dddddd", "#5a2a2a"
 
@@ -40,8 +39,9 @@ class Panel:
 def planes(
     image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str = ""
 ) -> list[Panel]:
-    """The three orthogonal slices of a (z, y, x[, m]) volume with most labelled voxels; first
-    channel.
+    """The three orthogonal slices of a (z, y, x[, m]) volume with most labelled voxels.
+
+    First channel only.
     """
     values = image[..., 0] if image.ndim == 4 else image
     panels, foreground = [], label > 0
@@ -63,8 +63,9 @@ def planes(
 
 
 def middle(image: np.ndarray, label: np.ndarray, spacing_mm: Spacing, title: str = "") -> Panel:
-    """The slice of constant z of a patch with most labelled voxels (a 2D patch as it is); first
-    channel.
+    """The slice of constant z of a patch with most labelled voxels; first channel.
+
+    A 2D patch is returned as it is.
     """
     values = image[..., 0]
     if values.ndim == 3:

@@ -1,8 +1,7 @@
-"""What the viewer of a report shows of one case: scan, masks and where they differ, small enough to
-travel inside a page.
+"""The data of one case for a report's viewer: scan, masks and their differences.
 
-In: file paths of a case and what its label values mean. Out: JSON-ready payloads with base64 NIfTI
-files.
+In: file paths of a case and the meaning of its label values. Out: JSON-ready payloads with base64
+NIfTI files, small enough to embed in a page.
 """
 
 import base64
@@ -38,7 +37,7 @@ class Shown:
       names: label value -> class name.
       frame: of a 4D scan, the one that is shown.
       corpus, source: for references and predictions that are no plain label maps; see
-        `masks.open_masks`.
+        `metrics.side.open_masks`.
     """
 
     key: str
@@ -56,7 +55,7 @@ def payload(shown: Shown, voxels: int) -> dict:
     """Reads, crops, coarsens and encodes one case.
 
     Args:
-      voxels: at most so many per volume.
+      voxels: most voxels per volume.
 
     Returns: {"image", "layers": {name: {"data", "labels"}}, "window", "focus", "note"}; images as
       base64 of .nii.gz.
@@ -110,8 +109,9 @@ def payload(shown: Shown, voxels: int) -> dict:
 
 
 def _window(grey: np.ndarray) -> list[float]:
-    """The grey range to begin with: soft tissue where the values are Hounsfield units (air far
-    below 0), else percentiles 1 and 99.
+    """The initial grey range: soft tissue for Hounsfield units, else percentiles 1 and 99.
+
+    Values are taken for Hounsfield units if the air is far below 0.
     """
     low, high = (float(v) for v in np.percentile(grey, (1, 99)))
     if low <= AIR_HU:
@@ -155,7 +155,7 @@ def _layer(ids: np.ndarray, labels: Sequence[dict], affine: np.ndarray) -> dict:
 
 
 def _focus(layers: Mapping[str, np.ndarray], affine: np.ndarray) -> list[float] | None:
-    """A place worth looking at (RAS+ mm): the slice with most of the masks, and there their middle."""
+    """The centre (RAS+ mm) of the masks in the slice with most of them."""
     for ids in layers.values():
         mask = ids > 0
         if mask.any():

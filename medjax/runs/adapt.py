@@ -1,8 +1,7 @@
-"""What a source run's parameters need before `train.transfer` can compare leaf with leaf: experts
-by modality name, heads by corpus name.
+"""Rearranges a source run's parameters before `weights.transfer` compares leaf with leaf.
 
-In: the configs and label spaces of both runs and their parameters. Out: rearranged source
-parameters; names along the axes of heads.
+In: the configs and label spaces of both runs and their parameters. Out: source parameters with
+experts ordered by modality name; names along the axes of heads.
 """
 
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ from medjax.weights import experts
 
 
 def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, ...]:
-    """Names of the experts of a run's network: the first modality that is routed to each, "expert3"
-    where there is none.
+    """Names of the experts of a run's network.
+
+    The first modality that is routed to each; "expert3" if there is none.
     """
     modalities = space.modalities
     expert_of = fields["model"].get("expert_of") or (
@@ -37,15 +37,15 @@ def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, .
 def rearranged(
     source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours: tuple[Mapping, LabelSpace]
 ) -> Any:
-    """The source's parameters after `config.init`: `copy`, `experts_from`, `upcycle`, `experts` and
-    `gate`, in this order.
+    """The source's parameters after `config.init`.
+
+    Applied are `copy`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
 
     Args:
       source, theirs: parameters of the source, its config and label space. fresh, ours: the
         target's.
 
-    Raises: `UsageError` for names that do not exist, or experts that nothing says where to take
-      from.
+    Raises: `UsageError` for names that do not exist, or experts without a source.
     """
     given = ours[0]["init"]
     if given.get("copy"):
@@ -90,11 +90,11 @@ def _other(folder: Path, name: str) -> tuple[Any, int]:
 def channel_names(
     ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names along the class axis of the heads of (this run, the source): like names are copied.
+    """Names along the class axis of the heads of (this run, the source): equal names are copied.
 
     Those of the label space for sigmoid heads; for heads by corpus one name per column,
-    "corpus/class" as the corpus calls it and "corpus/background", a head that corpora share being
-    named after one that both runs know.
+    "corpus/class" as the corpus calls it and "corpus/background". A head that corpora share is
+    named after one that both runs have.
     """
     if "corpus_softmax" not in (_kind(ours[0]), _kind(theirs[0])):
         return ours[1].classes, theirs[1].classes
@@ -118,7 +118,7 @@ def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple
     names = [""] * (int(table.max()) + 1)
     order = sorted(
         range(len(numbers)), key=lambda k: space.corpora[k].name in common
-    )  # a common corpus has the last word
+    )  # a common corpus takes precedence
     for k in order:
         own = {
             channel: local for local, channel in space.names[k]

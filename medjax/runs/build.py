@@ -1,9 +1,8 @@
-"""Config -> network, losses, task, optimizer: the objects of one training, built by name with plain
-arguments.
+"""Config -> network, losses, task, optimizer: the objects of one training, built by name.
 
-What the data decides (numbers of classes, channels and modalities, target spacing, the channels
-each corpus annotates) is offered to a model's `make` beside what its config says; a model takes
-what its signature names.
+Facts of the data (numbers of classes, channels and modalities, target spacing, the channels each
+corpus annotates) are offered to a model's `make` in addition to its config; a model takes those
+that its signature names.
 """
 
 import dataclasses
@@ -31,8 +30,8 @@ class Network:
     """A model as functions.
 
     Attributes:
-      apply: (params, image (b, *patch, m), context, train, key) -> outputs; the key is for what
-        training draws (stochastic depth).
+      apply: (params, image (b, *patch, m), context, train, key) -> outputs; the key is for random
+        parts of training (stochastic depth).
       init: key -> params.
       patch: (z, y, x), or (y, x) for a 2D model.
       channels: m.
@@ -55,7 +54,7 @@ def make_network(
 
     Args:
       fields: the whole config as plain values.
-      spacing_mm: (z, y, x) of the prepared volumes; corpora of their own spacing give their mean.
+      spacing_mm: (z, y, x) of the prepared volumes; the mean if corpora have their own spacing.
     """
     given = dict(fields["model"])
     name, patch = given.pop("name"), tuple(fields["train"]["patch"])
@@ -89,16 +88,19 @@ def make_network(
     return Network(apply, init, patch, channels)
 
 
-def _signature(name: str, room: str = "models") -> Mapping:
+def _signature(name: str, package: str = "models") -> Mapping:
     try:
-        return inspect.signature(importlib.import_module(f"medjax.{room}.{name}").make).parameters
+        return inspect.signature(
+            importlib.import_module(f"medjax.{package}.{name}").make
+        ).parameters
     except (ModuleNotFoundError, AttributeError):
-        return {}  # `build` says what is wrong
+        return {}  # `build` raises the error
 
 
 def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = None) -> Any:
-    """The task that turns the sampler's batches into a loss (and validation counts); `mesh`: the
-    devices a batch is spread over.
+    """The task that turns the sampler's batches into a loss (and validation counts).
+
+    `mesh`: the devices over which a batch is split.
     """
     losses = []
     for name, given in fields["losses"].items():
@@ -166,9 +168,7 @@ def _augmenter(
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:
-    """What the sampler cuts: enough around the patch for rotation and scaling, or the patch itself
-    without augmentation.
-    """
+    """The patch that the sampler cuts: enlarged if it will be rotated and scaled."""
     patch = tuple(fields["train"]["patch"])
     given = fields["augment"]
     return (
@@ -179,8 +179,9 @@ def sampled_patch(fields: Mapping) -> tuple[int, ...]:
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:
-    """`fields["optim"]` over the run's number of steps, in phases if it lists any; unknown fields
-    raise `UsageError`.
+    """`fields["optim"]` over the run's number of steps, in phases if it lists any.
+
+    Unknown fields raise `UsageError`.
     """
     given = dict(fields["optim"])
     in_turn = given.pop("phases", {})

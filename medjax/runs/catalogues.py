@@ -1,8 +1,7 @@
-"""Catalogues of public corpora that installed packages offer, found by their entry points: medjax
-itself knows none of them.
+"""Catalogues of public corpora that installed packages offer, found by their entry points.
 
-A package registers a function without arguments that returns {"corpora": {name: facts}, "pools":
-{name: [names]}}:
+medjax itself contains no catalogue. A package registers a function without arguments that returns
+{"corpora": {name: facts}, "pools": {name: [names]}}:
 
     [project.entry-points."medjax.corpora"]
     public = "data_pipelines.catalogue:catalogue"
@@ -16,10 +15,10 @@ GROUP = "medjax.corpora"
 
 
 def registered(reference: str = "") -> dict:
-    """All catalogues as one: {"corpora": {name: facts}, "pools": {name: names}}.
+    """All catalogues joined: {"corpora": {name: facts}, "pools": {name: names}}.
 
     Args:
-      reference: "module:function" of a catalogue that is not registered; then it alone is read.
+      reference: "module:function" of a catalogue that is not registered; then only it is read.
 
     Raises: `UsageError` without any catalogue, or for one that cannot be loaded.
     """
@@ -48,9 +47,7 @@ def registered(reference: str = "") -> dict:
 
 
 def as_table(facts: dict) -> str:
-    """One line per corpus: name, cases, modality, number of annotated classes, command, licence;
-    then the pools.
-    """
+    """One line per corpus (name, cases, modality, classes, command, licence); then pools."""
     rows = [("corpus", "cases", "modality", "classes", "ingest with", "licence")]
     for name, row in facts["corpora"].items():
         cases = str(row["cases"]) if isinstance(row["cases"], int) else "?"

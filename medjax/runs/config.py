@@ -1,8 +1,7 @@
-"""What a plan file decides in place of the config: patch, batch and network of one of its
-configurations.
+"""Fills in the fields of a config that a plan file decides: patch, batch and network.
 
 In: a config as plain values. Out: the same with the numbers filled in, so that the run folder holds
-them and nothing downstream needs to know of the file. `config.data.plan` names the file;
+them and no other code needs the file. `config.data.plan` names the file;
 `config.data.configuration` one of its configurations (empty: only spacing and normalisation are
 taken from the plan); `config.model.name = "plan"` takes the network as well.
 """
@@ -22,7 +21,7 @@ FROM_PLAN = "plan"
 def load(fields: Mapping) -> Plan | None:
     """The plan that the config names, at the spacing of its configuration; None if it names none.
 
-    nnU-Net's plans are understood too.
+    nnU-Net's plans are read too.
     """
     given = fields["data"]
     if not given.get("plan"):
@@ -32,10 +31,10 @@ def load(fields: Mapping) -> Plan | None:
 
 
 def resolve(fields: Mapping) -> dict:
-    """The config with what its plan decides filled in; unchanged without a plan.
+    """The config with the fields that its plan decides; unchanged without a plan.
 
-    Raises: `UsageError` for a configuration or a network that is asked for without a plan, or that
-      the plan lacks.
+    Raises: `UsageError` for a configuration or a network without a plan, or that the plan does not
+      contain.
     """
     given, fields = fields["data"], dict(fields)
     wants_network = fields["model"]["name"] == FROM_PLAN
@@ -69,8 +68,9 @@ def resolve(fields: Mapping) -> dict:
 
 
 def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
-    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask,
-    unless it says something itself.
+    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask.
+
+    Unchanged if the config sets the field.
     """
     masked = tuple(
         sorted(

@@ -1,9 +1,8 @@
-"""`--mode=crossval`: every fold trained and scored in a folder of its own, one store for all, then
-one table over all cases.
+"""`--mode=crossval`: trains and scores every fold in its own folder, then all cases together.
 
-In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs: together they are an
-ensemble), RUN/evaluation with every case scored once, by the network that did not see it, and
-RUN/crossval.json with the folds and their means. Finished folds are not repeated.
+In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs with one store:
+together they are an ensemble), RUN/evaluation with every case scored once, by the network that did
+not see it, and RUN/crossval.json with the folds and their means. Finished folds are not repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,12 @@ from medjax.runs import open as corpora
 
 
 def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
-    """Trains and scores `folds` (default all); the joint table is written by the call that finds
-    all of them finished.
+    """Trains and scores `folds` (default all).
 
-    Returns: the exit code. Raises: `UsageError` for a fold that does not exist, or several
-      processes (give each fold a run of its own).
+    The joint table is written by the call after which all folds are finished.
+
+    Returns: the exit code. Raises: `UsageError` for a fold that does not exist, or for several
+      processes (run each fold separately).
     """
     import jax
 
@@ -75,7 +75,7 @@ def of_fold(fields: Mapping, workdir: Path, fold: int) -> dict:
 
 
 def _together(fields: Mapping, workdir: Path, count: int) -> int:
-    """Scores the masks that the folds left: every case once."""
+    """Scores the masks of all folds: every case once."""
     data = corpora.open_data(of_fold(fields, workdir, 0)["data"], folder_of(workdir, 0))
     space = data.space.unveiled()
     held: dict[str, tuple[Corpus, list[tuple[Case, Path]]]] = {}
@@ -120,7 +120,7 @@ def _foreground(folder: Path) -> dict:
 
 
 def ensemble(workdir: Path, **options) -> object:
-    """A predictor over the networks of all folds; `options` as for `models.load_predictor`."""
+    """A predictor over the networks of all folds; `options` as for `trained.load_predictor`."""
     folders = sorted(p for p in workdir.glob("fold_*") if (p / runfolder.CONFIG).is_file())
     if not folders:
         raise UsageError("no folds here", path=workdir, fix="run --mode=crossval first")

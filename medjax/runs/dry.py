@@ -1,4 +1,4 @@
-"""`--mode=dry`: everything a run would do, from shapes alone.
+"""`--mode=dry`: prints what a run would do, from shapes alone.
 
 Allocates no array, prepares nothing, needs no scan of a declared corpus.
 """

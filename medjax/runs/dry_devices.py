@@ -1,10 +1,10 @@
-"""What a training needs on every one of N devices, without having them: shapes for the table,
-simulated devices for the compiler.
+"""Memory per device for N devices, computed from shapes (no device needed).
 
-In: a config as plain values. Out: bytes per device for each way of sharing the model, and what the
-compiler says of one of them. Nothing is allocated: states and batches are shapes with shardings. As
-a program (`python -m medjax.runs.dry_devices`) it reads a JSON request and answers with JSON; each
-request needs a process of its own, because the number of devices is fixed when jax starts.
+In: a config as plain values. Out: bytes per device for each way of sharding the model, and the
+compiler's report for one of them, on simulated devices. Nothing is allocated: states and batches
+are shapes with shardings. As a program (`python -m medjax.runs.dry_devices`) it reads a JSON
+request and answers with JSON; each request needs its own process, because the number of devices is
+fixed when jax starts.
 """
 
 import json
@@ -29,13 +29,11 @@ from medjax.train import update as updates
 PLATFORMS = ("cpu", "cuda", "tpu")
 OPTIONS = {
     "xla_backend_optimization_level": 0
-}  # the program is not run: its arguments are what counts, not its instructions
+}  # the program is not run: only its buffers matter, not its instructions
 
 
 def ways(devices: int, node: int = 8) -> list[int]:
-    """Sizes of the "fsdp" axis worth comparing: every device a whole copy, one copy per node, one
-    copy over all.
-    """
+    """Sizes of the "fsdp" axis to compare: a copy per device, per node, and over all."""
     return sorted({1, min(node, devices) if devices % min(node, devices) == 0 else 1, devices})
 
 
@@ -52,11 +50,12 @@ def per_device(
     fsdp: int,
     alone: Mapping | None = None,
 ) -> dict:
-    """Bytes on each device of a mesh (devices / fsdp, fsdp): parameters, optimizer, gradients,
-    batch, kept for the backward pass, together.
+    """Bytes on each device of a mesh (devices / fsdp, fsdp).
+
+    Parameters, optimizer, gradients, batch, values kept for the backward pass, and their sum.
 
     Args:
-      alone: `describe.memory` at this batch per device, where the caller has it already.
+      alone: `footprint.memory` at this batch per device, if the caller has it already.
     """
     if devices % fsdp:
         raise UsageError(
@@ -85,8 +84,9 @@ def report(
     *,
     compiled: bool = True,
 ) -> str:
-    """The table of `per_device` for every number of devices, and what lowering (and, unless told
-    otherwise, compiling) said of one way.
+    """The table of `per_device` for every number of devices, and the result of lowering one way.
+
+    Also of compiling it, if requested.
     """
     rows = [
         (
@@ -139,8 +139,9 @@ def ask(
     *,
     compiled: bool = True,
 ) -> dict:
-    """`answer` from a process with that many simulated devices; raises `TrainError` with its last
-    words if it fails.
+    """`answer` from a process with that many simulated devices.
+
+    Raises `TrainError` with the end of its stderr if it fails.
     """
     request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp}
     request |= {"platforms": list(platforms), "compiled": compiled}
@@ -163,15 +164,14 @@ def ask(
 
 
 def answer(request: Mapping) -> dict:
-    """Lowers one training step for several platforms and, if the request says so, compiles it for
-    this process' devices.
+    """Lowers one training step for several platforms and, on request, compiles it.
 
-    Lowering needs no device of the platform; the program it gives is the one that a machine with
-    such devices would compile.
+    It is compiled for this process' devices. Lowering needs no device of the platform; the
+    resulting program is the one that a machine with such devices would compile.
 
     Returns: by platform, lines of the program and seconds of lowering; seconds of tracing; if
-      compiled, its seconds and the compiler's own bytes per device (arguments, outputs that are not
-      the arguments' buffers, temporaries).
+      compiled, its seconds and the compiler's own bytes per device (arguments, outputs that do not
+      reuse argument buffers, temporaries).
     """
     from medjax.registry import plain
 
@@ -238,9 +238,7 @@ def _sentence(count: int, found: Mapping) -> str:
 
 
 def _rules(fields: Mapping, fsdp: int) -> Sequence:
-    """The config's sharding rules; where they replicate everything, all leaves over the "fsdp"
-    axis.
-    """
+    """The config's sharding rules; if they replicate everything, all leaves over "fsdp"."""
     given = fields["sharding"]["rules"]
     return (
         given if fsdp == 1 or any(kind != "replicate" for _, kind in given) else ((".*", "fsdp"),)

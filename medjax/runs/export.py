@@ -1,9 +1,7 @@
-"""`medjax export`: a run folder -> an archive with weights, an archive with one compiled function,
-or a slim run folder.
+"""`medjax export`: a run folder -> a weights archive, a function archive, or a slim run folder.
 
-In: a run. Out: a file (or folder) that predicts what the run predicts, and says where it comes from
-and under which licences its training data stand. Paths of the machine that trained it do not travel
-along.
+In: a run. Out: a file (or folder) that gives the same predictions as the run and records its origin
+and the licences of its training data. Paths of the training machine are not included.
 """
 
 import json
@@ -34,11 +32,11 @@ def export(
     licences: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Writes the model of a run; returns what to tell the user.
+    """Writes the model of a run; returns the text to print.
 
     Args:
       path: run folder or weights archive. out: file, or folder for kind "orbax".
-      kind: "weights", "function" or "orbax". licences: corpus -> licence, where the data set states
+      kind: "weights", "function" or "orbax". licences: corpus -> licence, for data sets that state
         none.
     """
     if os.path.lexists(out) and (not overwrite or out.is_dir()):
@@ -82,7 +80,7 @@ def export(
 
 
 def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON documents of an archive: config, labels, plan, licences, and what else the run has."""
+    """The JSON documents of an archive: config, labels, plan, licences and optional others."""
     space = trained.space
     stores = list(dict.fromkeys(corpus.store for corpus in space.corpora))
     for name in licences:
@@ -121,7 +119,7 @@ def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, 
 
 
 def without_paths(fields: Mapping) -> dict:
-    """The config with the places of the training machine left blank."""
+    """The config with the paths of the training machine removed."""
     fields = json.loads(json.dumps(fields))
     for *outer, last in LOCAL:
         node = fields
@@ -133,9 +131,7 @@ def without_paths(fields: Mapping) -> dict:
 
 
 def provenance(trained: models.Trained, checkpoint: str) -> dict:
-    """What was exported: experiment, step, exporter, and the digest of the archive it was made
-    from, if it was one.
-    """
+    """Origin of an export: experiment, step, exporter, digest of the source archive."""
     if trained.archive:
         return dict(trained.archive.manifest.get("provenance", {})) | {
             "from_archive": trained.archive.sha256
@@ -175,7 +171,7 @@ def given_licences(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _stated(trained: models.Trained, store: str) -> str:
-    """The licence in a corpus' dataset.json, if the data set can still be found; or in the archive."""
+    """The licence in a corpus' dataset.json, if the data set is still there; or in the archive."""
     if trained.archive:
         return trained.archive.manifest.get("licences", {}).get(store, "")
     from medjax.corpora.sources import read_labels

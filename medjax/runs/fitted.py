@@ -1,7 +1,6 @@
-"""Whether what a file says of a model can be used: its config before a network is built, its arrays
-before they predict.
+"""Validates what a file says about a model: its config, and its arrays.
 
-In: the config and arrays of a run folder or an archive. Out: nothing, or a sentence that names the
+In: the config and arrays of a run folder or an archive. Out: nothing, or an error that names the
 file and the field or arrays.
 """
 
@@ -20,11 +19,12 @@ SHOWN = 6
 
 
 def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -> None:
-    """What prediction rests on: model, patch and how to predict; `error` naming the file, the
-    field, what it holds and what it should.
+    """Checks the fields that prediction needs: model, patch and prediction settings.
+
+    Raises `error` naming the file, the field, the value found and the value expected.
 
     Args:
-      path: of the file the config came from. error: the class to raise.
+      path: the file of the config. error: the class to raise.
     """
 
     def refuse(field: str, found: Any, expected: str, what: str = "unusable") -> MedjaxError:
@@ -87,8 +87,8 @@ def fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: object) -> Any
     Args:
       abstract: shapes and types of the parameters.
 
-    Raises: `ModelError` listing every difference in names, shapes and types, or the arrays that
-      hold numbers that are not finite.
+    Raises: `ModelError` listing every difference in names, shapes and types, or the arrays with
+      non-finite numbers.
     """
     import jax
 
@@ -116,9 +116,7 @@ def fitted(arrays: Mapping[str, np.ndarray], abstract: Any, path: object) -> Any
 
 
 def check_finite(params: Any, path: object) -> Any:
-    """The parameters, if every number of them is finite; `ModelError` naming the arrays that hold
-    others.
-    """
+    """The parameters, if all numbers are finite; `ModelError` naming the arrays with others."""
     import jax
 
     from medjax.train import rules
@@ -141,8 +139,9 @@ def check_finite(params: Any, path: object) -> Any:
 
 
 def _is_finite(leaf: Any) -> bool:
-    """Smallest and largest value tell it, without a temporary of the leaf's size; of arrays spread
-    over processes, the part here.
+    """Whether smallest and largest value are finite, without a temporary of the leaf's size.
+
+    For arrays spread over processes: the local part.
     """
     shards = (
         [s.data for s in leaf.addressable_shards]

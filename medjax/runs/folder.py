@@ -1,10 +1,9 @@
-"""The run folder: what it holds, how it is written and read. Enough to resume, to predict and to
-explain.
+"""The run folder: its documents, written and read. Enough to resume, to predict and to explain.
 
 config.json (resolved), labels.json, plan.json, splits_final.json, environment.json, metrics.jsonl,
 checkpoints/, predictions/, evaluation/, and hashes.json: the hashes of config, labels and plan,
-which decide what the weights mean. An edited one is refused until it is restored or accepted
-(`medjax info RUN --accept`).
+which determine the meaning of the weights. An edited document is refused until it is restored or
+accepted (`medjax info RUN --accept`).
 """
 
 import json
@@ -38,11 +37,10 @@ NEEDED = {
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One file of a run folder, whole or not at all; of config, labels and plan the hash is kept as
-    well.
+    """Writes one file of a run folder atomically; for config, labels and plan also its hash.
 
-    The hash comes first, beside the one before it: a kill between the two writes leaves a document
-    that fits one of both.
+    The hash is written first, in addition to the previous one: if the process is killed between the
+    two writes, the document still matches one of them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1) + "\n"
@@ -58,9 +56,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(folder: Path, name: str) -> Any:
-    """One file of a run folder; `UsageError` if it is missing, damaged, or was edited since medjax
-    wrote it.
-    """
+    """One file of a run folder; `UsageError` if it is missing, damaged, or edited since written."""
     folder = Path(folder)
     if not (folder / name).is_file():
         raise UsageError(
@@ -76,8 +72,9 @@ def read_json(folder: Path, name: str) -> Any:
 
 
 def read_config(folder: Path) -> dict:
-    """The resolved config as plain values (lists become tuples again); `UsageError` naming a
-    section or field that it lacks.
+    """The resolved config as plain values (lists become tuples again).
+
+    `UsageError` naming a missing section or field.
     """
     fields = read_json(folder, CONFIG)
     problem = "" if isinstance(fields, dict) else f"no fields: {str(fields)[:80]}"
@@ -112,14 +109,14 @@ def read_plan(folder: Path) -> Plan:
 
 
 def check(folder: Path) -> None:
-    """Reads config, labels and plan, as far as they are there, for what `read_json` refuses."""
+    """Reads config, labels and plan, if present, and raises what `read_json` raises."""
     for name in HASHED:
         if (folder / name).is_file():
             read_json(folder, name)
 
 
 def edited(folder: Path) -> list[str]:
-    """Which of config, labels and plan are not what medjax wrote."""
+    """Which of config, labels and plan differ from what medjax wrote."""
     known, found = (
         _hashes(folder),
         {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()},
@@ -132,8 +129,9 @@ def edited(folder: Path) -> list[str]:
 
 
 def accept(folder: Path) -> list[str]:
-    """Takes config, labels and plan as they are; returns the names of those whose hash was another
-    one, or none.
+    """Accepts config, labels and plan as they are.
+
+    Returns the names of those whose hash was different or missing.
     """
     found = {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
     if CONFIG not in found:
@@ -150,9 +148,7 @@ def accept(folder: Path) -> list[str]:
 
 
 def require_checkpoint(folder: Path) -> None:
-    """`UsageError` for a run that has not been trained, `TrainError` for one whose checkpoints are
-    damaged or missing.
-    """
+    """`UsageError` for an untrained run, `TrainError` for damaged or missing checkpoints."""
     stepfolder.require_readable(folder / "checkpoints")
     if stepfolder.latest_step(folder / "checkpoints") is None:
         raise UsageError(
@@ -187,7 +183,7 @@ def _compare(folder: Path, name: str, value: Any) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, list[str]]:
-    """Document -> hashes of what it may hold; empty for a run of an earlier version."""
+    """Document -> its accepted hashes; empty for a run of an earlier version."""
     path = folder / HASHES
     if not path.is_file():
         return {}
@@ -202,7 +198,7 @@ def _hashes(folder: Path) -> dict[str, list[str]]:
 
 
 def _found(path: Path) -> list[Any]:
-    """What a document holds now; nothing if it is damaged."""
+    """The current content of a document; nothing if it is damaged."""
     try:
         return [files.read_json(path)]
     except UsageError:

@@ -1,7 +1,7 @@
-"""Memory of a training step from shapes alone, and tables of text.
+"""Memory of a training step from shapes alone, and text tables.
 
-In: the config as plain values, a network and a label space. Out: bytes by what they are for;
-nothing is allocated.
+In: the config as plain values, a network and a label space. Out: bytes by purpose; nothing is
+allocated.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ MIB, GIB = 2**20, 2**30
 
 
 def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
-    """Bytes of one training step on one device: parameters, optimizer state, gradients, batch, and
-    what is kept for the backward pass.
+    """Bytes of one training step on one device.
+
+    Parameters, optimizer state, gradients, batch, and values kept for the backward pass.
     """
     params = net.abstract()
     task = build.make_task(fields, space, net)

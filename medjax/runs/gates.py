@@ -1,8 +1,7 @@
-"""What the gates of a trained mixture of experts decided: the mean weight of every expert by
-modality, stage and block.
+"""Mean gate weights of a trained mixture of experts, by modality, stage and block.
 
 In: a run folder with its store. Out: a table (JSON, text) and a heat map. M4oE claims that experts
-stay tied to their modality although the gate never sees it; this is where one looks.
+stay tied to their modality although the gate never sees it; this table shows whether they do.
 """
 
 import dataclasses
@@ -50,9 +49,7 @@ class Gates:
         }
 
     def to_json(self) -> dict:
-        """JSON-ready: corpus -> block -> expert -> weight, and the same by modality over all
-        blocks.
-        """
+        """JSON-ready: corpus -> block -> expert -> weight, and by modality over all blocks."""
         table = {
             corpus: {
                 b: dict(zip(self.experts, map(float, row), strict=True))
@@ -72,7 +69,7 @@ class Gates:
         }
 
     def markdown(self) -> str:
-        """Modalities down, experts across, averaged over the blocks of each side, then every block."""
+        """Rows: modalities; columns: experts. Means over each side's blocks, then each block."""
         lines = [
             "| modality | blocks | " + " | ".join(self.experts) + " |",
             "|---|---|" + "---:|" * len(self.experts),
@@ -189,18 +186,19 @@ FILES = ("gates.json", "gates.md", "gates.png")
 
 
 def check(out: Path, *, overwrite: bool = False) -> None:
-    """`UsageError` if a file is in the way that medjax did not write."""
+    """`UsageError` if medjax did not write a file with one of the names."""
     known = (
         owned.document(out / "gates.json", "gates") is not None
-    )  # then the others beside it are ours as well
+    )  # then medjax wrote the others beside it as well
     owned.refuse_foreign(
         out, FILES, lambda name: known, overwrite=overwrite, what="the table of gates"
     )
 
 
 def write(found: Gates, out: Path, *, overwrite: bool = False) -> None:
-    """gates.json, gates.md and gates.png in a folder; `UsageError` if one of them is there and not
-    ours, unless `overwrite`.
+    """Writes gates.json, gates.md and gates.png into a folder.
+
+    `UsageError` if one of them exists and medjax did not write it, unless `overwrite`.
     """
     check(out, overwrite=overwrite)
     outputs.make_folder(out)

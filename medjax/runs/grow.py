@@ -1,9 +1,9 @@
-"""A trained run grows: a modality (an expert, a gate column, a head) or a corpus of a known
-modality (a head alone) is added to it.
+"""Adds a modality (expert, gate column, head) or a corpus of a known modality (head) to a run.
 
-In: a run folder and the folders of the new corpora. Out: the config of a new run that begins as the
-old one with the new parts, the proof that nothing else changed, and what was added. The new run is
-an ordinary one: it trains, resumes, predicts and grows like any other.
+In: a run folder and the folders of the new corpora. Out: the config of a new run that starts from
+the old parameters with the new parts, the check that the old outputs are unchanged, and a list of
+the additions. The new run is an ordinary run: it can be trained, resumed, extended and used for
+prediction.
 """
 
 import copy
@@ -33,11 +33,11 @@ PARTS = {"experts": r"/mlp/(w1|b1|w2|b2)$", "gate": r"/mlp/gate/", "heads": r"^h
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """What a run grew by.
+    """What was added to a run.
 
     Attributes:
       modalities, corpora: names of the new ones.
-      before, after: parameters. added: by part ("experts", "gate", "heads").
+      before, after: numbers of parameters. added: by part ("experts", "gate", "heads").
       change: largest change of an old corpus' logits before any training.
     """
 
@@ -53,7 +53,7 @@ class Growth:
         return dataclasses.asdict(self) | {"added_in_all": self.after - self.before}
 
     def text(self) -> str:
-        """For the person who waits."""
+        """The text to print."""
         what = (
             f"new modalities: {', '.join(self.modalities) or 'none'}; new corpora: "
             f"{', '.join(self.corpora)}"
@@ -82,11 +82,12 @@ def grown_fields(
     Args:
       run: the trained run. folders: raw folders of the new corpora. workdir: of the new run; its
         splits are written there.
-      begin: where new experts begin: "fresh", "copy" (of the expert `source`), or a run folder with
-        masked pre-training on the new modality (blocks that it lacks are copied from `source`).
-      source: an expert of the run; needed only if it has several.
-      gate: a word of `train.experts.GATES`; default "apart" for a copy ("split" with `freeze`: its
-        original stays as it is), otherwise "closed".
+      begin: initialisation of new experts: "fresh", "copy" (of the expert `source`), or a run
+        folder with masked pre-training on the new modality (blocks that it lacks are copied from
+        `source`).
+      source: an expert of the run; required only if it has several.
+      gate: a word of `weights.experts.GATES`; default "apart" for a copy ("split" with `freeze`,
+        where the original does not change), otherwise "closed".
       freeze: train the new expert, its gate columns and the new head only.
       changes: "train.steps" and other dotted fields with their values.
 
@@ -131,7 +132,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     Args:
       run: the old run. fields, space: of the new one.
 
-    Raises: `TrainError` if an old logit changed although the gate columns were to keep it
+    Raises: `TrainError` if an old logit changed although the gate columns should preserve it
       (`UNCHANGED`).
     """
     old_fields, old_space = folder.read_config(run), folder.read_space(run)
@@ -173,7 +174,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
         change = max(change, float(np.abs(one - two).max()))
     if change > UNCHANGED and fields["init"]["gate"] != "fresh":
         raise TrainError(
-            "the grown network answers otherwise than the old one",
+            "the grown network changes the outputs for old corpora",
             found=f"{change:.2g}",
             expected=f"at most {UNCHANGED:g}",
         )
@@ -189,7 +190,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
 
 
 def _exact(fields: Mapping) -> dict:
-    """The same network in float32: rounding must not hide or feign a change."""
+    """The same network in float32, so that rounding neither hides nor causes a change."""
     return {**fields, "model": {**fields["model"], "dtype": "float32"}}
 
 
@@ -246,7 +247,7 @@ def _begin(
     )
     unnamed = iter(
         name for name in names if name not in wanted
-    )  # experts beyond the modalities only have numbers, and those may move
+    )  # experts without a modality are named by position, which may change
     begins = {
         name: origin if name in added else next(unnamed) for name in wanted if name not in names
     }
@@ -256,9 +257,7 @@ def _begin(
 def _new_parts(
     fields: dict, run: Path, space: LabelSpace, workdir: Path
 ) -> tuple[LabelSpace, tuple[str, ...]]:
-    """The label space of the new run, and the modalities that the old one does not know; the splits
-    are extended.
-    """
+    """The label space of the new run, and the modalities that are new to it; extends the splits."""
     data = open_data(fields["data"], run)
     new, given = data.space, fields["data"]["split"]
     lost = [c.name for c in space.corpora if c.name not in [n.name for n in new.corpora]]
@@ -266,7 +265,7 @@ def _new_parts(
         raise UsageError(
             "corpora of the run are not found again",
             found=lost,
-            fix="put their folders back, or mend data.folders of the run",
+            fix="put their folders back, or correct data.folders of the run",
         )
     if len(new.corpora) == len(space.corpora):
         raise UsageError(
@@ -285,8 +284,9 @@ def _new_parts(
 def extended_splits(
     old: Sequence[Mapping], cases: Mapping[str, Sequence[Any]], folds: int, seed: int
 ) -> list[dict]:
-    """The old folds with the cases of new corpora added: patients stay on their side, new patients
-    are dealt out.
+    """The old folds with the cases of new corpora added.
+
+    Known patients stay on their side; new patients are assigned to folds.
 
     Args:
       old: folds of "corpus/case" names. cases: corpus -> its cases, old and new. folds, seed: for
@@ -325,9 +325,7 @@ def extended_splits(
 def _frozen(
     fields: Mapping, new: LabelSpace, old: Mapping, space: LabelSpace, added: tuple[int, ...]
 ) -> dict:
-    """`config.optim`: everything frozen but the new expert, its gate column and the new head's
-    columns.
-    """
+    """`config.optim`: everything frozen except the new expert, its gate column and head columns."""
     here, there = adapt.channel_names((fields, new), (old, space))
     columns = tuple(i for i, name in enumerate(here) if name not in there)
     trainable, only = [(r"^head", True)], [(r"^head", (-1, columns))]

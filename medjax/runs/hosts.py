@@ -1,9 +1,11 @@
-"""Several processes as one run: who they are, from the environment that `launch.sh` sets.
+"""Several processes as one run, configured by the environment that `launch.sh` sets.
 
-  MEDJAX_COORDINATOR=HOST:PORT, MEDJAX_PROCESSES=N, MEDJAX_PROCESS=I     processes that name each other (CPU, or one per GPU group)
-  MEDJAX_DISTRIBUTED=auto                                                SLURM or a TPU pod slice, which jax recognises by itself
+  MEDJAX_COORDINATOR=HOST:PORT  explicitly described processes (CPU, or one per GPU group);
+  MEDJAX_PROCESSES=N            all three variables are needed
+  MEDJAX_PROCESS=I
+  MEDJAX_DISTRIBUTED=auto       SLURM or a TPU pod slice, detected by jax
 
-Without them the process is alone. Nothing else in medjax asks where it runs.
+Without them the process runs alone. No other module of medjax reads these variables.
 """
 
 import contextlib
@@ -21,8 +23,9 @@ NAMES = ("MEDJAX_COORDINATOR", "MEDJAX_PROCESSES", "MEDJAX_PROCESS")
 
 
 def settings(environment: Mapping[str, str]) -> dict | None:
-    """Arguments for `jax.distributed.initialize`, or None for a process that is alone; `UsageError`
-    for half a description.
+    """Arguments for `jax.distributed.initialize`, or None for a single process.
+
+    `UsageError` for an incomplete description.
     """
     given = {name: environment[name] for name in NAMES if environment.get(name)}
     if len(given) not in (0, len(NAMES)):
@@ -59,16 +62,16 @@ def connect() -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainError(
-            "the processes did not meet",
+            "the processes could not connect to each other",
             found=reason,
             fix="check address, port and number of processes",
         ) from error
 
 
 def first(work: Callable[[], object] = lambda: None) -> None:
-    """Runs `work` in the first process only; all go on when it is done (also a barrier).
+    """Runs `work` in the first process only; all continue when it is done (also a barrier).
 
-    Its `MedjaxError` is raised in the first process, and a `TrainError` that points there in the
+    Its `MedjaxError` is raised in the first process, and a `TrainError` that refers to it in the
     others.
     """
     import jax
@@ -86,7 +89,7 @@ def first(work: Callable[[], object] = lambda: None) -> None:
             not multihost_utils.process_allgather(np.asarray(problem is None)).all()
             and problem is None
         ):
-            problem = TrainError("the first process cannot go on", fix="see its message")
+            problem = TrainError("the first process cannot continue", fix="see its message")
     if problem is not None:
         raise problem
 
@@ -100,16 +103,15 @@ def holding(
     needed: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
-    """Locks a folder for the length of the block, for all processes of this run: the first one
-    holds the lock.
+    """Locks a folder during the block, for all processes of this run; the first holds the lock.
 
     Args:
-      folder: is made if missing, and removed again if nothing was written into it. what, wait, say:
+      folder: created if missing, and removed again if nothing was written into it. what, wait, say:
         see `locks.lock`.
       needed: whether a folder that cannot be written to is an error; else it is used without a
         lock.
 
-    Raises: what `locks.lock` raises, and `WriteError` if the folder cannot be made.
+    Raises: what `locks.lock` raises, and `WriteError` if the folder cannot be created.
     """
     made = []
 
@@ -125,7 +127,7 @@ def holding(
         except WriteError as error:
             if needed:
                 raise
-            say(f"cannot be locked, going on without: {error}")
+            say(f"cannot be locked, continuing without a lock: {error}")
 
     try:
         with contextlib.ExitStack() as stack:
@@ -146,13 +148,14 @@ def alone() -> bool:
 
 
 def part(flags: Sequence[str]) -> bool:
-    """Ends the company after training: True for a process that was alone all the time.
+    """Leaves the distributed run after training. True if this run had a single process.
 
     Args:
       flags: of this program.
 
-    Otherwise the others are done (False), and the first one starts again by itself (see `restart`):
-    readers of checkpoints would go on waiting for the others in a process that once had company.
+    Otherwise the other processes are done (False), and the first one re-executes as a single
+    process (see `restart`), because checkpoint readers would wait for the others in a process that
+    was part of a distributed run.
     """
     import jax
 
@@ -161,12 +164,12 @@ def part(flags: Sequence[str]) -> bool:
     first = jax.process_index() == 0
     jax.distributed.shutdown()
     if first:
-        restart([*flags, "--mode=evaluate"])  # of a flag that comes twice the last one counts
+        restart([*flags, "--mode=evaluate"])  # of a repeated flag the last value is used
     return False
 
 
 def restart(flags: Sequence[str]) -> None:
-    """Becomes `python -m medjax.main FLAGS` without company; the devices are free again for it."""
+    """Re-executes medjax as a single process, which frees the devices."""
     environment = {k: v for k, v in os.environ.items() if k not in (*NAMES, "MEDJAX_DISTRIBUTED")}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "medjax.main", *flags], environment)

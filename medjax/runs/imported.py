@@ -1,9 +1,8 @@
-"""`medjax import`: a weight file of another program becomes a run folder that predicts, and that
-other runs can begin from.
+"""`medjax import`: the weight file of another program becomes a run folder.
 
-In: a weight file, its family, and what the file does not say (plan and classes, where it has none).
-Out: config.json, labels.json, plan.json, a checkpoint and import.json, the account of every tensor.
-Files that say too little to predict make a folder that `config.init.source` takes all the same.
+In: a weight file, its family, and facts that the file lacks (plan and classes). Out: config.json,
+labels.json, plan.json, a checkpoint and import.json, the account of every tensor. If the facts do
+not suffice for prediction, the folder can still be used as `config.init.source`.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ TOOLS = (
     "torch_file",
     "nnunet_plan",
     "plans_v1",
-)  # modules of the port room that are no family
+)  # modules of the package that are no family
 
 
 def families() -> list[str]:
@@ -62,19 +61,19 @@ def import_weights(
     patch: Sequence[int] = (),
     model: Mapping[str, Any] | None = None,
 ) -> str:
-    """Makes the run folder `out`.
+    """Creates the run folder `out`.
 
     Args:
       path: the weight file. family: see `families`.
-      plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed where the
-        checkpoint carries its plans.
-      dataset: dataset.json with the classes; likewise. One for each head, in their order, of
-        networks with heads by corpus.
-      configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) that the
-        network was trained on, if nothing says it.
-      model: arguments of our network that the file does not tell, e.g. {"merging": "fixed"}.
+      plan: plan.json of a run, plans.json of nnU-Net v2 or plans.pkl of v1; not needed if the
+        checkpoint contains its plans.
+      dataset: dataset.json with the classes; likewise. For networks with heads by corpus: one per
+        head, in order.
+      configuration: of plans given as a file. name: of the corpus. patch: (z, y, x) of the
+        training, if no file contains it.
+      model: arguments of our network that the file does not contain, e.g. {"merging": "fixed"}.
 
-    Returns: the report for the person who asked.
+    Returns: the report to print.
     Raises: `UsageError` for an unknown family or an occupied folder; `ModelError` for a file that
       does not fit, listing every tensor.
     """
@@ -105,7 +104,7 @@ def import_weights(
         )
         heads = found.arguments.get(
             "corpus_channels"
-        )  # softmax heads by corpus, which our network keeps as they are
+        )  # softmax heads by corpus, which our network keeps unchanged
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
         if activation == "softmax" and not heads:
@@ -170,7 +169,7 @@ def import_weights(
 
 @contextlib.contextmanager
 def _understood(path: Path, family: str) -> Iterator[None]:
-    """Whatever goes wrong with what a file says, as a sentence that names the file."""
+    """Converts any error about the contents of a file to an error that names the file."""
     try:
         yield
     except MedjaxError as error:
@@ -195,9 +194,7 @@ def _understood(path: Path, family: str) -> Iterator[None]:
 
 
 def _rules(module: Any, word: str, tensors: Mapping) -> tuple:
-    """A family's rules, which may depend on the file: a function `ignored` or `absent`, or a
-    constant of that name.
-    """
+    """A family's rules: constants (`IGNORED`, `ABSENT`) or functions (`ignored`, `absent`)."""
     return (
         getattr(module, word)(tensors)
         if hasattr(module, word)
@@ -213,7 +210,7 @@ def _describe(
     configuration: str,
     name: str,
 ) -> Description:
-    """From the files given, else from what the checkpoint carries, else nothing."""
+    """The description from the given files, else from the checkpoint, else empty."""
     dataset = datasets[0] if datasets else None
     carried = structure.get("init_args") if isinstance(structure, Mapping) else None
     if plan is None and isinstance(carried, Mapping) and "plans" in carried:
@@ -226,7 +223,7 @@ def _describe(
             () if mirrored is None else mirrored,
         )
     if plan is None and dataset is None:
-        return Description(notes=("the file says neither classes nor preparation of scans",))
+        return Description(notes=("the file contains neither classes nor preparation of scans",))
     labels = _json(dataset) if dataset else {}
     own = plan is not None and plan.suffix != ".pkl" and "spacing_mm" in _json(plan)
     if len(datasets) > 1:
@@ -252,8 +249,9 @@ def _describe(
 
 
 def _one_corpus(dataset: Path, name: str) -> LabelSpace:
-    """The classes of a dataset.json in the order of the file's channels, named and described as a
-    training on it would be.
+    """The classes of a dataset.json in the order of the file's channels.
+
+    Named and described as in a training on that data set.
     """
     corpus, spec, _ = describe(dataset)
     return nnunet_plan.label_space(
@@ -262,8 +260,9 @@ def _one_corpus(dataset: Path, name: str) -> LabelSpace:
 
 
 def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
-    """A run's plan for the corpora of the space: where it has one spacing only, that is theirs
-    whatever it was called.
+    """A run's plan for the corpora of the space.
+
+    A plan with a single spacing applies it to every corpus, whatever name it is stored under.
     """
     plan = Plan.from_json(_json(path), path)
     if space is None:
@@ -284,7 +283,7 @@ def _own_plan(path: Path, space: LabelSpace | None) -> Plan:
 def _meaning(
     space: LabelSpace | None, found: accounts.Architecture, name: str
 ) -> tuple[LabelSpace, str]:
-    """The label space, and whether the channels are exclusive; without one, classes are numbered."""
+    """The label space, and whether channels are exclusive; by default numbered classes."""
     if space is None:
         rows = tuple((i, (f"class_{i}",)) for i in range(1, found.channels_out + 1))
         corpus = Corpus(
@@ -313,8 +312,9 @@ def _meaning(
 def _by_corpus(
     space: LabelSpace | None, found: accounts.Architecture, name: str
 ) -> tuple[LabelSpace, str]:
-    """The label space of softmax heads by corpus, in the order of the heads; without one, a corpus
-    of numbered classes for each.
+    """The label space of softmax heads by corpus, in the order of the heads.
+
+    Without a description: a corpus of numbered classes for each.
     """
     wanted = tuple(tuple(channels) for channels in found.arguments["corpus_channels"])
     if space is None:
@@ -346,7 +346,7 @@ def _by_corpus(
 
 
 def _without_data(arguments: Mapping[str, Any]) -> dict:
-    """Arguments that belong into a config: what the data decides is offered to the network anyway."""
+    """The arguments that belong in a config; those that follow from the data are left out."""
     return {
         k: v
         for k, v in arguments.items()
@@ -355,7 +355,7 @@ def _without_data(arguments: Mapping[str, Any]) -> dict:
 
 
 def _fresh(params: Any) -> str:
-    """A pattern over the parameters that the tree does not hold."""
+    """A pattern of the parameters that the tree does not contain."""
     held = sorted(
         {
             re.sub(r"\d+", r"\\d+", "/".join(path.split("/")[:2]))

@@ -1,4 +1,4 @@
-"""Facts for people and programs: what is installed here, and what a run folder knows.
+"""Facts about the installation and about run folders, for users and programs.
 
 Imports jax only to list the devices.
 """
@@ -43,9 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict:
-    """Commit and uncommitted files of the checkout this package runs from; empty outside a
-    checkout.
-    """
+    """Commit and uncommitted files of the checkout this package runs from; empty without one."""
     here = Path(__file__).resolve().parent
 
     def ask(*command: str) -> str:
@@ -70,7 +68,7 @@ def git_state() -> dict:
 
 
 def environment() -> dict:
-    """What a run was made with: versions, machine, devices, git state, command line."""
+    """The environment of a run: versions, machine, devices, git state, command line."""
     import jax
 
     return {
@@ -85,15 +83,13 @@ def environment() -> dict:
 
 def about() -> dict:
     """What this installation offers."""
-    from medjax.registry import ROOMS, known
+    from medjax.registry import PACKAGES, known
 
-    return environment() | {"available": {room: known(room) for room in ROOMS}}
+    return environment() | {"available": {package: known(package) for package in PACKAGES}}
 
 
 def about_run(folder: Path) -> dict:
-    """What a run folder can predict and how it came about; a folder that is no run raises
-    `UsageError`.
-    """
+    """What a run folder can predict and its origin; `UsageError` for another folder."""
     for name in (runfolder.CONFIG, runfolder.LABELS):
         if not (folder / name).is_file():
             raise UsageError(

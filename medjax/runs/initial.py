@@ -1,5 +1,4 @@
-"""`config.init`: parameters of a finished run (or an imported model) as the beginning of another
-one.
+"""`config.init`: initialises a run with the parameters of a finished run or an imported model.
 
 In: the source's run folder or archive with its class names, and this run's label space and network.
 Out: the function that the loop calls on its fresh parameters; it prints the report and writes
@@ -27,8 +26,9 @@ TRANSFER = "transfer.json"
 
 
 def trilinear(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A position table (d, h, w, features) on another grid: half-pixel centres, edges clamped, no
-    anti-aliasing.
+    """A position table (d, h, w, features) on another grid, resampled trilinearly.
+
+    Half-pixel centres, edges clamped, no anti-aliasing.
     """
     return np.asarray(jax.image.resize(jnp.asarray(table), shape, "linear", antialias=False))
 
@@ -39,14 +39,15 @@ RESIZERS: Mapping[str, Callable] = {"trilinear": trilinear}
 def borrower(
     fields: Mapping, space: LabelSpace, net: Network, workdir: Path, report: bool = True
 ) -> Callable[[Any], Any] | None:
-    """fresh parameters -> parameters begun from `fields["init"]["source"]`; None where no source is
-    named.
+    """fresh parameters -> parameters initialised from `fields["init"]["source"]`.
+
+    None if no source is named.
 
     Args:
-      report: print and write the account of what was taken.
+      report: print and write the account of the copied parameters.
 
     Raises: `UsageError` now for a source that is no run or names its classes otherwise than the
-      config expects; the function raises what `medjax.weights.transfer` raises.
+      config expects; the function raises what `weights.transfer` raises.
     """
     given = fields["init"]
     if not given["source"]:

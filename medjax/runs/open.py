@@ -1,9 +1,8 @@
-"""Config -> corpora, cases, label space and splits: everything an experiment knows before a voxel
-is read.
+"""Config -> corpora, cases, label space and splits, before any voxel is read.
 
-In: `config.data`. Out: `Data`, the resolved collection. Folders are read through `data.sources`;
-phantoms are generated when asked for; corpora that a paper's config only *declares* may have no
-files yet (enough for a dry run).
+In: `config.data`. Out: `Data`, the resolved collection. Folders are read through `corpora.sources`;
+phantoms are generated on request; corpora that a paper's config only *declares* may have no files
+yet (enough for a dry run).
 """
 
 import dataclasses
@@ -33,14 +32,14 @@ class Data:
       stores: the corpora as annotated, one per folder.
       cases: store name -> its cases (empty for a corpus that is only declared).
       counts: store name -> number of cases, also for declared corpora.
-      space: the label space training sees (views in place of the corpora they hide).
+      space: the label space of the training (views replace the corpora they hide).
       parts: corpus name in `space` -> share of the training cases it may use ("" = all).
       splits: folds of "store/case" names; empty in a dry run without files.
       fold: index into `splits`.
-      problems: what is wrong with the cases that were left out.
-      twins: cases of different corpora that show the same scan, by the corpora's rules; kept on one
-        side by splits made here.
-      groups: store name -> the data set it is a part of, where several corpora count as one in
+      problems: errors of the cases that were left out.
+      twins: cases of different corpora that show the same scan, by the corpora's rules; splits made
+        here keep them on one side.
+      groups: store name -> the data set it is a part of, if several corpora count as one in
         sampling.
     """
 
@@ -63,14 +62,13 @@ class Data:
         ]
 
     def leaks(self) -> tuple[Pair, ...]:
-        """Twins of which one is trained on and the other validated on in the chosen fold; only a
-        split from a file can have any.
-        """
+        """Twins on both sides of the chosen fold; only a split from a file can have any."""
         return straddling(self.splits[self.fold], self.twins) if self.splits else ()
 
     def training_cases(self, corpus: Corpus) -> list[str]:
-        """Cases a corpus of the space may train on: its store's training side, or the view's share
-        of it.
+        """Cases a corpus of the space may train on.
+
+        The training side of its store, or the view's share of it.
         """
         return part_of(self.side(corpus.store, "train"), self.parts.get(corpus.name, ""))
 
@@ -83,8 +81,8 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
       workdir: where phantoms are written.
       files: False for a dry run: declared corpora need no folder and phantoms are only described.
 
-    Raises: `UsageError` when no corpus is named, a view or fold does not exist, a folder is
-      missing, or the store would touch what medjax did not write (see `data.targets`).
+    Raises: `UsageError` if no corpus is named, a view or fold does not exist, a folder is missing,
+      or the store would overwrite files that medjax did not write (see `prepare.targets`).
     """
     stores, cases, counts, problems, rules = [], {}, {}, [], {}
     for folder in _folders(data, workdir, files):
@@ -210,8 +208,9 @@ def _declared(
 def _further_labels(
     corpus: Corpus, found: Corpus, masks: bool
 ) -> list[tuple[int, tuple[str, ...]]]:
-    """Values on disk that the config does not name: overlaps of its masks, or structures it does
-    not use (background, if of no class).
+    """Values on disk that the config does not name.
+
+    Overlaps of its masks, or structures it does not use (background, if of no class).
     """
     known, further = {frozenset(names) for _, names in corpus.labels}, []
     for value, names in found.labels:
@@ -225,8 +224,9 @@ def _further_labels(
 def _subset(
     name: str, rule: Mapping, members: tuple[Case, ...], count: int
 ) -> tuple[tuple[Case, ...], int]:
-    """The cases of a corpus that the run knows, and their number (that of the rule where the corpus
-    is only declared).
+    """The cases of a corpus that the run uses, and their number.
+
+    The number is that of the rule if the corpus is only declared.
     """
     if unknown := set(rule) - {"file", "count", "seed"}:
         raise UsageError(
@@ -255,7 +255,7 @@ def _subset(
 
 
 def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:
-    """Views take the place of the corpus they look at; corpora without a view stay."""
+    """Replaces corpora by the views of them; corpora without a view are unchanged."""
     by_name, parts, seen = {c.name: c for c in stores}, {}, []
     for name, view in views.items():
         if view["corpus"] not in by_name:
@@ -270,8 +270,9 @@ def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], di
 
 
 def _only(used: list[Corpus], listed: str) -> list[Corpus]:
-    """The corpora and views that are trained and scored; the others are prepared and split with
-    them all the same.
+    """The corpora and views that are trained and scored.
+
+    The others are prepared and split with them anyway.
     """
     known, names = (
         [corpus.name for corpus in used],

@@ -1,6 +1,6 @@
-"""The options of a predictor that a user may set, checked before anything is loaded.
+"""Validates the options of a predictor before anything is loaded.
 
-In: names and values as given to the Python interface or the command. Out: nothing, or `UsageError`.
+In: names and values from the Python interface or the command. Out: nothing, or `UsageError`.
 """
 
 import inspect
@@ -37,7 +37,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
-_KNOWN = {  # option -> whether a value will do, and what would
+_KNOWN = {  # option -> whether a value is valid, and a description of valid values
     "tta": (lambda v: v in ("", None, "none", "mirror"), '"none" or "mirror"'),
     "overlap": (
         lambda v: v is None or (_is_number(v) and 0 <= v < 1),

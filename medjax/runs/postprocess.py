@@ -1,9 +1,8 @@
-"""Which classes gain from keeping their largest component only, decided on validation masks as
-nnU-Net does, and recorded.
+"""Chooses the classes for largest-component filtering, on validation masks as nnU-Net does.
 
 In: folders of reference and predicted masks. Out: a JSON file with the rules (see
-`infer.postprocess.Rules`) and, per class, the mean Dice before and after on which the choice rests.
-A class is chosen if its mean Dice grows; cases without it in both masks do not count.
+`infer.postprocess.Rules`) and, per class, the mean Dice before and after. A class is chosen if its
+mean Dice increases; cases without it in both masks do not count.
 """
 
 from pathlib import Path
@@ -24,7 +23,7 @@ from medjax.scans import formats, nifti
 
 
 def place(run: Path) -> Path:
-    """Where a run keeps the choice; `UsageError` if the folder is no run."""
+    """Path of the run's postprocess.json. Raises `UsageError` if `run` is not a run folder."""
     folder.read_config(run)
     return run / POSTPROCESS
 
@@ -32,7 +31,7 @@ def place(run: Path) -> Path:
 def choose(
     reference: str, prediction: str, labels: Path, out: Path, run: Path | None = None
 ) -> str:
-    """Decides and writes `out`; returns the table it rests on.
+    """Decides and writes `out`; returns the table of mean Dice values.
 
     Args:
       run: whose label space names the classes; without it, classes have the names of the corpus.
@@ -91,7 +90,7 @@ def choose(
 
 
 def global_names(corpus: Corpus, run: Path | None) -> dict[str, str]:
-    """Class of the corpus -> class of the run's label space, where there is a run."""
+    """Class of the corpus -> class of the run's label space, if there is a run."""
     if run is None:
         return {name: name for name in corpus.annotated}
     space = folder.read_space(run).unveiled()

@@ -1,7 +1,7 @@
-"""`medjax predict`: from what a user names (models, scans, protocol, limits) to masks in a folder.
+"""`medjax predict`: from models, scans, protocol and limits to masks in a folder.
 
-In: paths and words. Out: `infer.cases.Result`. Everything that is wrong with the request is said
-before a model is compiled.
+In: paths and words. Out: `infer.cases.Result`. All errors of the request are reported before a
+model is compiled.
 """
 
 import functools
@@ -44,25 +44,24 @@ def predict(
     warn: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Any:
-    """Scans through one model or an ensemble.
+    """Predicts scans with one model or an ensemble.
 
     Args:
       models: run folders or archives. inputs: files, folders, globs or lists. out: folder for the
         masks.
-      corpus: whose annotation protocol to write; needed when the models know several and `classes`
-        does not settle it.
+      corpus: whose annotation protocol to write; required if the models have several and `classes`
+        does not determine it.
       classes: which to write; default all that the corpus annotates.
       part: (i, n): every n-th case, from the i-th.
-      report: where the manifest is written as well. max_memory_gib: what the process may use in
-        all.
+      report: additional path of the manifest. max_memory_gib: memory limit of the process.
       frame, replace_nan: see `scans.formats.Reading`.
-      overwrite: also replace files that medjax did not write. page: report.html will be written as
-        well, by the caller.
-      say: receives lines for the person who waits. warn: what that person should not miss; default
-        `say`. options: see `load_predictor`.
+      overwrite: also replace files that medjax did not write. page: the caller will also write
+        report.html.
+      say: called with progress lines. warn: called with warnings; default `say`. options: see
+        `load_predictor`.
 
     Returns: see `infer.cases.predict_cases`. Raises: `UsageError` for an unknown corpus or class,
-      nothing found, an output that must not or cannot be written, or a memory limit that the model
+      no scan found, an output that must not or cannot be written, or a memory limit that the model
       alone exceeds.
     """
     from medjax.infer import guard, outputs, write
@@ -141,11 +140,12 @@ def predict(
 def protocol(
     space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_file_per_class: bool = False
 ) -> Corpus:
-    """The corpus whose values are written: the one named, the only one, or the only one that
-    annotates all `classes`.
+    """The corpus whose values are written.
 
-    Raises: `LabelError` for unknown names; `UsageError` where several would do, or a class has no
-      value in the protocol and no file.
+    The one named, the only one, or the only one that annotates all `classes`.
+
+    Raises: `LabelError` for unknown names; `UsageError` if several fit, or a class has no value in
+      the protocol and no file.
     """
     for name in classes or ():
         space.class_index(name)
@@ -185,7 +185,7 @@ def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:
 
 
 def outlook(found: dict, cases: int, segmenter: Any, max_memory_gib: float | None) -> str:
-    """One line: what lies ahead, from the headers of the scans."""
+    """One line with the work ahead, from the headers of the scans."""
     limit = f" of {max_memory_gib:g} GiB allowed" if max_memory_gib else ""
     if not found:
         return f"{cases} cases; none whose header can be read and that fits into the memory{limit}"
@@ -194,7 +194,9 @@ def outlook(found: dict, cases: int, segmenter: Any, max_memory_gib: float | Non
     size = "x".join(map(str, segmenter.model.window))
     strips = f" in {found[largest].strips} strips" if found[largest].strips > 1 else ""
     base = resident()
-    unknown = f"; {cases - len(found)} that will not do as they are" if cases > len(found) else ""
+    unknown = (
+        f"; {cases - len(found)} that cannot be predicted as they are" if cases > len(found) else ""
+    )
     shape = "x".join(map(str, found[largest].shape))
     return (
         f"{cases} cases{unknown}, at most {windows:,} windows of {size} on "
@@ -205,9 +207,7 @@ def outlook(found: dict, cases: int, segmenter: Any, max_memory_gib: float | Non
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now (its peak so far where the system does not
-    tell).
-    """
+    """Bytes of this process that are in memory now (its peak if the system only reports that)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -216,7 +216,7 @@ def resident() -> int:
 
 
 def origin(model: Trained) -> dict:
-    """What identifies a model in a manifest."""
+    """Fields that identify a model in a manifest."""
     return {
         "name": model.fields.get("name", ""),
         **({"sha256": model.archive.sha256} if model.archive else {}),

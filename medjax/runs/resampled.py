@@ -1,10 +1,10 @@
-"""Scores on the network's own grid instead of the scan's, and M4oE's published rule for empty
-classes: to compare with such tables only.
+"""Scores on the network's grid, with M4oE's published rule for empty classes.
 
-In: a scorer, held-out cases and the store that holds their resampled labels. Out: Dice and IoU
-per corpus and class. The usual numbers (`metrics`) are taken on the original grid; these flatter
-whatever resampling hides, and the released rule gives a perfect score to a class that is found
-where there is none, and 0 where both sides rightly have none.
+Only for comparison with such tables. In: a scorer, held-out cases and the store that holds their
+resampled labels. Out: Dice and IoU per corpus and class. The usual scores (`metrics`) are computed
+on the original grid; these ignore errors that resampling hides, and the released rule gives a
+perfect score to a class that is found where there is none, and 0 where both sides correctly have
+none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ def check(rule: str) -> None:
 def class_scores(
     reference: np.ndarray, prediction: np.ndarray, rule: str = "standard"
 ) -> tuple[float, float] | None:
-    """(Dice, IoU) of two masks; None where the case does not count.
+    """(Dice, IoU) of two masks; None if the case does not count.
 
     Args:
       rule: "standard": both empty does not count, one empty scores 0. "released" (M4oE's code):
@@ -57,8 +57,9 @@ def class_scores(
 
 
 def class_masks(ids: np.ndarray, space: LabelSpace, corpus: str) -> dict[str, np.ndarray]:
-    """Dense ids (z, y, x) of a corpus -> class name -> mask, for the classes it annotates (regions
-    include what is nested in them).
+    """Dense ids (z, y, x) of a corpus -> class name -> mask, for the classes it annotates.
+
+    Regions include the classes nested in them.
     """
     k = space.corpus_index(corpus)
     inside = np.minimum(ids, space.table.shape[1] - 1)
@@ -83,8 +84,8 @@ def score(
 
     Returns: {"rule": ..., corpus: {"Dice": mean, "IoU": mean, "classes": {class: {"Dice": ...,
       "IoU": ..., "n": volumes}}}, "not prepared": ["corpus/case", ...], "failed": [record, ...]};
-      cases that the store does not hold, and those that cannot be read or predicted (see
-      `data.cases.failure`), count for nothing.
+      cases that are not in the store, and those that cannot be read or predicted (see
+      `corpora.cases.failure`), do not count.
     """
     check(rule)
     out, missing, failed = {"rule": rule, "grid": "network"}, [], []
@@ -147,7 +148,7 @@ def _case_scores(
 
 
 def decide(probabilities: np.ndarray, activation: str) -> np.ndarray:
-    """(z, y, x, c) probabilities -> the classes of every voxel, bool; of a softmax one at most."""
+    """(z, y, x, c) probabilities -> the classes of every voxel, bool; for a softmax at most one."""
     if activation == "sigmoid":
         return probabilities > 0.5
     best = np.arange(probabilities.shape[-1]) == probabilities.argmax(-1)[..., None]

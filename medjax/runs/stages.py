@@ -1,8 +1,7 @@
-"""The stages of an experiment, each finished before the next: open the run, prepare, train, predict
-the held-out cases, score them.
+"""The stages of an experiment: open the run, prepare, train, predict held-out cases, score.
 
-In: a config as plain values and a run folder. Out: the run folder filled. Every stage finds what an
-earlier call left and goes on.
+In: a config as plain values and a run folder. Out: the filled run folder. Every stage completes
+before the next, and resumes from what an earlier call wrote.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ class Run:
         space, splits.
       plan: spacing and normalisation, once prepared. failed: records of cases that could not be
         prepared, predicted or scored.
-      altered: cases whose files are not those that the run began with.
+      altered: cases whose files differ from those that the run started with.
     """
 
     fields: Mapping
@@ -51,20 +50,20 @@ class Run:
 
     @property
     def store(self) -> Path:
-        """Where the prepared volumes are."""
+        """Path of the prepared volumes."""
         return Path(self.fields["data"]["store"] or self.workdir / "store")
 
 
 def say(text: str) -> None:
-    """A line for the person who waits."""
+    """Prints a progress line."""
     print(text, flush=True)
 
 
 def open_run(fields: Mapping, workdir: Path) -> Run:
-    """Resolves the data and writes what defines the run.
+    """Resolves the data and writes the documents that define the run.
 
     Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents,
-      `TrainError` if its checkpoints are damaged; it is left as it was.
+      `TrainError` if its checkpoints are damaged; the folder is then unchanged.
     """
     fields = config.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
@@ -93,7 +92,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
 
 
 def _about_twins(data: corpora.Data) -> list[str]:
-    """What a user should know of scans that several corpora share."""
+    """Messages about scans that several corpora share."""
     lines = (
         [
             f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of "
@@ -134,9 +133,7 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
 
 
 def recipe_fields(fields: Mapping) -> dict:
-    """The part of a config that decides the weights; where files lie and how many threads read them
-    does not.
-    """
+    """The part of a config that determines the weights; without paths and numbers of threads."""
     ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
     kept = (
         "seed",
@@ -155,8 +152,9 @@ def recipe_fields(fields: Mapping) -> dict:
 
 
 def prepare_stage(run: Run) -> None:
-    """Fingerprint, plan and store; cases that fail are reported and left out, a corpus without a
-    usable case is an error.
+    """Fingerprint, plan and store.
+
+    Cases that fail are reported and left out; a corpus without a usable case is an error.
     """
     import jax
 
@@ -172,7 +170,7 @@ def prepare_stage(run: Run) -> None:
             fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache
         )
         if several:
-            hosts.first(measure)  # the others read what it found
+            hosts.first(measure)  # the others read the result
         prints[corpus.name] = measure()
         if not given.get("allow_absent"):
             check_classes(corpus, prints[corpus.name])
@@ -186,15 +184,13 @@ def prepare_stage(run: Run) -> None:
     )
     if run.plan.key() == _plan_key(
         run.workdir, run.plan.key()
-    ):  # what a network was trained with is not replaced by another plan
+    ):  # the plan of a trained network is never replaced
         hosts.first(lambda: runfolder.write_json(run.workdir / runfolder.PLAN, run.plan.to_json()))
     for corpus in run.data.stores:
         cases = run.data.cases[corpus.name]
         make = functools.partial(prepare, corpus, plan=run.plan, root=run.store, workers=workers)
         line = _line(f"prepare {corpus.name}")
-        if (
-            several
-        ):  # each process makes its share first; then all make sure that nothing is missing
+        if several:  # each process prepares its share first; then all check that nothing is missing
             with hosts.holding(
                 run.store / corpus.store, "preparing", wait=True, needed=False, say=say
             ):
@@ -211,7 +207,7 @@ def prepare_stage(run: Run) -> None:
         )
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
-            say(f"  {again} of them were there already, but made from other {reason}: made again")
+            say(f"  {again} of them existed, but with other {reason}: prepared again")
         for text in result.remarks():
             say(text)
         for entry in result.failed:
@@ -224,7 +220,7 @@ def prepare_stage(run: Run) -> None:
 
 
 def _plan_key(workdir: Path, default: str) -> str:
-    """The key of the plan that a run was trained with; `default` for a run that has no checkpoint."""
+    """The key of the plan that a run was trained with; `default` without a checkpoint."""
     from medjax.train import stepfolder
 
     trained = (
@@ -235,9 +231,7 @@ def _plan_key(workdir: Path, default: str) -> str:
 
 
 def _note_sources(run: Run) -> None:
-    """Writes which files the run is trained on; of a run that has begun, says which are other ones
-    now.
-    """
+    """Writes which files the run is trained on; for a started run, reports files that differ."""
     from medjax.train import hashes, stepfolder
 
     found = {}
@@ -264,8 +258,9 @@ def _note_sources(run: Run) -> None:
 
 
 def pools(run: Run, side: str) -> list[stream.Pool]:
-    """The corpora of the label space as the sampler draws them; views validate on all cases of
-    their store.
+    """The corpora of the label space for the sampler.
+
+    Views validate on all cases of their store.
     """
     bad = {(entry.get("corpus", ""), entry["case"]) for entry in run.failed}
     found = []
@@ -304,12 +299,12 @@ def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
 
 
 def mean_spacing(run: Run) -> tuple[float, float, float]:
-    """(z, y, x) mm: the common target spacing, or the mean where corpora have their own."""
+    """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
     return tuple(float(v) for v in np.mean(list(run.plan.spacing_mm.values()), 0))
 
 
 def train(run: Run) -> None:
-    """Prepares and trains, going on from the newest checkpoint."""
+    """Prepares and trains, resuming from the newest checkpoint."""
     import jax
 
     from medjax.train import loop, sharding
@@ -361,7 +356,7 @@ def train(run: Run) -> None:
 
 
 def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
-    """Everything that decides the weights, for the loop's own check on resume."""
+    """Everything that determines the weights, for the loop's own check on resume."""
     return recipe_fields(run.fields) | {
         "plan": run.plan.key(),
         "splits": digest(run.data.splits),
@@ -373,8 +368,9 @@ def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
 
 
 def _refuse_other_data(run: Run, recipe: Mapping) -> None:
-    """`UsageError` if a trained run would go on with other cases or another plan; it ends with the
-    cases that are the reason.
+    """`UsageError` if a trained run would continue with other cases or another plan.
+
+    The message lists the cases that are the reason.
     """
     from medjax.train import stepfolder
 
@@ -385,7 +381,7 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
         began = stepfolder.read_facts(folder, step)["recipe"]
         cases = dict(began["cases"])
     except (DataError, TrainError, KeyError, TypeError, ValueError):
-        return  # the loop says what is wrong with the checkpoint
+        return  # the loop raises the error of the checkpoint
     changed = [
         f"the training cases of {name}"
         for name in recipe["cases"]
@@ -407,7 +403,7 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
 
 
 def _devices(batch: int) -> list | None:
-    """All devices, or on one host the most of them that a batch can be spread over."""
+    """All devices, or on one host as many as a batch can be split over."""
     import jax
 
     if jax.process_count() > 1:
@@ -417,8 +413,9 @@ def _devices(batch: int) -> list | None:
 
 
 def evaluate(run: Run) -> int:
-    """Predicts and scores the held-out cases of every corpus against all their labels; returns the
-    exit code.
+    """Predicts and scores the held-out cases of every corpus against all their labels.
+
+    Returns the exit code.
     """
     from medjax.runs import test
 
@@ -462,8 +459,9 @@ def evaluate(run: Run) -> int:
 
 
 def _line(what: str):
-    """A progress callback: one live line on a terminal, a line for trouble and one at the end
-    elsewhere.
+    """A progress callback.
+
+    On a terminal one updated line; otherwise a line per problem and one at the end.
     """
     live = sys.stderr.isatty() and not os.environ.get("CI")
 

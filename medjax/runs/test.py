@@ -1,4 +1,4 @@
-"""Held-out cases -> predictions/, evaluation/ and a table: the last stage of a run.
+"""The last stage of a run: held-out cases -> predictions/, evaluation/ and a table.
 
 In: a predictor and, per corpus, the cases with their reference labels. Out: masks, numbers, plots,
 pictures and report.html in the run folder; the table on the screen; the records of cases that
@@ -20,7 +20,7 @@ from medjax.runs import folder as runfolder
 
 
 def say(text: str) -> None:
-    """A line on stderr for whoever waits."""
+    """Prints a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -31,8 +31,9 @@ def predict_and_score(
     settings: Mapping,
     line: Callable,
 ) -> list[dict]:
-    """Predicts `held` (corpus name -> corpus, cases) into the run folder, scores it, prints the
-    table; returns failure records.
+    """Predicts `held` (corpus name -> corpus, cases) into the run folder and scores it.
+
+    Prints the table; returns failure records.
     """
     failed, masks = [], {}
     written.check(workdir / "evaluation", written.NUMBERS)  # before the work of predicting
@@ -91,10 +92,10 @@ def score(
 
 
 def groups(settings: Mapping) -> dict[str, tuple[str, ...]]:
-    """Group -> its classes as "class" or "corpus/class": those of the config, and "difficult" where
-    a baseline says what is.
+    """Group -> its classes as "class" or "corpus/class".
 
-    MultiTalent calls difficult what the baseline segments with a mean Dice below 0.75.
+    The groups of the config, and "difficult" if there is a baseline: MultiTalent calls the classes
+    difficult that the baseline segments with a mean Dice below 0.75.
     """
     found = {name: tuple(members) for name, members in settings.get("groups", {}).items()}
     if settings.get("baseline"):
@@ -117,9 +118,7 @@ def _below(cell: Mapping, settings: Mapping) -> bool:
 
 
 def publish(result: Any, workdir: Path, settings: Mapping) -> None:
-    """Writes evaluation/ in a run folder (numbers, plots, pictures, report.html) and prints the
-    table.
-    """
+    """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the table."""
     folder = workdir / "evaluation"
     result.write(folder)
     page = present.present(result, folder, montages=settings["montages"])

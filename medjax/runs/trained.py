@@ -1,8 +1,8 @@
 """Finished models as predictors: run folders and archives become an `infer.segmenter.Segmenter`.
 
-In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: what a model knows
-(`Trained`), and a predictor. Everything that loads "a model" comes through `read_model` and
-`load_predictor`; several models make an ensemble.
+In: paths of run folders (a training's --workdir) or `.medjax` archives. Out: the facts of a model
+(`Trained`), and a predictor. All code that loads a model calls `read_model` and `load_predictor`;
+several models form an ensemble.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ POSTPROCESS = "postprocess.json"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run folder or an archive knows, without its arrays.
+    """The facts of a run folder or an archive, without its arrays.
 
     Attributes:
-      path: where it is. fields: the resolved config. space: as trained, views included. plan:
-        spacing and normalisation.
-      postprocess: what `medjax postprocess` chose on validation data, if it did.
+      path: its path. fields: the resolved config. space: as trained, views included. plan: spacing
+        and normalisation.
+      postprocess: what `medjax postprocess` chose on validation data, if anything.
       archive: the checked archive it came from; None for a run folder.
     """
 
@@ -46,13 +46,14 @@ class Trained:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """(z, y, x) mm: the common target spacing, or the mean where corpora have their own."""
+        """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
         return tuple(float(v) for v in np.mean(list(self.plan.spacing_mm.values()), 0))
 
     @functools.cached_property
     def network(self) -> network.Network:
-        """The network of its config; `UsageError` for an exported function, which has none,
-        `ModelError` where none can be made.
+        """The network of its config.
+
+        `UsageError` for an exported function, which has none; `ModelError` if none can be built.
         """
         if self.archive and self.archive.kind != "weights":
             raise UsageError(
@@ -70,7 +71,7 @@ class Trained:
         """Its parameters, strictly: every array of the network, in its shape, and no other.
 
         Args:
-          checkpoint: "last", "best" or a step of a run folder; by default what the config says.
+          checkpoint: "last", "best" or a step of a run folder; default the config's.
 
         Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are
           not finite.
@@ -99,13 +100,13 @@ class Trained:
 
 
 def read_model(path: Path | str) -> Trained:
-    """What is known of a model.
+    """Reads the facts of a model.
 
     Args:
       path: a run folder or an archive.
 
-    Raises: `UsageError` for what is neither, or a run without a checkpoint; `ModelError` for an
-      archive that cannot be trusted.
+    Raises: `UsageError` for any other path, or a run without a checkpoint; `ModelError` for an
+      archive that fails its checks.
     """
     path = Path(path)
     if archives.is_archive(path):
@@ -156,14 +157,14 @@ def _refused(path: Path, error: MedjaxError) -> ModelError:
 
 @contextlib.contextmanager
 def _refusing(one: Trained) -> Iterator[None]:
-    """What goes wrong with an archive's network, as a sentence that names the archive."""
+    """Converts errors of an archive's network to an error that names the archive."""
     try:
         yield
     except MedjaxError as error:
         if one.archive is None:
             raise
         raise _refused(one.path, error) from error
-    except Exception as error:  # whatever a network raises for arguments it was not made for
+    except Exception as error:  # networks raise many types for unsuitable arguments
         what = "model archive refused" if one.archive else "unusable config"
         raise ModelError(
             f"{what}: no network can be made of its config ({type(error).__name__}: "
@@ -187,19 +188,19 @@ def load_predictor(
     postprocess: str = "",
     fast: bool = False,
 ) -> Any:
-    """A `Segmenter` from one or several models; what is not given follows the first one's config.
+    """A `Segmenter` from one or several models; defaults follow the first one's config.
 
     Its label space has every corpus as annotated (no views), under the name of its store. Members
     of one architecture run as one program; others are averaged on the scan's grid.
 
     Args:
-      models: run folders, archives, or what `read_model` made of them.
+      models: run folders, archives, or results of `read_model`.
       tta: "none" or "mirror". window: (z, y, x) or (y, x) in place of the training patch. device:
         "cpu", "gpu:1", ...
-      memory_gib: what a case may use. uncertainty: carry how far mirrors and members disagree.
-      postprocess: "" as configured, "none", "chosen" (what validation decided) or a JSON file of
-        rules.
-      fast: the coarser companion that the models name in `infer.fast`.
+      memory_gib: memory limit of a case. uncertainty: compute the disagreement of mirrors and
+        members.
+      postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
+      fast: use the coarser companion that the models name in `infer.fast`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
       network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
@@ -250,7 +251,7 @@ def load_predictor(
 
 
 def rules(model: Trained, wanted: str = "") -> Any:
-    """The postprocessing rules a word stands for (see `load_predictor`), or None."""
+    """The postprocessing rules of a word (see `load_predictor`), or None."""
     from medjax.infer.postprocess import Rules
 
     if wanted == "none":
@@ -273,7 +274,7 @@ def rules(model: Trained, wanted: str = "") -> Any:
 
 
 def named_devices(name: str) -> list | None:
-    """The jax devices that "cpu", "gpu" or "gpu:1" stand for; None for an empty name."""
+    """The jax devices of "cpu", "gpu" or "gpu:1"; None for an empty name."""
     import jax
 
     if not name:
@@ -331,7 +332,7 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     }
     try:
         shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
-    except Exception as error:  # whatever a network raises for sizes it was not made for
+    except Exception as error:  # networks raise many types for unsuitable sizes
         raise UsageError(
             f"the network cannot take this window ({type(error).__name__})",
             found=window,
@@ -346,8 +347,9 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
 
 
 def _companion(one: Trained) -> Trained:
-    """The coarser model that a config names in `infer.fast`: relative to a run, and beside an
-    archive, which may not name other folders.
+    """The coarser model that a config names in `infer.fast`.
+
+    Its path is relative to a run, and beside an archive, which may not name other folders.
     """
     name = one.fields["infer"].get("fast", "")
     if not name:

@@ -1,3 +1,1 @@
-"""Sampling: the store -> batches of integers with their meaning, a pure function of the sample
-number.
-"""
+"""Sampling: the store -> batches of integers, a pure function of the sample number."""

@@ -34,12 +34,12 @@ class Pool:
       corpus: index in the label space.
       folder: the corpus' folder in the store.
       cases: case names, one folder each.
-      foreground_ids: dense ids that may be forced into a patch; leave out what a view hides.
+      foreground_ids: dense ids that may be forced into a patch; without those that a view hides.
       modality: index in the label space.
       classes: per annotated class the dense ids of its voxels (nested classes share ids), for
-        `Recipe.by` "class"; empty: every id is one.
-      group: pools of one name are one data set when it comes to how often a corpus is drawn
-        (AMOS22's CT and MR); empty: one of its own.
+        `Recipe.by` "class"; empty: every id is one class.
+      group: pools of one group count as one data set for the probability of a corpus (AMOS22's CT
+        and MR); empty: a group of its own.
     """
 
     corpus: int
@@ -51,9 +51,7 @@ class Pool:
     group: str = ""
 
     def groups(self, by: str) -> tuple[tuple[int, ...], ...]:
-        """What is drawn from with equal chances: groups of dense ids that may be forced into a
-        patch.
-        """
+        """Groups of dense ids that may be forced into a patch, with equal probability."""
         allowed = set(self.foreground_ids)
         if by == "class" and self.classes:
             return tuple(
@@ -64,7 +62,7 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How samples are drawn; all of it decides the stream.
+    """How samples are drawn; all fields determine the stream.
 
     Attributes:
       patch: voxels to cut, (z, y, x), or (y, x) with `dims` 2; usually `enlarged_patch(final)`.
@@ -75,13 +73,13 @@ class Recipe:
         each without replacement per epoch.
       foreground: share of samples forced to hold an annotated class.
       oversample: "last" forces the last round-half-even share of every global batch,
-        "probabilistic" each sample by chance.
-      seed: of everything.
+        "probabilistic" each sample with that probability.
+      seed: seed of all draws.
       balance: "case" forces one of the classes of the drawn case; "class" draws a forced sample's
         class first, then a case that has it.
-      by: what a forced sample draws: "set", one of the label sets (dense ids) with equal chances,
-        or "class", one of the classes, where a nested class shares the voxels of the one around it
-        (nnU-Net's region sampling).
+      by: what a forced sample draws: "set", one of the label sets (dense ids) with equal
+        probability, or "class", one of the classes, where a nested class shares the voxels of the
+        enclosing one (nnU-Net's region sampling).
       dims: 3, or 2 for slices of constant z, whose axis is dropped.
       final: the patch after augmentation, which bounds how far a patch leaves the image; None is
         `patch`.
@@ -140,8 +138,9 @@ class Recipe:
 def corpus_probabilities(
     cases: Sequence[int], exponent: float = 0.5, groups: Sequence[str] = ()
 ) -> np.ndarray:
-    """(corpora,) float64 probability of drawing from each corpus: n N^-exponent, normalised
-    (MultiTalent: sqrt(n)).
+    """(corpora,) float64 probability of drawing from each corpus: n N^-exponent, normalised.
+
+    MultiTalent: sqrt(n).
 
     Args:
       cases: n of each corpus.
@@ -169,12 +168,13 @@ def forced_positions(batch: int, share: float) -> int:
 
 class Samples:
     """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
-    Picklable; safe to use from several threads.
+
+    Picklable; can be used from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
-      cache_bytes: how much of the small cases (8 MiB at most each) is held in memory; 0 reads from
-        the store every time. It never changes a sample.
+      cache_bytes: memory for small cases (8 MiB at most each); 0 reads from the store every time.
+        It never changes a sample.
     """
 
     def __init__(self, pools: Sequence[Pool], recipe: Recipe, cache_bytes: int = CACHE_BYTES):
@@ -203,8 +203,9 @@ class Samples:
     def __call__(
         self, index: int, choice: tuple[int, int] | tuple[()] = ()
     ) -> dict[str, np.ndarray]:
-        """The sample with number `index` of the global stream; `choice` is (pool, case) if the
-        mixture has drawn it.
+        """The sample with number `index` of the global stream.
+
+        `choice` is (pool, case) if the mixture has drawn it.
         """
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, int(index)))
         drawn = choice or self._draw(rng)
@@ -223,9 +224,7 @@ class Samples:
             sample = self._cut(rng, folder, pool, forced, wanted)
         except MedjaxError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever the store meets, the user must learn which case it was
+        except Exception as error:  # any error of the store must name the case
             fix = "prepare this case again (`medjax prepare`) or leave it out"
             raise DataError(
                 f"cannot cut a patch: {type(error).__name__}: {error}", path=folder, fix=fix
@@ -246,8 +245,9 @@ class Samples:
     def _draw_class(
         self, rng: np.random.Generator, drawn: tuple[int, int]
     ) -> tuple[tuple[int, int], tuple[int, ...] | None]:
-        """A class of the drawn corpus, then a case that has it; the drawn case if the corpus has no
-        foreground at all.
+        """A class of the drawn corpus, then a case that has it.
+
+        The drawn case if the corpus has no foreground at all.
         """
         k = drawn[0]
         with self._lock:
@@ -303,8 +303,9 @@ class Samples:
     def _foreground_voxel(
         rng: np.random.Generator, case: Any, groups: Sequence[tuple[int, ...]]
     ) -> np.ndarray | None:
-        """A voxel of one of the groups that the case has; within a group ids weigh as their voxels
-        do.
+        """A voxel of one of the groups that the case has.
+
+        Within a group, every voxel has the same probability.
         """
         locations, voxels = case.locations, case.meta["voxels"]
         present = [
@@ -323,8 +324,9 @@ class Samples:
         return None
 
     def _readers(self, folder: Path, case: Any, shape: tuple[int, ...], channels: int):
-        """Two functions slices -> array; small cases are read whole once and then held, as long as
-        there is room.
+        """Two functions slices -> array.
+
+        Small cases are read whole once and then held, as long as the cache has space.
         """
         size = int(np.prod(shape)) * (2 * channels + 2)
         held = self._held.get(folder)

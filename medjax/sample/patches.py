@@ -1,9 +1,9 @@
-"""Where a training patch lies: nnU-Net's enlarged patch, the bounds of its start, and the padded
-read of it from a stored case.
+"""Position of a training patch: nnU-Net's enlarged patch, the bounds of its start, padded reads.
 
 In: patch sizes, a case's shape and foreground voxels, a random generator. Out: integer starts and
-numpy patches. No jax, no files opened. A patch is *cut* larger than the network sees it, so that
-rotation and scaling find real voxels; the *final* patch sets how far it may leave the image.
+numpy patches. No jax, no files opened. The patch that is *cut* is larger than the network's, so
+that rotation and scaling find real voxels; the *final* patch determines how far it may leave the
+image.
 """
 
 import math
@@ -29,8 +29,9 @@ def is_anisotropic(patch: Sequence[int]) -> bool:
 
 
 def rotation_limit(patch: Sequence[int]) -> float:
-    """nnU-Net's largest rotation in rad: 30 degrees in 3D, 180 within slices; in 2D 15 if one side
-    is over 1.5 times the other, or 180.
+    """nnU-Net's largest rotation in rad.
+
+    30 degrees in 3D, 180 within slices; in 2D 15 if one side is over 1.5 times the other, or 180.
     """
     if len(patch) == 3:
         return math.pi if is_anisotropic(patch) else math.pi / 6
@@ -73,8 +74,9 @@ def enlarged_patch(
 
 
 def start_bounds(shape: Sides, patch: Sides, final: Sides) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest start (both allowed) of a patch cut from an image of `shape`; starts may
-    be negative (nnU-Net's rule).
+    """Lowest and highest start (inclusive) of a patch, by nnU-Net's rule.
+
+    Starts may be negative.
     """
     shape, patch, final = (np.asarray(v, np.int64) for v in (shape, patch, final))
     need = np.maximum(patch - final, patch - shape)
@@ -88,8 +90,9 @@ def random_start(rng: np.random.Generator, shape: Sides, patch: Sides, final: Si
 
 
 def centred_start(voxel: Sides, shape: Sides, patch: Sides, final: Sides) -> np.ndarray:
-    """The start that puts `voxel` at the centre of the patch, but not below the lowest start
-    (nnU-Net bounds it on that side only).
+    """The start that puts `voxel` at the centre of the patch, but not below the lowest start.
+
+    nnU-Net bounds it on that side only.
     """
     return np.maximum(
         start_bounds(shape, patch, final)[0], np.asarray(voxel, np.int64) - np.asarray(patch) // 2
@@ -103,15 +106,16 @@ def read_patch(
     patch: Sides,
     fill: Any,
 ) -> np.ndarray:
-    """A (z, y, x, ...) patch, `fill` (scalar or per channel) where it leaves the image; only the
-    voxels inside are read.
+    """A (z, y, x, ...) patch; `fill` (scalar or per channel) outside the image.
+
+    Only the voxels inside are read.
 
     Args:
       read: slices of (z, y, x) -> array; called once, with the overlap of patch and image.
       shape: (z, y, x) of the image.
       start, patch: corner (may be negative) and size in voxels.
-      fill: value outside; the result has the type of what `read` returns, or of `fill` if that is a
-        numpy value.
+      fill: value outside; the result has the type of the result of `read`, or of `fill` if that is
+        a numpy value.
     """
     inside = [
         (min(n, max(0, s)), max(0, min(n, s + p)))

@@ -1,16 +1,17 @@
-"""The training stream: which case, which patch, in which batch. Random access from (seed, sample
-number) alone.
+"""The training stream, with random access from (seed, sample number).
 
 In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batches
 
-  image (b, *vol, m) int16, gain (b, m) f32, bias (b, m) f32     normalised value = image * gain + bias, done on the device
-  label (b, *vol) int16                                          dense ids, -1 outside the image
-  corpus (b,), modality (b,), case (b,) int32                    case: running number over all pools
-  spacing_mm (b, 3) f32                                          (z, y, x)
+  image (b, *vol, m) int16, gain (b, m) f32, bias (b, m) f32
+                                       normalised value = image * gain + bias, on the device
+  label (b, *vol) int16                dense ids, -1 outside the image
+  corpus (b,), modality (b,), case (b,) int32
+                                       case: running number over all pools
+  spacing_mm (b, 3) f32                (z, y, x)
 
 Every sample is a function of (recipe, pools, sample number), so the position in the stream *is* the
-training step: resuming means slicing, and threads, worker processes and the number of hosts change
-nothing. A changed recipe or changed pools mean another stream: keep both with the run.
+training step: resuming means slicing, and the number of threads, worker processes and hosts does
+not matter. A changed recipe or changed pools give another stream: keep both with the run.
 """
 
 import functools
@@ -47,10 +48,9 @@ __all__ = [
 
 
 class _Epochs:
-    """The cases of one pool as an endless grain source: epoch after epoch, each in its own order,
-    without replacement.
+    """The cases of one pool as an endless grain source, shuffled in every epoch.
 
-    (grain's own shuffle takes milliseconds per element for the small corpora of this field.)
+    grain's own shuffle takes milliseconds per element for small corpora.
     """
 
     def __init__(self, pool: int, cases: int, seed: int):
@@ -70,9 +70,9 @@ def _order(seed: int, pool: int, epoch: int, cases: int) -> np.ndarray:
 
 
 class _Endless:
-    """A grain source that chooses nothing: in the i.i.d. stream a sample's number says everything.
+    """A grain source without a choice: the sample's number determines an i.i.d. sample.
 
-    (None would be an element left out.)
+    (None would be an omitted element.)
     """
 
     def __len__(self) -> int:
@@ -90,11 +90,10 @@ def dataset(
     hosts: int = 1,
     cache_bytes: int = CACHE_BYTES,
 ):
-    """The stream as a random-access `grain.MapDataset`: element k is this host's share of global
-    batch k.
+    """The stream as a random-access `grain.MapDataset`.
 
-    Host h takes samples h, h + hosts, ... of the one global stream, batch // hosts of them per
-    batch.
+    Element k is this host's share of global batch k. Host h takes samples h, h + hosts, ... of the
+    one global stream, batch // hosts of them per batch.
     """
     import grain
 
@@ -131,16 +130,16 @@ def stream(
 
     Args:
       pools, recipe: what is drawn and how; see `Recipe`.
-      start: training step to go on from.
+      start: training step to continue from.
       threads: batches read ahead at once in this process (each worker has as many); 0 reads in the
         caller's thread.
-      workers: extra processes; only worth it when profiling says that the threads cannot keep up.
+      workers: extra processes; only useful if profiling shows that the threads are too slow.
         Scripts then need a `__main__` guard.
       host, hosts: which share of each batch.
       cache_bytes: memory for small cases, over all workers.
 
-    Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when its
-      turn comes, for one that cannot be read.
+    Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when it is
+      drawn, for a case that cannot be read.
     """
     import grain
 
@@ -161,7 +160,7 @@ def stream(
 
         if (
             not flags.FLAGS.is_parsed()
-        ):  # grain's workers read absl flags, which a plain script has not parsed
+        ):  # grain's workers read absl flags, which plain scripts do not parse
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),

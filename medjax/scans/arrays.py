@@ -1,9 +1,10 @@
-"""NumPy arrays and M3D-Seg masks as volumes; what space they are in stands in a sidecar.
+"""NumPy arrays and M3D-Seg masks as volumes; their geometry is read from a sidecar.
 
-    scan.npy           (z, y, x), or as the sidecar's "axes" says; `scan.json` beside it:
-                       {"axes": "zyx", "spacing_mm": [z, y, x]} or {"axes": "cxyz", "affine": 4x4 of the (x, y, z) voxels -> RAS+ mm}
-    image.npy          M3D-Seg: (1, x, y, z)
-    mask_(k, x, y, z).npz   M3D-Seg: SciPy sparse rows, one class each; the shape stands in the name
+    scan.npy      (z, y, x), or the order in the sidecar's "axes"; `scan.json` beside it:
+                  {"axes": "zyx", "spacing_mm": [z, y, x]} or
+                  {"axes": "cxyz", "affine": 4x4 of the (x, y, z) voxels -> RAS+ mm}
+    image.npy     M3D-Seg: (1, x, y, z)
+    mask_(k, x, y, z).npz   M3D-Seg: SciPy sparse rows, one class each; the name has the shape
 
 Without a sidecar the array takes the grid of the image it belongs to, or 1 mm voxels with a
 warning.
@@ -80,8 +81,9 @@ def _dense(path: str) -> np.ndarray:
 
 
 def _mapped(path: str) -> np.ndarray:
-    """The array of an `.npy` file, mapped; the header is checked against the size of the file
-    first.
+    """The array of an `.npy` file, memory-mapped.
+
+    Its header is compared with the size of the file first.
     """
     size = os.stat(path).st_size
     with open(path, "rb") as file:

@@ -1,8 +1,8 @@
-"""The bytes of a scan file: opened only if it is a file, inflated no further than somebody asks.
+"""The bytes of a scan file: only regular files are opened, and inflated only as far as requested.
 
-In: a path. Out: a `Stream` of its bytes, decompressed if they are gzip (told by content), with the
-checksums verified where a member ends. Pipes, devices and folders are refused before they are
-opened, so nothing blocks; nothing is held in memory but what is asked for.
+In: a path. Out: a `Stream` of its bytes, decompressed if they are gzip (detected by content);
+checksums are verified at the end of each member. Pipes, devices and folders are refused before they
+are opened, so nothing blocks; only requested bytes are held in memory.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from medjax.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
 INFLATION = 1032  # no deflate stream grows by more than this factor
-KNOWN_SMALL = 1 << 26  # bytes that are allocated without a look at the free memory
+KNOWN_SMALL = 1 << 26  # bytes that are allocated without checking the free memory
 _CHUNK, _PIECE = 1 << 18, 1 << 23  # compressed bytes per read, inflated bytes per step
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder, not a scan"),
@@ -48,10 +48,10 @@ _CONTENT = (
 
 
 def check_file(path: str | os.PathLike) -> os.stat_result:
-    """What the system says about a file, without opening it.
+    """The status of a file, without opening it.
 
-    Raises: `DataError` for what is missing, a broken or circular link, a folder, pipe, socket or
-      device, or no permission.
+    Raises: `DataError` for missing files, broken or circular links, folders, pipes, sockets,
+      devices, and missing permission.
     """
     path = os.fspath(path)
     try:
@@ -65,7 +65,7 @@ def check_file(path: str | os.PathLike) -> os.stat_result:
 
 
 def unreadable(path: str, error: OSError | ValueError) -> DataError:
-    """The sentence for a path that cannot be opened or read."""
+    """The error for a path that cannot be opened or read."""
     if not isinstance(error, OSError):
         return DataError("unusable path", path=path, found=str(error), fix="check the path")
     target = None
@@ -101,7 +101,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     """A regular file opened for reading; see `check_file` for what is refused."""
     path = os.fspath(path)
     check_file(path)
-    try:  # a pipe that takes the file's place in between does not block either
+    try:  # does not block on a pipe that replaced the file meanwhile
         file = open(
             path,
             "rb",
@@ -180,7 +180,7 @@ class Stream:
         return passed
 
     def rest(self, limit: int) -> "Rest":
-        """What is left; at most about `limit` bytes of it are looked at.
+        """The remaining bytes; at most about `limit` of them are read.
 
         Reading to the end verifies the checksum of a gzip stream.
         """
@@ -202,9 +202,7 @@ class Stream:
         return self._hash.hexdigest()
 
     def check_promise(self, needed: int, path: str) -> None:
-        """`DataError` if the file is too small to hold `needed` (inflated) bytes, whatever it
-        holds.
-        """
+        """`DataError` if the file is too small to hold `needed` (inflated) bytes."""
         most = self.size * INFLATION if self.compressed else self.size
         if most < needed:
             found = f"{self.size} bytes" + (" compressed" if self.compressed else "")
@@ -280,11 +278,11 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Rest:
-    """What follows behind the last byte that was wanted.
+    """The bytes behind the last requested byte.
 
     Attributes:
-      size: bytes; at least so many if not `complete`. zero: all that was looked at is 0. complete:
-        all of it was looked at.
+      size: number of bytes; a lower bound if not `complete`. zero: all bytes read are 0. complete:
+        all of them were read.
       start: the first 540 bytes.
     """
 
@@ -295,7 +293,7 @@ class Rest:
 
 
 def reserve(needed: int, path: str, what: str = "voxels") -> np.ndarray:
-    """An uninitialised uint8 array of `needed` bytes; `DataError` if the memory does not hold it."""
+    """An uninitialised uint8 array of `needed` bytes; `DataError` if memory is too small."""
     check_memory(needed, path, what)
     with memory(path):
         return np.empty(needed, np.uint8)
@@ -315,7 +313,7 @@ def check_memory(needed: int, path: str, what: str = "voxels") -> None:
 
 @contextlib.contextmanager
 def memory(path: str | os.PathLike) -> Iterator[None]:
-    """Memory that runs out while a file is read is a `DataError` that names it."""
+    """Converts a `MemoryError` while a file is read to a `DataError` that names the file."""
     try:
         yield
     except MemoryError as error:
@@ -327,9 +325,7 @@ def memory(path: str | os.PathLike) -> Iterator[None]:
 
 
 def free_memory() -> int:
-    """Bytes that may be used: what the system calls available, or the container's limit if that is
-    less.
-    """
+    """Bytes that may be used: the system's available memory, or the container's limit if lower."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         with open("/proc/meminfo") as file:
@@ -348,8 +344,9 @@ def free_memory() -> int:
 
 
 def looks_like(start: bytes) -> str:
-    """What the first bytes of a file that is no scan seem to be, in words; never the bytes
-    themselves, which may be anybody's.
+    """What the first bytes of a file that is no scan seem to be, in words.
+
+    Never the bytes themselves, which may be private.
     """
     if not start:
         return "zero length"

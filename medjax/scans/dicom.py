@@ -29,7 +29,7 @@ OBJECTS = (
     "REG",
     "DOC",
 )  # modalities that are no images
-GAP = 0.05  # of the slice distance by which a position may be off
+GAP = 0.05  # tolerance of a position, as a share of the slice distance
 TAGS = (
     "SOPInstanceUID",
     "SOPClassUID",
@@ -70,8 +70,9 @@ class Series:
 
 
 def scan(folder: str | os.PathLike) -> list[Series]:
-    """Every series in a folder (its subfolders are not entered), images and other objects, ordered
-    by first file name.
+    """Every series (images and other objects) in a folder, ordered by first file name.
+
+    Subfolders are not searched.
     """
     pydicom = needs("pydicom", folder)
     found: dict[str, list] = {}
@@ -116,8 +117,9 @@ def read_header(pydicom, path: str | os.PathLike):
 def numbers(
     header, tag: str, count: int, path: str | os.PathLike, default: float | int | None = None
 ) -> tuple[float, ...]:
-    """`count` finite numbers of a header; `default` where it has none. Raises: `DataError` naming
-    tag and file.
+    """`count` finite numbers of a header; `default` if it has none.
+
+    Raises: `DataError` naming tag and file.
     """
     value = header.get(tag)
     value = default if value is None or value == "" else value

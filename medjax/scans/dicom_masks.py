@@ -1,7 +1,7 @@
 """DICOM-SEG and RTSTRUCT objects -> binary masks on the grid of the image they belong to.
 
 In: an object file and the image's grid. Out: mask by segment or ROI name. A segmentation is placed
-frame by frame at its own position (frames without voxels are usually left out of the file);
+frame by frame at its own position (frames without voxels are usually missing from the file);
 contours are filled by the even-odd rule in the plane of their slice.
 """
 

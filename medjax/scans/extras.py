@@ -1,6 +1,4 @@
-"""Libraries of the extra `formats`: imported when a file needs them, or reported with the command
-that installs them.
-"""
+"""Imports the libraries of the extra `formats` on demand, or reports how to install them."""
 
 import importlib
 
@@ -8,8 +6,9 @@ from medjax.errors import UsageError
 
 
 def needs(library: str, path: object = None):
-    """Imports a library of the extra `formats`, or reports how to get it; `path` is the file that
-    needs it.
+    """Imports a library of the extra `formats`, or raises with the command to install it.
+
+    `path` is the file that needs it.
     """
     try:
         return importlib.import_module(library)

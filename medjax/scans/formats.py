@@ -1,14 +1,16 @@
-"""Any scan or label map in, one `nifti.Volume` out, whatever the file is: (z, y, x[, m]) array and
-RAS+ affine.
+"""Reads any scan or label map as a `nifti.Volume`: (z, y, x[, m]) array and RAS+ affine.
 
-    ending or content                       read by
-    .nii, .nii.gz                           scans/nifti.py (nibabel)
-    .nrrd, .nhdr, .mha, .mhd                scans/itk.py (SimpleITK, extra `formats`)
-    a folder with a DICOM series            scans/dicom.py (pydicom and SimpleITK, extra `formats`)
-    a DICOM-SEG or RTSTRUCT file            scans/dicom.py (highdicom, pydicom), with the image whose grid it belongs to
-    a folder of mask slices                 DICOM as above, or pictures by scans/slices.py, with the DICOM series they follow
-    .npy, .npz                              scans/arrays.py, geometry from a sidecar
-    tfds:FOLDER#N                           scans/records.py (tensorflow-datasets), a case in ArrayRecord form
+    ending or content                read by
+    .nii, .nii.gz                    scans/nifti.py (nibabel)
+    .nrrd, .nhdr, .mha, .mhd         scans/itk.py (SimpleITK, extra `formats`)
+    a folder with a DICOM series     scans/dicom.py (pydicom and SimpleITK, extra `formats`)
+    a DICOM-SEG or RTSTRUCT file     scans/dicom_masks.py (highdicom, pydicom), with the image
+                                     whose grid it belongs to
+    a folder of mask slices          DICOM as above, or pictures by scans/slices.py, with the
+                                     DICOM series they follow
+    .npy, .npz                       scans/arrays.py, geometry from a sidecar
+    tfds:FOLDER#N                    scans/records.py (tensorflow-datasets), a case in
+                                     ArrayRecord form
 
 Libraries of the extra are imported when a file needs them.
 """
@@ -32,12 +34,12 @@ WANTED = ("image", "label")
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a user may choose about how the scans of a call are read.
+    """Options for reading the scans of a call.
 
     Attributes:
-      frame: the frame of a 4D file that is the scan, counted from 0; None: all are channels.
-      replace_nan: what non-finite voxels become: a number, or "min" for the smallest finite one of
-        their channel; None: they are an error.
+      frame: the frame of a 4D file to use, counted from 0; None: all frames are channels.
+      replace_nan: replacement of non-finite voxels: a number, or "min" for the smallest finite one
+        of their channel; None: they are an error.
 
     Raises: `UsageError` for a negative frame, and for a replacement that is no number float32
       holds.
@@ -68,9 +70,9 @@ class Reading:
         object.__setattr__(self, "replace_nan", number)
 
     def settings(self) -> dict:
-        """JSON-ready; what a finished case must agree with to be left alone.
+        """JSON-ready; a finished case with other settings is not skipped.
 
-        Empty where nothing was chosen.
+        Empty without any option.
         """
         return {
             name: value for name, value in dataclasses.asdict(self).items() if value is not None
@@ -81,11 +83,10 @@ AS_STORED = Reading()
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """One of nifti, itk, array, series (a folder of DICOM slices), dicom (one DICOM file), record
-    (a case in tensorflow-datasets).
+    """The kind of a path: nifti, itk, array, series, dicom or record.
 
-    A folder that is called like a file counts as that file, which it will fail to be, unless it
-    holds DICOM slices.
+    series is a folder of DICOM slices, dicom one DICOM file, record a case in tensorflow-datasets.
+    A folder named like a file counts as that file (and then fails), unless it holds DICOM slices.
     """
     if os.fspath(path).startswith("tfds:"):
         return "record"
@@ -177,8 +178,9 @@ def read_case(
     native: bool = False,
     hashed: bool = False,
 ) -> Volume:
-    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m) float32, or as
-    stored if `native`; `hashed`: see `read`.
+    """`nifti.read_case` for any format: the channels of one case as (z, y, x, m).
+
+    float32, or as stored if `native`; `hashed`: see `read`.
     """
     return nifti.read_case(
         image_paths,
@@ -269,9 +271,7 @@ def open_masks(path: str | os.PathLike, like: Volume) -> Callable[[Mask], np.nda
 
 
 def _label_slices(path: str, like: Volume) -> Volume:
-    """A folder of mask slices: DICOM slices with their own positions, or pictures that follow the
-    image's slices.
-    """
+    """A folder of mask slices: DICOM slices, or pictures in the order of the image's slices."""
     from medjax.scans import slices
 
     return (

@@ -1,5 +1,4 @@
-"""Voxel grids in space: canonical axes, the box that is not zero, and masks carried from one grid
-onto another.
+"""Voxel grids: canonical axes, the non-zero box, and masks moved from one grid to another.
 
 Arrays are (z, y, x[, m]); affines are nibabel's, (x, y, z) voxel -> RAS+ mm. Nothing here
 interpolates.
@@ -19,8 +18,9 @@ Box = tuple[
 
 
 def nonzero_box(array: np.ndarray) -> Box | None:
-    """Half-open box around the voxels of (z, y, x[, m]) that are not 0 in some channel; None if
-    there are none. Holes do not matter.
+    """Half-open box around the voxels of (z, y, x[, m]) that are not 0 in some channel.
+
+    None if there are none. Holes do not matter.
     """
     mask = array != 0
     if mask.ndim == 4:
@@ -36,8 +36,9 @@ def nonzero_box(array: np.ndarray) -> Box | None:
 
 
 def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """Axes and flips that turn a stored (z, y, x) array into one whose axes grow to Superior,
-    Anterior, Right (the closest such order).
+    """Axes and flips that turn a stored (z, y, x) array into the closest canonical order.
+
+    Canonical axes grow to Superior, Anterior, Right.
     """
     orientation = nib.io_orientation(
         affine
@@ -52,8 +53,9 @@ def canonical_axes(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool
 def canonical_affine(
     affine: np.ndarray, shape: Sequence[int], axes: Sequence[int], flips: Sequence[bool]
 ) -> np.ndarray:
-    """Affine ((x, y, z) voxel -> RAS+ mm) of the canonical array, from that of the stored one with
-    (z, y, x) `shape`.
+    """Affine ((x, y, z) voxel -> RAS+ mm) of the canonical array.
+
+    Computed from the affine of the stored array with (z, y, x) `shape`.
     """
     step = np.zeros((4, 4))
     step[3, 3] = 1
@@ -76,14 +78,15 @@ def stored(array: np.ndarray, axes: Sequence[int], flips: Sequence[bool]) -> np.
 
 
 def place(volume: Volume, like: Volume, tolerance: float = 0.05) -> np.ndarray:
-    """A mask whose voxels are some of another grid's -> (z, y, x) on that grid, 0 elsewhere; axes
-    may be swapped, flipped and shifted.
+    """A mask whose voxels belong to another grid -> (z, y, x) on that grid, 0 elsewhere.
+
+    Axes may be swapped, flipped and shifted.
 
     Args:
       volume: with (z, y, x) pixels.
-      tolerance: voxels by which the two grids may be off.
+      tolerance: voxels by which the two grids may differ.
 
-    Raises: `DataError` if the voxels are not those of `like`, or some that are set lie outside it.
+    Raises: `DataError` if the voxels are not those of `like`, or some non-zero ones lie outside it.
     """
     relative = np.linalg.inv(like.affine) @ volume.affine  # (x, y, z) voxel of volume -> of like
     turn = np.rint(relative[:3, :3])
@@ -130,8 +133,9 @@ def place(volume: Volume, like: Volume, tolerance: float = 0.05) -> np.ndarray:
 
 
 def onto(label: Volume, like: Volume) -> np.ndarray:
-    """A label map on another grid, by nearest neighbour in world space: each voxel of `like` takes
-    the value where its centre lies.
+    """A label map on another grid, by nearest neighbour in world space.
+
+    Each voxel of `like` takes the value at its centre.
 
     Args:
       label: with (z, y, x) integers.

@@ -1,8 +1,8 @@
-"""What a NIfTI header says about space, and whether it can be believed.
+"""The geometry in a NIfTI header: reading and checking it, and headers of masks.
 
-Bytes of a header go in; a checked nibabel header, an affine (nibabel's: (x, y, z) voxel -> RAS+ mm)
-and warnings come out. Pixels and files are `nifti.py`; this file knows codes, shear, the header of
-a mask and label tables. Like `nifti.py` it speaks nibabel's (x, y, z).
+In: the bytes of a header. Out: a checked nibabel header, an affine (nibabel's: (x, y, z) voxel ->
+RAS+ mm) and warnings. Pixels and files are handled by `nifti.py`; this file handles codes, shear,
+the header of a mask and label tables. Like `nifti.py` it uses nibabel's (x, y, z).
 """
 
 import colorsys
@@ -29,7 +29,7 @@ UNITS = {
 SPACING_MM = (0.01, 100.0)  # voxel sizes of scans, from small-animal CT to localisers
 SPACING_MICRONS_FROM = 0.002  # mm: a file that says it is in microns may be finer (microscopy)
 EXTENT_MM = 10_000.0  # no scan is longer than that along one axis
-DATATYPES = {  # codes that are no grey values of a size that can be computed with: name, what to do
+DATATYPES = {  # codes that are not supported grey values: name, what to do
     0: ("unknown", ""),
     1: ("1-bit", "save as uint8"),
     32: ("complex", ""),
@@ -46,14 +46,16 @@ _ROUNDING = 1e-6  # headers hold float32, so limits are met to about this
 
 
 class DataWarning(UserWarning):
-    """A scan that can be read but deserves a look: doubtful geometry, replaced values, a fallback
-    that was taken.
+    """A scan that can be read but should be checked.
+
+    Doubtful geometry, replaced values, a fallback that was used.
     """
 
 
 def parse(raw: bytes, path: str) -> nib.Nifti1Header:
-    """The header at the start of `raw`, kept exactly (nibabel's repairs are off); NIfTI-1 and
-    NIfTI-2, either byte order.
+    """The header at the start of `raw`, unchanged (without nibabel's repairs).
+
+    NIfTI-1 and NIfTI-2, either byte order.
 
     Raises: DataError for anything that is not a single-file NIfTI.
     """
@@ -121,8 +123,9 @@ def parse(raw: bytes, path: str) -> nib.Nifti1Header:
 
 
 def voxel_type(header: nib.Nifti1Header, path: str) -> np.dtype:
-    """Type of the voxels as stored, in the byte order of the file; `DataError` naming the type for
-    one that is no grey value.
+    """Type of the voxels as stored, in the byte order of the file.
+
+    `DataError` naming the type if it is no grey value.
     """
     code = int(header["datatype"])
     if code not in NUMBERS:
@@ -138,8 +141,9 @@ def voxel_type(header: nib.Nifti1Header, path: str) -> np.dtype:
 
 
 def scaling(header: nib.Nifti1Header, path: str) -> tuple[float, float]:
-    """Slope and intercept of the voxels, 1 and 0 where the header has none; `DataError` for those
-    that cannot be used.
+    """Slope and intercept of the voxels; 1 and 0 if the header has none.
+
+    `DataError` for unusable values.
     """
     try:
         slope, inter = header.get_slope_inter()
@@ -151,14 +155,12 @@ def scaling(header: nib.Nifti1Header, path: str) -> tuple[float, float]:
 
 
 def unit_of(header: nib.Nifti1Header) -> tuple[str, float]:
-    """Name of the header's unit of length and its size in mm; ("", 1.0) where it names none (mm is
-    meant).
-    """
+    """Name of the header's unit of length and its size in mm; ("", 1.0) without a unit (mm)."""
     return UNITS.get(int(header["xyzt_units"]) & 7, ("", 1.0))
 
 
 def in_mm(affine: np.ndarray, header: nib.Nifti1Header) -> np.ndarray:
-    """An affine of the header's unit as one of mm."""
+    """Converts an affine in the header's unit to mm."""
     factor = unit_of(header)[1]
     return affine if factor == 1 else np.diag([factor, factor, factor, 1.0]) @ affine
 
@@ -170,15 +172,15 @@ def grid_shape(header: nib.Nifti1Header) -> tuple[int, int, int]:
 
 
 def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
-    """(4, 4) float64 affine in mm by sform if its code > 0, else qform if its code > 0, else
-    pixdim; checked.
+    """(4, 4) float64 affine in mm, checked.
 
-    Metres and microns (xyzt_units) are converted; a header that names no unit means mm.
+    From the sform if its code > 0, else the qform if its code > 0, else pixdim. Metres and microns
+    (xyzt_units) are converted; a header without a unit means mm.
 
     Warns (DataWarning): another unit than mm; sform and qform that differ by more than 0.1 voxel at
-      a corner; both codes 0; shear above 1e-4.
+    a corner; both codes 0; shear above 1e-4.
     Raises: DataError for NaN, zero or negative pixdim, a NaN or singular affine, a broken
-      quaternion, shear of 0.2 or more, and voxel sizes that no scan has (see `check_spacing`).
+      quaternion, shear of 0.2 or more, and implausible voxel sizes (see `check_spacing`).
     """
     used = min(max(int(header["dim"][0]), 1), 3)
     pixdim = np.asarray(header["pixdim"][1 : used + 1], np.float64)
@@ -188,7 +190,7 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
             path=path,
             found=f"pixdim {pixdim.tolist()}",
             expected="positive mm",
-            fix="mend the header",
+            fix="correct the header",
         )
     header = header.copy()
     for axis in range(
@@ -202,7 +204,7 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
         qform = header.get_qform() if qcode > 0 else None
     except Exception as error:
         raise DataError(
-            f"broken qform ({error})", path=path, fix="mend the header, e.g. copy the sform over it"
+            f"broken qform ({error})", path=path, fix="correct the header, e.g. from the sform"
         ) from error
     if sform is not None:
         affine = _two_dimensional(sform, used)
@@ -242,10 +244,10 @@ def affine_of(header: nib.Nifti1Header, path: str) -> np.ndarray:
 
 
 def check_affine(affine: object, path: object = "affine") -> np.ndarray:
-    """An affine that somebody gave, in mm, as (4, 4) float64.
+    """A user's affine in mm as (4, 4) float64.
 
-    Raises: `DataError` for what is not 4 x 4 finite numbers with the last row 0 0 0 1, is singular,
-      sheared by 0.2 or more, or has voxel sizes that no scan has.
+    Raises: `DataError` unless it holds 4 x 4 finite numbers with the last row 0 0 0 1; also if it
+      is singular, sheared by 0.2 or more, or has implausible voxel sizes.
     """
     expected = "4 x 4 finite numbers, the last row 0 0 0 1: (x, y, z) voxel -> RAS+ mm"
     try:
@@ -278,12 +280,13 @@ def check_affine(affine: object, path: object = "affine") -> np.ndarray:
 def check_regular(
     affine: np.ndarray, path: object, *, unit: str = "", shape: tuple[int, int, int] | None = None
 ) -> np.ndarray:
-    """The affine as (4, 4) float64; `DataError` if it holds NaN, is singular, or has voxel sizes
-    that no scan has.
+    """The affine as (4, 4) float64.
+
+    `DataError` if it holds NaN, is singular, or has implausible voxel sizes.
 
     Args:
-      affine: in mm. unit: what the file's numbers are in, if it says so. shape: (x, y, z) of the
-        grid, if known.
+      affine: in mm. unit: unit of the file's numbers, if given. shape: (x, y, z) of the grid, if
+        known.
     """
     affine = np.asarray(affine, np.float64)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
@@ -305,11 +308,10 @@ def check_regular(
 def check_spacing(
     sizes: np.ndarray, path: object, *, unit: str = "", shape: tuple[int, int, int] | None = None
 ) -> None:
-    """`DataError` for voxel sizes (x, y, z) in mm that no scan has: what metres or microns give
-    that somebody took for mm.
+    """`DataError` for implausible voxel sizes (x, y, z) in mm, e.g. metres or microns taken for mm.
 
-    Allowed are 0.01 to 100 mm, from 0.002 mm where the file says that it is in microns, and at most
-    10 m along an axis.
+    Allowed are 0.01 to 100 mm, from 0.002 mm if the file is in microns, and at most 10 m along an
+    axis.
     """
     low, high = SPACING_MICRONS_FROM if unit == "microns" else SPACING_MM[0], SPACING_MM[1]
     text = " x ".join(f"{size:.4g}" for size in sizes) + " mm (x, y, z)"
@@ -339,8 +341,9 @@ def check_spacing(
 
 
 def new(shape: tuple[int, ...], affine: np.ndarray, dtype: npt.DTypeLike) -> nib.Nifti1Header:
-    """A NIfTI header for (z, y, x[, m]) `shape` and an affine from another format: sform code 1,
-    qform too where it holds it.
+    """A NIfTI header for (z, y, x[, m]) `shape` and an affine from another format.
+
+    sform with code 1, qform too if it can represent the affine.
     """
     header = (nib.Nifti1Header if max(shape) < 1 << 15 else nib.Nifti2Header)()
     header.set_data_shape((*shape[2::-1], *shape[3:]))
@@ -357,8 +360,9 @@ def new(shape: tuple[int, ...], affine: np.ndarray, dtype: npt.DTypeLike) -> nib
 def nearest_rectangular(
     affine: np.ndarray, shape: tuple[int, int, int] | None = None
 ) -> np.ndarray:
-    """The affine with axes at right angles (nearest, by polar decomposition), sizes kept; with (x,
-    y, z) `shape` the centre stays.
+    """The affine with orthogonal axes (nearest, by polar decomposition); sizes are preserved.
+
+    With (x, y, z) `shape` the centre is preserved too.
     """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     fixed = np.array(affine, np.float64)
@@ -385,8 +389,9 @@ def corners(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def forms_disagree(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
-    """Whether a header has both forms set and its qform places a corner over 0.1 voxel away from
-    `affine`, its sform.
+    """Whether a header has both forms and its qform differs from its sform `affine`.
+
+    They differ if a corner moves by over 0.1 voxel.
     """
     if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
         return False
@@ -402,16 +407,13 @@ def forms_disagree(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
 
 
 def _corner_distance(affine: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> float:
-    """Largest distance in voxels of `affine`, along any axis, between the corners of a grid placed
-    by either affine.
-    """
+    """Largest distance along an axis, in voxels of `affine`, between corners of two grids."""
     points = corners(shape)
     return float(np.abs((np.linalg.inv(affine) @ other @ points - points)[:3]).max())
 
 
 def shear_of(affine: np.ndarray) -> float:
-    """Shear of the direction matrix: the tangent of the largest deviation of two axes from a right
-    angle.
+    """Shear of the direction matrix: the tangent of the largest deviation from a right angle.
 
     The polar decomposition D = R P splits the unit axes into the nearest rotation R and a symmetric
     stretch P; the off-diagonal of P^2 holds the sines of those deviations. A shear s of one axis
@@ -444,11 +446,10 @@ def check_shear(affine: np.ndarray, path: object) -> None:
 
 
 def for_array(array: np.ndarray, like: nib.Nifti1Header, path: object) -> nib.Nifti1Header:
-    """The header for writing (z, y, x[, c]) `array` on the grid of `like`: geometry untouched, type
-    of the array, no scaling.
+    """The header for writing (z, y, x[, c]) `array` on the grid of `like`.
 
-    Display window and intent of the image, and its extensions (they may hold patient data), are not
-    carried over.
+    Geometry unchanged, type of the array, no scaling. Display window and intent of the image, and
+    its extensions (they may hold patient data), are not copied.
 
     Raises: DataError for values that fit neither uint16 nor float32.
     """
@@ -484,7 +485,7 @@ def for_array(array: np.ndarray, like: nib.Nifti1Header, path: object) -> nib.Ni
 
 
 def label_table(names: Mapping[int, str], header: nib.Nifti1Header) -> bytes:
-    """Label value -> name as the bytes of a header extension, in the byte order of the header."""
+    """Label value -> name as the bytes of a header extension, in the header's byte order."""
     sink = io.BytesIO()
     swap = header.endianness != ("<" if sys.byteorder == "little" else ">")
     label_extension(names).write_to(sink, swap)
@@ -492,8 +493,9 @@ def label_table(names: Mapping[int, str], header: nib.Nifti1Header) -> bytes:
 
 
 def label_extension(names: Mapping[int, str]) -> nib.nifti1.Nifti1Extension:
-    """Label value -> name as a header extension: Caret's XML under code 0, as TotalSegmentator
-    writes it and common viewers read it.
+    """Label value -> name as a header extension: Caret's XML under code 0.
+
+    TotalSegmentator writes this form and common viewers read it.
     """
     rows = []
     for value, name in sorted(names.items()):
@@ -516,8 +518,9 @@ def label_extension(names: Mapping[int, str]) -> nib.nifti1.Nifti1Extension:
 
 
 def parse_label_table(text: str) -> dict[int, str]:
-    """Inverse of `label_table`, also for TotalSegmentator's files: label value -> name; {} without
-    a table.
+    """Inverse of `label_table`, also for TotalSegmentator's files.
+
+    Returns label value -> name; {} without a table.
     """
     found = re.findall(
         r'<Label\b[^>]{0,400}?\bKey="(\d{1,9})"[^>]{0,400}>\s{0,40}<!\[CDATA\[(.{0,400}?)\]\]>',

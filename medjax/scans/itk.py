@@ -1,8 +1,8 @@
-"""NRRD and MetaImage files through SimpleITK, with the checks that ITK leaves out.
+"""NRRD and MetaImage files through SimpleITK, with checks that ITK does not make.
 
-A path goes in, a `nifti.Volume` comes out. ITK's world is LPS, ours RAS: the first two rows of the
-affine change sign. ITK does not look at a gzip stream's checksum, so compressed data is read to its
-end here as well.
+In: a path. Out: a `nifti.Volume`. ITK's world is LPS, medjax' is RAS: the first two rows of the
+affine change sign. ITK does not verify a gzip stream's checksum, so compressed data is also read to
+its end here.
 """
 
 import math
@@ -115,8 +115,9 @@ def read(path: str, *, pixels: bool = True) -> Volume:
 
 
 def affine_of(spacing: tuple, origin: tuple, direction: tuple, path: str) -> np.ndarray:
-    """ITK's spacing, origin (mm, LPS) and row-major direction of 2 to 4 axes -> checked RAS+
-    affine, nibabel's (x, y, z) order.
+    """ITK's spacing, origin and direction -> checked RAS+ affine, nibabel's (x, y, z) order.
+
+    Origin in mm, LPS; row-major direction; 2 to 4 axes.
     """
     n, used = len(spacing), min(len(spacing), 3)
     affine = np.eye(4)
@@ -131,10 +132,9 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
     """Reads the compressed voxels of a NRRD or MetaImage file to their end.
 
     Args:
-      needed: bytes that the voxels should have; far more of them are an error before all are
-        inflated.
+      needed: expected bytes of voxels; far more of them are an error before all are inflated.
 
-    Returns: the CRC-32 of those bytes, None where nothing is compressed.
+    Returns: the CRC-32 of those bytes, None if nothing is compressed.
     Raises: `DataError` if a stream does not end with a valid checksum, or holds far more or fewer
       bytes.
     """
@@ -148,7 +148,7 @@ def check_stream(path: str, needed: int | None = None) -> int | None:
         stream, count = (
             zlib.decompressobj(zlib.MAX_WBITS | 32),
             0,
-        )  # zlib or gzip, told apart by the first bytes
+        )  # zlib or gzip, by the first bytes
         try:
             with content.open_file(part) as file:
                 file.seek(start)
@@ -203,7 +203,7 @@ def _bytes(sitk, reader) -> int:
 def _check_promise(
     needed: int, parts: list[tuple[str, int]], fields: dict[str, str], meta: bool, path: str
 ) -> None:
-    """`DataError` if the files are too small to hold `needed` bytes of voxels, whatever they hold."""
+    """`DataError` if the files are too small to hold `needed` bytes of voxels."""
     size = sum(max(0, os.path.getsize(part) - start) for part, start in parts)
     raw = not text_header.is_compressed(fields, meta) and (
         meta or fields.get("encoding", "") == "raw"

@@ -1,8 +1,8 @@
-"""NIfTI files in and out: the only place that knows nibabel's (x, y, z) order.
+"""NIfTI files in and out, in nibabel's (x, y, z) order.
 
-A path goes in; a `Volume` with a (z, y, x[, m]) array, its affine and its exact header comes out,
-or a `DataError` that names file, finding and fix. A mask goes in with the volume it belongs to; a
-file with the same grid and header comes out, complete or not at all.
+Reading: a path -> a `Volume` with a (z, y, x[, m]) array, its affine and its exact header, or a
+`DataError` that names file, finding and fix. Writing: a mask and the volume it belongs to -> a file
+with the same grid and header, written atomically.
 """
 
 import dataclasses
@@ -40,9 +40,7 @@ __all__ = [
 
 GZIP_LEVEL = 1
 SAME_VOXELS, OTHER_VOXELS = 1e-3, 0.5
-REST = (
-    1 << 26
-)  # bytes behind the last voxel that are looked at, or as many as there should be in all
+REST = 1 << 26  # bytes behind the last voxel that are read, or as many as there should be in all
 PADDING = 4096  # bytes behind the last voxel that are no sign of wrong sizes
 EXTENSIONS = 1 << 24  # bytes of header extensions in which names are searched
 
@@ -88,11 +86,11 @@ def read(
     replace_nan: voxels.Replacement = None,
     hashed: bool = False,
 ) -> Volume:
-    """Reads a `.nii` or `.nii.gz` file (told apart by content, not by name) to its last byte.
+    """Reads a `.nii` or `.nii.gz` file (detected by content, not by name) to its last byte.
 
     Args:
-      frame: picks one frame or channel of a 4D file, counted from 0; None keeps all of them as the
-        last axis.
+      frame: one frame or channel of a 4D file, counted from 0; None keeps all of them as the last
+        axis.
       allow_nonfinite: keep NaN and infinite voxels (with a DataWarning that counts them) instead of
         raising.
       want: "image" returns float32, or the stored integer type if slope is 1 and intercept 0;
@@ -105,7 +103,7 @@ def read(
     Raises: DataError for a file that is missing, unreadable, no regular file, a broken link, empty,
       not NIfTI, truncated, much longer than its header says, larger than the memory, fails its CRC,
       has voxels that are no real numbers, non-finite values, or a geometry that `header.affine_of`
-      refuses. Doubtful geometry, bytes left over and voxels far from all others warn (DataWarning).
+      refuses. Doubtful geometry, surplus bytes and voxels far from all others warn (DataWarning).
     """
     if want not in ("image", "label"):
         raise UsageError(f"unknown kind {want!r}", fix=did_you_mean(want, ("image", "label")))
@@ -137,8 +135,9 @@ def replaced(volume: Volume, array: np.ndarray | None) -> Volume:
 
 
 def read_geometry(path: str | os.PathLike) -> Volume:
-    """Like `read`, but only the header: `array` is None and damage behind the header goes
-    unnoticed, unless the file is far too short.
+    """Like `read`, but only the header: `array` is None.
+
+    Damage behind the header is not detected, unless the file is far too short.
     """
     path = os.fspath(path)
     with content.stream(path) as source:
@@ -155,11 +154,10 @@ def read_case(
     native: bool = False,
     **options: Any,
 ) -> Volume:
-    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m)
-    float32.
+    """Reads the channels of one case, one file each (or one 4D file), stacked to (z, y, x, m).
 
-    `reader` reads one file, with `options` (default: `read`). `native` keeps what `read` gives for
-    a single file: unscaled integers stay integers.
+    float32; `native` keeps the result of `read` for a single file: unscaled integers stay integers.
+    `reader` reads one file, with `options` (default: `read`).
 
     Geometry and header are the first file's; a channel on another grid is a DataError that names
     both files.
@@ -191,8 +189,9 @@ def read_case(
 
 
 def check_same_geometry(a: Volume, b: Volume) -> None:
-    """Passes if two volumes share one grid: same shape, corners within 1e-3 voxel; beyond it warns,
-    beyond 0.5 voxel raises DataError.
+    """Passes if two volumes share one grid: same shape, corners within 1e-3 voxel.
+
+    Warns up to 0.5 voxel, raises DataError beyond.
     """
     if a.shape != b.shape:
         raise DataError(
@@ -258,11 +257,10 @@ def write(
 
 
 def write_scan(path: str | os.PathLike, volume: Volume) -> None:
-    """Writes an image or label with its values as they are (float64 and bool become float32 and
-    uint8), on its own grid, atomically.
+    """Writes an image or label with unchanged values on its own grid, atomically.
 
-    The header is the volume's with its geometry from `volume.affine`: sform and qform with code 1
-    unless the volume has others.
+    float64 and bool become float32 and uint8. The header is the volume's with its geometry from
+    `volume.affine`: sform and qform with code 1 unless the volume has others.
     """
     path, array = _checked_name(path), volume.array
     array = (
@@ -307,9 +305,7 @@ def _put(path: Path, header: nib.Nifti1Header, array: np.ndarray, extension: byt
 
 
 def label_names(path: str | os.PathLike) -> dict[int, str]:
-    """Label value -> name from the Caret label table in a file's header (ours or
-    TotalSegmentator's); {} without one.
-    """
+    """Label value -> name from the Caret label table in a file's header; {} without one."""
     path = os.fspath(path)
     with content.stream(path) as source:
         start = source.read(540)
@@ -332,12 +328,13 @@ def _needed(header: nib.Nifti1Header, path: str) -> int:
 def _stored_voxels(
     source: content.Stream, start: bytes, header: nib.Nifti1Header, frame: int | None, path: str
 ) -> np.ndarray:
-    """Voxels as stored, (z, y, x) or (z, y, x, m) in native byte order; the file is read to its
-    end.
+    """Voxels as stored, (z, y, x) or (z, y, x, m) in native byte order.
+
+    The file is read to its end.
 
     Args:
-      start: the bytes that were read already, header and what follows. frame: the only one of a 4D
-        file that is kept in memory.
+      start: the bytes that were read already, header and what follows. frame: the only frame of a
+        4D file that is kept in memory.
     """
     dtype, needed = headers.voxel_type(header, path), _needed(header, path)
     *spatial, frames = _sizes(header, path)
@@ -393,11 +390,12 @@ def _sizes(header: nib.Nifti1Header, path: str) -> tuple[int, int, int, int]:
 def _check_rest(
     source: content.Stream, passed: bytes, needed: int, slice_bytes: int, path: str
 ) -> None:
-    """Reads to the end of the file. Bytes behind the last voxel warn; as much as a slice of them
-    says that the header is wrong.
+    """Reads to the end of the file and checks the bytes behind the last voxel.
+
+    Some bytes warn; as many as a slice mean that the header is wrong.
 
     Args:
-      passed: those that were read already. slice_bytes: of one slice, as the header has it.
+      passed: number of bytes read already. slice_bytes: bytes of one slice, by the header.
     """
     rest = source.rest(max(needed, REST))
     size, start = len(passed) + rest.size, (passed + rest.start)[:540]

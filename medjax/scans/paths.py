@@ -1,6 +1,6 @@
-"""Names of scans and masks on disk: endings, channels, what a file is, and one class within a file.
+"""Paths of scans and masks: endings, channels, kinds of files, and one class within a file.
 
-In: paths. Out: facts told from names and first bytes; no voxel is read.
+In: paths. Out: facts from names and first bytes; no voxel is read.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Mask:
     Attributes:
       name: the class.
       path: the file.
-      pick: what of the file is meant. "" every voxel that is not 0 (0 and one other value),
+      pick: which voxels of the file. "" every voxel that is not 0 (0 and one other value),
         "frame:N" one frame or channel, "value:V" or "value:V,W" the voxels of these values,
         "segment:NAME" of a DICOM-SEG, "roi:NAME" of an RTSTRUCT.
     """
@@ -42,7 +42,7 @@ def stem(path: str | os.PathLike, endings: Iterable[str] = ENDINGS) -> str:
 
 
 def image_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
-    """The scans and label files of a folder, sorted; hidden and AppleDouble files are passed over."""
+    """The scans and label files of a folder, sorted, without hidden and AppleDouble files."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -53,8 +53,9 @@ def image_files(folder: Path, endings: Iterable[str] = ENDINGS) -> list[Path]:
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file carries DICOM's mark behind its preamble. Pipes and devices are not opened:
-    they would block.
+    """Whether the file has DICOM's mark behind its preamble.
+
+    Pipes and devices are not opened: they would block.
     """
     try:
         if not os.path.isfile(path):

@@ -1,9 +1,11 @@
-"""ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them), read like any
-scan.
+"""ArrayRecord volumes of tensorflow-datasets (`data_pipelines.tfds` writes them) as scans.
 
-    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0          a data set: dataset_info.json, features.json, corpus.json, records
-    tfds:gs://bucket/corpora/AMOS22_CT/1.0.0         in a bucket: its files are fetched once, to $MEDJAX_HOME/tfds
-    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0#17       one case in it: image and label of `Case`, for `formats.read`
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0       a data set: dataset_info.json, features.json,
+                                                  corpus.json, records
+    tfds:gs://bucket/corpora/AMOS22_CT/1.0.0      in a bucket: its files are fetched once, to
+                                                  $MEDJAX_HOME/tfds
+    tfds:/data/tfds/corpora/AMOS22_CT/1.0.0#17    one case in it: image and label of `Case`,
+                                                  for `formats.read`
 
 tensorflow-datasets is imported when a record is read, TensorFlow never.
 """
@@ -32,8 +34,9 @@ def is_record(path: str | os.PathLike) -> bool:
 
 
 def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
-    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine;
-    `pixels` False leaves the array out.
+    """`nifti.Volume` with the image (z, y, x, m) or label (z, y, x) of one record and its affine.
+
+    Without `pixels` the array is None.
     """
     from medjax.scans import header as headers
     from medjax.scans.nifti import Volume  # here, so that reading descriptions stays light
@@ -59,9 +62,7 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def stamp(path: str | os.PathLike) -> list[int]:
-    """What changes when the data set is built again: number of the record, and time of its
-    description.
-    """
+    """Changes when the data set is rebuilt: record number and time of its description."""
     location, _, number = location_of(path).rpartition("#")
     return [int(number), os.stat(local_folder(location) / DESCRIPTION).st_mtime_ns]
 
@@ -73,7 +74,7 @@ def location_of(path: str | os.PathLike) -> str:
 
 @functools.cache
 def local_folder(location: str) -> Path:
-    """The folder itself, or a copy of what a bucket holds, complete under its name or not there."""
+    """The folder itself, or a local copy of a bucket, which appears only when it is complete."""
     if "://" not in location:
         if not (Path(location) / "dataset_info.json").is_file():
             raise UsageError(

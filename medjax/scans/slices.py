@@ -1,8 +1,8 @@
-"""Label slices saved as pictures (PNG), one for each slice of a DICOM series: CHAOS' way.
+"""Label slices saved as pictures (PNG), one for each slice of a DICOM series, as in CHAOS.
 
 A folder of pictures has no geometry. Picture k, by file name, belongs to file k, by file name, of
-the DICOM folder that is the image; where that file lies in the volume is read from its header, so a
-series that runs head first and one that runs feet first both come out right.
+the image's DICOM folder; the position of that file in the volume is read from its header, so
+head-first and feet-first series are both handled.
 """
 
 import os
@@ -25,8 +25,7 @@ def is_pictures(folder: str | os.PathLike) -> bool:
 
 
 def read(folder: str | os.PathLike, like: Volume) -> UInt16[np.ndarray, "z y x"]:
-    """The pictures' grey values on the grid of `like`, a volume that was read from a folder of
-    DICOM slices.
+    """The pictures' grey values on the grid of `like`, a volume from a folder of DICOM slices.
 
     Raises: `DataError` if the image is no DICOM folder, if the numbers of slices differ, or for a
       picture of another size or in colour.
@@ -93,7 +92,7 @@ def _pictures(folder: str | os.PathLike) -> list[Path]:
 
 
 def _natural(name: str) -> list:
-    """Numbers in a name count as numbers: slice_9 comes before slice_10."""
+    """Sort key that compares numbers in a name by value: slice_9 comes before slice_10."""
     return [
         int(part) if part.isdigit() else part for part in re.split(r"(\d+)", os.path.basename(name))
     ]

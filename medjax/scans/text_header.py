@@ -1,9 +1,8 @@
-"""The text header of a NRRD or MetaImage file, read and checked before ITK sees it.
+"""The text header of a NRRD or MetaImage file, validated before ITK reads it.
 
-In: a path. Out: its fields, and where its voxels are. ITK believes what a header says: a MetaImage
-number of dimensions it has no room for, or a NRRD line of some thousand characters, overwrites its
-memory. So fields of a wrong form are refused here, and files that the header names are looked at
-like any other file.
+In: a path. Out: its fields, and where its voxels are. ITK trusts the header: a MetaImage file with
+too many dimensions, or a NRRD line of some thousand characters, overflows ITK's buffers. So
+malformed fields are refused here, and files that the header names are checked like any other file.
 """
 
 import glob
@@ -47,11 +46,10 @@ def is_meta(path: str) -> bool:
 
 
 def read(path: str) -> tuple[dict[str, str], list[tuple[str, int]]]:
-    """The header's fields by lower-case name, and the files that hold the voxels with the byte
-    where they begin.
+    """Fields by lower-case name, the files of the voxels and the byte where they begin.
 
-    Raises: `DataError` for content of another kind, fields that the formats do not have in that
-      form, and voxels in a file that is no regular one or lies outside the header's folder.
+    Raises: `DataError` for content of another kind, malformed fields, and voxels in a file that is
+      no regular one or lies outside the header's folder.
     """
     meta = is_meta(path)
     with content.open_file(path) as file:
@@ -127,9 +125,7 @@ def is_big_endian(fields: dict[str, str]) -> bool:
 
 
 def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
-    """`DataError` for a MetaImage header whose fields have another form or length than the format
-    gives them.
-    """
+    """`DataError` for a MetaImage header with malformed fields."""
 
     def refuse(name: str, expected: str) -> None:
         raise DataError(
@@ -164,7 +160,7 @@ def _check_meta(text: str, fields: dict[str, str], path: str) -> None:
 
 
 def _check_nrrd(text: str, path: str) -> None:
-    """`DataError` for lines that no NRRD header has: ITK has little room for them."""
+    """`DataError` for lines that no NRRD header has: ITK's line buffers are small."""
     magic, *lines = text.split("\n") or [""]
     listed = next(
         (i for i, line in enumerate(lines) if re.match(r"data ?file: *LIST", line, re.IGNORECASE)),

@@ -1,5 +1,4 @@
-"""Voxels as stored -> values that can be believed: scaled, finite, whole where they are labels,
-without a voxel that hides all others.
+"""Validates and scales stored voxels: finite, whole numbers for labels, no extreme outliers.
 
 In: arrays of any format. Out: float32 or the stored integers. Everything runs in pieces, so that
 the temporaries stay small.
@@ -31,13 +30,14 @@ def finished(
     allow_nonfinite: bool = False,
     replace_nan: Replacement = None,
 ) -> np.ndarray:
-    """What every format's voxels go through: finite, for "label" whole and not negative, for
-    "image" without a voxel far off.
+    """Validates the voxels of every format: finite, and by kind.
+
+    "label": whole and not negative. "image": a warning for voxels far from all others.
 
     Args:
       allow_nonfinite: keep NaN and infinite voxels, counted in a warning.
-      replace_nan: put this number, or "min" for the smallest finite one of the channel, in their
-        place, counted in a warning.
+      replace_nan: replace them by this number, or by the smallest finite one of the channel
+        ("min"), counted in a warning.
     """
     narrow = (
         array.dtype.kind in "iub" and array.dtype.itemsize <= 2
@@ -71,11 +71,10 @@ def ends(array: np.ndarray) -> tuple[float, float]:
 
 
 def check_extremes(array: np.ndarray, low: float, high: float, path: str) -> None:
-    """Warns (DataWarning) if few voxels lie so far from the others that mean and spread would make
-    the others one value.
+    """Warns (DataWarning) if a few extreme voxels would dominate mean and spread.
 
     One voxel at distance d among n voxels gives a standard deviation of at least d / sqrt(n); the
-    rest is flat where its own spread (5th to 95th percentile) is a small part of that.
+    rest becomes flat if its own spread (5th to 95th percentile) is a small part of that.
     """
     channels = [array[..., c] for c in range(array.shape[3])] if array.ndim == 4 else [array]
     for c, channel in enumerate(channels):
@@ -93,7 +92,7 @@ def _check_channel(array: np.ndarray, low: float, high: float, path: str, where:
     if not sample.size or low == high:
         return
     first, middle, last = np.percentile(sample, (5, 50, 95))
-    if first == last:  # mostly one value: those that differ from it have the say
+    if first == last:  # mostly one value: use the voxels that differ from it
         others = sample[sample != middle]
         if len(others) < 20:
             return
@@ -123,8 +122,9 @@ def _check_channel(array: np.ndarray, low: float, high: float, path: str, where:
 
 
 def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """slope * stored + inter, computed in float64 as nibabel does, kept as float32; integers
-    without scaling stay as they are.
+    """slope * stored + inter, computed in float64 as nibabel does, stored as float32.
+
+    Integers without scaling are unchanged.
     """
     with np.errstate(
         over="ignore", invalid="ignore"
@@ -144,7 +144,7 @@ def pieces(array: np.ndarray) -> list[slice]:
 
 
 def first_of(mask: np.ndarray, array: np.ndarray) -> str:
-    """How many voxels a mask holds, and value and place of the first."""
+    """Number of voxels in a mask, and value and position of the first."""
     position = tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
     return (
         f"{int(mask.sum())} voxels, first {float(array[position]):g} at {position} (z, y, "

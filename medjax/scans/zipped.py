@@ -1,9 +1,8 @@
-"""Zip files and numpy's `.npy` members from elsewhere: every size is checked before a byte is
-inflated or an array is made.
+"""Untrusted zip files and numpy's `.npy` members: sizes are checked before anything is inflated.
 
-In: a path. Out: a `zipfile.ZipFile` whose table of contents was found plausible, members of at most
-their declared size, and arrays of plain numbers. Headers of arrays are matched against one pattern:
-no part of a file is ever evaluated, also not as a Python literal. (`numpy.load` does that, and in
+In: a path. Out: a `zipfile.ZipFile` with a plausible table of contents, members of at most their
+declared size, and arrays of plain numbers. Headers of arrays are matched against one pattern: no
+part of a file is ever evaluated, not even as a Python literal. (`numpy.load` does that, and in
 CPython 3.11 two threads that do so at once can fail with "SystemError: AST constructor recursion
 depth".)
 """
@@ -30,7 +29,8 @@ NUMBERS = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248])")
 _END = struct.Struct("<4s4H2LH")
 _END_MAGIC, _LOCAL_MAGIC = b"PK\x05\x06", b"PK\x03\x04"
 _HEADER = re.compile(
-    r"""\{'descr': '(?P<descr>[^']{2,16})', 'fortran_order': (?P<order>True|False), 'shape': \((?P<shape>[0-9, L]*)\),? ?\}\s*"""
+    r"\{'descr': '(?P<descr>[^']{2,16})', 'fortran_order': (?P<order>True|False), "
+    r"'shape': \((?P<shape>[0-9, L]*)\),? ?\}\s*"
 )
 DAMAGES = (
     OSError,
@@ -57,11 +57,10 @@ def opened(
     error: Callable[..., MedjaxError] = DataError,
     fix: str = "obtain the file again",
 ) -> Iterator[zipfile.ZipFile]:
-    """A zip file for the length of a block; anything damaged in it becomes `error` naming the file,
-    also while the block reads.
+    """A zip file during a block; any damage becomes `error` naming the file.
 
     Refused before anything is inflated: a table of contents that is too large, members that are
-    encrypted, doubled or links, and declared sizes that together exceed 16 times the file plus 64
+    encrypted, repeated or links, and declared sizes that together exceed 16 times the file plus 64
     MiB.
     """
     path = Path(path)
@@ -83,11 +82,11 @@ def check_directory(
     limit: int = DIRECTORY,
     exact: bool = False,
 ) -> None:
-    """Whether the record at the end of a zip file promises a table of contents that can be read.
+    """Checks whether the end record of a zip file gives a table of contents that can be read.
 
     Args:
-      limit: bytes of the table. exact: the first member begins with the file and the end record
-        ends it, so that the file is nothing else.
+      limit: bytes of the table. exact: the first member starts the file and the end record ends it,
+        so that the file contains nothing else.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -175,8 +174,9 @@ def _check_members(
 
 
 def content(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
-    """A member whole: at most its declared size, and at most `limit` bytes; `ValueError` for more,
-    `KeyError` for one that is not there.
+    """A whole member: at most its declared size, and at most `limit` bytes.
+
+    `ValueError` for more, `KeyError` for a missing member.
     """
     entry = archive.getinfo(name)
     most = entry.file_size if limit is None else min(limit, entry.file_size)
@@ -230,8 +230,9 @@ def read_npz(
 
 
 def array(data: bytes, *, strings: bool = False) -> np.ndarray:
-    """The array in the bytes of an `.npy` file, read-only; `ValueError` for anything but plain
-    numbers in their full length.
+    """The array in the bytes of an `.npy` file, read-only.
+
+    `ValueError` for anything but plain numbers in their full length.
     """
     begin, kind, shape, order = layout(data, len(data), strings=strings)
     return np.frombuffer(data, kind, offset=begin).reshape(shape, order=order)
@@ -240,8 +241,9 @@ def array(data: bytes, *, strings: bool = False) -> np.ndarray:
 def layout(
     start: bytes, size: int, *, strings: bool = False
 ) -> tuple[int, np.dtype, tuple[int, ...], str]:
-    """(first byte of the numbers, dtype, shape, "C" or "F") of an `.npy` file of `size` bytes
-    beginning with `start`; raises as `array`.
+    """(first byte of the numbers, dtype, shape, "C" or "F") of an `.npy` file.
+
+    The file has `size` bytes and begins with `start`. Raises as `array`.
     """
     if start[:6] != b"\x93NUMPY" or len(start) < 12 or start[6] not in (1, 2, 3):
         raise ValueError("no array in numpy's format")
@@ -261,8 +263,9 @@ def layout(
 
 
 def header(text: bytes, *, strings: bool = False) -> tuple[np.dtype, tuple[int, ...], str]:
-    """(dtype, shape, "C" or "F") of the text of an `.npy` header; `ValueError` for what is no array
-    of plain numbers.
+    """(dtype, shape, "C" or "F") of the text of an `.npy` header.
+
+    `ValueError` unless it describes an array of plain numbers.
     """
     found = _HEADER.fullmatch(text.decode("latin1"))
     if not found:

@@ -1,1 +1,1 @@
-"""Tasks: (model, losses) -> the loss of a batch. The loop knows nothing else."""
+"""Tasks: (model, losses) -> the loss of a batch. The loop only uses the task."""

@@ -1,10 +1,9 @@
-"""The masked-image task: hide most of an image's tokens, let the network guess their pixels. Labels
-are not looked at.
+"""The masked-image task: hides most tokens of an image, and the network predicts their pixels.
 
-Flows in: the sampler's batch on the device, as for `tasks.supervised`. Flows out: the loss over the
-hidden patches, in validation of each modality. The network gets context["masked"] (b, *grid), true
-where a token is hidden, beside corpus and modality. Source: Swin-MAE (Xu et al. 2022): whole blocks
-of tokens are hidden, the same share in every sample, every sample with its own choice.
+Labels are not used. In: the sampler's batch on the device, as for `tasks.supervised`. Out: the loss
+over the hidden patches; in validation, per modality. The network gets context["masked"] (b, *grid),
+true where a token is hidden, beside corpus and modality. Source: Swin-MAE (Xu et al. 2022): whole
+blocks of tokens are hidden, the same share in every sample, a separate choice for every sample.
 """
 
 import dataclasses
@@ -19,16 +18,15 @@ from jaxtyping import Array, Bool
 from medjax.errors import UsageError
 from medjax.tasks import supervised
 
-HELD_OUT = (
-    0  # seed of the masks in validation: always the same ones, so that its numbers are comparable
-)
+HELD_OUT = 0  # seed of the masks in validation, fixed so that its losses are comparable
 
 
 def block_mask(
     key: Array, samples: int, grid: tuple[int, ...], block: int, ratio: float
 ) -> Bool[Array, "b *grid"]:
-    """True on randomly chosen blocks of `block` tokens per axis: the same number, at least `ratio`
-    of them, in every sample.
+    """True on randomly chosen blocks of `block` tokens per axis.
+
+    The same number of blocks, at least a share `ratio` of them, in every sample.
 
     Raises: `UsageError` if blocks do not fill the grid, or if none or all of them would be hidden.
     """
@@ -88,8 +86,9 @@ class MaskedImage:
         return total, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """The loss without augmentation under masks that never change: its sum `error` (n,) over
-        the samples of each modality, and their number `weight` (n,).
+        """The loss without augmentation under fixed masks.
+
+        Its sum `error` (n,) over the samples of each modality, and their number `weight` (n,).
         """
         prepared = self.batches.prepare(batch, None)
         masked = block_mask(
@@ -127,10 +126,10 @@ def make(
       apply: (params, image, context, train, key) -> outputs with what the losses read.
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
       patch: spatial shape of the images.
-      modalities: their names, which become the task's `names`: validation tells the loss of each.
+      modalities: their names, which become the task's `names`: validation reports a loss for each.
       ratio: share of hidden blocks.
       block: tokens per block and axis.
-      patch_size: voxels per token and axis, as the network has it.
+      patch_size: voxels per token and axis, as in the network.
       batches: the other arguments of `supervised.make` (label space, augmentation): batches are
         prepared the same way.
 

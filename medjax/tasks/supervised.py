@@ -1,10 +1,9 @@
-"""The supervised task: sampler batches and a network -> the weighted sum of losses, and hard counts
-for validation.
+"""The supervised task: sampler batches and a network -> the weighted sum of losses.
 
-Flows in: the sampler's batch on the device (quantised image with its gain and bias, dense ids with
--1 outside the image, corpus, modality, spacing). Flows out: one differentiable scalar with its
-parts; counts of true and false positives and false negatives per class. The network is any
-callable, so the task knows no architecture; the losses see outputs and batch only.
+In: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1
+outside the image, corpus, modality, spacing). Out: one differentiable scalar with its parts; for
+validation, counts of true and false positives and false negatives per class. The network is any
+callable, so the task is independent of the architecture; the losses read outputs and batch only.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ CONSUMED = (
     "bias",
     "label",
     "case",
-)  # what the task turns into network input and target; the rest is context
+)  # entries that become network input and target; the rest is context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +56,10 @@ class Supervised:
         return value, {f"loss/{name}": part for name, part in parts.items()}
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision (probability > 1/2, or the
-        largest of a softmax) on the central patch.
+        """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision on the central patch.
 
-        Only samples whose corpus annotates a class count for it, and only voxels that the loss
-        would see.
+        Decision: probability > 1/2, or the largest of a softmax. A class counts only samples whose
+        corpus annotates it, and only voxels that the loss would use.
         """
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
@@ -86,11 +84,10 @@ class Supervised:
         }
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-        """The batch as the losses see it: normalised, augmented (with a key) or centre-cropped,
-        with table and known rows.
+        """The batch for the losses: normalised, augmented (with a key) or centre-cropped.
 
-        `weight` is there only if something can be masked: the ignore id of a corpus, or padding
-        under `mask_padding`.
+        With table and known rows. `weight` is present only if something can be masked: the ignore
+        id of a corpus, or padding under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
         image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
@@ -148,15 +145,16 @@ def make(
       losses: (name, weight, f(outputs, batch) -> scalar) entries.
       table, known, ignore_ids: of the label space: (corpora, ids, c) bool, (corpora, c) bool,
         (corpora,) int, -2 for no ignore id.
-      patch: spatial shape the network sees; batches may be larger (room for rotation).
+      patch: spatial shape of the network's input; batches may be larger (for rotation).
       augment: (key, image (b, *vol_in, m), label (b, *vol_in)) -> the same at `patch` (or larger:
         then the centre is taken); one with a true attribute `by_corpus` is also given `corpus`
         (b,).
-      mask_padding: voxels outside the image count for nothing instead of as background (nnU-Net's
-        convention).
+      mask_padding: ignore voxels outside the image instead of treating them as background
+        (nnU-Net's convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
-      activation: how validation decides: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
-      classes: names of the channels, which become the task's `names`: of what `validate` counts.
+      activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
+      classes: names of the channels, which become the task's `names`: the entries of `validate`'s
+        counts.
 
     Raises: `UsageError` for no losses or repeated names.
     """

@@ -1,1 +1,1 @@
-"""The training room: one loop, one state, rule lists for what differs."""
+"""Training: one loop, one state, rule lists for what differs."""

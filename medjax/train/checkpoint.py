@@ -1,12 +1,12 @@
-"""Checkpoints: atomic, asynchronous, kept by age and by metric, restored onto any number of
-devices. The only file that knows orbax.
+"""Checkpoints: atomic, asynchronous, restored onto any number of devices.
 
-On disk: <folder>/<step>/ with the parameters, the rest of the state, JSON facts (step, metric,
-recipe, progress of the run) and hashes of all files. A step is written under a temporary name and
-renamed when complete, so a step folder is whole or absent. One that cannot be read anyway (a bad
-disk, a partial copy) is set aside in favour of the one before it; if none can be read, nothing is
-touched and that is an error. `saved.json` beside the folder names the newest step, so that a folder
-that went missing is noticed too.
+The only file that uses orbax. On disk: <folder>/<step>/ with the parameters, the rest of the state,
+JSON facts (step, metric, recipe, progress of the run) and hashes of all files. A step is written
+under a temporary name and renamed when complete, so a step folder is complete or absent. The newest
+steps and the one with the best metric are kept. An unreadable step (a bad disk, a partial copy) is
+set aside and the one before it is used; if none can be read, nothing is changed and an error is
+raised. `saved.json` beside the folder names the newest step, so that a missing folder is detected
+too.
 """
 
 import contextlib
@@ -98,13 +98,14 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
 
 
 def read_params(path: str | Path, which: str = "last") -> dict:
-    """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays, whatever the
-    model (see `find`).
+    """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays (see `find`).
+
+    Independent of the model.
     """
     folder = find(path, which)
     try:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # a process that was told to see accelerators only
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = _checked(folder)
     target = {
@@ -134,7 +135,7 @@ class Checkpoints:
         context = ocp.Context()
         context.asynchronous.post_finalization_callback = lambda: (
             self._hash()
-        )  # orbax copies it, which would copy what a method is bound to
+        )  # orbax copies it, which would copy the object that a method is bound to
         self._open = functools.partial(
             ocp.training.Checkpointer,
             str(self.folder),
@@ -160,11 +161,12 @@ class Checkpoints:
         facts: Mapping[str, Any],
         metric: float | None = None,
     ) -> None:
-        """Starts writing a checkpoint; waits for the write before it, not for this one. A step that
-        exists is replaced.
+        """Starts writing a checkpoint; waits for the previous write, not for this one.
+
+        A step that exists is replaced.
 
         Raises: `TrainError` if this or the previous write failed (a full disk): the older
-          checkpoints are untouched.
+          checkpoints are unchanged.
         """
         parts = _parts(state)
         arrays = {part: _shapes(tree) for part, tree in parts.items()}
@@ -192,12 +194,12 @@ class Checkpoints:
 
         Args:
           target: abstract state with shardings, on any number of devices.
-          accept: is shown the facts of a checkpoint before its arrays are read, and may raise.
+          accept: called with the facts of a checkpoint before its arrays are read; may raise.
 
         Raises: `TrainError` if the stored names or shapes are not those of `target`, or if
-          checkpoints were saved but none can be read: a run never starts again silently, and
-          nothing is touched. Unreadable ones beside a readable one are renamed to <step>.unreadable
-          with a warning.
+          checkpoints were saved but none can be read: a run never restarts silently, and nothing is
+          changed. Unreadable ones beside a readable one are renamed to <step>.unreadable with a
+          warning.
         """
         self.close()
         require_readable(self.folder)
@@ -237,7 +239,7 @@ class Checkpoints:
                     if missing:
                         text = (
                             f"{self.folder}: step {newest_saved(self.folder)} was saved but "
-                            f"cannot be used; going on from step {step}"
+                            f"cannot be used; continuing from step {step}"
                         )
                         warnings.warn(text, RuntimeWarning, stacklevel=2)
                     return state, facts
@@ -259,7 +261,7 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Finishes the pending write and releases the folder; it opens again by itself."""
+        """Finishes the pending write and releases the folder; it is reopened on the next use."""
         orbax, self._orbax = self._orbax, None
         if orbax is not None:
             with self._failures():
@@ -281,7 +283,7 @@ class Checkpoints:
         except Exception as error:
             if (
                 self._writing is not None and jax.process_index() == 0
-            ):  # half a checkpoint, which nobody can use
+            ):  # half a checkpoint, which is unusable
                 shutil.rmtree(self.folder / f"{self._writing}{TEMPORARY}", ignore_errors=True)
             self._pending = self._writing = None
             raise TrainError(
@@ -292,14 +294,12 @@ class Checkpoints:
             ) from error
 
     def _hash(self) -> None:
-        """Called when all files of the step are written, before it gets its name; in the first
-        process only.
-        """
+        """Called when all files of the step are written, before its renaming; first process."""
         folder = self.folder / f"{self._writing}{TEMPORARY}"
         hashes.write(folder if folder.is_dir() else self.folder / str(self._writing), self._facts)
 
     def _set_aside(self, problems: Mapping[Path, object]) -> None:
-        """Renames step folders that cannot be read: they would count among the newest."""
+        """Renames step folders that cannot be read, because they would count among the newest."""
         if jax.process_index() == 0:
             partial = [self.folder / name for name in damaged(self.folder) if name.isdecimal()]
             for folder, reason in (
@@ -320,7 +320,7 @@ class Checkpoints:
 
 
 def _checked(folder: Path) -> dict[str, Sequence[int]]:
-    """Name -> shape of the parameters of a checkpoint whose files are those that were written."""
+    """Name -> shape of the parameters of a checkpoint whose files match their hashes."""
     facts = facts_of(folder)
     hashes.check(folder, facts, "params")
     try:
@@ -332,7 +332,7 @@ def _checked(folder: Path) -> dict[str, Sequence[int]]:
 
 
 class _Unheard(logging.Filter):
-    """Drops what orbax logs of a failure that is raised as well, with its traceback."""
+    """Drops orbax' log records of a failure that is also raised with its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for a traceback from orbax."""
@@ -343,7 +343,7 @@ _UNHEARD = _Unheard()
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost line that says what the storage layer met."""
+    """The innermost line with the storage layer's reason."""
     if isinstance(error, MedjaxError):
         return error.message
     text = str(error)
@@ -352,9 +352,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The two trees of a checkpoint: parameters, which are also read alone, and the rest, if there
-    is any.
-    """
+    """The two trees of a checkpoint: parameters, which can be read alone, and the rest, if any."""
     rest = {name: value for name, value in state.items() if name != "params"}
     return {"params": state["params"]} | ({"train": rest} if rest else {})
 
@@ -374,7 +372,7 @@ def _load(folder: Path, target: Any, partial: bool = False) -> Any:
     try:
         with context:
             loaded = ocp.load_checkpointables(str(folder.absolute()), target)
-    except Exception as error:  # whatever the storage layer raises for damaged files
+    except Exception as error:  # the storage layer raises many types for damaged files
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise TrainError(
             "the arrays cannot be read",

@@ -1,11 +1,11 @@
-"""Hashes of a checkpoint's files: written into its folder before the folder gets its name, compared
-when it is read.
+"""Hashes of a checkpoint's files, compared when it is read.
 
-    <step>/hashes.json    {"files": {"params/d/1f...": [bytes, "xxh3:..."], ...}, "facts": "xxh3:..."}
+    <step>/hashes.json  {"files": {"params/d/1f...": [bytes, "xxh3:..."], ...},
+                         "facts": "xxh3:..."}
 
-A checkpoint is therefore hashed or absent, also after a kill. Those of earlier versions have no
-hashes; that is said once per run folder. The hash finds damage and is no protection against
-forgery.
+They are written before the step folder gets its name, so a checkpoint is hashed or absent, also
+after a kill. Checkpoints of earlier versions have no hashes, which is reported once per run folder.
+The hashes detect damage; they do not protect against forgery.
 """
 
 import json
@@ -30,8 +30,9 @@ _said: set[Path] = set()
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Hashes all files of a step folder, and its facts, into `hashes.json`; `OSError` or
-    `WriteError` if that fails.
+    """Hashes all files of a step folder, and its facts, into `hashes.json`.
+
+    Raises `OSError` or `WriteError` on failure.
     """
     names = sorted(_listed(folder))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -101,7 +102,7 @@ def of_json(value: Any) -> str:
 
 
 def unhashed(run: Path) -> None:
-    """Says, once per run folder, that an earlier version made it without hashes."""
+    """Reports, once per run folder, that an earlier version made it without hashes."""
     run = Path(run).absolute()
     if run not in _said:
         _said.add(run)

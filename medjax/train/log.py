@@ -1,11 +1,10 @@
-"""What a run tells: metrics.jsonl (the record), system.jsonl (speed), TensorBoard copy, progress
-line, progress.png.
+"""The log of a run: metrics.jsonl, system.jsonl (speed), TensorBoard, progress line, progress.png.
 
-Flows in: device scalars of each step and counts of each validation. Flows out: files in the run
-folder and text for people. metrics.jsonl holds nothing that depends on the clock, and a resumed run
-cuts it back to its checkpoint, so its lines equal those of a run that was never stopped. Device
-numbers are read one step late: reading never waits for the step that was just started. Only the
-first process writes.
+In: device scalars of each step and counts of each validation. Out: files in the run folder and
+text. metrics.jsonl holds nothing that depends on the clock, and a resumed run truncates it to its
+checkpoint, so its lines equal those of a run that was never stopped. Device numbers are read one
+step late, so that reading never waits for the step that was just started. Only the first process
+writes.
 """
 
 import contextlib
@@ -28,15 +27,14 @@ MUST_BE_FINITE = ("loss", "grad_norm")
 
 
 class Progress:
-    """The host's running numbers, saved with every checkpoint so that a resumed run continues them
-    exactly.
+    """The host's running numbers, saved with every checkpoint so that a resumed run is exact.
 
     Attributes:
-      sums, count: scalars added up since the last line of the record.
+      sums, count: scalars summed since the last line of the record.
       ema: class name -> moving average of its pseudo Dice, for classes seen so far.
-      error: mean error of the last validation, of tasks that measure one.
-      best: the highest rating of a validation so far (the mean of `ema`, or the error with its sign
-        changed). waited: validations since.
+      error: mean error of the last validation, for tasks that measure one.
+      best: the highest rating of a validation so far (the mean of `ema`, or the negative error).
+        waited: validations since.
       validated: step of the last complete validation.
     """
 
@@ -74,7 +72,7 @@ class Progress:
         self.count += 1
 
     def take(self) -> dict[str, float]:
-        """The means since the last call; starts anew."""
+        """The means since the last call; resets the sums."""
         means = {name: value / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
@@ -82,10 +80,10 @@ class Progress:
     def judge(
         self, step: int, sums: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float | None], bool]:
-        """Takes in one validation.
+        """Records one validation.
 
         Args:
-          step: when it was made.
+          step: its step.
           sums: over all validation batches, one entry per name: counts `tp`, `fp`, `fn`, or `error`
             and the `weight` it is a sum over.
 
@@ -102,9 +100,10 @@ class Progress:
     def _dice(
         self, counts: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float | None], float | None]:
-        """The pseudo Dice of a class is 2 TP / (2 TP + FP + FN); classes without any such voxel are
-        left out of the means and keep their moving average. The rating is the mean of the moving
-        averages.
+        """Pseudo Dice per class, and the rating: the mean of the moving averages.
+
+        The pseudo Dice of a class is 2 TP / (2 TP + FP + FN); classes without any such voxel are
+        left out of the means and keep their moving average.
         """
         tp, union = counts["tp"], 2 * counts["tp"] + counts["fp"] + counts["fn"]
         now = {
@@ -128,9 +127,9 @@ class Progress:
     def _errors(
         self, sums: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float | None], float | None]:
-        """Mean error by name, and the mean over the names that have any; the lower the better.
+        """Mean error by name, and the mean over the names that have any; lower is better.
 
-        A number that is not finite is no rating.
+        A non-finite value is not a rating.
         """
         means = {
             name: float(e) / float(w)
@@ -146,14 +145,14 @@ class Progress:
         return {"validation_loss": self.error} | record, None if self.error is None else -self.error
 
     def text(self) -> str:
-        """How the last validation came out, for the progress line; empty before the first."""
+        """The result of the last validation, for the progress line; empty before the first."""
         if self.error is not None:
             return f"validation loss {self.error:.4f}"
         return f"Dice {math.fsum(self.ema.values()) / len(self.ema):.3f}" if self.ema else ""
 
 
 class Compiles:
-    """Counts compilations by function name from jax' own monitoring; `close` stops listening."""
+    """Counts compilations by function name from jax' monitoring; `close` stops listening."""
 
     def __init__(self):
         self.by_name: dict[str, int] = {}
@@ -231,7 +230,7 @@ class Log:
         self.compiles.close()
         if self.primary:
             for file in self.files.values():
-                with contextlib.suppress(OSError):  # said when the line was written
+                with contextlib.suppress(OSError):  # reported when the line was written
                     file.close()
             if self.tensorboard:
                 with contextlib.suppress(OSError):
@@ -282,7 +281,7 @@ class Log:
         return improved
 
     def _draw(self) -> None:
-        """The picture is for looking: a full disk does not end the run because of it."""
+        """Draws progress.png; a full disk does not end the run."""
         try:
             draw(self.workdir)
         except WriteError as error:
@@ -302,8 +301,9 @@ class Log:
                 self.tensorboard.add_scalar(name, value, step)
 
     def _speed(self, step: int) -> None:
-        """One line of system.jsonl: steps/s, share of the time spent waiting for data,
-        compilations, memory, time left.
+        """One line of system.jsonl.
+
+        steps/s, share of the time spent waiting for data, compilations, memory, time left.
         """
         now, (then, last) = time.monotonic(), self.mark
         self.rate = (step - last) / max(now - then, 1e-9)
@@ -324,9 +324,7 @@ class Log:
 
 
 class Console:
-    """A live line on a terminal, else a plain line every `seconds` (0: silent); both on standard
-    error.
-    """
+    """A live line on a terminal, else a plain line every `seconds` (0: silent); on stderr."""
 
     def __init__(self, steps: int, start: int, seconds: float):
         self.steps, self.seconds, self.last, self.wait, self.live = (
@@ -353,7 +351,7 @@ class Console:
             self.live.start()
 
     def show(self, step: int, loss: float, score: str, rate: float) -> None:
-        """Tells where the run is."""
+        """Prints the progress of the run."""
         text = (
             f"loss {loss:.4f}  {score + '  ' if score else ''}{rate:.2f} steps/s  waiting for "
             f"data {self.wait:.0%}"
@@ -370,7 +368,7 @@ class Console:
             self.last = time.monotonic()
 
     def close(self) -> None:
-        """Leaves the terminal in order."""
+        """Ends the live line on a terminal."""
         if self.live:
             self.live.stop()
 
@@ -383,8 +381,9 @@ def _opened(path: Path) -> TextIO:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and a half-written last line, from a record; nothing if there
-    is no file.
+    """Drops the lines after `step`, and a half-written last line, from a record.
+
+    Does nothing without a file.
     """
     if path.is_file():
         kept = [line for line in _lines(path) if (row := _parse(line)) and row["step"] <= step]
@@ -401,7 +400,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parse(line: str) -> dict | None:
-    """One row; None for a line that is none, as a kill or a bad disk leaves it."""
+    """One row; None for a damaged line, as a kill or a bad disk leaves it."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -410,8 +409,9 @@ def _parse(line: str) -> dict | None:
 
 
 def draw(workdir: Path) -> None:
-    """progress.png from metrics.jsonl: loss (of validation in black), moving average of the pseudo
-    Dice per class, learning rate.
+    """Draws progress.png from metrics.jsonl.
+
+    Loss (of validation in black), moving average of the pseudo Dice per class, learning rate.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,10 +1,10 @@
-"""The one training loop: set-up, mesh, state, update, restore, loop. It knows a task's two
-functions and nothing of models, losses or data.
+"""The training loop: set-up, mesh, state, update, restore, loop.
 
-Started again in the same run folder it goes on where the last checkpoint left off, on any number of
-devices, and the record of the run equals that of one that was never stopped. SIGTERM and SIGINT end
-the step, save, and raise `Preempted`; until the first step has been compiled there is nothing to
-save, and they end the program at once.
+It uses a task's two functions and is independent of models, losses and data. Started again in the
+same run folder, it resumes from the last checkpoint, on any number of devices, and the record of
+the run equals that of a run that was never stopped. SIGTERM and SIGINT end the step, save, and
+raise `Preempted`; until the first step has been compiled there is nothing to save, and they end the
+program at once.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ NOTHING, SAVE, STOP = 0, 1, 2  # what a process requests; the highest of all pro
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Plain numbers of a run.
+    """Settings of a run.
 
     Attributes:
-      steps: updates in all. seed: of the initial parameters and of every step's key.
+      steps: total number of updates. seed: of the initial parameters and of every step's key.
       validate_every, validation_batches: steps between validations (0: never) and batches in each.
-      checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: not by this
-        clock); the end is always saved.
+      checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: disabled);
+        the last step is always saved.
       patience: validations without a better one after which training ends early (0: never).
-      keep: newest checkpoints that stay, beside the best.
+      keep: number of newest checkpoints to keep, beside the best.
       log_every, print_seconds, tensorboard, picture: see `medjax.train.log.Log`.
     """
 
@@ -219,11 +219,11 @@ def fit(
 
 
 class Requests:
-    """What this process asks of the loop: a context that turns SIGTERM and SIGINT, and a clock,
-    into a device array for every step.
+    """This process' requests to the loop: turns signals and a clock into a device array per step.
 
-    A second SIGINT interrupts at once, and so does the first signal as long as no step has begun,
-    in a run of one process. Outside the main thread signals are left alone.
+    A context. SIGTERM and SIGINT stop at the end of a step. A second SIGINT interrupts at once, and
+    so does the first signal before the first step in a run of one process. Outside the main thread
+    signals are not handled.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Requests:
             {},
         )
         self.alone = jax.process_count() == 1
-        self.begun = begun or not self.alone  # from then on a signal is obeyed at the end of a step
+        self.begun = begun or not self.alone  # from now on signals wait for the end of a step
         local = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
         place = sharding.split(mesh)
         self.arrays = [
@@ -271,7 +271,7 @@ class Requests:
         self.stopped = True
 
     def array(self) -> jax.Array:
-        """The present request on this process' devices."""
+        """The current request on this process' devices."""
         due = (
             self.seconds
             and jax.process_index() == 0
@@ -280,15 +280,16 @@ class Requests:
         return self.arrays[STOP if self.stopped else SAVE if due else NOTHING]
 
     def saved(self) -> None:
-        """A checkpoint was begun: the clock starts anew."""
+        """Resets the clock when a checkpoint is started."""
         self.last = time.monotonic()
 
 
 def _evaluate(
     validate: Callable, params: Any, batches: Iterable[Any], requests: Requests
 ) -> dict[str, np.ndarray] | None:
-    """What `validate` returns, summed over the validation batches and read one batch late; None if
-    a stop was requested meanwhile.
+    """The result of `validate`, summed over the validation batches and read one batch late.
+
+    None if a stop was requested meanwhile.
     """
     totals, waiting = [], None
     for batch in batches:
@@ -313,7 +314,7 @@ def _evaluate(
 
 
 def _wide(values: Any) -> np.ndarray:
-    """In the widest type of its kind, so that sums over many batches neither wrap nor round."""
+    """Converts to the widest type of its kind, so that long sums neither wrap nor round."""
     return np.asarray(
         values, np.float64 if np.issubdtype(np.asarray(values).dtype, np.floating) else np.int64
     )

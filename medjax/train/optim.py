@@ -1,9 +1,9 @@
-"""Optimizers and schedules from plain arguments: SGD with Nesterov momentum, AdamW; schedules;
-clipping; frozen leaves.
+"""Optimizers and schedules from plain arguments.
 
-Flows in: numbers and rule lists over parameter paths. Flows out: `Optimizer`, an optax
-transformation with its schedule and the mask of trained leaves. Frozen leaves have no optimizer
-state, no update and no share in the clipping norm. Several in a row: `train/phases.py`.
+SGD with Nesterov momentum, AdamW; schedules; clipping; frozen leaves. In: numbers and rule lists
+over parameter paths. Out: `Optimizer`, an optax transformation with its schedule and the mask of
+trained leaves. Frozen leaves have no optimizer state, no update and do not count for the clipping
+norm. For several optimizers in sequence see `train/phases.py`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ ALL_ONE: Rules = ((".*", 1.0),)
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """What the update needs.
+    """An optimizer for the update.
 
     Attributes:
       tx: the optax transformation over the whole parameter tree.
@@ -71,20 +71,22 @@ def make(
     Per step, over the trained leaves only: clip the gradients' global norm to `clip_norm` (0:
     never), then
 
-      sgd     g += wd p;  m = momentum m + g;  u = g + momentum m (nesterov) or m          torch.optim.SGD: decay is coupled
-      adamw   u = mhat / (sqrt(vhat) + eps) + wd p                                          torch.optim.AdamW: decay is decoupled
+      sgd     g += wd p;  m = momentum m + g;  u = g + momentum m (nesterov) or m
+              torch.optim.SGD: decay is coupled
+      adamw   u = mhat / (sqrt(vhat) + eps) + wd p
+              torch.optim.AdamW: decay is decoupled
               with amsgrad v is replaced by its largest value so far
 
       p -= lr(step) lr_scale u          wd = weight_decay x decay
 
     Args:
       steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see
-      `make_schedule`.
+        `make_schedule`.
       trainable: (regex, bool); False freezes.
       lr_scale: (regex, factor of the learning rate).
       decay: (regex, bool or factor of `weight_decay`).
-      only: (regex, (axis, indices)): of these trained leaves just those slices move, e.g. one
-        expert of a stack; others move as a whole.
+      only: (regex, (axis, indices)): of these trained leaves only those slices are updated, e.g.
+        one expert of a stack; others are updated as a whole.
 
     Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not
       cover the parameters.
@@ -206,8 +208,9 @@ def make_schedule(
 
 
 def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformation:
-    """A stateless transformation g -> f(g, p, factor), the factor taken from a rule list by the
-    leaf's path.
+    """A stateless transformation g -> f(g, p, factor).
+
+    The factor is taken from a rule list by the leaf's path.
     """
 
     def update(updates, state, params=None):
@@ -233,8 +236,9 @@ class _Amsgrad(NamedTuple):
 
 
 def _amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """AMSGrad as in torch.optim: the largest v is kept before the bias correction (optax' own keeps
-    it after).
+    """AMSGrad as in torch.optim: the largest v is kept before the bias correction.
+
+    optax' own keeps it after the correction.
     """
 
     def init(params: Any) -> _Amsgrad:

@@ -1,9 +1,9 @@
-"""Several optimizers in a row as one: fine-tuning that trains the heads first, warms the whole
-network up and then follows its schedule.
+"""Several optimizers in sequence as one.
 
-In: phases as plain data (steps, which leaves are trained, optimizer, schedule). Out: one
-`Optimizer` whose state holds the states of all phases, so a run that is stopped in any phase goes
-on there. The step alone says which phase it is.
+For fine-tuning that trains the heads first, warms up the whole network and then follows its
+schedule. In: phases as plain data (steps, which leaves are trained, optimizer, schedule). Out: one
+`Optimizer` whose state holds the states of all phases, so a run that is stopped in any phase
+resumes there. The step determines the phase.
 """
 
 import inspect
@@ -26,16 +26,16 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
     """One optimizer from several.
 
     Args:
-      phases: in order; `steps`, `continues` (True: goes on with the momentum of the phase before,
-        which must train the same leaves with the same optimizer; only learning rate and schedule
-        may differ), and any argument of `optim.make` that differs from `common`. Schedules count
-        from the phase's first step.
+      phases: in order; `steps`, `continues` (True: keeps the momentum of the previous phase, which
+        must train the same leaves with the same optimizer; only learning rate and schedule may
+        differ), and any argument of `optim.make` that differs from `common`. Schedules count from
+        the phase's first step.
       common: arguments of `optim.make` that the phases share.
       steps: of the whole run; must be the phases' sum.
 
-    Leaves that a phase does not train keep their value and have no share in its clipping norm.
+    Leaves that a phase does not train keep their value and do not count for its clipping norm.
     Raises: `UsageError` for fields that do not exist, lengths that do not add up, or a phase that
-      cannot continue the one before.
+    cannot continue the previous one.
     """
     known = (*OWN, *inspect.signature(optim.make).parameters)
     for k, phase in enumerate(phases):
@@ -142,7 +142,7 @@ def _groups(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> l
 
 
 def _arguments(phase: Mapping[str, Any], common: Mapping[str, Any]) -> dict:
-    """What makes the optimizer of a phase, without its learning rate."""
+    """The arguments of a phase's optimizer, without its learning rate."""
     rate = (
         "lr",
         "schedule",

@@ -1,10 +1,10 @@
-"""Rule lists: ordered (regex, value) pairs over parameter paths. First match wins; a path that
-matches nothing is an error.
+"""Rule lists: ordered (regex, value) pairs over parameter paths.
 
-Used for sharding, trainable groups, learning-rate factors and weight decay. A path is the keys
-joined by "/", e.g. "encoder/0/conv/kernel"; a pattern may match anywhere in it (`re.search`), so
-anchor with ^ and $ where that matters. A rule that no path reaches is an error too, except the
-catch-all ".*": a misspelt "^encodr" must not quietly hand its leaves to the next rule.
+First match wins; a path that matches nothing is an error. Used for sharding, trainable groups,
+learning-rate factors and weight decay. A path is the keys joined by "/", e.g.
+"encoder/0/conv/kernel"; a pattern may match anywhere in it (`re.search`), so anchor with ^ and $ if
+needed. A rule that matches no path is an error too, except the catch-all ".*": otherwise the leaves
+of a misspelt "^encodr" would silently take the next rule.
 """
 
 import re
@@ -30,18 +30,17 @@ def paths(tree: Any) -> list[str]:
 
 
 def assign(tree: Any, rules: Rules, what: str = "rule list", *, all_used: bool = True) -> Any:
-    """The tree with every leaf replaced by the value of the first rule whose pattern is found in
-    the leaf's path.
+    """The tree with every leaf replaced by the value of the first rule that matches its path.
 
     Args:
-      tree: any pytree, usually parameters (abstract ones will do).
+      tree: any pytree, usually parameters (possibly abstract).
       rules: (regex, value) pairs in order of precedence.
       what: names the list in error messages.
-      all_used: whether a rule that no path reaches is an error (off for a part of a tree that was
+      all_used: whether a rule that matches no path is an error (off for a part of a tree that was
         checked as a whole).
 
     Raises: `TrainError` for an invalid pattern, listing the paths no rule matches, or listing the
-      rules no path reaches.
+      rules that match no path.
     """
     names = paths(tree)
     try:
@@ -60,7 +59,7 @@ def assign(tree: Any, rules: Rules, what: str = "rule list", *, all_used: bool =
         raise TrainError(
             f"{what}: no parameter is left for {_some(unused)}",
             expected=f"a match among {_some(names)}",
-            fix="mend the pattern",
+            fix="correct the pattern",
         )
     return jax.tree.unflatten(jax.tree.structure(tree), [rules[i][1] for i in first])
 

@@ -1,5 +1,4 @@
-"""Where arrays live: the mesh, the sharding of the state by rules, the placing of batches, and
-prefetching.
+"""Placement of arrays: the mesh, the sharding of the state by rules, batches, prefetching.
 
 The mesh has two axes: "data" (copies of the model) and "fsdp" (devices that share one copy). A
 batch is split over both. The compiler keeps the global view: a sum over the batch is a sum over all
@@ -27,11 +26,10 @@ SMALL = 1024  # leaves with fewer elements are cheaper to copy than to gather
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh ("data", "fsdp") over all devices, or the given ones; `fsdp` devices share one copy
-    of the state.
+    """The mesh ("data", "fsdp") over all devices, or the given ones.
 
-    Axes are `Auto` on purpose: the compiler chooses the communication (`jax.make_mesh` would
-    default to explicit axes).
+    `fsdp` devices share one copy of the state. Axes are `Auto` on purpose: the compiler chooses the
+    communication (`jax.make_mesh` would default to explicit axes).
     """
     devices = list(devices) if devices is not None else jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
@@ -108,8 +106,9 @@ def split(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def put(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Places one host batch: every process gives its own part, the result is the global batch
-    spread over all devices.
+    """Places one host batch.
+
+    Every process gives its own part, the result is the global batch spread over all devices.
 
     Args:
       batch: arrays (possibly in nested dictionaries) whose first axis runs over this process'
@@ -132,17 +131,16 @@ def put(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 class Placer:
-    """`put` that holds every batch to the shapes and types of the first one, so that nothing is
-    ever compiled twice.
+    """`put` that requires every batch to have the shapes and types of the first one.
+
+    So nothing is compiled twice.
     """
 
     def __init__(self, mesh: Mesh):
         self.mesh, self.first = mesh, None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The placed batch; `TrainError` if it differs from the first one in names, shapes or
-        types.
-        """
+        """The placed batch; `TrainError` if names, shapes or types differ from the first."""
         leaves = zip(rule_lists.paths(batch), jax.tree.leaves(batch), strict=True)
         described = {name: (tuple(a.shape), str(a.dtype)) for name, a in leaves}
         self.first = self.first or described

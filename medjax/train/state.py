@@ -1,8 +1,8 @@
-"""The training state: {"step", "params", "opt"}, a plain dictionary, born where it will live.
+"""The training state: {"step", "params", "opt"}, a plain dictionary, created on the devices.
 
-Flows in: `init(key) -> parameters`, an optimizer, a mesh and sharding rules. Flows out: the
-abstract state with its shardings (the target of every restore), and a fresh state made directly on
-the devices, so that no host ever holds a whole large model.
+In: `init(key) -> parameters`, an optimizer, a mesh and sharding rules. Out: the abstract state with
+its shardings (the target of every restore), and a fresh state created directly on the devices, so
+that no host ever holds a whole large model.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def maker(init: Callable[[jax.Array], Any], optimizer: Optimizer) -> Callable[[j
     def make_state(key: jax.Array) -> State:
         params = jax.tree.map(
             lambda p: p.astype(p.dtype), init(key)
-        )  # no weak types: they would be compiled once more than trained ones
+        )  # no weak types: they would cause a second compilation
         return {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
@@ -52,10 +52,10 @@ def abstract(
 
 
 def born(init: Callable[[jax.Array], Any], optimizer: Optimizer, target: State, seed: int) -> State:
-    """A fresh state from `seed`, made in place with the shardings of `target`.
+    """A fresh state from `seed`, created in place with the shardings of `target`.
 
-    On CPUs it is compiled without optimization: it runs once, and the optimizer of the compiler
-    spends seconds on every random draw (12.0 against 0.4 CPU seconds for one kernel).
+    On CPUs it is compiled without optimization: it runs once, and the compiler's optimizer spends
+    seconds on every random draw (12.0 against 0.4 CPU seconds for one kernel).
     """
     where = shardings_of(target)
     on_cpu = all(d.platform == "cpu" for d in jax.tree.leaves(where)[0].device_set)
@@ -71,8 +71,9 @@ def shardings_of(target: State) -> State:
 
 
 def with_params(state: State, params: Any) -> State:
-    """The state with other parameters, placed like the old ones; names and shapes must agree, else
-    `TrainError`.
+    """The state with other parameters, placed like the old ones.
+
+    Names and shapes must agree, else `TrainError`.
     """
     old = dict(
         zip(rule_lists.paths(state["params"]), jax.tree.leaves(state["params"]), strict=True)
@@ -92,8 +93,9 @@ def with_params(state: State, params: Any) -> State:
 
 
 def _place(value: Any, like: Any) -> Any:
-    """Numpy arrays (the same on every process) go where `like` lives; device arrays of another
-    placing are moved.
+    """Places arrays like `like`.
+
+    Numpy arrays (the same on every process) are placed; device arrays of another placing are moved.
     """
     if isinstance(value, np.ndarray):
         value = value.astype(like.dtype, copy=False)

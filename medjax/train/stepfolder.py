@@ -1,8 +1,8 @@
-"""The folders of a run's checkpoints: which steps there are, which are damaged, which one a word
-names. Reads JSON, never an array.
+"""The checkpoint folders of a run: which steps exist, which are damaged, which one a word names.
 
-In: a run folder or its `checkpoints` folder. Out: steps, facts, and errors that tell a run without
-checkpoints from one whose checkpoints are damaged, partly copied or missing.
+Reads JSON, never an array. In: a run folder or its `checkpoints` folder. Out: steps, facts, and
+errors that distinguish a run without checkpoints from one whose checkpoints are damaged, partly
+copied or missing.
 """
 
 import logging
@@ -28,15 +28,14 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def damaged(folder: str | Path) -> list[str]:
-    """Names of the folders that are or were steps but cannot be read as they are: partial copies,
-    and those that were set aside.
-    """
+    """Names of step folders that cannot be read: partial copies, and those that were set aside."""
     return _survey(Path(folder))[1]
 
 
 def require_readable(folder: str | Path) -> None:
-    """Raises `TrainError` if checkpoints were saved in a folder but none is complete; a folder that
-    never had one is fine.
+    """Raises `TrainError` if checkpoints were saved in a folder but none is complete.
+
+    A folder that never had one passes.
     """
     folder = Path(folder)
     found, broken = _survey(folder)
@@ -61,8 +60,9 @@ def require_readable(folder: str | Path) -> None:
 
 
 def newest_saved(folder: str | Path) -> int | None:
-    """The newest step that was saved in a folder named `checkpoints`, as noted beside it; None if
-    nothing is noted.
+    """The newest step that was saved in a folder named `checkpoints`, as noted beside it.
+
+    None without a note.
     """
     path = saved_path(Path(folder))
     if path is None or not path.is_file():
@@ -97,7 +97,8 @@ def best_step(folder: str | Path) -> int | None:
 
 
 def read_facts(folder: str | Path, step: int) -> dict:
-    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays;
+    """The JSON facts of one checkpoint: step, metric, recipe, progress, shapes of all arrays.
+
     `TrainError` if they cannot be read.
     """
     return facts_of(Path(folder) / str(step))
@@ -107,10 +108,10 @@ def find(path: str | Path, which: str = "last") -> Path:
     """The folder of one checkpoint.
 
     Args:
-      path: a run folder, its `checkpoints` folder, or already the folder of one step.
+      path: a run folder, its `checkpoints` folder, or the folder of one step.
       which: "last", "best" (highest metric, else the last), or a step as text.
 
-    Raises: `TrainError` naming what was searched.
+    Raises: `TrainError` naming the folders that were searched.
     """
     path = Path(path)
     if (path / FACTS).is_file():
@@ -173,8 +174,9 @@ def facts_of(folder: Path) -> dict:
 
 
 def _survey(folder: Path) -> tuple[list[int], list[str]]:
-    """(complete steps, names of folders that are or were steps but are incomplete or set aside),
-    ascending; of one look at the folder.
+    """(complete steps, names of incomplete or set-aside step folders), ascending.
+
+    From one listing of the folder.
     """
     try:
         names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []

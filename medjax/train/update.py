@@ -1,11 +1,11 @@
 """One training step and one validation step as compiled functions over the mesh.
 
-  update(state, batch, request)    -> (state, scalars)     the old state's buffers are reused (donated)
-  validate(params, batch, request) -> what the task's `validate` sums up, and "request"
+  update(state, batch, request)    -> (state, scalars); the old state's buffers are donated
+  validate(params, batch, request) -> the sums of the task's `validate`, and "request"
 
-`request` (devices,) int32 carries what a process wants (nothing, save, save and stop) and comes
-back as its maximum over all devices: so all processes learn of a signal at the same step, without a
-synchronisation of their own.
+`request` (devices,) int32 carries the request of a process (nothing, save, save and stop) and is
+returned as its maximum over all devices: so all processes learn of a signal at the same step,
+without extra synchronisation.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,8 @@
-"""Waiting for work that does not return to Python for minutes (a compilation) while signals are
-still heard.
+"""Waits for work that does not return to Python for minutes (a compilation), handling signals.
 
-Python runs signal handlers in the main thread, between two of its instructions. Work in a thread of
-its own leaves the main thread waiting where a handler may raise. The work itself cannot be stopped:
-whoever gives it up ends the process with `leave`.
+Python runs signal handlers in the main thread, between two of its instructions. Work in its own
+thread leaves the main thread waiting where a handler may raise. The work itself cannot be stopped:
+a caller that abandons it ends the process with `leave`.
 """
 
 import multiprocessing
@@ -20,11 +19,11 @@ GRACE = 2.0  # seconds that work may still take when it is no longer wanted
 def interruptibly(
     work: Callable[[], Any], unwanted: Callable[[], bool] = lambda: False
 ) -> tuple[bool, Any]:
-    """Runs `work` and returns (True, its result); an exception of it is raised here.
+    """Runs `work` and returns (True, its result); its exceptions are raised here.
 
     Args:
-      unwanted: asked while waiting; if it holds for `GRACE` seconds, the answer is (False, None)
-        and the work is given up.
+      unwanted: called while waiting; if it is true for `GRACE` seconds, the result is (False, None)
+        and the work is abandoned.
 
     Outside the main thread, where no handler runs, the work is simply called.
     """
@@ -52,13 +51,14 @@ def interruptibly(
 
 
 def unfinished() -> bool:
-    """Whether work that was given up still runs."""
+    """Whether abandoned work is still running."""
     return any(thread.name == NAME and thread.is_alive() for thread in threading.enumerate())
 
 
 def leave(code: int) -> None:
-    """Ends the process at once although such work still runs: it would end in the middle of the
-    interpreter's own end.
+    """Ends the process at once although such work still runs.
+
+    Otherwise the work would end during interpreter shutdown.
     """
     for child in multiprocessing.active_children():
         child.terminate()

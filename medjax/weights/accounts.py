@@ -1,10 +1,9 @@
-"""From named tensors of another program to a parameter tree, by a table, with an account of every
-tensor on both sides.
+"""Converts named tensors of another program to a parameter tree, by a table.
 
 A family is a module with a table: rows of (pattern over source names, path in our tree, layout). To
 add one, write the rows, the names that are ignored and why, and the parameters that no file of the
-family holds and why; `convert` does the rest and refuses whatever is left over on either side.
-Reading is `read`: PyTorch files (see `torch_file`), safetensors, npz.
+family holds and why; `convert` accounts for every tensor and parameter and refuses any that remain.
+`read` reads PyTorch files (see `torch_file`), safetensors and npz.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ def _flat_heads(a: np.ndarray) -> np.ndarray:
     return a.reshape(*a.shape[:-2], -1)
 
 
-# PyTorch's layouts and what becomes of them. Spatial axes keep their order.
+# Conversions of PyTorch's layouts. Spatial axes keep their order.
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda a: a,
     "conv": _moved,  # (out, in, *k) -> (*k, in, out)
@@ -58,7 +57,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
       pattern: matches a whole source name.
@@ -73,7 +72,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Which of our networks a file belongs to.
+    """The network of medjax that a file belongs to.
 
     Attributes:
       model: name of the module in `medjax.models`.
@@ -92,7 +91,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """What became of everything.
+    """The account of all tensors and parameters.
 
     Attributes:
       matched: source name -> path. ignored: reason -> source names. absent: reason -> paths that
@@ -120,8 +119,9 @@ class Account:
 
 
 def read(path: str | Path) -> Any:
-    """What a weight file holds: the nested structure of a PyTorch file, or a flat mapping of arrays
-    (safetensors, npz).
+    """The contents of a weight file.
+
+    The nested structure of a PyTorch file, or a flat mapping of arrays (safetensors, npz).
 
     Raises: `ModelError` for missing, damaged or unsafe files.
     """
@@ -160,13 +160,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def tensors_of(
     structure: Any, containers: Sequence[str] = ("network_weights", "state_dict", "model", "net")
 ) -> dict[str, np.ndarray]:
-    """The named tensors within what `read` returned, as arrays and without wrappers' prefixes.
+    """The named tensors within the result of `read`, as arrays and without wrappers' prefixes.
 
     Args:
-      containers: keys under which files put the state dict; the first that is there is taken, else
+      containers: keys under which files store the state dict; the first that exists is used, else
         the structure itself.
 
-    Raises: `ModelError` where there is no tensor.
+    Raises: `ModelError` if there is no tensor.
     """
     for key in containers:
         if isinstance(structure, Mapping) and isinstance(structure.get(key), Mapping):
@@ -198,20 +198,20 @@ def convert(
     ignored: Sequence[tuple[str, str]] = (),
     absent: Sequence[tuple[str, str]] = (),
 ) -> tuple[dict, Account]:
-    """The parameter tree a file holds.
+    """The parameter tree of a file.
 
     Args:
       tensors: source name -> array.
-      table: the first row whose pattern matches a whole name takes it.
-      target: abstract parameters of the network (leaves with shapes), which names every path there
-        must be.
-      ignored: (pattern over source names, reason): what is left behind.
+      table: the first row whose pattern matches a whole name is used.
+      target: abstract parameters of the network (leaves with shapes); every path must be one of its
+        names.
+      ignored: (pattern over source names, reason): tensors that are not used.
       absent: (pattern over paths, reason): parameters that the file may lack; they are left out of
         the tree.
 
     Returns: nested dictionaries of float32 arrays, and the account.
-    Raises: `ModelError` listing source tensors no row knows, paths without a source, shapes that
-      differ, paths given twice, integers, and numbers that are not finite.
+    Raises: `ModelError` listing source tensors without a row, paths without a source, shapes that
+      differ, repeated paths, integers, and non-finite numbers.
     """
     wanted = shapes_of(target)
     found: dict[str, np.ndarray] = {}
@@ -267,7 +267,7 @@ def convert(
 
 
 def _unusable(name: str, array: np.ndarray) -> str:
-    """What is wrong with the numbers of a parameter: not real numbers, or not finite as float32."""
+    """What is wrong with the values of a parameter: not real numbers, or not finite as float32."""
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
         return f"{name} holds {array.dtype}, no real numbers"
     with np.errstate(over="ignore"):
@@ -310,10 +310,10 @@ def nest(flat: Mapping[str, Any]) -> dict:
 
 
 def relative_to_background(tree: Any, heads: str) -> Any:
-    """Softmax heads with the background as channel 0 -> heads of the classes alone, whose logits
-    are relative to the background's.
+    """Softmax heads with the background as channel 0 -> heads of the classes alone.
 
-    A softmax depends on differences of logits only, so the probabilities stay the same.
+    Their logits are relative to the background's. A softmax depends on differences of logits only,
+    so the probabilities are unchanged.
 
     Args:
       heads: pattern of the paths of head kernels (..., channels) and biases (channels,).
@@ -328,6 +328,6 @@ def relative_to_background(tree: Any, heads: str) -> Any:
 
 
 def some(names: Sequence[str]) -> str:
-    """How many, and the first names."""
+    """The number of names, and the first ones."""
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{len(names)} ({shown})" if names else "0"

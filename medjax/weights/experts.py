@@ -1,5 +1,4 @@
-"""Experts from elsewhere: a source's parameters rearranged so that `train.transfer` finds every
-expert under its own modality.
+"""Rearranges the experts of a source for `weights.transfer`, by modality name.
 
 In: the source's parameters, the target's fresh ones, and the names of the experts on both sides.
 Out: source parameters with the expert axis of the target. Experts are the stacked leaves
@@ -20,9 +19,9 @@ from medjax.train import rules as rule_lists
 EXPERT = re.compile(r"(.*/mlp)/(w1|b1|w2|b2)$")
 GATE = re.compile(r"(.*/mlp)/gate/(kernel|bias)$")
 DENSE = {"w1": "fc1/kernel", "b1": "fc1/bias", "w2": "fc2/kernel", "b2": "fc2/bias"}
-SHARING = ("apart", "split")  # a copy has the gate column of its original, which only a copy can
+SHARING = ("apart", "split")  # both rules need the expert to be a copy
 GATES = (*SHARING, "closed", "fresh")
-APART = 0.3  # of the spread of `w2`: how far the copies that share a gate column are moved apart
+APART = 0.3  # shift of copies that share a gate column, as a share of the spread of `w2`
 # added to the gate bias of a closed column: its share is 6e-6 of an open one's, and its gradient as
 # small
 CLOSED = -12.0
@@ -57,13 +56,13 @@ def count(params: Any) -> int:
 def origins(
     wanted: Sequence[str], known: Sequence[str], same: Mapping[str, str]
 ) -> tuple[int | None, ...]:
-    """For every wanted expert the source's expert it begins from, None for a fresh one.
+    """For every target expert the source's expert it starts from, None for a fresh one.
 
     Args:
-      same: expert here -> expert of the source, where the names differ; "" begins fresh.
+      same: expert here -> expert of the source, if the names differ; "" starts fresh.
 
     Raises: `UsageError` for an expert that the source lacks and `same` does not mention, and for
-      names nobody has.
+      unknown names.
     """
     unknown = sorted(set(same) - set(wanted)) + sorted({v for v in same.values() if v} - set(known))
     if unknown:
@@ -86,20 +85,19 @@ def origins(
 
 
 def aligned(source: Any, fresh: Any, begin: Sequence[int | None], gate: str = "fresh") -> dict:
-    """The source with the experts of `begin`, fresh ones taken from the target's own initial
-    values.
+    """The source with the experts of `begin`; fresh ones have the target's initial values.
 
     Args:
-      source, fresh: parameter trees; `fresh` may lack what the source has and the other way round.
+      source, fresh: parameter trees; `fresh` may lack leaves of the source and vice versa.
       begin: see `origins`.
-      gate: columns of experts that are fresh or a further copy of another's: "fresh" takes the
-        target's initial values, "closed" adds `CLOSED` to the bias so that the others' outputs
-        stay, "split" shares the column among the copies of one expert, "apart" also moves their
-        `w2` apart in directions that cancel. Both leave the function exactly as it was; copies that
-        are trained together need "apart": equal ones with equal shares get equal gradients and stay
-        equal for ever.
+      gate: columns of experts that are fresh or a further copy of another expert: "fresh" takes the
+        target's initial values, "closed" adds `CLOSED` to the bias so that the others' outputs are
+        preserved, "split" shares the column among the copies of one expert, "apart" also shifts
+        their `w2` by amounts that cancel. "split" and "apart" preserve the function exactly; copies
+        that are trained together need "apart", because equal copies with equal shares get equal
+        gradients and would stay equal.
 
-    Raises: `UsageError` for an unknown word, or "split" and "apart" where an expert is not a copy.
+    Raises: `UsageError` for an unknown word, or for "split" and "apart" if an expert is not a copy.
     """
     if gate not in GATES:
         raise UsageError(f"unknown rule {gate!r} for gate columns", expected=", ".join(GATES))
@@ -133,7 +131,7 @@ def _gated(leaves: Flat, mlp: str) -> bool:
 
 
 def _apart(leaf: np.ndarray, begin: Sequence[int | None], name: str) -> np.ndarray:
-    """The copies of one expert moved apart, their mean unchanged; the same for the same name."""
+    """The copies of one expert shifted apart, with the same mean; deterministic by name."""
     found = leaf.copy()
     noise = (
         np.random.default_rng(list(name.encode())).standard_normal(leaf.shape) * APART * leaf.std()
@@ -148,7 +146,7 @@ def _apart(leaf: np.ndarray, begin: Sequence[int | None], name: str) -> np.ndarr
 def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> np.ndarray:
     fits = new is not None and new.shape == (len(begin), *leaf.shape[1:])
     if None in begin and not fits:
-        return leaf  # transfer says what does not fit
+        return leaf  # `transfer` reports what does not fit
     return np.stack(
         [np.asarray(new[e]) if origin is None else leaf[origin] for e, origin in enumerate(begin)]
     )
@@ -173,7 +171,7 @@ def _columns(
 
 
 def upcycled(source: Any, fresh: Any) -> dict:
-    """The source with the MLP of every block copied to all experts that the target has there."""
+    """The source with the MLP of every block copied to all experts of the target's block."""
     given, out = flat(source), flat(source)
     for name, leaf in flat(fresh).items():
         if match := EXPERT.match(name):
@@ -185,8 +183,9 @@ def upcycled(source: Any, fresh: Any) -> dict:
 
 
 def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
-    """The source with one expert of another tree (its `origin`th, or its plain MLP) in place of its
-    own `expert`th, wherever it has one.
+    """The source with one expert of another tree in place of its own `expert`th, in every block.
+
+    The other tree's `origin`th expert, or its plain MLP.
 
     Raises: `TrainError` if the other tree has no MLP for any block with experts.
     """
@@ -209,11 +208,11 @@ def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
 
 
 def copied(source: Any, rules: rule_lists.Rules) -> dict:
-    """The source with leaves offered under a second path as well.
+    """The source with some leaves copied to a second path.
 
     Args:
       rules: (regex, replacement) over paths, e.g. (r"^encoder/stage2/block", "up1/block"):
-        Swin-Unet's decoder begins as its encoder.
+        Swin-Unet's decoder is initialised with its encoder.
 
     Raises: `UsageError` for a rule that matches nothing or a path that exists.
     """
@@ -229,9 +228,9 @@ def copied(source: Any, rules: rule_lists.Rules) -> dict:
             raise UsageError(
                 f"config.init.copy: nothing matches {pattern!r}",
                 found=sorted(given)[:6],
-                fix="mend or remove the rule",
+                fix="correct or remove the rule",
             )
         out = {
             k: v for k, v in out.items() if k not in hits
-        } | hits  # what pre-training threw away gives way
+        } | hits  # leaves that exist are overwritten
     return nested(out)

@@ -1,10 +1,9 @@
-"""What nnU-Net's plans and dataset.json say beside the weights: classes, normalisation, spacing,
-patch, how to predict.
+"""Classes, normalisation, spacing, patch and prediction settings from nnU-Net's plans.
 
-In: the JSON-like structures of version 2 (they are in every checkpoint) or version 1 (plans.pkl
+In: the JSON-like structures of version 2 (contained in every checkpoint) or version 1 (plans.pkl
 beside it, and the data set's dataset.json). Out: a `Description` in medjax's terms. nnU-Net may
-have transposed the axes of its arrays; everything here is in the order (z, y, x) of the image
-again, and `in_image_order` does the same to the kernels.
+have transposed the axes of its arrays; everything here is in the image's order (z, y, x) again, and
+`in_image_order` converts the kernels.
 """
 
 import dataclasses
@@ -24,15 +23,15 @@ REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A trained model beside its weights.
+    """Description of a trained model.
 
     Attributes:
-      space, plan: what its channels mean; how to prepare scans. None where nothing says it.
+      space, plan: meaning of its channels; preparation of scans. None if unknown.
       patch: (z, y, x) of the network. batch: of its training.
-      average: what its authors' software averages over windows and mirrors, "logit" or "prob".
-      mirror_axes: that it averages over.
+      average: what the original software averages over windows and mirrors, "logit" or "prob".
+      mirror_axes: axes of test-time mirroring.
       backward: for each axis of the image, the axis of nnU-Net's arrays.
-      notes: what medjax does otherwise.
+      notes: differences in medjax.
     """
 
     space: LabelSpace | None = None
@@ -109,8 +108,7 @@ def from_v2(
 
 
 def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = None) -> Description:
-    """The description in version 1's plans.pkl (read with `torch_file.read_plain`) and
-    dataset.json.
+    """The description in version 1's plans.pkl (from `torch_file.read_plain`) and dataset.json.
 
     Args:
       stage: of the plan; None: the finest.
@@ -144,8 +142,9 @@ def from_v1(plans: Mapping, dataset: Mapping, name: str, stage: int | None = Non
 def label_space(
     labels: Mapping[str, Any], channels: Sequence[str], name: str, modality: str = ""
 ) -> LabelSpace:
-    """A dataset.json's labels (either direction), or regions in the order of their channels, as a
-    label space of one corpus.
+    """A dataset.json's labels as a label space of one corpus.
+
+    Labels in either direction, or regions in the order of their channels.
     """
     if labels and all(str(key).lstrip("-").isdigit() for key in labels):
         labels = {str(label): int(value) for value, label in labels.items()}
@@ -170,9 +169,7 @@ def label_space(
 def in_image_order(
     tensors: Mapping[str, np.ndarray], backward: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Convolution kernels (out, in, *k) with their spatial axes in the image's order instead of
-    nnU-Net's.
-    """
+    """Convolution kernels (out, in, *k) with spatial axes in the image's order, not nnU-Net's."""
     if tuple(backward) == (0, 1, 2):
         return dict(tensors)
     return {
@@ -182,7 +179,7 @@ def in_image_order(
 
 
 def dataset_name(path: Path) -> str:
-    """A corpus name for files that have none: that of the folder they lie in, or of the file."""
+    """A corpus name for files without one: the name of the folder, or of the file."""
     found = next(
         (p.name for p in path.absolute().parents if p.name.startswith(("Dataset", "Task"))),
         path.stem,

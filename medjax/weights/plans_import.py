@@ -1,5 +1,4 @@
-"""nnU-Net's plans as ours: v2 JSON files, and the fields of a v1 plan (unpickled by
-`weights/plans_v1.py`).
+"""Converts nnU-Net's plans: v2 JSON files, and the fields of v1 plans (see `weights/plans_v1.py`).
 
 In: the plan's fields and the channel names (of the dataset.json beside it). Out: a `Plan` in stored
 orientation with the plan's own transposition, and its configurations. nnU-Net's spacings and
@@ -32,13 +31,13 @@ IMPORTED = "imported"
 
 
 def read_plans(path: str | Path, channels: Sequence[str] | None = None) -> Plan:
-    """The plan in an nnU-Net v2 plans file (nnUNetPlans.json and its kin), or in one of ours.
+    """The plan in an nnU-Net v2 plans file (nnUNetPlans.json or similar), or in a medjax plan.
 
     Args:
       channels: channel names; None takes them from a dataset.json in the same folder.
 
-    Raises: `UsageError` for a file that is neither, a normalisation that is unknown, or channel
-      names that cannot be found.
+    Raises: `UsageError` for any other file, a normalisation that is unknown, or channel names that
+      cannot be found.
     """
     path = Path(path)
     fields = read_json(path, fix="give plan.json or nnUNetPlans.json")
@@ -54,8 +53,9 @@ def read_plans(path: str | Path, channels: Sequence[str] | None = None) -> Plan:
 
 
 def understood(convert: Callable[[], Any], path: object) -> Any:
-    """What `convert` makes of a plan; `UsageError` naming the file where the plan's fields are
-    missing or of another kind.
+    """The result of `convert` for a plan.
+
+    `UsageError` naming the file if the plan's fields are missing or of another kind.
     """
     try:
         return convert()
@@ -178,9 +178,7 @@ def from_v1(fields: Mapping, path: str = "") -> Plan:
 def inherited(
     configurations: Mapping, name: str, path: str = "", seen: tuple[str, ...] = ()
 ) -> dict:
-    """The fields of a v2 configuration with those of what it inherits from; `UsageError` for one
-    that is not there.
-    """
+    """The fields of a v2 configuration with inherited ones; `UsageError` if it is missing."""
     if name not in configurations or name in seen:
         raise UsageError(
             f"no such configuration {name!r} in the plan",
@@ -244,8 +242,10 @@ def _configuration_v2(name: str, fields: Mapping, path: str) -> Configuration:
 
 
 def _configuration_v1(name: str, stage: Mapping, fields: Mapping) -> Configuration:
-    """Its poolings come with or without an entry for the first stage; widths double from the base
-    up to 320 (3D) or 480 (2D).
+    """Converts a v1 configuration.
+
+    Its poolings may include an entry for the first stage; widths double from the base up to 320
+    (3D) or 480 (2D).
     """
     strides, kernels = (
         [_ints(s) for s in stage["pool_op_kernel_sizes"]],
@@ -288,10 +288,11 @@ def _configuration_v1(name: str, stage: Mapping, fields: Mapping) -> Configurati
 
 
 def intensity_of(scheme: str, properties: Mapping, masked: bool, path: str = "") -> Intensity:
-    """nnU-Net's normalisation of a channel: `scheme` is v2's class or v1's word, `properties` the
-    plan's statistics of that channel.
+    """nnU-Net's normalisation of a channel.
 
-    Raises: `UsageError` for a scheme that is unknown, and for CT without statistics.
+    `scheme` is v2's class or v1's word, `properties` the plan's statistics of that channel.
+
+    Raises: `UsageError` for an unknown scheme, and for CT without statistics.
     """
     scheme = next((known for known in SCHEMES if known.lower() == str(scheme).lower()), scheme)
     if scheme not in SCHEMES:

@@ -21,8 +21,9 @@ NEEDED = {
 
 
 def read_any_plan(path: str | Path, channels: Sequence[str] | None = None) -> Plan:
-    """A plan of ours, of nnU-Net v2 (JSON) or of v1 (.pkl); `channels` names those of a v2 plan
-    without a dataset.json beside it.
+    """A plan of medjax, of nnU-Net v2 (JSON) or of v1 (.pkl).
+
+    `channels` names the channels of a v2 plan without a dataset.json beside it.
     """
     return read_plans_v1(path) if Path(path).suffix == ".pkl" else read_plans(path, channels)
 

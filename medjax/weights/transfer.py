@@ -1,9 +1,8 @@
-"""Parameters from elsewhere: another run's (or an imported model's) leaves into a fresh tree, every
-leaf accounted for.
+"""Copies parameters of another run (or an imported model) into a fresh tree, with a full account.
 
-In: fresh parameters, source parameters by the same or renamable paths, and what may differ: class
-heads, position tables, input channels. Out: the tree with leaves replaced, and a `Report` of what
-became of every leaf on both sides. What nobody expected to differ is an error.
+In: fresh parameters, source parameters by the same or renamable paths, and the allowed differences:
+class heads, position tables, input channels. Out: the tree with leaves replaced, and a `Report` of
+every leaf on both sides. Any other difference is an error.
 
 Sources: MultiTalent (Ulrich et al., MICCAI 2023) sec. 3.3 copies all but the heads; STU-Net repeats
 the first kernel over new input channels without dividing it.
@@ -28,7 +27,7 @@ SHOWN = 6  # names per line of the printed report
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of every leaf, by path.
+    """The account of every leaf, by path.
 
     Attributes:
       loaded: copied as they are.
@@ -37,7 +36,7 @@ class Report:
       fresh: left as initialised (by rule, or heads without a class in common).
       resized: path -> how ("(7, 5, 6, 768) -> (4, 4, 4, 768) trilinear").
       input: path -> how the input channels were widened or averaged.
-      skipped: source leaves (by their own path) nothing in the target asked for.
+      skipped: source leaves (by their own path) that the target does not use.
       sizes: number of elements of every target leaf.
     """
 
@@ -51,9 +50,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Share of the target's elements that come from the source (partly copied heads count in
-        full).
-        """
+        """Share of the target's elements from the source; partly copied heads count fully."""
         taken = sum(
             self.sizes[name] for name in (*self.loaded, *self.classes, *self.resized, *self.input)
         )
@@ -100,9 +97,9 @@ def transfer(
 ) -> tuple[Any, Report]:
     """The target with leaves of the source.
 
-    Each target leaf is, in this order: left as it is where `fresh` matches; treated as a head where
-    `heads` matches; copied where the source has its path and shape; resized by the first rule of
-    `resize` that matches; widened or averaged where its shape differs only in the number of input
+    Each target leaf is, in this order: left as it is if `fresh` matches; treated as a head if
+    `heads` matches; copied if the source has its path and shape; resized by the first rule of
+    `resize` that matches; widened or averaged if its shape differs only in the number of input
     channels. Anything else is an error.
 
     Args:
@@ -111,22 +108,22 @@ def transfer(
       rename: (regex, replacement) applied to source paths: the first rule whose pattern is found
         replaces its first match (`re.sub`).
       heads: (regex over target paths, axis of the classes, or None to re-initialise always).
-      source_classes, target_classes: names along those axes; like names are the same class.
-      same_class: target class -> source class, where the names differ ("" re-initialises a class in
+      source_classes, target_classes: names along those axes; equal names are the same class.
+      same_class: target class -> source class, if the names differ ("" re-initialises a class in
         spite of its name).
       resize: (regex over target paths, name in `resizers`).
-      resizers: name -> f(array, wanted shape) -> array.
-      input_channels: of source and target images; lets leaves that see the raw image differ in that
+      resizers: name -> f(array, target shape) -> array.
+      input_channels: of source and target images; leaves that read the raw image may differ in that
         axis.
       widen: "repeat": target channel j takes source channel j mod n, undivided; fewer target than
         source channels take their mean. "average": the mean over the source channels times n / m,
-        which keeps the response to equal channels. "fresh": re-initialised.
+        which preserves the response to equal channels. "fresh": re-initialised.
       fresh: regex over target paths that stay as initialised; empty: none.
 
     Returns: the new tree (copied leaves are numpy arrays), and the report.
     Raises: `TrainError` listing target leaves without a source and shapes that no rule allows, or
-      if nothing matched at all; `UsageError` for unknown names, rules that match nothing and class
-      lists that do not fit the heads.
+      if nothing matched; `UsageError` for unknown names, rules that match nothing and class lists
+      that do not fit the heads.
     """
     if widen not in INPUT_RULES:
         raise UsageError(
@@ -183,7 +180,7 @@ def transfer(
         raise TrainError(
             f"the source does not fit the model ({len(problems)} leaves)",
             found="; ".join(problems[:12]),
-            fix="config.init: `fresh` for leaves that shall stay as initialised, `rename` or "
+            fix="config.init: `fresh` for leaves that stay as initialised, `rename` or "
             "`resize` for the others",
         )
     report = Report(tuple(loaded), by_class, tuple(kept), resized, widened, skipped, sizes)
@@ -224,7 +221,7 @@ def _all_used(rules: Rules, names: Sequence[str], what: str) -> None:
         raise UsageError(
             f"{what}: nothing matches {unused}",
             expected=f"a match among {_some(names)}",
-            fix="mend or remove the rule",
+            fix="correct or remove the rule",
         )
 
 
@@ -237,8 +234,9 @@ def _head(
     target_classes: Sequence[str],
     same: Mapping[str, str],
 ) -> tuple[Any, tuple[str, ...]]:
-    """A head with the channels of like-named classes copied, and their names; the head as it is
-    where nothing fits.
+    """A head with the channels of equally named classes copied, and their names.
+
+    The head itself if no class matches.
     """
     if array is None or axis is None:
         return leaf, ()
@@ -252,7 +250,7 @@ def _head(
                 f"{name}: axis {axis} is not the axis of the classes of the {where}",
                 found=length,
                 expected=f"{len(classes)} classes",
-                fix="mend config.init.heads",
+                fix="correct config.init.heads",
             )
     if {k: n for k, n in enumerate(array.shape) if k != axis} != {
         k: n for k, n in enumerate(shape) if k != axis

@@ -314,7 +314,7 @@ def test_bids(tmp_path):
     assert read_corpus(root)[0] == corpus
     save(root / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_FLAIR.nii.gz", image())
     assert [p.message for p in scan_corpus(root)[2]] == [
-        "cannot tell the images of this segmentation"
+        "unclear which images belong to this segmentation"
     ]
     (root / "medjax.json").write_text('{"channels": ["T1w"]}')
     assert len(read_corpus(root)[1]) == 2

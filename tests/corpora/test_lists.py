@@ -127,18 +127,18 @@ BAD = {
         b'[{"image": "scan.nii.gz", "label": 5}]',
         '"label" of entry 1 is no path; found 5',
     ),
-    "name.json": (b'[{"image": "scan.nii.gz", "name": ["a"]}]', '"name" of entry 1 is no text'),
+    "name.json": (b'[{"image": "scan.nii.gz", "name": ["a"]}]', '"name" of entry 1 is not text'),
     "bool.json": (
         b'[{"image": "scan.nii.gz", "name": true}]',
-        '"name" of entry 1 is no text; found True',
+        '"name" of entry 1 is not text; found True',
     ),
     "patient.json": (
         b'["scan.nii.gz", {"image": "two.nii.gz", "patient": {}}]',
-        '"patient" of entry 2 is no text',
+        '"patient" of entry 2 is not text',
     ),
     "modality.json": (
         b'[{"image": "scan.nii.gz", "modality": [5]}]',
-        '"modality" of entry 1 is no text',
+        '"modality" of entry 1 is not text',
     ),
     "deep.json": (NEST, "nested too deeply"),
     "deep-closed.json": (NEST + b"]" * 200_000, "nested too deeply"),

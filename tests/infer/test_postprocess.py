@@ -154,4 +154,4 @@ def test_the_choice_on_validation_masks_rests_on_dice(tmp_path, capsys):
         "cases": 1,
     }
     assert found["evidence"]["c"]["cases"] == 0 and "yes" in capsys.readouterr().out
-    assert cli.main(given) == 2 and "where shall the choice go" in capsys.readouterr().err
+    assert cli.main(given) == 2 and "no place for the choice" in capsys.readouterr().err

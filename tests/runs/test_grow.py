@@ -103,7 +103,7 @@ def test_a_fresh_gate_column_changes_old_answers_and_only_that_is_allowed(run, r
     fields["init"]["heads"] = (
         (r"^head", None),
     )  # heads begin anew: old answers change, and that is an error
-    with pytest.raises(TrainError, match="answers otherwise"):
+    with pytest.raises(TrainError, match="changes the outputs for old corpora"):
         grow.check(run, fields, data.space)
 
 

@@ -489,7 +489,7 @@ def test_when_a_scan_was_replaced_the_last_words_are_the_case_and_the_reason(
 CONFIGS = {
     "def get_config(:": "invalid syntax",
     "x = 1": "get_config",
-    "def get_config():\n    return None": "the config gives nothing",
+    "def get_config():\n    return None": "the config is empty",
     "def get_config():\n    return {'a': 1}": "the config lacks sections",
     "import sys\nsys.exit(7)": "the config ended the program; found exit 7",
     "def get_config():\n    raise KeyError('boo')": "no field boo",

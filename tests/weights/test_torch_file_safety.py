@@ -456,7 +456,7 @@ def test_names_in_a_checkpoint_never_become_paths(tmp_path, monkeypatch):
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
     with pytest.raises(
-        MedjaxError, match=r"vit\.npz: unusable corpus name: it holds a path separator"
+        MedjaxError, match=r"vit\.npz: unusable corpus name: it contains a path separator"
     ):
         import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run")
     assert not (tmp_path / "run").exists()

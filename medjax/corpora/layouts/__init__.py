@@ -1,19 +1,20 @@
-"""Raw folders in every common layout -> corpus and cases. One module per layout: `detect(path)` and
-`scan(path)`.
+"""Raw folders in common layouts -> corpus and cases. One module per layout.
 
-    described     corpus.json, written by an ingestion of data_pipelines                                      ../described.py
-    msd, nnunet   dataset.json (Medical Segmentation Decathlon, nnU-Net raw)                                  listed.py
-    m3d           M3D-Seg: image.npy, mask_(k, x, y, z).npz, CODE.json                                        m3d.py
-    datalist      MONAI: a JSON with "training": [{"image", "label", "fold"}]                                 datalist.py
-    bids          BIDS: sub-*/, derivatives with *_dseg or *_label-NAME_mask                                  bids.py
-    perclass      one binary mask per class, possibly overlapping (TotalSegmentator)                          perclass.py
-    dicom         DICOM series with DICOM-SEG or RTSTRUCT                                                     dicoms.py
-    folders       images in one folder, label maps in another, told by their names                            folders.py
-    pairs         image and label map side by side, in one folder or in one folder per case (KiTS, BraTS)     pairs.py
-    scans         images without labels                                                                       scans.py
+Each module has `detect(path)` and `scan(path)`. The layouts:
 
-What a layout cannot say (class names, channels, patients) stands in `medjax.json`, see
-`corpora/dataset_json.py`.
+    described    corpus.json, written by an ingestion of data_pipelines           corpus_json.py
+    msd, nnunet  dataset.json (Medical Segmentation Decathlon, nnU-Net raw)       listed.py
+    m3d          M3D-Seg: image.npy, mask_(k, x, y, z).npz, CODE.json             m3d.py
+    datalist     MONAI: JSON with "training": [{"image", "label", "fold"}]        datalist.py
+    bids         BIDS: sub-*/, derivatives, *_dseg or *_label-NAME_mask           bids.py
+    perclass     a binary mask per class, possibly overlapping (TotalSegmentator) perclass.py
+    dicom        DICOM series with DICOM-SEG or RTSTRUCT                          dicoms.py
+    folders      a folder of images and a folder of label maps                    folders.py
+    pairs        image and label map side by side (KiTS, BraTS, LiTS)             pairs.py
+    scans        images without labels                                            unlabelled.py
+
+Facts that a layout has no field for (class names, channels, patients) are read from `medjax.json`,
+see `corpora/dataset_json.py`.
 """
 
 from pathlib import Path
@@ -51,10 +52,10 @@ LAYOUTS: dict[str, ModuleType] = {
 
 
 def detect(path: Path) -> str:
-    """The word of the first layout that fits; `UsageError` with what was looked for if none does."""
+    """Name of the first layout that fits; `UsageError` listing the layouts if none does."""
     for word, layout in LAYOUTS.items():
         if word == "scans" and path.is_dir() and (path / "dataset.json").is_file():
-            # a description, but nothing where it should be: that layout says what is missing
+            # a description without its files: the layout reports what is missing
             return "nnunet"
         if layout.detect(path):
             return word
@@ -71,11 +72,11 @@ def detect(path: Path) -> str:
 
 
 def scan(path: Path, layout: str = "") -> Scan:
-    """Corpus, usable cases, and the problems of the others.
+    """Corpus, usable cases, and the problems of the other cases.
 
     Args:
       path: the folder, or the list of a "datalist".
-      layout: its word; "" asks medjax.json, or else finds out.
+      layout: name of the layout; "" uses medjax.json, or else detects it.
     """
     place = path if path.is_dir() else path.parent
     if not layout and (place / HINT_FILE).is_file():

@@ -1,10 +1,11 @@
 """BIDS: raw scans in sub-*/, segmentations in them or in derivatives/.
 
     sub-01/[ses-a/]anat/sub-01_[ses-a_]T1w.nii.gz
-    derivatives/NAME/sub-01/anat/sub-01_space-orig_dseg.nii.gz          label map; names in sub-01_..._dseg.tsv or, for all, in dseg.tsv
-    derivatives/NAME/sub-01/anat/sub-01_label-liver_mask.nii.gz         one mask per class
+    derivatives/NAME/sub-01/anat/sub-01_space-orig_dseg.nii.gz      label map; class names in
+                                                 sub-01_..._dseg.tsv or, for all, in dseg.tsv
+    derivatives/NAME/sub-01/anat/sub-01_label-liver_mask.nii.gz     one mask per class
 
-A segmentation belongs to the image that has all its entities but those that describe the
+A segmentation belongs to the image that has all its entities except those that describe the
 segmentation itself. With several images the channels must be named: "channels": ["T1w", "FLAIR"] in
 medjax.json.
 """
@@ -103,8 +104,9 @@ def parse(name: str) -> tuple[dict[str, str], str]:
 
 
 def names_of(label: Path, root: Path) -> dict[int, str]:
-    """Label value -> name from the sidecar tables (.tsv with index and name, or .json) of a *_dseg
-    file or of a folder above it.
+    """Label value -> name from the sidecar tables of a *_dseg file or of a folder above it.
+
+    Tables are .tsv with index and name, or .json.
     """
     for folder in [label.parent, *label.parent.parents]:
         own = (
@@ -203,7 +205,10 @@ def _cases(
             )
             problems.append(
                 UsageError(
-                    "cannot tell the images of this segmentation", path=where, found=names, fix=fix
+                    "unclear which images belong to this segmentation",
+                    path=where,
+                    found=names,
+                    fix=fix,
                 )
             )
         else:
@@ -236,7 +241,7 @@ def _cases(
 
 
 def _fitting(files: list, key: dict[str, str], space: str | None) -> list[Path]:
-    """Images with all entities of the segmentation; those in its own space before the raw ones."""
+    """Images with all entities of the segmentation; those in its own space come before raw ones."""
     good = [(f, e) for f, e in files if all(e.get(k) == v for k, v in key.items())]
     same = [f for f, e in good if space is not None and e.get("space") == space]
     raw = [f for f, e in good if not set(e) & set(OWN)]

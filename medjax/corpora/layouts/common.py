@@ -1,8 +1,8 @@
-"""What the layouts share: from cases as found to a corpus, by a description where there is one and
-by what occurs where there is none.
+"""Shared by the layouts: builds a corpus from the cases a layout found.
 
-In: a `Found` (cases with images and label map or masks, what the layout itself knows about names).
-Out: (corpus, cases, problems).
+In: a `Found` (cases with images and label map or masks, and the names that the layout knows). Out:
+(corpus, cases, problems). The corpus follows the description if there is one, else the values or
+masks that occur.
 """
 
 import collections
@@ -27,22 +27,25 @@ from medjax.labels import Corpus
 
 Scan = tuple[Corpus, tuple[Case, ...], list[MedjaxError]]
 
-UNNAMED = "image"  # a channel of which nothing is known
+UNNAMED = "image"  # name of a channel without a description
 IMAGE_WORDS = r"img|image|images|imgs|volume|vol|scan|imaging|ct|mr|mri|orig|data"
-LABEL_WORDS = r"label|labels|lbl|seg|segm|segs|segmentation|segmentations|mask|masks|gt|groundtruth|annotation|annotations|manual|gtv"
+LABEL_WORDS = (
+    r"label|labels|lbl|seg|segm|segs|segmentation|segmentations|mask|masks|gt|groundtruth"
+    r"|annotation|annotations|manual|gtv"
+)
 
 
 @dataclasses.dataclass
 class Found:
-    """What a layout found.
+    """Result of a layout's search.
 
     Attributes:
-      folder: of the data set.
+      folder: folder of the data set.
       cases: named, with images and a label map, or masks, or neither; corpus may be empty.
-      problems: of what could not become a case.
-      channels, labels, name: as the layout says them; hints win. labels: either direction, as in
-        dataset.json.
-      classes: of masks, in order; by default every name that occurs, sorted.
+      problems: errors of what could not become a case.
+      channels, labels, name: as given by the layout; hints override them. labels: either direction,
+        as in dataset.json.
+      classes: classes of the masks, in order; by default every name that occurs, sorted.
       patients: case -> patient.
     """
 
@@ -58,9 +61,9 @@ class Found:
 
 
 def finish(found: Found) -> Scan:
-    """Names, label table and patients for what was found.
+    """Names, label table and patients of the cases.
 
-    Raises: `UsageError` without any case, `LabelError` for a description that makes no sense.
+    Raises: `UsageError` without any case, `LabelError` for an invalid description.
     """
     said, path = hints(found.folder if found.folder.is_dir() else found.folder.parent)
     if not found.cases and not found.problems:
@@ -102,7 +105,7 @@ def _of_maps(
 ) -> tuple[Corpus, list[Case], list]:
     from medjax.corpora import (
         survey,
-    )  # reads voxels: needed only where no description names the values
+    )  # reads voxels: only needed if no description names the values
 
     declared = said.get("labels", found.labels)
     problems: list[MedjaxError] = []
@@ -113,7 +116,7 @@ def _of_maps(
         kept = next((c.label for c in labelled if c.label not in bad), None)
         names = _names_inside(kept) if kept else {}
         declared = {str(v): names.get(v) or f"label_{v}" for v in values}
-        problems = []  # such a case still is one: what is wrong with it is said when it is read
+        problems = []  # the case is kept: its problems are reported when it is read
     labels, ignore = parse_labels(declared, said.get("regions", {}), path)
     annotated = annotated_classes(list(said.get("annotated", [])), labels, path)
     return Corpus(name, labels, annotated, ignore=ignore, **fields), cases, problems
@@ -177,7 +180,8 @@ def _of_masks(
                 'add it (empty, if the class is not there), or say "absent": "background" in '
                 "medjax.json"
             )
-            what = f"no mask of {', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''} in case {case.name!r}"
+            lacking = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            what = f"no mask of {lacking} in case {case.name!r}"
             problems.append(UsageError(what, path=case.masks[0].path, fix=fix))
         elif not case.masks:
             problems.append(
@@ -215,9 +219,7 @@ def _check_names(cases: Sequence[Case], folder: Path) -> None:
 
 
 def key_of(name: str) -> str:
-    """What is left of a file's stem without the words that say image or label: img0001, label0001
-    -> 0001; volume-3 -> 3.
-    """
+    """A file's stem without the words for image or label: label0001 -> 0001; volume-3 -> 3."""
     name = re.sub(r"_0000$", "", name)
     parts = [
         p
@@ -232,7 +234,7 @@ def key_of(name: str) -> str:
 
 
 def is_label_name(name: str) -> bool:
-    """Whether a file's stem says that it is a label: segmentation-3, BraTS_001_seg, mask."""
+    """Whether a file's stem names a label: segmentation-3, BraTS_001_seg, mask."""
     parts = re.split(r"[_\-. ]+", name)
     word = rf"(?:{LABEL_WORDS})\d*"
     return bool(
@@ -241,5 +243,5 @@ def is_label_name(name: str) -> bool:
 
 
 def usual(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The most frequent of the cases' sets of channels; of equally frequent ones the largest."""
+    """The most frequent set of channels among the cases; of equally frequent sets the largest."""
     return max(sorted(set(sets)), key=lambda names: (sets.count(names), len(names)))

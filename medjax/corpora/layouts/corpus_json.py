@@ -1,11 +1,12 @@
-"""A corpus that is described completely in one file: `corpus.json`, written by an ingestion, read
-like any other layout.
+"""A corpus described completely in one file: `corpus.json`, written by an ingestion.
 
-    {"format": 1, "corpus": {name, labels, annotated, modality, channels, ignore, meanings},
-     "cases": [{"name", "images": [paths], "label": path or "masks": [[class, path, pick]], "patient"}],
+    {"format": 1,
+     "corpus": {name, labels, annotated, modality, channels, ignore, meanings},
+     "cases": [{"name", "images": [paths], "patient",
+                "label": path   or   "masks": [[class, path, pick]]}],
      "twins": [{"corpus", "cases", "other", "offset"}], "licence": "...", "citation": "..."}
 
-Paths are absolute or relative to the file. Nothing is copied: the raw files stay where they are.
+Paths are absolute or relative to the file. Nothing is copied: the raw files stay in place.
 """
 
 import collections
@@ -31,11 +32,12 @@ def detect(folder: Path) -> bool:
 def write(
     folder: str | os.PathLike, corpus: Corpus, cases: Iterable[Case], facts: Mapping | None = None
 ) -> Path:
-    """Writes the description in one step; `facts` are further fields (twins, licence, citation).
-    Returns the path.
+    """Writes the description atomically and returns its path.
 
-    Raises: `UsageError` for a corpus or case name that cannot be a folder, and if a `corpus.json`
-      of another program is there.
+    `facts` are further fields (twins, licence, citation).
+
+    Raises: `UsageError` for a corpus or case name that cannot be a folder name, and if another
+      program's `corpus.json` exists.
     """
     path = Path(folder) / FILE
     cases, wrong = usable(cases, folder)
@@ -177,11 +179,10 @@ def _missing(case: Case, path: Path) -> MedjaxError | None:
 
 
 def replaced_labels(corpus: Corpus, sets: Iterable[frozenset[str]]) -> Corpus:
-    """The corpus with values added for every combination of its classes that occurs in masks but
-    was not declared; order is fixed.
+    """The corpus with a value for every combination of its classes that occurs in masks.
 
-    A combination that names other classes than the corpus' is cut down to those it knows, as
-    reading does.
+    Values of undeclared combinations are added in a fixed order. Classes that the corpus does not
+    name are removed from a combination, as in reading.
     """
     known = {frozenset(names) for _, names in corpus.labels}
     order = {name: i for i, name in enumerate(corpus.classes)}

@@ -1,6 +1,7 @@
 """MONAI's datalist: one JSON that names images and labels.
 
-    {"training": [{"image": "a.nii.gz" or ["t1.nii.gz", "t2.nii.gz"], "label": "a_seg.nii.gz", "fold": 0}, ...],
+    {"training": [{"image": "a.nii.gz", "label": "a_seg.nii.gz", "fold": 0},
+                  {"image": ["b_t1.nii.gz", "b_t2.nii.gz"], "label": "b_seg.nii.gz"}, ...],
      "labels": {"0": "background", "1": "liver"}}
 
 Also read: "dataroot", "modality" ("CT" or {"0": "CT"}), "label_dict", "original_label_dict" or
@@ -91,9 +92,7 @@ def scan(path: Path) -> Scan:
 
 
 def folds(path: Path) -> list[dict[str, list[str]]]:
-    """The list's own split: per "fold" the case names to validate on and those to train on; []
-    without folds.
-    """
+    """The list's own split: per "fold" the validation and training case names, or []."""
     file = _list_of(path)
     spec = read_json(file) if file else {"training": []}
     of = {}
@@ -119,9 +118,7 @@ def folds(path: Path) -> list[dict[str, list[str]]]:
 
 
 def _case_name(item: dict, image: str | Path) -> str:
-    """The name an entry gives, or that of its first file; whether it can be a file name is checked
-    for all layouts at once.
-    """
+    """The name of an entry, or of its first file; validity is checked for all layouts at once."""
     return str(item.get("name") or re.sub(r"_0000$", "", stem(image)))
 
 
@@ -172,9 +169,7 @@ def _labels(spec: dict) -> dict | None:
 
 
 def _distinct(cases: list[Case]) -> list[Case]:
-    """Case names that differ: like-named files of different folders get their folder's name in
-    front.
-    """
+    """Distinct case names: files of equal name in different folders are prefixed by the folder."""
     names = [c.name for c in cases]
     if len(set(names)) == len(names):
         return cases

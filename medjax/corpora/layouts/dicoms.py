@@ -1,10 +1,9 @@
 """DICOM: folders with one image series each, and DICOM-SEG or RTSTRUCT objects anywhere below.
-Needs the extra `formats`.
 
-An object belongs to the series it refers to (or, where it refers to none that is there, to the only
-series of its patient). Segments and ROIs become overlapping masks by their names; "classes" in
-medjax.json chooses and renames them. The case is called after its patient, or after its folder
-where a patient has several scans.
+Needs the extra `formats`. An object belongs to the series it refers to (or, if that series is
+missing, to the only series of its patient). Segments and ROIs become overlapping masks by their
+names; "classes" in medjax.json chooses and renames them. A case is named after its patient, or
+after its folder if the patient has several scans.
 """
 
 import os
@@ -97,7 +96,7 @@ def _assigned(
         uids = [uid for uid in _references(header) if uid in masks]
         of_patient = [s.uid for _, s in images if s.patient == series.patient]
         if len(uids) != 1 and len(of_patient) != 1:
-            what = f"cannot tell which series this {series.modality} belongs to"
+            what = f"cannot determine the series that this {series.modality} belongs to"
             problems.append(
                 UsageError(
                     what,

@@ -1,9 +1,8 @@
 """Two folders: images in one, label maps in the other, paired by their names.
 
-Folder names are told by their words (images, imagesTr, img, volumes, ... / labels, labelsTr, masks,
-segmentations, ...). File names need not be equal: the words for image and label in them are passed
-over (img0001 and label0001, volume-3 and segmentation-3), and `x_0000`, `x_0001` are the channels
-of x.
+Folders are recognised by the words in their names (images, imagesTr, img, volumes, ... / labels,
+labelsTr, masks, segmentations, ...). File names may differ in such words (img0001 and label0001,
+volume-3 and segmentation-3); `x_0000`, `x_0001` are the channels of x.
 """
 
 import re
@@ -63,9 +62,7 @@ def channels_of(files: list[Path]) -> dict[str, list[Path]]:
 def pair(
     scans: dict, labels: dict[str, Path], where: Path, there: Path
 ) -> tuple[dict[str, Path], list[MedjaxError]]:
-    """Image name -> label file: by equal names, then by what is left of the names without the words
-    for image and label.
-    """
+    """Image name -> label file: by equal names, then without the words for image and label."""
     pairs = {name: labels[name] for name in scans if name in labels}
     rest_scans, rest = [n for n in scans if n not in pairs], [n for n in labels if n not in pairs]
     by_key: dict[str, list[list[str]]] = {}
@@ -78,7 +75,7 @@ def pair(
             pairs[left[0]] = labels[right[0]]
         elif left and right:
             what = (
-                "cannot tell which label belongs to which image "
+                "cannot determine which label belongs to which image "
                 f"({key or 'no number in the name'!r})"
             )
             problems.append(

@@ -1,7 +1,9 @@
-"""The two layouts that carry a dataset.json: Medical Segmentation Decathlon (MSD) and nnU-Net raw.
+"""Layouts with a dataset.json: Medical Segmentation Decathlon (MSD) and nnU-Net raw.
 
-    TaskXX_Name/      labels value -> name, a "training" list of {"image", "label"}; channels are the last axis of a 4D file
-    DatasetXXX_Name/  labels name -> value or values, channel_names, file_ending; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
+    TaskXX_Name/      labels value -> name, a "training" list of {"image", "label"}; channels
+                      are the last axis of a 4D file
+    DatasetXXX_Name/  labels name -> value or values, channel_names, file_ending;
+                      imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz
 
 nnU-Net's explicit "dataset" lists and its v1 form (an MSD list with _0000 files) are read as well;
 `_0000` is optional for one channel.
@@ -52,9 +54,7 @@ def scan(folder: Path) -> Scan:
 def _entries(
     folder: Path, spec: dict, n_channels: int, labelled: bool
 ) -> tuple[list, list[MedjaxError]]:
-    """(case name, image paths, label path) sorted by name, and the problems of the cases that lack
-    something.
-    """
+    """(case name, image paths, label path) sorted by name, and problems of incomplete cases."""
     path, ending = folder / "dataset.json", spec.get("file_ending", ".nii.gz")
     if ending not in ENDINGS:
         raise UsageError(

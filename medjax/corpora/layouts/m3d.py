@@ -1,11 +1,12 @@
 """M3D-Seg: arrays without geometry, one sparse row per class.
 
-    CODE/CODE.json        name, labels value -> name, modality, "train" and "test" lists (also "training", "validation", "testing") of
-                          {"image", "label", optional "modality"}, paths relative to the folder above CODE
+    CODE/CODE.json        name, labels value -> name, modality, "train" and "test" lists (also
+                          "training", "validation", "testing") of {"image", "label", optional
+                          "modality"}, paths relative to the folder above CODE
     CODE/1/image.npy, CODE/1/mask_(k, x, y, z).npz
 
-Row k of a mask file is the class with value k + 1. Where the archive's lost spacing is known,
-`image.json` beside image.npy carries it (see `scans/arrays.py`).
+Row k of a mask file is the class with value k + 1. The archive does not contain spacings; if one is
+known, it is given in `image.json` beside image.npy (see `scans/arrays.py`).
 """
 
 import os

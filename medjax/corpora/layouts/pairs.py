@@ -1,8 +1,9 @@
-"""Image and label map side by side, told apart by their names.
+"""Image and label map side by side, distinguished by their names.
 
-one folder:            volume-0.nii, segmentation-0.nii, volume-1.nii, ...                     (LiTS)
-one folder per case:   case_00000/imaging.nii.gz, case_00000/segmentation.nii.gz               (KiTS)
-                       BraTS_001/BraTS_001_flair.nii.gz, ..._t1.nii.gz, ..._seg.nii.gz         (BraTS: the rest of the name is the channel)
+one folder:            volume-0.nii, segmentation-0.nii, volume-1.nii, ...           (LiTS)
+one folder per case:   case_00000/imaging.nii.gz, case_00000/segmentation.nii.gz     (KiTS)
+                       BraTS_001/BraTS_001_flair.nii.gz, ..._t1.nii.gz, ..._seg.nii.gz
+                       (BraTS: the rest of the name is the channel)
 """
 
 import itertools

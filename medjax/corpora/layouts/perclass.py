@@ -1,8 +1,9 @@
 """One binary mask per class; masks may overlap.
 
-    CASE/ct.nii.gz,           CASE/segmentations/CLASS.nii.gz      (TotalSegmentator; also masks/, labels/, segs/, ...)
-    images/CASE.nii.gz,       masks/CASE/CLASS.nii.gz              (what `medjax predict --one-file-per-class` writes)
-    images/CASE.nii.gz,       masks/CLASS/CASE.nii.gz
+    CASE/ct.nii.gz,      CASE/segmentations/CLASS.nii.gz   TotalSegmentator; also masks/, labels/,
+                                                           segs/, ...
+    images/CASE.nii.gz,  masks/CASE/CLASS.nii.gz           `medjax predict --one-file-per-class`
+    images/CASE.nii.gz,  masks/CLASS/CASE.nii.gz
 
 Overlaps become sets of classes, see `corpora/label_sets.py`. Several images in a case folder are
 its channels.
@@ -20,9 +21,7 @@ CHANNEL_WORDS = {"ct": "CT", "mr": "MR", "mri": "MR"}
 
 
 def detect(folder: Path) -> bool:
-    """Case folders with a folder of masks in them, or a folder of images beside a folder of folders
-    of masks.
-    """
+    """Detects case folders with a folder of masks, or images beside folders of masks."""
     if not folder.is_dir():
         return False
     return any(_masks_of(place) for place in _below(folder)[:20]) or _split(folder) is not None
@@ -128,7 +127,7 @@ def _masks_of(place: Path) -> list[tuple[str, Path]]:
 
 
 def _split(folder: Path) -> tuple[Path, Path, bool] | None:
-    """(images, masks, whether masks/ is ordered by class) of a layout with the two apart."""
+    """(images, masks, whether masks/ is ordered by class) of a layout with separate folders."""
     images = [p for p in _below(folder) if IMAGES.match(p.name) and image_files(p)]
     masks = [
         p

@@ -1,6 +1,4 @@
-"""Corpora of tensorflow-datasets (see `scans/records.py`): corpus and cases of a data set, prepared
-like any raw folder.
-"""
+"""Corpora of tensorflow-datasets (see `scans/records.py`), with cases as in a raw folder."""
 
 import os
 
@@ -14,9 +12,7 @@ NAMES = ("case", "patient")
 
 
 def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[MedjaxError]]:
-    """Corpus and cases of a data set; there are no problems, for the records were checked when they
-    were written.
-    """
+    """Corpus and cases of a data set; no problems: the records were checked when written."""
     location = records.location_of(path)
     folder = records.local_folder(location)
     try:

@@ -1,5 +1,6 @@
-"""Images without labels: a folder of scans, or a tree of them, for verification and for learning
-without annotations.
+"""Images without labels, for verification and for training without annotations.
+
+A folder of scans, or a tree of them.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""What the losses share: targets, exclusive classes, deep supervision."""
+"""Shared parts of the losses: targets, exclusive classes, deep supervision."""

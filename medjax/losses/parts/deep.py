@@ -1,9 +1,8 @@
-"""Deep supervision: the same losses at every resolution a network offers, with given or halving
-weights.
+"""Deep supervision: the same losses at every resolution of a network, with weights.
 
-Flows in: outputs with `logits` and `deep` (lower-resolution logits, finest first), the batch, and
-named weighted losses. Flows out: one scalar and its parts. Each resolution sees the label and voxel
-weight by nearest neighbour; a weight of 0 skips the resolution altogether.
+In: outputs with `logits` and `deep` (lower-resolution logits, finest first), the batch, and named
+weighted losses. Out: one scalar and its parts. Each resolution uses label and voxel weight by
+nearest neighbour; a resolution with weight 0 is skipped.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,8 +44,9 @@ def weights(resolutions: int, rule: str | Sequence[float | int] = "halving") -> 
 
 
 def levels(outputs: Mapping, batch: Mapping) -> Iterator[tuple[Mapping, Mapping]]:
-    """(outputs, batch) of every resolution, finest first: `logits`, `label` and `weight` are
-    replaced, all else is passed on.
+    """(outputs, batch) of every resolution, finest first.
+
+    `logits`, `label` and `weight` are replaced; all other entries are passed on.
     """
     yield outputs, batch
     for logits in outputs.get("deep", ()):

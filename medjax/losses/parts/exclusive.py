@@ -1,11 +1,11 @@
-"""From classes that may overlap to the exclusive ones a softmax runs over, per sample and on the
-device.
+"""Exclusive classes for a softmax, from classes that may overlap; per sample, on the device.
 
-A softmax knows one class per voxel. A voxel that belongs to several (tumour, hence liver) counts as
-the most specific of them: the one that the fewest label ids of its corpus contain. So the channel
-of a region means that region without what is nested in it, and the nested channels imply the region
-again (`implied`). Where two classes overlap and neither contains the other, the voxels of the
-overlap count as the later class in channel order: a softmax cannot say both.
+A softmax has one class per voxel. A voxel that belongs to several classes (tumour, hence liver)
+counts as the most specific one: the class that the fewest label ids of its corpus contain. So the
+channel of a region means that region without the classes nested in it, and the nested channels
+imply the region again (`implied`). If two classes overlap and neither contains the other, the
+voxels of the overlap count as the later class in channel order, because a softmax cannot express
+both.
 """
 
 from collections.abc import Mapping
@@ -35,8 +35,9 @@ def own_class(table: Bool[Array, "b ids c"]) -> Int[Array, "b ids"]:
 
 
 def implied(table: Bool[Array, "b ids c"]) -> Bool[Array, "b c c"]:
-    """[k, j]: whoever is exclusively of class k is of class j too (every id whose exclusive class
-    is k belongs to j).
+    """[k, j]: True if a voxel exclusively of class k is of class j too.
+
+    That is, every id whose exclusive class is k belongs to j.
     """
     own = own_class(table)[..., None] == 1 + jnp.arange(table.shape[-1])  # (b, ids, k)
     breaks = jnp.einsum("bik,bij->bkj", own.astype(jnp.int32), (~table).astype(jnp.int32))
@@ -46,9 +47,7 @@ def implied(table: Bool[Array, "b ids c"]) -> Bool[Array, "b c c"]:
 def decide(
     logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]
 ) -> Bool[Array, "b *vol c"]:
-    """The classes of every voxel: the largest logit if it is above the background's 0, and what it
-    implies.
-    """
+    """The classes of every voxel: the largest positive logit's class and what it implies."""
     best = jnp.argmax(logits, -1)
     rows = jnp.concatenate([jnp.zeros_like(table[:, :1, :]), implied(table)], 1)  # (b, 1 + c, c)
     chosen = jnp.where(jnp.max(logits, -1) > 0, 1 + best, 0)
@@ -63,15 +62,15 @@ def unpack(
     Bool[Array, "b k"],
     Float[Array, "b *vol"] | None,
 ]:
-    """What the softmax losses need, channel 0 being the background.
+    """Inputs of the softmax losses; channel 0 is the background.
 
     Args:
       outputs: `logits` (b, *vol, c) relative to the background's, or (b, *vol, 1 + c) with it.
       batch: `label` (b, *vol), `table` (b, ids, c), `known` (b, c), optional `weight` (b, *vol).
 
-    Returns: logits, float32 or wider, finite: those of classes a sample's corpus does not annotate
-      are replaced by a number whose exponential is 0, without gradient; the exclusive class of
-      every voxel; which channels are in the softmax; the voxel weights.
+    Returns: logits, float32 or wider, finite (logits of classes that a sample's corpus does not
+      annotate are replaced by a number whose exponential is 0, without gradient); the exclusive
+      class of every voxel; which channels are in the softmax; the voxel weights.
 
     Raises: `UsageError` for another number of channels.
     """

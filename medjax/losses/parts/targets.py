@@ -1,9 +1,8 @@
-"""Targets made on the device: integer label volumes -> multi-hot classes, and their lower
-resolutions for deep supervision.
+"""Targets on the device: integer labels -> multi-hot classes, also at lower resolutions.
 
 A label volume holds one dense id per voxel; `table` maps an id to the set of classes it belongs to
-(`medjax.labels`). Nothing of size voxels x classes is stored or transferred: the class sets travel
-as bit words, which XLA fuses into the loss that reads them.
+(`medjax.labels`). Nothing of size voxels x classes is stored or transferred: the class sets are bit
+words, which XLA fuses into the loss that reads them.
 """
 
 import math
@@ -46,12 +45,11 @@ def multi_hot(
 
 
 def downsample(volume: Shaped[Array, "b *vol"], shape: tuple[int, ...]) -> Shaped[Array, "b *low"]:
-    """Nearest neighbour at a lower resolution (order 0 on half-pixel centres, `nearest-exact` of
-    nnU-Net v2).
+    """Nearest neighbour at a lower resolution (half-pixel centres, nnU-Net v2's `nearest-exact`).
 
     Args:
       volume: labels or voxel weights.
-      shape: the wanted spatial shape; output voxel i reads input voxel floor((i + 1/2) n_in /
+      shape: the target spatial shape; output voxel i reads input voxel floor((i + 1/2) n_in /
         n_out).
     """
     for axis, (n_in, n_out) in enumerate(zip(volume.shape[1:], shape, strict=True), start=1):
@@ -68,11 +66,10 @@ def downsample(volume: Shaped[Array, "b *vol"], shape: tuple[int, ...]) -> Shape
 def unpack(
     outputs: Mapping, batch: Mapping
 ) -> tuple[Float[Array, "b *vol c"], Float[Array, "b *vol c"], Float[Array, "b c"], Array | None]:
-    """What every masked loss needs: logits (float32 or wider; 0 where the class is unknown),
-    target, known and voxel weight.
+    """Inputs of the masked losses: logits, target, known classes and voxel weight.
 
-    The unknown logits are replaced before any arithmetic, so their gradient is exactly 0 even where
-    a head marks them with -inf.
+    Logits are float32 or wider, and 0 where the class is unknown. They are replaced before any
+    arithmetic, so their gradient is exactly 0 even if a head marks them with -inf.
 
     Args:
       outputs: `logits` (b, *vol, c).
@@ -96,9 +93,7 @@ def unpack(
 def spatial_sum(
     values: Float[Array, "b *vol c"], weight: Float[Array, "b *vol 1"] | None
 ) -> Float[Array, "b c"]:
-    """Sum over the voxels of each sample and class, weighted by `weight` (b, *vol, 1) if there is
-    one.
-    """
+    """Sum over the voxels of each sample and class; `weight` (b, *vol, 1) is optional."""
     axes = tuple(range(1, values.ndim - 1))
     return (values if weight is None else values * weight).sum(axes)
 

@@ -1,1 +1,1 @@
-"""The parts networks are made of: convolutions, norms, attention, experts, adapters."""
+"""Parts of networks: convolutions, norms, attention, experts, heads."""

@@ -1,20 +1,18 @@
-"""Window attention, the Swin block and stages of blocks, with sockets for what papers put inside
-them.
+"""Window attention, the Swin block and stages of blocks, with sockets for replaceable parts.
 
 In: tokens (b, *grid, c), two or three axes, and the call's context. Out: tokens of the same shape.
 
 Sockets are constructor arguments:
-  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with x (b,
-         ..., in); `nn.Dense` by default. LoRA and mixtures of adapters keep `kernel` and `bias`
-         where they are and add parameters beside them.
-  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with x (b, *grid, c), already normalised; `Mlp`
-         by default. Mixtures of experts go here.
-A module with a true attribute `contextual` is called with (x, context) instead: that is how routing
-by corpus, modality or task gets in. An mlp with a true attribute `offers` returns (y, {name:
-array}): gate weights, router loads. Blocks and stages built with `offers=True` hand these on, as
-(x, {...}); otherwise they are dropped. Axis 0 is always the sample. Sources: Swin (arXiv
-2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"),
-MAE's ("xavier").
+  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with
+         x (b, ..., in); `nn.Dense` by default. LoRA and mixtures of adapters keep `kernel` and
+         `bias` where they are and add parameters beside them.
+  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with
+         x (b, *grid, c), already normalised; `Mlp` by default. Mixtures of experts go here.
+A module with a true attribute `contextual` is called with (x, context) instead, e.g. for routing by
+corpus, modality or task. An mlp with a true attribute `offers` returns (y, {name: array}): gate
+weights, router loads. Blocks and stages built with `offers=True` pass these on, as (x, {...});
+otherwise they are dropped. Axis 0 is always the sample. Sources: Swin (arXiv 2103.14030), sections
+3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +32,9 @@ Offered = Float[Array, "b *grid c"] | tuple[Float[Array, "b *grid c"], dict[str,
 
 
 def call(module: Callable, x: Float[Array, "..."], context: Context) -> Any:
-    """A socket's module applied to x, with the context if it asks for it: an array, or with what a
-    module `offers` (see `split_offer`).
+    """Applies a socket's module to x, with the context if the module is `contextual`.
+
+    Returns an array, or also what a module `offers` (see `split_offer`).
     """
     return module(x, context) if getattr(module, "contextual", False) else module(x)
 
@@ -83,8 +82,7 @@ def attend(
     v: Float[Array, "*b h n d"],
     bias: Float[Array, "..."] | None = None,
 ) -> Float[Array, "*b n c"]:
-    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; scores and softmax in
-    float32.
+    """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; softmax in float32.
 
     Args:
       bias: broadcast to (*b, h, n, n).
@@ -105,8 +103,9 @@ def position_bias(
 
 
 def drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array, "b ..."]:
-    """Drops the whole branch of a sample with probability `rate` and scales the others by 1 / (1 -
-    rate) (stochastic depth).
+    """Drops the branch of a sample with probability `rate`, scales the others by 1 / (1 - rate).
+
+    Stochastic depth.
     """
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
@@ -194,8 +193,9 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(LayerNorm x), then x + mlp(LayerNorm x), each branch dropped per sample with
-    `drop_path` in training (rng "dropout").
+    """x + attention(LayerNorm x), then x + mlp(LayerNorm x).
+
+    Each branch is dropped per sample with `drop_path` in training (rng "dropout").
 
     Attributes:
       mlp_ratio: hidden width of the MLP over c.
@@ -250,12 +250,11 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks `block0`, `block1`, ... on one grid; every other one shifts its windows by half a
-    window.
+    """Blocks `block0`, `block1`, ... on one grid; every second one shifts its windows by half.
 
     Attributes:
       rates: drop-path rate of every block; their number is the depth.
-      block: `SwinBlock`, or what rematerialises it.
+      block: `SwinBlock`, or a rematerialised one.
       offers: return (x, {"block0": what its mlp offers, ...}) instead of x.
       Others: see `SwinBlock`.
     """

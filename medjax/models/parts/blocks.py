@@ -1,5 +1,4 @@
-"""What the convolutional encoder-decoders share: blocks between two grids, the decoder with its
-heads, and the words for recomputation.
+"""Shared parts of the convolutional encoder-decoders: blocks, decoder, heads, recomputation.
 
 In and out: (b, *vol, c), two or three axes. Blocks are Linen modules; `decode`, `head` and
 `checked` are called within a compact method of the network, whose parameters they name. Sources:
@@ -24,8 +23,9 @@ Sides = tuple[int, ...]
 
 
 def rematerialised(module: Callable, remat: str) -> Callable:
-    """A block's class with its activations recomputed in the backward pass (see `remat.policy`);
-    same parameters.
+    """A block's class with its activations recomputed in the backward pass (see `remat.policy`).
+
+    The parameters are the same.
     """
     return module if remat == "none" else nn.remat(module, policy=policy(remat))
 
@@ -74,14 +74,15 @@ class ConvStack(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """act(conv2 - norm2 after conv1 - norm1 - act, plus the shortcut); `conv1` carries the stride,
-    `norm2` starts at zero.
+    """act(conv2 - norm2 after conv1 - norm1 - act, plus the shortcut).
+
+    `conv1` carries the stride, `norm2` starts at zero.
 
     Attributes:
-      use_bias: of `conv1` and `conv2`; the shortcut's convolution has none.
+      use_bias: bias in `conv1` and `conv2`; the shortcut's convolution has none.
       skip: how the shortcut gets to another grid: "avgpool" (nnU-Net v2: mean of every stride
         block, then 1x1x1 convolution and norm if the width changes) or "strided_conv" (its v1 fork:
-        strided 1x1x1 convolution and norm wherever grid or width change).
+        strided 1x1x1 convolution and norm if grid or width change).
     """
 
     features: int
@@ -131,13 +132,14 @@ def decode(
     up_bias: bool,
     dtype: Any,
 ) -> dict[str, Array | list[Array]]:
-    """Transposed convolution with kernel = stride, concatenation (up, skip), block; heads at every
-    level, or the finest alone.
+    """Decoder: transposed convolution with kernel = stride, concatenation (up, skip), block, heads.
+
+    Heads at every level, or at the finest level only.
 
     Args:
       skips: results of all encoder stages, finest first; the last is the deepest.
-      strides: of the encoder stages. block: (stage, name) -> the block after the concatenation.
-        finish: (map, stage) -> logits.
+      strides: strides of the encoder stages. block: (stage, name) -> the block after the
+        concatenation. finish: (map, stage) -> logits.
 
     Returns: {"logits": finest, "deep": the others, finest first}. Parameters `up_<s>`,
       `decoder_<s>`, and what `finish` names.

@@ -1,10 +1,10 @@
-"""Convolutions for two and three axes, channels last: `Conv`, and `Up` and `Down` (kernel = stride)
-as one product.
+"""Convolutions for two and three axes, channels last: `Conv`, `Up` and `Down`.
 
-Layouts: `Conv` and `Down` kernel (*kernel, in, out), PyTorch's (out, in, *kernel) moved; `Up`
-kernel (*stride, in, out), PyTorch's ConvTranspose weight (in, out, *kernel) moved, not flipped. On
-a CPU a convolution and both its gradients take the ways of `conv_cpu`; other platforms run XLA's
-own convolution and its own gradient. No forward pass has a dilated input.
+`Up` and `Down` (kernel = stride) are one matrix product each. Layouts: `Conv` and `Down` kernel
+(*kernel, in, out), PyTorch's (out, in, *kernel) with moved axes; `Up` kernel (*stride, in, out),
+PyTorch's ConvTranspose weight (in, out, *kernel) with moved axes, not flipped. On a CPU a
+convolution and both its gradients use the algorithms of `conv_cpu`; other platforms run XLA's own
+convolution and gradient. No forward pass has a dilated input.
 """
 
 import functools
@@ -30,8 +30,9 @@ he_normal = nn.initializers.variance_scaling(GAIN, "fan_in", "normal", in_axis=-
 def he_normal_up(
     key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> Float[Array, "..."]:
-    """`he_normal` of a transposed convolution as PyTorch counts: the fan is its output channels
-    times the kernel's voxels.
+    """`he_normal` of a transposed convolution as in PyTorch.
+
+    The fan is the number of output channels times the kernel's voxels.
     """
     fan = shape[-1] * math.prod(shape[:-2])
     return jax.random.normal(key, shape, dtype) * (GAIN / fan) ** 0.5
@@ -40,8 +41,7 @@ def he_normal_up(
 def convolve(
     x: Float[Array, "b *vol i"], kernel: Float[Array, "*k i o"], strides: tuple[int, ...]
 ) -> Float[Array, "b *out o"]:
-    """Convolution with padding (k - 1) / 2 on both sides of every axis; each side becomes ceil(side
-    / stride).
+    """Convolution with padding (k - 1) / 2 on both sides; each side becomes ceil(side / stride).
 
     Args:
       x: (b, *vol, i) of two or three axes; kernel: (*k, i, o) with odd sides, of the same type.
@@ -108,7 +108,7 @@ _convolve.defvjp(_keep, _gradients)
 
 
 def _wide(f: Callable) -> Callable:
-    """f in float32, its result in the type of what came in: a CPU has no fast half precision."""
+    """Computes f in float32 and casts back: a CPU has no fast half precision."""
     return lambda *arrays: f(*(a.astype(jnp.float32) for a in arrays)).astype(arrays[0].dtype)
 
 
@@ -129,10 +129,9 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels. kernel, strides: per axis; strides None are all 1.
-      bias_matters: False where an instance norm follows, which takes the bias away again: the
-        parameter then exists (imported weights have it) but is not added, and its gradient is
-        exactly zero.
-      dtype: of the computation; parameters are float32.
+      bias_matters: False if an instance norm follows, which removes the bias: the parameter then
+        exists (imported weights have it) but is not added, and its gradient is exactly zero.
+      dtype: compute type; parameters are float32.
     """
 
     features: int
@@ -159,8 +158,9 @@ class Conv(nn.Module):
 
 
 class Up(nn.Module):
-    """Transposed convolution with kernel = stride: every voxel becomes a block of `stride` voxels,
-    by one matrix product.
+    """Transposed convolution with kernel = stride, as one matrix product.
+
+    Every voxel becomes a block of `stride` voxels.
     """
 
     features: int
@@ -184,8 +184,9 @@ class Up(nn.Module):
 
 
 class Down(nn.Module):
-    """Convolution with kernel = stride and no padding: every block of `stride` voxels becomes one
-    voxel, by one matrix product.
+    """Convolution with kernel = stride and no padding, as one matrix product.
+
+    Every block of `stride` voxels becomes one voxel.
     """
 
     features: int

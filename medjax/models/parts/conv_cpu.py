@@ -1,11 +1,10 @@
-"""Dense convolutions and their two gradients on a CPU, channels last, made of what XLA:CPU runs
-fast: 2D convolutions and products.
+"""Dense convolutions and their gradients on a CPU, built from fast 2D convolutions and products.
 
 In and out: volumes (b, z, y, x, c) float32 and kernels (kz, ky, kx, i, o) with odd sides, padding
-(k - 1) / 2; or the same without z. Everything walks through the volume in slabs along the first
-axis: what a slab needs stays in the cache, the temporaries stay at a few MB (memory that is fresh
-in a step costs about 0.5 ms per MB in page faults), and no copy of the volume is made. Facts it
-rests on, jax 0.10:
+(k - 1) / 2; or the same without z. Everything iterates over the volume in slabs along the first
+axis: the data of a slab stay in the cache, the temporaries stay at a few MB (memory that is new in
+a step costs about 0.5 ms per MB in page faults), and the volume is never copied. This design
+depends on the following facts about jax 0.10:
   - XLA:CPU's 2D convolution with dense channels last runs like a matrix product (105 GFLOP/s a core
     here), its 3D convolution at a third of that, and gradients of strided convolutions
     (`lhs_dilation`) up to 100 times slower still;
@@ -17,23 +16,33 @@ rests on, jax 0.10:
 `process_time` in cpu-ms, both threads together, on 2 cores of an AMD EPYC (Zen 4) shared with other
 work; batch 2, kernel 3^3. In brackets PyTorch 2.13 (oneDNN) on 2 threads:
 
-  layer                         | XLA 3D        | 27 products  | 2D per tap z | chosen
-                                | fwd  dx   dw  | fwd   dw     | fwd          | fwd       dx        dw
-  40x56x40, 32 -> 32            | 525  525  872 | 531   582    | 164          | 103 (139) 103  (78) 132  (79)
-  40x56x40, 64 -> 32            | 1048 671 1720 | 943  1190    | 292          | 210 (217) 207 (182) 266 (185)
-  20x28x20, 64 -> 64            | 156  156  270 | 141   194    |  50          |  49  (40)  49  (42)  58  (47)
-  20x28x20, 128 -> 64           | 312  196  536 | 298   322    | 116          | 105  (81) 108  (81) 117  (88)
-  10x14x10, 128 -> 128          |  49   49  103 |  47    51    |  27          |  25  (17)  25  (18)  28  (23)
-  5x7x5, 256 -> 256             |  20   22   44 |  13    17    |  13          |  15   (8)  15   (8)  15  (10)
-  40x56x40, 1 -> 32             | 109   -    61 |   6    45    |  70          |  10  (31)   -        19  (18)
-  40x56x40, 16 -> 16            | 252   -   500 |   -   267    |  52          |  37        37        43
-  40x56x40, 24 -> 24            | 401   -   723 |   -   448    |  92          |  65        65         -
-  40x56x40, 32 -> 64, stride 2  |  80 4538  407 |   -     -    |   -          |  43  (25)  40  (42)  56  (31)
-  20x28x20, 64 -> 128, stride 2 |  26 1169  100 |   -     -    |   -          |  17   (9)  20  (14)  20  (14)
+  layer                         | XLA 3D        | 27 products | 2D per | chosen
+                                |               |             | tap z  |
+                                | fwd  dx   dw  | fwd   dw    | fwd    | fwd       dx        dw
+  40x56x40, 32 -> 32            | 525  525  872 | 531   582   | 164    | 103 (139) 103  (78) 132
+  (79)
+  40x56x40, 64 -> 32            | 1048 671 1720 | 943  1190   | 292    | 210 (217) 207 (182) 266
+  (185)
+  20x28x20, 64 -> 64            | 156  156  270 | 141   194   |  50    |  49  (40)  49  (42)  58
+  (47)
+  20x28x20, 128 -> 64           | 312  196  536 | 298   322   | 116    | 105  (81) 108  (81) 117
+  (88)
+  10x14x10, 128 -> 128          |  49   49  103 |  47    51   |  27    |  25  (17)  25  (18)  28
+  (23)
+  5x7x5, 256 -> 256             |  20   22   44 |  13    17   |  13    |  15   (8)  15   (8)  15
+  (10)
+  40x56x40, 1 -> 32             | 109   -    61 |   6    45   |  70    |  10  (31)   -        19
+  (18)
+  40x56x40, 16 -> 16            | 252   -   500 |   -   267   |  52    |  37        37        43
+  40x56x40, 24 -> 24            | 401   -   723 |   -   448   |  92    |  65        65         -
+  40x56x40, 32 -> 64, stride 2  |  80 4538  407 |   -     -   |   -    |  43  (25)  40  (42)  56
+  (31)
+  20x28x20, 64 -> 128, stride 2 |  26 1169  100 |   -     -   |   -    |  17   (9)  20  (14)  20
+  (14)
 
 Also tried, for the first layer: im2col of 27 or 9 taps and products, fwd 793 and 611; channels
-trebled along z or x before a 2D convolution of the whole volume 187 and 153, the three flattened
-ones without slabs 162; dw as products of shifted copies in the cache 229, with x trebled instead of
+tripled along z or x before a 2D convolution of the whole volume 187 and 153, the three flattened
+ones without slabs 162; dw as products of shifted copies in the cache 229, with x tripled instead of
 dy 216. For stride 2: space-to-depth and a 2^3 kernel, fwd 74 and dx 74.
 """
 
@@ -51,7 +60,7 @@ SLAB = (
 )  # bytes a slab may have: with its neighbours and results it then stays in the L2 and L3 caches
 COLUMNS = 2**22  # ... of a strided convolution's columns
 SPREAD = 2**24  # ... of the columns of its input gradient, whose slabs overlap by a row
-FEW = range(8, 17)  # so many channels run faster when they are trebled along x
+FEW = range(8, 17)  # numbers of channels that run faster if tripled along x
 
 
 def forward(
@@ -71,8 +80,9 @@ def input_gradient(
     strides: tuple[int, ...],
     sides: tuple[int, ...],
 ) -> Float[Array, "b *vol i"]:
-    """The gradient by the input, whose sides are `sides`: a convolution with the mirrored kernel,
-    or products spread over the strides.
+    """The gradient by the input, whose sides are `sides`.
+
+    A convolution with the mirrored kernel, or products spread over the strides.
     """
     if max(strides) == 1:
         mirrored = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
@@ -143,10 +153,7 @@ def _rows(x: Array, start: Array | int, inside: int, low: int, count: int) -> Ar
 def _walk(
     rows: int, slab: int, part: Callable, shape: tuple[int, ...], dtype: jnp.dtype, scale: int = 1
 ) -> Array:
-    """Joins part(start) for start = 0, slab, ...
-
-    along axis 1, where one row becomes `scale` rows.
-    """
+    """Joins part(start) for start = 0, slab, ... along axis 1; a row becomes `scale` rows."""
     if slab == rows:
         return part(0)
 
@@ -212,11 +219,10 @@ def _dense(x: Array, kernel: Array) -> Array:
 
 
 def _dense_kernel(x: Array, dy: Array, sizes: tuple[int, ...], _: tuple[int, ...]) -> Array:
-    """Stride 1: per slab, one 2D convolution over (z, y and i flattened) with channels (b, x); its
-    kernel is dy, trebled along x.
+    """Stride 1: per slab, one 2D convolution over (z, y and i flattened) with channels (b, x).
 
-    The stencils along z and y yield the taps along z and, since y is dilated by i, (tap along y, i)
-    at once.
+    Its kernel is dy, tripled along x. The stencils along z and y yield the taps along z and, since
+    y is dilated by i, (tap along y, i) at once.
     """
     (b, d, h, w, i), o, (kz, ky, kx) = x.shape, dy.shape[-1], sizes
     slab = _slab(d, 4 * b * h * w * max(i, kx * o), SLAB)
@@ -312,8 +318,9 @@ def _strided_kernel(x: Array, dy: Array, sizes: tuple[int, ...], strides: tuple[
 def _strided_input(
     dy: Array, kernel: Array, strides: tuple[int, ...], sides: tuple[int, ...]
 ) -> Array:
-    """Any stride: per slab, dy by the transposed kernel gives every voxel's share of each tap; each
-    phase of the stride adds its taps.
+    """Any stride: per slab, dy by the transposed kernel gives every voxel's share of each tap.
+
+    Each phase of the stride adds its taps.
     """
     (b, *out, o), (*sizes, i, _) = dy.shape, kernel.shape
     phases = [_phases(k, s) for k, s in zip(sizes, strides, strict=True)]
@@ -348,8 +355,9 @@ def _strided_input(
 
 
 def _phases(size: int, stride: int) -> list[list[tuple[int, int]]]:
-    """For each phase p of the input, the taps a that reach it and the shift q of dy: input[stride *
-    t + p] gets dy[t + q] by tap a.
+    """For each phase p of the input, the taps a that reach it and the shift q of dy.
+
+    input[stride * t + p] gets dy[t + q] by tap a.
     """
     r = size // 2
     return [

@@ -1,16 +1,15 @@
-"""The last map of a network: features to one logit per class of the label space, in any number of
-axes.
+"""The last map of a network: features to one logit per class of the label space.
 
-In: features (b, *vol, w) and, for heads by corpus, context["corpus"] (b,). Out: logits (b, *vol,
-classes) float32.
+In: features (b, *vol, w), any number of axes, and, for heads by corpus, context["corpus"] (b,).
+Out: logits (b, *vol, classes) float32.
 
 A head is a socket, built like the others of `parts.attention`: `head(classes, use_bias=,
 kernel_init=, bias_init=, dtype=, name=)` gives a module that `attention.call` applies. `socket`
 turns the word of a config into such a constructor:
 
   "sigmoid"         independent channels, one linear map (`DenseHead`)
-  "corpus_softmax"  every corpus has a softmax of its own over the background and the classes it
-  annotates (`CorpusHeads`)
+  "corpus_softmax"  every corpus has its own softmax over the background and the classes it
+                    annotates (`CorpusHeads`)
 """
 
 import functools
@@ -30,9 +29,7 @@ SHARES = ("corpus", "channels")
 
 
 class DenseHead(nn.Module):
-    """A 1x1 convolution as a linear map over the channels; parameters `kernel` (w, classes) and
-    `bias`.
-    """
+    """A 1x1 convolution as a linear map; parameters `kernel` (w, classes) and `bias`."""
 
     classes: int
     use_bias: bool = True
@@ -50,22 +47,21 @@ class DenseHead(nn.Module):
 
 
 class CorpusHeads(nn.Module):
-    """One linear map per corpus, kept in one kernel; every sample takes the columns of its corpus.
-    Static shapes, no branch.
+    """One linear map per corpus, kept in one kernel; every sample uses the columns of its corpus.
 
-    Logits are relative to the background's, whose own logit is therefore 0; classes that the
-    sample's corpus does not annotate are -inf. (A softmax does not change when all its logits move
-    by the same amount.)
+    Static shapes, no branch. Logits are relative to the background's, whose own logit is therefore
+    0; classes that the sample's corpus does not annotate are -inf. (A softmax does not change if
+    the same amount is added to all its logits.)
 
     Parameters: `kernel` (w, sum over heads of 1 + channels) and `bias`: head after head, the
-    background first, then its channels in ascending order. No column is dead.
+    background first, then its channels in ascending order. Every column is used.
 
     Attributes:
       classes: c of the label space.
       corpus_channels: per corpus, the classes it annotates.
-      heads: per corpus, the number of its head; a head that several share has the classes of all of
-        them. None: one head per corpus.
-      bias_init: of the classes' biases; the background's start at 0.
+      heads: per corpus, the number of its head; a head that several corpora share has the classes
+        of all of them. None: one head per corpus.
+      bias_init: initialiser of the classes' biases; the background's start at 0.
     """
 
     classes: int
@@ -112,11 +108,10 @@ class CorpusHeads(nn.Module):
 def columns(
     classes: int, corpus_channels: Sequence[Sequence[int]], heads: Sequence[int]
 ) -> np.ndarray:
-    """(corpora, 1 + classes) int32: the kernel's column of the background and of every class, -1
-    where a corpus does not annotate it.
+    """(corpora, 1 + classes) int32: the kernel's column of the background and of every class.
 
-    A head that several corpora share has the columns of all their classes; each corpus still sees
-    its own only.
+    -1 if a corpus does not annotate the class. A head that several corpora share has the columns of
+    all their classes; each corpus uses only its own.
 
     Raises: `ModelError` unless every corpus has a head and usable channels, and heads are numbered
       from 0 without gaps.

@@ -1,14 +1,14 @@
-"""Mixtures of expert MLPs for the `mlp` socket of a transformer block: softly gated, or routed by
-modality.
+"""Mixtures of expert MLPs for the `mlp` socket of a transformer block.
 
 In: tokens (b, *grid, c), already normalised, and the call's context. Out: tokens of the same shape,
-and what the gate decided. An expert is the MLP it stands for (linear to the hidden width, exact
-GELU, linear back). All experts of a block live in four arrays with a leading expert axis: `w1` (e,
-c, h), `b1` (e, h), `w2` (e, h, c), `b2` (e, c); the gate is `gate/{kernel,bias}`.
+and the gate weights. Experts are softly gated, or routed by modality. An expert is the MLP it
+replaces (linear to the hidden width, exact GELU, linear back). All experts of a block are stored in
+four arrays with a leading expert axis: `w1` (e, c, h), `b1` (e, h), `w2` (e, h, c), `b2` (e, c);
+the gate is `gate/{kernel,bias}`.
 
 A soft mixture is one wide MLP: the hidden units of all experts side by side, each block of them
-weighted before the second product, so the experts' outputs never exist one by one. Source: M4oE
-(Jiang and Shen, MICCAI 2024), equations 2 and 3, and its released code.
+weighted before the second product, so the experts' outputs are never materialised separately.
+Source: M4oE (Jiang and Shen, MICCAI 2024), equations 2 and 3, and its released code.
 """
 
 import functools
@@ -32,21 +32,24 @@ WORTH_GATHERING = 256
 
 
 class MixtureOfExperts(nn.Module):
-    """Several expert MLPs and the rule that mixes them; see the module docstring for the
-    parameters.
+    """Several expert MLPs and the rule that mixes them.
 
-      gate          y = sum over e of w_e expert_e(x),  w = softmax over e of (x gate + bias), in float32
-      channel_gate  y = g * sum over e of expert_e(x),  g = softmax over the channels of (x gate + bias)     (M4oE's released code)
-      hard          y = expert of the sample's modality                                                      (context["modality"])
+    See the module docstring for the parameters.
+
+      gate          y = sum over e of w_e expert_e(x),
+                    w = softmax over e of (x gate + bias), in float32
+      channel_gate  y = g * sum over e of expert_e(x),
+                    g = softmax over the channels of (x gate + bias)   (M4oE's released code)
+      hard          y = expert of the sample's modality                (context["modality"])
 
     Attributes:
       features: hidden width h of every expert.
-      experts: their number.
-      routing: one of `ROUTINGS` but "dense".
+      experts: number of experts.
+      routing: one of `ROUTINGS` except "dense".
       gate_scope: "token": a weight per token; "image": the gate sees the mean over the tokens.
       expert_of: for "hard", the expert of every modality; None: modality m has expert m.
       dispatch: how "hard" computes: "gather" copies each sample's weights, "mask" computes all
-        experts, "auto" chooses by size. All agree.
+        experts, "auto" chooses by size. The results agree.
       offers: return (y, {"gate": w (b, *grid, e)}) for "gate", with a grid of 1s for "image"; (y,
         {}) for the others.
     """
@@ -191,8 +194,7 @@ def routed(
 def socket(
     routing: str, experts: int = 1, gate_scope: str = "token", **more: Any
 ) -> Callable[..., nn.Module]:
-    """The constructor for the `mlp` socket: "dense" is `Mlp`, the other words of `ROUTINGS`
-    mixtures of experts.
+    """The constructor for the `mlp` socket: "dense" is `Mlp`, other words of `ROUTINGS` mixtures.
 
     Args:
       more: further attributes of `MixtureOfExperts`.
@@ -214,7 +216,7 @@ def socket(
 
 
 def _each_expert(init: Callable) -> Callable:
-    """An initialiser that draws every slice of the leading axis for itself."""
+    """An initialiser that draws every slice of the leading axis separately."""
 
     def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.vmap(lambda k: init(k, shape[1:], dtype))(jax.random.split(key, shape[0]))

@@ -1,5 +1,4 @@
-"""Between voxels and tokens, and between token grids: patch embedding, patch merging, patch
-expanding, in any number of axes.
+"""Patch embedding, patch merging and patch expanding, in any number of axes.
 
 In and out: channels-last grids (b, *grid, c). Everything is a reshape and one matrix product, never
 a strided or transposed convolution. Sources: Swin (arXiv 2103.14030) section 3.1; Swin-Unet (arXiv
@@ -67,8 +66,9 @@ def merging_order(name: str, axes: int) -> tuple[tuple[int, ...], ...]:
 
 
 def space_to_depth(x: Shaped[Array, "b *vol c"], size: Sequence[int]) -> Shaped[Array, "b *grid d"]:
-    """Blocks of `size` voxels become one token; its channels run over (offset of the first axis,
-    ..., offset of the last, c).
+    """Blocks of `size` voxels become one token.
+
+    The channels of a token run over (offset of the first axis, ..., offset of the last, c).
 
     Raises: `ModelError` if a side is no multiple of the block's.
     """
@@ -89,9 +89,7 @@ def space_to_depth(x: Shaped[Array, "b *vol c"], size: Sequence[int]) -> Shaped[
 
 
 def depth_to_space(x: Shaped[Array, "b *grid d"], size: Sequence[int]) -> Shaped[Array, "b *vol c"]:
-    """The inverse of `space_to_depth`: channels (offset of the first axis, ..., c) become a block
-    of `size` tokens.
-    """
+    """Inverse of `space_to_depth`: channels (offset of the first axis, ..., c) -> block."""
     grid, axes = x.shape[1:-1], len(size)
     order = [0, *(a for i in range(axes) for a in (1 + i, 1 + axes + i)), 2 * axes + 1]
     sides = [g * p for g, p in zip(grid, size, strict=True)]
@@ -105,8 +103,9 @@ def depth_to_space(x: Shaped[Array, "b *grid d"], size: Sequence[int]) -> Shaped
 def merge(
     x: Shaped[Array, "b *grid c"], order: Sequence[Sequence[int]]
 ) -> Shaped[Array, "b *half d"]:
-    """Concatenates the tokens at the given offsets of every 2 x 2 (x 2) block; d = c times the
-    number of offsets.
+    """Concatenates the tokens at the given offsets of every 2 x 2 (x 2) block.
+
+    d = c times the number of offsets.
 
     Raises: `ModelError` for odd sides.
     """
@@ -149,13 +148,13 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Half the grid, twice the channels: neighbours concatenated, LayerNorm, linear map without
-    bias.
+    """Half the grid, twice the channels: joined neighbours, LayerNorm, linear without bias.
 
     Attributes:
       order: "fixed", "legacy" or "v2order", see `MERGING`; without effect in two axes.
-      epsilon: of the LayerNorm.
-      kernel_init: of `reduction`; parameters are `norm/{scale,bias}` and `reduction/kernel`.
+      epsilon: epsilon of the LayerNorm.
+      kernel_init: initialiser of `reduction`; parameters are `norm/{scale,bias}` and
+        `reduction/kernel`.
     """
 
     order: str = "fixed"
@@ -178,11 +177,10 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """A finer grid: linear map without bias to `features` per new token, channels laid out in
-    space, LayerNorm.
+    """A finer grid: linear map without bias, channels laid out in space, LayerNorm.
 
-    Swin-Unet expands by 2 to half the width, and by 4 to the same width at the end. Parameters are
-    `expand/kernel` and `norm/{scale,bias}`.
+    The map gives `features` per new token. Swin-Unet expands by 2 to half the width, and by 4 to
+    the same width at the end. Parameters are `expand/kernel` and `norm/{scale,bias}`.
     """
 
     features: int

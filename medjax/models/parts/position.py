@@ -1,5 +1,4 @@
-"""Position tables of transformers on grids of two or three axes, and how a learned one moves to
-another grid.
+"""Position tables of transformers on grids of two or three axes, and their resampling.
 
 A table is (*grid, width): one row per token, the last axis of the grid fastest, as tokens are
 flattened.
@@ -20,11 +19,10 @@ POSITIONS = ("learned", "sincos")
 def resize_table(
     table: Shaped[Array | np.ndarray, "*grid c"], grid: Sequence[int]
 ) -> Float[Array, "*new c"]:
-    """A table on another grid: (tri)linear with half-pixel centres, edges continued, no smoothing
-    when it shrinks.
+    """A table on another grid: (tri)linear with half-pixel centres, edges continued, no smoothing.
 
-    The same grid returns the same numbers, a constant table stays constant.
-    Raises: `ModelError` for another number of axes.
+    The same grid returns the same numbers, a constant table stays constant. Raises: `ModelError`
+    for another number of axes.
     """
     if len(grid) != table.ndim - 1:
         raise ModelError(
@@ -38,8 +36,9 @@ def resize_table(
 
 
 def sincos_table(grid: Sequence[int], width: int) -> Float[np.ndarray, "*grid c"]:
-    """Fixed sines and cosines: the width is shared by the axes, each with periods from 2 pi to 2 pi
-    10000; what is left over is zero.
+    """Fixed sines and cosines.
+
+    The axes share the width, each with periods from 2 pi to 2 pi 10000; the remainder is zero.
     """
     pairs = width // (2 * len(grid))
     frequency = 10_000.0 ** -(np.arange(pairs) / max(pairs, 1))

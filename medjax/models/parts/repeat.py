@@ -1,8 +1,7 @@
-"""Layers of equal shape, one after the other: as a loop or as one scanned program, with the same
-parameters under the same names.
+"""Layers of equal shape, as a loop or as one scanned program, with the same parameters.
 
 Scanning compiles one layer instead of all. The parameters stay one entry per layer (so that
-imported weights, rules and transfer see no difference) and are stacked on the way in.
+imported weights, rules and transfer are unaffected) and are stacked at call time.
 """
 
 from collections.abc import Sequence
@@ -27,15 +26,16 @@ def repeat(
     remat: str = "none",
     dropout: bool = False,
 ) -> Float[Array, "b ..."]:
-    """x through `len(names)` layers; call it within a compact method of `parent`, which then owns
-    the parameters `names`.
+    """Applies `len(names)` layers to x.
+
+    Call it within a compact method of `parent`, which then owns the parameters `names`.
 
     Args:
       layer: a module without parent, called with (x, *arguments), which have defaults; its result
         has the type and shape of x.
       scan: one program for all layers.
       remat: "none", or what every layer keeps for the backward pass, as in `remat.policy`.
-      dropout: the layers draw from the rng "dropout".
+      dropout: the layers use the rng "dropout".
     """
 
     if parent.is_initializing():

@@ -1,8 +1,7 @@
-"""What Swin-Unet, M4oE and their masked-image pre-training share: the encoder, one module with one
-parameter tree, and how it is built.
+"""The encoder shared by Swin-Unet, M4oE and their masked-image pre-training.
 
 In: image (b, *vol, m). Out: the tokens that enter every stage, those that leave the last one, and
-what the gates decided.
+the gate weights. One module with one parameter tree.
 """
 
 import functools
@@ -28,8 +27,7 @@ REMAT, DTYPES = ("none", "block"), ("float32", "bfloat16")
 
 
 class SwinTower(nn.Module):
-    """Patch embedding with LayerNorm, stages of Swin blocks at widths w, 2w, 4w, ..., a merging
-    between them.
+    """Patch embedding with LayerNorm, Swin stages at widths w, 2w, ..., merging between.
 
     Parameters: `patch_embed/{kernel,bias}`, `patch_norm`, `stage{s}/block{i}`, `merge{s}`; s counts
     from 0.
@@ -57,8 +55,9 @@ class SwinTower(nn.Module):
         train: bool = False,
         masked: tuple[Bool[Array, "b *grid"], Float[Array, " w"]] | None = None,
     ) -> tuple[list[Array], Float[Array, "b *low d"], dict[str, dict]]:
-        """(tokens entering each stage, tokens leaving the last, {"stage{s}": {"block{i}": what its
-        mlp offers}}).
+        """(tokens entering each stage, tokens leaving the last, offers of the mlps).
+
+        Offers are {"stage{s}": {"block{i}": what its mlp offers}}.
 
         Args:
           masked: where tokens are replaced, and by what, after the patch embedding.
@@ -124,8 +123,9 @@ def tower_and_decoder(
     epsilon: float,
     **shared: Any,
 ) -> tuple[SwinTower, tuple[Callable, ...]]:
-    """The encoder, and one `SwinStage` constructor per decoder stage, deepest first, each like the
-    encoder's stage of its width.
+    """The encoder, and one `SwinStage` constructor per decoder stage, deepest first.
+
+    Each decoder stage is built like the encoder stage of its width.
 
     Args:
       owner: the network, for errors. inside, outside: the `mlp` sockets of encoder and decoder.
@@ -155,8 +155,9 @@ def tower_and_decoder(
 def check_image(
     shape: Sequence[int], in_channels: int, tower: SwinTower, window: Sequence[int]
 ) -> None:
-    """Raises `ModelError` unless an image (b, *vol, m) has the axes and channels of the network,
-    and sides that its windows fill.
+    """Raises `ModelError` unless an image (b, *vol, m) fits the network.
+
+    Axes and channels must be those of the network, and windows must fill the sides.
     """
     dims = len(window)
     if len(shape) != dims + 2 or shape[-1] != in_channels:
@@ -173,10 +174,10 @@ def check_image(
 def check_grids(
     sides: Sequence[int], patch: Sequence[int], count: int, window: Sequence[int]
 ) -> None:
-    """Raises `ModelError` unless every side holds whole patches, every merged grid is even, and
-    windows fill every grid.
+    """Raises `ModelError` unless sides hold whole patches, merged grids are even, and windows fit.
 
-    A grid is filled if it is a multiple of the window or no longer than it (then it is one window).
+    Windows fit a grid if it is a multiple of the window or no longer than it (then it is one
+    window).
     """
     for side, p, w in zip(sides, patch, window, strict=True):
         total = p * 2 ** (count - 1)

@@ -1,8 +1,7 @@
-"""A vision transformer on the tokens of a grid, and the same as bottleneck of a convolutional
-network.
+"""A vision transformer on the tokens of a grid, also as bottleneck of a convolutional network.
 
 In and out: (b, *grid, c), two or three axes; every voxel of the grid is one token. Layers are
-pre-norm, with exact GELU, queries, keys and values apart, and a LayerNorm after the last one
+pre-norm, with exact GELU, separate queries, keys and values, and a LayerNorm after the last one
 (ViT-B/16's layout, so that its weights fit at width 768). Sources: Dosovitskiy et al. (arXiv
 2010.11929); TransBTS and 3D-TransUNet for its place at the lowest level of a U-Net.
 """
@@ -26,8 +25,9 @@ EPSILON = 1e-6
 
 
 class Layer(nn.Module):
-    """x + attention(LayerNorm x), then x + mlp(LayerNorm x): `ln1`, `q`, `k`, `v`, `out`, `ln2`,
-    `fc1`, `fc2`.
+    """x + attention(LayerNorm x), then x + mlp(LayerNorm x).
+
+    Parameters: `ln1`, `q`, `k`, `v`, `out`, `ln2`, `fc1`, `fc2`.
 
     Attributes:
       heads: must divide the width. hidden: width inside the MLP. dropout: after both linear maps of
@@ -60,14 +60,15 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Position table, dropout, layers and last norm on a grid of tokens: `pos` (*grid, c),
-    `layer<i>`, `ln_f`.
+    """Position table, dropout, layers and last norm on a grid of tokens.
+
+    Parameters: `pos` (*grid, c), `layer<i>`, `ln_f`.
 
     Attributes:
       layers, heads, mlp_ratio, dropout: see `Layer`.
       position: "learned" (starts at zero) or "sincos" (no parameters).
       scan: one program for all layers.
-      remat: "none", or the layers are recomputed whole in the backward pass.
+      remat: "none", or the layers are recomputed in the backward pass.
     """
 
     layers: int
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
 
 
 def _encode(self: nn.Module, x: Array, train: bool) -> Array:
-    """What `Encoder` does, with the attributes and parameters of the module that calls."""
+    """Implements `Encoder` with the attributes and parameters of the calling module."""
     grid, width = x.shape[1:-1], x.shape[-1]
     check_word("position", self.position, POSITIONS)
     if width % self.heads:
@@ -114,13 +115,14 @@ def _encode(self: nn.Module, x: Array, train: bool) -> Array:
 
 
 class Bottleneck(nn.Module):
-    """Convolution to `width` channels, `Encoder`, convolution back: `in_proj`, the encoder's
-    parameters, `out_proj`.
+    """Convolution to `width` channels, `Encoder`, convolution back.
+
+    Parameters: `in_proj`, the encoder's parameters, `out_proj`.
 
     Attributes:
-      width: of the tokens. kernels: sides of the convolutions in and out, 1 or 3.
-      residual: add what came in.
-      kernel_init: of the convolutions. Others: see `Encoder`.
+      width: width of the tokens. kernels: sides of the convolutions in and out, 1 or 3.
+      residual: add the input to the output.
+      kernel_init: initialiser of the convolutions. Others: see `Encoder`.
     """
 
     width: int

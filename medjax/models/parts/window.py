@@ -1,11 +1,10 @@
-"""Window geometry of Swin transformers in any number of axes: pure functions on channels-last
-grids.
+"""Window geometry of Swin transformers: pure functions on channels-last grids of any dimension.
 
 In: a grid of tokens (b, *grid, c). Out: windows (b, w, n, c) with w windows of n tokens each, and
 the static tables that attention needs: which tokens of a shifted window are neighbours in the image
-(`regions`, `shift_mask`) and where the relative position bias of each pair lies (`bias_index`). All
-tables follow from static shapes and are made with numpy. Source: Liu et al., Swin Transformer
-(arXiv 2103.14030), sections 3.2 and 3.3.
+(`regions`, `shift_mask`) and the index of the relative position bias of each pair (`bias_index`).
+All tables follow from static shapes and are computed with numpy. Source: Liu et al., Swin
+Transformer (arXiv 2103.14030), sections 3.2 and 3.3.
 """
 
 import functools
@@ -24,8 +23,7 @@ BLOCKED = -100.0  # added to the score of two tokens that are not neighbours in 
 def fit(
     grid: Sequence[int], window: Sequence[int], shift: Sequence[int], keep_shift: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and shift as used on a grid: an axis no longer than the window becomes one window of
-    the axis' length, without shift.
+    """Window and shift on a grid: an axis no longer than the window becomes one window, unshifted.
 
     Args:
       keep_shift: shift such an axis nevertheless, by half of it at most (Swin-MAE).
@@ -45,8 +43,9 @@ def pad_to_windows(
 
 
 def roll(x: Shaped[Array, "b *grid c"], shift: Sequence[int]) -> Shaped[Array, "b *grid c"]:
-    """Moves token i + shift to place i along every axis of the grid, cyclically (a negative shift
-    moves back).
+    """Moves token i + shift to place i along every axis of the grid, cyclically.
+
+    A negative shift moves back.
     """
     return jnp.roll(x, [-s for s in shift], tuple(range(1, x.ndim - 1))) if any(shift) else x
 
@@ -94,11 +93,11 @@ def reverse(
 def regions(
     padded: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]
 ) -> Int[np.ndarray, "w n"]:
-    """Region number of every token of every window after the shift; tokens of one window are
-    neighbours if their numbers are equal.
+    """Region number of every token of every window after the shift.
 
-    Along an axis of P tokens, window w and shift s > 0 the regions are [0, P-w), [P-w, P-s), [P-s,
-    P) in rolled coordinates; an axis without shift is one region.
+    Tokens of one window are neighbours if their numbers are equal. Along an axis of P tokens,
+    window w and shift s > 0 the regions are [0, P-w), [P-w, P-s), [P-s, P) in rolled coordinates;
+    an axis without shift is one region.
     """
     number = np.zeros((1, *padded, 1), np.int8)
     for axis, (p, w, s) in enumerate(zip(padded, window, shift, strict=True)):
@@ -112,18 +111,16 @@ def regions(
 
 
 def shift_mask(region: Int[Array | np.ndarray, "w n"]) -> Float[Array, "w n n"]:
-    """What is added to the attention scores of a shifted window: 0 within a region, -100 between
-    regions.
-    """
+    """Mask added to attention scores of a shifted window: 0 within a region, else -100."""
     return jnp.where(region[:, :, None] == region[:, None, :], 0.0, BLOCKED).astype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)
 def relative_index(window: tuple[int, ...]) -> Int[np.ndarray, "n n"]:
-    """Row of the bias table for (query, key): the difference of their coordinates, counted from
-    -(w-1), in mixed radix 2w-1.
+    """Row of the bias table for (query, key).
 
-    In three axes with window 7: (dz+6)*169 + (dy+6)*13 + (dx+6), d = query - key.
+    The difference of their coordinates, counted from -(w-1), in mixed radix 2w-1. In three axes
+    with window 7: (dz+6)*169 + (dy+6)*13 + (dx+6), d = query - key.
     """
     coordinates = np.stack(np.meshgrid(*(np.arange(w) for w in window), indexing="ij"), -1).reshape(
         -1, len(window)
@@ -137,12 +134,12 @@ def relative_index(window: tuple[int, ...]) -> Int[np.ndarray, "n n"]:
 def bias_index(
     window: tuple[int, ...], used: tuple[int, ...], how: str = "corner"
 ) -> Int[np.ndarray, "n n"]:
-    """`relative_index` of a table made for `window` where only `used` tokens per axis exist.
+    """`relative_index` of a table for `window` if only `used` tokens per axis exist.
 
     Args:
-      how: "corner" takes the top left n x n of the full index (MONAI; all published weights; right
-        in geometry only if no axis but the first shrinks), "geometric" takes the pairs with the
-        right differences.
+      how: "corner" takes the top left n x n of the full index (MONAI; all published weights;
+        geometrically correct only if no axis but the first shrinks), "geometric" takes the pairs
+        with the correct differences.
 
     Raises: `ModelError` for another word.
     """

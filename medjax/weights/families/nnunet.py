@@ -1,10 +1,12 @@
-"""nnU-Net's networks: version 2 (PlainConvUNet, ResidualEncoderUNet) and version 1 (Generic_UNet,
-and MultiTalent's FabiansUNet).
+"""nnU-Net's networks, versions 2 and 1.
 
-In: the named tensors of a checkpoint. Out: which of our networks it is, with its arguments, and the
-table of its names. Everything follows from names and shapes: stages and widths from the kernels,
-strides from the transposed convolutions (kernel = stride). v1's plain U-Net is v2's under other
-names; the two residual encoders differ in their shortcuts.
+Version 2: PlainConvUNet, ResidualEncoderUNet. Version 1: Generic_UNet, and MultiTalent's
+FabiansUNet.
+
+In: the named tensors of a checkpoint. Out: our network with its arguments, and the table of names.
+Everything follows from names and shapes: stages and widths from the kernels, strides from the
+transposed convolutions (kernel = stride). v1's plain U-Net is v2's under other names; the two
+residual encoders differ in their shortcuts.
 
 u counts decoder stages from the deepest in these files, our levels count from the finest: level =
 last - u.
@@ -138,7 +140,7 @@ def kind_of(tensors: Tensors) -> str:
 
 
 def architecture(tensors: Tensors) -> Architecture:
-    """Our network with its arguments, read from names and shapes; `ModelError` for other networks."""
+    """Our network with its arguments, from names and shapes; `ModelError` for other networks."""
     kind = kind_of(tensors)
     ups, heads = KINDS[kind]["ups"], KINDS[kind]["heads"]
     shapes = {name: tuple(int(n) for n in value.shape) for name, value in tensors.items()}

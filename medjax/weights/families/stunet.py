@@ -1,7 +1,8 @@
-"""STU-Net S, B, L and H (nnU-Net v1 and v2 containers): the trunk that TSFM builds on, in "post"
-order without a transformer.
+"""STU-Net S, B, L and H (nnU-Net v1 and v2 containers).
 
-In: the named tensors of a checkpoint. Out: `tsfm` with its arguments, and the table of its names.
+It is TSFM's trunk in "post" order without a transformer.
+
+In: the named tensors of a checkpoint. Out: `tsfm` with its arguments, and the table of names.
 Widths and blocks follow from the shapes. Strides change no shape and are in no tensor: five times
 (2, 2, 2) unless the caller gives others. u counts from the deepest: level = 4 - u.
 """

@@ -1,15 +1,14 @@
-"""Swin in two axes: Swin-Unet, M4oE (both gates), Swin-MAE, and Swin-T as Microsoft and as timm
-write it.
+"""2D Swin networks: Swin-Unet, M4oE (both gates), Swin-MAE, and Swin-T by Microsoft and timm.
 
-In: the named tensors of a checkpoint. Out: which of our networks it is, with its arguments, and the
-table of its names. Everything follows from names and shapes, but LayerNorm's epsilon and the shift
-of the deepest stage, which no file holds: Swin-MAE was trained with 1e-6 and shifts there too
-(`keep_shift`), the others with 1e-5 and do not.
+In: the named tensors of a checkpoint. Out: our network with its arguments, and the table of names.
+Everything follows from names and shapes, except LayerNorm's epsilon and the shift of the deepest
+stage, which no file holds: Swin-MAE was trained with 1e-6 and shifts there too (`keep_shift`), the
+others with 1e-5 and do not.
 
 Three things differ from a plain renaming. Experts are separate tensors in these files and one stack
 here, heads are separate and one kernel here: `gathered` joins them first. Swin-MAE counts decoder
-stages from the bare expanding on, one less than Swin-Unet does. In timm the merging belongs to the
-stage behind it, and a pure encoder leaves the decoder as it was initialised.
+stages from the first expanding layer on, one less than Swin-Unet. In timm the merging belongs to
+the following stage, and a pure encoder leaves the decoder as initialised.
 """
 
 import re
@@ -54,18 +53,21 @@ def kind_of(tensors: Tensors) -> str:
 
 
 def unprefixed(tensors: Tensors) -> dict[str, np.ndarray]:
-    """The tensors without the wrapper that some trainers save, recognised by its name before
-    `patch_embed`.
+    """The tensors without the wrapper prefix that some trainers save.
+
+    The prefix is recognised by what precedes `patch_embed`.
     """
     found = next((m[0] for name in tensors if (m := PREFIX.match(name))), "")
     return {name.removeprefix(found): value for name, value in tensors.items()}
 
 
 def gathered(tensors: Tensors) -> dict[str, np.ndarray]:
-    """Experts stacked under "...mlp.experts.*.0.weight" (e, in, out) and biases (e, out), heads
-    joined under "outputs.*.weight" (in, sum).
+    """Experts stacked, heads joined.
 
-    Raises: `ModelError` where an expert or a head of a series is missing.
+    Experts under "...mlp.experts.*.0.weight" (e, in, out) and biases (e, out), heads under
+    "outputs.*.weight" (in, sum).
+
+    Raises: `ModelError` if an expert or a head of a series is missing.
     """
     tensors, out, series = unprefixed(tensors), {}, {}
     for name, value in tensors.items():
@@ -127,7 +129,7 @@ def architecture(tensors: Tensors) -> Architecture:
 
 
 def absent(tensors: Tensors) -> tuple[tuple[str, str], ...]:
-    """(pattern over paths, reason): what a file of this kind never holds."""
+    """(pattern over paths, reason): parameters that a file of this kind never holds."""
     kind = kind_of(unprefixed(tensors))
     if kind == "swin_unet":
         return ()
@@ -140,13 +142,13 @@ def absent(tensors: Tensors) -> tuple[tuple[str, str], ...]:
 
 
 def ignored(tensors: Tensors) -> tuple[tuple[str, str], ...]:
-    """(pattern over source names, reason): what is left behind."""
+    """(pattern over source names, reason): tensors that are not used."""
     if kind_of(unprefixed(tensors)) != "swin_mae":
         return IGNORED
     thrown = (
         r"(mask_token|decoder_pred\.(weight|bias)|(first_patch_expanding|layers_up|norm_up)\..*)"
     )
-    return (*IGNORED, (thrown, "Swin-MAE's pixel decoder is thrown away"))
+    return (*IGNORED, (thrown, "Swin-MAE's pixel decoder is discarded"))
 
 
 def table(tensors: Tensors) -> tuple[Row, ...]:
@@ -157,8 +159,9 @@ def table(tensors: Tensors) -> tuple[Row, ...]:
 
 
 def masked_table() -> tuple[Row, ...]:
-    """Swin-MAE with its pixel decoder, for `models.masked_swin`; decoder stage j of the file is our
-    up{j + 1}.
+    """Swin-MAE with its pixel decoder, for `models.masked_swin`.
+
+    Decoder stage j of the file is our up{j + 1}.
     """
     rows = (
         Row(r"mask_token", "mask_token", lambda a: a.reshape(-1)),
@@ -170,7 +173,7 @@ def masked_table() -> tuple[Row, ...]:
 
 
 def _common(behind: int) -> tuple[Row, ...]:
-    """The encoder; `behind`: how many stages late the merging is counted."""
+    """The encoder; `behind`: how many stages later the merging is counted."""
 
     def merge(match: re.Match) -> str:
         return (
@@ -259,7 +262,7 @@ def _expanding(name: str, path: str) -> tuple[Row, ...]:
 
 
 def _experts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Where experts sit, how many, and what gates them."""
+    """Places and number of experts, and their gate."""
     found = [m for name in shapes if (m := EXPERT.fullmatch(name))]
     if not found:
         return {"experts_in": "none"}

@@ -1,12 +1,11 @@
-"""MONAI's SwinUNETR, and the self-supervised Swin encoder files (Tang et al.) that hold its encoder
-alone.
+"""MONAI's SwinUNETR, and the self-supervised files of its Swin encoder alone (Tang et al.).
 
-In: the named tensors of a checkpoint. Out: our SwinUNETR with its arguments, and the table of its
-names. Widths, heads, depths and window follow from the shapes. What no file says: the order in
-which four or eight neighbours are merged (`merging`: all published weights and MONAI before 1.5 are
-"legacy", later training is "fixed") and the axis order of the arrays it was trained on
-(`weight_axes`: MONAI "xyz", nnU-Net-based training "zyx"); the defaults here are those of published
-files and can be set by the caller.
+In: the named tensors of a checkpoint. Out: our SwinUNETR with its arguments, and the table of
+names. Widths, heads, depths and window follow from the shapes. No file contains the order in which
+four or eight neighbours are merged (`merging`: all published weights and MONAI before 1.5 are
+"legacy", later training is "fixed") and the axis order of the training arrays (`weight_axes`: MONAI
+"xyz", nnU-Net-based training "zyx"); the defaults here are those of published files and can be set
+by the caller.
 """
 
 import re
@@ -63,8 +62,9 @@ ABSENT = ((r"(encoder\d+|decoder\d|out)/.*", "not in a file of the encoder alone
 
 
 def architecture(tensors: Tensors) -> Architecture:
-    """SwinUNETR with the arguments that the shapes give; a file of the encoder alone gives one
-    output channel.
+    """SwinUNETR with the arguments that the shapes give.
+
+    A file of the encoder alone gives one output channel.
 
     Raises: `ModelError` for other networks.
     """

@@ -1,8 +1,8 @@
-"""ViT-B/16 trained on ImageNet-21k (`ViT-B_16.npz`): the layers of TSFM's bottleneck at width 768
-(variants l, h, h2).
+"""ViT-B/16 trained on ImageNet-21k (`ViT-B_16.npz`), for TSFM's bottleneck.
 
-The file is in Flax' layout already. Its patch embedding, class token and head do not fit anything
-here; its position table belongs to a 14x14 image and is left behind as well.
+Its layers fit at width 768 (variants l, h, h2). The file is in Flax' layout already. Its patch
+embedding, class token and head do not fit any network here; its position table belongs to a 14x14
+image and is not used either.
 """
 
 import re
@@ -28,8 +28,9 @@ _NAMES = {"query": "q", "key": "k", "value": "v", "out": "out"}
 
 
 def architecture(tensors: Tensors) -> Architecture:
-    """TSFM's transformer in the file's size, on a trunk of two channels that only names the
-    parameters; `ModelError` for other files.
+    """TSFM's transformer in the file's size; `ModelError` for other files.
+
+    Its trunk of two channels only names the parameters.
     """
     layers = len({m[1] for name in tensors if (m := re.match(_LAYER, name))})
     name = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"

@@ -1,16 +1,18 @@
-"""A trained model as one file that can be passed on: `.medjax`, a zip of arrays and JSON, with
-nothing in it that can be executed.
+"""A trained model as one file: `.medjax`, a zip of arrays and JSON without executable contents.
 
-    manifest.json          format, kind, sha256 and size of every other member, provenance, licences of the training corpora
+    manifest.json          format, kind, sha256 and size of every other member, provenance,
+                           licences of the training corpora
     config.json            the resolved config, without the paths of the machine that trained it
     labels.json plan.json  label space; spacing and normalisation
-    weights.safetensors    parameters, name -> array                              (kind "weights")
-    function.stablehlo     the network with its parameters as one function        (kind "function", see `weights/formats/stablehlo.py`)
-    environment.json splits_final.json summary.json postprocess.json              where the run has them
+    weights.safetensors    parameters, name -> array (kind "weights")
+    function.stablehlo     the network with its parameters as one function (kind "function",
+                           see `weights/formats/stablehlo.py`)
+    environment.json splits_final.json summary.json postprocess.json
+                           if the run has them
 
-In: a run folder; out: the file. In: a file from anywhere; out: its members, after every check, or a
-`ModelError`. Members are read into memory and never unpacked, so no name in an archive ever becomes
-a path on the disk.
+`write`: a run folder -> the file. `read`: a file from anywhere -> its members, after every check,
+or a `ModelError`. Members are read into memory and never unpacked, so no name in an archive becomes
+a path on disk.
 """
 
 import dataclasses
@@ -44,13 +46,13 @@ _NAME = re.compile(r"[a-z_]+\.(json|safetensors|stablehlo)")
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The checked content of an archive.
+    """The checked contents of an archive.
 
     Attributes:
       kind: "weights" or "function". manifest: its manifest. documents: member name without ending
         -> parsed JSON.
       payload: bytes of the one member that is no JSON.
-      path, sha256: where it came from, and the digest of the whole file.
+      path, sha256: its path, and the digest of the whole file.
     """
 
     kind: str
@@ -112,7 +114,7 @@ def write(
 
 
 def _check_documents(path: Path, documents: Mapping[str, bytes]) -> None:
-    """`ModelError` for documents that `read` would refuse: what cannot be read must not be written."""
+    """`ModelError` for documents that `read` would refuse, so that they are not written."""
     largest = max(documents, key=lambda name: len(documents[name]))
     if sum(map(len, documents.values())) > JSON_LIMIT or any(
         _values(content) > VALUES_LIMIT for content in documents.values()
@@ -132,9 +134,7 @@ def is_archive(path: Path) -> bool:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is an archive that medjax made, whatever its version: what `--overwrite` may
-    replace.
-    """
+    """Whether medjax (any version) wrote this archive; `--overwrite` may replace it."""
     try:
         if path.is_symlink() or not path.is_file():
             return False
@@ -149,10 +149,10 @@ def is_ours(path: Path) -> bool:
 def read(path: Path) -> Archive:
     """Reads and checks an archive.
 
-    Raises: `ModelError` for anything but what `write` makes: another format or a newer version,
-      unknown, repeated, missing, linked, encrypted or oversize members, names with a folder or
-      `..`, code or pickles, wrong sizes and hashes, damaged JSON, bytes before, between or after
-      the members.
+    Raises: `ModelError` for anything that `write` does not write: another format or a newer
+      version, unknown, repeated, missing, linked, encrypted or oversize members, names with a
+      folder or `..`, code or pickles, wrong sizes and hashes, damaged JSON, bytes before, between
+      or after the members.
     """
     try:
         size = path.stat().st_size
@@ -180,7 +180,7 @@ def read(path: Path) -> Archive:
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
-    """What can be told from the table of contents, before a byte is unpacked."""
+    """Checks the table of contents, before a byte is unpacked."""
     if len(entries) > MEMBERS_LIMIT:
         raise _refused(
             path, "too many members", found=len(entries), expected=f"at most {MEMBERS_LIMIT}"
@@ -372,9 +372,7 @@ def unpack_arrays(content: bytes, path: str = "") -> dict[str, Any]:
 
     try:
         return load(content)
-    except (
-        Exception
-    ) as error:  # the library raises errors of its own, and numpy's for types it does not have
+    except Exception as error:  # the library raises its own errors, and numpy's for unknown types
         raise ModelError(
             f"damaged arrays ({type(error).__name__}: {str(error)[:200]})",
             path=path,

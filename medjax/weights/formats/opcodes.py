@@ -1,15 +1,14 @@
-"""A machine for the byte code that PyTorch's and nnU-Net's files are written in, which can build
-values and nothing else.
+"""A restricted interpreter for pickle byte code that only builds plain values.
 
-In: the byte code, a table of names that it may mention and, for tensors, what a reference stands
-for. Out: the plain structure. There is no import, no attribute, no method of a foreign object and
-no call but those of the table, whose functions are ours and only look at values. What the format
-calls BUILD fills arrays in from bytes of exactly their size; the attributes it may carry elsewhere
-are dropped.
+In: the byte code, a table of names that it may mention and, for tensors, a function that resolves
+references. Out: the plain structure. There is no import, no attribute access, no method of a
+foreign object and no call except those of the table, whose functions belong to medjax and only
+build values. The BUILD instruction fills arrays from bytes of exactly their size; other attributes
+it may set are dropped.
 
-Everything is bounded: the bytes read, the steps, the containers, the depth of the structure and
-what it would be if written out. The format's own reader (with its hooks) is not used, because it
-lets a file call methods of the objects it made.
+Everything is bounded: the bytes read, the steps, the containers, the depth of the structure and its
+size if written out. Python's own unpickler (with its hooks) is not used, because it lets a file
+call methods of the objects it made.
 """
 
 import codecs
@@ -29,7 +28,7 @@ _MARK, _STOPPED = object(), object()
 
 
 class Source:
-    """Bytes of a file from a position on, never more than there are.
+    """Bytes of a file from a position on, never more than the file has.
 
     Args:
       file: opened for reading in binary. size: of the file.
@@ -39,7 +38,7 @@ class Source:
         self.file, self.size = file, size
 
     def read(self, count: int) -> bytes:
-        """Exactly `count` bytes; `ModelError` where there are fewer."""
+        """Exactly `count` bytes; `ModelError` if there are fewer."""
         if count > self.size:
             raise ModelError(
                 "a value longer than the file",
@@ -52,7 +51,7 @@ class Source:
         return found
 
     def line(self) -> bytes:
-        """Up to the next line feed, which is dropped."""
+        """Up to the next line feed, which is removed."""
         found = self.file.readline(LINE)
         if not found.endswith(b"\n"):
             raise ModelError("the file ends within a line")
@@ -63,8 +62,8 @@ class Machine:
     """Runs the code of one file.
 
     Args:
-      names: (module, name) -> what stands for it, see `Name`.
-      reference: what a persistent reference stands for; None: there may be none.
+      names: (module, name) -> its replacement, see `Name`.
+      reference: resolves a persistent reference; None: references are not allowed.
     """
 
     def __init__(
@@ -79,8 +78,9 @@ class Machine:
         self.containers = 0
 
     def load(self) -> Any:
-        """The value that the code leaves; `ModelError` for code that does not end, asks for foreign
-        names or builds no plain value.
+        """The value that the code returns.
+
+        `ModelError` for code that does not end, uses foreign names or builds no plain value.
         """
         for _ in range(STEPS):
             code = self.source.read(1)
@@ -111,7 +111,7 @@ class Machine:
         return self.stack[-1]
 
     def marked(self) -> list:
-        """The values above the last mark, which go."""
+        """Removes and returns the values above the last mark."""
         at = len(self.stack) - 1
         while at >= 0 and self.stack[at] is not _MARK:
             at -= 1
@@ -309,7 +309,7 @@ _STEPS_OF: dict[bytes, Callable[[Machine], Any]] = {
     b"B": lambda m: m.push(m.data("<I")),
     b"C": lambda m: m.push(m.data("<B")),
     b"\x8e": lambda m: m.push(m.data("<Q")),
-    b"\x96": lambda m: m.push(m.data("<Q")),  # a byte array; nobody changes it here
+    b"\x96": lambda m: m.push(m.data("<Q")),  # a byte array; never modified here
     b"V": lambda m: m.push(m.source.line().decode("raw-unicode-escape")),
     b"X": lambda m: m.push(m.text("<I")),
     b"\x8c": lambda m: m.push(m.text("<B")),

@@ -1,11 +1,13 @@
-"""The network with its parameters as one serialised function (StableHLO through `jax.export`): runs
-without the code of the model.
+"""The network with its parameters as one serialised function (StableHLO, by `jax.export`).
 
-    f(image (b, *window, m) float32, corpus (b,) int32, modality (b,) int32, spacing_mm (b, 3) float32) -> logits (b, *window, c) float32
+It runs without the code of the model:
 
-In: a trained model. Out: bytes and how to call them. In: an archive of kind "function"; out: a
-network function for `infer.model.Model`. What comes before and after a window (spacing,
-normalisation, labels, protocol) is in the archive's JSON.
+    f(image (b, *window, m) float32, corpus (b,) int32, modality (b,) int32,
+      spacing_mm (b, 3) float32) -> logits (b, *window, c) float32
+
+`pack`: a trained model -> bytes and the description of the call. `function`: an archive of kind
+"function" -> a network function for `infer.model.Model`. The steps before and after a window
+(spacing, normalisation, labels, protocol) are in the archive's JSON.
 """
 
 import contextlib
@@ -21,8 +23,9 @@ SIDE = 1 << 12  # voxels of a window along an axis
 
 
 def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
-    """Serialises a network (`runs.build.Network`); returns the bytes and the JSON-ready description
-    of the call.
+    """Serialises a network (`runs.build.Network`).
+
+    Returns the bytes and the JSON-ready description of the call.
     """
     import jax
     import jax.numpy as jnp
@@ -77,16 +80,16 @@ def function(
 ) -> tuple[Callable, tuple[int, ...]]:
     """The function of an archive as (params, image, context) -> {"logits"}, and its window.
 
-    It is verified in a process of its own first (see `weights/formats/verification.py`), which
-    takes some seconds beside its compilation there.
+    It is first verified in a separate process (see `weights/formats/verification.py`), which takes
+    some seconds in addition to its compilation there.
 
     Args:
-      platform: that it will run on, as jax calls it; default this process' own. verifier: a process
-        to use for several functions.
+      platform: target platform, as jax names it; default this process' own. verifier: a process to
+        use for several functions.
 
     Raises: `ModelError` for bytes that are no such function, one with calls out of StableHLO, one
-      whose shapes are not those declared, or one made for other platforms; the function itself
-      raises it where it cannot be built into a program.
+      whose shapes are not those declared, or one for other platforms; the function itself raises it
+      if it cannot be compiled.
     """
     import jax
     import jax.numpy as jnp
@@ -97,7 +100,7 @@ def function(
         (verifier or ends.enter_context(Verifier())).verify(archive.payload, declared, path)
     try:
         found = export.deserialize(bytearray(archive.payload))
-    except Exception as error:  # whatever the deserialiser raises for bytes it cannot read
+    except Exception as error:  # the deserialiser raises many types for damaged bytes
         raise refused(f"{type(error).__name__}", path) from error
 
     platform = platform or jax.default_backend()
@@ -130,7 +133,7 @@ def function(
 
 
 def _declared(archive: Archive) -> dict:
-    """What the manifest says of the call, in its types."""
+    """The manifest's description of the call, with types checked."""
     said = archive.manifest.get("function")
     numbers = ("channels", "classes")
     if (

@@ -1,15 +1,13 @@
-"""Reads the tensors of PyTorch checkpoint files without PyTorch and without running what is in
-them.
+"""Reads the tensors of PyTorch checkpoint files without PyTorch and without executing their code.
 
 In: a file written by `torch.save` (zip archive, or the older stream of PyTorch before 1.6), or a
 plan of nnU-Net v1 (`plans.pkl`). Out: the plain Python structure with a `Tensor` for every tensor,
-whose numbers are read when asked for (optimizer states never are).
+whose numbers are read on request (optimizer states never are).
 
-These files are programs. `weights/formats/opcodes.py` runs the part of their language that builds
-values; a name in them may stand for nothing but what the table below lists, in functions of ours:
-tensors and their storages, ordered dictionaries, and numpy's numbers and arrays of numbers. Any
-other name is an error, whatever the file's author meant. Sizes are checked before anything is
-inflated or allocated.
+These files are pickle programs. `weights/formats/opcodes.py` runs the part of the pickle language
+that builds values; only the names in the table below are allowed, and each is replaced by a
+function of medjax: tensors and their storages, ordered dictionaries, and numpy's numbers and arrays
+of numbers. Any other name is an error. Sizes are checked before anything is inflated or allocated.
 """
 
 import dataclasses
@@ -58,7 +56,7 @@ FIX = "check the download; or save the state dict as safetensors"
 
 @dataclasses.dataclass(eq=False)
 class _Storage:
-    """A run of numbers somewhere in the file."""
+    """A sequence of numbers in the file."""
 
     dtype: np.dtype
     read: Callable[[], bytes]
@@ -80,7 +78,7 @@ class _Storage:
 
 @dataclasses.dataclass(eq=False)
 class _Budget:
-    """Bytes that the tensors of a file may still take."""
+    """Remaining bytes that the tensors of a file may occupy."""
 
     left: int
 
@@ -100,9 +98,9 @@ class Tensor:
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The numbers as an array of its own; bfloat16 becomes float32.
+        """The numbers as a new array; bfloat16 becomes float32.
 
-        `ModelError` for damaged files and numbers that are not there.
+        `ModelError` for damaged files and missing numbers.
         """
         try:
             flat = self.storage.array()
@@ -156,14 +154,14 @@ def _parameter(data: Any = None, *_: Any) -> Any:
 
 
 def _encode(text: Any = None, encoding: Any = "latin1") -> bytes:
-    """How files of protocol 2 write bytes."""
+    """The function by which files of protocol 2 store bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ModelError("bytes in an unknown encoding", found=values.described(encoding))
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How files of protocol 2 write no bytes."""
+    """The function by which files of protocol 2 store empty bytes."""
     return b""
 
 
@@ -216,8 +214,9 @@ def read(path: Path) -> Any:
 
 
 def read_plain(path: Path) -> Any:
-    """The structure of a file without tensors (a plan of nnU-Net v1), under the same table of
-    names. Raises as `read`.
+    """The structure of a file without tensors (a plan of nnU-Net v1), with the same table of names.
+
+    Raises as `read`.
     """
 
     def load() -> Any:
@@ -228,7 +227,7 @@ def read_plain(path: Path) -> Any:
 
 
 def _guarded(load: Callable[[], Any], path: Path, what: str) -> Any:
-    """Every failure as one sentence that names the file."""
+    """Converts every failure to one error that names the file."""
     try:
         return load()
     except ModelError as error:
@@ -241,7 +240,7 @@ def _guarded(load: Callable[[], Any], path: Path, what: str) -> Any:
             expected=error.expected,
             fix=error.fix or FIX,
         ) from error
-    except Exception as error:  # damaged code raises whatever its bytes happen to mean
+    except Exception as error:  # damaged code can raise any type
         raise ModelError(f"not a readable {what} ({_said(error)})", path=path, fix=FIX) from error
 
 
@@ -316,8 +315,9 @@ def _storage_facts(reference: Any) -> tuple[np.dtype, str, int]:
 
 
 def _read_stream(path: Path) -> Any:
-    """The older format: magic number, version, facts of the machine, structure, storage keys, then
-    the storages one after the other.
+    """The older format: one pickle after another, then the storages.
+
+    Magic number, version, facts of the machine, structure, storage keys.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

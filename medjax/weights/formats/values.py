@@ -1,10 +1,8 @@
-"""The values that the byte code of a weight file may build: numbers, arrays of numbers, text and
-their containers.
+"""The values that the byte code of a weight file may build: numbers, arrays, text, containers.
 
-Every function here stands for a name that such files mention (see the table of
-`weights/formats/torch_file.py`). It takes whatever the file gives and returns a plain value or
-raises `ModelError`; it calls no method of what it was given and hashes nothing but text and
-numbers.
+Every function here replaces a name that such files mention (see the table of
+`weights/formats/torch_file.py`). It takes the file's arguments and returns a plain value or raises
+`ModelError`; it calls no method of its arguments and hashes nothing except text and numbers.
 """
 
 import dataclasses
@@ -19,14 +17,15 @@ from medjax.scans.zipped import NUMBERS
 
 WRITTEN_OUT = 10_000_000  # values, if everything shared was repeated
 DEPTH = 64
-KEY_LIMIT = 1 << 60  # whole numbers as keys, so that no file chooses which of them collide
+KEY_LIMIT = 1 << 60  # bound of integer keys, so that a file cannot provoke hash collisions
 DIMENSIONS = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Name:
-    """A name of the table as the file mentions it; `make` is ours and called with what the file
-    gives.
+    """A name of the table as the file mentions it; `make` is medjax' replacement.
+
+    `make` is called with the file's arguments.
     """
 
     module: str
@@ -41,8 +40,9 @@ class Kind:
         self.dtype = dtype
 
     def build(self, state: Any) -> "Kind":
-        """Takes (version, byte order, None, None, None, -1, -1, flags[, None]): what a numeric
-        dtype is saved with, and no more.
+        """Accepts exactly the state that a numeric dtype is saved with.
+
+        (version, byte order, None, None, None, -1, -1, flags[, None]).
         """
         fits = (
             type(state) is tuple
@@ -80,7 +80,7 @@ class Unfilled:
 
 
 def filled(data: Any, kind: Any, shape: Any, order: Any = "C", *_: Any) -> np.ndarray:
-    """Bytes as an array, if they are exactly as many as shape and type say."""
+    """Bytes as an array, if their number matches shape and type."""
     if type(kind) is not Kind:
         raise ModelError("an array that is not made of numbers", found=described(kind))
     data = data.encode("latin1") if type(data) is str else data
@@ -154,8 +154,9 @@ def extent(*bounds: Any) -> slice:
 
 
 def key(value: Any) -> Any:
-    """A value that may be a key: text, bytes, numbers, or a short tuple of them; its hash is
-    Python's own and cheap.
+    """A value that may be a key: text, bytes, numbers, or a short tuple of them.
+
+    Its hash is Python's own and cheap.
     """
     parts = value if type(value) is tuple and len(value) <= DEPTH else (value,)
     for part in parts:
@@ -195,9 +196,12 @@ def described(value: Any, depth: int = 2) -> str:
 
 
 def check(structure: Any) -> None:
-    """`ModelError` for a structure with itself inside, deeper than 64 or, written out, of more than
-    ten million values, and for arrays that were left without numbers. Shared parts are looked at
-    once, so a small file cannot make this long."""
+    """`ModelError` for an invalid structure.
+
+    That is: one that contains itself, is deeper than 64 or, written out, has more than ten million
+    values, and arrays without numbers. Shared parts are visited once, so a small file cannot make
+    this slow.
+    """
     sizes: dict[int, tuple[int, int]] = {}  # id -> values if written out, depth
     open_ids: set[int] = set()
     work: list[tuple[Any, bool]] = [(structure, False)]

@@ -1,14 +1,13 @@
-"""Verifies an exported function in a process of its own before it comes near this one: damaged code
-can crash the compiler that reads it.
+"""Verifies an exported function in a separate process: damaged code can crash the compiler.
 
     python -P -m medjax.weights.formats.verification      requests on stdin, answers on stdout
 
-A request is a line of JSON (what the archive declares, size of the function) and the function's
-bytes; an answer is one line of JSON: `{}`, or the reason why the function is refused. The process
-reads the function, compares its shapes with those declared, looks for calls out of it, compiles it
-for the CPU as prediction does, and runs it once on zeros if the window is small. A process that
-ends by a signal, with an error or after its time is a refusal as well. What it accepted is
-remembered by the SHA-256 of the bytes, for the length of the calling process.
+A request is a line of JSON (the archive's declaration, size of the function) and the function's
+bytes; an answer is one line of JSON: `{}`, or the reason of a refusal. The process reads the
+function, compares its shapes with those declared, searches for calls out of it, compiles it for the
+CPU as prediction does, and runs it once on zeros if the window is small. A process that ends by a
+signal, with an error or by a timeout is a refusal as well. Accepted functions are remembered by the
+SHA-256 of their bytes while the calling process runs.
 """
 
 import contextlib
@@ -36,10 +35,10 @@ _ACCEPTED: set[tuple[str, str]] = set()
 
 
 class Verifier:
-    """A process that verifies functions, one after the other; started at the first one.
+    """A process that verifies functions, one after the other; started on first use.
 
     Args:
-      patience: seconds for one function.
+      patience: timeout per function in seconds.
     """
 
     def __init__(self, patience: float = PATIENCE):
@@ -52,9 +51,7 @@ class Verifier:
         self.close()
 
     def verify(self, payload: bytes, declared: Mapping[str, Any], path: object) -> None:
-        """Returns for a function that may be called here; `ModelError` naming `path` and the reason
-        for others.
-        """
+        """Returns if the function may be called here; else raises `ModelError` with the reason."""
         key = hashlib.sha256(payload).hexdigest(), json.dumps(declared, sort_keys=True)
         if key in _ACCEPTED:
             return
@@ -133,7 +130,7 @@ class Verifier:
 
 
 def refused(reason: str, path: object, found: object = None, expected: object = None) -> ModelError:
-    """The sentence for a function that cannot be used."""
+    """The error for a function that cannot be used."""
     return ModelError(
         f"model archive refused: no function that can be used: {reason}",
         path=path,
@@ -144,8 +141,9 @@ def refused(reason: str, path: object, found: object = None, expected: object = 
 
 
 def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
-    """What is wrong with a function, as {"refused", "found", "expected"}; empty for one that can be
-    used. Compiles it for the CPU.
+    """What is wrong with a function, as {"refused", "found", "expected"}; empty for a usable one.
+
+    Compiles it for the CPU.
     """
     import jax
     import numpy as np
@@ -189,9 +187,7 @@ def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
 
 
 def foreign_calls(exported: Any) -> set[str]:
-    """Targets of custom calls that are more than arithmetic: the only way out of a StableHLO
-    module.
-    """
+    """Targets of custom calls other than arithmetic: the only way out of a StableHLO module."""
     if b"custom_call" not in exported.mlir_module_serialized:
         return set()
     targets = re.findall(
@@ -208,9 +204,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         payload = requests.read(request["size"])
         try:
             answer = check(payload, json.loads(request["declared"]))
-        except (
-            Exception
-        ) as error:  # whatever the deserialiser and the compiler raise for bytes they cannot use
+        except Exception as error:  # deserialiser and compiler raise many types for unusable bytes
             answer = {
                 "refused": f"{type(error).__name__}: "
                 f"{str(error).splitlines()[0][:200] if str(error) else ''}"
@@ -220,8 +214,9 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _bounded() -> None:
-    """No more address space than the machine has memory, so that a function that asks for more
-    fails alone; no core files.
+    """Limits the address space to the machine's memory, and disables core files.
+
+    A function that needs more memory then fails alone.
     """
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
@@ -236,7 +231,7 @@ def _bounded() -> None:
 
 def _main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints goes to stderr
+    os.dup2(2, 1)  # output of libraries goes to stderr
     serve(sys.stdin.buffer, answers)
 
 
