@@ -8,8 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests' time is compilation: without optimisation a quarter of it remains. (Without the fusion
-# emitters it would be half of that again, but then the CPU compiler of jaxlib 0.10 makes NaN of a
-# correct program, see tests/augment/test_nnunet.py::test_order_of_the_steps.)
+# emitters it would be half of that again, but with jaxlib 0.10.2
+# tests/augment/test_nnunet.py::test_order_of_the_steps then finds NaN.)
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault(
     "MEDJAX_HOME", tempfile.mkdtemp(prefix="medjax-home-")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax import cli
+from medjax.corpora import lists
 from medjax.corpora.inputs import find_inputs
 from medjax.errors import UsageError
 from tests.support.raw import save
@@ -72,6 +73,13 @@ def test_a_header_that_could_mean_two_things_is_refused(scans):
     path.write_bytes(b"image,a;image\nscan.nii.gz,a;b\n")
     with pytest.raises(UsageError, match="no column of images"):
         find_inputs(path)
+
+
+def test_rows_come_with_their_place(scans):
+    path = scans / "rows.csv"
+    path.write_bytes(b"image,name\nscan.nii.gz,a\n\ntwo.nii.gz,b\n")
+    assert [place for place, _ in lists.rows_of(path)] == ["line 2", "line 4"]
+    assert lists.decoded("\ufeffgröße".encode("utf-16"), path).endswith("größe")
 
 
 NEST = b"[" * 200_000
