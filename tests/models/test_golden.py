@@ -253,8 +253,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "MLP without residual",
         "swin_unet_heads_by_channels",
         "parts.attention",
-        "        x = x + branch(y)\n",
-        "        x = branch(y)\n",
+        "x = x + branch(y)",
+        "x = branch(y)",
     ),
     (
         "merging order",
@@ -394,8 +394,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "windows reversed",
         "swin_unet_3d",
         "parts.window",
-        "(1 + i, 1 + axes + i)), 2 * axes + 1]\n    return windows",
-        "(axes - i, 2 * axes - i)), 2 * axes + 1]\n    return windows",
+        "(1 + i, 1 + axes + i)), 2 * axes + 1]\n    return (windows",
+        "(axes - i, 2 * axes - i)), 2 * axes + 1]\n    return (windows",
     ),
     (
         "tokens not hidden",
