@@ -85,11 +85,11 @@ case "$command" in
       all) shift; chosen=() ;;
       slow) shift; chosen=(-m "slow and not parity") ;;
     esac
-    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,beartype.beartype "$@"
+    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,tests.checked "$@"
     ;;
   parity)
     environment "test,formats,parity"
-    python -m pytest --jaxtyping-packages=medjax,beartype.beartype -m parity "$@"
+    python -m pytest --jaxtyping-packages=medjax,tests.checked -m parity "$@"
     ;;
   train)
     [ $# -gt 0 ] || { usage >&2; exit 2; }

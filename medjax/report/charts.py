@@ -6,6 +6,7 @@ In: numbers by name. Out: an `<svg>` element whose marks carry their case as a t
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def box_plot(
     left, width, step, top = 14 + 7 * min(34, max([8, *map(len, values)])), 640, 26, 30
     height = top + step * len(values) + 34
 
-    def at(v: Number) -> Number:
+    def at(v: Any) -> Any:
         return left + width * (min(max(v, low), high) - low) / (high - low)
 
     marks = [f'<text x="{left}" y="16" font-weight="600" fill="{INK}">{escape(title)}</text>']

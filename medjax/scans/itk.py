@@ -9,6 +9,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def read(path: str, *, pixels: bool = True) -> Volume:
     )
 
 
-def affine_of(spacing: tuple, origin: tuple, direction: tuple, path: str) -> np.ndarray:
+def affine_of(spacing: Sequence, origin: Sequence, direction: Sequence, path: str) -> np.ndarray:
     """ITK's spacing, origin and direction -> checked RAS+ affine, nibabel's (x, y, z) order.
 
     Origin in mm, LPS; row-major direction; 2 to 4 axes.

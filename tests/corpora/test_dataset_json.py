@@ -53,7 +53,7 @@ def test_channels_are_ordered_by_number():
     for wrong in (None, "CT", {}, [], {"x": "CT"}):
         with pytest.raises(UsageError, match="no usable channel names"):
             dataset_json.channel_names(wrong, FILE)
-    with pytest.raises(UsageError, match="a channel name that is no text"):
+    with pytest.raises(UsageError, match="a channel name that is not text"):
         dataset_json.channel_names({"0": ["CT"]}, FILE)
 
 

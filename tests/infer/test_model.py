@@ -5,7 +5,9 @@ import pytest
 from medjax.errors import UsageError
 from medjax.infer.model import Model, Segmentation
 from medjax.labels import Corpus, merge
+from medjax.prepare.plan import Plan
 
+PLAN = Plan({}, {})
 SPACE = merge(
     [
         Corpus("A", ((1, ("liver",)),), modality="MR", channels=("T1w",)),
@@ -16,7 +18,7 @@ SPACE = merge(
 
 
 def model(**fields):
-    return Model(apply=None, params={}, plan=None, space=SPACE, window=(8, 8, 8), **fields)
+    return Model(apply=dict, params={}, plan=PLAN, space=SPACE, window=(8, 8, 8), **fields)
 
 
 def test_corpus_and_modality_are_positions_in_the_label_space():

@@ -190,7 +190,7 @@ def test_the_catalogue_command_lists_all_shows_one_and_answers_programs(capsys, 
         catalogues, "entry_points", lambda group: [EntryPoint("public", CATALOGUE, group)]
     )
     assert cli.main(["info", "AMOS22_MR", "--corpora"]) == 0
-    assert "told from CT by the case number alone" in capsys.readouterr().out
+    assert "distinguished from CT by the case number alone" in capsys.readouterr().out
     assert cli.main(["info", "--corpora", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["corpora"]["KiTS21"]["annotated"] == [
         "kidney",

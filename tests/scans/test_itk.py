@@ -41,7 +41,7 @@ def test_itks_geometry_becomes_a_ras_affine():
     flat = itk.affine_of((1, 2), (5, 6), (1, 0, 0, 1), "a")
     assert np.array_equal(np.diag(flat), [-1, -2, 1, 1])
     with pytest.raises(DataError, match=r"a\.nrrd"):
-        itk.affine_of((1, 2, 0), (0, 0, 0), np.eye(3).ravel(), "a.nrrd")
+        itk.affine_of((1, 2, 0), (0, 0, 0), tuple(np.eye(3).ravel()), "a.nrrd")
 
 
 def test_a_volume_keeps_values_type_and_place(tmp_path):

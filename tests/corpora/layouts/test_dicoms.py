@@ -52,7 +52,7 @@ def test_an_object_that_names_none_of_several(tmp_path):
     (tmp_path / "rt").mkdir()
     dicom.write_structures(tmp_path / "rt" / "a.dcm", files, {"liver": [(0, SQUARE)]})
     _, cases, problems = dicoms.scan(tmp_path)
-    assert cases == () and "cannot tell which series this RTSTRUCT belongs to" in [
+    assert cases == () and "cannot determine the series that this RTSTRUCT belongs to" in [
         p.message for p in problems
     ]
 

@@ -45,7 +45,7 @@ def test_files_without_or_with_several_partners():
     labels = {n: Path(n) for n in ("label1", "label3")}
     pairs, problems = folders.pair(scans, labels, Path("images"), Path("labels"))
     assert pairs == {} and [p.message for p in problems] == [
-        "cannot tell which label belongs to which image ('1')",
+        "cannot determine which label belongs to which image ('1')",
         "image 'img2' has no label",
         "label 'label3' has no image",
     ]
