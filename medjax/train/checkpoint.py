@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -284,7 +285,7 @@ class Checkpoints:
             if (
                 self._writing is not None and jax.process_index() == 0
             ):  # half a checkpoint, which is unusable
-                shutil.rmtree(self.folder / f"{self._writing}{TEMPORARY}", ignore_errors=True)
+                _remove(self.folder / f"{self._writing}{TEMPORARY}")
             self._pending = self._writing = None
             raise TrainError(
                 "a checkpoint could not be written; the older ones are untouched",
@@ -340,6 +341,15 @@ class _Unheard(logging.Filter):
 
 
 _UNHEARD = _Unheard()
+
+
+def _remove(folder: Path) -> None:
+    """Removes a half-written step; threads of the writer may add files to it for a moment more."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _reason(error: BaseException) -> str:

@@ -55,7 +55,7 @@ def start_program(workdir, *arguments, **settings):
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     command = [
         sys.executable,
-        str(root / "tests" / "test_train_toy.py"),
+        str(root / "tests" / "train" / "test_toy.py"),
         str(workdir),
         "--settings",
         json.dumps(settings),
