@@ -97,6 +97,7 @@ def _read_npz(path: Path) -> None:
     from medjax.errors import MedjaxError
     from medjax.runs import imported
     from medjax.scans import arrays
+    from medjax.weights import accounts
 
     as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
     as_mask.parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ import numpy as np
 from medjax.errors import DataError, UsageError
 from medjax.infer.model import Segmentation
 from medjax.scans import header as headers
-from medjax.scans import nifti
+from medjax.scans import label_table, nifti
 
 
 class Predictor:
@@ -85,7 +85,7 @@ class Predictor:
         found = nib.Nifti1Image(
             label_map.T.astype(header.get_data_dtype()), image.affine, header
         )  # the codes stay: it fits the header
-        found.header.extensions.append(headers.label_extension(self.labels))
+        found.header.extensions.append(label_table.extension(self.labels))
         return found
 
     def segment(self, image: Any, affine: Any = None) -> Segmentation:

@@ -1,8 +1,8 @@
 """The errors of medjax: one class per kind, each naming file, found, expected and fix.
 
 Imports no other module of medjax. Modules raise; only `main`, `cli` and the loops over cases catch.
-Exit codes follow the table in docs/usage.md: 0 ok, 1 run-time error, 2 usage, 3 some cases failed,
-4 verification failed, 75 preempted.
+Exit codes: 0 ok, 1 run-time error, 2 usage, 3 some cases failed, 4 verification failed, 75 stopped
+after saving (run again to continue), 130 interrupted, 143 terminated.
 """
 
 import difflib

@@ -1,8 +1,7 @@
 """The label space: the classes each corpus annotates, and the meaning of its voxel values.
 
-Pure data; imports only the errors and the rules for names. A label volume holds one *dense id* per
-voxel; a corpus maps every id to the *set* of classes the voxel belongs to, so nested regions
-(tumour inside liver) and overlaps need no extra channel. The space stacks all corpora:
+Pure data. A label volume holds one *dense id* per voxel; a corpus maps every id to the *set* of
+classes the voxel belongs to: nested regions and overlaps need no channel. Corpora, stacked:
 
   known  (corpus, class) bool       the class is annotated in the corpus: absence = "background"
   table  (corpus, id, class) bool   multi-hot target of a voxel; False for classes not known

@@ -10,7 +10,7 @@ import medjax
 from medjax import api
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus
-from medjax.scans import header as headers
+from medjax.scans import label_table
 from tests.support.raw import make_case
 from tests.support.run import ORGANS, make_run
 
@@ -51,7 +51,7 @@ def test_an_image_keeps_its_geometry_and_codes_and_an_array_gives_the_same(predi
     )
     assert (int(mask.header["qform_code"]), int(mask.header["sform_code"])) == (0, 2)
     assert (
-        headers.parse_label_table(mask.header.extensions[0].text)
+        label_table.parse(mask.header.extensions[0].text)
         == predictor.labels
         == {1: "organ", 2: "tumour"}
     )

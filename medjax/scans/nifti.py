@@ -19,7 +19,7 @@ import numpy as np
 
 from medjax import files
 from medjax.errors import DataError, UsageError, did_you_mean
-from medjax.scans import content, voxels
+from medjax.scans import content, label_table, voxels
 from medjax.scans import header as headers
 from medjax.scans.content import GZIP_MAGIC
 from medjax.scans.header import DataWarning
@@ -252,7 +252,7 @@ def write(
             expected=f"{like.shape} of {like.path}",
         )
     header = headers.for_array(array, like.header, path)
-    extension = headers.label_table(labels, header) if labels else b""
+    extension = label_table.table_bytes(labels, header) if labels else b""
     _put(path, header, array, extension)
 
 
@@ -312,9 +312,7 @@ def label_names(path: str | os.PathLike) -> dict[int, str]:
         header = headers.parse(start, path)
         end = min(int(header["vox_offset"]), EXTENSIONS)
         raw = start + source.read(end - len(start))
-    return headers.parse_label_table(
-        raw[int(header["sizeof_hdr"]) : end].decode("utf-8", "replace")
-    )
+    return label_table.parse(raw[int(header["sizeof_hdr"]) : end].decode("utf-8", "replace"))
 
 
 def _needed(header: nib.Nifti1Header, path: str) -> int:
