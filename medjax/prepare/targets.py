@@ -174,43 +174,63 @@ def check_targets(corpus: str, cases: Sequence[Case], root: str | os.PathLike) -
 
 def _check_sources(cases: Sequence[Case], folder: Path) -> None:
     """Refuses raw files inside the store's folder, and a store inside one case's folder."""
-    real, users = os.path.realpath(folder), {}
+    real = os.path.realpath(folder)
+    for case in cases:
+        for path in (*case.images, *case.label_files):
+            if any(Path(place).is_relative_to(real) for place in _places(path)):
+                raise UsageError(
+                    "the store would lie among the raw files: its folder for this corpus holds "
+                    "some",
+                    path=folder,
+                    found=path,
+                    fix="give another store folder (-o; in a training --config.data.store)",
+                )
+    check_outside(
+        cases,
+        folder,
+        "the store",
+        "give another store folder (-o; in a training --config.data.store)",
+    )
+
+
+def check_outside(cases: Sequence[Case], folder: str | os.PathLike, what: str, fix: str) -> None:
+    """Refuses a folder of medjax inside the folder of one case or of a DICOM series.
+
+    Args:
+      what: the folder's purpose, e.g. "the store". fix: of the message.
+    """
+    users: dict[str, set] = {}
     for number, case in enumerate(cases):
         for path in (*case.images, *case.label_files):
-            if (local := _local(path)) is None:
-                continue
-            for place in {
-                os.path.realpath(local),
-                os.path.join(os.path.realpath(os.path.dirname(local)), os.path.basename(local)),
-            }:
-                if Path(place).is_relative_to(real):
-                    raise UsageError(
-                        "the store would lie among the raw files: its folder for this corpus "
-                        "holds some",
-                        path=folder,
-                        found=path,
-                        fix="give another store folder (-o; in a training --config.data.store)",
-                    )
-                own = (
-                    place if os.path.isdir(place) else os.path.dirname(place)
-                )  # a DICOM folder is a case's folder by itself
-                for parent in (
-                    own,
-                    os.path.dirname(own),
-                ):  # and the one above: BIDS has sub-01/anat
+            for place in _places(path):
+                # A DICOM folder is a case's folder by itself. The one above counts as well: BIDS
+                # has sub-01/anat.
+                own = place if os.path.isdir(place) else os.path.dirname(place)
+                for parent in (own, os.path.dirname(own)):
                     users.setdefault(parent, set()).add(number)
                 if os.path.isdir(place):
                     users.setdefault(own, set()).add("series")
+    real = os.path.realpath(folder)
     for parent in (real, *map(str, Path(real).parents)):
         owners = users.get(parent, set())
         of_one = len(owners) == 1 and (len(cases) > 1 or os.path.basename(parent) == cases[0].name)
         if "series" in owners or of_one:
             raise UsageError(
-                "the store would lie in a folder with the raw files of a case",
+                f"{what} would lie in a folder with the raw files of a case",
                 path=folder,
                 found=parent,
-                fix="give another store folder (-o; in a training --config.data.store)",
+                fix=fix,
             )
+
+
+def _places(path: str) -> set[str]:
+    """Where a file of a case lies: followed to the end, and with a link as its last part."""
+    if (local := _local(path)) is None:
+        return set()
+    return {
+        os.path.realpath(local),
+        os.path.join(os.path.realpath(os.path.dirname(local)), os.path.basename(local)),
+    }
 
 
 def _local(path: str) -> str | None:

@@ -7,6 +7,7 @@ accepted (`medjax info RUN --accept`).
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,49 @@ NEEDED = {
     "train": ("patch",),
     "infer": ("checkpoint", "overlap", "mirror_axes", "average", "batch_windows"),
 }
+
+
+WRITTEN = (  # what a training writes into its folder, apart from predictions and scores
+    CONFIG,
+    LABELS,
+    PLAN,
+    SPLITS,
+    SPLITS_INFO,
+    ENVIRONMENT,
+    SOURCES,
+    HASHES,
+    "saved.json",
+    "metrics.jsonl",
+    "system.jsonl",
+    "progress.png",
+    "tensorboard",
+    "checkpoints",
+)
+
+
+def check_target(folder: Path) -> None:
+    """`UsageError` if a training would overwrite files of somebody else.
+
+    A folder may hold other files, but what a training writes only if its config.json is that of a
+    run, or its hashes.json lists one.
+    """
+    folder = Path(folder)
+    if not (there := [name for name in WRITTEN if os.path.lexists(folder / name)]):
+        return
+    found = [_found(folder / name) for name in (CONFIG, HASHES) if (folder / name).is_file()]
+    for value in (v for values in found for v in values if isinstance(v, dict)):
+        if all(isinstance(value.get(section), dict) for section in NEEDED):
+            return
+        listed = value.get(CONFIG)
+        if isinstance(listed, list) and all(str(v).startswith("xxh3:") for v in listed):
+            return
+    raise UsageError(
+        "the folder holds files that medjax did not write, under names of a run",
+        path=folder,
+        found=", ".join(there[:6]),
+        expected="an empty or new folder, or a run",
+        fix="give another --workdir",
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

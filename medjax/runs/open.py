@@ -18,7 +18,7 @@ from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subs
 from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
-from medjax.prepare.targets import check_targets
+from medjax.prepare.targets import check_outside, check_targets
 from medjax.scans import records
 
 EVERYTHING = -1  # the fold that trains on all cases and holds none out
@@ -116,6 +116,7 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
         )
     for corpus in stores if files else ():
         check_targets(corpus.store, cases[corpus.name], data.get("store") or workdir / "store")
+        check_outside(cases[corpus.name], workdir, "the run folder", "give another --workdir")
     for name, rule in data.get("subset", {}).items():
         if name not in cases:
             raise UsageError(

@@ -68,6 +68,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     fields = config.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
+    runfolder.check_target(workdir)
     data = corpora.open_data(fields["data"], workdir)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
 

@@ -12,10 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from configs.base import base_config
 from medjax import cli, files, locks, main
+from medjax.corpora.inputs import Case
 from medjax.errors import TrainError, UsageError
+from medjax.prepare.targets import check_outside
+from medjax.registry import plain
 from medjax.runs import folder as runfolder
-from medjax.runs import trained
+from medjax.runs import stages, trained
 from medjax.train import checkpoint, log
 from tests.support.old_run import start, unpack
 from tests.support.run import make_run
@@ -541,3 +545,35 @@ def test_sigterm_in_a_verb_is_a_sentence(old):
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "stopped by SIGTERM" in out, out
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "splits_final.json", "metrics.jsonl", "checkpoints"]
+)
+def test_a_training_never_overwrites_files_of_somebody_else(tmp_path, name):
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    if name == "checkpoints":
+        (foreign / name).mkdir()
+        (foreign / name / "weights.bin").write_text("mine")
+    else:
+        (foreign / name).write_text('{"train": 1}')
+    before = {p: p.read_bytes() for p in foreign.rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match=rf"did not write.*found {name}"):
+        runfolder.check_target(foreign)
+    config = {"data": {}, "evaluate": {}, "model": {}, "train": {}, "infer": {}}
+    with pytest.raises(UsageError, match="did not write"):
+        stages.open_run(plain(base_config()) | {"name": "x"}, foreign)
+    assert {p: p.read_bytes() for p in foreign.rglob("*") if p.is_file()} == before
+    (foreign / "config.json").write_text(json.dumps(config))
+    runfolder.check_target(foreign)  # a run, whatever else it holds
+    runfolder.check_target(tmp_path / "new")
+
+
+def test_a_run_folder_in_the_folder_of_a_case_is_refused(tmp_path):
+    cases = [
+        Case(name, (str(tmp_path / "raw" / name / "imaging.nii.gz"),)) for name in ("a", "b", "c")
+    ]
+    with pytest.raises(UsageError, match="the run folder would lie in a folder with the raw files"):
+        check_outside(cases, tmp_path / "raw" / "b" / "run", "the run folder", "another --workdir")
+    check_outside(cases, tmp_path / "raw" / "run", "the run folder", "another --workdir")
