@@ -14,7 +14,8 @@ def test_a_library_is_imported():
 
 
 def test_a_missing_one_names_file_and_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "highdicom", None)
+    for name in ("highdicom", "highdicom.seg"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError) as caught:
         extras.needs("highdicom.seg", "/data/seg.dcm")
     assert str(caught.value) == (
