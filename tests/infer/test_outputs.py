@@ -29,6 +29,7 @@ from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from tests.infer.test_faults import expected, make_predictor, phantom, put
+from tests.support.old_run import extract
 from tests.support.run import make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -306,8 +307,7 @@ def test_a_mask_that_somebody_corrected_is_kept_beside_the_new_one(predictor, sc
 def test_predictions_of_an_earlier_version_go_on_and_are_said_to_be_unhashed(
     repository, tmp_path, monkeypatch, capsys
 ):
-    with zipfile.ZipFile(repository / "tests" / "old" / "337855a.zip") as archive:
-        archive.extractall(tmp_path)
+    extract(tmp_path)
     monkeypatch.chdir(tmp_path)
     given = [
         "predict",

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from medjax.report.montage import montage
 from medjax.report.present import present
 from medjax.runs import gates, test
 from tests.report.test_pages import save
+from tests.support.old_run import extract
 
 EVIL = "<script>alert(1)</script>|x\x1b[2J\n[a](http://b) `c`"
 
@@ -118,8 +118,7 @@ def test_every_file_of_an_evaluation_is_known_as_ours(folders, tmp_path):
 
 
 def test_evaluations_of_an_earlier_version_are_ours(repository, tmp_path):
-    with zipfile.ZipFile(repository / "tests" / "old" / "337855a.zip") as archive:
-        archive.extractall(tmp_path)
+    extract(tmp_path)
     folder = tmp_path / "run" / "evaluation"
     names = sorted(contents(folder))
     assert (

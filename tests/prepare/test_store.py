@@ -24,6 +24,7 @@ from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
 from medjax.sample.draw import Pool, Recipe, Samples
 from medjax.scans import zipped
+from tests.support.old_run import extract
 from tests.support.raw import write_corpus
 
 SHAPE = (12, 9, 10)
@@ -213,12 +214,9 @@ def test_only_what_a_patch_touches_is_compared_and_once(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def old(tmp_path, repository):
+def old(tmp_path):
     """A store made by a version that wrote no hashes, with its raw data."""
-    with zipfile.ZipFile(repository / "tests" / "old" / "337855a.zip") as archive:
-        archive.extractall(
-            tmp_path, [n for n in archive.namelist() if n.startswith(("Task01_Blobs/", "store/"))]
-        )
+    extract(tmp_path, "Task01_Blobs/", "store/")
     clear()
     return tmp_path
 

@@ -23,10 +23,15 @@ def get_config():
 """
 
 
-def unpack(folder: Path) -> Path:
-    """The content of the archive in `folder`."""
+def extract(folder: Path, *prefixes: str) -> None:
+    """Files made by an earlier version, those whose names begin with one of `prefixes` or all."""
     with zipfile.ZipFile(ROOT / "tests" / "old" / "337855a.zip") as archive:
-        archive.extractall(folder)
+        archive.extractall(folder, [n for n in archive.namelist() if n.startswith(prefixes or "")])
+
+
+def unpack(folder: Path) -> Path:
+    """The content of the archive in `folder`, and the config of its run as a Python file."""
+    extract(folder)
     shutil.copy(folder / "run" / "config.json", folder / "config.json")
     (folder / "config.py").write_text(CONFIG)
     return folder

@@ -28,6 +28,7 @@ from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights.formats import archive
 from medjax.weights.plans_import import intensity_of
+from tests.support.old_run import extract
 from tests.support.run import make_run
 from tests.weights.test_archive import rewritten
 
@@ -484,9 +485,7 @@ def test_a_plan_replaces_plans_only(root, tmp_path):
 
 
 def test_archives_of_before_are_read(tmp_path, repository):
-    with zipfile.ZipFile(repository / "tests" / "old" / "337855a.zip") as old:
-        for name in ("weights.medjax", "function.medjax"):
-            old.extract(name, tmp_path)
+    extract(tmp_path, "weights.medjax", "function.medjax")
     assert (
         load_predictor(tmp_path / "weights.medjax").model.space.classes
         == load_predictor(tmp_path / "function.medjax").model.space.classes
