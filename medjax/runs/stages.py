@@ -149,7 +149,13 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
-    return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
+    found = {k: fields.get(k, {}) for k in kept}
+    found |= {"init": begun, "sampler": ways, "train": trained}
+    optional = {
+        "precision": fields["train"].get("precision"),
+        "tasks": (fields.get("data") or {}).get("tasks"),
+    }
+    return found | {k: v for k, v in optional.items() if v}  # absent in earlier runs
 
 
 def prepare_stage(run: Run) -> None:
@@ -306,6 +312,11 @@ def mean_spacing(run: Run) -> tuple[float, float, float]:
 
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
+    with build.precision(run.fields):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     import jax
 
     from medjax.train import loop, sharding
@@ -332,7 +343,8 @@ def train(run: Run) -> None:
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
     mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
-    settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
+    used = ("batch", "patch", "precision")  # by other parts of a training than the loop
+    settings = {k: v for k, v in fields["train"].items() if k not in used}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{settings['steps']:,} steps of {recipe.batch}"

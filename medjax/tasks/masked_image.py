@@ -75,7 +75,7 @@ class MaskedImage:
             self.block,
             self.ratio,
         )
-        context = self.batches.context(batch) | {"masked": masked}
+        context = self.batches.context(batch | {"masked": masked})
         outputs = self.batches.apply(
             params, prepared["image"], context, True, jax.random.fold_in(key, 1)
         )
@@ -95,7 +95,7 @@ class MaskedImage:
             jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
         )
         outputs = self.batches.apply(
-            params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None
+            params, prepared["image"], self.batches.context(batch | {"masked": masked}), False, None
         )
 
         def of_sample(*arrays: Any) -> Array:
