@@ -188,7 +188,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
             expected=f"at most {UNCHANGED:g}",
         )
     sizes = [_sizes(net.abstract()) for net in (before, after)]
-    added = {part: sizes[1][part] - sizes[0][part] for part in PARTS}
+    added = {part: sizes[1][part] - sizes[0].get(part, 0) for part in PARTS if part in sizes[1]}
     return Growth(
         tuple(m for m in space.modalities if m not in old_space.modalities),
         tuple(c.name for c in space.corpora if c.name not in [o.name for o in old_space.corpora]),
@@ -390,10 +390,11 @@ def _sizes(abstract: Any) -> dict[str, int]:
     import re
 
     flat = experts.flat(abstract)
-    return {
+    found = {
         part: sum(int(np.prod(v.shape)) for k, v in flat.items() if re.search(pattern, k))
         for part, pattern in PARTS.items()
     }
+    return {part: n for part, n in found.items() if n or part != "context"}
 
 
 def _set(fields: dict, path: str, value: Any) -> None:
