@@ -77,10 +77,10 @@ def make_network(
         "tasks": len(names),
         "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
     }
-    accepted = _signature(name)
-    if accepted:
-        given = sockets.resolved(name, tuple(accepted), given, offered)
-    module = build("models", name, **{k: v for k, v in offered.items() if k in accepted} | given)
+    known = accepted(name)
+    if known:
+        given = sockets.resolved(name, tuple(known), given, offered)
+    module = build("models", name, **{k: v for k, v in offered.items() if k in known} | given)
 
     def apply(params, image, context=None, train=False, key=None):
         with precision(fields) if train else contextlib.nullcontext():
@@ -137,7 +137,8 @@ def precision(fields: Mapping) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision(word) if word else contextlib.nullcontext()
 
 
-def _signature(name: str, package: str = "models") -> Mapping:
+def accepted(name: str, package: str = "models") -> Mapping:
+    """The arguments of a module's `make` by name; empty if there is none."""
     try:
         return inspect.signature(
             importlib.import_module(f"medjax.{package}.{name}").make
@@ -158,7 +159,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         losses.append((name, weight, build("losses", name, **given)))
     named = (
         {"modalities": space.modalities}
-        if "modalities" in _signature(fields["task"], "tasks")
+        if "modalities" in accepted(fields["task"], "tasks")
         else {}
     )
     return build(

@@ -222,7 +222,8 @@ def _context(net: build.Network, facts: Mapping[str, int], spacing: Sequence[flo
 
 def _exact(fields: Mapping) -> dict:
     """The same network in float32, so that rounding neither hides nor causes a change."""
-    return {**fields, "model": {**fields["model"], "dtype": "float32"}}
+    chosen = {"dtype": "float32"} if "dtype" in build.accepted(fields["model"]["name"]) else {}
+    return {**fields, "model": {**fields["model"], **chosen}}
 
 
 def _gate(begin: str, freeze: bool) -> str:
