@@ -110,7 +110,7 @@ class Verifier:
 
     @staticmethod
     def _started(path: object) -> subprocess.Popen:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])  # the folder that holds medjax
         before = os.environ.get("PYTHONPATH")
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
