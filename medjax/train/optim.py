@@ -29,16 +29,20 @@ class Optimizer:
     """An optimizer for the update.
 
     Attributes:
-      tx: the optax transformation over the whole parameter tree.
+      tx: the optax transformation over the trained leaves; frozen leaves may be present and have
+        no state and no change.
       schedule: step (0-based, int or traced) -> learning rate.
-      trained: parameters -> tree of bool, False where frozen (in every phase).
+      trained: all parameters -> tree of bool, False where frozen (in every phase). `TrainError` for
+        rules that do not cover the parameters or match none of them.
       norm: (gradients, step) -> their global norm over the leaves that are trained at that step.
+      ema: decay of the moving average of the trained parameters; 0: none.
     """
 
     tx: optax.GradientTransformation
     schedule: Callable[[Any], Any]
     trained: Callable[[Any], Any]
     norm: Callable[[Any, Any], Any]
+    ema: float = 0.0
 
 
 def make(
@@ -65,6 +69,7 @@ def make(
     lr_scale: Rules = ALL_ONE,
     decay: Rules = ALL_ONE,
     only: Rules = (),
+    ema: float = 0.0,
 ) -> Optimizer:
     """Builds the optimizer; the defaults are nnU-Net's.
 
@@ -87,12 +92,21 @@ def make(
       decay: (regex, bool or factor of `weight_decay`).
       only: (regex, (axis, indices)): of these trained leaves only those slices are updated, e.g.
         one expert of a stack; others are updated as a whole.
+      ema: decay d of a moving average of the trained parameters, from 0 (none) to below 1: after
+        update t = 0, 1, ... average = r average + (1 - r) p with r = min(d, (1 + t) / (10 + t)), so
+        that the initial parameters lose their share early (tf.train.ExponentialMovingAverage).
 
-    Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not
-      cover the parameters.
+    Raises: `UsageError` for unknown names or a decay out of range; `TrainError` (from `trained`)
+      for rules that do not cover the parameters.
     """
     if name not in NAMES:
         raise UsageError(f"unknown optimizer {name!r}", fix=did_you_mean(name, NAMES))
+    if not 0 <= ema < 1:
+        raise UsageError(
+            "unusable decay of the moving average",
+            found=f"optim.ema={ema}",
+            expected="0 (no average), or a number below 1 such as 0.999",
+        )
     unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
     rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
     add_decay = _per_leaf(
@@ -118,28 +132,25 @@ def make(
     chain = optax.chain(*part, *clip, *core, scale, optax.scale_by_learning_rate(rate), *part)
 
     def trained(params: Any) -> Any:
-        return jax.tree.map(bool, rule_lists.assign(params, trainable, "trainable rules"))
-
-    def groups(params: Any) -> Any:
-        return jax.tree.map(lambda on: "train" if on else "freeze", trained(params))
-
-    def init(params: Any) -> Any:
         if only:
             rule_lists.assign(params, (*only, (".*", None)), "slices that are trained")
         for rules, what in ((decay, "weight decay rules"), (lr_scale, "learning-rate rules")):
             rule_lists.assign(
                 params, rules, what
             )  # unmatched paths and unused rules show before training, on the whole tree
-        return tx.init(params)
+        return jax.tree.map(bool, rule_lists.assign(params, trainable, "trainable rules"))
 
-    tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
+    def groups(part: Any) -> Any:
+        found = rule_lists.assign(part, trainable, "trainable rules", all_used=False)
+        return jax.tree.map(lambda on: "train" if on else "freeze", found)
 
     def norm(gradients: Any, step: Any) -> Any:
         return optax.global_norm(
-            jax.tree.map(lambda g, on: g if on else None, gradients, trained(gradients))
+            jax.tree.map(lambda g, at: g if at == "train" else None, gradients, groups(gradients))
         )
 
-    return Optimizer(optax.GradientTransformation(init, tx.update), rate, trained, norm)
+    tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
+    return Optimizer(tx, rate, trained, norm, float(ema))
 
 
 def make_schedule(

@@ -343,10 +343,10 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
 
     state = toy.run(tmp_path, steps=4, devices=1, optimizer=frozen, borrow=borrow, validate_every=0)
     assert (
-        np.asarray(state["params"]["encoder"]["kernel"]).tobytes()
+        np.asarray(state["frozen"]["encoder"]["kernel"]).tobytes()
         == np.asarray(params["encoder"]["kernel"]).tobytes()
     )
-    assert np.signbit(state["params"]["encoder"]["bias"]).all(), "even the sign of zero"
+    assert np.signbit(state["frozen"]["encoder"]["bias"]).all(), "even the sign of zero"
     assert not np.array_equal(
         state["params"]["head"]["kernel"], toy.init(jax.random.key(0))["head"]["kernel"]
     )
@@ -355,7 +355,7 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
         leaf.size for leaf in jax.tree.leaves(state["params"]["head"])
     )
     with pytest.raises(TrainError, match="do not fit"):
-        states.with_params(state, {"encoder": state["params"]["encoder"]})
+        states.with_params(state, {"encoder": state["frozen"]["encoder"]})
 
 
 @pytest.mark.slow

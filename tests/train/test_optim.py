@@ -180,6 +180,6 @@ def test_unknown_names_and_rules_are_refused():
     with pytest.raises(UsageError, match="cosine"):
         optim.make(schedule="cosin", steps=1)
     with pytest.raises(TrainError, match="weight decay rules: no parameter is left for nothing"):
-        optim.make(steps=1, decay=(("nothing", 0.0), (".*", 1.0))).tx.init(PARAMS)
+        optim.make(steps=1, decay=(("nothing", 0.0), (".*", 1.0))).trained(PARAMS)
     with pytest.raises(TrainError, match="trainable rules: no rule matches head/kernel"):
-        optim.make(steps=1, trainable=(("^encoder/", True),)).tx.init(PARAMS)
+        optim.make(steps=1, trainable=(("^encoder/", True),)).trained(PARAMS)

@@ -65,7 +65,7 @@ def test_frozen_leaves_stay_bit_by_bit(made):
     (step, _), *_ = made
     x, request = batch(made)
     state, _ = step(fresh(made), {"x": x}, request)
-    assert np.signbit(state["params"]["frozen"])  # -0.0, not 0.0
+    assert np.signbit(state["frozen"]["frozen"])  # -0.0, not 0.0
 
 
 def test_every_step_has_its_own_key_and_rate(made):
@@ -86,8 +86,9 @@ def test_the_old_buffers_are_given_away(made):
     (step, _), *_ = made
     x, request = batch(made)
     state = fresh(made)
-    step(state, {"x": x}, request)
+    new, _ = step(state, {"x": x}, request)
     assert state["params"]["w"].is_deleted()
+    assert new["frozen"]["frozen"] is state["frozen"]["frozen"]
 
 
 def test_validation_sums_over_the_batch_and_hears_requests(made):
