@@ -17,7 +17,7 @@ import numpy as np
 from medjax import files
 from medjax.errors import TrainError
 from medjax.train import hashes, storage
-from medjax.train.stepfolder import BASE, facts_of, steps
+from medjax.train.stepfolder import BASE, TEMPORARY, facts_of, steps
 
 
 def digest(tree: Any) -> str:
@@ -56,8 +56,9 @@ def _place(folder: Path, digest: str) -> tuple[int, bool]:
                 return number, True
         except TrainError:
             continue  # damaged: it is left there, and another number is taken
-    names = [path.name.split(".")[0] for path in folder.iterdir()] if folder.is_dir() else []
-    taken = [int(name) for name in names if name.isdecimal()]
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    first = [name.split(".")[0] for name in names if not name.endswith(TEMPORARY)]
+    taken = [int(name) for name in first if name.isdecimal()]
     return max(taken, default=-1) + 1, False
 
 

@@ -38,6 +38,7 @@ from medjax.train import state as states
 from medjax.train.stepfolder import (
     BASE,
     FACTS,
+    TEMPORARY,
     base_of,
     best_step,
     damaged,
@@ -64,7 +65,6 @@ __all__ = [
     "steps",
 ]
 
-TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 AVERAGES = ("auto", "off")  # whether readers take the moving average of the parameters
 _UNHEARD = storage.Unheard()
 
@@ -388,20 +388,21 @@ def _restored(
     Args:
       names: the parameters that the step itself holds.
     """
-    whole = storage.flat(states.join(target["params"], target.get("frozen", {})))
-
-    def tree(names: Any) -> Any:
-        """Their abstract arrays, in the form in which they were saved."""
-        own = storage.flat(target["params"])
-        same = set(names) == set(own)
-        return target["params"] if same else storage.nest({name: whole[name] for name in names})
-
-    parts = _parts(target) | {"params": tree(names)}
-    loaded = storage.load(folder, {part: t for part, t in parts.items() if jax.tree.leaves(t)})
+    frozen = target.get("frozen", {})
+    whole = storage.flat(states.join(target["params"], frozen))
+    as_saved = set(names) == set(storage.flat(target["params"]))
+    own = target["params"] if as_saved else storage.nest({name: whole[name] for name in names})
+    parts = _parts(target) | {"params": own}
+    loaded = storage.load(
+        folder,
+        {part: tree for part, tree in parts.items() if jax.tree.leaves(tree)},
+        partial=not as_saved,  # earlier versions wrote a place without a value for frozen leaves
+    )
     values = storage.flat(loaded.get("params", {}))
     if base:
-        stored = tree(set(whole) - set(names))
-        values |= storage.flat(storage.load(base, {"params": stored})["params"])
+        others = {name: leaf for name, leaf in whole.items() if name not in names}
+        held = frozen if as_saved else storage.nest(others)
+        values |= storage.flat(storage.load(base, {"params": held})["params"])
     state = dict(loaded.get("train", {})) | ({"ema": loaded["ema"]} if "ema" in loaded else {})
     for part in ("params", "frozen"):
         if part in target:

@@ -1,9 +1,9 @@
 """Optimizers and schedules from plain arguments.
 
-SGD with Nesterov momentum, AdamW; schedules; clipping; frozen leaves. In: numbers and rule lists
-over parameter paths. Out: `Optimizer`, an optax transformation with its schedule and the mask of
-trained leaves. Frozen leaves have no optimizer state, no update and do not count for the clipping
-norm. For several optimizers in sequence see `train/phases.py`.
+SGD with Nesterov momentum, AdamW, LAMB; schedules; clipping; frozen leaves. In: numbers and rule
+lists over parameter paths. Out: `Optimizer`, an optax transformation with its schedule and the mask
+of trained leaves. Frozen leaves have no optimizer state, no update and do not count for the
+clipping norm. For several optimizers in sequence see `train/phases.py`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.train import rules as rule_lists
 from medjax.train.rules import Rules
 
-NAMES = ("sgd", "adamw")
+NAMES = ("sgd", "adamw", "lamb")
 SCHEDULES = ("poly", "cosine", "linear", "constant")
 ALL_TRUE: Rules = ((".*", True),)
 ALL_ONE: Rules = ((".*", 1.0),)
@@ -81,8 +81,13 @@ def make(
       adamw   u = mhat / (sqrt(vhat) + eps) + wd p
               torch.optim.AdamW: decay is decoupled
               with amsgrad v is replaced by its largest value so far
+      lamb    r = mhat / (sqrt(vhat) + eps) + wd p;  u = r |p| / |r|, Euclidean norms of a leaf
+              arXiv 1904.00962, algorithm 2; if either norm is 0, u = r
 
       p -= lr(step) lr_scale u          wd = weight_decay x decay
+
+    So LAMB's ratio |p| / |r| does not cancel `lr_scale`. Of a leaf with `only`, it counts the
+    slices that are trained.
 
     Args:
       steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see
@@ -109,6 +114,7 @@ def make(
         )
     unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
     rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
+    slices = (*only, (".*", None))
     add_decay = _per_leaf(
         lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules"
     )
@@ -116,24 +122,15 @@ def make(
         core = [add_decay, optax.trace(momentum, nesterov)] if momentum else [add_decay]
     else:
         core = [_amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps), add_decay]
+        core += [_per_leaf(_trust, slices, "slices")] if name == "lamb" else []
     scale = _per_leaf(lambda g, _, factor: g * float(factor), lr_scale, "learning-rate rules")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    part = (
-        [
-            _per_leaf(
-                lambda g, _, where: g if where is None else g * _slices(g, *where),
-                (*only, (".*", None)),
-                "slices",
-            )
-        ]
-        if only
-        else []
-    )
+    part = [_per_leaf(lambda g, _, where: _sliced(g, where), slices, "slices")] if only else []
     chain = optax.chain(*part, *clip, *core, scale, optax.scale_by_learning_rate(rate), *part)
 
     def trained(params: Any) -> Any:
         if only:
-            rule_lists.assign(params, (*only, (".*", None)), "slices that are trained")
+            rule_lists.assign(params, slices, "slices that are trained")
         for rules, what in ((decay, "weight decay rules"), (lr_scale, "learning-rate rules")):
             rule_lists.assign(
                 params, rules, what
@@ -231,6 +228,18 @@ def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformat
         return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _trust(update: Any, p: Any, where: Any) -> Any:
+    """The update in the length of its leaf (the slices `where` of it): r |p| / |r|."""
+    length, own = (jnp.sqrt(jnp.sum(jnp.square(_sliced(x, where)))) for x in (p, update))
+    usable = (length > 0) & (own > 0)
+    return update * jnp.where(usable, length / jnp.where(usable, own, 1), 1).astype(update.dtype)
+
+
+def _sliced(x: Any, where: Any) -> Any:
+    """The array with 0 outside the slices (axis, indices); None: as it is."""
+    return x if where is None else x * _slices(x, *where)
 
 
 def _slices(like: Any, axis: int, indices: Any) -> Any:

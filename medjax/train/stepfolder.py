@@ -15,6 +15,7 @@ from medjax import files
 from medjax.errors import TrainError
 
 FACTS = "_CHECKPOINT_METADATA"  # orbax' own JSON file of a step; ours are its custom metadata
+TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 SAVED = "saved.json"  # beside the folder of the checkpoints: the newest step that was saved
 BASE = "base"  # subfolder of the checkpoints: frozen parameters, which all steps share
 _STEP, _ASIDE = re.compile(r"0|[1-9][0-9]*"), re.compile(r"[0-9]+\.unreadable(-[0-9]+)?")

@@ -96,3 +96,28 @@ def test_validation_sums_over_the_batch_and_hears_requests(made):
     x, request = batch(made, x=(1.0, 2.5), request=(1, 0))
     found = validate(init(None), {"x": x}, request)
     assert float(found["sum"][0]) == 7 and int(found["request"]) == 1
+
+
+def test_the_average_follows_the_parameters_and_validation_may_use_it():
+    """r average + (1 - r) p with r = min(decay, (1 + t) / (10 + t)) after update t."""
+    mesh = sharding.make_mesh(1, jax.devices()[:2])
+    optimizer = optim.make(
+        lr=LR,
+        steps=10,
+        momentum=0.0,
+        clip_norm=1.0,
+        trainable=(("frozen", False), (".*", True)),
+        ema=0.2,
+    )
+    target = states.abstract(init, optimizer, mesh, sharding.REPLICATE)
+    step, validate = update.make(Task(), optimizer, SEED, mesh, target)
+    state, expected = states.born(init, optimizer, target, 0), 2.0
+    x = sharding.put({"v": np.float32((1.0, 3.0))}, mesh)["v"]
+    request = sharding.put({"v": np.int32((0, 0))}, mesh)["v"]
+    for t, r in enumerate((1 / 10, 2 / 11, 0.2, 0.2)):
+        state, _ = step(state, {"x": x}, request)
+        expected = r * expected + (1 - r) * float(state["params"]["w"])
+        assert float(state["ema"]["w"]) == pytest.approx(expected, rel=1e-6), t
+    assert abs(expected - float(state["params"]["w"])) > 1e-3
+    found = validate(states.weights(state), {"x": x}, request)
+    assert float(found["sum"][0]) == pytest.approx(4 * expected)
