@@ -111,7 +111,7 @@ def abstract(
     rules: Rules,
 ) -> State:
     """The state as `jax.ShapeDtypeStruct` leaves that carry their shardings; costs no memory."""
-    shapes = jax.eval_shape(maker(init, optimizer), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: maker(init, optimizer)(jax.random.key(0)))
     whole = join(shapes["params"], shapes["frozen"])
     shardings = sharding.of_state(shapes | {"params": whole, "frozen": {}}, mesh, rules)
     parts = split(shardings["params"], optimizer.trained(whole))
@@ -130,9 +130,9 @@ def born(init: Callable[[jax.Array], Any], optimizer: Optimizer, target: State, 
     where = shardings_of(target)
     on_cpu = all(d.platform == "cpu" for d in jax.tree.leaves(where)[0].device_set)
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(maker(init, optimizer), out_shardings=where, compiler_options=options)(
-        jax.random.key(seed)
-    )
+    make = jax.jit(maker(init, optimizer), out_shardings=where, compiler_options=options)
+    with jax.transfer_guard("allow"):  # the seed is a number of the host, for all devices
+        return make(jax.random.key(seed))
 
 
 def shardings_of(target: State) -> State:
@@ -173,5 +173,8 @@ def _place(value: Any, like: Any) -> Any:
     """
     if isinstance(value, np.ndarray):
         value = value.astype(like.dtype, copy=False)
-        return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+        with jax.transfer_guard_host_to_device("allow"):  # meant, though jax calls it implicit
+            return jax.make_array_from_callback(
+                value.shape, like.sharding, lambda index: value[index]
+            )
     return jax.device_put(jnp.asarray(value, like.dtype), like.sharding)

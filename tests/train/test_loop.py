@@ -363,6 +363,28 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
         states.with_params(state, {"encoder": state["frozen"]["encoder"]})
 
 
+@pytest.mark.parametrize("net", ["toy", "partly"])
+def test_nothing_is_moved_between_host_and_devices_unasked(tmp_path, net):
+    """Steps, validations, checkpoints, borrowed parameters and a resume in which jax refuses every
+    implicit transfer, in all threads; on CPUs it sees those to devices and between them.
+    """
+
+    def borrow(fresh):
+        return jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), fresh)
+
+    before = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            jax.jit(jnp.negative)(np.zeros(2))
+        for until in (5, 8):
+            state = toy.run(tmp_path, net=net, until=until, devices=2, borrow=borrow)
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+    assert int(state["step"]) == 8
+    assert [row["step"] for row in log.read(tmp_path / "metrics.jsonl") if "dice" in row] == [4, 8]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "fsdp"), [("toy", 4), ("partly", 8), ("tsfm", 8)]
