@@ -3,6 +3,7 @@ parameters, whatever is stored where.
 """
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -290,6 +291,43 @@ def test_files_of_others_beside_the_base_stay(tmp_path):
     assert (tmp_path / "base" / "0" / "scan.nii").read_text() == "a"
     assert (tmp_path / "base" / "notes.txt").read_text() == "b"
     assert checkpoint.steps(tmp_path / "base") == [1]
+
+
+def test_a_full_disk_at_the_base_is_a_clean_error(tmp_path):
+    def large(key):
+        return {
+            "encoder": {"kernel": jax.random.normal(key, (1000, 500))},
+            "head": {"kernel": jnp.ones(3)},
+        }
+
+    target, state = fresh(start=large)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with (
+            pytest.raises(
+                TrainError, match=r"base: a checkpoint could not be written.*may not grow"
+            ),
+            Checkpoints(tmp_path) as checkpoints,
+        ):
+            checkpoints.save(1, state, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(target) is None
+        checkpoints.save(1, state, {})
+        same(checkpoints.restore(target)[0], state)
+
+
+def test_a_run_that_trains_nothing_is_still_a_run(tmp_path):
+    """Only useful for its validation."""
+    target, state = fresh(adamw(trainable=((".*", False),)))
+    assert states.weights(state) == state["frozen"] and state["params"] == {}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        same(checkpoints.restore(target)[0], state)
+    same(checkpoint.read_params(tmp_path), state["frozen"])
 
 
 def test_a_damaged_base_is_not_used_for_new_steps(tmp_path):
