@@ -4,14 +4,18 @@ In: the config as plain values, a network and a label space. Out: bytes by purpo
 allocated.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.train.optim import Optimizer
 
 MIB, GIB = 2**20, 2**30
 
@@ -20,23 +24,64 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
     """Bytes of one training step on one device.
 
     Parameters, optimizer state, gradients, batch, and values kept for the backward pass.
+
+    Gradients and optimizer state are those of the trained leaves. With `train.accumulate` > 1 the
+    values kept are those of one micro-batch, the batch is held as cut and as augmented, and
+    gradients are held twice (the sum, and those of one micro-batch).
     """
-    params = net.abstract()
-    task = build.make_task(fields, space, net)
-    state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
-    batch = abstract_batch(fields, net)
-
-    def residuals(params, batch, key):
-        return jax.vjp(lambda p: task.loss(p, batch, key)[0], params)[1]
-
-    kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
+    params, parts = net.abstract(), accumulated(fields)
+    task, optimizer = build.make_task(fields, space, net), build.make_optimizer(fields)
+    state = jax.eval_shape(optimizer.tx.init, params)
+    batch, key = abstract_batch(fields, net), jax.eval_shape(lambda: jax.random.key(0))
+    held = [batch]
+    if parts > 1 and hasattr(task, "prepare"):
+        held.append(jax.eval_shape(task.prepare, batch, key))
+    micro = abstract_batch(with_batch(fields, fields["train"]["batch"] // parts), net)
     return {
         "parameters": build.bytes_of(params),
         "optimizer": build.bytes_of(state),
-        "gradients": build.bytes_of(params),
-        "batch": build.bytes_of(batch),
-        "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
+        "gradients": build.bytes_of(trained(params, optimizer)) * min(parts, 2),
+        "batch": build.bytes_of(held),
+        "kept for backward": _kept(task, params, optimizer, micro, key),
     }
+
+
+def accumulated(fields: Mapping) -> int:
+    """Micro-batches of one step; 1 in configs that lack the field."""
+    return fields["train"].get("accumulate", 1)
+
+
+def with_batch(fields: Mapping, batch: int) -> dict:
+    """The config with another batch."""
+    return {**fields, "train": {**fields["train"], "batch": batch}}
+
+
+def trained(params: Any, optimizer: Optimizer) -> list:
+    """The leaves that the optimizer changes."""
+    chosen = jax.tree.leaves(optimizer.trained(params))
+    return [leaf for leaf, on in zip(jax.tree.leaves(params), chosen, strict=True) if on]
+
+
+def _kept(task: Any, params: Any, optimizer: Optimizer, batch: Any, key: Any) -> int:
+    """Bytes that the forward pass computes and the backward pass of the trained leaves reads.
+
+    What is an input of the step anyway (parameters, batch) does not count.
+    """
+    structure = jax.tree.structure(params)
+    chosen = jax.tree.leaves(optimizer.trained(params))
+
+    def residuals(leaves, batch, key):
+        def loss(changed):
+            changed = iter(changed)
+            joined = [next(changed) if on else p for p, on in zip(leaves, chosen, strict=True)]
+            return task.loss(structure.unflatten(joined), batch, key)[0]
+
+        return jax.vjp(loss, [p for p, on in zip(leaves, chosen, strict=True) if on])[1]
+
+    jaxpr = jax.make_jaxpr(residuals)(jax.tree.leaves(params), batch, key).jaxpr
+    given = set(jaxpr.invars)
+    kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var) and v not in given}
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
 
 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:

@@ -149,6 +149,8 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
+    if (parts := fields["train"].get("accumulate", 1)) != 1:  # runs without the field go on
+        trained["accumulate"] = parts
     return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
 
 
@@ -306,10 +308,10 @@ def mean_spacing(run: Run) -> tuple[float, float, float]:
 
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
-    import jax
+    from medjax.train import accumulate, loop, sharding
 
-    from medjax.train import loop, sharding
-
+    layout = hosts.layout(run.fields)  # refused before anything is prepared
+    mesh = layout.mesh()
     prepare_stage(run)
     space = run.data.space
     fields = config.with_masks(run.fields, run.plan, space.corpora)
@@ -328,30 +330,38 @@ def train(run: Run) -> None:
     }
     recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
+    host, count = sharding.share(mesh, layout.batch_axes)
+    shared = {"host": host, "hosts": count, "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
-    settings = {k: v for k, v in fields["train"].items() if k not in ("batch", "patch")}
+    settings = {
+        k: v for k, v in fields["train"].items() if k not in ("batch", "patch", "accumulate")
+    }
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{settings['steps']:,} steps of {recipe.batch}"
     )
-    task = build.make_task(fields, space, net, mesh)
+    task = build.make_task(fields, space, net, mesh, layout.batch_axes)
+    if layout.used + layout.idle > 1 or layout.accumulate > 1:
+        say(layout.sentence())
+    if text := accumulate.sentence(task, layout.accumulate):
+        say(text)
     loop.fit(
         task=task,
         init=net.init,
         optimizer=build.make_optimizer(fields),
         stream=lambda start: stream.stream(
-            drawn, recipe, start=start, workers=given["workers"], **hosts
+            drawn, recipe, start=start, workers=given["workers"], **shared
         ),
-        validation_stream=(lambda: stream.stream(held, checked, **hosts)) if held else None,
+        validation_stream=(lambda: stream.stream(held, checked, **shared)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
         borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,
+        batch_axes=layout.batch_axes,
+        accumulate=layout.accumulate,
         sharding_rules=fields["sharding"]["rules"],
     )
 
@@ -401,16 +411,6 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
         fix="restore the data, or use another --workdir"
         + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
     )
-
-
-def _devices(batch: int) -> list | None:
-    """All devices, or on one host as many as a batch can be split over."""
-    import jax
-
-    if jax.process_count() > 1:
-        return None
-    devices = jax.devices()
-    return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
 
 
 def evaluate(run: Run) -> int:

@@ -8,12 +8,13 @@ returned as its maximum over all devices: so all processes learn of a signal at 
 without extra synchronisation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from medjax.train import accumulate as micro
 from medjax.train import sharding
 from medjax.train.optim import Optimizer
 from medjax.train.state import State, shardings_of
@@ -25,6 +26,9 @@ def make(
     seed: int,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
     target: State,
+    *,
+    batch_axes: Sequence[str] = sharding.AXES,
+    accumulate: int = 1,
 ) -> tuple[Callable, Callable]:
     """The jitted (update, validate).
 
@@ -34,18 +38,21 @@ def make(
       optimizer: see `medjax.train.optim`.
       seed: step s uses the key fold_in(key(seed), s), s counted from 0.
       mesh, target: where the batch and the state live.
+      batch_axes, accumulate: how the batch lies on the mesh, and the number of micro-batches, see
+        `sharding.Layout`.
 
     Scalars: `loss`, the task's own, `grad_norm` (over the trained leaves, before clipping), `lr`,
     and `request`.
     """
-    where, rep, spread = shardings_of(target), sharding.replicated(mesh), sharding.split(mesh)
+    where, rep, every = shardings_of(target), sharding.replicated(mesh), sharding.split(mesh)
+    spread = sharding.split(mesh, batch_axes)
+    differentiate = micro.value_and_grad(task, accumulate, mesh, batch_axes, where=where["params"])
+    counts = micro.validate(task, accumulate, mesh, batch_axes)
     trained = optimizer.trained(target["params"])
 
     def update(state: State, batch: dict, request: jax.Array) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (loss, scalars), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-            state["params"], batch, key
-        )
+        (loss, scalars), gradients = differentiate(state["params"], None, batch, key)
         changes, opt = optimizer.tx.update(gradients, state["opt"], state["params"])
         # frozen leaves are passed on as they are: adding 0 would turn -0.0 into 0.0
         params = jax.tree.map(
@@ -62,14 +69,14 @@ def make(
         return {"step": state["step"] + 1, "params": params, "opt": opt}, scalars
 
     def validate(params: Any, batch: dict, request: jax.Array) -> dict:
-        return {**task.validate(params, batch), "request": jnp.max(request)}
+        return {**counts(params, batch), "request": jnp.max(request)}
 
     return (
         jax.jit(
             update,
-            in_shardings=(where, spread, spread),
+            in_shardings=(where, spread, every),
             out_shardings=(where, rep),
             donate_argnums=0,
         ),
-        jax.jit(validate, in_shardings=(where["params"], spread, spread), out_shardings=rep),
+        jax.jit(validate, in_shardings=(where["params"], spread, every), out_shardings=rep),
     )
