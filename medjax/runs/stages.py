@@ -418,6 +418,8 @@ def evaluate(run: Run) -> int:
 
     Returns the exit code.
     """
+    import jax
+
     from medjax.runs import test
 
     if not run.fields["evaluate"].get("on", True):
@@ -429,7 +431,7 @@ def evaluate(run: Run) -> int:
     if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
-    predictor = load_predictor(run.workdir)
+    predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
     held: dict[str, tuple[Corpus, list[Case]]] = {}
     for corpus in space.corpora:

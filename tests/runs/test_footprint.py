@@ -1,6 +1,7 @@
 """Memory of a step from shapes: every part counted by hand, nothing allocated."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +54,31 @@ def test_the_backward_pass_grows_with_the_batch_alone(small):
         assert once[part] == twice[part]
     assert twice["batch"] == 2 * once["batch"]
     assert twice["kept for backward"] == pytest.approx(2 * once["kept for backward"], rel=0.05)
+
+
+def test_what_the_step_computes_is_kept_and_what_it_is_given_is_not(small):
+    """d/dw sum(w^2 v) reads w and v: inputs in float32, copies that the step makes in bfloat16."""
+    fields, net, _ = small
+
+    class Task:
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+        def loss(self, params, batch, key):
+            w, v = (params[name].astype(self.dtype) for name in "wv")
+            return jnp.sum(w * w * v).astype(jnp.float32), {}
+
+    params = {name: jax.ShapeDtypeStruct((1000,), jnp.float32) for name in "wv"}
+    batch, key = footprint.abstract_batch(fields, net), jax.random.key(0)
+
+    def kept(dtype, *trainable):
+        optim = fields["optim"] | {"trainable": (*trainable, (".*", True))}
+        optimizer = build.make_optimizer(fields | {"optim": optim})
+        return footprint._kept(Task(dtype), params, optimizer, batch, key)
+
+    assert kept(jnp.float32) == 1000 * 4, "w^2 alone"
+    assert kept(jnp.bfloat16) == 1000 * 2 * 3, "w, v and w^2"
+    assert kept(jnp.bfloat16, ("w", False)) == 1000 * 2, "w^2, for the gradient of v"
 
 
 def test_tables_are_aligned():

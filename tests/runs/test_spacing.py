@@ -20,6 +20,7 @@ COARSE = (5.0, 0.8, 0.8)
 def fields_of(folders, **data):
     fields = plain(base_config())
     fields["data"] |= {"folders": ",".join(map(str, folders)), **data}
+    fields["data"]["split"]["folds"] = 2
     return fields
 
 

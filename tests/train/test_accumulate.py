@@ -226,7 +226,7 @@ def test_a_step_and_its_validation_in_micro_batches():
 
 
 def test_activations_are_those_of_one_micro_batch():
-    """The compiler's temporaries of eight micro-batches stay well under those of the whole batch."""
+    """The compiler's temporaries stay well under those of the undivided batch."""
     task = task_of(cross_entropy.make(), forward=toy.apply, augment=None, patch=(24, 24, 24))
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     batch = {

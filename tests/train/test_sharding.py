@@ -3,6 +3,10 @@ numbers of a training do not depend on it.
 """
 
 import itertools
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -157,3 +161,50 @@ def test_every_layout_trains_as_one_device(tmp_path, batch, fsdp):
     for a, b in zip(one[0], many[0], strict=True):
         assert b == pytest.approx(a, rel=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=0, atol=1e-5), one[1], many[1])
+
+
+PAIR = """
+import sys
+import jax, numpy as np
+from medjax.train import sharding
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+for batch, fsdp in ((2, 8), (2, 4), (8, 8), (6, 1)):
+    layout = sharding.layout(batch, 8, fsdp, processes=2)
+    mesh, axes = layout.mesh(), layout.batch_axes
+    host, hosts = sharding.share(mesh, axes)
+    own = np.arange(batch, dtype=np.float32).reshape(hosts, -1)[host]
+    placed = sharding.put({"x": own}, mesh, axes)["x"]
+    weights, everywhere = 1 + np.arange(batch), sharding.replicated(mesh)
+    weigh = jax.jit(lambda x: (x * weights).sum(), out_shardings=everywhere)
+    assert placed.shape == (batch,), placed.shape
+    assert float(weigh(placed)) == float((np.arange(batch) * weights).sum())
+    each = layout.used // 2
+    assert sum(d.process_index == jax.process_index() for d in mesh.devices.flat) == each
+    print(batch, fsdp, host, hosts, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_feed_what_their_devices_need():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR, port, str(i)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
+    for i, text in enumerate(outputs):  # (2, 8): one group of both processes; both feed everything
+        told = [line for line in text.splitlines() if line[:1].isdigit()]
+        assert told == ["2 8 0 1", f"2 4 {i} 2", f"8 8 {i} 2", f"6 1 {i} 2"]
