@@ -124,6 +124,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.train = ordered()
     c.train.steps = 250_000
     c.train.batch = 2
+    c.train.accumulate = 1  # micro-batches of a step, for batches that do not fit in memory
     c.train.patch = (128, 128, 128)
     c.train.validate_every = 250
     c.train.validation_batches = 50
