@@ -124,13 +124,13 @@ def tsfm_init_and_apply():
 
 
 def network(net, steps):
-    """(init, task, optimizer) of "toy", of "partly": the toy with a frozen encoder and a moving
+    """(init, task, optimizer) of "toy", of "partly": the toy with a frozen head and a moving
     average, or of "tsfm" with its own recipe at ten times the rate.
     """
     if net == "toy":
         return init, task(), optim.make(lr=0.05, momentum=0.9, steps=steps)
     if net == "partly":
-        part = (("^head/", True), (".*", False))
+        part = (("^encoder/", True), (".*", False))
         plain = dict(name="adamw", lr=0.01, steps=steps)
         return init, task(), optim.make(**plain, trainable=part, ema=0.5)
     fresh, forward = tsfm_init_and_apply()
