@@ -43,6 +43,7 @@ def base_config() -> ml_collections.ConfigDict:
     # a configuration of that plan, e.g. "3d_fullres": sets patch and batch; with
     # model.name = "plan" the network as well
     c.data.configuration = ""
+    c.data.tasks = ordered()  # corpus -> name of its task; a corpus without one is its own task
     c.data.allow_absent = False  # accept that a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
     c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
@@ -104,7 +105,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.init.source = ""  # run folder or archive whose parameters this run starts from; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
-    # (regex, axis of the classes): channels of classes of the same name are copied; None: never
+    # (regex, axis, "classes", "modalities", "tasks" or "corpora"; empty: classes): entries of the
+    # same name along the axis are copied; axis None: never
     c.init.heads = ((r"^(head|out)_?\d*/", -1),)
     # class of this run -> class of the source, if the names differ ("" initialises it)
     c.init.classes = ordered()
@@ -128,6 +130,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.train.patch = (128, 128, 128)
     c.train.validate_every = 250
     c.train.validation_batches = 50
+    # of matrix products, "highest", "high" or "default"; empty: the device's own
+    c.train.precision = ""
     c.train.patience = 0  # > 0: stop after that many validations without a better one
     c.train.checkpoint_every = 250
     c.train.checkpoint_minutes = 10.0

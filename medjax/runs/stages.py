@@ -152,9 +152,14 @@ def recipe_fields(fields: Mapping) -> dict:
     if (parts := fields["train"].get("accumulate", 1)) != 1:
         trained["accumulate"] = parts
     found = {k: fields.get(k, {}) for k in kept}
-    # older runs have none of these fields
+    # older runs have none of the fields below
     found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
-    return found | {"init": begun, "sampler": ways, "train": trained}
+    found |= {"init": begun, "sampler": ways, "train": trained}
+    optional = {
+        "precision": fields["train"].get("precision"),
+        "tasks": (fields.get("data") or {}).get("tasks"),
+    }
+    return found | {k: v for k, v in optional.items() if v}
 
 
 def prepare_stage(run: Run) -> None:
@@ -311,6 +316,11 @@ def mean_spacing(run: Run) -> tuple[float, float, float]:
 
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
+    with build.precision(run.fields):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     from medjax.train import accumulate, loop, sharding
 
     layout = hosts.layout(run.fields)  # refused before anything is prepared
@@ -337,9 +347,8 @@ def train(run: Run) -> None:
     shared = {"host": host, "hosts": count, "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    settings = {
-        k: v for k, v in fields["train"].items() if k not in ("batch", "patch", "accumulate")
-    }
+    used = ("batch", "patch", "accumulate", "precision")  # by other parts than the loop
+    settings = {k: v for k, v in fields["train"].items() if k not in used}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{settings['steps']:,} steps of {recipe.batch}"

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, separable, targets
+from medjax.models import context as contexts
 
 CONSUMED = (
     "image",
@@ -25,7 +26,7 @@ CONSUMED = (
     "bias",
     "label",
     "case",
-)  # entries that become network input and target; the rest is context
+)  # entries that become network input and target; the rest are facts of the samples
 PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
 
 
@@ -44,6 +45,8 @@ class Supervised:
     deep_weights: Any
     activation: str
     names: tuple[str, ...] = ()
+    reads: contexts.Spec | None = None
+    tasks: tuple[int, ...] = ()
 
     def loss(
         self, params: Any, batch: Mapping[str, Any], key: Array
@@ -144,7 +147,7 @@ class Supervised:
             centre_crop(label, self.patch, first=1),
         )
         corpus = batch["corpus"]
-        prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
+        prepared = {**self.facts(batch), "image": image, "label": jnp.maximum(label, 0)}
         prepared |= {
             "table": jnp.asarray(self.table)[corpus],
             "known": jnp.asarray(self.known)[corpus],
@@ -158,9 +161,18 @@ class Supervised:
             prepared["weight"] = 1.0 - jnp.any(jnp.stack(masks), 0).astype(jnp.float32)
         return prepared
 
-    def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What a network may read beside the image: corpus, modality, spacing_mm, prompts, ..."""
+    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of the samples: corpus, modality, spacing_mm, ..."""
         return {k: v for k, v in batch.items() if k not in CONSUMED + PREPARED}
+
+    def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the network reads beside the image; see `models.context`."""
+        facts = self.facts(batch)
+        if self.reads is None:
+            return facts
+        if self.tasks and "task" not in facts:
+            facts["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
+        return contexts.of_batch(self.reads, facts)
 
 
 def make(
@@ -176,6 +188,8 @@ def make(
     deep_weights: str | Sequence[float | int] = "halving",
     activation: str = "sigmoid",
     classes: Sequence[str] = (),
+    reads: contexts.Spec | None = None,
+    tasks: Sequence[int] = (),
 ) -> Supervised:
     """Builds the task.
 
@@ -195,6 +209,8 @@ def make(
       activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
+      reads: what the network reads beside the image; None: all facts of the batch.
+      tasks: task of every corpus, from which the fact `task` is derived.
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -218,4 +234,6 @@ def make(
         deep_weights or "halving",
         activation,
         tuple(classes),
+        reads,
+        tuple(tasks),
     )
