@@ -147,10 +147,16 @@ def accepted(name: str, package: str = "models") -> Mapping:
         return {}  # `build` raises the error
 
 
-def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = None) -> Any:
+def make_task(
+    fields: Mapping,
+    space: LabelSpace,
+    network: Network,
+    mesh: Any = None,
+    batch_axes: tuple[str, ...] = AXES,
+) -> Any:
     """The task that turns the sampler's batches into a loss (and validation counts).
 
-    `mesh`: the devices over which a batch is split.
+    `mesh`, `batch_axes`: the devices over which a batch is split, see `train.sharding.Layout`.
     """
     losses = []
     for name, given in fields["losses"].items():
@@ -173,7 +179,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         table=space.table,
         known=space.known,
         ignore_ids=space.ignore_ids,
-        augment=_augmenter(fields, network.patch, mesh, space),
+        augment=_augmenter(fields, network.patch, mesh, space, batch_axes),
         patch=network.patch,
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
@@ -183,7 +189,11 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
 
 
 def _augmenter(
-    fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelSpace
+    fields: Mapping,
+    patch: tuple[int, ...],
+    mesh: Any,
+    space: LabelSpace,
+    batch_axes: tuple[str, ...] = AXES,
 ) -> Callable | None:
     given = dict(fields["augment"])
     if not given.pop("on"):
@@ -212,7 +222,7 @@ def _augmenter(
 
     def augmented(key, image, label, corpus=None):
         return augment(
-            key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=AXES
+            key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=batch_axes
         )
 
     augmented.by_corpus = any(settings.swap)

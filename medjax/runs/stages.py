@@ -149,13 +149,17 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
+    if (parts := fields["train"].get("accumulate", 1)) != 1:
+        trained["accumulate"] = parts
     found = {k: fields.get(k, {}) for k in kept}
+    # older runs have none of the fields below
+    found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
     found |= {"init": begun, "sampler": ways, "train": trained}
     optional = {
         "precision": fields["train"].get("precision"),
         "tasks": (fields.get("data") or {}).get("tasks"),
     }
-    return found | {k: v for k, v in optional.items() if v}  # absent in earlier runs
+    return found | {k: v for k, v in optional.items() if v}
 
 
 def prepare_stage(run: Run) -> None:
@@ -317,10 +321,10 @@ def train(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    import jax
+    from medjax.train import accumulate, loop, sharding
 
-    from medjax.train import loop, sharding
-
+    layout = hosts.layout(run.fields)  # refused before anything is prepared
+    mesh = layout.mesh()
     prepare_stage(run)
     space = run.data.space
     fields = config.with_masks(run.fields, run.plan, space.corpora)
@@ -339,31 +343,37 @@ def _train(run: Run) -> None:
     }
     recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count(), "threads": given["threads"]}
+    host, count = sharding.share(mesh, layout.batch_axes)
+    shared = {"host": host, "hosts": count, "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    mesh = sharding.make_mesh(fields["sharding"]["fsdp"], _devices(recipe.batch))
-    used = ("batch", "patch", "precision")  # by other parts of a training than the loop
+    used = ("batch", "patch", "accumulate", "precision")  # by other parts than the loop
     settings = {k: v for k, v in fields["train"].items() if k not in used}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{settings['steps']:,} steps of {recipe.batch}"
     )
-    task = build.make_task(fields, space, net, mesh)
+    task = build.make_task(fields, space, net, mesh, layout.batch_axes)
+    if layout.used + layout.idle > 1 or layout.accumulate > 1:
+        say(layout.sentence())
+    if text := accumulate.sentence(task, layout.accumulate):
+        say(text)
     loop.fit(
         task=task,
         init=net.init,
         optimizer=build.make_optimizer(fields),
         stream=lambda start: stream.stream(
-            drawn, recipe, start=start, workers=given["workers"], **hosts
+            drawn, recipe, start=start, workers=given["workers"], **shared
         ),
-        validation_stream=(lambda: stream.stream(held, checked, **hosts)) if held else None,
+        validation_stream=(lambda: stream.stream(held, checked, **shared)) if held else None,
         settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
         borrow=initial.borrower(fields, space, net, run.workdir),
         mesh=mesh,
+        batch_axes=layout.batch_axes,
+        accumulate=layout.accumulate,
         sharding_rules=fields["sharding"]["rules"],
     )
 
@@ -415,21 +425,13 @@ def _refuse_other_data(run: Run, recipe: Mapping) -> None:
     )
 
 
-def _devices(batch: int) -> list | None:
-    """All devices, or on one host as many as a batch can be split over."""
-    import jax
-
-    if jax.process_count() > 1:
-        return None
-    devices = jax.devices()
-    return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
-
-
 def evaluate(run: Run) -> int:
     """Predicts and scores the held-out cases of every corpus against all their labels.
 
     Returns the exit code.
     """
+    import jax
+
     from medjax.runs import test
 
     if not run.fields["evaluate"].get("on", True):
@@ -441,7 +443,7 @@ def evaluate(run: Run) -> int:
     if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
-    predictor = load_predictor(run.workdir)
+    predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
     held: dict[str, tuple[Corpus, list[Case]]] = {}
     for corpus in space.corpora:

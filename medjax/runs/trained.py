@@ -82,7 +82,10 @@ class Trained:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
             return fitted.check_finite(
                 checkpoints.load_params(
-                    self.path / "checkpoints", self.network.abstract(), which=which
+                    self.path / "checkpoints",
+                    self.network.abstract(),
+                    which=which,
+                    ema=self.fields["infer"].get("ema", "auto"),
                 ),
                 self.path,
             )
@@ -274,7 +277,10 @@ def rules(model: Trained, wanted: str = "") -> Any:
 
 
 def named_devices(name: str) -> list | None:
-    """The jax devices of "cpu", "gpu" or "gpu:1"; None for an empty name."""
+    """The jax devices of "cpu", "gpu" (all of this process) or "gpu:1"; None for an empty name.
+
+    "cpu" is one device, as further ones would share its cores.
+    """
     import jax
 
     if not name:
@@ -282,7 +288,9 @@ def named_devices(name: str) -> list | None:
     platform, _, index = name.partition(":")
     try:
         devices = jax.devices(platform)
-        return [devices[int(index)]] if index else devices[:1]
+        if index or platform == "cpu":
+            return [devices[int(index or 0)]]
+        return jax.local_devices(backend=platform)
     except (RuntimeError, IndexError, ValueError) as error:
         known = [f"{d.platform}:{d.id}" for d in jax.devices()]
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error

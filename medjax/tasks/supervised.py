@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
-from medjax.losses.parts import deep, exclusive, targets
+from medjax.losses.parts import deep, exclusive, separable, targets
 from medjax.models import context as contexts
 
 CONSUMED = (
@@ -27,6 +27,7 @@ CONSUMED = (
     "label",
     "case",
 )  # entries that become network input and target; the rest are facts of the samples
+PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,51 @@ class Supervised:
         self, params: Any, batch: Mapping[str, Any], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
-        prepared = self.prepare(batch, key)
-        outputs = self.apply(
-            params, prepared["image"], self.context(batch), True, jax.random.fold_in(key, 1)
+        return self.prepared_loss(params, self.prepare(batch, key), key)
+
+    def prepared_loss(
+        self,
+        params: Any,
+        prepared: Mapping[str, Any],
+        key: Array,
+        part: Array | None = None,
+        parts: int = 1,
+    ) -> tuple[Array, dict[str, Array]]:
+        """`loss` of what `prepare` returns, or of one of `parts` equal micro-batches of it.
+
+        The mean over the micro-batches is the loss of the batch, where `batch_losses` is empty.
+
+        Args:
+          key: of the step, as for `loss`. part: number of the micro-batch; its dropout differs.
+        """
+        key = jax.random.fold_in(key, 1)
+        key = key if part is None else jax.random.fold_in(key, part)
+        outputs = self.apply(params, prepared["image"], self.context(prepared), True, key)
+        losses = self.losses if parts == 1 else self.losses_of_part(parts)
+        value, found = deep.total(losses, outputs, prepared, self.deep_weights)
+        return value, {f"loss/{name}": one for name, one in found.items()}
+
+    def losses_of_part(self, parts: int) -> tuple:
+        """The losses of a micro-batch: those that are sums over samples count `parts` times."""
+
+        def scaled(f: Callable) -> Callable:
+            return lambda outputs, batch: parts * f(outputs, batch)
+
+        return tuple(
+            (name, weight, scaled(f) if self._over_samples(f) == separable.SUM else f)
+            for name, weight, f in self.losses
         )
-        value, parts = deep.total(self.losses, outputs, prepared, self.deep_weights)
-        return value, {f"loss/{name}": part for name, part in parts.items()}
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """Names of the losses that are not sums or means over samples (batch Dice).
+
+        In micro-batches their mean is taken, which is another number than the loss of the batch.
+        """
+        return tuple(name for name, _, f in self.losses if self._over_samples(f) == separable.BATCH)
+
+    def _over_samples(self, loss: Callable) -> str:
+        weighted = self.mask_padding or bool((self.ignore_ids >= 0).any())
+        return separable.over_samples(loss, complete=bool(self.known.all()), weighted=weighted)
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision on the central patch.
@@ -123,7 +163,7 @@ class Supervised:
 
     def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What is known of the samples: corpus, modality, spacing_mm, ..."""
-        return {name: value for name, value in batch.items() if name not in CONSUMED}
+        return {k: v for k, v in batch.items() if k not in CONSUMED + PREPARED}
 
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the network reads beside the image; see `models.context`."""
