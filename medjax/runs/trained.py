@@ -76,27 +76,29 @@ class Trained:
         Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are
           not finite.
         """
+        return self.weights(checkpoint)[0]
+
+    def weights(self, checkpoint: str = "") -> tuple[Any, str]:
+        """Its parameters, see `params`, and the hash of the files that hold them; empty for a
+        checkpoint of a version that wrote no hashes.
+        """
         from medjax.train import checkpoint as checkpoints
+        from medjax.train import hashes
 
         if self.archive is None:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
-            return fitted.check_finite(
-                checkpoints.load_params(
-                    self.path / "checkpoints", self.network.abstract(), which=which
-                ),
-                self.path,
-            )
+            step = checkpoints.find(self.path / "checkpoints", which)
+            found = checkpoints.load_params(step, self.network.abstract())
+            return fitted.check_finite(found, self.path), hashes.of_step(step)
         if checkpoint:
             raise UsageError(
                 "an archive holds one set of parameters",
                 path=self.path,
                 fix="leave out --checkpoint",
             )
-        return fitted.fitted(
-            archives.unpack_arrays(self.archive.payload, str(self.path)),
-            self.network.abstract(),
-            self.path,
-        )
+        arrays = archives.unpack_arrays(self.archive.payload, str(self.path))
+        found = fitted.fitted(arrays, self.network.abstract(), self.path)
+        return found, f"sha256:{self.archive.sha256}"
 
 
 def read_model(path: Path | str) -> Trained:
@@ -222,7 +224,8 @@ def load_predictor(
         groups.setdefault(_architecture(one), []).append(one)
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
-        model = _model(members[0], checkpoint, tuple(window), devices)
+        model, own = _model(members[0], checkpoint, tuple(window), devices)
+        ensemble = [member.weights(checkpoint) for member in members[1:]]
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
             configured = configured.checked(model.space) if configured else None
@@ -233,13 +236,15 @@ def load_predictor(
         )
         return Segmenter(
             model,
-            ensemble=[member.params(checkpoint) for member in members[1:]],
+            ensemble=[params for params, _ in ensemble],
+            weights=[own, *(identity for _, identity in ensemble)],
             others=others,
             overlap=given["overlap"] if overlap is None else overlap,
             mirror_axes=axes,
             average=given["average"],
             activation=given.get("activation", "sigmoid"),
             batch_windows=batch_windows or given["batch_windows"] or None,
+            precision=given.get("precision", ""),
             devices=devices,
             memory_gib=memory_gib,
             uncertainty=uncertainty,
@@ -290,8 +295,10 @@ def named_devices(name: str) -> list | None:
 
 def _model(
     one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None
-) -> Any:
+) -> tuple[Any, str]:
+    """The `infer.model.Model`, and what identifies its parameters."""
     from medjax.infer.model import Model
+    from medjax.models import context
 
     space, conditions = one.space.unveiled(), one.space.conditions()
     if one.archive and one.archive.kind == "function":
@@ -302,19 +309,23 @@ def _model(
             raise UsageError(
                 "an exported function has one window", path=one.path, found=window, expected=own
             )
-        return Model(apply, {}, one.plan, space, own, len(own), conditions)
+        found = Model(apply, {}, one.plan, space, own, len(own), conditions)
+        return found, f"sha256:{one.archive.sha256}"
     net = one.network
     window = window or net.patch
     _check_window(one, window)
-    return Model(
-        net.apply, one.params(checkpoint), one.plan, space, window, len(net.patch), conditions
-    )
+    params, identity = one.weights(checkpoint)
+    reads = getattr(net, "reads", context.DEFAULT)
+    found = Model(net.apply, params, one.plan, space, window, len(net.patch), conditions, reads)
+    return found, identity
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     """`UsageError` for a window that the network cannot take."""
     import jax
     import jax.numpy as jnp
+
+    from medjax.models import context
 
     net = one.network
     if len(window) != len(net.patch) or min(window) < 1:
@@ -324,14 +335,9 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     if window == net.patch:
         return
     image = jax.ShapeDtypeStruct((1, *window, net.channels), jnp.float32)
-    number = jax.ShapeDtypeStruct((1,), jnp.int32)
-    context = {
-        "corpus": number,
-        "modality": number,
-        "spacing_mm": jax.ShapeDtypeStruct((1, 3), jnp.float32),
-    }
+    read = context.abstract(getattr(net, "reads", context.DEFAULT), 1, window)
     try:
-        shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
+        shape = jax.eval_shape(net.apply, net.abstract(), image, read)["logits"].shape[1:-1]
     except Exception as error:  # networks raise many types for unsuitable sizes
         raise UsageError(
             f"the network cannot take this window ({type(error).__name__})",

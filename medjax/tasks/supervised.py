@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from medjax import decision
 from medjax.augment.spatial import centre_crop
+from medjax.decision import Decision
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, targets
 
@@ -41,7 +43,7 @@ class Supervised:
     patch: tuple[int, ...]
     mask_padding: bool
     deep_weights: Any
-    activation: str
+    decision: Decision
     names: tuple[str, ...] = ()
 
     def loss(
@@ -64,11 +66,9 @@ class Supervised:
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
-        found = (
-            logits > 0
-            if self.activation == "sigmoid"
-            else exclusive.decide(logits, prepared["table"])
-        )
+        values = self.decision.class_logits(logits, truth.shape[-1])
+        implied = exclusive.implied(prepared["table"])
+        found = self.decision.completed(self.decision.decide(values), implied)
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -152,7 +152,7 @@ def make(
       mask_padding: ignore voxels outside the image instead of treating them as background
         (nnU-Net's convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
-      activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
+      activation: decision in validation: "sigmoid" or "softmax", see `medjax.decision`.
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
 
@@ -176,6 +176,6 @@ def make(
         tuple(patch),
         bool(mask_padding),
         deep_weights or "halving",
-        activation,
+        decision.make(activation, "logit"),
         tuple(classes),
     )

@@ -19,6 +19,7 @@ import pytest
 from medjax import cli
 from medjax.errors import ModelError, TrainError, UsageError
 from medjax.labels import Corpus
+from medjax.prompts.request import Request
 from medjax.runs.export import export
 from medjax.runs.trained import load_predictor, read_model
 from medjax.weights.formats import archive
@@ -350,7 +351,7 @@ def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     assert pair.networks[0].members == 2 and len(pair.networks) == 1
     first, second, flat = singles.values()
     assert np.allclose(_probabilities(pair, volume), (first + second) / 2, atol=2e-6)
-    spread = pair.segment(volume, "Organs").maps["disagreement"]
+    spread = pair.segment(volume, Request("Organs")).maps["disagreement"]
     wanted = (np.abs(first - second) / 2).max(
         -1
     )  # of two, half their distance; blended window by window, so only about
@@ -370,7 +371,7 @@ def _probabilities(predictor, volume):
     def keep(transform, region, names, values):
         transform.image(out)[region] = values
 
-    predictor.segment(volume, "Organs", on_scores=keep)
+    predictor.segment(volume, Request("Organs"), on_scores=keep)
     return out
 
 
