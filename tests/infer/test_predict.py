@@ -202,6 +202,23 @@ def test_continue_trusts_complete_cases_only(predictor, cases, tmp_path):
     assert other.ok == ["case0", "case2"]  # another protocol: nothing there can be kept
 
 
+def test_cases_that_version_0_1_completed_with_these_weights_are_kept(predictor, cases, tmp_path):
+    """It recorded 16 digits of the SHA-256 of all values; those of other weights are not kept."""
+    out, cases = tmp_path / "out", cases[::2]
+    predict_cases(predictor, cases, out, Request("Liver"))
+    for name, digest in (
+        ("case0", predictor.settings(earlier=True)["weights"]),
+        ("case2", "0123456789abcdef"),
+    ):
+        side = json.loads((out / f"{name}.json").read_text())
+        side["settings"]["weights"] = digest
+        (out / f"{name}.json").write_text(json.dumps(side))
+    result = predict_cases(predictor, cases, out, Request("Liver"), continue_=True)
+    assert (result.skipped, result.ok) == (["case0"], ["case2"])
+    again = json.loads((out / "case2.json").read_text())["settings"]["weights"]
+    assert again == predictor.settings()["weights"]
+
+
 def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
     def apply(params, image, context):
         raise RuntimeError("the network fell over")
