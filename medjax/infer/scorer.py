@@ -221,9 +221,9 @@ class Scorer:
         channels = everywhere(np.array([model.space.class_index(n) for n in names], np.int32))
         program = self.program(len(names))
 
-        def function(batch: np.ndarray, moved: Mapping[str, np.ndarray] = {}) -> Any:
-            shared = jax.device_put((batch, dict(moved)), self._shared)
-            return program(self._params, shared[0], fixed | shared[1], channels)
+        def function(batch: np.ndarray, *moved: Mapping[str, np.ndarray]) -> Any:
+            image, *further = (jax.device_put(x, self._shared) for x in (batch, *moved))
+            return program(self._params, image, fixed | further[0] if moved else fixed, channels)
 
         shape = prepared.image.shape[:3]
         beside = entries.Moving(model.reads, case, shape, model.window) if self._moving else None
