@@ -7,11 +7,11 @@ allocated.
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.sample import batch
 
 MIB, GIB = 2**20, 2**30
 
@@ -24,35 +24,28 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
     params = net.abstract()
     task = build.make_task(fields, space, net)
     state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
-    batch = abstract_batch(fields, net)
+    drawn = abstract_batch(fields, net)
 
-    def residuals(params, batch, key):
-        return jax.vjp(lambda p: task.loss(p, batch, key)[0], params)[1]
+    def residuals(params, drawn, key):
+        return jax.vjp(lambda p: task.loss(p, drawn, key)[0], params)[1]
 
-    kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
+    kept = jax.eval_shape(residuals, params, drawn, jax.random.key(0))
     return {
         "parameters": build.bytes_of(params),
         "optimizer": build.bytes_of(state),
         "gradients": build.bytes_of(params),
-        "batch": build.bytes_of(batch),
+        "batch": build.bytes_of(drawn),
         "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
     }
 
 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
-    shapes = {
-        "image": ((b, *patch, m), jnp.int16),
-        "gain": ((b, m), jnp.float32),
-        "bias": ((b, m), jnp.float32),
-        "label": ((b, *patch), jnp.int16),
-        "corpus": ((b,), jnp.int32),
-        "modality": ((b,), jnp.int32),
-        "spacing_mm": ((b, 3), jnp.float32),
-        "case": ((b,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    whole = bool(fields.get("sampler", {}).get("whole", 0))
+    found = batch.abstract(
+        fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
+    )
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -1,9 +1,9 @@
 """The supervised task: sampler batches and a network -> the weighted sum of losses.
 
-In: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1
-outside the image, corpus, modality, spacing). Out: one differentiable scalar with its parts; for
-validation, counts of true and false positives and false negatives per class. The network is any
-callable, so the task is independent of the architecture; the losses read outputs and batch only.
+In: the sampler's batch on the device (`sample/batch.py`). Out: one differentiable scalar with its
+parts; for validation, counts of true and false positives and false negatives per class. The network
+is any callable, so the task is independent of the architecture; the losses read outputs and batch
+only.
 """
 
 import dataclasses
@@ -18,14 +18,7 @@ from jaxtyping import Array
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, targets
-
-CONSUMED = (
-    "image",
-    "gain",
-    "bias",
-    "label",
-    "case",
-)  # entries that become network input and target; the rest is context
+from medjax.sample.batch import dequantise, facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +83,7 @@ class Supervised:
         id of a corpus, or padding under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
+        image = dequantise(batch)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
             extra = (
@@ -120,7 +111,7 @@ class Supervised:
 
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What a network may read beside the image: corpus, modality, spacing_mm, prompts, ..."""
-        return {name: value for name, value in batch.items() if name not in CONSUMED}
+        return facts(batch)
 
 
 def make(
