@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def fingerprint(
     workers: int | None = None,
     progress: Progress | None = None,
     cache: str | os.PathLike | None = None,
-    intensity: Mapping[str, Mapping] | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
     """Measures a corpus; a case that cannot be read is recorded and left out.
 

@@ -35,7 +35,7 @@ OPTIONS = {
     "zscore": ("masked",),
     "ct": ("clip", "mean", "std"),
 }
-_NONE: Mapping[str, Mapping] = {}
+_NONE: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def crop_limit(channel: np.ndarray, intensity: Intensity) -> float | None:
     return 0.0 if intensity.clip is None else float(intensity.clip[0])
 
 
-def scheme_of(channel: str, given: Mapping[str, Mapping] = _NONE) -> str:
+def scheme_of(channel: str, given: Mapping[str, Any] = _NONE) -> str:
     """The scheme of a channel: what the user says, else by its name.
 
     Args:
@@ -170,12 +170,12 @@ def scheme_of(channel: str, given: Mapping[str, Mapping] = _NONE) -> str:
     return plan_json.scheme(said.get("scheme", SCHEMES.get(channel.lower(), "zscore")))
 
 
-def masks_of(channels: Sequence[str], given: Mapping[str, Mapping] = _NONE) -> tuple[int, ...]:
+def masks_of(channels: Sequence[str], given: Mapping[str, Any] = _NONE) -> tuple[int, ...]:
     """Positions of the channels whose role is "mask"."""
     return tuple(c for c, name in enumerate(channels) if scheme_of(name, given) == "mask")
 
 
-def check_given(given: Mapping[str, Mapping], channels: Sequence[str]) -> None:
+def check_given(given: Mapping[str, Any], channels: Sequence[str]) -> None:
     """`UsageError` if the user speaks of a channel that no corpus has."""
     for name in given:
         if name.lower() not in {channel.lower() for channel in channels}:
@@ -186,7 +186,7 @@ def check_given(given: Mapping[str, Mapping], channels: Sequence[str]) -> None:
 
 
 def decide(
-    channel: str, fingerprints: Mapping[str, Any], given: Mapping[str, Mapping] = _NONE
+    channel: str, fingerprints: Mapping[str, Any], given: Mapping[str, Any] = _NONE
 ) -> Intensity:
     """The normalisation of a channel.
 
@@ -222,7 +222,7 @@ def decide(
     return Intensity.from_json(fields)
 
 
-def _said(channel: str, given: Mapping[str, Mapping]) -> Mapping | None:
+def _said(channel: str, given: Mapping[str, Any]) -> Mapping | None:
     for name, fields in given.items():
         if name.lower() != channel.lower():
             continue

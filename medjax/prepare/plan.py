@@ -282,7 +282,7 @@ def make_plan(
     crop: str = "nonzero",
     transpose: str = "none",
     size: Sequence[int] | None = None,
-    intensity: Mapping[str, Mapping] | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decides grid and normalisation.
 

@@ -6,6 +6,7 @@ explain it.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def plan_experiment(
     crop: str = "nonzero",
     transpose: str = "coarsest",
     size: Sequence[int] | None = None,
-    intensity: Mapping[str, Mapping] | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Preparation (see `plan.make_plan`) and its configurations (see `presets.configurations`).
 
