@@ -29,7 +29,8 @@ def resolved(fields: Mapping, workdir: Path) -> dict:
         return dict(fields)
     version, begun = draw.newest(), stepfolder.latest_step(workdir / "checkpoints") is not None
     if begun and (workdir / folder.CONFIG).is_file():
-        version = folder.read_config(workdir)["sampler"].get("version") or ADDED["version"]
+        begun_with = folder.read_config(workdir).get("sampler", {})
+        version = begun_with.get("version") or ADDED["version"]
     return dict(fields) | {"sampler": dict(given) | {"version": version}}
 
 
