@@ -24,7 +24,7 @@ from medjax.errors import DataError
 from medjax.prepare import resample
 from medjax.prepare.geometry import Transform
 from medjax.prepare.intensity import Intensity, foreground_limits
-from medjax.prepare.resample_rows import image_rows, pieces
+from medjax.prepare.resample import image_rows, pieces
 from medjax.scans.nifti import DataWarning
 
 STEPS = 65_534  # int16 values used, symmetric about 0: half a step is 7.6e-6 of the range

@@ -13,6 +13,7 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
+from medjax.runs import folder
 from medjax.weights.plans_v1 import read_any_plan
 
 FROM_PLAN = "plan"
@@ -35,6 +36,27 @@ def load(fields: Mapping) -> Plan | None:
             )
     plan = read_any_plan(Path(given["plan"]).expanduser())
     return plan.at(given["configuration"]) if given.get("configuration") else plan
+
+
+def schemes(fields: Mapping, workdir: Path) -> dict:
+    """Channel -> intensity scheme and its options, where the channel's name does not decide.
+
+    Those of `config.data.intensity`. A trained run also keeps its scheme of a channel called
+    "mask", which earlier versions z-scored.
+    """
+    from medjax.train import stepfolder
+
+    given = dict(fields["data"].get("intensity") or {})
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
+        return given
+    if not (workdir / folder.PLAN).is_file():
+        return given
+    for name, found in folder.read_plan(workdir).intensity.items():
+        if name.lower() == "mask" and found.role == "image" and name not in given:
+            given[name] = {"scheme": found.scheme}
+            if found.scheme == "zscore":
+                given[name]["masked"] = found.masked
+    return given
 
 
 def resolve(fields: Mapping) -> dict:

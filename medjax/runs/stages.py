@@ -162,7 +162,7 @@ def prepare_stage(run: Run) -> None:
     import jax
 
     given = run.fields["data"]
-    workers, schemes = given["workers"] or None, given.get("intensity") or {}
+    workers, schemes = given["workers"] or None, config.schemes(run.fields, run.workdir)
     run.plan = config.load(run.fields)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():

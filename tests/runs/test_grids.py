@@ -19,7 +19,7 @@ from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare import store
-from medjax.prepare.intensity import Intensity
+from medjax.prepare.intensity import Intensity, decide
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
 from medjax.runs import config
@@ -27,6 +27,7 @@ from medjax.runs import folder as runfolder
 from medjax.runs.trained import load_predictor
 from medjax.sample.batch import dequantise
 from medjax.scans import nifti
+from medjax.train.checkpoint import Checkpoints
 from tests.prepare.test_geometry import ORIENTATIONS, affine_of, volume_of
 from tests.prepare.test_grid import SIZES, SPACINGS, resampled
 from tests.support.raw import save, write_corpus
@@ -223,6 +224,22 @@ def test_masks_have_one_position_in_all_corpora():
         assert config.with_masks({"augment": same}, plan, [ORGANS])["augment"] == same
     with pytest.raises(UsageError, match=r"channel 0 is an image.*Organs/MR and B/organ"):
         config.with_masks(fields, plan, [ORGANS, other])
+
+
+def test_a_trained_run_keeps_its_scheme_of_a_channel_called_mask(tmp_path):
+    fields = {"data": {"intensity": {"MR": {"scheme": "foreground"}}}}
+    old = {"mask": Intensity("zscore", masked=True), "MR": Intensity("zscore")}
+    runfolder.write_json(tmp_path / runfolder.PLAN, Plan({"*": (1.0, 1.0, 1.0)}, old).to_json())
+    assert config.schemes(fields, tmp_path) == fields["data"]["intensity"]  # not trained yet
+    with Checkpoints(tmp_path / "checkpoints") as target:
+        target.save(3, {"params": {"a": np.ones(2, np.float32)}}, {"recipe": {}})
+    kept = config.schemes(fields, tmp_path)
+    assert kept == {
+        "MR": {"scheme": "foreground"},
+        "mask": {"scheme": "zscore", "masked": True},
+    }
+    assert decide("mask", {}, kept) == old["mask"] and decide("mask", {}).role == "mask"
+    assert config.schemes({"data": {}}, tmp_path) == {"mask": kept["mask"]}
 
 
 def test_a_plan_file_decides_size_and_intensity(tmp_path):
