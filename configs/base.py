@@ -104,6 +104,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.lr_scale = ((".*", 1.0),)
     c.optim.decay = ((".*", True),)
     c.optim.only = ()  # (regex, (axis, indices)): only these slices of the leaves are trained
+    c.optim.ema = 0.0  # > 0, e.g. 0.999: decay of a moving average of the parameters
     # name -> steps, and differences from the fields above; see medjax/train/phases.py
     c.optim.phases = ordered()
 
@@ -146,6 +147,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.infer = ordered()
     c.infer.checkpoint = "last"  # or "best"
+    c.infer.ema = "auto"  # the moving average of the parameters if the run keeps one; or "off"
     c.infer.overlap = 0.5
     c.infer.mirror_axes = ()
     c.infer.average = "prob"

@@ -11,7 +11,8 @@ import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
-from medjax.sample import batch
+from medjax.sample.batch import abstract
+from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
 
@@ -19,22 +20,24 @@ MIB, GIB = 2**20, 2**30
 def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
     """Bytes of one training step on one device.
 
-    Parameters, optimizer state, gradients, batch, and values kept for the backward pass.
+    Parameters, optimizer state and moving average, gradients of the trained parameters, batch, and
+    values kept for the backward pass.
     """
     params = net.abstract()
     task = build.make_task(fields, space, net)
-    state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
-    drawn = abstract_batch(fields, net)
+    shapes = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), jax.random.key(0))
+    state = [shapes["opt"], shapes.get("ema", {})]
+    batch = abstract_batch(fields, net)
 
-    def residuals(params, drawn, key):
-        return jax.vjp(lambda p: task.loss(p, drawn, key)[0], params)[1]
+    def residuals(params, batch, key):
+        return jax.vjp(lambda p: task.loss(p, batch, key)[0], params)[1]
 
-    kept = jax.eval_shape(residuals, params, drawn, jax.random.key(0))
+    kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
     return {
         "parameters": build.bytes_of(params),
         "optimizer": build.bytes_of(state),
-        "gradients": build.bytes_of(params),
-        "batch": build.bytes_of(drawn),
+        "gradients": build.bytes_of(shapes["params"]),
+        "batch": build.bytes_of(batch),
         "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
     }
 
@@ -42,7 +45,7 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
     whole = bool(fields.get("sampler", {}).get("whole", 0))
-    found = batch.abstract(
+    found = abstract(
         fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
     )
     return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}

@@ -63,10 +63,11 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents,
       `TrainError` if its checkpoints are damaged; the folder is then unchanged.
     """
-    fields = sampling.resolved(config.resolve(fields), workdir)
+    fields = config.resolve(fields)
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
     runfolder.check_target(workdir)
+    fields = sampling.resolved(fields, workdir)
     data = corpora.open_data(fields["data"], workdir)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
 
@@ -146,12 +147,11 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
+    found = {k: fields.get(k, {}) for k in kept}
+    # older runs have no such field
+    found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
     sampler = sampling.decisive(fields["sampler"])
-    return {k: fields.get(k, {}) for k in kept} | {
-        "init": begun,
-        "sampler": sampler,
-        "train": trained,
-    }
+    return found | {"init": begun, "sampler": sampler, "train": trained}
 
 
 def prepare_stage(run: Run) -> None:
