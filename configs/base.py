@@ -46,9 +46,15 @@ def base_config() -> ml_collections.ConfigDict:
     c.data.tasks = ordered()  # corpus -> name of its task; a corpus without one is its own task
     c.data.allow_absent = False  # accept that a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
-    c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
+    # or "per_corpus"; "native": each case keeps its own. Used where spacing_mm is empty
+    c.data.spacing_rule = "median"
+    # (z, y, x) voxels: each cropped volume is resampled to this fixed frame, whatever its spacing
+    c.data.size = ()
+    # channel -> dict(scheme="window", clip=(-175, 250)), or another scheme of docs/prepare.md;
+    # for all others the channel's name decides
+    c.data.intensity = ordered()
     c.data.orientation = "RAS"
-    c.data.crop = "nonzero"
+    c.data.crop = "nonzero"  # or "foreground": the box above the lower intensity limit; "none"
     c.data.workers = 0  # of the preparation; 0: one per core
     # fold -1 trains on every case
     c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))
@@ -64,6 +70,8 @@ def base_config() -> ml_collections.ConfigDict:
     # classes are drawn as label sets, or "class": as classes, nested ones sharing voxels (nnU-Net's
     # regions)
     c.sampler.by = "set"
+    c.sampler.whole = 0.0  # share of samples that show the whole case, resampled to the patch
+    c.sampler.version = 0  # of the stream; 0: that of the run folder, the newest in a new run
     c.sampler.threads = 2
     c.sampler.workers = 0
 

@@ -21,6 +21,7 @@ from medjax.runs import adapt, build, fitted, stages
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.sample import stream
+from medjax.sample.batch import dequantise, facts
 from medjax.train import checkpoint
 from medjax.weights import experts
 
@@ -128,9 +129,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
         runfolder.read_space(folder),
         runfolder.read_plan(folder),
     )
-    net = build.make_network(
-        fields, space, tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0))
-    )
+    net = build.make_network(fields, space, plan.mean_spacing())
     params = fitted.check_finite(
         checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which), folder
     )
@@ -150,13 +149,9 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
 
     @jax.jit
     def gates(batch: dict) -> dict:
-        axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
-        facts = batch | {"task": jnp.asarray(net.tasks, jnp.int32)[batch["corpus"]]}
-        context = contexts.of_batch(net.reads, facts)
-        found = net.apply(params, image, context).get("gates", {})
+        known = facts(batch) | {"task": jnp.asarray(net.tasks, jnp.int32)[batch["corpus"]]}
+        context = contexts.of_batch(net.reads, known)
+        found = net.apply(params, dequantise(batch), context).get("gates", {})
         return {name: w.mean(tuple(range(w.ndim - 1))) for name, w in found.items()}
 
     rows, names = [], {}

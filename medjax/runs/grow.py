@@ -145,7 +145,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
       (`UNCHANGED`).
     """
     old_fields, old_space = folder.read_config(run), folder.read_space(run)
-    spacing = tuple(float(v) for v in np.mean(list(folder.read_plan(run).spacing_mm.values()), 0))
+    spacing = folder.read_plan(run).mean_spacing()
     before, after = (
         build.make_network(_exact(f), s, spacing)
         for f, s in ((old_fields, old_space), (fields, space))
