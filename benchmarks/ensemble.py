@@ -29,6 +29,7 @@ from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import LabelSpace, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
@@ -64,10 +65,12 @@ def contenders(
     first = space.corpora[0].name
 
     def together(made: Segmenter) -> Callable[[nifti.Volume], int]:
-        return lambda volume: len(made.segment(volume, first, classes=space.classes).masks.names)
+        return lambda volume: len(made.segment(volume, Request(first, space.classes)).masks.names)
 
     def one_by_one(volume: nifti.Volume) -> int:
-        return sum(len(made.segment(volume, name).masks.names) for name, made in alone.items())
+        return sum(
+            len(made.segment(volume, Request(name)).masks.names) for name, made in alone.items()
+        )
 
     return {
         "joint": together(joint),

@@ -158,6 +158,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.infer.average = "prob"
     c.infer.activation = "sigmoid"  # or "softmax": exclusive classes, background implied
     c.infer.batch_windows = 2
+    # of matrix multiplications: "default", "high", "highest"; "": as the backend has it
+    c.infer.precision = ""
     # classes, or "*"
     c.infer.postprocess = ml_collections.ConfigDict(
         dict(largest=(), holes=(), min_ml=ml_collections.ConfigDict())

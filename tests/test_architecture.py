@@ -20,6 +20,7 @@ ORDER = (
     "sample",
     "augment",
     "phantom",
+    "prompts",
     "models",
     "losses",
     "tasks",
@@ -31,7 +32,7 @@ ORDER = (
     "runs",
     "border",
 )
-BASE = {"__init__", "errors", "files", "labels", "locks", "registry", "topology"}
+BASE = {"__init__", "decision", "errors", "files", "labels", "locks", "registry", "topology"}
 BORDER = {"api", "border", "cli", "commands", "main"}
 HOST_ONLY = (
     "scans",
@@ -39,6 +40,7 @@ HOST_ONLY = (
     "prepare",
     "sample",
     "phantom",
+    "prompts",
     "metrics",
     "report",
 )  # no accelerator library

@@ -35,11 +35,10 @@ import numpy as np
 from medjax import files as disk
 from medjax.errors import PredictError
 from medjax.infer import outputs, owned
-from medjax.infer.model import Segmentation
+from medjax.infer.model import UNCERTAINTIES, Segmentation
 from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
 from medjax.infer.packed import Masks
 from medjax.infer.probabilities import Probabilities
-from medjax.infer.scores import UNCERTAINTIES
 from medjax.labels import Corpus
 from medjax.scans import nifti
 

@@ -107,7 +107,7 @@ def import_weights(
         )  # softmax heads by corpus, which our network keeps unchanged
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
-        if activation == "softmax" and not heads:
+        if found.channels_out > len(space.classes) and not heads:  # with a background channel
             params = accounts.relative_to_background(params, module.HEADS)
         for corpus in space.corpora:
             check_name(corpus.name, "corpus name", path=path, error=ModelError)

@@ -34,6 +34,7 @@ from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.scans import content, formats, header, nifti
 from tests.support.raw import write_corpus
 from tests.support.run import make_run
@@ -101,7 +102,11 @@ def predictor():
 def predicted(predictor, paths, out, **options):
     """Case -> (mask, volume in ml), and the failures."""
     result = predict_cases(
-        predictor, find_inputs([str(p) for p in paths], channels=1), out, "Liver", **options
+        predictor,
+        find_inputs([str(p) for p in paths], channels=1),
+        out,
+        Request("Liver"),
+        **options,
     )
     masks = {}
     for name in result.ok:

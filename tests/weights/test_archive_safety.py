@@ -231,6 +231,8 @@ CONFIGS = {
     "mirror axis of text": ("infer", "mirror_axes", "012", "infer.mirror_axes"),
     "batch 1e9": ("infer", "batch_windows", 10**9, "infer.batch_windows"),
     "activation": ("infer", "activation", "os.system", "infer.activation"),
+    "precision": ("infer", "precision", "exact", r"infer.precision.*default or high or highest"),
+    "precision that is a number": ("infer", "precision", 32, "infer.precision"),
     "activation that is a list": ("infer", "activation", ["sigmoid"], "infer.activation"),
     "average": ("infer", "average", "x", "infer.average"),
     "postprocess": ("infer", "postprocess", {"largest": ["nobody"]}, "nobody"),

@@ -14,6 +14,7 @@ from medjax import cli
 from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity
+from medjax.prompts.request import Request
 from medjax.registry import plain
 from medjax.runs import build, folder, imported, trained
 from medjax.scans.nifti import Volume
@@ -211,7 +212,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     array = rng.normal(40, 300, side).astype(np.float32)
     spacing = {(0, 1, 2): (3.0, 1.0, 1.5), (1, 0, 2): (1.0, 3.0, 1.5)}[forward]
     volume = _volume(array, spacing)
-    image = predictor.networks[0].prepare(volume, "Dataset001_Liver").image
+    image = predictor.networks[0].prepare(volume, Request("Dataset001_Liver")).image
     np.testing.assert_allclose(image[..., 0], (np.clip(array, -500, 400) - 40) / 120, atol=1e-4)
 
     net, params = trained.read_model(run).network, checkpoint.read_params(run)
@@ -232,13 +233,13 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     with torch.no_grad():
         window = (
             predictor.networks[0]
-            .prepare(small, "Dataset001_Liver")
+            .prepare(small, Request("Dataset001_Liver"))
             .image[..., 0]
             .transpose(forward)
             .copy()
         )
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()
-    found = predictor.segment(small, "Dataset001_Liver").label_map
+    found = predictor.segment(small, Request("Dataset001_Liver")).label_map
     np.testing.assert_array_equal(found, expected.transpose([forward.index(a) for a in range(3)]))
     assert len(np.unique(found)) > 1
 
