@@ -90,8 +90,7 @@ def value_of(fields: Mapping[str, Any], one: Override) -> Any:
         return WHOLE[one.path](one.text)
     place = accepted.find(fields, one.keys)
     if is_section(place.type):
-        names = ", ".join(fields_of(place.type))
-        raise UsageError(f"config.{one.path} is a section", fix=f"set one of its fields: {names}")
+        return _section(fields, one, place.type)
     if not values.is_writable(place.type):
         raise UsageError(f"config.{one.path} cannot be set in a config", found=one.text)
     try:
@@ -102,6 +101,19 @@ def value_of(fields: Mapping[str, Any], one: Override) -> Any:
         ) from error
     whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if whole and isinstance(place.default, float) else value
+
+
+def _section(fields: Mapping[str, Any], one: Override, kind: Any) -> dict[str, Any]:
+    """Several fields of a section at once: `--config.data.split={"folds": 3, "fold": 1}`."""
+    try:
+        given = values.parse(one.text or "", Mapping[str, Any])
+    except ValueError as error:
+        names = ", ".join(fields_of(kind))
+        raise UsageError(
+            f"config.{one.path} is a section", fix=f"set one of its fields: {names}"
+        ) from error
+    present = {} if kind.OPEN else _at(fields, one.path)
+    return (dict(present) if isinstance(present, Mapping) else {}) | dict(given)
 
 
 def check_rest(

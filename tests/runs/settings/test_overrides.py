@@ -1,5 +1,7 @@
 """Flags that set fields: how they are written, in which order they apply, what is refused."""
 
+from collections.abc import Callable
+
 import pytest
 
 from configs.multitalent import get_config
@@ -58,11 +60,26 @@ def test_a_whole_number_is_a_number_where_the_default_is_one():
     assert isinstance(found, int)
 
 
-def test_functions_cannot_be_given():
-    fields = plain(get_config("swin"))
-    fields["model"]["name"] = "toy"
-    with pytest.raises(UsageError, match="no models called 'toy'"):
-        overrides.value_of(fields, Override("model.anything", "x", ""))
+def test_a_function_cannot_be_given(monkeypatch):
+    from medjax.models import unet
+
+    def make(classes: int, *, act: Callable = len):
+        """Builds a network."""
+
+    monkeypatch.setattr(unet, "make", make)
+    fields = plain(get_config("demo"))
+    with pytest.raises(UsageError, match=r"config\.model\.act cannot be set in a config"):
+        overrides.value_of(fields, Override("model.act", "x", ""))
+
+
+def test_several_fields_of_a_section_at_once():
+    fields = plain(get_config("demo"))
+    found = overrides.value_of(fields, Override("data.split", '{"folds": 3, "fold": 1}', ""))
+    assert found == {"file": "", "folds": 3, "fold": 1, "seed": 12345}
+    found = overrides.value_of(fields, Override("model", '{"name": "resenc"}', ""))
+    assert found == {"name": "resenc"}
+    with pytest.raises(UsageError, match=r"config\.data\.split is a section.*folds"):
+        overrides.value_of(fields, Override("data.split", "3", ""))
 
 
 def test_what_a_new_name_does_not_take_is_named():
