@@ -205,7 +205,7 @@ def _apply(config: Any, change: overrides.Override, path: str) -> None:
     value = overrides.value_of(before, change)
     try:
         _set(config, change.keys, value)
-    except (AttributeError, TypeError, ValueError) as error:  # a frozen config, for example
+    except (TypeError, ValueError) as error:  # a name with a dot, for example
         raise UsageError(f"cannot set --config.{change.path}", found=_reason(error)) from error
     if change.path in overrides.NAMING:
         overrides.check_rest(before, _plain(config), change.path, path)

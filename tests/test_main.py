@@ -425,6 +425,40 @@ def test_a_reference_in_a_config_follows_the_flag(tmp_path):
     assert config.infer.batch_windows == 6 and config.is_locked
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"), [("return c.to_dict()", dict), ("return c.lock()", object)]
+)
+def test_a_config_may_be_a_dictionary(line, kind, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.format(line=line))
+    flags = [f"--config={tmp_path / 'mine.py'}", "--mode=dry"]
+    more = ["--config.model.remat=block", "--config.losses.softmax_dice.weight=1"]
+    config = main.parse(["medjax", *flags, *more]).config
+    assert isinstance(config, kind)
+    assert plain(config)["model"] == {"name": "unet", "remat": "block"}
+    assert config["losses"]["softmax_dice"]["weight"] == 1.0
+
+
+def test_a_name_with_a_dot_is_a_sentence(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(UsageError, match=r"cannot set --config.data.rename; .*dots"):
+        _parsed("multitalent.py:demo", '--config.data.rename={"v1.2/a": "b"}')
+
+
+def test_reading_flags_starts_no_device(repository):
+    """Several processes connect after the flags are read, and before the first device is used."""
+    code = """
+from medjax import main
+main.parse(["medjax", "--config=configs/tsfm.py:h", "--mode=dry", "--config.model.order=post"])
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+    command, environment = [sys.executable, "-c", code], {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_the_config_is_named_with_a_space_or_in_a_file_of_flags(tmp_path, repository, monkeypatch):
     monkeypatch.chdir(repository)
     flags = ["--config", "configs/multitalent.py:demo", "--mode", "dry", "--config.seed", "3"]

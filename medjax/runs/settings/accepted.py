@@ -84,7 +84,10 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
     elif kind is schema.TaskOptions:
         found |= _task(place.name)
     elif kind is schema.Augment:
-        found |= augmentation(given.get("kind", found["kind"].default))
+        chosen = given.get("kind", found["kind"].default)
+        found |= augmentation(chosen)
+        if chosen != found["kind"].default:
+            del found["lateral"]  # only that chain exchanges classes
     elif kind is schema.Phase:
         common = fields_of(schema.Optimizer).items()
         found |= {k: s._replace(listed=False) for k, s in common}

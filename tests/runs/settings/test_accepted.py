@@ -65,6 +65,13 @@ def test_a_task_accepts_only_what_is_its_own():
     assert accepted.members(place._replace(name="supervised"), {}) == {}
 
 
+def test_classes_are_exchanged_by_one_augmentation_only():
+    place = Place("augment", schema.Augment)
+    assert {"lateral", "mirror_axes"} <= set(accepted.members(place, {"on": True}))
+    assert set(accepted.members(place, {"kind": "flips"})) == {"on", "kind", "flip_axes"}
+    assert "lateral" not in accepted.members(place, {"kind": "turns"})
+
+
 def test_fields_below_a_field_that_takes_a_mapping(monkeypatch):
     """`model.mlp.kind`: what a word brings along has fields of its own."""
     from medjax.models import unet
