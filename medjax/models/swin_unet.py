@@ -165,6 +165,7 @@ def make(
         stage. Decoder stages repeat those of equal width.
       window, patch_size: tokens per window and voxels per token, per axis.
       dims: 2 or 3 axes.
+      mlp_ratio: hidden width of the MLPs over that of the tokens.
       experts_in: blocks whose MLP becomes a mixture: one of `PLACES`.
       routing: "gate" (soft mixture, one weight per expert), "channel_gate" (M4oE's released gate),
         "hard" (by modality).

@@ -327,6 +327,7 @@ def make(
       dims: 2 or 3 axes.
       normalise: the encoder's maps are whitened before the decoder uses them.
       norm: of the convolution blocks: "instance" without parameters, "instance_affine" with.
+      mlp_ratio: hidden width of the MLPs over that of the tokens.
       drop_path: highest rate; it grows linearly over the blocks. Training then needs the rng
         "dropout".
       bias_index: "corner" or "geometric" for shrunken windows (`parts.window.bias_index`).

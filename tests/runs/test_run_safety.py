@@ -508,7 +508,7 @@ FLAGS = {
     "--config.train.steps=-1": "unusable config.train.steps; found -1",
     "--config.train.nope=1": "nope",
     "--mode=xyz": "value should be one of",
-    "--config.train=5": "is not a dict",
+    "--config.train=5": "config.train is a section",
     "extra": "unexpected arguments",
 }
 
