@@ -1,5 +1,5 @@
-"""Model files that `benchmarks/fuzz.py` damages: whole files of every kind, their names, and how medjax
-reads each kind.
+"""Model files that `benchmarks/fuzz.py` damages: whole files of every kind, their names, and how
+medjax reads each kind.
 """
 
 import collections

@@ -1,5 +1,5 @@
-"""The step that benchmarks time is the training step of medjax: it learns, and equals an update that is
-written out here.
+"""The step that benchmarks time is the training step of medjax: it learns, and it equals an update
+that is written out here.
 """
 
 import jax
