@@ -38,10 +38,11 @@ def read(kind: str, path: Path) -> None:
 
 def _read_torch(path: Path) -> None:
     from medjax.runs import imported
-    from medjax.weights import accounts, plans_v1
+    from medjax.weights import accounts
+    from medjax.weights.foreign_plans import read as plans
 
     if b"plans_per_stage" in path.read_bytes():
-        plans_v1.read_plans_v1(path)
+        plans.read_plans_v1(path)
         return
     structure = accounts.read(path)
     with imported._understood(path, "nnunet"):

@@ -1,5 +1,5 @@
-r"""Preparation, training step and prediction of two versions of medjax, in turns in one run: seconds
-and their ratios. Prints JSON.
+r"""Preparation, training step and prediction of two versions of medjax, in turns in one run:
+seconds and ratios. Prints JSON.
 
     git worktree add --detach OLD 337855a
     python -m benchmarks.versions OLD NEW [--rounds 5] [--size full|small] [--only prepare step]

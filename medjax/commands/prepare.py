@@ -130,7 +130,7 @@ def _chosen(names: list[str] | None, known: list[str]) -> set[str] | None:
 def _plan(args, corpora, workers):
     from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
     from medjax.prepare.planner import explain
-    from medjax.weights.plans_v1 import read_any_plan
+    from medjax.weights.foreign_plans.read import read_any_plan
 
     if args.plan:
         plan = read_any_plan(args.plan, corpora[0][0].channels)

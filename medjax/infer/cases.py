@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from medjax import files
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
@@ -184,7 +185,7 @@ def predict_cases(
             )  # only its geometry is needed from here on
         stop.check()
         inputs = {
-            path: volume.hashes.get(path) or write.sha256(path) for path in case.files(labels=False)
+            path: volume.hashes.get(path) or files.sha256(path) for path in case.files(labels=False)
         }
         return {
             "volume": volume,
@@ -315,7 +316,7 @@ def _complete(
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [write.sha256(path) for path in case.files(labels=False)]
+            return [files.sha256(path) for path in case.files(labels=False)]
 
         state = write.is_complete(folder, case.name, wanted, inputs, listed.get(case.name))
         kept += [case.name] if state else []

@@ -13,7 +13,7 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
-from medjax.weights.plans_v1 import read_any_plan
+from medjax.weights.foreign_plans.read import read_any_plan
 
 FROM_PLAN = "plan"
 
