@@ -86,12 +86,12 @@ case "$command" in
       all) shift; chosen=() ;;
       slow) shift; chosen=(-m "slow and not parity") ;;
     esac
-    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,tests.checked "$@"
+    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   parity)
     environment "test,formats,parity"
     if [ "${1:-}" = install ]; then exit 0; fi
-    python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,tests.checked "$@"
+    python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   train)
     [ $# -gt 0 ] || { usage >&2; exit 2; }
