@@ -151,7 +151,7 @@ def predict(checkout: Path, folder: Path, given: dict) -> dict:
     out = folder / "masks"
     words = ("predict", "-m", folder / "run", "-i", *scans, "-o", out, "--corpus", corpus)
     words += ("--no-html", "--quiet")
-    trace = Trace(checkout / "medjax", scans[0].name)
+    trace = Trace(checkout / "medjax", str(scans[0]))
     for _ in range(1 if given.get("trace") else 2):
         shutil.rmtree(out, ignore_errors=True)
         if given.get("trace"):

@@ -308,7 +308,7 @@ def test_nibabel_images_of_unlike_scans_warn(blank_run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mask = predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
-    assert mask.labels.shape == ct().shape
+    assert mask.label_map.shape == ct().shape
 
 
 def test_the_page_lists_warnings_escaped(tmp_path):
