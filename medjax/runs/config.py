@@ -15,7 +15,7 @@ from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
 from medjax.runs import folder
 from medjax.runs.settings.schema import FROM_PLAN
-from medjax.weights.plans_v1 import read_any_plan
+from medjax.weights.foreign_plans.read import read_any_plan
 
 
 def load(fields: Mapping) -> Plan | None:

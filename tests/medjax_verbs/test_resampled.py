@@ -12,8 +12,8 @@ from medjax.labels import Corpus, merge
 from medjax.prepare import store
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import resampled
 from medjax.scans import formats
+from medjax_verbs import resampled
 from tests.support.raw import make_case, save, write_corpus
 
 EMPTY, HALF, FULL = np.zeros(4, bool), np.array([1, 1, 0, 0], bool), np.ones(4, bool)

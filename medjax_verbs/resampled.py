@@ -118,6 +118,18 @@ def score(
     return out | {"not prepared": missing, "failed": failed}
 
 
+def evaluate(
+    scorer: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], store: Path, rule: str
+) -> tuple[dict, list[str]]:
+    """`score`, and what to print; called by `medjax.runs.evaluations`."""
+    found = score(scorer, held, store, rule)
+    lines = [f"on the network's grid, empty classes by the {rule} rule:"]
+    if left := found["not prepared"]:
+        names = ", ".join(left[:4])
+        lines.append(f"  without {len(left)} cases that the store does not hold: {names}")
+    return found, lines
+
+
 def _case_scores(
     scorer: Any, case: Case, name: str, prepared: Path, rule: str
 ) -> dict[str, tuple[float, float]]:
