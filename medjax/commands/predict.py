@@ -126,7 +126,11 @@ def add(verbs) -> None:
     p.add_argument(
         "--fast", action="store_true", help="use the faster, coarser version, if the model has one"
     )
-    p.add_argument("--device", default="", help="cpu, gpu, gpu:1, tpu; default: the best there is")
+    p.add_argument(
+        "--device",
+        default="",
+        help="cpu, gpu or tpu (all of them), gpu:1; default: the first of the best",
+    )
     p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="memory limit")
 
     p = group.add_argument_group("many cases")

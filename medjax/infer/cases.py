@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from medjax import files
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
@@ -185,7 +186,7 @@ def predict_cases(
             )  # only its geometry is needed from here on
         stop.check()
         inputs = {
-            path: volume.hashes.get(path) or write.sha256(path) for path in case.files(labels=False)
+            path: volume.hashes.get(path) or files.sha256(path) for path in case.files(labels=False)
         }
         return {
             "volume": volume,
@@ -313,7 +314,7 @@ def _complete(
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [write.sha256(path) for path in case.files(labels=False)]
+            return [files.sha256(path) for path in case.files(labels=False)]
 
         recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
         as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:

@@ -14,9 +14,17 @@ from medjax.models import context
 
 
 def check(spec: context.Spec, dims: int) -> None:
-    """`UsageError` for coordinates of another number of axes than the network's windows have."""
+    """`UsageError` for coordinates of another number of axes than the network's windows have, and
+    for values per block of voxels, which windows at any place cannot cut.
+    """
     for name in context.moving(spec):
         shape = spec[name].shape
+        if spec[name].block:
+            raise UsageError(
+                f"the network's input {name!r} holds one value per block of voxels",
+                found=f"blocks of {spec[name].block}",
+                expected="one value per voxel, for prediction in windows",
+            )
         if spec[name].moves == "window" and shape[-1:] != (dims,):
             raise UsageError(
                 f"the network's input {name!r} holds no coordinates of its windows",

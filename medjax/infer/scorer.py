@@ -25,7 +25,7 @@ from medjax.infer.model import PRECISIONS, Model, Prepared
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
 from medjax.models import context
-from medjax.prepare import geometry, normalise
+from medjax.prepare import normalise
 from medjax.prepare.geometry import Transform
 from medjax.prompts.request import Request
 from medjax.scans.nifti import Volume
@@ -180,10 +180,7 @@ class Scorer:
             volume = dataclasses.replace(volume, array=volume.array[..., None])
         check_channels(volume, described)
         plan = self.model.plan
-        spacing = plan.spacing_of(described.store)
-        transform = geometry.fit(
-            volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
-        )
+        transform = plan.fit(volume, described.store, described.channels)
         image = normalise.network_image(
             transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path
         )
@@ -216,7 +213,8 @@ class Scorer:
           request gives wrongly or not at all.
         """
         model, everywhere = self.model, partial(jax.device_put, device=self._everywhere)
-        case = context.of_request(model.reads, model.facts(request))
+        facts = model.facts(request) | {"spacing_mm": prepared.transform.target_spacing_mm}
+        case = context.of_request(model.reads, facts)
         fixed = {n: everywhere(value) for n, value in case.items() if n not in self._moving}
         channels = everywhere(np.array([model.space.class_index(n) for n in names], np.int32))
         program = self.program(len(names))

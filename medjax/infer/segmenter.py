@@ -25,7 +25,6 @@ from medjax.infer.packed import Masks, Region
 from medjax.infer.postprocess import Rules
 from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
 from medjax.infer.scorer import Scorer
-from medjax.prepare import geometry
 from medjax.prepare.geometry import Transform
 from medjax.prompts.request import Request
 from medjax.scans.nifti import DataWarning, Volume
@@ -170,11 +169,11 @@ class Segmenter:
         Raises: `PredictError` if it does not fit into the memory allowed.
         """
         space = self.model.space
+        described = space.corpora[space.corpus_index(request.corpus)]
         asked = self.networks[0].asked(request.wanted(space))
-        store = space.corpora[space.corpus_index(request.corpus)].store
         transforms = [
-            geometry.fit(header, plan.spacing_of(store), orientation=plan.orientation, crop="none")
-            for plan in (network.model.plan for network in self.networks)
+            network.model.plan.fit(header, described.store, described.channels, crop="none")
+            for network in self.networks
         ]
         sized = self._footprints(transforms, asked)
         voxels, budget = int(np.prod(header.shape)), self.budget

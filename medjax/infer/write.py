@@ -20,7 +20,6 @@ Class names become file names and members of the archive by `names.file_stems`; 
 import contextlib
 import csv
 import gzip
-import hashlib
 import io
 import os
 import platform
@@ -336,16 +335,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal digest of a file's bytes; "unhashed" for what is no file (a record of a data
-    set).
-    """
-    if not os.path.isfile(path):
-        return "unhashed"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from medjax.errors import MedjaxError, ModelError, shown
 from medjax.infer.model import PRECISIONS
 from medjax.weights.formats.stablehlo import SIDE
 
+EMA = ("auto", "off")
 VOXELS, BATCH = 1 << 31, 1 << 12
 SHOWN = 6
 
@@ -73,6 +74,8 @@ def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -
     ):
         if infer.get(name, known[0]) not in known:
             raise refuse(f"infer.{name}", infer[name], " or ".join(filter(None, known)))
+    if infer.get("ema", "auto") not in EMA:
+        raise refuse("infer.ema", infer["ema"], " or ".join(EMA))
     if not isinstance(infer.get("postprocess") or {}, Mapping):
         raise refuse("infer.postprocess", infer["postprocess"], "{...}")
     for name in ("fast", "checkpoint"):

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medjax.errors import MedjaxError, ModelError, UsageError
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
@@ -47,7 +45,7 @@ class Trained:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
-        return tuple(float(v) for v in np.mean(list(self.plan.spacing_mm.values()), 0))
+        return self.plan.mean_spacing()
 
     @functools.cached_property
     def network(self) -> network.Network:
@@ -87,9 +85,12 @@ class Trained:
 
         if self.archive is None:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
+            ema = self.fields["infer"].get("ema", "auto")
             step = checkpoints.find(self.path / "checkpoints", which)
-            found = checkpoints.load_params(step, self.network.abstract())
-            return fitted.check_finite(found, self.path), hashes.of_step(step)
+            found = checkpoints.load_params(step, self.network.abstract(), ema=ema)
+            digest = hashes.of_step(step)
+            digest = f"{digest} ema={ema}" if digest and ema != "auto" else digest
+            return fitted.check_finite(found, self.path), digest
         if checkpoint:
             raise UsageError(
                 "an archive holds one set of parameters",
@@ -279,7 +280,10 @@ def rules(model: Trained, wanted: str = "") -> Any:
 
 
 def named_devices(name: str) -> list | None:
-    """The jax devices of "cpu", "gpu" or "gpu:1"; None for an empty name."""
+    """The jax devices of "cpu", "gpu" (all of this process) or "gpu:1"; None for an empty name.
+
+    "cpu" is one device, as further ones would share its cores.
+    """
     import jax
 
     if not name:
@@ -287,7 +291,9 @@ def named_devices(name: str) -> list | None:
     platform, _, index = name.partition(":")
     try:
         devices = jax.devices(platform)
-        return [devices[int(index)]] if index else devices[:1]
+        if index or platform == "cpu":
+            return [devices[int(index or 0)]]
+        return jax.local_devices(backend=platform)
     except (RuntimeError, IndexError, ValueError) as error:
         known = [f"{d.platform}:{d.id}" for d in jax.devices()]
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
@@ -298,7 +304,6 @@ def _model(
 ) -> tuple[Any, str]:
     """The `infer.model.Model`, and what identifies its parameters."""
     from medjax.infer.model import Model
-    from medjax.models import context
 
     space, conditions = one.space.unveiled(), one.space.conditions()
     if one.archive and one.archive.kind == "function":
@@ -309,15 +314,27 @@ def _model(
             raise UsageError(
                 "an exported function has one window", path=one.path, found=window, expected=own
             )
-        found = Model(apply, {}, one.plan, space, own, len(own), conditions)
+        reads = stablehlo.reads(one.archive)
+        found = Model(
+            apply, {}, one.plan, space, own, len(own), conditions, reads, _tasks(one, conditions)
+        )
         return found, f"sha256:{one.archive.sha256}"
     net = one.network
     window = window or net.patch
     _check_window(one, window)
     params, identity = one.weights(checkpoint)
-    reads = getattr(net, "reads", context.DEFAULT)
-    found = Model(net.apply, params, one.plan, space, window, len(net.patch), conditions, reads)
+    tasks = _tasks(one, conditions)
+    found = Model(
+        net.apply, params, one.plan, space, window, len(net.patch), conditions, net.reads, tasks
+    )
     return found, identity
+
+
+def _tasks(one: Trained, conditions: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Task and corpus names -> task index, as the network was trained."""
+    numbers, names = network.tasks(one.fields, one.space)
+    own = {corpus: numbers[index] for corpus, (index, _) in conditions.items()}
+    return own | {name: k for k, name in enumerate(names)}
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
@@ -335,7 +352,7 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     if window == net.patch:
         return
     image = jax.ShapeDtypeStruct((1, *window, net.channels), jnp.float32)
-    read = context.abstract(getattr(net, "reads", context.DEFAULT), 1, window)
+    read = context.abstract(net.reads, 1, window)
     try:
         shape = jax.eval_shape(net.apply, net.abstract(), image, read)["logits"].shape[1:-1]
     except Exception as error:  # networks raise many types for unsuitable sizes

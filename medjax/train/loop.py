@@ -87,10 +87,14 @@ def fit(
     names: Sequence[str] = (),
     recipe: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    batch_axes: Sequence[str] = sharding.AXES,
+    accumulate: int = 1,
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
 ) -> states.State:
-    """Trains to `settings.steps` and returns the final state.
+    """Trains to `settings.steps` and returns the final state (see `medjax.train.state`).
+
+    Validation uses the moving average of the parameters if the optimizer keeps one.
 
     Args:
       task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> sums` as
@@ -106,6 +110,8 @@ def fit(
       names: of the entries of what validation sums up.
       recipe: JSON-ready description of everything a resumed run must share with its beginning
         (data, model, optimizer).
+      batch_axes, accumulate: how a batch lies on the mesh, see `medjax.train.sharding.Layout`, and
+        the number of micro-batches, see `medjax.train.accumulate`.
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
       borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called
         on resume.
@@ -122,11 +128,19 @@ def fit(
 
     # mesh
     mesh = mesh if mesh is not None else sharding.make_mesh()
-    place, place_validation = sharding.Placer(mesh), sharding.Placer(mesh)
+    place, place_validation = (sharding.Placer(mesh, batch_axes) for _ in range(2))
 
     # state (abstract: names, shapes, shardings) and update
     target = states.abstract(init, optimizer, mesh, sharding_rules)
-    update, validate = updates.make(task, optimizer, settings.seed, mesh, target)
+    update, validate = updates.make(
+        task,
+        optimizer,
+        settings.seed,
+        mesh,
+        target,
+        batch_axes=batch_axes,
+        accumulate=accumulate,
+    )
 
     with (
         Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
@@ -143,7 +157,7 @@ def fit(
             _, state = interruptibly(lambda: states.born(init, optimizer, target, settings.seed))
             start, progress = 0, Progress(names)
             if borrow is not None:
-                state = states.with_params(state, borrow(state["params"]))
+                state = states.with_params(state, borrow(states.weights(state, average=False)))
 
         # loop
         limits = dict(
@@ -193,7 +207,7 @@ def fit(
                         itertools.islice(validation_stream(), settings.validation_batches),
                         place_validation,
                     ) as held_out:
-                        sums = _evaluate(validate, state["params"], held_out, requests)
+                        sums = _evaluate(validate, states.weights(state), held_out, requests)
                     request = STOP if sums is None else request
                     improved = sums is not None and log.validated(step, sums)
                 ended = settings.patience and progress.waited >= settings.patience

@@ -310,7 +310,8 @@ def test_nibabel_images_of_unlike_scans_warn(blank_run):
         predictor.segment(nib.Nifti1Image(ct().T * 0 + 1e5, np.eye(4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
+        mask = predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
+    assert mask.label_map.shape == ct().shape
 
 
 def test_the_page_lists_warnings_escaped(tmp_path):

@@ -26,8 +26,8 @@ from medjax.runs.export import export
 from medjax.runs.info import about_run, as_text
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints
+from medjax.weights.foreign_plans.convert import intensity_of
 from medjax.weights.formats import archive
-from medjax.weights.plans_import import intensity_of
 from tests.support.old_run import extract
 from tests.support.run import make_run
 from tests.weights.test_archive import rewritten
