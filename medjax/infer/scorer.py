@@ -213,7 +213,8 @@ class Scorer:
           request gives wrongly or not at all.
         """
         model, everywhere = self.model, partial(jax.device_put, device=self._everywhere)
-        facts = model.facts(request) | {"spacing_mm": prepared.transform.target_spacing_mm}
+        shown = np.asarray(prepared.transform.target_spacing_mm, np.float32)  # as in training
+        facts = model.facts(request) | {"spacing_mm": shown}
         case = context.of_request(model.reads, facts)
         fixed = {n: everywhere(value) for n, value in case.items() if n not in self._moving}
         channels = everywhere(np.array([model.space.class_index(n) for n in names], np.int32))
