@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from medjax.errors import ModelError
+from medjax.models.parts.adapters import COLLECTION
 from medjax.models.parts.remat import policy
 
 
@@ -40,23 +42,38 @@ def repeat(
 
     if parent.is_initializing():
         fresh = jax.jit(lambda key, x: layer.init(key, x)["params"])  # traced once for all layers
-        weights = [parent.param(name, fresh, x) for name in names]
+        weights = [{"params": parent.param(name, fresh, x)} for name in names]
     else:
-        weights = [parent.get_variable("params", name) for name in names]
+        weights = [{"params": parent.get_variable("params", name)} for name in names]
+    own = [name for name in names if parent.has_variable(COLLECTION, name)]
+    for variables, name in zip(weights, names, strict=True):
+        if name in own:
+            variables[COLLECTION] = parent.get_variable(COLLECTION, name)
     keys = jax.random.split(parent.make_rng("dropout"), len(names)) if dropout else None
 
     def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, None]:
-        params, key = given
+        variables, key = given
         return layer.apply(
-            {"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}
+            variables, x, *arguments, rngs=None if key is None else {"dropout": key}
         ), None
 
     if remat != "none":
         step = jax.checkpoint(step, policy=policy(remat), prevent_cse=not scan)
     if scan and len(names) > 1:
-        return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[
-            0
-        ]
-    for i, params in enumerate(weights):
-        x, _ = step(x, (params, None if keys is None else keys[i]))
+        if len({_shapes(variables.get(COLLECTION)) for variables in weights}) > 1:
+            raise ModelError(
+                "the adapters of scanned layers differ",
+                found=f"adapters in {', '.join(own)} of {', '.join(names)}",
+                fix="let the rules give all layers the same ranks, or set scan=False",
+            )
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
+        return lax.scan(step, x, (stacked, keys))[0]
+    for i, variables in enumerate(weights):
+        x, _ = step(x, (variables, None if keys is None else keys[i]))
     return x
+
+
+def _shapes(tree: Any) -> tuple:
+    """Paths and shapes of a tree, to compare layers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return tuple((jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves)
