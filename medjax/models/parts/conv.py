@@ -176,14 +176,14 @@ class Up(nn.Module):
             "kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32
         ).astype(self.dtype)
         x = x.astype(self.dtype)
-        y = self._project(x, kernel)
+        y = self._expand(x, kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
                 self.dtype
             )
-        return beside(self, x, y, self._project)
+        return beside(self, x, y, self._expand)
 
-    def _project(self, x: Array, kernel: Array) -> Array:
+    def _expand(self, x: Array, kernel: Array) -> Array:
         flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
         return depth_to_space(x @ flat, self.stride)
 
