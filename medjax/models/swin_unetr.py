@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import (
     Context,
     SwinBlock,
@@ -187,7 +188,7 @@ class SwinUNETR(nn.Module):
         init = linear_init("torch", f)
         if self.prior is not None:
             init["bias_init"] = nn.initializers.constant(self.prior)
-        self.out = (self.head or nn.Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
+        self.out = (self.head or Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
     def encode(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
