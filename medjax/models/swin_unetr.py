@@ -35,7 +35,7 @@ from medjax.models.parts.attention import (
 from medjax.models.parts.conv import Conv, Up
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
 from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
@@ -304,10 +304,10 @@ def make(
     weight_axes: str = "zyx",
     intermediates: bool = False,
     prior: float | None = None,
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
-    head: str | Socket = "sigmoid",
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
+    head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
     dtype: str = "float32",
@@ -374,6 +374,9 @@ def make(
     )
     merging_order(merging, dims)
     precision = jnp.dtype(dtype)
+    mlp = sockets.filled(mlp, "mlp")
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context")
     mlp = sockets.only_encoder(mlp, "SwinUNETR")
     head = sockets.head(head, corpus_channels, share_heads)
     sizes = (window,) * dims if isinstance(window, int) else tuple(window)
