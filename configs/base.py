@@ -43,11 +43,18 @@ def base_config() -> ml_collections.ConfigDict:
     # a configuration of that plan, e.g. "3d_fullres": sets patch and batch; with
     # model.name = "plan" the network as well
     c.data.configuration = ""
+    c.data.tasks = ordered()  # corpus -> name of its task; a corpus without one is its own task
     c.data.allow_absent = False  # accept that a declared class occurs in no case
     c.data.spacing_mm = ()  # target spacing; empty: nnU-Net's median rule over all corpora
-    c.data.spacing_rule = "median"  # or "per_corpus"; used where spacing_mm is empty
+    # or "per_corpus"; "native": each case keeps its own. Used where spacing_mm is empty
+    c.data.spacing_rule = "median"
+    # (z, y, x) voxels: each cropped volume is resampled to this fixed frame, whatever its spacing
+    c.data.size = ()
+    # channel -> dict(scheme="window", clip=(-175, 250)), or another scheme of docs/prepare.md;
+    # for all others the channel's name decides
+    c.data.intensity = ordered()
     c.data.orientation = "RAS"
-    c.data.crop = "nonzero"
+    c.data.crop = "nonzero"  # or "foreground": the box above the lower intensity limit; "none"
     c.data.workers = 0  # of the preparation; 0: one per core
     # fold -1 trains on every case
     c.data.split = ordered(dict(file="", folds=5, fold=0, seed=12345))
@@ -63,6 +70,8 @@ def base_config() -> ml_collections.ConfigDict:
     # classes are drawn as label sets, or "class": as classes, nested ones sharing voxels (nnU-Net's
     # regions)
     c.sampler.by = "set"
+    c.sampler.whole = 0.0  # share of samples that show the whole case, resampled to the patch
+    c.sampler.version = 0  # of the stream; 0: that of the run folder, the newest in a new run
     c.sampler.threads = 2
     c.sampler.workers = 0
 
@@ -96,6 +105,7 @@ def base_config() -> ml_collections.ConfigDict:
     c.optim.lr_scale = ((".*", 1.0),)
     c.optim.decay = ((".*", True),)
     c.optim.only = ()  # (regex, (axis, indices)): only these slices of the leaves are trained
+    c.optim.ema = 0.0  # > 0, e.g. 0.999: decay of a moving average of the parameters
     # name -> steps, and differences from the fields above; see medjax/train/phases.py
     c.optim.phases = ordered()
 
@@ -103,7 +113,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.init.source = ""  # run folder or archive whose parameters this run starts from; empty: random
     c.init.checkpoint = "last"  # or "best", or a step
     c.init.rename = ()  # (regex, replacement) over the source's parameter paths
-    # (regex, axis of the classes): channels of classes of the same name are copied; None: never
+    # (regex, axis, "classes", "modalities", "tasks" or "corpora"; empty: classes): entries of the
+    # same name along the axis are copied; axis None: never
     c.init.heads = ((r"^(head|out)_?\d*/", -1),)
     # class of this run -> class of the source, if the names differ ("" initialises it)
     c.init.classes = ordered()
@@ -127,6 +138,8 @@ def base_config() -> ml_collections.ConfigDict:
     c.train.patch = (128, 128, 128)
     c.train.validate_every = 250
     c.train.validation_batches = 50
+    # of matrix products, "highest", "high" or "default"; empty: the device's own
+    c.train.precision = ""
     c.train.patience = 0  # > 0: stop after that many validations without a better one
     c.train.checkpoint_every = 250
     c.train.checkpoint_minutes = 10.0
@@ -139,6 +152,7 @@ def base_config() -> ml_collections.ConfigDict:
 
     c.infer = ordered()
     c.infer.checkpoint = "last"  # or "best"
+    c.infer.ema = "auto"  # the moving average of the parameters if the run keeps one; or "off"
     c.infer.overlap = 0.5
     c.infer.mirror_axes = ()
     c.infer.average = "prob"

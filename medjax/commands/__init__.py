@@ -7,7 +7,8 @@ package are found automatically. Heavy imports happen inside `run`, so that `--h
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, sentence, shown
 
@@ -46,6 +47,93 @@ def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, s
             )
 
     return show
+
+
+def add_planning(parser: Any) -> None:
+    """Adds the arguments that decide how volumes are prepared; `plan_arguments` reads them."""
+    parser.add_argument(
+        "--spacing-mm",
+        nargs=3,
+        type=float,
+        metavar=("Z", "Y", "X"),
+        help="target spacing; default: nnU-Net's median rule",
+    )
+    parser.add_argument(
+        "--spacing-rule",
+        choices=("median", "per_corpus", "native"),
+        default="median",
+        help="target spacing if --spacing-mm is not given; native: each case keeps its own",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=3,
+        type=int,
+        metavar=("Z", "Y", "X"),
+        help="resample each cropped volume to these numbers of voxels instead (a fixed frame)",
+    )
+    parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
+    parser.add_argument(
+        "--crop",
+        choices=("nonzero", "foreground", "none"),
+        default="nonzero",
+        help="box to crop to; foreground: the voxels above the lower intensity limit",
+    )
+    parser.add_argument(
+        "--intensity",
+        nargs="+",
+        default=(),
+        metavar="CHANNEL=SCHEME",
+        help="schemes that do not follow from the channel's name: CT=window:-175,250 MR=foreground "
+        "organ=mask",
+    )
+    parser.add_argument(
+        "--allow-absent",
+        action="store_true",
+        help="continue although a declared class occurs in no case",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="cases at a time; 0: one per core, fewer where memory is short",
+    )
+    parser.add_argument("--quiet", action="store_true")
+
+
+def plan_arguments(args: Any) -> dict:
+    """The arguments of `prepare.plan.make_plan` that the flags of `add_planning` decide."""
+    from medjax.prepare.intensity import parse
+
+    return {
+        "spacing": tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule,
+        "orientation": args.orientation,
+        "crop": args.crop,
+        "size": args.size and tuple(args.size),
+        "intensity": parse(args.intensity),
+    }
+
+
+def fingerprints(args: Any, corpora: Sequence[tuple], intensity: Mapping) -> dict:
+    """Corpus name -> fingerprint, checked for classes that never occur.
+
+    Args:
+      args: parsed flags of `add_planning`. corpora: (corpus, cases, problems) of `scan_corpus`.
+      intensity: schemes that the user chose.
+    """
+    from medjax.prepare.fingerprint import check_classes, fingerprint
+
+    found = {}
+    for corpus, cases, _ in corpora:
+        found[corpus.name] = fingerprint(
+            corpus,
+            cases,
+            workers=args.workers or None,
+            progress=progress(args.quiet, f"measure {corpus.name}"),
+            intensity=intensity,
+        )
+        if not args.allow_absent:
+            check_classes(corpus, found[corpus.name])
+    return found
 
 
 def report_failures(failed: Sequence[dict]) -> int:

@@ -23,7 +23,7 @@ from medjax.infer.model import Model, Prepared
 from medjax.infer.scores import Decision
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
-from medjax.prepare import geometry, normalise
+from medjax.prepare import normalise
 from medjax.prepare.geometry import Transform
 from medjax.scans.nifti import Volume
 
@@ -147,10 +147,7 @@ class Scorer:
             volume = dataclasses.replace(volume, array=volume.array[..., None])
         check_channels(volume, described)
         plan = self.model.plan
-        spacing = plan.spacing_of(described.store)
-        transform = geometry.fit(
-            volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
-        )
+        transform = plan.fit(volume, described.store, described.channels)
         image = normalise.network_image(
             transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path
         )
@@ -180,12 +177,11 @@ class Scorer:
           columns, depth: see `WindowScores`.
         """
         space, put = self.model.space, partial(jax.device_put, device=self._everywhere)
-        described = self._corpus(corpus)
         index, modality = self.model.condition(corpus)
         context = [
             put(np.int32(index)),
             put(np.int32(modality)),
-            put(np.asarray(self.model.plan.spacing_of(described.store), np.float32)),
+            put(np.asarray(prepared.transform.target_spacing_mm, np.float32)),
             put(np.array([space.class_index(name) for name in names], np.int32)),
         ]
         program = self.program(len(names))

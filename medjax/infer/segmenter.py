@@ -27,7 +27,6 @@ from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
 from medjax.infer.scorer import Scorer
 from medjax.infer.scores import UNCERTAINTIES, entropy
 from medjax.labels import LabelSpace
-from medjax.prepare import geometry
 from medjax.prepare.geometry import Transform
 from medjax.scans.nifti import DataWarning, Volume
 
@@ -175,10 +174,10 @@ class Segmenter:
         """
         asked = self.networks[0].asked(wanted_classes(self.model.space, corpus, classes))
         space = self.model.space
-        store = space.corpora[space.corpus_index(corpus)].store
+        described = space.corpora[space.corpus_index(corpus)]
         transforms = [
-            geometry.fit(header, plan.spacing_of(store), orientation=plan.orientation, crop="none")
-            for plan in (network.model.plan for network in self.networks)
+            network.model.plan.fit(header, described.store, described.channels, crop="none")
+            for network in self.networks
         ]
         sized = self._footprints(transforms, asked)
         voxels, budget = int(np.prod(header.shape)), self.budget

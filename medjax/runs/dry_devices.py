@@ -63,11 +63,11 @@ def per_device(
     optimizer, mesh = build.make_optimizer(fields), layout.abstract_mesh()
     target = states.abstract(net.init, optimizer, mesh, _rules(fields, layout.fsdp))
     local = alone or footprint.memory(_share(fields, layout), net, space)
-    gradients = _shard_bytes(footprint.trained(target["params"], optimizer))
+    held = {part: _shard_bytes(tree) for part, tree in target.items()}
     found = {
-        "parameters": _shard_bytes(target["params"]),
-        "optimizer": _shard_bytes(target["opt"]),
-        "gradients": gradients * min(layout.accumulate, 2),
+        "parameters": held["params"] + held["frozen"],
+        "optimizer": held["opt"] + held.get("ema", 0),
+        "gradients": held["params"] * min(layout.accumulate, 2),
         "batch": local["batch"],
         "kept": local["kept for backward"],
     }

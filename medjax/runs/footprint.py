@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.extend
-import jax.numpy as jnp
 import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
-from medjax.train.optim import Optimizer
+from medjax.sample.batch import abstract
+from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
 
@@ -23,26 +23,26 @@ MIB, GIB = 2**20, 2**30
 def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
     """Bytes of one training step on one device.
 
-    Parameters, optimizer state, gradients, batch, and values kept for the backward pass.
+    Parameters, optimizer state and moving average, gradients of the trained parameters, batch, and
+    values kept for the backward pass.
 
-    Gradients and optimizer state are those of the trained leaves. With `train.accumulate` > 1 the
-    values kept are those of one micro-batch, the batch is held as cut and as augmented, and
-    gradients are held twice (the sum, and those of one micro-batch).
+    With `train.accumulate` > 1 the values kept are those of one micro-batch, the batch is held as
+    cut and as augmented, and gradients are held twice (the sum, and those of one micro-batch).
     """
-    params, parts = net.abstract(), accumulated(fields)
-    task, optimizer = build.make_task(fields, space, net), build.make_optimizer(fields)
-    state = jax.eval_shape(optimizer.tx.init, params)
-    batch, key = abstract_batch(fields, net), jax.eval_shape(lambda: jax.random.key(0))
+    parts, task = accumulated(fields), build.make_task(fields, space, net)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), key)
+    batch = abstract_batch(fields, net)
     held = [batch]
     if parts > 1 and hasattr(task, "prepare"):
         held.append(jax.eval_shape(task.prepare, batch, key))
     micro = abstract_batch(with_batch(fields, fields["train"]["batch"] // parts), net)
     return {
-        "parameters": build.bytes_of(params),
-        "optimizer": build.bytes_of(state),
-        "gradients": build.bytes_of(trained(params, optimizer)) * min(parts, 2),
+        "parameters": build.bytes_of([state["params"], state["frozen"]]),
+        "optimizer": build.bytes_of([state["opt"], state.get("ema", {})]),
+        "gradients": build.bytes_of(state["params"]) * min(parts, 2),
         "batch": build.bytes_of(held),
-        "kept for backward": _kept(task, params, optimizer, micro, key),
+        "kept for backward": _kept(task, state, micro, key),
     }
 
 
@@ -56,29 +56,16 @@ def with_batch(fields: Mapping, batch: int) -> dict:
     return {**fields, "train": {**fields["train"], "batch": batch}}
 
 
-def trained(params: Any, optimizer: Optimizer) -> list:
-    """The leaves that the optimizer changes."""
-    chosen = jax.tree.leaves(optimizer.trained(params))
-    return [leaf for leaf, on in zip(jax.tree.leaves(params), chosen, strict=True) if on]
-
-
-def _kept(task: Any, params: Any, optimizer: Optimizer, batch: Any, key: Any) -> int:
+def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
     """Bytes that the forward pass computes and the backward pass of the trained leaves reads.
 
     What is an input of the step anyway (parameters, batch) does not count.
     """
-    structure = jax.tree.structure(params)
-    chosen = jax.tree.leaves(optimizer.trained(params))
 
-    def residuals(leaves, batch, key):
-        def loss(changed):
-            changed = iter(changed)
-            joined = [next(changed) if on else p for p, on in zip(leaves, chosen, strict=True)]
-            return task.loss(structure.unflatten(joined), batch, key)[0]
+    def residuals(params, frozen, batch, key):
+        return jax.vjp(lambda p: task.loss(states.join(p, frozen), batch, key)[0], params)[1]
 
-        return jax.vjp(loss, [p for p, on in zip(leaves, chosen, strict=True) if on])[1]
-
-    jaxpr = jax.make_jaxpr(residuals)(jax.tree.leaves(params), batch, key).jaxpr
+    jaxpr = jax.make_jaxpr(residuals)(state["params"], state["frozen"], batch, key).jaxpr
     given = set(jaxpr.invars)
     kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var) and v not in given}
     return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
@@ -86,18 +73,11 @@ def _kept(task: Any, params: Any, optimizer: Optimizer, batch: Any, key: Any) ->
 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
-    shapes = {
-        "image": ((b, *patch, m), jnp.int16),
-        "gain": ((b, m), jnp.float32),
-        "bias": ((b, m), jnp.float32),
-        "label": ((b, *patch), jnp.int16),
-        "corpus": ((b,), jnp.int32),
-        "modality": ((b,), jnp.int32),
-        "spacing_mm": ((b, 3), jnp.float32),
-        "case": ((b,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    whole = bool(fields.get("sampler", {}).get("whole", 0))
+    found = abstract(
+        fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
+    )
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

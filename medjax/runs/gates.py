@@ -5,6 +5,7 @@ stay tied to their modality although the gate never sees it; this table shows wh
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import numpy as np
 from medjax import files
 from medjax.errors import UsageError
 from medjax.infer import outputs, owned
+from medjax.models import context as contexts
 from medjax.runs import adapt, build, fitted, stages
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.sample import stream
+from medjax.sample.batch import dequantise, facts
 from medjax.train import checkpoint
 from medjax.weights import experts
 
@@ -126,9 +129,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
         runfolder.read_space(folder),
         runfolder.read_plan(folder),
     )
-    net = build.make_network(
-        fields, space, tuple(float(v) for v in np.mean(list(plan.spacing_mm.values()), 0))
-    )
+    net = build.make_network(fields, space, plan.mean_spacing())
     params = fitted.check_finite(
         checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which), folder
     )
@@ -148,13 +149,9 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
 
     @jax.jit
     def gates(batch: dict) -> dict:
-        axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
-        found = net.apply(
-            params, image, {k: batch[k] for k in ("corpus", "modality", "spacing_mm")}
-        ).get("gates", {})
+        known = facts(batch) | {"task": jnp.asarray(net.tasks, jnp.int32)[batch["corpus"]]}
+        context = contexts.of_batch(net.reads, known)
+        found = net.apply(params, dequantise(batch), context).get("gates", {})
         return {name: w.mean(tuple(range(w.ndim - 1))) for name, w in found.items()}
 
     rows, names = [], {}
@@ -164,7 +161,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
             for name, value in gates(batch).items():
                 total[name] = total.get(name, 0) + np.asarray(value) / batches
         if not total:
-            fix = 'train with model.experts_in and routing "gate"'
+            fix = 'train with model.mlp.kind "experts" and routing "gate"'
             raise UsageError(
                 "this network has no gate that weighs experts",
                 path=folder,
@@ -174,12 +171,18 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
         corpus = space.corpora[pool.corpus]
         names[corpus.name] = corpus.modality
         rows.append(total)
+    # jax has sorted them by name alone
     blocks = tuple(
-        sorted(rows[0], key=lambda name: (not name.startswith("encoder"), name))
-    )  # jax has sorted them by name alone
+        sorted(rows[0], key=lambda name: (not name.startswith("encoder"), *_order(name)))
+    )
     weights = np.stack([np.stack([row[b] for b in blocks]) for row in rows])
     known = adapt.expert_names(fields, space, experts.count(params))
     return Gates(blocks, known, names, weights, batches * recipe.batch)
+
+
+def _order(name: str) -> tuple:
+    """layer2 before layer10."""
+    return tuple(int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name))
 
 
 FILES = ("gates.json", "gates.md", "gates.png")

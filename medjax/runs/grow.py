@@ -8,7 +8,7 @@ prediction.
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 from medjax.corpora.splits import make_splits
 from medjax.errors import TrainError, UsageError
 from medjax.labels import LabelSpace
+from medjax.models import context as contexts
+from medjax.models.parts import sockets
 from medjax.registry import plain
 from medjax.runs import adapt, build, fitted, folder, initial
 from medjax.runs.open import open_data
@@ -28,7 +30,12 @@ from medjax.weights import experts
 UNCHANGED = (
     1e-4  # largest change of an old logit that counts as none (float32 sums in another order)
 )
-PARTS = {"experts": r"/mlp/(w1|b1|w2|b2)$", "gate": r"/mlp/gate/", "heads": r"^head"}
+PARTS = {
+    "experts": r"/mlp/(w1|b1|w2|b2)$",
+    "gate": r"/mlp/gate/",
+    "heads": r"^(head|out)_?\d*/",
+    "context": r"^context/table$",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +113,21 @@ def grown_fields(
     new, added = _new_parts(fields, run, space, workdir)
     count = experts.count(_abstract(old, space))
     names = adapt.expert_names(old, space, count)
-    grows = bool(added and count)
-    if grows and old["model"].get("expert_of") is not None:
+    grows, mlp = bool(added and count), sockets.words(old["model"], "mlp")
+    if grows and mlp.get("expert_of") is not None:
         raise UsageError(
             "expert_of fixes which modality has which expert",
-            found=old["model"]["expert_of"],
+            found=mlp["expert_of"],
             fix="add to it by hand",
         )
-    if grows and old["model"].get("experts") is not None:
-        fields["model"]["experts"] = count + len(added)
+    if grows and mlp.get("experts") is not None:
+        given = fields["model"]["mlp"] if "mlp" in old["model"] else fields["model"]
+        given["experts"] = count + len(added)
     wanted = adapt.expert_names(fields, new, count + len(added)) if grows else ()
     fields["init"] = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze)) | {
         "source": str(run.resolve())
     }
+    fields["init"]["heads"] += _embedded(old["model"])
     if freeze:
         fields["optim"] |= _frozen(
             fields, new, old, space, tuple(wanted.index(name) for name in added) if grows else ()
@@ -136,7 +145,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
       (`UNCHANGED`).
     """
     old_fields, old_space = folder.read_config(run), folder.read_space(run)
-    spacing = tuple(float(v) for v in np.mean(list(folder.read_plan(run).spacing_mm.values()), 0))
+    spacing = folder.read_plan(run).mean_spacing()
     before, after = (
         build.make_network(_exact(f), s, spacing)
         for f, s in ((old_fields, old_space), (fields, space))
@@ -151,18 +160,18 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
         jax.jit(after.init)(jax.random.key(fields["seed"]))
     )
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
-    apply_old, apply_new = jax.jit(before.apply), jax.jit(after.apply)
+    apply_old, apply_new = (jax.jit(_highest(net.apply)) for net in (before, after))
     change = 0.0
     for k, corpus in enumerate(old_space.corpora):
         there = space.corpus_index(corpus.name)
         modalities = [s.modalities.index(corpus.modality) for s in (old_space, space)]
-        contexts = [
-            {"corpus": jnp.full(1, c), "modality": jnp.full(1, m)}
-            for c, m in zip((k, there), modalities, strict=True)
+        given = [
+            _context(net, {"corpus": c, "modality": m, "task": net.tasks[c]}, spacing)
+            for net, c, m in zip((before, after), (k, there), modalities, strict=True)
         ]
         one, two = (
-            apply_old(old, image, contexts[0])["logits"],
-            apply_new(new, image, contexts[1])["logits"],
+            apply_old(old, image, given[0])["logits"],
+            apply_new(new, image, given[1])["logits"],
         )
         own = [
             name for name, known in zip(old_space.classes, old_space.known[k], strict=True) if known
@@ -179,7 +188,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
             expected=f"at most {UNCHANGED:g}",
         )
     sizes = [_sizes(net.abstract()) for net in (before, after)]
-    added = {part: sizes[1][part] - sizes[0][part] for part in PARTS}
+    added = {part: sizes[1][part] - sizes[0].get(part, 0) for part in PARTS if part in sizes[1]}
     return Growth(
         tuple(m for m in space.modalities if m not in old_space.modalities),
         tuple(c.name for c in space.corpora if c.name not in [o.name for o in old_space.corpora]),
@@ -189,13 +198,44 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
     )
 
 
+def _highest(apply: Callable) -> Callable:
+    """`apply` with products in float32, which accelerators round by default."""
+
+    def exact(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return apply(*arguments)
+
+    return exact
+
+
+def _context(net: build.Network, facts: Mapping[str, int], spacing: Sequence[float]) -> dict:
+    """The context of one sample; zeros for what no corpus decides."""
+    known = {name: jnp.full(1, value, jnp.int32) for name, value in facts.items()}
+    known["spacing_mm"] = jnp.asarray([spacing], jnp.float32)
+    free = {
+        name: entry
+        for name, entry in net.reads.items()
+        if name not in known and entry.derive is None
+    }
+    return contexts.of_batch(net.reads, known | contexts.zeros(free, 1, net.patch))
+
+
 def _exact(fields: Mapping) -> dict:
     """The same network in float32, so that rounding neither hides nor causes a change."""
-    return {**fields, "model": {**fields["model"], "dtype": "float32"}}
+    chosen = {"dtype": "float32"} if "dtype" in build.accepted(fields["model"]["name"]) else {}
+    return {**fields, "model": {**fields["model"], **chosen}}
 
 
 def _gate(begin: str, freeze: bool) -> str:
     return "closed" if begin != "copy" else "split" if freeze else "apart"
+
+
+def _embedded(model: Mapping) -> tuple[tuple, ...]:
+    """The rule for vectors by corpus, modality or task: new ones start at zero."""
+    given = sockets.words(model, "context")
+    if given["kind"] != "embedding":
+        return ()
+    return ((PARTS["context"], 0, sockets.EMBEDDED[given.get("of", "modality")]),)
 
 
 def _begin(
@@ -210,7 +250,7 @@ def _begin(
     init = {
         "checkpoint": "last",
         "rename": (),
-        "heads": ((r"^head", -1),),
+        "heads": ((PARTS["heads"], -1),),
         "classes": {},
         "resize": (),
         "widen": "repeat",
@@ -328,11 +368,16 @@ def _frozen(
     """`config.optim`: everything frozen except the new expert, its gate column and head columns."""
     here, there = adapt.channel_names((fields, new), (old, space))
     columns = tuple(i for i, name in enumerate(here) if name not in there)
-    trainable, only = [(r"^head", True)], [(r"^head", (-1, columns))]
+    trainable, only = [(PARTS["heads"], True)], [(PARTS["heads"], (-1, columns))]
+    for pattern, axis, what in _embedded(old["model"]):
+        known, wanted = adapt.axis_names((fields, new), (old, space))[what]
+        rows = tuple(i for i, name in enumerate(wanted) if name not in known)
+        trainable += [(pattern, True)] if rows else []
+        only += [(pattern, (axis, rows))] if rows else []
     if added:
         trainable += [(PARTS["experts"], True)]
         only += [(PARTS["experts"], (0, added))]
-        if old["model"].get("routing", "gate") == "gate":
+        if sockets.words(old["model"], "mlp").get("routing", "gate") == "gate":
             trainable += [(PARTS["gate"], True)]
             only += [(PARTS["gate"], (-1, added))]
     return {"trainable": (*trainable, (".*", False)), "only": tuple(only)}
@@ -346,10 +391,11 @@ def _sizes(abstract: Any) -> dict[str, int]:
     import re
 
     flat = experts.flat(abstract)
-    return {
+    found = {
         part: sum(int(np.prod(v.shape)) for k, v in flat.items() if re.search(pattern, k))
         for part, pattern in PARTS.items()
     }
+    return {part: n for part, n in found.items() if n or part != "context"}
 
 
 def _set(fields: dict, path: str, value: Any) -> None:

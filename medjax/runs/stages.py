@@ -11,8 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from medjax import files
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
@@ -21,7 +19,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, config, hosts, initial, resampled
+from medjax.runs import build, config, hosts, initial, resampled, sampling
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
@@ -69,6 +67,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     if rule := fields["evaluate"].get("resampled", ""):
         resampled.check(rule)  # before the training, not after it
     runfolder.check_target(workdir)
+    fields = sampling.resolved(fields, workdir)
     data = corpora.open_data(fields["data"], workdir)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
 
@@ -135,7 +134,6 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
 
 def recipe_fields(fields: Mapping) -> dict:
     """The part of a config that determines the weights; without paths and numbers of threads."""
-    ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
     kept = (
         "seed",
         "model",
@@ -149,9 +147,17 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
-    if (parts := fields["train"].get("accumulate", 1)) != 1:  # runs without the field go on
+    if (parts := fields["train"].get("accumulate", 1)) != 1:
         trained["accumulate"] = parts
-    return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
+    found = {k: fields.get(k, {}) for k in kept}
+    # older runs have none of the fields below
+    found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
+    found |= {"init": begun, "sampler": sampling.decisive(fields["sampler"]), "train": trained}
+    optional = {
+        "precision": fields["train"].get("precision"),
+        "tasks": (fields.get("data") or {}).get("tasks"),
+    }
+    return found | {k: v for k, v in optional.items() if v}
 
 
 def prepare_stage(run: Run) -> None:
@@ -162,7 +168,7 @@ def prepare_stage(run: Run) -> None:
     import jax
 
     given = run.fields["data"]
-    workers = given["workers"] or None
+    workers, schemes = given["workers"] or None, config.schemes(run.fields, run.workdir)
     run.plan = config.load(run.fields)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
@@ -170,7 +176,12 @@ def prepare_stage(run: Run) -> None:
             run.store / ".fingerprints" / f"{corpus.name}.json"
         )  # with the volumes: runs that share a store share them
         measure = functools.partial(
-            fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache
+            fingerprint,
+            corpus,
+            run.data.cases[corpus.name],
+            workers=workers,
+            cache=cache,
+            intensity=schemes,
         )
         if several:
             hosts.first(measure)  # the others read the result
@@ -180,7 +191,12 @@ def prepare_stage(run: Run) -> None:
     if run.plan is None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
         run.plan = make_plan(
-            prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"]
+            prints,
+            spacing=spacing,
+            orientation=given["orientation"],
+            crop=given["crop"],
+            size=given.get("size") or None,
+            intensity=schemes,
         )
     run.plan = dataclasses.replace(
         run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores}
@@ -203,10 +219,9 @@ def prepare_stage(run: Run) -> None:
         else:
             result = make(cases, progress=line)
         run.failed += result.failed
-        spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(
-            f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} "
-            f"already there, {len(result.failed)} failed"
+            f"{corpus.name}: {len(result.ok)} cases prepared at {run.plan.grid_of(corpus.name)}, "
+            f"{result.skipped} already there, {len(result.failed)} failed"
         )
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
@@ -301,13 +316,13 @@ def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
     return tuple(corpus.ids_of(name) for name in corpus.annotated)
 
 
-def mean_spacing(run: Run) -> tuple[float, float, float]:
-    """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
-    return tuple(float(v) for v in np.mean(list(run.plan.spacing_mm.values()), 0))
-
-
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
+    with build.precision(run.fields):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     from medjax.train import accumulate, loop, sharding
 
     layout = hosts.layout(run.fields)  # refused before anything is prepared
@@ -315,28 +330,24 @@ def train(run: Run) -> None:
     prepare_stage(run)
     space = run.data.space
     fields = config.with_masks(run.fields, run.plan, space.corpora)
-    net = build.make_network(fields, space, mean_spacing(run))
+    net = build.make_network(fields, space, run.plan.mean_spacing())
     given, patch = fields["sampler"], build.sampled_patch(fields)
-    ways = {
-        k: given[k]
-        for k in ("exponent", "draw", "foreground", "oversample", "balance", "by")
-        if k in given
-    }
     common = {
         "batch": fields["train"]["batch"],
         "final": net.patch,
         "dims": len(net.patch),
         "channels": net.channels,
     }
-    recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
+    recipe = stream.Recipe(
+        patch=patch, seed=fields["seed"], **common, **sampling.recipe_arguments(given)
+    )
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     host, count = sharding.share(mesh, layout.batch_axes)
     shared = {"host": host, "hosts": count, "threads": given["threads"]}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    settings = {
-        k: v for k, v in fields["train"].items() if k not in ("batch", "patch", "accumulate")
-    }
+    used = ("batch", "patch", "accumulate", "precision")  # by other parts than the loop
+    settings = {k: v for k, v in fields["train"].items() if k not in used}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{settings['steps']:,} steps of {recipe.batch}"

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medjax.errors import MedjaxError, ModelError, UsageError
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
@@ -47,7 +45,7 @@ class Trained:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
-        return tuple(float(v) for v in np.mean(list(self.plan.spacing_mm.values()), 0))
+        return self.plan.mean_spacing()
 
     @functools.cached_property
     def network(self) -> network.Network:
@@ -82,7 +80,10 @@ class Trained:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
             return fitted.check_finite(
                 checkpoints.load_params(
-                    self.path / "checkpoints", self.network.abstract(), which=which
+                    self.path / "checkpoints",
+                    self.network.abstract(),
+                    which=which,
+                    ema=self.fields["infer"].get("ema", "auto"),
                 ),
                 self.path,
             )

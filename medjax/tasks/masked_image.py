@@ -108,7 +108,7 @@ class MaskedImage:
             jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
         )
         outputs = self.batches.apply(
-            params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None
+            params, prepared["image"], self.batches.context(batch | {"masked": masked}), False, None
         )
 
         def of_sample(*arrays: Any) -> Array:

@@ -1,9 +1,9 @@
 """The supervised task: sampler batches and a network -> the weighted sum of losses.
 
-In: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1
-outside the image, corpus, modality, spacing). Out: one differentiable scalar with its parts; for
-validation, counts of true and false positives and false negatives per class. The network is any
-callable, so the task is independent of the architecture; the losses read outputs and batch only.
+In: the sampler's batch on the device (`sample/batch.py`). Out: one differentiable scalar with its
+parts; for validation, counts of true and false positives and false negatives per class. The network
+is any callable, so the task is independent of the architecture; the losses read outputs and batch
+only.
 """
 
 import dataclasses
@@ -18,14 +18,9 @@ from jaxtyping import Array
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, separable, targets
+from medjax.models import context as contexts
+from medjax.sample.batch import dequantise, facts
 
-CONSUMED = (
-    "image",
-    "gain",
-    "bias",
-    "label",
-    "case",
-)  # entries that become network input and target; the rest is context
 PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
 
 
@@ -44,6 +39,8 @@ class Supervised:
     deep_weights: Any
     activation: str
     names: tuple[str, ...] = ()
+    reads: contexts.Spec | None = None
+    tasks: tuple[int, ...] = ()
 
     def loss(
         self, params: Any, batch: Mapping[str, Any], key: Array
@@ -130,9 +127,7 @@ class Supervised:
         id of a corpus, or padding under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
+        image = dequantise(batch)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
             extra = (
@@ -144,7 +139,7 @@ class Supervised:
             centre_crop(label, self.patch, first=1),
         )
         corpus = batch["corpus"]
-        prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
+        prepared = {**self.facts(batch), "image": image, "label": jnp.maximum(label, 0)}
         prepared |= {
             "table": jnp.asarray(self.table)[corpus],
             "known": jnp.asarray(self.known)[corpus],
@@ -158,9 +153,18 @@ class Supervised:
             prepared["weight"] = 1.0 - jnp.any(jnp.stack(masks), 0).astype(jnp.float32)
         return prepared
 
+    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of the samples: corpus, modality, spacing_mm, ..."""
+        return {k: v for k, v in facts(batch).items() if k not in PREPARED}
+
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What a network may read beside the image: corpus, modality, spacing_mm, prompts, ..."""
-        return {k: v for k, v in batch.items() if k not in CONSUMED + PREPARED}
+        """What the network reads beside the image; see `models.context`."""
+        known = self.facts(batch)
+        if self.reads is None:
+            return known
+        if self.tasks and "task" not in known:
+            known["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
+        return contexts.of_batch(self.reads, known)
 
 
 def make(
@@ -176,6 +180,8 @@ def make(
     deep_weights: str | Sequence[float | int] = "halving",
     activation: str = "sigmoid",
     classes: Sequence[str] = (),
+    reads: contexts.Spec | None = None,
+    tasks: Sequence[int] = (),
 ) -> Supervised:
     """Builds the task.
 
@@ -195,6 +201,8 @@ def make(
       activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
+      reads: what the network reads beside the image; None: all facts of the batch.
+      tasks: task of every corpus, from which the fact `task` is derived.
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -218,4 +226,6 @@ def make(
         deep_weights or "halving",
         activation,
         tuple(classes),
+        reads,
+        tuple(tasks),
     )

@@ -21,14 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from medjax.train import sharding
+from medjax.train import sharding, state
 
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
-
-
-def only_trained(params: Any, frozen: Any) -> Any:
-    """The tree that the network is applied to, if nothing is frozen."""
-    return params
 
 
 def value_and_grad(
@@ -38,7 +33,7 @@ def value_and_grad(
     axes: Sequence[str] = sharding.AXES,
     *,
     where: Any = None,
-    join: Callable[[Any, Any], Any] = only_trained,
+    join: Callable[[Any, Any], Any] = state.join,
 ) -> Callable[[Any, Any, Any, jax.Array], tuple[tuple[Any, dict], Any]]:
     """(params, frozen, batch, key) -> ((loss, scalars), gradients with respect to `params`).
 

@@ -9,6 +9,7 @@ from configs.multitalent import get_config
 from medjax.registry import plain
 from medjax.runs import build, footprint
 from medjax.runs import open as corpora
+from medjax.train import state as states
 
 PATCH, BATCH = (8, 16, 8), 3
 
@@ -68,13 +69,14 @@ def test_what_the_step_computes_is_kept_and_what_it_is_given_is_not(small):
             w, v = (params[name].astype(self.dtype) for name in "wv")
             return jnp.sum(w * w * v).astype(jnp.float32), {}
 
-    params = {name: jax.ShapeDtypeStruct((1000,), jnp.float32) for name in "wv"}
+    params = {name: jnp.ones(1000) for name in "wv"}
     batch, key = footprint.abstract_batch(fields, net), jax.random.key(0)
 
     def kept(dtype, *trainable):
         optim = fields["optim"] | {"trainable": (*trainable, (".*", True))}
         optimizer = build.make_optimizer(fields | {"optim": optim})
-        return footprint._kept(Task(dtype), params, optimizer, batch, key)
+        state = jax.eval_shape(states.maker(lambda key: params, optimizer), key)
+        return footprint._kept(Task(dtype), state, batch, key)
 
     assert kept(jnp.float32) == 1000 * 4, "w^2 alone"
     assert kept(jnp.bfloat16) == 1000 * 2 * 3, "w, v and w^2"
@@ -96,3 +98,14 @@ def test_tables_are_aligned():
 )
 def test_bytes_for_people(n, text):
     assert footprint.size(n) == text
+
+
+def test_frozen_parameters_have_no_gradient_and_no_moments(small):
+    fields, net, space = small
+    part = {"trainable": (("^head", True), (".*", False)), "ema": 0.9, "name": "adamw"}
+    found = footprint.memory(fields | {"optim": fields["optim"] | part}, net, space)
+    heads = {name: tree for name, tree in net.abstract().items() if name.startswith("head")}
+    trained, whole = (build.bytes_of(tree) for tree in (heads, net.abstract()))
+    assert 0 < trained < whole / 4
+    assert found["parameters"] == whole and found["gradients"] == trained
+    assert 3 * trained <= found["optimizer"] < 3 * trained + 100  # two moments and the average
