@@ -1,7 +1,8 @@
 """The verbs of the `medjax` command, one module each.
 
 `add(verbs)` declares the arguments of a verb and sets `run(args) -> exit code`. Modules of this
-package are found automatically. Heavy imports happen inside `run`, so that `--help` is fast.
+package are found automatically, and those of other packages by the entry points "medjax.verbs"
+(module under the name of its verb). Heavy imports happen inside `run`, so that `--help` is fast.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medjax import plugins
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, sentence, shown
 
 ORDER = (
@@ -22,10 +24,25 @@ ORDER = (
 
 
 def modules() -> list:
-    """The verb modules in the order `--help` lists them."""
-    names = [m.name for m in pkgutil.iter_modules(__path__)]
-    names.sort(key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    """The verb modules in the order `--help` lists them.
+
+    A verb of another package that cannot be imported is left out with a warning.
+    """
+    found = {m.name: f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__)}
+    for name, point in plugins.points(plugins.VERBS).items():
+        found.setdefault(name.replace("-", "_"), point.value)
+    names = sorted(
+        found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)
+    )
+    loaded = []
+    for name in names:
+        try:
+            loaded.append(importlib.import_module(found[name]))
+        except ImportError as error:
+            if found[name].startswith(f"{__name__}."):
+                raise
+            print(f"medjax: the verb {name!r} cannot be loaded: {error}", file=sys.stderr)
+    return loaded
 
 
 def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, str, str], None]:

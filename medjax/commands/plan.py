@@ -114,7 +114,7 @@ def _made(args):
 
 def _imported(args):
     from medjax.prepare.planner import explain
-    from medjax.weights.plans_v1 import read_any_plan
+    from medjax.weights.foreign_plans.read import read_any_plan
 
     plan = read_any_plan(args.imported, args.channels)
     return plan, explain({}, plan)

@@ -105,7 +105,7 @@ def _chosen(names: list[str] | None, known: list[str]) -> set[str] | None:
 def _plan(args, corpora):
     from medjax.prepare.plan import make_plan
     from medjax.prepare.planner import explain
-    from medjax.weights.plans_v1 import read_any_plan
+    from medjax.weights.foreign_plans.read import read_any_plan
 
     given = plan_arguments(args)
     if args.plan:

@@ -14,9 +14,8 @@ from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
 from medjax.runs import folder
-from medjax.weights.plans_v1 import read_any_plan
-
-FROM_PLAN = "plan"
+from medjax.runs.settings.schema import FROM_PLAN
+from medjax.weights.foreign_plans.read import read_any_plan
 
 
 def load(fields: Mapping) -> Plan | None:

@@ -19,7 +19,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, config, hosts, initial, resampled, sampling
+from medjax.runs import build, config, evaluations, hosts, initial, sampling
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
@@ -64,8 +64,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
       `TrainError` if its checkpoints are damaged; the folder is then unchanged.
     """
     fields = config.resolve(fields)
-    if rule := fields["evaluate"].get("resampled", ""):
-        resampled.check(rule)  # before the training, not after it
+    evaluations.chosen(fields["evaluate"])  # checked before the training, not after it
     runfolder.check_target(workdir)
     fields = sampling.resolved(fields, workdir)
     data = corpora.open_data(fields["data"], workdir)
@@ -454,19 +453,18 @@ def evaluate(run: Run) -> int:
     run.failed += test.predict_and_score(
         predictor, held, run.workdir, run.fields["evaluate"], _line
     )
-    if rule := run.fields["evaluate"].get("resampled", ""):
-        found = resampled.score(predictor.networks[0], held, run.store, rule)
+    for name, (module, value) in evaluations.chosen(run.fields["evaluate"]).items():
+        path = run.workdir / "evaluation" / f"{name}.json"
+        found, lines = module.evaluate(predictor.networks[0], held, run.store, value)
         known = {(entry["case"], entry["message"]) for entry in run.failed}
         run.failed += [
-            entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known
+            entry
+            for entry in found.get("failed", ())
+            if (entry["case"], entry["message"]) not in known
         ]
-        runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
-        say(
-            f"on the network's grid, empty classes by the {rule} rule: see "
-            f"{run.workdir / 'evaluation' / 'resampled.json'}"
-        )
-        if left := found["not prepared"]:
-            say(f"  without {len(left)} cases that the store does not hold: {', '.join(left[:4])}")
+        runfolder.write_json(path, found)
+        for text in (*lines, f"  see {path}"):
+            say(text)
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK

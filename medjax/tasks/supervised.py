@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from medjax import decision
 from medjax.augment.spatial import centre_crop
+from medjax.decision import Decision
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, separable, targets
 from medjax.models import context as contexts
@@ -37,7 +39,7 @@ class Supervised:
     patch: tuple[int, ...]
     mask_padding: bool
     deep_weights: Any
-    activation: str
+    decision: Decision
     names: tuple[str, ...] = ()
     reads: contexts.Spec | None = None
     tasks: tuple[int, ...] = ()
@@ -101,11 +103,9 @@ class Supervised:
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
-        found = (
-            logits > 0
-            if self.activation == "sigmoid"
-            else exclusive.decide(logits, prepared["table"])
-        )
+        values = self.decision.class_logits(logits, truth.shape[-1])
+        implied = exclusive.implied(prepared["table"])
+        found = self.decision.completed(self.decision.decide(values), implied)
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -198,7 +198,7 @@ def make(
       mask_padding: ignore voxels outside the image instead of treating them as background
         (nnU-Net's convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
-      activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
+      activation: decision in validation: "sigmoid" or "softmax", see `medjax.decision`.
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
       reads: what the network reads beside the image; None: all facts of the batch.
@@ -224,7 +224,7 @@ def make(
         tuple(patch),
         bool(mask_padding),
         deep_weights or "halving",
-        activation,
+        decision.make(activation, "logit"),
         tuple(classes),
         reads,
         tuple(tasks),

@@ -9,11 +9,8 @@ import pytest
 
 from medjax import cli, main
 from medjax.commands import (
-    add_modality,
-    combine,
     evaluate,
     export,
-    gates,
     import_,
     info,
     overlap,
@@ -32,10 +29,11 @@ from medjax.metrics.counts import Counts
 from medjax.prepare import store
 from medjax.report import prediction
 from medjax.runs import export as exports
-from medjax.runs import gates as measured
-from medjax.runs import grow, imported, stages
+from medjax.runs import imported, stages
 from medjax.runs import predict as predictions
 from medjax.weights.formats import archive
+from medjax_verbs import add_modality, combine, gates, grow
+from medjax_verbs import gate_weights as measured
 from tests.metrics.test_compare import result as scores
 from tests.metrics.test_compare import row
 from tests.support.raw import save, write_corpus

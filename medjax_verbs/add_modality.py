@@ -33,7 +33,8 @@ def add(verbs) -> None:
 def _add(args) -> int:
     from pathlib import Path
 
-    from medjax.runs import folder, grow, stages
+    from medjax.runs import folder, stages
+    from medjax_verbs import grow
 
     changes = {"train.steps": args.steps} if args.steps else {}
     changes |= {"optim.lr": args.lr} if args.lr else {}

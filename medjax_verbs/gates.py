@@ -21,7 +21,7 @@ def add(verbs) -> None:
 def _gates(args) -> int:
     from pathlib import Path
 
-    from medjax.runs import gates
+    from medjax_verbs import gate_weights as gates
 
     run = Path(args.model)
     out = Path(args.out) if args.out else run / "gates"

@@ -5,15 +5,15 @@ import types
 import numpy as np
 import pytest
 
+from medjax import decision
 from medjax.corpora.inputs import Case
 from medjax.errors import UsageError
-from medjax.infer.scores import Decision
 from medjax.labels import Corpus, merge
 from medjax.prepare import store
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import resampled
 from medjax.scans import formats
+from medjax_verbs import resampled
 from tests.support.raw import make_case, save, write_corpus
 
 EMPTY, HALF, FULL = np.zeros(4, bool), np.array([1, 1, 0, 0], bool), np.ones(4, bool)
@@ -37,7 +37,7 @@ def test_a_softmax_decides_for_one_class_and_regions_hold_what_is_nested():
     probabilities = np.array(
         [[0.6, 0.3], [0.2, 0.5], [0.3, 0.2], [0.0, 0.0]]
     )  # liver, tumour; the rest is background
-    mask = resampled.decide(probabilities, "softmax")
+    mask = decision.make("softmax").decide(probabilities)
     np.testing.assert_array_equal(mask, [[1, 0], [0, 1], [0, 0], [0, 0]])
     space = merge([Corpus("A", ((1, ("liver",)), (2, ("liver", "tumour"))))])
     ids = space.corpora[0].to_ids(space.export(mask, "A"))
@@ -60,14 +60,14 @@ class Oracle:
     its own.
     """
 
-    decision = Decision("sigmoid")
+    decision = decision.make("sigmoid")
 
     def __init__(self, space, root):
         self.model, self.root = types.SimpleNamespace(space=space), root
 
-    def scores(self, volume, corpus):
+    def scores(self, volume, request):
         name = volume.path.split("/")[-1].split(".")[0]
-        label = store.open_case(self.root / corpus / name).label()
+        label = store.open_case(self.root / request.corpus / name).label()
         return np.stack([label > 0, label == 2], -1).astype(np.float32), None
 
 

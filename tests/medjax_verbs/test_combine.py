@@ -9,10 +9,10 @@ import pytest
 from medjax import cli
 from medjax.errors import UsageError
 from medjax.labels import Corpus
-from medjax.metrics import combine
 from medjax.metrics.aggregate import Row
 from medjax.metrics.counts import Counts
 from medjax.metrics.result import Pair, build_result
+from medjax_verbs import combined as combine
 
 ORGANS = ("liver", "left kidney", "right kidney", "gallbladder", "pancreas", "spleen", "stomach")
 PUBLISHED = {  # M4oE's Tables 2 and 3, Dice in percent

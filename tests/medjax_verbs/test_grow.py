@@ -12,11 +12,12 @@ import pytest
 from configs.m4oe import get_config
 from medjax.errors import TrainError, UsageError
 from medjax.registry import plain
-from medjax.runs import build, grow, initial, stages
+from medjax.runs import build, initial, stages
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights import experts
+from medjax_verbs import grow
 from tests.support.raw import write_corpus
 
 TINY = dict(width=8, depths=(1, 1), heads=(1, 2), window=4, patch_size=2)

@@ -1,4 +1,4 @@
-"""Converts nnU-Net's plans: v2 JSON files, and the fields of v1 plans (see `weights/plans_v1.py`).
+"""Converts nnU-Net's plans: v2 JSON files, and the fields of v1 plans (read by `read_plans_v1`).
 
 In: the plan's fields and the channel names (of the dataset.json beside it). Out: a `Plan` in stored
 orientation with the plan's own transposition, and its configurations. nnU-Net's spacings and

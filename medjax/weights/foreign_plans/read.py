@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medjax.errors import ModelError, UsageError
 from medjax.prepare.plan import Plan
+from medjax.weights.foreign_plans.convert import from_v1, read_plans, understood
 from medjax.weights.formats.torch_file import read_plain
-from medjax.weights.plans_import import from_v1, read_plans, understood
 
 NEEDED = {
     "plans_per_stage",

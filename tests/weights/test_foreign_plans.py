@@ -14,8 +14,8 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.prepare.plan import Intensity, Plan
 from medjax.runs import config
-from medjax.weights.plans_import import from_v1, read_plans
-from medjax.weights.plans_v1 import read_plans_v1
+from medjax.weights.foreign_plans.convert import from_v1, read_plans
+from medjax.weights.foreign_plans.read import read_plans_v1
 
 STATISTICS = {
     "mean": 100.0,

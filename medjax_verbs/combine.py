@@ -36,7 +36,7 @@ def add(verbs) -> None:
 
 def _combine(args) -> int:
     from medjax.infer import outputs, owned
-    from medjax.metrics import combine
+    from medjax_verbs import combined as combine
 
     if args.output:
         outputs.make_folder(Path(args.output).parent)

@@ -7,6 +7,7 @@ perfect score to a class that is found where there is none, and 0 where both sid
 none.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import DataError, UsageError
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.store import again, open_case
+from medjax.prompts.request import Request
 from medjax.scans import formats
 
 RULES = ("standard", "released")
@@ -116,13 +118,25 @@ def score(
     return out | {"not prepared": missing, "failed": failed}
 
 
+def evaluate(
+    scorer: Any, held: Mapping[str, tuple[Corpus, Iterable[Case]]], store: Path, rule: str
+) -> tuple[dict, list[str]]:
+    """`score`, and what to print; called by `medjax.runs.evaluations`."""
+    found = score(scorer, held, store, rule)
+    lines = [f"on the network's grid, empty classes by the {rule} rule:"]
+    if left := found["not prepared"]:
+        names = ", ".join(left[:4])
+        lines.append(f"  without {len(left)} cases that the store does not hold: {names}")
+    return found, lines
+
+
 def _case_scores(
     scorer: Any, case: Case, name: str, prepared: Path, rule: str
 ) -> dict[str, tuple[float, float]]:
     """Class -> (Dice, IoU) of one case, for the classes that count."""
     space = scorer.model.space
-    probabilities, _ = scorer.scores(formats.read_case(case.images), name)
-    mask = decide(probabilities, scorer.decision.activation)
+    probabilities, _ = scorer.scores(formats.read_case(case.images), Request(name))
+    mask = dataclasses.replace(scorer.decision, average="prob").decide(probabilities)
     ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
     label = open_case(prepared).label()
     if label.shape != ids.shape:
@@ -145,11 +159,3 @@ def _case_scores(
         c: class_scores(truth[c], found, rule) for c, found in class_masks(ids, space, name).items()
     }
     return {c: found for c, found in scores.items() if found is not None}
-
-
-def decide(probabilities: np.ndarray, activation: str) -> np.ndarray:
-    """(z, y, x, c) probabilities -> the classes of every voxel, bool; for a softmax at most one."""
-    if activation == "sigmoid":
-        return probabilities > 0.5
-    best = np.arange(probabilities.shape[-1]) == probabilities.argmax(-1)[..., None]
-    return best & (probabilities.max(-1) > 1 - probabilities.sum(-1))[..., None]

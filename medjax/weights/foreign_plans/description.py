@@ -16,7 +16,7 @@ import numpy as np
 from medjax.errors import ModelError
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.plan import Plan
-from medjax.weights.plans_import import inherited, intensity_of
+from medjax.weights.foreign_plans.convert import inherited, intensity_of
 
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 
