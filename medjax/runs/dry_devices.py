@@ -65,11 +65,11 @@ def per_device(
     target = states.abstract(net.init, build.make_optimizer(fields), mesh, _rules(fields, fsdp))
     share = batch_of(fields, devices) // devices
     local = alone or footprint.memory(_with_batch(fields, share), net, space)
-    params, opt = _shard_bytes(target["params"]), _shard_bytes(target["opt"])
+    size = {part: _shard_bytes(tree) for part, tree in target.items()}
     found = {
-        "parameters": params,
-        "optimizer": opt,
-        "gradients": params,
+        "parameters": size["params"] + size["frozen"],
+        "optimizer": size["opt"] + size.get("ema", 0),
+        "gradients": size["params"],
         "batch": local["batch"],
         "kept": local["kept for backward"],
     }

@@ -13,6 +13,7 @@ import numpy as np
 from medjax.errors import MedjaxError, ModelError, shown
 from medjax.weights.formats.stablehlo import SIDE
 
+EMA = ("auto", "off")
 AVERAGES, ACTIVATIONS = ("prob", "logit"), ("sigmoid", "softmax")
 VOXELS, BATCH = 1 << 31, 1 << 12
 SHOWN = 6
@@ -68,6 +69,8 @@ def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -
     for name, known in (("average", AVERAGES), ("activation", ACTIVATIONS)):
         if infer.get(name, known[0]) not in known:
             raise refuse(f"infer.{name}", infer[name], " or ".join(known))
+    if infer.get("ema", "auto") not in EMA:
+        raise refuse("infer.ema", infer["ema"], " or ".join(EMA))
     if not isinstance(infer.get("postprocess") or {}, Mapping):
         raise refuse("infer.postprocess", infer["postprocess"], "{...}")
     for name in ("fast", "checkpoint"):

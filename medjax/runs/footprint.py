@@ -12,6 +12,7 @@ import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
 
@@ -19,11 +20,13 @@ MIB, GIB = 2**20, 2**30
 def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
     """Bytes of one training step on one device.
 
-    Parameters, optimizer state, gradients, batch, and values kept for the backward pass.
+    Parameters, optimizer state and moving average, gradients of the trained parameters, batch, and
+    values kept for the backward pass.
     """
     params = net.abstract()
     task = build.make_task(fields, space, net)
-    state = jax.eval_shape(build.make_optimizer(fields).tx.init, params)
+    shapes = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), jax.random.key(0))
+    state = [shapes["opt"], shapes.get("ema", {})]
     batch = abstract_batch(fields, net)
 
     def residuals(params, batch, key):
@@ -33,7 +36,7 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
     return {
         "parameters": build.bytes_of(params),
         "optimizer": build.bytes_of(state),
-        "gradients": build.bytes_of(params),
+        "gradients": build.bytes_of(shapes["params"]),
         "batch": build.bytes_of(batch),
         "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
     }

@@ -149,7 +149,10 @@ def recipe_fields(fields: Mapping) -> dict:
     )
     begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
     trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
-    return {k: fields.get(k, {}) for k in kept} | {"init": begun, "sampler": ways, "train": trained}
+    found = {k: fields.get(k, {}) for k in kept}
+    # older runs have no such field
+    found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
+    return found | {"init": begun, "sampler": ways, "train": trained}
 
 
 def prepare_stage(run: Run) -> None:

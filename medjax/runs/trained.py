@@ -82,7 +82,10 @@ class Trained:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
             return fitted.check_finite(
                 checkpoints.load_params(
-                    self.path / "checkpoints", self.network.abstract(), which=which
+                    self.path / "checkpoints",
+                    self.network.abstract(),
+                    which=which,
+                    ema=self.fields["infer"].get("ema", "auto"),
                 ),
                 self.path,
             )

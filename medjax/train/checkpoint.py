@@ -1,12 +1,19 @@
 """Checkpoints: atomic, asynchronous, restored onto any number of devices.
 
-The only file that uses orbax. On disk: <folder>/<step>/ with the parameters, the rest of the state,
-JSON facts (step, metric, recipe, progress of the run) and hashes of all files. A step is written
-under a temporary name and renamed when complete, so a step folder is complete or absent. The newest
-steps and the one with the best metric are kept. An unreadable step (a bad disk, a partial copy) is
-set aside and the one before it is used; if none can be read, nothing is changed and an error is
-raised. `saved.json` beside the folder names the newest step, so that a missing folder is detected
-too.
+    <folder>/<step>/params/  trained parameters
+                    ema/     their moving average, if the run keeps one
+                    train/   step and optimizer state
+                    JSON facts (step, metric, recipe, progress, hash of the base), hashes.json
+    <folder>/base/0/params/  frozen parameters, written once; every step names them by their hash
+
+A step is written under a temporary name and renamed when complete, so a step folder is complete or
+absent. The newest steps and the one with the best metric are kept. An unreadable step (a bad disk,
+a partial copy) is set aside and the one before it is used; if none can be read, nothing is changed
+and an error is raised. `saved.json` beside the folder names the newest step, so that a missing
+folder is detected too.
+
+`load_params` and `read_params` are the way to the parameters of a run: both join trained and frozen
+leaves and choose between the parameters and their moving average.
 """
 
 import contextlib
@@ -15,8 +22,6 @@ import itertools
 import json
 import logging
 import re
-import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +29,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from medjax import files
-from medjax.errors import MedjaxError, TrainError
-from medjax.train import hashes
-from medjax.train import rules as rule_lists
+from medjax.errors import TrainError, UsageError, did_you_mean
+from medjax.train import base as bases
+from medjax.train import hashes, storage
+from medjax.train import state as states
 from medjax.train.stepfolder import (
+    BASE,
     FACTS,
+    TEMPORARY,
+    base_of,
     best_step,
     damaged,
     facts_of,
@@ -57,16 +65,14 @@ __all__ = [
     "steps",
 ]
 
-FULL = {
-    "No space left on device": "the disk is full: ",
-    "Disk quota exceeded": "the quota is used up: ",
-    "File too large": "files may not grow that large here: ",
-}
-TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
+AVERAGES = ("auto", "off")  # whether readers take the moving average of the parameters
+_UNHEARD = storage.Unheard()
 
 
-def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "last") -> Any:
-    """Parameters from a checkpoint, strictly.
+def load_params(
+    path: str | Path, target: Any, *, keep: str = "", which: str = "last", ema: str = "auto"
+) -> Any:
+    """Parameters from a checkpoint, strictly: all of them, trained and frozen.
 
     Args:
       path: see `find`.
@@ -75,45 +81,43 @@ def load_params(path: str | Path, target: Any, *, keep: str = "", which: str = "
       keep: regex over paths; matching leaves of the target are returned as they are, matching
         leaves on disk are left there (a new head on an old encoder). Empty: none.
       which: see `find`.
+      ema: "auto": the moving average of the parameters if the run keeps one; "off": never.
 
-    Raises: `TrainError` listing the names that only one side has, and the shapes that differ.
+    Raises: `TrainError` listing the names that only one side has, and the shapes that differ, or
+      for missing or other frozen parameters.
     """
     folder = find(path, which)
-    flat, structure = jax.tree_util.tree_flatten_with_path(target)
-    names = [rule_lists.path_name(keys) for keys, _ in flat]
-    kept = {name for name in names if keep and re.search(keep, name)}
-    wanted = {
-        name: _placed(leaf) for name, (_, leaf) in zip(names, flat, strict=True) if name not in kept
-    }
-    arrays = _checked(folder)
+    sources = _sources(folder, ema)
+    named = storage.flat(target)
+    kept = {name for name in named if keep and re.search(keep, name)}
+    wanted = {name: storage.placed(leaf) for name, leaf in named.items() if name not in kept}
     stored = {
-        name: tuple(shape) for name, shape in arrays.items() if not (keep and re.search(keep, name))
+        name: shape
+        for _, _, shapes in sources
+        for name, shape in shapes.items()
+        if not (keep and re.search(keep, name))
     }
-    _compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
-    loaded = _load(folder, {"params": _nest(wanted)}, partial=bool(kept) or bool(keep))["params"]
-    values = dict(zip(rule_lists.paths(loaded), jax.tree.leaves(loaded), strict=True))
-    leaves = [
-        leaf if name in kept else values[name] for name, (_, leaf) in zip(names, flat, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves)
+    storage.compare(folder, {name: tuple(leaf.shape) for name, leaf in wanted.items()}, stored)
+    values = {name: named[name] for name in kept} | _read(sources, wanted)
+    return jax.tree.unflatten(jax.tree.structure(target), [values[name] for name in named])
 
 
-def read_params(path: str | Path, which: str = "last") -> dict:
+def read_params(path: str | Path, which: str = "last", ema: str = "auto") -> dict:
     """All parameters of a checkpoint as nested dictionaries of float32 numpy arrays (see `find`).
 
-    Independent of the model.
+    Independent of the model. `ema`: see `load_params`.
     """
-    folder = find(path, which)
     try:
         where = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS names accelerators only
         where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = _checked(folder)
-    target = {
-        name: jax.ShapeDtypeStruct(tuple(shape), np.float32, sharding=where)
+    sources = _sources(find(path, which), ema)
+    wanted = {
+        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=where)
+        for _, _, shapes in sources
         for name, shape in shapes.items()
     }
-    return jax.tree.map(np.asarray, _load(folder, {"params": _nest(target)})["params"])
+    return jax.tree.map(np.asarray, storage.nest(_read(sources, wanted)))
 
 
 class Checkpoints:
@@ -148,6 +152,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._orbax, self._pending, self._writing, self._facts = None, None, None, {}
+        self._base: tuple[list, dict] | None = None  # frozen leaves, and what steps say of them
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -170,10 +175,11 @@ class Checkpoints:
           checkpoints are unchanged.
         """
         parts = _parts(state)
-        arrays = {part: _shapes(tree) for part, tree in parts.items()}
-        facts = json.loads(
-            json.dumps({"step": step, "metric": metric, **facts, "arrays": arrays, "hashed": True})
-        )  # a copy: it is written later
+        facts = {"step": step, "metric": metric, **facts, "hashed": True}
+        facts["arrays"] = {part: storage.shapes(tree) for part, tree in parts.items()}
+        if jax.tree.leaves(state.get("frozen", {})):
+            facts["base"] = self._write_base(state["frozen"])
+        facts = json.loads(json.dumps(facts))  # a copy: it is written later
         with self._failures():
             logging.getLogger("absl").addFilter(_UNHEARD)
             self._orbax = self._orbax or self._open()
@@ -181,7 +187,7 @@ class Checkpoints:
             self._writing, self._facts = step, facts
             self._pending = self._orbax.save_checkpointables_async(
                 step,
-                parts,
+                {part: tree for part, tree in parts.items() if jax.tree.leaves(tree)},
                 custom_metadata=facts,
                 metrics=None if metric is None else {"metric": metric},
                 force=True,
@@ -204,38 +210,36 @@ class Checkpoints:
         """
         self.close()
         require_readable(self.folder)
-        found, wanted = steps(self.folder), _parts(target)
+        found, share = steps(self.folder), (jax.process_index(), jax.process_count())
         missing, problems = (newest_saved(self.folder) or 0) > max(found, default=0), {}
+        whole = states.join(target["params"], target.get("frozen", {}))
+        wanted_parts = _parts(target) | {"params": whole}
+        wanted = _named({part: storage.shapes(tree) for part, tree in wanted_parts.items()})
         for step in reversed(found):
             folder = self.folder / str(step)
-            state = facts = problem = None
+            state = facts = problem = base = None
             try:
                 facts = read_facts(self.folder, step)
-                arrays = {
-                    f"{part}/{k}": tuple(shape)
-                    for part in wanted
-                    for k, shape in facts["arrays"][part].items()
-                }
-                hashes.check(folder, facts, share=(jax.process_index(), jax.process_count()))
+                base, stored = base_of(folder, facts), facts["arrays"]
+                frozen = facts_of(base)["arrays"]["params"] if base else {}
+                found_here = _named(
+                    {part: stored[part] for part in wanted_parts if part != "ema"}
+                    | {"params": {**stored["params"], **frozen}}
+                    | ({"ema": stored.get("ema", {})} if "ema" in wanted_parts else {})
+                )
+                hashes.check(folder, facts, share=share)
+                if base:
+                    hashes.check(base, facts_of(base), share=share)
             except (TrainError, KeyError, AttributeError, TypeError) as error:
                 problem = error
-            if _everywhere(problem is None):
+            if storage.everywhere(problem is None):
                 accept(facts)
-                _compare(
-                    folder,
-                    {
-                        f"{part}/{k}": tuple(shape)
-                        for part in wanted
-                        for k, shape in _shapes(wanted[part]).items()
-                    },
-                    arrays,
-                )
+                storage.compare(folder, wanted, found_here)
                 try:
-                    loaded = _load(folder, wanted)
-                    state = {**loaded.get("train", {}), "params": loaded["params"]}
+                    state = _restored(folder, base, stored["params"], target)
                 except TrainError as error:
                     problem = error
-                if _everywhere(problem is None):
+                if storage.everywhere(problem is None):
                     self._set_aside(problems)
                     if missing:
                         text = (
@@ -243,6 +247,8 @@ class Checkpoints:
                             f"cannot be used; continuing from step {step}"
                         )
                         warnings.warn(text, RuntimeWarning, stacklevel=2)
+                    if base and set(frozen) == set(storage.flat(state["frozen"])):
+                        self._base = (jax.tree.leaves(state["frozen"]), facts["base"])
                     return state, facts
             problems[folder] = problem or "another process cannot read it"
             text = f"{folder}: unreadable checkpoint ({type(problem).__name__}: {problem})"
@@ -285,14 +291,29 @@ class Checkpoints:
             if (
                 self._writing is not None and jax.process_index() == 0
             ):  # half a checkpoint, which is unusable
-                _remove(self.folder / f"{self._writing}{TEMPORARY}")
+                storage.remove(self.folder / f"{self._writing}{TEMPORARY}")
             self._pending = self._writing = None
             raise TrainError(
                 "a checkpoint could not be written; the older ones are untouched",
                 path=self.folder,
-                found=_reason(error),
+                found=storage.reason(error),
                 fix="free disk space, then start the same command again",
             ) from error
+
+    def _write_base(self, frozen: Any) -> dict:
+        """Writes the frozen parameters unless they are there; returns what a step says of them."""
+        leaves = jax.tree.leaves(frozen)
+        if self._base is not None and all(
+            a is b for a, b in itertools.zip_longest(leaves, self._base[0])
+        ):
+            return self._base[1]
+        digest = bases.digest(frozen)
+        number, there = bases.place(self.folder, digest)
+        if not there:
+            with Checkpoints(self.folder / BASE, keep=number + 1) as writer:
+                writer.save(number, {"params": frozen}, {"hash": digest})
+        self._base = (leaves, {"number": number, "hash": digest})
+        return self._base[1]
 
     def _hash(self) -> None:
         """Called when all files of the step are written, before its renaming; first process."""
@@ -317,124 +338,90 @@ class Checkpoints:
                     stacklevel=3,
                 )
                 folder.rename(target)
-        _everywhere(True)
+        storage.everywhere(True)
 
 
-def _checked(folder: Path) -> dict[str, Sequence[int]]:
-    """Name -> shape of the parameters of a checkpoint whose files match their hashes."""
+def _sources(folder: Path, ema: str) -> list[tuple[Path, str, dict[str, tuple]]]:
+    """Where the parameters of a checkpoint are stored: (folder, part, name -> shape).
+
+    The files match their hashes.
+    """
+    if ema not in AVERAGES:
+        raise UsageError(f"unknown choice infer.ema={ema!r}", fix=did_you_mean(ema, AVERAGES))
     facts = facts_of(folder)
-    hashes.check(folder, facts, "params")
-    try:
-        return dict(facts["arrays"]["params"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainError(
-            "no list of parameters", path=folder / FACTS, fix="use a checkpoint that medjax wrote"
-        ) from error
+    base = base_of(folder, facts)
+    averaged = ema == "auto" and isinstance(facts.get("arrays"), dict) and "ema" in facts["arrays"]
+    places = [(folder, facts, "ema" if averaged else "params")]
+    places += [(base, facts_of(base), "params")] if base else []
+    found = []
+    for place, about, part in places:
+        hashes.check(place, about, part)
+        try:
+            shapes = {name: tuple(shape) for name, shape in about["arrays"][part].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainError(
+                "no list of parameters",
+                path=place / FACTS,
+                fix="use a checkpoint that medjax wrote",
+            ) from error
+        found.append((place, part, shapes))
+    return found
 
 
-class _Unheard(logging.Filter):
-    """Drops orbax' log records of a failure that is also raised with its traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for a traceback from orbax."""
-        return not (record.exc_info and "orbax" in record.pathname)
-
-
-_UNHEARD = _Unheard()
-
-
-def _remove(folder: Path) -> None:
-    """Removes a half-written step; threads of the writer may add files to it for a moment more."""
-    for _ in range(40):
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.05)
-        if not folder.exists():
-            return
+def _read(sources: Sequence[tuple[Path, str, dict]], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> array of the wanted leaves, from wherever they are stored."""
+    found: dict[str, Any] = {}
+    for folder, part, shapes in sources:
+        some = {name: wanted[name] for name in shapes if name in wanted}
+        if some:
+            target = {part: storage.nest(some)}
+            loaded = storage.load(folder, target, partial=len(some) < len(shapes))
+            found |= storage.flat(loaded[part])
+    return found
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost line with the storage layer's reason."""
-    if isinstance(error, MedjaxError):
-        return error.message
-    text = str(error)
-    known = next((why for sign, why in FULL.items() if sign in text), "")
-    return known + f"{type(error).__name__}: {text}".splitlines()[0][:300]
+def _restored(
+    folder: Path, base: Path | None, names: Mapping[str, Any], target: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state in the form of `target`, whose leaves may be stored in the step or in the base.
+
+    Args:
+      names: the parameters that the step itself holds.
+    """
+    frozen = target.get("frozen", {})
+    whole = storage.flat(states.join(target["params"], frozen))
+    as_saved = set(names) == set(storage.flat(target["params"]))
+    own = target["params"] if as_saved else storage.nest({name: whole[name] for name in names})
+    parts = _parts(target) | {"params": own}
+    loaded = storage.load(
+        folder,
+        {part: tree for part, tree in parts.items() if jax.tree.leaves(tree)},
+        partial=not as_saved,  # earlier versions wrote a place without a value for frozen leaves
+    )
+    values = storage.flat(loaded.get("params", {}))
+    if base:
+        others = {name: leaf for name, leaf in whole.items() if name not in names}
+        held = frozen if as_saved else storage.nest(others)
+        values |= storage.flat(storage.load(base, {"params": held})["params"])
+    state = dict(loaded.get("train", {})) | ({"ema": loaded["ema"]} if "ema" in loaded else {})
+    for part in ("params", "frozen"):
+        if part in target:
+            leaves = [values[name] for name in storage.flat(target[part])]
+            state[part] = jax.tree.unflatten(jax.tree.structure(target[part]), leaves)
+    return state
 
 
 def _parts(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The two trees of a checkpoint: parameters, which can be read alone, and the rest, if any."""
-    rest = {name: value for name, value in state.items() if name != "params"}
-    return {"params": state["params"]} | ({"train": rest} if rest else {})
+    """The trees of a step: parameters, which can be read alone, their average, and the rest."""
+    alone = {name: state[name] for name in ("params", "ema") if name in state}
+    rest = {name: value for name, value in state.items() if name not in (*alone, "frozen")}
+    return alone | ({"train": rest} if rest else {})
 
 
-def _shapes(tree: Any) -> dict[str, list[int]]:
+def _named(arrays: Mapping[str, Mapping[str, Sequence[int]]]) -> dict[str, tuple]:
+    """Shapes by part and name, as "part/name" -> shape."""
     return {
-        name: list(leaf.shape)
-        for name, leaf in zip(rule_lists.paths(tree), jax.tree.leaves(tree), strict=True)
+        f"{part}/{name}": tuple(shape)
+        for part, shapes in arrays.items()
+        for name, shape in shapes.items()
     }
-
-
-def _load(folder: Path, target: Any, partial: bool = False) -> Any:
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    context.pytree.loading.partial_load = partial
-    try:
-        with context:
-            loaded = ocp.load_checkpointables(str(folder.absolute()), target)
-    except Exception as error:  # the storage layer raises many types for damaged files
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TrainError(
-            "the arrays cannot be read",
-            path=folder,
-            found=reason[:300],
-            fix="use another checkpoint",
-        ) from error
-    if abstract := [
-        rule_lists.path_name(k)
-        for k, v in jax.tree_util.tree_leaves_with_path(loaded)
-        if not isinstance(v, jax.Array)
-    ]:
-        raise TrainError(
-            "leaves were not restored", path=folder, found=abstract[:12]
-        )  # orbax hands missing ones back as they came in
-    return loaded
-
-
-def _compare(folder: Path, wanted: Mapping[str, tuple], stored: Mapping[str, tuple]) -> None:
-    """Raises `TrainError` unless names and shapes agree, listing every difference."""
-    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in stored]
-    problems += [f"{name} is not in the model" for name in stored if name not in wanted]
-    problems += [
-        f"{name}: {stored[name]} stored, {wanted[name]} wanted"
-        for name in wanted
-        if name in stored and stored[name] != wanted[name]
-    ]
-    if problems:
-        raise TrainError(
-            f"the checkpoint does not fit ({len(problems)} differences)",
-            path=folder,
-            found="; ".join(problems[:12]),
-            fix="use the model of the checkpoint, or keep the leaves that differ by pattern",
-        )
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
-        jax.local_devices()[0]
-    )
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _nest(flat: Mapping[str, Any]) -> dict:
-    """{"a/b": x} -> {"a": {"b": x}}; parameters are nested dictionaries."""
-    return unflatten_dict(dict(flat), sep="/")
-
-
-def _everywhere(ok: bool) -> bool:
-    """Whether all processes agree that it went well (also a barrier)."""
-    if jax.process_count() == 1:
-        return ok
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())

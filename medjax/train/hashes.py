@@ -3,9 +3,10 @@
     <step>/hashes.json  {"files": {"params/d/1f...": [bytes, "xxh3:..."], ...},
                          "facts": "xxh3:..."}
 
-They are written before the step folder gets its name, so a checkpoint is hashed or absent, also
-after a kill. Checkpoints of earlier versions have no hashes, which is reported once per run folder.
-The hashes detect damage; they do not protect against forgery.
+The folder of frozen parameters (`base/N`) has them too. They are written before a folder gets its
+name, so a checkpoint is hashed or absent, also after a kill. Checkpoints of earlier versions have
+no hashes, which is reported once per run folder. The hashes detect damage; they do not protect
+against forgery.
 """
 
 import json

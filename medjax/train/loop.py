@@ -90,7 +90,9 @@ def fit(
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
 ) -> states.State:
-    """Trains to `settings.steps` and returns the final state.
+    """Trains to `settings.steps` and returns the final state (see `medjax.train.state`).
+
+    Validation uses the moving average of the parameters if the optimizer keeps one.
 
     Args:
       task: `loss(params, batch, key) -> (scalar, dict)`, `validate(params, batch) -> sums` as
@@ -143,7 +145,7 @@ def fit(
             _, state = interruptibly(lambda: states.born(init, optimizer, target, settings.seed))
             start, progress = 0, Progress(names)
             if borrow is not None:
-                state = states.with_params(state, borrow(state["params"]))
+                state = states.with_params(state, borrow(states.weights(state, average=False)))
 
         # loop
         limits = dict(
@@ -193,7 +195,7 @@ def fit(
                         itertools.islice(validation_stream(), settings.validation_batches),
                         place_validation,
                     ) as held_out:
-                        sums = _evaluate(validate, state["params"], held_out, requests)
+                        sums = _evaluate(validate, states.weights(state), held_out, requests)
                     request = STOP if sums is None else request
                     improved = sums is not None and log.validated(step, sums)
                 ended = settings.patience and progress.waited >= settings.patience

@@ -1,9 +1,9 @@
 """Optimizers and schedules from plain arguments.
 
-SGD with Nesterov momentum, AdamW; schedules; clipping; frozen leaves. In: numbers and rule lists
-over parameter paths. Out: `Optimizer`, an optax transformation with its schedule and the mask of
-trained leaves. Frozen leaves have no optimizer state, no update and do not count for the clipping
-norm. For several optimizers in sequence see `train/phases.py`.
+SGD with Nesterov momentum, AdamW, LAMB; schedules; clipping; frozen leaves. In: numbers and rule
+lists over parameter paths. Out: `Optimizer`, an optax transformation with its schedule and the mask
+of trained leaves. Frozen leaves have no optimizer state, no update and do not count for the
+clipping norm. For several optimizers in sequence see `train/phases.py`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.train import rules as rule_lists
 from medjax.train.rules import Rules
 
-NAMES = ("sgd", "adamw")
+NAMES = ("sgd", "adamw", "lamb")
 SCHEDULES = ("poly", "cosine", "linear", "constant")
 ALL_TRUE: Rules = ((".*", True),)
 ALL_ONE: Rules = ((".*", 1.0),)
@@ -29,16 +29,20 @@ class Optimizer:
     """An optimizer for the update.
 
     Attributes:
-      tx: the optax transformation over the whole parameter tree.
+      tx: the optax transformation over the trained leaves; frozen leaves may be present and have
+        no state and no change.
       schedule: step (0-based, int or traced) -> learning rate.
-      trained: parameters -> tree of bool, False where frozen (in every phase).
+      trained: all parameters -> tree of bool, False where frozen (in every phase). `TrainError` for
+        rules that do not cover the parameters or match none of them.
       norm: (gradients, step) -> their global norm over the leaves that are trained at that step.
+      ema: decay of the moving average of the trained parameters; 0: none.
     """
 
     tx: optax.GradientTransformation
     schedule: Callable[[Any], Any]
     trained: Callable[[Any], Any]
     norm: Callable[[Any, Any], Any]
+    ema: float = 0.0
 
 
 def make(
@@ -65,6 +69,7 @@ def make(
     lr_scale: Rules = ALL_ONE,
     decay: Rules = ALL_ONE,
     only: Rules = (),
+    ema: float = 0.0,
 ) -> Optimizer:
     """Builds the optimizer; the defaults are nnU-Net's.
 
@@ -76,8 +81,13 @@ def make(
       adamw   u = mhat / (sqrt(vhat) + eps) + wd p
               torch.optim.AdamW: decay is decoupled
               with amsgrad v is replaced by its largest value so far
+      lamb    r = mhat / (sqrt(vhat) + eps) + wd p;  u = r |p| / |r|, Euclidean norms of a leaf
+              arXiv 1904.00962, algorithm 2; if either norm is 0, u = r
 
       p -= lr(step) lr_scale u          wd = weight_decay x decay
+
+    So LAMB's ratio |p| / |r| does not cancel `lr_scale`. Of a leaf with `only`, it counts the
+    slices that are trained.
 
     Args:
       steps, schedule, power, steps_per_epoch, warmup_steps, final, span, shift: see
@@ -87,14 +97,24 @@ def make(
       decay: (regex, bool or factor of `weight_decay`).
       only: (regex, (axis, indices)): of these trained leaves only those slices are updated, e.g.
         one expert of a stack; others are updated as a whole.
+      ema: decay d of a moving average of the trained parameters, from 0 (none) to below 1: after
+        update t = 0, 1, ... average = r average + (1 - r) p with r = min(d, (1 + t) / (10 + t)), so
+        that the initial parameters lose their share early (tf.train.ExponentialMovingAverage).
 
-    Raises: `UsageError` for unknown names; `TrainError` (at initialisation) for rules that do not
-      cover the parameters.
+    Raises: `UsageError` for unknown names or a decay out of range; `TrainError` (from `trained`)
+      for rules that do not cover the parameters.
     """
     if name not in NAMES:
         raise UsageError(f"unknown optimizer {name!r}", fix=did_you_mean(name, NAMES))
+    if not 0 <= ema < 1:
+        raise UsageError(
+            "unusable decay of the moving average",
+            found=f"optim.ema={ema}",
+            expected="0 (no average), or a number below 1 such as 0.999",
+        )
     unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
     rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
+    slices = (*only, (".*", None))
     add_decay = _per_leaf(
         lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules"
     )
@@ -102,44 +122,32 @@ def make(
         core = [add_decay, optax.trace(momentum, nesterov)] if momentum else [add_decay]
     else:
         core = [_amsgrad(b1, b2, eps) if amsgrad else optax.scale_by_adam(b1, b2, eps), add_decay]
+        core += [_per_leaf(_trust, slices, "slices")] if name == "lamb" else []
     scale = _per_leaf(lambda g, _, factor: g * float(factor), lr_scale, "learning-rate rules")
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    part = (
-        [
-            _per_leaf(
-                lambda g, _, where: g if where is None else g * _slices(g, *where),
-                (*only, (".*", None)),
-                "slices",
-            )
-        ]
-        if only
-        else []
-    )
+    part = [_per_leaf(lambda g, _, where: _sliced(g, where), slices, "slices")] if only else []
     chain = optax.chain(*part, *clip, *core, scale, optax.scale_by_learning_rate(rate), *part)
 
     def trained(params: Any) -> Any:
-        return jax.tree.map(bool, rule_lists.assign(params, trainable, "trainable rules"))
-
-    def groups(params: Any) -> Any:
-        return jax.tree.map(lambda on: "train" if on else "freeze", trained(params))
-
-    def init(params: Any) -> Any:
         if only:
-            rule_lists.assign(params, (*only, (".*", None)), "slices that are trained")
+            rule_lists.assign(params, slices, "slices that are trained")
         for rules, what in ((decay, "weight decay rules"), (lr_scale, "learning-rate rules")):
             rule_lists.assign(
                 params, rules, what
             )  # unmatched paths and unused rules show before training, on the whole tree
-        return tx.init(params)
+        return jax.tree.map(bool, rule_lists.assign(params, trainable, "trainable rules"))
 
-    tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
+    def groups(part: Any) -> Any:
+        found = rule_lists.assign(part, trainable, "trainable rules", all_used=False)
+        return jax.tree.map(lambda on: "train" if on else "freeze", found)
 
     def norm(gradients: Any, step: Any) -> Any:
         return optax.global_norm(
-            jax.tree.map(lambda g, on: g if on else None, gradients, trained(gradients))
+            jax.tree.map(lambda g, at: g if at == "train" else None, gradients, groups(gradients))
         )
 
-    return Optimizer(optax.GradientTransformation(init, tx.update), rate, trained, norm)
+    tx = optax.partition({"train": chain, "freeze": optax.set_to_zero()}, groups)
+    return Optimizer(tx, rate, trained, norm, float(ema))
 
 
 def make_schedule(
@@ -220,6 +228,18 @@ def _per_leaf(f: Callable, rules: Rules, what: str) -> optax.GradientTransformat
         return jax.tree.map(f, updates, params, factors), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _trust(update: Any, p: Any, where: Any) -> Any:
+    """The update in the length of its leaf (the slices `where` of it): r |p| / |r|."""
+    length, own = (jnp.sqrt(jnp.sum(jnp.square(_sliced(x, where)))) for x in (p, update))
+    usable = (length > 0) & (own > 0)
+    return update * jnp.where(usable, length / jnp.where(usable, own, 1), 1).astype(update.dtype)
+
+
+def _sliced(x: Any, where: Any) -> Any:
+    """The array with 0 outside the slices (axis, indices); None: as it is."""
+    return x if where is None else x * _slices(x, *where)
 
 
 def _slices(like: Any, axis: int, indices: Any) -> Any:

@@ -20,6 +20,7 @@ from medjax.train import optim
 from medjax.train.optim import Optimizer
 
 OWN = ("steps", "continues")  # fields of a phase that are not arguments of `optim.make`
+WHOLE = ("ema",)  # arguments of `optim.make` that hold for the whole run
 
 
 def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: int) -> Optimizer:
@@ -37,12 +38,15 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
     Raises: `UsageError` for fields that do not exist, lengths that do not add up, or a phase that
     cannot continue the previous one.
     """
-    known = (*OWN, *inspect.signature(optim.make).parameters)
+    known = (*OWN, *(k for k in inspect.signature(optim.make).parameters if k not in WHOLE))
     for k, phase in enumerate(phases):
         for key in phase:
             if key not in known:
                 raise UsageError(
-                    f"phase {k} of the optimizer has no field {key!r}", fix=did_you_mean(key, known)
+                    f"phase {k} of the optimizer has no field {key!r}",
+                    fix=f"set config.optim.{key}, which holds for the whole run"
+                    if key in WHOLE
+                    else did_you_mean(key, known),
                 )
     lengths = [int(phase.get("steps", 0)) for phase in phases]
     if not phases or min(lengths) < 1 or sum(lengths) != steps:
@@ -117,7 +121,8 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
             "states": states,
         }
 
-    return Optimizer(optax.GradientTransformation(init, update), schedule, trained, norm)
+    tx = optax.GradientTransformation(init, update)
+    return Optimizer(tx, schedule, trained, norm, made[0].ema)
 
 
 def _groups(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> list[list[int]]:

@@ -7,13 +7,17 @@ copied or missing.
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from medjax import files
 from medjax.errors import TrainError
 
 FACTS = "_CHECKPOINT_METADATA"  # orbax' own JSON file of a step; ours are its custom metadata
+TEMPORARY = ".orbax-checkpoint-tmp"  # ends the name of a step that is being written
 SAVED = "saved.json"  # beside the folder of the checkpoints: the newest step that was saved
+BASE = "base"  # subfolder of the checkpoints: frozen parameters, which all steps share
 _STEP, _ASIDE = re.compile(r"0|[1-9][0-9]*"), re.compile(r"[0-9]+\.unreadable(-[0-9]+)?")
 
 log = logging.getLogger("medjax.checkpoint")
@@ -171,6 +175,40 @@ def facts_of(folder: Path) -> dict:
     if not isinstance(facts, dict):
         raise TrainError("no readable checkpoint facts", path=folder / FACTS, fix=fix)
     return facts
+
+
+def base_of(folder: Path, facts: Mapping[str, Any]) -> Path | None:
+    """The folder of the frozen parameters that a step refers to; None if it holds all parameters.
+
+    Args:
+      folder, facts: of the step.
+
+    Raises: `TrainError` if it is missing or holds other parameters.
+    """
+    given = facts.get("base")
+    if given is None:
+        return None
+    fix = f"copy the folder {folder.parent.name} as a whole, with {BASE}"
+    try:
+        path, digest = folder.parent / BASE / str(int(given["number"])), str(given["hash"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise TrainError("no readable checkpoint facts", path=folder / FACTS, fix=fix) from error
+    if not (path / FACTS).is_file():
+        raise TrainError(
+            f"the frozen parameters of checkpoint {folder.name} are missing",
+            path=path,
+            expected=f"a file {FACTS}",
+            fix=fix,
+        )
+    if (found := facts_of(path).get("hash")) != digest:
+        raise TrainError(
+            f"the frozen parameters are not those of checkpoint {folder.name}",
+            path=path,
+            found=found,
+            expected=digest,
+            fix=fix,
+        )
+    return path
 
 
 def _survey(folder: Path) -> tuple[list[int], list[str]]:

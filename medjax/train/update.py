@@ -1,6 +1,7 @@
 """One training step and one validation step as compiled functions over the mesh.
 
-  update(state, batch, request)    -> (state, scalars); the old state's buffers are donated
+  update(state, batch, request)    -> (state, scalars); the old state's buffers are donated, except
+                                      those of frozen leaves, which are handed on
   validate(params, batch, request) -> the sums of the task's `validate`, and "request"
 
 `request` (devices,) int32 carries the request of a process (nothing, save, save and stop) and is
@@ -8,6 +9,7 @@ returned as its maximum over all devices: so all processes learn of a signal at 
 without extra synchronisation.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,33 @@ import jax
 import jax.numpy as jnp
 
 from medjax.train import sharding
+from medjax.train import state as states
 from medjax.train.optim import Optimizer
-from medjax.train.state import State, shardings_of
+from medjax.train.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The compiled update: (state, batch, request) -> (state, scalars).
+
+    Attributes:
+      compiled: the jitted function of (the state without its frozen leaves, these, batch, request).
+    """
+
+    compiled: Any
+
+    def __call__(self, state: State, batch: Any, request: Any) -> tuple[State, dict]:
+        """One step; see the module."""
+        changed, scalars = self.compiled(*_apart(state), batch, request)
+        return changed | {"frozen": state["frozen"]}, scalars
+
+    def trace(self, state: State, batch: Any, request: Any) -> Any:
+        """`trace` of the jitted function; arguments may be abstract."""
+        return self.compiled.trace(*_apart(state), batch, request)
+
+
+def _apart(state: State) -> tuple[State, Any]:
+    return {name: part for name, part in state.items() if name != "frozen"}, state["frozen"]
 
 
 def make(
@@ -25,51 +52,70 @@ def make(
     seed: int,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
     target: State,
-) -> tuple[Callable, Callable]:
+) -> tuple[Update, Callable]:
     """The jitted (update, validate).
 
     Args:
       task: has `loss(params, batch, key) -> (scalar, dict of scalars)` and `validate(params, batch)
-        -> dict of (n,) sums`.
+        -> dict of (n,) sums`; `params` are all parameters.
       optimizer: see `medjax.train.optim`.
       seed: step s uses the key fold_in(key(seed), s), s counted from 0.
       mesh, target: where the batch and the state live.
 
-    Scalars: `loss`, the task's own, `grad_norm` (over the trained leaves, before clipping), `lr`,
-    and `request`.
+    Only the leaves of `state["params"]` are differentiated. Scalars: `loss`, the task's own,
+    `grad_norm` (over the trained leaves, before clipping), `lr`, and `request`.
     """
-    where, rep, spread = shardings_of(target), sharding.replicated(mesh), sharding.split(mesh)
-    trained = optimizer.trained(target["params"])
+    where, rep, spread = (
+        states.shardings_of(target),
+        sharding.replicated(mesh),
+        sharding.split(mesh),
+    )
+    changing, fixed = _apart(where)
 
-    def update(state: State, batch: dict, request: jax.Array) -> tuple[State, dict]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (loss, scalars), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-            state["params"], batch, key
-        )
-        changes, opt = optimizer.tx.update(gradients, state["opt"], state["params"])
-        # frozen leaves are passed on as they are: adding 0 would turn -0.0 into 0.0
-        params = jax.tree.map(
-            lambda p, u, on: (p + u).astype(p.dtype) if on else p, state["params"], changes, trained
-        )
-        step = state["step"]
+    def differentiate(params: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple:
+        """((loss, scalars), gradients of `params`)."""
+
+        def loss(params: Any) -> tuple[jax.Array, dict]:
+            return task.loss(states.join(params, frozen), batch, key)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def update(state: State, frozen: Any, batch: dict, request: jax.Array) -> tuple[State, dict]:
+        step, params = state["step"], state["params"]
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        (loss, scalars), gradients = differentiate(params, frozen, batch, key)
+        changes, opt = optimizer.tx.update(gradients, state["opt"], params)
+        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, changes)
         facts = {
             "loss": loss,
             "grad_norm": optimizer.norm(gradients, step),
             "lr": optimizer.schedule(step),
             "request": request.max(),
         }
-        scalars = scalars | facts
-        return {"step": state["step"] + 1, "params": params, "opt": opt}, scalars
+        changed = {"step": step + 1, "params": params, "opt": opt}
+        if optimizer.ema:
+            changed["ema"] = _averaged(state["ema"], params, step, optimizer.ema)
+        return changed, scalars | facts
 
     def validate(params: Any, batch: dict, request: jax.Array) -> dict:
         return {**task.validate(params, batch), "request": jnp.max(request)}
 
+    compiled = jax.jit(
+        update,
+        in_shardings=(changing, fixed, spread, spread),
+        out_shardings=(changing, rep),
+        donate_argnums=0,
+    )
+    whole = states.join(where["params"], where["frozen"])
     return (
-        jax.jit(
-            update,
-            in_shardings=(where, spread, spread),
-            out_shardings=(where, rep),
-            donate_argnums=0,
-        ),
-        jax.jit(validate, in_shardings=(where["params"], spread, spread), out_shardings=rep),
+        Update(compiled),
+        jax.jit(validate, in_shardings=(whole, spread, spread), out_shardings=rep),
+    )
+
+
+def _averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The moving average after update `step`; see `optim.make`."""
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(
+        lambda e, p: (kept * e + (1 - kept) * p.astype(e.dtype)).astype(e.dtype), average, params
     )

@@ -70,3 +70,14 @@ def test_tables_are_aligned():
 )
 def test_bytes_for_people(n, text):
     assert footprint.size(n) == text
+
+
+def test_frozen_parameters_have_no_gradient_and_no_moments(small):
+    fields, net, space = small
+    part = {"trainable": (("^head", True), (".*", False)), "ema": 0.9, "name": "adamw"}
+    found = footprint.memory(fields | {"optim": fields["optim"] | part}, net, space)
+    heads = {name: tree for name, tree in net.abstract().items() if name.startswith("head")}
+    trained, whole = (build.bytes_of(tree) for tree in (heads, net.abstract()))
+    assert 0 < trained < whole / 4
+    assert found["parameters"] == whole and found["gradients"] == trained
+    assert 3 * trained <= found["optimizer"] < 3 * trained + 100  # two moments and the average

@@ -79,6 +79,7 @@ SGD = _under(
         "b2": 0.999,
         "eps": 1e-8,
         "amsgrad": False,  # torch's AdamW
+        "ema": 0.0,  # no paper averages its parameters
         "trainable": ((".*", True),),
         "lr_scale": ((".*", 1.0),),
         "decay": ((".*", True),),  # on all parameters, norms and biases too

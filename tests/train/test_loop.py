@@ -28,6 +28,7 @@ from medjax.train import state as states
 from tests.train import test_toy as toy
 
 RULES = tsfm.get_config("t").sharding.rules  # biases and scales replicated, all else spread
+KILLED = ("toy", pytest.param("partly", marks=pytest.mark.slow))
 NETS = ("toy", pytest.param("tsfm", marks=pytest.mark.slow))
 
 
@@ -109,7 +110,7 @@ def references(tmp_path_factory):
         compiles = log.Compiles()
         state = toy.run(workdir, net=net, devices=1, picture=True, tensorboard=True)
         compiles.close()
-        return workdir, state["params"], compiles.by_name
+        return workdir, toy.weights_of(state), compiles.by_name
 
     return trained
 
@@ -157,11 +158,11 @@ def test_one_compilation_for_all_steps(reference):
     )
 
 
-def kill_at_random(workdir):
+def kill_at_random(workdir, net):
     """Starts the run in a process of its own and kills it (-9) some time after its first
     checkpoint.
     """
-    process = start_program(workdir, "--delay", "0.1", devices=1, checkpoint_every=2)
+    process = start_program(workdir, "--delay", "0.1", net=net, devices=1, checkpoint_every=2)
     deadline, lines = (
         time.monotonic() + 120,
         len(log.read(workdir / "metrics.jsonl")) + random.randint(0, 3),
@@ -177,16 +178,20 @@ def kill_at_random(workdir):
     return process.communicate()[0]
 
 
-def test_killed_and_resumed_equals_never_killed(reference, tmp_path):
-    """`kill -9` twice, each time at a random moment, then the same command again."""
+@pytest.mark.parametrize("net", KILLED)
+def test_killed_and_resumed_equals_never_killed(references, tmp_path, net):
+    """`kill -9` twice, each time at a random moment, then the same command again; also with frozen
+    parameters and a moving average.
+    """
+    reference = references(net)
     for _ in range(2):
-        assert "Error" not in kill_at_random(tmp_path)
+        assert "Error" not in kill_at_random(tmp_path, net)
     assert checkpoint.steps(tmp_path / "checkpoints")
     (tmp_path / "metrics.jsonl").open("a").write(
         '{"step": 11, "loss": '
     )  # a line that was being written
-    state = toy.run(tmp_path, devices=1)
-    assert_same(state["params"], reference[1])
+    state = toy.run(tmp_path, net=net, devices=1)
+    assert_same(toy.weights_of(state), reference[1])
     assert_same_record(tmp_path, reference[0])
 
 
@@ -343,10 +348,10 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
 
     state = toy.run(tmp_path, steps=4, devices=1, optimizer=frozen, borrow=borrow, validate_every=0)
     assert (
-        np.asarray(state["params"]["encoder"]["kernel"]).tobytes()
+        np.asarray(state["frozen"]["encoder"]["kernel"]).tobytes()
         == np.asarray(params["encoder"]["kernel"]).tobytes()
     )
-    assert np.signbit(state["params"]["encoder"]["bias"]).all(), "even the sign of zero"
+    assert np.signbit(state["frozen"]["encoder"]["bias"]).all(), "even the sign of zero"
     assert not np.array_equal(
         state["params"]["head"]["kernel"], toy.init(jax.random.key(0))["head"]["kernel"]
     )
@@ -355,12 +360,34 @@ def test_frozen_leaves_stay_bitwise_and_borrowed_ones_arrive(reference, tmp_path
         leaf.size for leaf in jax.tree.leaves(state["params"]["head"])
     )
     with pytest.raises(TrainError, match="do not fit"):
-        states.with_params(state, {"encoder": state["params"]["encoder"]})
+        states.with_params(state, {"encoder": state["frozen"]["encoder"]})
+
+
+@pytest.mark.parametrize("net", ["toy", "partly"])
+def test_nothing_is_moved_between_host_and_devices_unasked(tmp_path, net):
+    """Steps, validations, checkpoints, borrowed parameters and a resume in which jax refuses every
+    implicit transfer, in all threads; on CPUs it sees those to devices and between them.
+    """
+
+    def borrow(fresh):
+        return jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), fresh)
+
+    before = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+            jax.jit(jnp.negative)(np.zeros(2))
+        for until in (5, 8):
+            state = toy.run(tmp_path, net=net, until=until, devices=2, borrow=borrow)
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+    assert int(state["step"]) == 8
+    assert [row["step"] for row in log.read(tmp_path / "metrics.jsonl") if "dice" in row] == [4, 8]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("net", "fsdp"), [("toy", 4), ("tsfm", 8)]
+    ("net", "fsdp"), [("toy", 4), ("partly", 8), ("tsfm", 8)]
 )  # 8: parameters are spread over the two processes
 def test_two_processes_equal_one(references, tmp_path, net, fsdp):
     reference = references(net)
@@ -379,7 +406,9 @@ def test_two_processes_equal_one(references, tmp_path, net, fsdp):
     for name, value in flat(reference[1]).items():
         np.testing.assert_allclose(final[name], value, rtol=0, atol=1e-5, err_msg=name)
     state = toy.run(tmp_path, net=net, devices=1)  # two processes saved, one reads
-    assert_result_of(reference, tmp_path, state["params"])
+    assert_result_of(reference, tmp_path, toy.weights_of(state))
+    if net == "partly":
+        assert checkpoint.steps(tmp_path / "checkpoints" / "base") == [0]
 
 
 @pytest.mark.slow

@@ -141,6 +141,96 @@ def test_adamw_is_torch_adamw_with_rules():
         np.testing.assert_allclose(result[path[0]][path[1]], p, rtol=5e-6)
 
 
+def lamb_by_hand(steps, rate, decay, eps, scale=lambda path: 1.0, decays=lambda path: 1.0):
+    """Algorithm 2 of arXiv 1904.00962 in float64: (path -> parameters) after some updates."""
+    found = {}
+    for path in (("encoder", "kernel"), ("encoder", "bias"), ("head", "kernel")):
+        p = np.float64(PARAMS[path[0]][path[1]])
+        m = v = np.zeros_like(p)
+        for step in range(steps):
+            g = np.float64(gradient(step)[path[0]][path[1]])
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            mhat, vhat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+            r = mhat / (np.sqrt(vhat) + eps) + decay * decays(path) * p
+            p = p - rate * scale(path) * np.linalg.norm(p) / np.linalg.norm(r) * r
+        found[path] = p
+    return found
+
+
+LAMB = dict(name="lamb", lr=0.02, steps=5, schedule="constant", clip_norm=0.0, eps=1e-6)
+
+
+def test_lamb_is_algorithm_2_with_rules():
+    """`lr_scale` multiplies the step after the trust ratio, `decay` the weight decay within it."""
+    rules_of = dict(lr_scale=(("^head/", 10.0), (".*", 1.0)), decay=(("bias$", 0.0), (".*", 1.0)))
+    result = descend(optim.make(**LAMB, weight_decay=0.1, **rules_of), 5)
+    expected = lamb_by_hand(
+        5,
+        0.02,
+        0.1,
+        1e-6,
+        scale=lambda path: 10.0 if path[0] == "head" else 1.0,
+        decays=lambda path: path[1] != "bias",
+    )
+    for path, p in expected.items():
+        np.testing.assert_allclose(result[path[0]][path[1]], p, rtol=1e-5)
+        assert np.abs(p - np.asarray(PARAMS[path[0]][path[1]])).max() > 1e-3
+
+
+def test_lamb_is_optax_lamb_and_keeps_its_step_for_leaves_of_zeros():
+    made = optim.make(**LAMB, weight_decay=0.01)
+    reference = optax.lamb(0.02, weight_decay=0.01)
+    params = {**PARAMS, "zero": jnp.zeros(3)}
+    grads = {**gradient(0), "zero": jnp.asarray([1.0, -2.0, 0.0])}
+    updates, _ = made.tx.update(grads, made.tx.init(params), params)
+    expected, _ = reference.update(grads, reference.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+    np.testing.assert_allclose(updates["zero"], [-0.02, 0.02, 0.0], rtol=1e-5)
+    params, state = PARAMS, reference.init(PARAMS)
+    for step in range(4):
+        changes, state = reference.update(gradient(step), state, params)
+        params = optax.apply_updates(params, changes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), descend(made, 4), params)
+
+
+def test_lamb_clips_first_and_slices_have_the_ratio_of_their_own():
+    """Adam's direction does not depend on the length of the first gradient, its second moment does:
+    after clipping, moments are those of the clipped gradient.
+    """
+    clipped = optim.make(**LAMB | dict(clip_norm=0.5), weight_decay=0.0)
+    _, state = clipped.tx.update(gradient(0), clipped.tx.init(PARAMS), PARAMS)
+    norm = float(optax.global_norm(gradient(0)))
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
+    assert norm > 0.5
+    np.testing.assert_allclose(moments[0], 0.1 * gradient(0)["encoder"]["kernel"] * 0.5 / norm)
+    part = optim.make(**LAMB, weight_decay=0.0, only=(("^encoder/kernel", (0, [1])),))
+    updates, _ = part.tx.update(gradient(0), part.tx.init(PARAMS), PARAMS)
+    change = np.asarray(updates["encoder"]["kernel"])
+    assert (change[0] == 0).all()
+    length = np.linalg.norm(np.asarray(PARAMS["encoder"]["kernel"])[1])
+    assert np.linalg.norm(change[1]) == pytest.approx(0.02 * length, rel=1e-5)
+
+
+def test_the_transformation_takes_all_leaves_or_the_trained_ones():
+    """Rules of frozen leaves match nothing in the trained part; they are checked on the whole."""
+    given = dict(
+        name="adamw",
+        steps=3,
+        trainable=(("^encoder/", False), (".*", True)),
+        decay=(("bias$", 0.0), (".*", 1.0)),
+        lr_scale=(("^encoder/", 0.1), (".*", 1.0)),
+    )
+    made = optim.make(**given)
+    whole, _ = made.tx.update(gradient(0), made.tx.init(PARAMS), PARAMS)
+    head, grads = {"head": PARAMS["head"]}, {"head": gradient(0)["head"]}
+    alone, state = made.tx.update(grads, made.tx.init(head), head)
+    np.testing.assert_array_equal(alone["head"]["kernel"], whole["head"]["kernel"])
+    names = [rules.path_name(k) for k, _ in jax.tree_util.tree_leaves_with_path(state)]
+    both = jax.tree_util.tree_leaves_with_path(made.tx.init(PARAMS))
+    assert names == [rules.path_name(k) for k, _ in both], "checkpoints of either form have them"
+    assert float(made.norm(grads, 0)) == float(made.norm(gradient(0), 0))
+
+
 def test_clipping_counts_trained_leaves_only_and_frozen_ones_have_no_state():
     only_head = (("^head/", True), (".*", False))
     optimizer = optim.make(
@@ -175,11 +265,13 @@ def test_clipping_counts_trained_leaves_only_and_frozen_ones_have_no_state():
 
 
 def test_unknown_names_and_rules_are_refused():
+    with pytest.raises(UsageError, match=r"moving average; found optim.ema=1.0"):
+        optim.make(steps=1, ema=1.0)
     with pytest.raises(UsageError, match="sgd"):
         optim.make(name="sgdm", steps=1)
     with pytest.raises(UsageError, match="cosine"):
         optim.make(schedule="cosin", steps=1)
     with pytest.raises(TrainError, match="weight decay rules: no parameter is left for nothing"):
-        optim.make(steps=1, decay=(("nothing", 0.0), (".*", 1.0))).tx.init(PARAMS)
+        optim.make(steps=1, decay=(("nothing", 0.0), (".*", 1.0))).trained(PARAMS)
     with pytest.raises(TrainError, match="trainable rules: no rule matches head/kernel"):
-        optim.make(steps=1, trainable=(("^encoder/", True),)).tx.init(PARAMS)
+        optim.make(steps=1, trainable=(("^encoder/", True),)).trained(PARAMS)

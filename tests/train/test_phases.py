@@ -155,6 +155,9 @@ def test_phases_that_do_not_fit_are_refused():
         phases.make((dict(steps=3), dict(steps=4)), {}, 8)
     with pytest.raises(UsageError, match=r"no field 'stps'.*did you mean steps"):
         phases.make((dict(stps=3),), {}, 3)
+    with pytest.raises(UsageError, match=r"no field 'ema'.*set config.optim.ema"):
+        phases.make((dict(steps=3, ema=0.9),), {}, 3)
+    assert phases.make((dict(steps=3),), dict(ema=0.9), 3).ema == 0.9
     with pytest.raises(UsageError, match="phase 1 cannot continue phase 0: name, trainable differ"):
         phases.make(
             (dict(steps=3, name="adamw", trainable=HEADS), dict(steps=1, continues=True)), SGD, 4

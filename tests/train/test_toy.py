@@ -23,6 +23,7 @@ from medjax.losses import cross_entropy, dice
 from medjax.models import tsfm
 from medjax.tasks import supervised
 from medjax.train import loop, optim, sharding
+from medjax.train import state as states
 
 PATCH, CUT, BATCH = (4, 6, 6), (6, 8, 8), 8
 CLASSES = ("liver", "tumour", "kidney")
@@ -123,9 +124,15 @@ def tsfm_init_and_apply():
 
 
 def network(net, steps):
-    """(init, task, optimizer) of "toy", or of "tsfm" with its own recipe at ten times the rate."""
+    """(init, task, optimizer) of "toy", of "partly": the toy with a frozen encoder and a moving
+    average, or of "tsfm" with its own recipe at ten times the rate.
+    """
     if net == "toy":
         return init, task(), optim.make(lr=0.05, momentum=0.9, steps=steps)
+    if net == "partly":
+        part = (("^head/", True), (".*", False))
+        plain = dict(name="adamw", lr=0.01, steps=steps)
+        return init, task(), optim.make(**plain, trainable=part, ema=0.5)
     fresh, forward = tsfm_init_and_apply()
     return fresh, task(forward), optim.make(lr=1e-2, weight_decay=1e-3, steps=steps)
 
@@ -164,7 +171,7 @@ def run(
 
     fields = set(loop.Settings.__dataclass_fields__)
     plain = dict(
-        validate_every=4 if net == "toy" else 0,
+        validate_every=0 if net == "tsfm" else 4,
         validation_batches=2,
         checkpoint_every=4,
         log_every=3,
@@ -292,6 +299,12 @@ def test_two_dimensional_patches():
     )
 
 
+def weights_of(state):
+    """Trained and frozen parameters, and the average if one is kept, as one tree."""
+    whole = states.weights(state, average=False)
+    return {**whole, "average": state["ema"]} if "ema" in state else whole
+
+
 def main():
     """The toy run as a program."""
     parser = argparse.ArgumentParser()
@@ -316,7 +329,7 @@ def main():
     except Preempted as error:
         raise SystemExit(error.exit_code) from error
     whole = jax.tree.map(
-        functools.partial(multihost_utils.process_allgather, tiled=True), state["params"]
+        functools.partial(multihost_utils.process_allgather, tiled=True), weights_of(state)
     )
     if jax.process_index() == 0:
         flat = {

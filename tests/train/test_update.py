@@ -65,7 +65,7 @@ def test_frozen_leaves_stay_bit_by_bit(made):
     (step, _), *_ = made
     x, request = batch(made)
     state, _ = step(fresh(made), {"x": x}, request)
-    assert np.signbit(state["params"]["frozen"])  # -0.0, not 0.0
+    assert np.signbit(state["frozen"]["frozen"])  # -0.0, not 0.0
 
 
 def test_every_step_has_its_own_key_and_rate(made):
@@ -86,8 +86,9 @@ def test_the_old_buffers_are_given_away(made):
     (step, _), *_ = made
     x, request = batch(made)
     state = fresh(made)
-    step(state, {"x": x}, request)
+    new, _ = step(state, {"x": x}, request)
     assert state["params"]["w"].is_deleted()
+    assert new["frozen"]["frozen"] is state["frozen"]["frozen"]
 
 
 def test_validation_sums_over_the_batch_and_hears_requests(made):
@@ -95,3 +96,28 @@ def test_validation_sums_over_the_batch_and_hears_requests(made):
     x, request = batch(made, x=(1.0, 2.5), request=(1, 0))
     found = validate(init(None), {"x": x}, request)
     assert float(found["sum"][0]) == 7 and int(found["request"]) == 1
+
+
+def test_the_average_follows_the_parameters_and_validation_may_use_it():
+    """r average + (1 - r) p with r = min(decay, (1 + t) / (10 + t)) after update t."""
+    mesh = sharding.make_mesh(1, jax.devices()[:2])
+    optimizer = optim.make(
+        lr=LR,
+        steps=10,
+        momentum=0.0,
+        clip_norm=1.0,
+        trainable=(("frozen", False), (".*", True)),
+        ema=0.2,
+    )
+    target = states.abstract(init, optimizer, mesh, sharding.REPLICATE)
+    step, validate = update.make(Task(), optimizer, SEED, mesh, target)
+    state, expected = states.born(init, optimizer, target, 0), 2.0
+    x = sharding.put({"v": np.float32((1.0, 3.0))}, mesh)["v"]
+    request = sharding.put({"v": np.int32((0, 0))}, mesh)["v"]
+    for t, r in enumerate((1 / 10, 2 / 11, 0.2, 0.2)):
+        state, _ = step(state, {"x": x}, request)
+        expected = r * expected + (1 - r) * float(state["params"]["w"])
+        assert float(state["ema"]["w"]) == pytest.approx(expected, rel=1e-6), t
+    assert abs(expected - float(state["params"]["w"])) > 1e-3
+    found = validate(states.weights(state), {"x": x}, request)
+    assert float(found["sum"][0]) == pytest.approx(4 * expected)

@@ -10,6 +10,7 @@ import pytest
 from medjax.errors import TrainError, UsageError
 from medjax.runs.initial import RESIZERS, trilinear
 from medjax.train import checkpoint, optim
+from medjax.train import state as states
 from medjax.weights.transfer import transfer
 from tests.train import test_toy as toy
 from tests.train.test_loop import compile_once as compile_once
@@ -199,18 +200,18 @@ def test_a_run_begins_from_another_on_eight_devices(tmp_path):
         borrow=borrow,
         validate_every=0,
     )
-    state = toy.run(tmp_path / "next", **settings)
+    params = states.weights(toy.run(tmp_path / "next", **settings))
     fresh, kernel = (
         toy.init(jax.random.key(0))["head"]["kernel"],
-        np.asarray(state["params"]["head"]["kernel"]),
+        np.asarray(params["head"]["kernel"]),
     )
-    assert state["params"]["head"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(
+    assert params["head"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(
         None, None, None, "fsdp", None
     )
     np.testing.assert_array_equal(kernel[..., 0], stored["head"]["kernel"][..., 1])
     np.testing.assert_allclose(kernel[..., 1], np.asarray(jnp.asarray(fresh))[..., 1], atol=1e-6)
     np.testing.assert_array_equal(
-        np.asarray(state["params"]["encoder"]["kernel"]), stored["encoder"]["kernel"]
+        np.asarray(params["encoder"]["kernel"]), stored["encoder"]["kernel"]
     )
     toy.run(tmp_path / "next", **settings)
     assert len(calls) == 1 and calls[0][1].classes["head/kernel"] == ("tumour", "kidney")

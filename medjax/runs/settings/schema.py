@@ -180,11 +180,11 @@ class TaskOptions(Section):
 class Optimizer(Section):
     """Optimizer and schedule; see medjax/train/optim.py for the formulas."""
 
-    name: str = setting("sgd", "or adamw")
+    name: str = setting("sgd", "or adamw, lamb")
     lr: Number = setting(0.01, "learning rate")
     momentum: Number = setting(0.99, "of sgd")
     nesterov: bool = setting(True, "of sgd")
-    weight_decay: Number = setting(3e-5, "coupled (sgd) or decoupled (adamw)")
+    weight_decay: Number = setting(3e-5, "coupled (sgd) or decoupled (adamw, lamb)")
     schedule: str = setting("poly", "or cosine, linear, constant")
     power: Number = setting(0.9, "of the schedule poly")
     steps_per_epoch: int = setting(1, "250 changes the rate once in 250 steps, as nnU-Net does")
@@ -203,10 +203,13 @@ class Optimizer(Section):
         listed=False,
     )
     shift: int = setting(0, "epochs by which the schedule is ahead (negative: late)", listed=False)
-    b1: Number = setting(0.9, "of adamw", listed=False)
-    b2: Number = setting(0.999, "of adamw", listed=False)
-    eps: Number = setting(1e-8, "of adamw", listed=False)
-    amsgrad: bool = setting(False, "of adamw: v never decreases", listed=False)
+    b1: Number = setting(0.9, "of adamw and lamb", listed=False)
+    b2: Number = setting(0.999, "of adamw and lamb", listed=False)
+    eps: Number = setting(1e-8, "of adamw and lamb", listed=False)
+    amsgrad: bool = setting(False, "of adamw and lamb: v never decreases", listed=False)
+    ema: Number = setting(
+        0.0, "> 0, e.g. 0.999: decay of a moving average of the parameters", listed=False
+    )
 
 
 @section
@@ -312,6 +315,9 @@ class Infer(Section):
     """Prediction."""
 
     checkpoint: str = setting("last", "or best, or a step")
+    ema: str = setting(
+        "auto", "the moving average of the parameters if the run keeps one; or off", listed=False
+    )
     overlap: Number = setting(0.5, "share of neighbouring windows")
     mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
     average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
