@@ -126,7 +126,11 @@ def add(verbs) -> None:
     p.add_argument(
         "--fast", action="store_true", help="use the faster, coarser version, if the model has one"
     )
-    p.add_argument("--device", default="", help="cpu, gpu, gpu:1, tpu; default: the best there is")
+    p.add_argument(
+        "--device",
+        default="",
+        help="cpu, gpu or tpu (all of them), gpu:1; default: the first of the best",
+    )
     p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="memory limit")
 
     p = group.add_argument_group("many cases")
@@ -149,6 +153,7 @@ def add(verbs) -> None:
 
 
 def _predict(args) -> int:
+    from medjax.prompts.request import Request
     from medjax.runs import predict
 
     def say(line: str) -> None:
@@ -160,8 +165,7 @@ def _predict(args) -> int:
         args.model,
         args.input,
         Path(args.output),
-        corpus=args.corpus,
-        classes=args.classes,
+        Request(args.corpus, tuple(args.classes) if args.classes else None),
         part=(args.part_id, args.num_parts),
         continue_=args.continue_,
         one_file_per_class=args.one_file_per_class,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import targets
+from medjax.losses.parts import separable, targets
 
 NORMALISATIONS = ("batch", "per_annotating", "sum")
 REDUCTIONS = ("sum", "mean")
@@ -70,4 +70,9 @@ def make(
         total = (per_class / divisor).sum()
         return total if reduction == "sum" else total / jnp.maximum((annotating > 0).sum(), 1)
 
-    return cross_entropy
+    def over_samples(complete: bool, weighted: bool) -> str:
+        if not complete and (normalise == "per_annotating" or reduction == "mean"):
+            return separable.BATCH  # divided by counts of the annotations in the batch
+        return separable.SUM if normalise == "sum" else separable.MEAN
+
+    return separable.marked(cross_entropy, over_samples)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import targets
+from medjax.losses.parts import separable, targets
 
 POOLS = ("global", "sample", "rank_index")
 REDUCTIONS = ("sum", "mean")
@@ -69,4 +69,11 @@ def make(
         total = score.sum()
         return -(total if reduction == "sum" else total / jnp.maximum(annotated.sum(), 1))
 
-    return dice
+    def over_samples(complete: bool, weighted: bool) -> str:
+        if not (pool == "sample" or (pool == "rank_index" and ranks == 1)):
+            return separable.BATCH
+        if reduction == "sum":
+            return separable.SUM
+        return separable.MEAN if complete else separable.BATCH
+
+    return separable.marked(dice, over_samples)

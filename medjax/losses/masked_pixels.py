@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from medjax.losses.parts import separable
+
 EPSILON = 1e-6
 
 
@@ -33,4 +35,5 @@ def make(normalise: bool = False) -> Callable[[Mapping, Mapping], Float[Array, "
         hidden = outputs["masked"].astype(error.dtype)
         return (error * hidden).sum() / jnp.maximum(hidden.sum(), 1)
 
-    return masked_pixels
+    # every sample hides the same number of patches (tasks.masked_image.block_mask)
+    return separable.marked(masked_pixels, lambda complete, weighted: separable.MEAN)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import exclusive
+from medjax.losses.parts import exclusive, separable
 
 POOLS = ("sample", "batch")
 REDUCTIONS = ("mean", "sum")
@@ -51,4 +51,9 @@ def make(
         per_sample = total / jnp.maximum(count, 1e-7)
         return per_sample.mean() if reduction == "mean" else per_sample.sum()
 
-    return softmax_cross_entropy
+    def over_samples(complete: bool, weighted: bool) -> str:
+        if pool == "batch":
+            return separable.BATCH if weighted else separable.MEAN
+        return separable.MEAN if reduction == "mean" else separable.SUM
+
+    return separable.marked(softmax_cross_entropy, over_samples)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import exclusive
+from medjax.losses.parts import exclusive, separable
 
 POOLS = ("sample", "corpus")
 REDUCTIONS = ("mean", "sum")
@@ -69,4 +69,9 @@ def make(
         per_sample = 1 - (score * counted).sum(-1) / jnp.maximum(counted.sum(-1), 1)
         return per_sample.mean() if reduction == "mean" else per_sample.sum()
 
-    return softmax_dice
+    def over_samples(complete: bool, weighted: bool) -> str:
+        if pool == "corpus":
+            return separable.BATCH
+        return separable.MEAN if reduction == "mean" else separable.SUM
+
+    return separable.marked(softmax_dice, over_samples)

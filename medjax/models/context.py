@@ -4,8 +4,8 @@ A module lists it in an attribute `reads`: name -> `Entry`. Training takes the e
 batch, prediction from a request; exports, growth and rehearsals derive shapes from the declaration.
 None of them names an entry.
 
-An entry is present in every call, also when parameters are initialised (`zeros`). A network without
-the attribute gets `DEFAULT`.
+An entry is present in every call, also when parameters are initialised (`initialise`). A network
+without the attribute gets `DEFAULT`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 
 from medjax.errors import ModelError, did_you_mean
 
@@ -32,13 +33,16 @@ class Entry:
         (z, y, x) or (y, x), relative to the first voxel of the window. "voxel": one value per voxel
         of the image, cut as the image is.
       derive: facts of the samples (name -> array with a leading batch axis) -> this entry, if
-        nothing provides it under its own name.
+        nothing provides it under its own name. Traced by jax.
+      block: of "voxel": one value per block of so many voxels, e.g. per token of a transformer;
+        empty: per voxel.
     """
 
     shape: tuple[int, ...] = ()
     dtype: str = "int32"
     moves: str = "case"
     derive: Callable[[Mapping[str, Any]], Any] | None = None
+    block: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.moves not in MOVES:
@@ -46,10 +50,31 @@ class Entry:
                 f"unknown movement {self.moves!r} of a network's input",
                 fix=did_you_mean(self.moves, MOVES),
             )
+        if self.block and self.moves != "voxel":
+            raise ModelError(
+                "an input with blocks of voxels moves with them",
+                found=self.moves,
+                expected="voxel",
+            )
 
     def full_shape(self, patch: Sequence[int]) -> tuple[int, ...]:
         """The shape of one sample for an image of `patch` voxels."""
-        return (*patch, *self.shape) if self.moves == "voxel" else tuple(self.shape)
+        return (*self.blocks(patch), *self.shape) if self.moves == "voxel" else tuple(self.shape)
+
+    def blocks(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of blocks along each axis of an image, or the block that starts at a voxel.
+
+        Raises: `ModelError` unless sides are multiples of the block.
+        """
+        sizes = self.block or (1,) * len(sides)
+        if len(sizes) != len(sides) or any(n % b for n, b in zip(sides, sizes, strict=False)):
+            raise ModelError(
+                "blocks of a network's input do not fill the image",
+                found=tuple(sides),
+                expected=f"multiples of {self.block}",
+                fix="change the patch",
+            )
+        return tuple(n // b for n, b in zip(sides, sizes, strict=True))
 
 
 Spec = Mapping[str, Entry]
@@ -71,6 +96,59 @@ def declared(module: Any) -> Spec:
     return getattr(module, "reads", DEFAULT)
 
 
+def union(*specs: Spec) -> Spec:
+    """The entries of all specs, hashable as attributes of modules must be.
+
+    Raises: `ModelError` if two of them declare an entry of one name differently.
+    """
+    found: dict[str, Entry] = {}
+    for name, entry in (item for spec in specs for item in spec.items()):
+        if found.setdefault(name, entry) != entry:
+            raise ModelError(
+                f"two parts of a network read {name!r} differently", found=[found[name], entry]
+            )
+    return FrozenDict(found)
+
+
+def sources(spec: Spec) -> Spec:
+    """What must be given so that every entry can be derived; none of it is derived itself.
+
+    Entries without `derive`, and the facts of `STANDARD` that the others are derived from.
+
+    Raises: `ModelError` for an entry that is derived from anything else.
+    """
+    own = {name: entry for name, entry in spec.items() if entry.derive is None}
+    facts, used = abstract(STANDARD, 1, ()), set()
+    for name, entry in spec.items():
+        if entry.derive is None:
+            continue
+        try:
+            jax.eval_shape(lambda given, derive=entry.derive: derive(_Recorded(given, used)), facts)
+        except KeyError as error:
+            raise ModelError(
+                f"the network's input {name!r} is derived from a fact that samples lack",
+                found=str(error.args[0]),
+                expected=", ".join(STANDARD),
+            ) from error
+    return own | {name: STANDARD[name] for name in STANDARD if name in used}
+
+
+class _Recorded(dict):
+    """Facts that remember which of them were read."""
+
+    def __init__(self, facts: Mapping[str, Any], used: set[str]):
+        super().__init__(facts)
+        self.used = used
+
+    def __getitem__(self, name: str) -> Any:
+        found = super().__getitem__(name)
+        self.used.add(name)
+        return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
+
+
 def abstract(spec: Spec, batch: Any, patch: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of the context of a batch; `batch` may be a symbolic size."""
     return {
@@ -82,6 +160,31 @@ def abstract(spec: Spec, batch: Any, patch: Sequence[int]) -> dict[str, jax.Shap
 def zeros(spec: Spec, batch: int, patch: Sequence[int]) -> dict[str, jax.Array]:
     """A context of zeros, for the initialisation of parameters."""
     return {name: jnp.zeros(s.shape, s.dtype) for name, s in abstract(spec, batch, patch).items()}
+
+
+def initialise(module: Any, key: Any, image: Any) -> Any:
+    """Fresh parameters of a network for images like `image` (b, *patch, m).
+
+    Its context is zeros.
+    """
+    given = zeros(declared(module), image.shape[0], image.shape[1:-1])
+    return module.init(key, image, given)["params"]
+
+
+def needed(context: Mapping[str, Any] | None, name: str, who: str) -> Any:
+    """An entry of a call's context.
+
+    Args:
+      who: reads it, in the plural; for the error.
+
+    Raises: `ModelError` if the call does not give it.
+    """
+    if context is None or name not in context:
+        raise ModelError(
+            f"{who} need the {name} of every sample",
+            fix=f'call the network with context={{"{name}": ...}}',
+        )
+    return context[name]
 
 
 def of_batch(spec: Spec, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,9 +233,13 @@ def for_window(
       context: of the whole case, see `of_request`. start: first voxel of the window. window: its
         size.
     """
-    cut = tuple(slice(s, s + n) for s, n in zip(start, window, strict=True))
+
+    def cut(entry: Entry) -> tuple[slice, ...]:
+        first, count = entry.blocks(start), entry.blocks(window)
+        return tuple(slice(s, s + n) for s, n in zip(first, count, strict=True))
+
     return {
-        name: context[name][cut]
+        name: context[name][cut(spec[name])]
         if spec[name].moves == "voxel"
         else context[name] - np.asarray(start, context[name].dtype)
         for name in moving(spec)

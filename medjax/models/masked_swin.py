@@ -3,7 +3,7 @@
 Sources: Swin-MAE (Xu et al. 2022); M4oE's first phase.
 
 In: image (b, *vol, m), context["masked"] (b, *grid) bool, true where a token is hidden, and
-context["modality"] (b,) for experts by modality. Out:
+context["modality"] (b,) for experts by modality. Out, beside what the sockets offer:
   pixels    (b, *grid, d) float32, the predicted pixels of every patch; d runs over
             (offsets in the patch, channel)
   patches   (b, *grid, d) the true pixels
@@ -17,12 +17,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts import moe
-from medjax.models.parts.attention import Context, linear_init
+from medjax.models.context import Entry, Spec, needed, union
+from medjax.models.parts import sockets
+from medjax.models.parts.attention import Context, Mlp, linear_init
 from medjax.models.parts.patch import PatchExpanding, space_to_depth
+from medjax.models.parts.sockets import Socket
 from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 
@@ -34,6 +37,9 @@ class MaskedSwin(nn.Module):
 
     Attributes:
       encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
+      bottleneck, conditioning: sockets on the deepest tokens; `conditioning` is the socket
+        `context`.
+      reads: `masked`, and what the sockets read.
       Others: see `make`.
     """
 
@@ -44,11 +50,14 @@ class MaskedSwin(nn.Module):
     initial: str = "xavier"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    bottleneck: Socket | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         """See the module docstring."""
         dims, patch = len(self.window), self.encoder.patch
         check_image(image.shape, self.in_channels, self.encoder, self.window)
@@ -57,7 +66,11 @@ class MaskedSwin(nn.Module):
             jnp.repeat(image, self.encoder.repeat, -1) if self.in_channels == 1 else image, patch
         )
         masked = self._masked(context, patches.shape[:-1])
-        _, x, _ = self.encoder(image, context, train, (masked, token))
+        _, x, inside = self.encoder(image, context, train, (masked, token))
+        x, below = sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
+        )
+        offered = sockets.together(sockets.of_blocks("encoder", inside), below)
         linear = linear_init(self.initial, 0)
         shared = {
             "epsilon": self.epsilon,
@@ -75,25 +88,18 @@ class MaskedSwin(nn.Module):
             "pixels": pixels.astype(jnp.float32),
             "patches": patches.astype(jnp.float32),
             "masked": masked,
-        }
+        } | offered
 
     def _masked(self, context: Context, shape: tuple[int, ...]) -> Array:
-        if context is None or "masked" not in context:
-            if not self.is_initializing():
-                raise ModelError(
-                    "nothing says which tokens are hidden",
-                    fix='call the network with context={"masked": ...}',
-                )
-            return jnp.zeros(shape, bool)
-        if context["masked"].shape != shape:
-            fix = "give one flag per token"
+        masked = needed(context, "masked", "masked images")
+        if masked.shape != shape:
             raise ModelError(
                 "the mask does not fit the token grid",
-                found=context["masked"].shape,
+                found=masked.shape,
                 expected=shape,
-                fix=fix,
+                fix="give one flag per token",
             )
-        return context["masked"]
+        return masked
 
 
 def make(
@@ -107,10 +113,13 @@ def make(
     patch_size: int = 4,
     dims: int = 2,
     mlp_ratio: float | int = 4.0,
-    experts_in: str = "encoder",
+    experts_in: str | None = None,
     experts: int | None = None,
     expert_of: Sequence[int] | None = None,
     dispatch: str = "auto",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
     drop_path: float | int = 0.1,
     keep_shift: bool = False,
     epsilon: float = 1e-5,
@@ -125,7 +134,8 @@ def make(
 
     Args:
       experts_in: "encoder" (every modality trains its own experts, and all of them the rest) or
-        "none" (plain Swin-MAE).
+        "none" (plain Swin-MAE); by default "encoder", or what `mlp` says.
+      mlp, bottleneck, context: sockets, as in `swin_unet.make`; `mlp` in the encoder only.
       keep_shift, epsilon: true and 1e-6 in Swin-MAE; by default as in Swin-Unet, so that the
         encoder's features are the same in both phases.
       initial: initialisation of the linear maps, "xavier" or "swin".
@@ -135,14 +145,31 @@ def make(
     """
     owner, count = "the masked-image network", experts if experts is not None else modalities
     chosen = tuple(expert_of) if expert_of is not None else None
-    enough = experts_in == "none" or (len(chosen) if chosen else count) >= modalities
+    place = experts_in or ("encoder" if mlp is None else "none")
+    enough = place == "none" or (len(chosen) if chosen else count) >= modalities
     check(
         owner,
         [
-            ("experts_in", experts_in, experts_in in ("none", "encoder"), "none or encoder"),
+            ("experts_in", place, place in ("none", "encoder"), "none or encoder"),
             ("experts", count, enough, f"one for each of {modalities} modalities"),
         ],
     )
+    if place != "none":
+        if mlp is not None:
+            raise ModelError(
+                "the MLPs of the blocks are described twice",
+                found=f"model.mlp and experts_in {experts_in!r}",
+                fix="leave out one of them",
+            )
+        mlp = sockets.experts(
+            modalities=modalities,
+            experts=count,
+            routing="hard",
+            expert_of=chosen,
+            dispatch=dispatch,
+            place="encoder",
+        )
+    mlp = sockets.only_encoder(mlp, owner)
     tower, up = tower_and_decoder(
         owner,
         width=width,
@@ -152,13 +179,8 @@ def make(
         patch_size=patch_size,
         dims=dims,
         drop_path=drop_path,
-        inside=moe.socket(
-            "hard" if experts_in == "encoder" else "dense",
-            count,
-            expert_of=chosen,
-            dispatch=dispatch,
-        ),
-        outside=moe.socket("dense"),
+        inside=sockets.mlp_at(mlp, "encoder"),
+        outside=Mlp,
         dtype=dtype,
         remat=remat,
         initial=initial,
@@ -166,4 +188,16 @@ def make(
         mlp_ratio=mlp_ratio,
         keep_shift=keep_shift,
     )
-    return MaskedSwin(tower, up, (window,) * dims, in_channels, initial, epsilon, jnp.dtype(dtype))
+    masked = Entry((), "bool", "voxel", block=(patch_size,) * dims)
+    return MaskedSwin(
+        tower,
+        up,
+        (window,) * dims,
+        in_channels,
+        initial,
+        epsilon,
+        jnp.dtype(dtype),
+        bottleneck,
+        context,
+        union({"masked": masked}, sockets.reads(mlp, bottleneck, context)),
+    )

@@ -11,14 +11,18 @@ Parameters: `stem/{conv,norm}`;
 `decoder_<s>/conv_<k>/{conv,norm}`; `up_<s>`; `head_<s>`; s counts stages from the finest, 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.models.context import Spec
+from medjax.models.parts import sockets
+from medjax.models.parts.attention import Context
 from medjax.models.parts.blocks import (
     ConvNormAct,
     ConvStack,
@@ -30,7 +34,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
-from medjax.models.parts.heads import socket
+from medjax.models.parts.sockets import Socket
 from medjax.models.topology import stages
 
 SKIPS = ("avgpool", "strided_conv")
@@ -120,14 +124,17 @@ class ResEncUNet(nn.Module):
     dtype: jnp.dtype
     remat: str
     head: Callable[..., nn.Module] | None = None
+    bottleneck: Socket | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     @nn.compact
     def __call__(
         self,
         image: Float[Array, "b *vol m"],
-        context: Mapping[str, Array] | None = None,
+        context: Context = None,
         train: bool = False,
-    ) -> dict[str, Array | list[Array]]:
+    ) -> dict[str, Any]:
         check_sides(image, self.strides, "the residual U-Net")
         ones = (1,) * len(self.strides[0])
         stem, stack = rematerialised(ConvNormAct, self.remat), rematerialised(ConvStack, self.remat)
@@ -162,8 +169,12 @@ class ResEncUNet(nn.Module):
                 name=name,
             )
 
-        return decode(
-            skips,
+        x, offered = sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
+        )
+        seen = sockets.seen(context, offered)
+        outputs = decode(
+            [*skips[:-1], x],
             self.strides,
             block,
             lambda x, s: head(
@@ -174,12 +185,13 @@ class ResEncUNet(nn.Module):
                 self.dtype,
                 f"head_{s}",
                 self.head,
-                context,
+                seen,
             ),
             deep=self.deep_supervision,
             up_bias=self.up_bias,
             dtype=self.dtype,
         )
+        return outputs | offered
 
 
 def make(
@@ -202,9 +214,12 @@ def make(
     up_bias: bool | None = None,
     head_bias: bool | None = None,
     skip: str | None = None,
-    head: str = "sigmoid",
+    head: str | Socket = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -232,6 +247,7 @@ def make(
         see `parts.heads`.
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
         corpora share a head.
+      mlp, bottleneck, context: sockets, as in `unet.make`.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
@@ -273,6 +289,8 @@ def make(
     if min(blocks) < 1:
         raise ModelError("every stage needs a block", found=f"blocks {blocks}")
     stem_kernel = tuple(chosen["stem_kernel"] or kernels[0])
+    head = sockets.head(head, corpus_channels, share_heads)
+    bottleneck = sockets.in_transformer(bottleneck, mlp, "the residual U-Net")
     return ResEncUNet(
         classes,
         features,
@@ -289,5 +307,8 @@ def make(
         prior,
         jnp.dtype(dtype),
         remat,
-        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
+        head=sockets.own_head(head),
+        bottleneck=bottleneck,
+        conditioning=context,
+        reads=sockets.reads(head, bottleneck, context),
     )

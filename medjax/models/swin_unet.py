@@ -8,7 +8,7 @@ hard routing. Out:
             and -inf for absent classes
   features  {"stage0".."stage3"} tokens after each encoder stage and the following merging
   gates     {"encoder/stage0/block0": weights (b, *grid, experts), ...} for blocks with a soft
-            mixture
+            mixture; likewise what other sockets offer (`parts.sockets`)
 Experts are in the blocks' `mlp` socket (`parts.moe`), in the encoder, the decoder, both or neither:
 the seven rows of M4oE's Table 4.
 """
@@ -18,13 +18,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts import heads as head_parts
-from medjax.models.parts import moe
+from medjax.models.context import Spec
+from medjax.models.parts import moe, sockets
 from medjax.models.parts.attention import Context, call, linear_init
 from medjax.models.parts.patch import PatchExpanding
+from medjax.models.parts.sockets import Socket
 from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 PLACES = ("none", "encoder", "decoder", "both")
@@ -40,7 +42,9 @@ class SwinUNet(nn.Module):
     Attributes:
       classes: channels of the logits.
       encoder: the tower. up: one `SwinStage` constructor per decoder stage, deepest first.
-      head: constructor, see `parts.heads`.
+      head: constructor, see `parts.heads`. bottleneck, conditioning: sockets on the deepest tokens,
+        before `enc_norm`; `conditioning` is the socket `context`.
+      reads: what the sockets read.
       Others: see `make`.
     """
 
@@ -53,6 +57,9 @@ class SwinUNet(nn.Module):
     initial: str = "swin"
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    bottleneck: Socket | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     @nn.compact
     def __call__(
@@ -62,6 +69,9 @@ class SwinUNet(nn.Module):
         check_image(image.shape, self.in_channels, self.encoder, self.window)
         entering, x, inside = self.encoder(image, context, train)
         features = {f"stage{s}": y for s, y in enumerate([*entering[1:], x])}
+        x, below = sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
+        )
         y, outside = self._decode(x, entering, context, train)
         width = self.encoder.width
         head = self.head(
@@ -71,20 +81,16 @@ class SwinUNet(nn.Module):
             name="head",
             **_kernel_only("torch", width),
         )
-        outputs = {"logits": call(head, y, context), "features": features}
-        gates = {
-            f"{side}/{stage}/{block}": offered["gate"]
-            for side, stages in (("encoder", inside), ("decoder", outside))
-            for stage, blocks in stages.items()
-            for block, offered in blocks.items()
-            if "gate" in offered
-        }
-        return outputs | {"gates": gates} if gates else outputs
+        offered = sockets.together(
+            sockets.of_blocks("encoder", inside), sockets.of_blocks("decoder", outside), below
+        )
+        logits = call(head, y, sockets.seen(context, offered), train)
+        return {"logits": logits, "features": features} | offered
 
     def _decode(
         self, x: Array, entering: Sequence[Array], context: Context, train: bool
     ) -> tuple[Array, dict]:
-        """Features (b, *vol, w) before the head, and the decoder's gate weights."""
+        """Features (b, *vol, w) before the head, and what the decoder's mlps offer."""
         dims, levels, offered = x.ndim - 2, len(self.up), {}
         shared = {
             "epsilon": self.epsilon,
@@ -136,8 +142,11 @@ def make(
     experts: int | None = None,
     expert_of: Sequence[int] | None = None,
     dispatch: str = "auto",
-    head: str = "corpus_softmax",
+    head: str | Socket = "corpus_softmax",
     share_heads: str | Sequence[int] = "corpus",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
     drop_path: float | int = 0.2,
     keep_shift: bool = False,
     epsilon: float = 1e-5,
@@ -164,6 +173,8 @@ def make(
       experts, expert_of, dispatch: see `parts.moe`.
       head, share_heads: "corpus_softmax" or "sigmoid"; which corpora share a head
         (`parts.heads.numbered`).
+      mlp: the MLPs of the blocks, a socket (`parts.sockets`) in place of `experts_in`, `routing`
+        and what follows them. bottleneck, context: sockets on the deepest tokens.
       drop_path: highest rate; needs the rng "dropout" in training.
       keep_shift, epsilon: Swin-MAE shifts the windows of the deepest stage too and has LayerNorm
         epsilon 1e-6.
@@ -184,20 +195,22 @@ def make(
             ("experts", count, count > 0, "at least 1"),
         ],
     )
-    if (
-        routing == "hard"
-        and experts_in != "none"
-        and (len(chosen) if chosen else count) < modalities
-    ):
-        raise ModelError(
-            "a modality has no expert",
-            found=f"{count} experts, {modalities} modalities",
-            fix="raise experts or set expert_of",
+    if mlp is None and experts_in != "none":
+        mlp = sockets.experts(
+            modalities=modalities,
+            experts=count,
+            routing=routing,
+            gate_scope=gate_scope,
+            expert_of=chosen,
+            dispatch=dispatch,
+            place="all" if experts_in == "both" else experts_in,
         )
-    mixed, dense = (
-        moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch),
-        moe.socket("dense"),
-    )
+    elif experts_in != "none":
+        raise ModelError(
+            "the MLPs of the blocks are described twice",
+            found=f"model.mlp and experts_in {experts_in!r}",
+            fix="leave out one of them",
+        )
     tower, up = tower_and_decoder(
         owner,
         width=width,
@@ -207,8 +220,8 @@ def make(
         patch_size=patch_size,
         dims=dims,
         drop_path=drop_path,
-        inside=mixed if experts_in in ("encoder", "both") else dense,
-        outside=mixed if experts_in in ("decoder", "both") else dense,
+        inside=sockets.mlp_at(mlp, "encoder"),
+        outside=sockets.mlp_at(mlp, "decoder"),
         dtype=dtype,
         remat=remat,
         initial="swin",
@@ -216,16 +229,17 @@ def make(
         mlp_ratio=mlp_ratio,
         keep_shift=keep_shift,
     )
-    head = head_parts.socket(
-        head, corpus_channels if head == "corpus_softmax" else None, share_heads
-    )
+    head = sockets.head(head, corpus_channels, share_heads)
     return SwinUNet(
         classes,
         tower,
         up,
-        head,
+        head.make,
         (window,) * dims,
         in_channels,
         epsilon=epsilon,
         dtype=jnp.dtype(dtype),
+        bottleneck=bottleneck,
+        conditioning=context,
+        reads=sockets.reads(mlp, head, bottleneck, context),
     )

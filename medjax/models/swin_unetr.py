@@ -3,8 +3,9 @@
 Hatamizadeh et al., arXiv 2201.01266; MONAI's network.
 
 In: image (b, *vol, m) float32, three axes or two, sides divisible by 32. Out: {"logits": (b, *vol,
-classes) float32} and, on request, the named intermediate maps. It computes MONAI's function with
-MONAI's weights: `merging` and `weight_axes` describe how imported weights were trained.
+classes) float32}, what the sockets offer and, on request, the named intermediate maps. It computes
+MONAI's function with MONAI's weights: `merging` and `weight_axes` describe how imported weights
+were trained.
 `SwinEncoder`, `encode` and `decode` can be used by networks that insert other parts.
 """
 
@@ -15,12 +16,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.models.context import Spec
+from medjax.models.parts import sockets
 from medjax.models.parts.attention import (
     Context,
-    Mlp,
     SwinBlock,
     SwinStage,
     call,
@@ -29,9 +32,9 @@ from medjax.models.parts.attention import (
     rematerialised,
 )
 from medjax.models.parts.conv import Conv, Up
-from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
 from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
+from medjax.models.parts.sockets import Socket
 
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
@@ -122,25 +125,29 @@ class SwinEncoder(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b *vol m"], context: Context = None, train: bool = False
-    ) -> tuple[Float[Array, "b ..."], ...]:
-        """The embedded patches (f channels, half the sides) and the result of every stage.
+    ) -> tuple[tuple[Float[Array, "b ..."], ...], dict[str, dict]]:
+        """(maps, offers).
 
-        Every stage doubles the channels and halves the sides.
+        Maps are the embedded patches (f channels, half the sides) and the result of every stage,
+        which doubles the channels and halves the sides. Offers are {"stage{s}": {"block{i}":
+        what its mlp offers}}.
         """
         size = (2,) * (x.ndim - 2)
         init = linear_init("torch", 2 ** len(size) * x.shape[-1])
         x = PatchEmbed(self.features, size, dtype=self.dtype, name="patch_embed", **init)(x)
-        maps = [x]
+        maps, offered = [x], {}
         for number, stage in enumerate(self.stages, 1):
             if self.use_v2:
                 x = self.conv_block(x.shape[-1], name=f"conv{number}")(x)
-            x = stage(name=f"stage{number}")(x, context, train)
+            name = f"stage{number}"
+            x, offered[name] = stage(name=name, offers=True)(x, context, train)
             init = linear_init("torch", 2 ** len(size) * x.shape[-1])["kernel_init"]
             x = PatchMerging(
                 self.merging, kernel_init=init, dtype=self.dtype, name=f"merge{number}"
             )(x)
             maps.append(x)
-        return tuple(whiten(x) for x in maps) if self.normalise else tuple(maps)
+        found = tuple(whiten(x) for x in maps) if self.normalise else tuple(maps)
+        return found, offered
 
 
 class SwinUNETR(nn.Module):
@@ -150,9 +157,10 @@ class SwinUNETR(nn.Module):
 
     Attributes:
       swin: the encoder.
-      bottleneck: a module applied to the deepest map, called like the sockets of `parts.attention`.
+      bottleneck, conditioning: sockets on the deepest map; `conditioning` is the socket `context`.
       weight_axes, intermediates, prior: see `make`.
       head: a socket (`parts.heads`); None: one linear map.
+      reads: what the sockets read.
     """
 
     classes: int
@@ -161,12 +169,14 @@ class SwinUNETR(nn.Module):
     in_channels: int
     conv_block: Callable = ResBlock
     up_block: Callable = UpBlock
-    bottleneck: nn.Module | None = None
+    bottleneck: Socket | None = None
     weight_axes: str = "zyx"
     intermediates: bool = False
     prior: float | None = None
     dtype: Any = jnp.float32
     head: Callable[..., nn.Module] | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     def setup(self) -> None:
         f = self.swin.features
@@ -186,8 +196,14 @@ class SwinUNETR(nn.Module):
 
         `deepest` has sides / 32 and 16 f channels.
         """
+        return self._encoded(image, context, train)[0]
+
+    def _encoded(
+        self, image: Array, context: Context, train: bool
+    ) -> tuple[dict[str, Array], dict[str, dict]]:
+        """The maps of `encode`, and what the mlps offer."""
         image = image.astype(self.dtype)
-        x = self.swin(image, context, train)
+        x, offered = self.swin(image, context, train)
         skips = [
             self.encoder1(image),
             self.encoder2(x[0]),
@@ -195,7 +211,7 @@ class SwinUNETR(nn.Module):
             self.encoder4(x[2]),
         ]
         named = {f"x{i}": y for i, y in enumerate(x)} | {f"enc{i}": y for i, y in enumerate(skips)}
-        return named | {"deepest": self.encoder10(x[4])}
+        return named | {"deepest": self.encoder10(x[4])}, offered
 
     def decode(self, maps: dict[str, Array]) -> Float[Array, "b *vol f"]:
         """The map before the head, from the result of `encode`; `x3` is a skip without a block."""
@@ -203,6 +219,12 @@ class SwinUNETR(nn.Module):
         for level in (3, 2, 1, 0):
             y = getattr(self, f"decoder{level + 1}")(y, maps[f"enc{level}"])
         return y
+
+    @nn.compact
+    def _deepest(self, x: Array, context: Context, train: bool) -> tuple[Array, dict[str, Any]]:
+        return sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
+        )
 
     def __call__(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
@@ -213,11 +235,13 @@ class SwinUNETR(nn.Module):
         """
         self._check_image(image.shape)
         flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
-        maps = self.encode(flip(image), context, train)
-        if self.bottleneck is not None:
-            maps["deepest"] = call(self.bottleneck, maps["deepest"], context)
+        maps, inside = self._encoded(flip(image), context, train)
+        maps["deepest"], below = self._deepest(maps["deepest"], context, train)
+        offered = sockets.together(sockets.of_blocks("swin", inside), below)
         maps["decoded"] = self.decode(maps)
-        outputs = {"logits": flip(call(self.out, maps["decoded"], context).astype(jnp.float32))}
+        logits = call(self.out, maps["decoded"], sockets.seen(context, offered), train)
+        turned = jax.tree.map(lambda a: flip(a) if a.ndim == image.ndim else a, offered)
+        outputs = {"logits": flip(logits.astype(jnp.float32))} | turned
         return (
             outputs | {"features": {name: flip(a) for name, a in maps.items()}}
             if self.intermediates
@@ -279,10 +303,10 @@ def make(
     weight_axes: str = "zyx",
     intermediates: bool = False,
     prior: float | None = None,
-    bottleneck: nn.Module | None = None,
-    dense: Callable = nn.Dense,
-    mlp: Callable = Mlp,
-    head: str = "sigmoid",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
+    head: str | Socket = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
     dtype: str = "float32",
@@ -311,7 +335,8 @@ def make(
         the image before and the maps after.
       intermediates: also return {"features": {name: map}}.
       prior: initial bias of the head, e.g. -2 for rare sigmoid classes; otherwise PyTorch's.
-      bottleneck, dense, mlp: sockets; see `SwinUNETR` and `parts.attention`.
+      mlp, bottleneck, context: sockets (`parts.sockets`): the MLPs of the Swin blocks; a module on
+        the deepest map; what is added to that map before.
       head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
         see `parts.heads`.
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
@@ -348,12 +373,13 @@ def make(
     )
     merging_order(merging, dims)
     precision = jnp.dtype(dtype)
+    mlp = sockets.only_encoder(mlp, "SwinUNETR")
+    head = sockets.head(head, corpus_channels, share_heads)
     sizes = (window,) * dims if isinstance(window, int) else tuple(window)
     shared = {
         "mlp_ratio": mlp_ratio,
         "bias_index": bias_index,
-        "dense": dense,
-        "mlp": mlp,
+        "mlp": sockets.mlp_at(mlp, "encoder"),
         "dtype": precision,
     }
     block = SwinBlock if remat == "none" else rematerialised()
@@ -381,7 +407,9 @@ def make(
         intermediates,
         prior,
         precision,
-        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
+        head=sockets.own_head(head),
+        conditioning=context,
+        reads=sockets.reads(mlp, head, bottleneck, context),
     )
 
 

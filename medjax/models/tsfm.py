@@ -14,14 +14,18 @@ Parameters: `stem/{conv,norm}`, `enc<s>` and `dec<l>` / `block<b>` /
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.models.context import Spec
+from medjax.models.parts import sockets
+from medjax.models.parts.attention import Context
 from medjax.models.parts.blocks import (
     check_precision,
     check_sides,
@@ -30,11 +34,10 @@ from medjax.models.parts.blocks import (
     rematerialised,
 )
 from medjax.models.parts.conv import Conv
-from medjax.models.parts.heads import socket
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.remat import UNIT, mark
 from medjax.models.parts.repeat import repeat
-from medjax.models.parts.vit import Bottleneck
+from medjax.models.parts.sockets import Socket
 from medjax.models.topology import topology
 
 DEFAULTS: dict[str, Any] = {
@@ -180,7 +183,7 @@ class Stage(nn.Module):
         x = block(self.features, self.stride, self.project, *shared, name="block0")(x, skip)
         ones, names = (1,) * len(self.stride), [f"block{b}" for b in range(1, self.blocks)]
         if self.scan:
-            return repeat(
+            x, _ = repeat(
                 self,
                 Block(self.features, ones, False, *shared, parent=None),
                 names,
@@ -188,23 +191,21 @@ class Stage(nn.Module):
                 scan=True,
                 remat=self.remat,
             )
+            return x
         for name in names:
             x = block(self.features, ones, False, *shared, name=name)(x)
         return x
 
 
 class TSFM(nn.Module):
-    """See `make` for the attributes.
-
-    `bottleneck` is a socket: `bottleneck(name=)` gives a module called with (x, train); or None.
-    """
+    """See `make` for the attributes; `conditioning` is the socket `context`."""
 
     classes: int
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     blocks: int
     blocks_decoder: int
-    bottleneck: Callable[..., nn.Module] | None
+    bottleneck: Socket | None
     order: str
     stem: str
     shortcut_from: str
@@ -215,14 +216,16 @@ class TSFM(nn.Module):
     remat: str
     dtype: Any
     head: Callable[..., nn.Module] | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     @nn.compact
     def __call__(
         self,
         image: Float[Array, "b *vol m"],
-        context: Mapping[str, Array] | None = None,
+        context: Context = None,
         train: bool = False,
-    ) -> dict[str, Array | list[Array]]:
+    ) -> dict[str, Any]:
         self._check(image)
         ones, last = (1,) * len(self.strides[0]), len(self.channels) - 1
         norm_act = functools.partial(InstanceNorm, dtype=self.dtype, leak=LEAK)
@@ -230,7 +233,7 @@ class TSFM(nn.Module):
         def finish(self: nn.Module, x: Array, level: int) -> Array:
             y = norm_act(name=f"head_norm{level}")(x) if self.final_norm else x
             return head(
-                y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, context
+                y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, seen
             )
 
         if self.remat != "none":
@@ -249,10 +252,12 @@ class TSFM(nn.Module):
             stride = ones if s == 0 else self.strides[s - 1]
             x = stage(s, self.blocks, stride, s > 0 or self.stem == "residual", f"enc{s}")(x)
             skips.append(x)
-        if self.final_norm and self.bottleneck is not None:
+        if self.final_norm and self.bottleneck is not None and self.bottleneck.make is not None:
             x = norm_act(name="bott_norm")(x)
-        if self.bottleneck is not None:
-            x = self.bottleneck(name="vit")(x, train)
+        x, offered = sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype, name="vit"
+        )
+        seen = sockets.seen(context, offered)
         outputs = []
         for level in reversed(range(last)):
             x = Conv(self.channels[level], ones, dtype=self.dtype, name=f"up{level}")(
@@ -261,7 +266,7 @@ class TSFM(nn.Module):
             x = stage(level, self.blocks_decoder, ones, True, f"dec{level}")(x, skips[level])
             if self.deep_supervision or level == 0:
                 outputs.insert(0, finish(self, x, level))
-        return {"logits": outputs[0], "deep": outputs[1:]}
+        return {"logits": outputs[0], "deep": outputs[1:]} | offered
 
     def _check(self, image: Array) -> None:
         check_sides(image, self.strides, "TSFM")
@@ -327,9 +332,12 @@ def make(
     proj_kernel: Sequence[int] | None = None,
     bottleneck_residual: bool = False,
     deep_supervision: bool = True,
-    head: str = "sigmoid",
+    head: str | Socket = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
     prior: float | int = 0.0,
     scan: str = "vit",
     remat: str | None = None,
@@ -362,6 +370,10 @@ def make(
         see `parts.heads`.
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
         corpora share a head.
+      mlp, context: sockets (`parts.sockets`): the MLPs of the transformer; what is added to the
+        deepest map before it.
+      bottleneck: another socket in place of the transformer that `vit...`, `position`,
+        `proj_kernel` and `bottleneck_residual` describe.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a
         stage as well, which stacks their kernels). Names and shapes of the parameters do not depend
@@ -419,22 +431,22 @@ def make(
             expected="one stride per level below the finest, blocks in every stage, "
             "shortcut_from=activated with order=pre only",
         )
-    precision, bottleneck = jnp.dtype(dtype), None
-    if chosen["vit"]:
-        bottleneck = functools.partial(
-            Bottleneck,
-            chosen["vit_width"],
-            chosen["vit_layers"],
-            chosen["vit_heads"],
-            vit_mlp_ratio,
-            tuple(chosen["proj_kernel"]),
-            bottleneck_residual,
-            vit_dropout,
-            position,
-            scan != "none",
-            chosen["remat"],
-            precision,
+    precision = jnp.dtype(dtype)
+    if bottleneck is None and chosen["vit"]:
+        bottleneck = sockets.vit(
+            width=chosen["vit_width"],
+            layers=chosen["vit_layers"],
+            heads=chosen["vit_heads"],
+            mlp_ratio=vit_mlp_ratio,
+            kernels=chosen["proj_kernel"],
+            residual=bottleneck_residual,
+            dropout=vit_dropout,
+            position=position,
+            scan=scan != "none",
+            remat=chosen["remat"],
         )
+    bottleneck = sockets.in_transformer(bottleneck, mlp, "TSFM")
+    head = sockets.head(head, corpus_channels, share_heads)
     return TSFM(
         classes,
         channels,
@@ -451,5 +463,7 @@ def make(
         scan == "all",
         chosen["remat"],
         precision,
-        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
+        head=sockets.own_head(head),
+        conditioning=context,
+        reads=sockets.reads(head, bottleneck, context),
     )

@@ -10,12 +10,17 @@ Parameters: `encoder_<s>` and `decoder_<s>` / `conv_<k>` / `conv`, `norm`; `up_<
 counts stages from the finest, 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
+from medjax.models.context import Spec
+from medjax.models.parts import sockets
+from medjax.models.parts.attention import Context
 from medjax.models.parts.blocks import (
     ConvStack,
     check_precision,
@@ -24,7 +29,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
-from medjax.models.parts.heads import socket
+from medjax.models.parts.sockets import Socket
 from medjax.models.topology import stages
 
 
@@ -44,14 +49,17 @@ class UNet(nn.Module):
     dtype: jnp.dtype
     remat: str
     head: Callable[..., nn.Module] | None = None
+    bottleneck: Socket | None = None
+    conditioning: Socket | None = None
+    reads: Spec = FrozenDict()
 
     @nn.compact
     def __call__(
         self,
         image: Float[Array, "b *vol m"],
-        context: Mapping[str, Array] | None = None,
+        context: Context = None,
         train: bool = False,
-    ) -> dict[str, Array | list[Array]]:
+    ) -> dict[str, Any]:
         check_sides(image, self.strides, "the U-Net")
         block = rematerialised(ConvStack, self.remat)
         x, skips = image.astype(self.dtype), []
@@ -63,8 +71,12 @@ class UNet(nn.Module):
             )
             skips.append(x)
         ones = (1,) * len(self.strides[0])
-        return decode(
-            skips,
+        x, offered = sockets.deepest(
+            x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
+        )
+        seen = sockets.seen(context, offered)
+        outputs = decode(
+            [*skips[:-1], x],
             self.strides,
             lambda s, name: block(
                 self.features[s],
@@ -82,12 +94,13 @@ class UNet(nn.Module):
                 self.dtype,
                 f"head_{s}",
                 self.head,
-                context,
+                seen,
             ),
             deep=self.deep_supervision,
             up_bias=self.up_bias,
             dtype=self.dtype,
         )
+        return outputs | offered
 
 
 def make(
@@ -106,9 +119,12 @@ def make(
     deep_supervision: bool = True,
     up_bias: bool = True,
     head_bias: bool = True,
-    head: str = "sigmoid",
+    head: str | Socket = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
+    mlp: Socket | None = None,
+    bottleneck: Socket | None = None,
+    context: Socket | None = None,
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -130,6 +146,8 @@ def make(
         see `parts.heads`.
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
         corpora share a head.
+      mlp, bottleneck, context: sockets (`parts.sockets`): the MLPs of a transformer in the
+        bottleneck; a module on the deepest map; what is added to that map before.
       prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
@@ -151,6 +169,8 @@ def make(
         max_features=max_features,
         max_stages=max_stages,
     )
+    head = sockets.head(head, corpus_channels, share_heads)
+    bottleneck = sockets.in_transformer(bottleneck, mlp, "the U-Net")
     return UNet(
         classes,
         features,
@@ -164,5 +184,8 @@ def make(
         prior,
         jnp.dtype(dtype),
         remat,
-        head=None if head == "sigmoid" else socket(head, corpus_channels, share_heads),
+        head=sockets.own_head(head),
+        bottleneck=bottleneck,
+        conditioning=context,
+        reads=sockets.reads(head, bottleneck, context),
     )

@@ -12,8 +12,8 @@ import numpy as np
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.models.parts import heads
-from medjax.runs import fitted
+from medjax.models.parts import heads, sockets
+from medjax.runs import build, fitted
 from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
 from medjax.weights import experts
@@ -25,7 +25,7 @@ def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, .
     The first modality that is routed to each; "expert3" if there is none.
     """
     modalities = space.modalities
-    expert_of = fields["model"].get("expert_of") or (
+    expert_of = sockets.words(fields["model"], "mlp").get("expert_of") or (
         range(len(modalities)) if count >= len(modalities) else ()
     )
     names = {}
@@ -104,16 +104,32 @@ def channel_names(
     return _column_names(*ours, stores), _column_names(*theirs, stores)
 
 
+def axis_names(
+    ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What runs along an axis -> its names in (the source, this run)."""
+
+    def names(fields: Mapping, space: LabelSpace) -> dict[str, tuple[str, ...]]:
+        return {
+            "modalities": tuple(space.modalities),
+            "corpora": tuple(corpus.name for corpus in space.corpora),
+            "tasks": build.tasks(fields, space)[1],
+        }
+
+    here, there = names(*ours), names(*theirs)
+    return {what: (there[what], here[what]) for what in here}
+
+
 def _kind(fields: Mapping) -> str:
-    model = fields["model"]
-    return model.get("head", "corpus_softmax" if model["name"] == "swin_unet" else "sigmoid")
+    return sockets.words(fields["model"], "head")["kind"]
 
 
 def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple[str, ...]:
     if _kind(fields) != "corpus_softmax":
         return space.classes
     channels = tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known)
-    numbers = heads.numbered(fields["model"].get("share_heads", "corpus"), channels)
+    share = sockets.words(fields["model"], "head").get("share", "corpus")
+    numbers = heads.numbered(share, channels)
     table = heads.columns(len(space.classes), channels, numbers)
     names = [""] * (int(table.max()) + 1)
     order = sorted(

@@ -2,9 +2,10 @@
 
 Facts of the data (numbers of classes, channels and modalities, target spacing, the channels each
 corpus annotates) are offered to a model's `make` in addition to its config; a model takes those
-that its signature names.
+that its signature names. The words of its sockets are resolved here (`models.parts.sockets`).
 """
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -15,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.augment import lateral, turns
-from medjax.augment.nnunet import Augmentation, augment
-from medjax.errors import UsageError
+from medjax.augment import kinds
+from medjax.errors import UsageError, did_you_mean
 from medjax.labels import LabelSpace
-from medjax.registry import build, fill
-from medjax.sample.patches import enlarged_patch
+from medjax.models import context as contexts
+from medjax.models.parts import sockets
+from medjax.registry import build
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 
@@ -35,12 +36,16 @@ class Network:
       init: key -> params.
       patch: (z, y, x), or (y, x) for a 2D model.
       channels: m.
+      reads: what the model reads beside the image (`models.context`).
+      tasks: per corpus of the label space, the number of its task.
     """
 
     apply: Callable[..., dict]
     init: Callable[[Any], Any]
     patch: tuple[int, ...]
     channels: int
+    reads: contexts.Spec = dataclasses.field(default_factory=lambda: contexts.DEFAULT)
+    tasks: tuple[int, ...] = ()
 
     def abstract(self) -> Any:
         """Shapes of the parameters; allocates nothing."""
@@ -59,36 +64,79 @@ def make_network(
     given = dict(fields["model"])
     name, patch = given.pop("name"), tuple(fields["train"]["patch"])
     channels = max(len(corpus.channels) for corpus in space.corpora)
+    own, names = tasks(fields, space)
     offered = {
         "classes": len(space.classes),
         "in_channels": channels,
         "patch": patch,
         "spacing_mm": spacing_mm[3 - len(patch) :],
         "modalities": len(space.modalities),
+        "corpora": len(space.corpora),
+        "tasks": len(names),
         "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
     }
-    module = build(
-        "models", name, **{k: v for k, v in offered.items() if k in _signature(name)} | given
-    )
+    known = accepted(name)
+    if known:
+        given = sockets.resolved(name, tuple(known), given, offered)
+    module = build("models", name, **{k: v for k, v in offered.items() if k in known} | given)
 
     def apply(params, image, context=None, train=False, key=None):
-        return module.apply(
-            {"params": params},
-            image,
-            context,
-            train,
-            rngs=None if key is None else {"dropout": key},
-        )
+        with precision(fields) if train else contextlib.nullcontext():
+            return module.apply(
+                {"params": params},
+                image,
+                context,
+                train,
+                rngs=None if key is None else {"dropout": key},
+            )
 
     def init(key):
-        return module.init(key, jnp.zeros((1, *patch, channels), jnp.float32), None, False)[
-            "params"
-        ]
+        return contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
 
-    return Network(apply, init, patch, channels)
+    return Network(apply, init, patch, channels, contexts.declared(module), own)
 
 
-def _signature(name: str, package: str = "models") -> Mapping:
+def tasks(fields: Mapping, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(number of the task of every corpus, names of the tasks).
+
+    A corpus is its own task unless `data.tasks` names one for it, or for the corpus it is a view
+    of.
+
+    Raises: `UsageError` if it names a corpus that does not exist (with `data.only`, some do not).
+    """
+    named = (fields.get("data") or {}).get("tasks") or {}
+    known = {name for corpus in space.corpora for name in (corpus.name, corpus.store)}
+    restricted = bool(fields["data"].get("only")) if named else False
+    if (unknown := sorted(set(named) - known)) and not restricted:
+        raise UsageError(
+            f"config.data.tasks names an unknown corpus {unknown[0]!r}",
+            fix=did_you_mean(unknown[0], sorted(known)),
+        )
+    words = [named.get(c.name, named.get(c.store, c.name)) for c in space.corpora]
+    names = tuple(dict.fromkeys(words))
+    return tuple(names.index(word) for word in words), names
+
+
+PRECISIONS = ("", "default", "high", "highest")
+
+
+def precision(fields: Mapping) -> contextlib.AbstractContextManager:
+    """The precision of matrix products in training, as `train.precision` says; empty: jax's own.
+
+    What is traced within it keeps it. Raises: `UsageError` for another word.
+    """
+    word = fields["train"].get("precision") or ""
+    if word not in PRECISIONS:
+        raise UsageError(
+            f"unknown train.precision {word!r}",
+            expected=" or ".join(repr(known) for known in PRECISIONS),
+            fix=did_you_mean(str(word), PRECISIONS[1:]),
+        )
+    return jax.default_matmul_precision(word) if word else contextlib.nullcontext()
+
+
+def accepted(name: str, package: str = "models") -> Mapping:
+    """The arguments of a module's `make` by name; empty if there is none."""
     try:
         return inspect.signature(
             importlib.import_module(f"medjax.{package}.{name}").make
@@ -97,10 +145,16 @@ def _signature(name: str, package: str = "models") -> Mapping:
         return {}  # `build` raises the error
 
 
-def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = None) -> Any:
+def make_task(
+    fields: Mapping,
+    space: LabelSpace,
+    network: Network,
+    mesh: Any = None,
+    batch_axes: tuple[str, ...] = AXES,
+) -> Any:
     """The task that turns the sampler's batches into a loss (and validation counts).
 
-    `mesh`: the devices over which a batch is split.
+    `mesh`, `batch_axes`: the devices over which a batch is split, see `train.sharding.Layout`.
     """
     losses = []
     for name, given in fields["losses"].items():
@@ -109,7 +163,7 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         losses.append((name, weight, build("losses", name, **given)))
     named = (
         {"modalities": space.modalities}
-        if "modalities" in _signature(fields["task"], "tasks")
+        if "modalities" in accepted(fields["task"], "tasks")
         else {}
     )
     return build(
@@ -117,11 +171,13 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
         fields["task"],
         **named | dict(fields.get("task_options", {})),
         apply=network.apply,
+        reads=network.reads,
+        tasks=network.tasks,
         losses=losses,
         table=space.table,
         known=space.known,
         ignore_ids=space.ignore_ids,
-        augment=_augmenter(fields, network.patch, mesh, space),
+        augment=_augmenter(fields, network.patch, mesh, space, batch_axes),
         patch=network.patch,
         mask_padding=fields["mask_padding"],
         deep_weights=fields["deep_weights"] or "halving",
@@ -131,51 +187,20 @@ def make_task(fields: Mapping, space: LabelSpace, network: Network, mesh: Any = 
 
 
 def _augmenter(
-    fields: Mapping, patch: tuple[int, ...], mesh: Any, space: LabelSpace
+    fields: Mapping,
+    patch: tuple[int, ...],
+    mesh: Any,
+    space: LabelSpace,
+    batch_axes: tuple[str, ...] = AXES,
 ) -> Callable | None:
-    given = dict(fields["augment"])
-    if not given.pop("on"):
-        return None
-    kind = given.pop("kind", "nnunet")
-    if kind == "turns":
-        quarter = fill(turns.Turns, given, "config.augment")
-        return lambda key, image, label: turns.turns(key, image, label, patch, quarter)
-    if kind == "flips":
-        axes = tuple(given.pop("flip_axes", (len(patch) - 1,)))
-        if given:
-            raise UsageError(
-                f"config.augment has no field {min(given)!r} for flips", expected="flip_axes"
-            )
-        return lambda key, image, label: turns.flips(key, image, label, patch, axes)
-    if kind != "nnunet":
-        raise UsageError(f"unknown augmentation {kind!r}", expected="nnunet, turns or flips")
-    if pairs := given.pop("lateral", ()):
-        given["swap"] = lateral.swaps(space.corpora, pairs)
-        if fields["data"].get("orientation") != "RAS" and "swap_axis" not in given:
-            raise UsageError(
-                "left and right are known in RAS orientation only",
-                fix="name the axis: --config.augment.swap_axis=2",
-            )
-    settings = fill(Augmentation, given, "config.augment")
-
-    def augmented(key, image, label, corpus=None):
-        return augment(
-            key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=AXES
-        )
-
-    augmented.by_corpus = any(settings.swap)
-    return augmented
+    orientation = (fields.get("data") or {}).get("orientation") or "stored"
+    facts = kinds.Facts(patch, space.corpora, orientation, mesh, batch_axes)
+    return kinds.make(fields["augment"], facts)
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:
     """The patch that the sampler cuts: enlarged if it will be rotated and scaled."""
-    patch = tuple(fields["train"]["patch"])
-    given = fields["augment"]
-    return (
-        tuple(enlarged_patch(patch))
-        if given["on"] and given.get("kind", "nnunet") == "nnunet"
-        else patch
-    )
+    return kinds.cut(fields["augment"], fields["train"]["patch"])
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:

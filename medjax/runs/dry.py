@@ -1,16 +1,22 @@
 """`--mode=dry`: prints what a run would do, from shapes alone.
 
-Allocates no array, prepares nothing, needs no scan of a declared corpus.
+Allocates no array, prepares nothing, needs no scan of a declared corpus; of scans that are on disk
+it reads the headers.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+
+from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.runs import build, config, dry_devices, footprint
 from medjax.runs import open as corpora
+from medjax.runs import spacing as spacings
 from medjax.sample.draw import corpus_probabilities
+from medjax.train import accumulate
 
 
 def dry(
@@ -18,37 +24,60 @@ def dry(
 ) -> str:
     """The experiment in words and tables: parameters, memory, corpora, mixture, classes.
 
+    The first line states a spacing that had to be assumed because scans are not on disk.
+
     Args:
       devices: numbers of devices to show the memory per device, and to lower the training step,
         for. compiled: also compile it (minutes).
     """
     fields = config.resolve(fields)
     data = corpora.open_data(fields["data"], workdir, files=False)
-    spacing = tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0)
-    net = build.make_network(fields, data.space, spacing)
+    expected = spacings.expected(fields, data, workdir)
+    net = build.make_network(fields, data.space, expected.spacing_mm)
     parts = [
         f"experiment {fields['name']}: {fields['model']['name']}, {len(data.space.corpora)} "
         f"corpora, {len(data.space.classes)} classes",
-        _network(fields, net, data.space),
+        _network(fields, net, data.space, expected),
         _mixture(fields, data),
         _classes(data.space),
     ]
     if devices:
-        parts.insert(2, dry_devices.report(fields, net, data.space, devices, compiled=compiled))
-    return "\n\n".join(parts)
+        table = dry_devices.report(
+            fields, net, data.space, devices, expected.spacing_mm, compiled=compiled
+        )
+        parts.insert(2, table)
+    assumed = f"{expected.sentence()}\n" if expected.assumed else ""
+    return assumed + "\n\n".join(parts)
 
 
-def _network(fields: Mapping, net: build.Network, space: LabelSpace) -> str:
+def _network(
+    fields: Mapping, net: build.Network, space: LabelSpace, expected: spacings.Expected
+) -> str:
     sizes = footprint.memory(fields, net, space)
     lines = [
         f"parameters           {build.count(net.abstract()):,}",
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {fields['train']['batch']}, "
         f"{fields['train']['steps']:,}",
+        f"spacing              {expected.sentence()}",
+        f"this machine         {_here(fields)}",
         "memory of one step   "
         + ", ".join(f"{name} {footprint.size(n)}" for name, n in sizes.items())
-        + f"; together {footprint.size(sum(sizes.values()))}",
+        + f"; together {footprint.size(sum(sizes.values()))}, all on one device",
     ]
+    if said := accumulate.sentence(
+        build.make_task(fields, space, net), footprint.accumulated(fields)
+    ):
+        lines.append(said)
     return "\n".join(lines)
+
+
+def _here(fields: Mapping) -> str:
+    """How training would use the devices of this machine, or why it would be refused."""
+    try:
+        count = len(jax.devices())
+        return dry_devices.layout_of(fields, count, fields["sharding"]["fsdp"]).sentence()
+    except UsageError as error:
+        return f"training would be refused: {error}"
 
 
 def _mixture(fields: Mapping, data: corpora.Data) -> str:

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 
-from medjax.errors import TrainError, UsageError
+from medjax.errors import TrainError
 from medjax.labels import LabelSpace
 from medjax.runs import build, footprint
 from medjax.train import sharding
@@ -32,44 +31,43 @@ OPTIONS = {
 }  # the program is not run: only its buffers matter, not its instructions
 
 
-def ways(devices: int, node: int = 8) -> list[int]:
-    """Sizes of the "fsdp" axis to compare: a copy per device, per node, and over all."""
-    return sorted({1, min(node, devices) if devices % min(node, devices) == 0 else 1, devices})
+def ways(devices: int, own: int = 1, node: int = 8) -> list[int]:
+    """Sizes of the "fsdp" axis to compare: a copy per device, per node, and over all.
+
+    And the config's `own`, if there are as many devices.
+    """
+    found = {1, min(node, devices) if devices % min(node, devices) == 0 else 1, devices}
+    return sorted(found | ({own} if own <= devices else set()))
 
 
-def batch_of(fields: Mapping, devices: int) -> int:
-    """The config's global batch, raised to the next multiple of the devices."""
-    return math.ceil(fields["train"]["batch"] / devices) * devices
+def layout_of(fields: Mapping, devices: int, fsdp: int) -> sharding.Layout:
+    """How training would lay the config's batch on the devices; see `sharding.layout`."""
+    return sharding.layout(fields["train"]["batch"], devices, fsdp, footprint.accumulated(fields))
 
 
 def per_device(
     fields: Mapping,
     net: build.Network,
     space: LabelSpace,
-    devices: int,
-    fsdp: int,
+    layout: sharding.Layout,
     alone: Mapping | None = None,
 ) -> dict:
-    """Bytes on each device of a mesh (devices / fsdp, fsdp).
+    """Bytes on each device of a layout.
 
-    Parameters, optimizer, gradients, batch, values kept for the backward pass, and their sum.
+    Parameters, optimizer, gradients (of the trained leaves), batch, values kept for the backward
+    pass, and their sum.
 
     Args:
       alone: `footprint.memory` at this batch per device, if the caller has it already.
     """
-    if devices % fsdp:
-        raise UsageError(
-            "fsdp does not divide the devices", found=f"{devices} devices, fsdp={fsdp}"
-        )
-    mesh = AbstractMesh((devices // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
-    target = states.abstract(net.init, build.make_optimizer(fields), mesh, _rules(fields, fsdp))
-    share = batch_of(fields, devices) // devices
-    local = alone or footprint.memory(_with_batch(fields, share), net, space)
-    size = {part: _shard_bytes(tree) for part, tree in target.items()}
+    optimizer, mesh = build.make_optimizer(fields), layout.abstract_mesh()
+    target = states.abstract(net.init, optimizer, mesh, _rules(fields, layout.fsdp))
+    local = alone or footprint.memory(_share(fields, layout), net, space)
+    held = {part: _shard_bytes(tree) for part, tree in target.items()}
     found = {
-        "parameters": size["params"] + size["frozen"],
-        "optimizer": size["opt"] + size.get("ema", 0),
-        "gradients": size["params"],
+        "parameters": held["params"] + held["frozen"],
+        "optimizer": held["opt"] + held.get("ema", 0),
+        "gradients": held["params"] * min(layout.accumulate, 2),
         "batch": local["batch"],
         "kept": local["kept for backward"],
     }
@@ -81,18 +79,23 @@ def report(
     net: build.Network,
     space: LabelSpace,
     devices: Sequence[int],
+    spacing_mm: Sequence[float],
     *,
     compiled: bool = True,
 ) -> str:
     """The table of `per_device` for every number of devices, and the result of lowering one way.
 
-    Also of compiling it, if requested.
+    Also of compiling it, if requested. The batch is that of the config in every row.
+
+    Args:
+      spacing_mm: for which `net` was made.
     """
     rows = [
         (
             "devices",
             "mesh (data x fsdp)",
-            "batch",
+            "samples each",
+            "idle",
             "parameters",
             "optimizer",
             "gradients",
@@ -100,33 +103,25 @@ def report(
             "together, each",
         )
     ]
-    notes, memories = [], {}
+    own, notes, memories = fields["sharding"]["fsdp"], [], {}
     for count in devices:
-        share = batch_of(fields, count) // count
-        memories[share] = memories.get(share) or footprint.memory(
-            _with_batch(fields, share), net, space
-        )
-        for fsdp in ways(count):
-            found = per_device(fields, net, space, count, fsdp, memories[share])
+        for fsdp in ways(count, own):
+            layout = layout_of(fields, count, fsdp)
+            share = layout.per_device
+            if share not in memories:
+                memories[share] = footprint.memory(_share(fields, layout), net, space)
+            found = per_device(fields, net, space, layout, memories[share])
             sizes = [
                 footprint.size(found[k])
                 for k in ("parameters", "optimizer", "gradients", "kept", "together")
             ]
-            rows.append(
-                (str(count), f"{count // fsdp} x {fsdp}", str(batch_of(fields, count)), *sizes)
-            )
-        notes.append(
-            _sentence(
-                count,
-                ask(
-                    fields,
-                    space,
-                    count,
-                    ways(count)[min(1, len(ways(count)) - 1)],
-                    compiled=compiled,
-                ),
-            )
-        )
+            mesh = f"{layout.data} x {layout.fsdp}"
+            rows.append((str(count), mesh, str(share), str(layout.idle), *sizes))
+        chosen = own if 1 < own <= count else ways(count)[min(1, len(ways(count)) - 1)]
+        notes.append(layout_of(fields, count, chosen).sentence())
+        notes.append(_sentence(ask(fields, space, count, chosen, spacing_mm, compiled=compiled)))
+    if _rules(fields, 2) != fields["sharding"]["rules"]:
+        notes.insert(0, 'with fsdp > 1, as if config.sharding.rules were ((".*", "fsdp"),)')
     return "\n".join([footprint.table(rows), *notes])
 
 
@@ -135,6 +130,7 @@ def ask(
     space: LabelSpace,
     devices: int,
     fsdp: int,
+    spacing_mm: Sequence[float],
     platforms: Sequence[str] = PLATFORMS,
     *,
     compiled: bool = True,
@@ -145,6 +141,7 @@ def ask(
     """
     request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp}
     request |= {"platforms": list(platforms), "compiled": compiled}
+    request |= {"spacing_mm": list(spacing_mm)}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "medjax.runs.dry_devices"]
     done = subprocess.run(
@@ -177,28 +174,31 @@ def answer(request: Mapping) -> dict:
 
     fields, devices = plain(request["fields"]), request["devices"]
     space = LabelSpace.from_json(request["space"])
-    fields = _with_batch(fields, batch_of(fields, devices))
-    mesh = sharding.make_mesh(request["fsdp"], jax.devices()[:devices])
-    net = build.make_network(fields, space, tuple(fields["data"]["spacing_mm"]) or (1.0, 1.0, 1.0))
+    layout = layout_of(fields, devices, request["fsdp"])
+    mesh, axes = layout.mesh(jax.devices()[:devices]), layout.batch_axes
+    net = build.make_network(fields, space, tuple(request["spacing_mm"]))
     optimizer = build.make_optimizer(fields)
     target = states.abstract(net.init, optimizer, mesh, _rules(fields, request["fsdp"]))
     update, _ = updates.make(
-        build.make_task(fields, space, net, mesh), optimizer, fields["seed"], mesh, target
+        build.make_task(fields, space, net, mesh, axes),
+        optimizer,
+        fields["seed"],
+        mesh,
+        target,
+        batch_axes=axes,
+        accumulate=layout.accumulate,
     )
-    batch = footprint.abstract_batch(fields, net) | {
-        "request": jax.ShapeDtypeStruct((devices,), "int32")
-    }
     batch = {
-        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh))
-        for k, v in batch.items()
+        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh, axes))
+        for k, v in footprint.abstract_batch(fields, net).items()
     }
-    asked = batch.pop("request")
+    asked = jax.ShapeDtypeStruct((layout.used,), "int32", sharding=sharding.split(mesh))
     began = time.monotonic()
     traced = update.trace(target, batch, asked)
     found = {
         "devices": devices,
-        "fsdp": request["fsdp"],
-        "batch": fields["train"]["batch"],
+        "mesh": f"{layout.data} x {layout.fsdp}",
+        "batch": layout.batch,
         "trace_s": time.monotonic() - began,
     }
     found |= {"lines": {}, "lower_s": {}}
@@ -220,20 +220,20 @@ def answer(request: Mapping) -> dict:
     }
 
 
-def _sentence(count: int, found: Mapping) -> str:
+def _sentence(found: Mapping) -> str:
     lowered = ", ".join(
         f"{p} ({n:,} lines, {found['lower_s'][p]:.1f} s)" for p, n in found["lines"].items()
     )
     text = (
-        f"{count} devices as {count // found['fsdp']} x {found['fsdp']}: traced in "
+        f"{found['devices']} devices as {found['mesh']}: traced in "
         f"{found['trace_s']:.1f} s, lowered for {lowered}"
     )
     if "compile_s" not in found:
         return text
     held = footprint.size(found["arguments"])
     return (
-        f"{text}; compiled for {count} simulated CPU devices in {found['compile_s']:.0f} s; "
-        f"each holds {held} of state and batch"
+        f"{text}; compiled for {found['devices']} simulated CPU devices in "
+        f"{found['compile_s']:.0f} s; each holds {held} of state and batch"
     )
 
 
@@ -252,8 +252,9 @@ def _shard_bytes(tree: Any) -> int:
     )
 
 
-def _with_batch(fields: Mapping, batch: int) -> dict:
-    return {**fields, "train": {**fields["train"], "batch": batch}}
+def _share(fields: Mapping, layout: sharding.Layout) -> dict:
+    """The config with the part of the batch that one device computes."""
+    return footprint.with_batch(fields, layout.per_device * layout.accumulate)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ In: the config as plain values, a network and a label space. Out: bytes by purpo
 allocated.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jax.extend
 import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.sample.batch import abstract
 from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
@@ -22,40 +25,59 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
 
     Parameters, optimizer state and moving average, gradients of the trained parameters, batch, and
     values kept for the backward pass.
+
+    With `train.accumulate` > 1 the values kept are those of one micro-batch, the batch is held as
+    cut and as augmented, and gradients are held twice (the sum, and those of one micro-batch).
     """
-    params = net.abstract()
-    task = build.make_task(fields, space, net)
-    shapes = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), jax.random.key(0))
-    state = [shapes["opt"], shapes.get("ema", {})]
+    parts, task = accumulated(fields), build.make_task(fields, space, net)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), key)
     batch = abstract_batch(fields, net)
-
-    def residuals(params, batch, key):
-        return jax.vjp(lambda p: task.loss(p, batch, key)[0], params)[1]
-
-    kept = jax.eval_shape(residuals, params, batch, jax.random.key(0))
+    held = [batch]
+    if parts > 1 and hasattr(task, "prepare"):
+        held.append(jax.eval_shape(task.prepare, batch, key))
+    micro = abstract_batch(with_batch(fields, fields["train"]["batch"] // parts), net)
     return {
-        "parameters": build.bytes_of(params),
-        "optimizer": build.bytes_of(state),
-        "gradients": build.bytes_of(shapes["params"]),
-        "batch": build.bytes_of(batch),
-        "kept for backward": max(build.bytes_of(kept) - build.bytes_of(params), 0),
+        "parameters": build.bytes_of([state["params"], state["frozen"]]),
+        "optimizer": build.bytes_of([state["opt"], state.get("ema", {})]),
+        "gradients": build.bytes_of(state["params"]) * min(parts, 2),
+        "batch": build.bytes_of(held),
+        "kept for backward": _kept(task, state, micro, key),
     }
+
+
+def accumulated(fields: Mapping) -> int:
+    """Micro-batches of one step; 1 in configs that lack the field."""
+    return fields["train"].get("accumulate", 1)
+
+
+def with_batch(fields: Mapping, batch: int) -> dict:
+    """The config with another batch."""
+    return {**fields, "train": {**fields["train"], "batch": batch}}
+
+
+def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
+    """Bytes that the forward pass computes and the backward pass of the trained leaves reads.
+
+    What is an input of the step anyway (parameters, batch) does not count.
+    """
+
+    def residuals(params, frozen, batch, key):
+        return jax.vjp(lambda p: task.loss(states.join(p, frozen), batch, key)[0], params)[1]
+
+    jaxpr = jax.make_jaxpr(residuals)(state["params"], state["frozen"], batch, key).jaxpr
+    given = set(jaxpr.invars)
+    kept = {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var) and v not in given}
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
 
 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
-    shapes = {
-        "image": ((b, *patch, m), jnp.int16),
-        "gain": ((b, m), jnp.float32),
-        "bias": ((b, m), jnp.float32),
-        "label": ((b, *patch), jnp.int16),
-        "corpus": ((b,), jnp.int32),
-        "modality": ((b,), jnp.int32),
-        "spacing_mm": ((b, 3), jnp.float32),
-        "case": ((b,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    whole = bool(fields.get("sampler", {}).get("whole", 0))
+    found = abstract(
+        fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
+    )
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

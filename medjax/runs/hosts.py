@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,24 @@ def connect() -> None:
             found=reason,
             fix="check address, port and number of processes",
         ) from error
+
+
+def layout(fields: Mapping) -> Any:
+    """How a config's batch lies on the devices of all processes: a `train.sharding.Layout`.
+
+    Raises: `UsageError` for a batch that they cannot share.
+    """
+    import jax
+
+    from medjax.train import sharding
+
+    return sharding.layout(
+        fields["train"]["batch"],
+        len(jax.devices()),
+        fields["sharding"]["fsdp"],
+        fields["train"].get("accumulate", 1),
+        jax.process_count(),
+    )
 
 
 def first(work: Callable[[], object] = lambda: None) -> None:

@@ -86,6 +86,7 @@ def borrower(
             heads=given["heads"],
             source_classes=there,
             target_classes=here,
+            named=adapt.axis_names((fields, space), (trained.fields, source)),
             same_class=given["classes"],
             resize=given["resize"],
             resizers=RESIZERS,

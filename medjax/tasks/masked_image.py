@@ -67,23 +67,36 @@ class MaskedImage:
         self, params: Any, batch: Mapping[str, Any], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of one batch, and each loss as "loss/<name>" (before its weight)."""
+        return self.prepared_loss(params, self.prepare(batch, key), key)
+
+    def prepare(self, batch: Mapping[str, Any], key: Array) -> dict[str, Any]:
+        """The batch as `Supervised.prepare` returns it, with the tokens that are hidden."""
         prepared = self.batches.prepare(batch, key)
-        masked = block_mask(
-            jax.random.fold_in(key, 2),
-            prepared["image"].shape[0],
-            self.grid,
-            self.block,
-            self.ratio,
-        )
-        context = self.batches.context(batch) | {"masked": masked}
-        outputs = self.batches.apply(
-            params, prepared["image"], context, True, jax.random.fold_in(key, 1)
-        )
-        parts = {name: f(outputs, prepared) for name, _, f in self.batches.losses}
-        total = sum(
-            (weight * parts[name] for name, weight, _ in self.batches.losses), start=jnp.zeros(())
-        )
-        return total, {f"loss/{name}": part for name, part in parts.items()}
+        count = prepared["image"].shape[0]
+        masked = block_mask(jax.random.fold_in(key, 2), count, self.grid, self.block, self.ratio)
+        return prepared | {"masked": masked}
+
+    def prepared_loss(
+        self,
+        params: Any,
+        prepared: Mapping[str, Any],
+        key: Array,
+        part: Array | None = None,
+        parts: int = 1,
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `Supervised.prepared_loss`."""
+        key = jax.random.fold_in(key, 1)
+        key = key if part is None else jax.random.fold_in(key, part)
+        context = self.batches.context(prepared)
+        outputs = self.batches.apply(params, prepared["image"], context, True, key)
+        losses = self.batches.losses if parts == 1 else self.batches.losses_of_part(parts)
+        found = {name: f(outputs, prepared) for name, _, f in losses}
+        total = sum((weight * found[name] for name, weight, _ in losses), start=jnp.zeros(()))
+        return total, {f"loss/{name}": one for name, one in found.items()}
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """See `Supervised.batch_losses`."""
+        return self.batches.batch_losses()
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """The loss without augmentation under fixed masks.
@@ -95,7 +108,7 @@ class MaskedImage:
             jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
         )
         outputs = self.batches.apply(
-            params, prepared["image"], self.batches.context(batch) | {"masked": masked}, False, None
+            params, prepared["image"], self.batches.context(batch | {"masked": masked}), False, None
         )
 
         def of_sample(*arrays: Any) -> Array:

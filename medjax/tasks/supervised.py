@@ -1,9 +1,9 @@
 """The supervised task: sampler batches and a network -> the weighted sum of losses.
 
-In: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1
-outside the image, corpus, modality, spacing). Out: one differentiable scalar with its parts; for
-validation, counts of true and false positives and false negatives per class. The network is any
-callable, so the task is independent of the architecture; the losses read outputs and batch only.
+In: the sampler's batch on the device (`sample/batch.py`). Out: one differentiable scalar with its
+parts; for validation, counts of true and false positives and false negatives per class. The network
+is any callable, so the task is independent of the architecture; the losses read outputs and batch
+only.
 """
 
 import dataclasses
@@ -15,17 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from medjax import decision
 from medjax.augment.spatial import centre_crop
+from medjax.decision import Decision
 from medjax.errors import UsageError
-from medjax.losses.parts import deep, exclusive, targets
+from medjax.losses.parts import deep, exclusive, separable, targets
+from medjax.models import context as contexts
+from medjax.sample.batch import dequantise, facts
 
-CONSUMED = (
-    "image",
-    "gain",
-    "bias",
-    "label",
-    "case",
-)  # entries that become network input and target; the rest is context
+PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +39,60 @@ class Supervised:
     patch: tuple[int, ...]
     mask_padding: bool
     deep_weights: Any
-    activation: str
+    decision: Decision
     names: tuple[str, ...] = ()
+    reads: contexts.Spec | None = None
+    tasks: tuple[int, ...] = ()
 
     def loss(
         self, params: Any, batch: Mapping[str, Any], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The training loss of one batch, and each loss as "loss/<name>" (before its weight)."""
-        prepared = self.prepare(batch, key)
-        outputs = self.apply(
-            params, prepared["image"], self.context(batch), True, jax.random.fold_in(key, 1)
+        return self.prepared_loss(params, self.prepare(batch, key), key)
+
+    def prepared_loss(
+        self,
+        params: Any,
+        prepared: Mapping[str, Any],
+        key: Array,
+        part: Array | None = None,
+        parts: int = 1,
+    ) -> tuple[Array, dict[str, Array]]:
+        """`loss` of what `prepare` returns, or of one of `parts` equal micro-batches of it.
+
+        The mean over the micro-batches is the loss of the batch, where `batch_losses` is empty.
+
+        Args:
+          key: of the step, as for `loss`. part: number of the micro-batch; its dropout differs.
+        """
+        key = jax.random.fold_in(key, 1)
+        key = key if part is None else jax.random.fold_in(key, part)
+        outputs = self.apply(params, prepared["image"], self.context(prepared), True, key)
+        losses = self.losses if parts == 1 else self.losses_of_part(parts)
+        value, found = deep.total(losses, outputs, prepared, self.deep_weights)
+        return value, {f"loss/{name}": one for name, one in found.items()}
+
+    def losses_of_part(self, parts: int) -> tuple:
+        """The losses of a micro-batch: those that are sums over samples count `parts` times."""
+
+        def scaled(f: Callable) -> Callable:
+            return lambda outputs, batch: parts * f(outputs, batch)
+
+        return tuple(
+            (name, weight, scaled(f) if self._over_samples(f) == separable.SUM else f)
+            for name, weight, f in self.losses
         )
-        value, parts = deep.total(self.losses, outputs, prepared, self.deep_weights)
-        return value, {f"loss/{name}": part for name, part in parts.items()}
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """Names of the losses that are not sums or means over samples (batch Dice).
+
+        In micro-batches their mean is taken, which is another number than the loss of the batch.
+        """
+        return tuple(name for name, _, f in self.losses if self._over_samples(f) == separable.BATCH)
+
+    def _over_samples(self, loss: Callable) -> str:
+        weighted = self.mask_padding or bool((self.ignore_ids >= 0).any())
+        return separable.over_samples(loss, complete=bool(self.known.all()), weighted=weighted)
 
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision on the central patch.
@@ -64,11 +103,9 @@ class Supervised:
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
-        found = (
-            logits > 0
-            if self.activation == "sigmoid"
-            else exclusive.decide(logits, prepared["table"])
-        )
+        values = self.decision.class_logits(logits, truth.shape[-1])
+        implied = exclusive.implied(prepared["table"])
+        found = self.decision.completed(self.decision.decide(values), implied)
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -90,9 +127,7 @@ class Supervised:
         id of a corpus, or padding under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
+        image = dequantise(batch)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
             extra = (
@@ -104,7 +139,7 @@ class Supervised:
             centre_crop(label, self.patch, first=1),
         )
         corpus = batch["corpus"]
-        prepared = {**self.context(batch), "image": image, "label": jnp.maximum(label, 0)}
+        prepared = {**self.facts(batch), "image": image, "label": jnp.maximum(label, 0)}
         prepared |= {
             "table": jnp.asarray(self.table)[corpus],
             "known": jnp.asarray(self.known)[corpus],
@@ -118,9 +153,18 @@ class Supervised:
             prepared["weight"] = 1.0 - jnp.any(jnp.stack(masks), 0).astype(jnp.float32)
         return prepared
 
+    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of the samples: corpus, modality, spacing_mm, ..."""
+        return {k: v for k, v in facts(batch).items() if k not in PREPARED}
+
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What a network may read beside the image: corpus, modality, spacing_mm, prompts, ..."""
-        return {name: value for name, value in batch.items() if name not in CONSUMED}
+        """What the network reads beside the image; see `models.context`."""
+        known = self.facts(batch)
+        if self.reads is None:
+            return known
+        if self.tasks and "task" not in known:
+            known["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
+        return contexts.of_batch(self.reads, known)
 
 
 def make(
@@ -136,6 +180,8 @@ def make(
     deep_weights: str | Sequence[float | int] = "halving",
     activation: str = "sigmoid",
     classes: Sequence[str] = (),
+    reads: contexts.Spec | None = None,
+    tasks: Sequence[int] = (),
 ) -> Supervised:
     """Builds the task.
 
@@ -152,9 +198,11 @@ def make(
       mask_padding: ignore voxels outside the image instead of treating them as background
         (nnU-Net's convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
-      activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
+      activation: decision in validation: "sigmoid" or "softmax", see `medjax.decision`.
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
+      reads: what the network reads beside the image; None: all facts of the batch.
+      tasks: task of every corpus, from which the fact `task` is derived.
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -176,6 +224,8 @@ def make(
         tuple(patch),
         bool(mask_padding),
         deep_weights or "halving",
-        activation,
+        decision.make(activation, "logit"),
         tuple(classes),
+        reads,
+        tuple(tasks),
     )

@@ -87,6 +87,8 @@ def fit(
     names: Sequence[str] = (),
     recipe: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    batch_axes: Sequence[str] = sharding.AXES,
+    accumulate: int = 1,
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
 ) -> states.State:
@@ -108,6 +110,8 @@ def fit(
       names: of the entries of what validation sums up.
       recipe: JSON-ready description of everything a resumed run must share with its beginning
         (data, model, optimizer).
+      batch_axes, accumulate: how a batch lies on the mesh, see `medjax.train.sharding.Layout`, and
+        the number of micro-batches, see `medjax.train.accumulate`.
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
       borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called
         on resume.
@@ -124,11 +128,19 @@ def fit(
 
     # mesh
     mesh = mesh if mesh is not None else sharding.make_mesh()
-    place, place_validation = sharding.Placer(mesh), sharding.Placer(mesh)
+    place, place_validation = (sharding.Placer(mesh, batch_axes) for _ in range(2))
 
     # state (abstract: names, shapes, shardings) and update
     target = states.abstract(init, optimizer, mesh, sharding_rules)
-    update, validate = updates.make(task, optimizer, settings.seed, mesh, target)
+    update, validate = updates.make(
+        task,
+        optimizer,
+        settings.seed,
+        mesh,
+        target,
+        batch_axes=batch_axes,
+        accumulate=accumulate,
+    )
 
     with (
         Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,

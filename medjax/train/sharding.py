@@ -1,11 +1,14 @@
-"""Placement of arrays: the mesh, the sharding of the state by rules, batches, prefetching.
+"""Placement of arrays: the layout, the mesh, sharding of the state by rules, batches, prefetching.
 
-The mesh has two axes: "data" (copies of the model) and "fsdp" (devices that share one copy). A
-batch is split over both. The compiler keeps the global view: a sum over the batch is a sum over all
+The mesh has two axes: "data" (copies of the model) and "fsdp" (devices that share one copy).
+`layout` decides how many devices a batch can use and over which axes it is split, for training and
+for the rehearsal alike. The compiler keeps the global view: a sum over the batch is a sum over all
 devices and processes.
 """
 
 import contextlib
+import dataclasses
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +26,130 @@ AXES = ("data", "fsdp")
 KINDS = ("replicate", "fsdp")
 REPLICATE: Rules = ((".*", "replicate"),)
 SMALL = 1024  # leaves with fewer elements are cheaper to copy than to gather
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a global batch lies on devices; see `layout`.
+
+    Attributes:
+      batch: samples of one step, of all devices and processes.
+      data, fsdp: sizes of the mesh's axes: copies of the model, and devices that share one copy.
+      batch_axes: the axes that the batch is split over: both, or "data" alone; then every device of
+        an fsdp group computes the same samples, and only the state is split over the group.
+      accumulate: micro-batches of one step, one after another.
+      per_device: samples of one micro-batch on each device.
+      idle: devices that take no part.
+    """
+
+    batch: int
+    data: int
+    fsdp: int
+    batch_axes: tuple[str, ...]
+    accumulate: int
+    per_device: int
+    idle: int
+
+    @property
+    def used(self) -> int:
+        """Devices that take part."""
+        return self.data * self.fsdp
+
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """The mesh over the devices that take part, equally many of every process.
+
+        `devices`: as many as the layout was made for; default all.
+        """
+        devices = list(devices) if devices is not None else jax.devices()
+        processes = sorted({device.process_index for device in devices})
+        each = self.used // len(processes)
+        chosen = [
+            device
+            for process in processes
+            for device in [d for d in devices if d.process_index == process][:each]
+        ]
+        return make_mesh(self.fsdp, chosen)
+
+    def abstract_mesh(self) -> AbstractMesh:
+        """The same mesh without devices."""
+        return AbstractMesh((self.data, self.fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+    def sentence(self) -> str:
+        """One line about the devices: their mesh, the samples of each, and which are idle."""
+        many = self.used + self.idle
+        text = f"{self.used if not self.idle else f'{self.used} of {many}'} devices as "
+        text = "1 device" if many == 1 else f"{text}{self.data} x {self.fsdp} (data x fsdp)"
+        text += f", {self.per_device} of {self.batch} samples on each"
+        if self.accumulate > 1:
+            text += f", in {self.accumulate} micro-batches one after another"
+            text = text.replace(" on each,", " at a time on each,")
+        if self.fsdp > 1 and self.batch_axes == AXES[:1]:
+            text += (
+                f"; the batch cannot be split over {self.used} devices, so the {self.fsdp} devices "
+                "that share a copy of the model compute the same samples"
+            )
+        if self.idle:
+            text += (
+                f"; {self.idle} idle: make train.batch / train.accumulate a multiple of {many} to "
+                "use all"
+            )
+        return text
+
+
+def layout(
+    batch: int, devices: int, fsdp: int = 1, accumulate: int = 1, processes: int = 1
+) -> Layout:
+    """Decides how a global batch lies on devices.
+
+    A micro-batch (batch / accumulate) is split over the data axis and, where it divides, over fsdp
+    too; else the devices of an fsdp group compute the same samples. Of the possible sizes of the
+    data axis the one with the fewest samples per device is taken, then the one that uses the most
+    devices. The batch is never rounded.
+
+    Args:
+      batch: samples of one step.
+      devices: of all processes together.
+      fsdp: devices that share one copy of the state.
+      accumulate: micro-batches of one step.
+      processes: with equally many devices each. Every one of them takes part and feeds its own
+        samples, or, if an fsdp group covers several processes, the samples of its group.
+
+    Raises: `UsageError` if fsdp is larger than the number of devices, the batch cannot be divided
+      into the micro-batches, or no choice gives every process something to compute.
+    """
+    if accumulate < 1 or batch % accumulate:
+        raise UsageError(
+            "the batch cannot be divided into micro-batches",
+            found=f"train.batch={batch}, train.accumulate={accumulate}",
+            expected=f"a divisor of {batch}",
+            fix="change train.accumulate or train.batch",
+        )
+    if not 1 <= fsdp <= devices:
+        raise UsageError(
+            "sharding.fsdp asks for more devices than there are" if fsdp > 1 else "unusable fsdp",
+            found=f"sharding.fsdp={fsdp}, {devices} devices",
+            expected=f"1 to {devices}",
+            fix="lower sharding.fsdp, or give more devices",
+        )
+    micro, found = batch // accumulate, []
+    for data in range(1, devices // fsdp + 1):
+        if micro % data or data * fsdp % processes:
+            continue
+        axes = AXES if micro % (data * fsdp) == 0 else AXES[:1]
+        shards = data * fsdp if axes == AXES else data
+        if max(shards, processes) % min(shards, processes):
+            continue  # an fsdp group would begin in the middle of a process
+        used = data * fsdp
+        found.append(Layout(batch, data, fsdp, axes, accumulate, micro // shards, devices - used))
+    if not found:
+        each = f"{processes} processes with {devices // processes} devices each"
+        raise UsageError(
+            "the batch cannot be shared among the processes",
+            found=f"{micro} samples at a time, {each}, sharding.fsdp={fsdp}",
+            fix=f"make train.batch / train.accumulate a multiple of {processes}, or sharding.fsdp "
+            "a multiple of the devices of one process",
+        )
+    return min(found, key=lambda one: (one.per_device, one.idle))
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -100,34 +227,84 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The leading axis spread over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+def split(mesh: Mesh | AbstractMesh, axes: Sequence[str] = AXES, first: int = 0) -> NamedSharding:
+    """One axis spread over the devices.
+
+    Args:
+      axes: mesh axes to spread it over (`Layout.batch_axes` for batches); over the others it is
+        replicated.
+      first: which axis of the array; the ones before are not split.
+    """
+    return NamedSharding(mesh, PartitionSpec(*(None,) * first, tuple(axes)))
 
 
-def put(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def shards(mesh: Mesh | AbstractMesh, axes: Sequence[str] = AXES) -> int:
+    """Parts into which `split` divides an axis."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def share(mesh: Mesh, axes: Sequence[str] = AXES) -> tuple[int, int]:
+    """(host, hosts): which part of every global batch this process feeds, of how many.
+
+    Processes whose devices need the same samples have the same number: those that lie in one fsdp
+    group if the batch is not split over "fsdp".
+    """
+    parts = shards(mesh, axes)
+    needs: dict[int, set[int]] = {}
+    for device, index in split(mesh, axes).devices_indices_map((parts,)).items():
+        needs.setdefault(device.process_index, set()).add(index[0].start or 0)
+    return host_of(needs, jax.process_index())
+
+
+def host_of(needs: Mapping[int, set[int]], process: int) -> tuple[int, int]:
+    """(host, hosts) of a process.
+
+    Args:
+      needs: process -> the parts of the batch that its devices compute.
+
+    Raises: `TrainError` if parts of different processes overlap without being equal.
+    """
+    different = sorted({tuple(sorted(parts)) for parts in needs.values()})
+    if len({len(parts) for parts in different}) > 1 or sum(map(len, different)) != len(
+        set().union(*needs.values())
+    ):
+        raise TrainError(
+            "the processes need parts of the batch that overlap",
+            found=dict(needs),
+            fix="make sharding.fsdp a divisor or a multiple of the devices of one process",
+        )
+    return different.index(tuple(sorted(needs[process]))), len(different)
+
+
+def put(batch: Mapping[str, Any], mesh: Mesh, axes: Sequence[str] = AXES) -> dict[str, Any]:
     """Places one host batch.
 
-    Every process gives its own part, the result is the global batch spread over all devices.
+    Every process gives the part that `share` names, the result is the global batch spread over the
+    devices.
 
     Args:
       batch: arrays (possibly in nested dictionaries) whose first axis runs over this process'
         samples.
+      axes: see `split`.
 
     Raises: `TrainError` if the global batch cannot be spread evenly.
     """
-    count = jax.process_count()
+    where, parts = split(mesh, axes), shards(mesh, axes)
+    own = len({str(i) for i in where.addressable_devices_indices_map((parts,)).values()})
     for name, array in zip(rule_lists.paths(batch), jax.tree.leaves(batch), strict=True):
-        if (len(array) * count) % mesh.size:
+        if len(array) % own:
             raise TrainError(
                 f"batch entry {name!r} cannot be spread over the devices",
-                found=f"{len(array) * count} samples, {mesh.size} devices",
+                found=f"{len(array) * parts // own} samples, {parts} devices",
                 fix="choose a batch that is a multiple of the device count, or fewer devices",
             )
-    where = split(mesh)
-    return jax.tree.map(
-        lambda array: jax.make_array_from_process_local_data(where, np.asarray(array)), dict(batch)
-    )
+
+    def place(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        shape = (len(array) // own * parts, *array.shape[1:])
+        return jax.make_array_from_process_local_data(where, array, shape)
+
+    return jax.tree.map(place, dict(batch))
 
 
 class Placer:
@@ -136,8 +313,8 @@ class Placer:
     So nothing is compiled twice.
     """
 
-    def __init__(self, mesh: Mesh):
-        self.mesh, self.first = mesh, None
+    def __init__(self, mesh: Mesh, axes: Sequence[str] = AXES):
+        self.mesh, self.axes, self.first = mesh, axes, None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The placed batch; `TrainError` if names, shapes or types differ from the first."""
@@ -154,7 +331,7 @@ class Placer:
                 expected=self.first,
                 fix="deliver one patch shape and one type",
             )
-        return put(batch, self.mesh)
+        return put(batch, self.mesh, self.axes)
 
 
 @contextlib.contextmanager

@@ -10,12 +10,13 @@ without extra synchronisation.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from medjax.train import accumulate as micro
 from medjax.train import sharding
 from medjax.train import state as states
 from medjax.train.optim import Optimizer
@@ -52,6 +53,9 @@ def make(
     seed: int,
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
     target: State,
+    *,
+    batch_axes: Sequence[str] = sharding.AXES,
+    accumulate: int = 1,
 ) -> tuple[Update, Callable]:
     """The jitted (update, validate).
 
@@ -61,24 +65,21 @@ def make(
       optimizer: see `medjax.train.optim`.
       seed: step s uses the key fold_in(key(seed), s), s counted from 0.
       mesh, target: where the batch and the state live.
+      batch_axes, accumulate: how the batch lies on the mesh, and the number of micro-batches, see
+        `sharding.Layout`.
 
     Only the leaves of `state["params"]` are differentiated. Scalars: `loss`, the task's own,
     `grad_norm` (over the trained leaves, before clipping), `lr`, and `request`.
     """
-    where, rep, spread = (
+    where, rep, every = (
         states.shardings_of(target),
         sharding.replicated(mesh),
         sharding.split(mesh),
     )
     changing, fixed = _apart(where)
-
-    def differentiate(params: Any, frozen: Any, batch: dict, key: jax.Array) -> tuple:
-        """((loss, scalars), gradients of `params`)."""
-
-        def loss(params: Any) -> tuple[jax.Array, dict]:
-            return task.loss(states.join(params, frozen), batch, key)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
+    spread = sharding.split(mesh, batch_axes)
+    differentiate = micro.value_and_grad(task, accumulate, mesh, batch_axes, where=where["params"])
+    counts = micro.validate(task, accumulate, mesh, batch_axes)
 
     def update(state: State, frozen: Any, batch: dict, request: jax.Array) -> tuple[State, dict]:
         step, params = state["step"], state["params"]
@@ -98,18 +99,18 @@ def make(
         return changed, scalars | facts
 
     def validate(params: Any, batch: dict, request: jax.Array) -> dict:
-        return {**task.validate(params, batch), "request": jnp.max(request)}
+        return {**counts(params, batch), "request": jnp.max(request)}
 
     compiled = jax.jit(
         update,
-        in_shardings=(changing, fixed, spread, spread),
+        in_shardings=(changing, fixed, spread, every),
         out_shardings=(changing, rep),
         donate_argnums=0,
     )
     whole = states.join(where["params"], where["frozen"])
     return (
         Update(compiled),
-        jax.jit(validate, in_shardings=(whole, spread, spread), out_shardings=rep),
+        jax.jit(validate, in_shardings=(whole, spread, every), out_shardings=rep),
     )
 
 

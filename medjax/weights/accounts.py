@@ -7,6 +7,7 @@ family holds and why; `convert` accounts for every tensor and parameter and refu
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import re
@@ -286,11 +287,13 @@ def abstract(found: Architecture) -> Any:
     """Shapes of the network's parameters; allocates nothing."""
     import jax
 
+    from medjax.models.context import initialise
+
     network = importlib.import_module(f"medjax.models.{found.model}").make(
         found.channels_out, **found.arguments
     )
     image = jax.ShapeDtypeStruct((1, *sides_of(found), found.channels_in), np.float32)
-    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return jax.eval_shape(functools.partial(initialise, network), jax.random.key(0), image)
 
 
 def shapes_of(target: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:

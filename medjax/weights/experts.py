@@ -15,6 +15,7 @@ from flax.traverse_util import unflatten_dict
 
 from medjax.errors import TrainError, UsageError
 from medjax.train import rules as rule_lists
+from medjax.weights.transfer import placed
 
 EXPERT = re.compile(r"(.*/mlp)/(w1|b1|w2|b2)$")
 GATE = re.compile(r"(.*/mlp)/gate/(kernel|bias)$")
@@ -143,31 +144,26 @@ def _apart(leaf: np.ndarray, begin: Sequence[int | None], name: str) -> np.ndarr
     return found
 
 
-def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> np.ndarray:
+def _rows(leaf: np.ndarray, new: Any, begin: Sequence[int | None]) -> Any:
     fits = new is not None and new.shape == (len(begin), *leaf.shape[1:])
     if None in begin and not fits:
         return leaf  # `transfer` reports what does not fit
-    return np.stack(
-        [np.asarray(new[e]) if origin is None else leaf[origin] for e, origin in enumerate(begin)]
-    )
+    kept = {e: leaf[origin] for e, origin in enumerate(begin) if origin is not None}
+    return placed(new, 0, kept) if None in begin else np.stack(list(kept.values()))
 
 
-def _columns(
-    leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str, bias: bool
-) -> np.ndarray:
+def _columns(leaf: np.ndarray, new: Any, begin: Sequence[int | None], gate: str, bias: bool) -> Any:
     first = {origin: begin.index(origin) for origin in begin if origin is not None}
-    found = []
+    kept = {}
     for e, origin in enumerate(begin):
-        own = origin is not None and (first[origin] == e or gate in SHARING)
-        if not own and (new is None or new.shape[-1] != len(begin)):
-            return leaf
-        column = leaf[..., origin] if own else np.asarray(new[..., e])
-        if bias and gate in SHARING:
-            column = column - np.log(begin.count(origin))
-        if bias and gate == "closed" and not own:
-            column = column + CLOSED
-        found.append(column)
-    return np.stack(found, -1).astype(leaf.dtype)
+        if origin is not None and (first[origin] == e or gate in SHARING):
+            column = leaf[..., origin]
+            kept[e] = column - np.log(begin.count(origin)) if bias and gate in SHARING else column
+    if len(kept) == len(begin):
+        return np.stack(list(kept.values()), -1).astype(leaf.dtype)
+    if new is None or new.shape != (*leaf.shape[:-1], len(begin)):
+        return leaf
+    return placed(new, -1, kept, CLOSED if bias and gate == "closed" else None)
 
 
 def upcycled(source: Any, fresh: Any) -> dict:
@@ -175,11 +171,18 @@ def upcycled(source: Any, fresh: Any) -> dict:
     given, out = flat(source), flat(source)
     for name, leaf in flat(fresh).items():
         if match := EXPERT.match(name):
-            dense = f"{match[1]}/{DENSE[match[2]]}"
+            dense = _dense(match, given)
             if name not in given and dense in given:
                 out[name] = np.repeat(np.asarray(given[dense])[None], leaf.shape[0], 0)
                 out.pop(dense, None)
     return nested(out)
+
+
+def _dense(match: re.Match, given: Mapping[str, Any]) -> str:
+    """The path of the plain MLP's leaf: `mlp/fc1/kernel`, in a ViT `fc1/kernel`."""
+    inner = DENSE[match[2]]
+    within = f"{match[1]}/{inner}"
+    return within if within in given else f"{match[1].removesuffix('/mlp')}/{inner}"
 
 
 def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
@@ -192,13 +195,10 @@ def from_other(source: Any, other: Any, expert: int, origin: int) -> dict:
     given, out, taken = flat(other), flat(source), 0
     for name, leaf in list(out.items()):
         if match := EXPERT.match(name):
-            dense = f"{match[1]}/{DENSE[match[2]]}"
-            row = given[name][origin] if name in given else given.get(dense)
+            row = given[name][origin] if name in given else given.get(_dense(match, given))
             if row is not None:
                 taken += 1
-                out[name] = np.concatenate(
-                    [leaf[:expert], np.asarray(row)[None], leaf[expert + 1 :]]
-                )
+                out[name] = placed(leaf, 0, {expert: np.asarray(row)})
     if not taken:
         raise TrainError(
             "the other run has no MLP for any block with experts",

@@ -1,8 +1,9 @@
 """Copies parameters of another run (or an imported model) into a fresh tree, with a full account.
 
 In: fresh parameters, source parameters by the same or renamable paths, and the allowed differences:
-class heads, position tables, input channels. Out: the tree with leaves replaced, and a `Report` of
-every leaf on both sides. Any other difference is an error.
+leaves with names along an axis (class heads, embeddings), position tables, input channels. Out: the
+tree with leaves replaced, and a `Report` of every leaf on both sides. Any other difference is an
+error.
 
 Sources: MultiTalent (Ulrich et al., MICCAI 2023) sec. 3.3 copies all but the heads; STU-Net repeats
 the first kernel over new input channels without dividing it.
@@ -21,6 +22,7 @@ from medjax.errors import TrainError, UsageError, did_you_mean
 from medjax.train import rules as rule_lists
 from medjax.train.rules import Rules
 
+NAMED = ("classes", "modalities", "tasks", "corpora")  # what an axis of a leaf can run over
 INPUT_RULES = ("repeat", "average", "fresh")
 SHOWN = 6  # names per line of the printed report
 
@@ -31,8 +33,8 @@ class Report:
 
     Attributes:
       loaded: copied as they are.
-      classes: head path -> names of the classes whose channels were copied; the other channels are
-        fresh.
+      classes: path of a leaf with names along an axis -> the names whose entries were copied; the
+        others are fresh.
       fresh: left as initialised (by rule, or heads without a class in common).
       resized: path -> how ("(7, 5, 6, 768) -> (4, 4, 4, 768) trilinear").
       input: path -> how the input channels were widened or averaged.
@@ -85,9 +87,10 @@ def transfer(
     source: Any,
     *,
     rename: Rules = (),
-    heads: Rules = (),
+    heads: Sequence[tuple] = (),
     source_classes: Sequence[str] = (),
     target_classes: Sequence[str] = (),
+    named: Mapping[str, tuple[Sequence[str], Sequence[str]]] | None = None,
     same_class: Mapping[str, str] | None = None,
     resize: Rules = (),
     resizers: Mapping[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] | None = None,
@@ -107,8 +110,11 @@ def transfer(
       source: parameters as arrays.
       rename: (regex, replacement) applied to source paths: the first rule whose pattern is found
         replaces its first match (`re.sub`).
-      heads: (regex over target paths, axis of the classes, or None to re-initialise always).
-      source_classes, target_classes: names along those axes; equal names are the same class.
+      heads: (regex over target paths, axis, what it runs over: a word of `NAMED`, by default
+        "classes"); axis None re-initialises always.
+      source_classes, target_classes: names along axes of classes; entries of equal names are
+        copied.
+      named: for the other words of `NAMED`: (names of the source, names of the target).
       same_class: target class -> source class, if the names differ ("" re-initialises a class in
         spite of its name).
       resize: (regex over target paths, name in `resizers`).
@@ -120,7 +126,8 @@ def transfer(
         which preserves the response to equal channels. "fresh": re-initialised.
       fresh: regex over target paths that stay as initialised; empty: none.
 
-    Returns: the new tree (copied leaves are numpy arrays), and the report.
+    Returns: the new tree (copied leaves are numpy arrays, unless they are spread over processes),
+      and the report.
     Raises: `TrainError` listing target leaves without a source and shapes that no rule allows, or
       if nothing matched; `UsageError` for unknown names, rules that match nothing and class lists
       that do not fit the heads.
@@ -134,18 +141,27 @@ def transfer(
         raise UsageError(f"unknown resizer {unknown[0]!r}", fix=did_you_mean(unknown[0], resizers))
     names, leaves = rule_lists.paths(target), jax.tree.leaves(target)
     given = _renamed(source, rename)
-    _all_used(heads, names, "heads of the transfer")
+    _check_axes(heads)
+    axes = {NAMED[0]: (source_classes, target_classes), **(named or {})}
+    _all_used([rule[:2] for rule in heads], names, "heads of the transfer")
     loaded, kept, by_class, resized, widened, problems, values = [], [], {}, {}, {}, [], []
     for name, leaf in zip(names, leaves, strict=True):
         _, array = given.get(name, ("", None))
-        head, axis = _first(heads, name)
+        head = next((rule for rule in heads if re.search(rule[0], name)), None)
         value, shape = leaf, tuple(leaf.shape)
         _, resizer = _first(resize, name)
         if fresh and re.search(fresh, name):
             kept.append(name)
         elif head:
-            value, copied = _head(
-                name, leaf, array, axis, source_classes, target_classes, same_class or {}
+            what = head[2] if len(head) > 2 else NAMED[0]
+            value, copied = _by_name(
+                name,
+                leaf,
+                array,
+                head[1],
+                what,
+                *axes.get(what, ((), ())),
+                (same_class or {}) if what == NAMED[0] else {},
             )
             kept += [] if copied else [name]
             by_class |= {name: copied} if copied else {}
@@ -153,7 +169,7 @@ def transfer(
             problems.append(f"{name} is not in the source")
         elif array.shape == shape:
             loaded.append(name)
-            value = np.asarray(array)
+            value = np.asarray(array) if getattr(array, "is_fully_addressable", True) else array
         elif resizer:
             value = np.asarray(resizers[resizer](np.asarray(array), shape))
             resized[name] = f"{array.shape} -> {shape} {resizer}"
@@ -225,60 +241,81 @@ def _all_used(rules: Rules, names: Sequence[str], what: str) -> None:
         )
 
 
-def _head(
+def _check_axes(heads: Sequence[tuple]) -> None:
+    for rule in heads:
+        if len(rule) not in (2, 3) or (len(rule) == 3 and rule[2] not in NAMED):
+            raise UsageError(
+                "unusable rule in config.init.heads",
+                found=rule,
+                expected=f"(regex, axis) or (regex, axis, {' or '.join(NAMED)})",
+                fix=did_you_mean(str(rule[2]), NAMED) if len(rule) == 3 else "correct the rule",
+            )
+
+
+def _by_name(
     name: str,
     leaf: Any,
     array: Any,
     axis: int | None,
-    source_classes: Sequence[str],
-    target_classes: Sequence[str],
+    what: str,
+    source_names: Sequence[str],
+    target_names: Sequence[str],
     same: Mapping[str, str],
 ) -> tuple[Any, tuple[str, ...]]:
-    """A head with the channels of equally named classes copied, and their names.
+    """A leaf with the entries of equal names copied along an axis, and these names.
 
-    The head itself if no class matches.
+    The leaf itself if no name matches.
     """
     if array is None or axis is None:
         return leaf, ()
     shape, axis = tuple(leaf.shape), axis % leaf.ndim
-    for where, length, classes in (
-        ("source", array.shape[axis], source_classes),
-        ("target", shape[axis], target_classes),
+    for where, length, names in (
+        ("source", array.shape[axis], source_names),
+        ("target", shape[axis], target_names),
     ):
-        if length != len(classes):
+        if length != len(names):
             raise UsageError(
-                f"{name}: axis {axis} is not the axis of the classes of the {where}",
+                f"{name}: axis {axis} is not the axis of the {what} of the {where}",
                 found=length,
-                expected=f"{len(classes)} classes",
+                expected=f"{len(names)} {what}",
                 fix="correct config.init.heads",
             )
     if {k: n for k, n in enumerate(array.shape) if k != axis} != {
         k: n for k, n in enumerate(shape) if k != axis
     }:
         return leaf, ()
-    pairs = [
-        (i, same.get(c, c))
-        for i, c in enumerate(target_classes)
-        if same.get(c, c) in source_classes
-    ]
+    pairs = {
+        i: list(source_names).index(same.get(c, c))
+        for i, c in enumerate(target_names)
+        if same.get(c, c) in source_names
+    }
     if not pairs:
         return leaf, ()
-    to = [i for i, _ in pairs]
+    taken = np.take(np.asarray(array), list(pairs.values()), axis)
+    rows = dict(zip(pairs, np.moveaxis(taken, axis, 0), strict=True))
+    return placed(leaf, axis, rows), tuple(target_names[i] for i in pairs)
+
+
+def placed(leaf: Any, axis: int, entries: Mapping[int, np.ndarray], shift: Any = None) -> Any:
+    """A leaf with some entries along an axis replaced; under jit, as it may be spread over
+    processes.
+
+    Args:
+      entries: index -> what takes its place. shift: added to the entries that stay.
+    """
+    shape, axis = tuple(leaf.shape), axis % len(leaf.shape)
     values, mask = (
         np.zeros(shape, leaf.dtype),
         np.zeros([shape[axis] if k == axis else 1 for k in range(len(shape))], bool),
     )
-    place = (slice(None),) * axis
-    values[(*place, to)] = np.asarray(array)[
-        (*place, [list(source_classes).index(c) for _, c in pairs])
-    ]
-    mask[(*place, to)] = True
-    mix = jax.jit(
-        lambda fresh: jnp.where(mask, values, fresh), out_shardings=getattr(leaf, "sharding", None)
-    )
-    return mix(leaf), tuple(
-        target_classes[i] for i in to
-    )  # under jit: the fresh head may be spread over processes
+    for index, entry in entries.items():
+        values[(slice(None),) * axis + (index,)] = entry
+    mask[(slice(None),) * axis + (list(entries),)] = True
+
+    def mix(old: Any) -> Any:
+        return jnp.where(mask, values, old if shift is None else old + shift)
+
+    return jax.jit(mix, out_shardings=getattr(leaf, "sharding", None))(leaf)
 
 
 def _input_axis(

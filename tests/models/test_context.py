@@ -87,3 +87,41 @@ def test_a_window_shifts_coordinates_and_cuts_voxels():
 def test_an_unknown_movement_is_refused():
     with pytest.raises(ModelError, match="unknown movement"):
         Entry(moves="patch")
+
+
+def test_an_input_per_token_follows_the_blocks_of_the_patch():
+    masked = Entry((), "bool", "voxel", block=(2, 4))
+    assert context.zeros({"masked": masked}, 3, (6, 8))["masked"].shape == (3, 3, 2)
+    whole = {"masked": np.arange(12).reshape(3, 4) % 5 == 0}
+    seen = context.for_window({"masked": masked}, whole, (2, 4), (4, 8))
+    np.testing.assert_array_equal(seen["masked"], whole["masked"][1:3, 1:3])
+    with pytest.raises(ModelError, match="multiples of"):
+        masked.full_shape((6, 9))
+    with pytest.raises(ModelError, match="voxel"):
+        Entry((), block=(2, 2))
+
+
+def test_what_must_be_given_are_the_facts_that_entries_are_derived_from():
+    found = context.sources(SPEC)
+    assert {name: entry.derive for name, entry in found.items()} == dict.fromkeys(
+        ("corpus", "spacing_mm", "points", "organ")
+    )
+    by_task = {"late": Entry((), "int32", derive=lambda facts: facts.get("task", 0) + 1)}
+    assert context.sources(by_task) == {"task": context.TASK}
+    wrong = {"age": Entry((), "float32", derive=lambda facts: facts["birthday"])}
+    with pytest.raises(ModelError, match="'age' is derived from a fact that samples lack"):
+        context.sources(wrong)
+
+
+def test_parts_that_read_one_name_must_agree():
+    both = context.union({"corpus": context.CORPUS}, {"corpus": context.CORPUS}, {})
+    assert both == {"corpus": context.CORPUS} and isinstance(hash(both), int)
+    with pytest.raises(ModelError, match="read 'corpus' differently"):
+        context.union({"corpus": context.CORPUS}, {"corpus": Entry((2,))})
+
+
+def test_a_missing_entry_of_a_call_is_named():
+    assert context.needed({"task": 3}, "task", "gates") == 3
+    for given in (None, {"corpus": 1}):
+        with pytest.raises(ModelError, match="gates need the task of every sample"):
+            context.needed(given, "task", "gates")

@@ -10,6 +10,7 @@ import pytest
 from medjax.errors import ModelError
 from medjax.models.parts import heads
 from medjax.models.parts.attention import call
+from tests.support.networks import fresh
 
 WIDTH, CLASSES = 6, 5
 CHANNELS = ((0, 1, 2), (3,), (4, 1))  # the third corpus shares class 1 with the first
@@ -26,7 +27,7 @@ def _features(key, vol, b=3):
 @pytest.mark.parametrize("vol", [(4, 3), (2, 3, 4)])
 def test_every_sample_goes_through_the_columns_of_its_corpus(vol):
     net, x = _net(use_bias=True), _features(0, vol)
-    params = jax.jit(net.init)(jax.random.key(1), x)["params"]
+    params = jax.jit(fresh(net))(jax.random.key(1), x)["params"]
     params["bias"] = jnp.arange(9.0)
     corpus = jnp.array([2, 0, 1])
     logits = jax.jit(lambda p: call(net.bind({"params": p}), x, {"corpus": corpus}))(params)
@@ -44,7 +45,7 @@ def test_every_sample_goes_through_the_columns_of_its_corpus(vol):
 
 def test_permuting_the_batch_permutes_the_logits_and_absent_classes_never_win():
     net, x, corpus = _net(), _features(2, (3, 3)), jnp.array([0, 1, 2])
-    variables = jax.jit(net.init)(jax.random.key(0), x)
+    variables = jax.jit(fresh(net))(jax.random.key(0), x)
     run = jax.jit(lambda x, corpus: net.apply(variables, x, {"corpus": corpus}))
     logits, turned = run(x, corpus), run(x[::-1], corpus[::-1])
     np.testing.assert_array_equal(turned, logits[::-1])
@@ -54,7 +55,7 @@ def test_permuting_the_batch_permutes_the_logits_and_absent_classes_never_win():
 
 def test_gradients_are_finite_and_reach_only_the_heads_that_were_used():
     net, x = _net(), _features(3, (3, 3))
-    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
+    params = jax.jit(fresh(net))(jax.random.key(0), x)["params"]
 
     def loss(p):
         y = net.apply({"params": p}, x, {"corpus": jnp.zeros(3, jnp.int32)})
@@ -85,7 +86,7 @@ def test_m4oes_heads_hold_3168_numbers_and_amos_ct_and_mri_share_one():
     )
     net = heads.socket("corpus_softmax", channels, "channels")(15)
     x = jnp.zeros((2, 1, 1, 96))
-    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
+    params = jax.jit(fresh(net))(jax.random.key(0), x)["params"]
     assert sum(p.size for p in jax.tree.leaves(params)) == 3168
     same = jax.jit(lambda p: net.apply({"params": p}, x + 1, {"corpus": jnp.array([2, 3])}))(params)
     np.testing.assert_array_equal(same[0], same[1])
@@ -93,7 +94,7 @@ def test_m4oes_heads_hold_3168_numbers_and_amos_ct_and_mri_share_one():
 
 def test_a_sigmoid_head_is_one_linear_map():
     net, x = heads.socket("sigmoid")(CLASSES), _features(5, (2, 2, 2))
-    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
+    params = jax.jit(fresh(net))(jax.random.key(0), x)["params"]
     np.testing.assert_allclose(
         call(net.bind({"params": params}), x, None),
         x @ params["kernel"] + params["bias"],
@@ -120,6 +121,6 @@ def test_what_describes_no_heads_is_refused(make, message):
 
 def test_a_missing_corpus_is_an_error_once_the_network_is_made():
     net, x = _net(), _features(0, (2, 2))
-    variables = jax.jit(net.init)(jax.random.key(0), x)
+    variables = jax.jit(fresh(net))(jax.random.key(0), x)
     with pytest.raises(ModelError, match="corpus of every sample"):
         net.apply(variables, x)

@@ -31,7 +31,7 @@ class Stack(nn.Module):
     def __call__(self, x, shift=0.0):
         layer = Layer(self.rate, parent=None)
         how = {"scan": self.scan, "remat": self.remat, "dropout": self.rate > 0}
-        return repeat(self, layer, ("first", "second"), x, shift, **how)
+        return repeat(self, layer, ("first", "second"), x, shift, **how)[0]
 
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)

@@ -23,6 +23,7 @@ from medjax.models.parts.patch import (
     merge,
     merging_order,
 )
+from tests.support.networks import fresh
 
 M4OE = (
     tuple(range(13)),
@@ -35,7 +36,7 @@ SMALL = dict(width=24, heads=(1, 2, 4, 4), window=2, drop_path=0.2)  # side 64: 
 
 def shapes(net, side=224):
     return jax.eval_shape(
-        lambda key: net.init(key, jnp.zeros((1, side, side, 1))), jax.random.key(0)
+        lambda key: fresh(net)(key, jnp.zeros((1, side, side, 1))), jax.random.key(0)
     )["params"]
 
 
@@ -48,7 +49,7 @@ def measured(net):
     from one trace of `init`.
     """
     work, made = macs.macs_and_shapes(
-        net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 1), jnp.float32)
+        fresh(net), jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 1), jnp.float32)
     )
     leaves = jax.tree.leaves(made)
     return (
@@ -196,7 +197,7 @@ def test_what_a_network_offers_and_what_it_depends_on(routing):
         4, corpus_channels=((0, 1), (2, 3)), modalities=2, experts_in="both", routing=routing, **TWO
     )
     image, corpus = jax.random.normal(jax.random.key(0), (2, 32, 32, 1)), jnp.array([0, 1])
-    variables = jax.jit(net.init)(jax.random.key(1), image)
+    variables = jax.jit(fresh(net))(jax.random.key(1), image)
     run = jax.jit(
         lambda modality, order: net.apply(
             variables, image[order], {"corpus": corpus[order], "modality": modality}
@@ -241,7 +242,7 @@ def test_training_drops_paths_remat_changes_nothing_and_no_gradient_is_nan():
     values = {}
     for remat in ("none", "block"):
         net = swin_unet.make(2, remat=remat, drop_path=0.5, **options)
-        params = jax.jit(net.init)(jax.random.key(1), image)["params"]
+        params = jax.jit(fresh(net))(jax.random.key(1), image)["params"]
 
         def loss(p, key, net=net):
             y = net.apply({"params": p}, image, context, True, rngs={"dropout": key})["logits"]
@@ -369,7 +370,7 @@ PEERS = [
 @pytest.mark.parametrize(("mlp", "place", "routing"), PEERS, ids=lambda v: v)
 def test_the_network_computes_pytorchs_function_block_by_block(mlp, place, routing):
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_swin_unet import SwinUnet
+    from benchmarks.peers.torch_swin_unet import SwinUnet
 
     torch.manual_seed(0)
     sides = {"encoder": mlp, "decoder": mlp if place == "both" else "dense"}

@@ -15,6 +15,7 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import swin_unetr
+from tests.support.networks import fresh
 
 KEY = jax.random.key(0)
 FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
@@ -154,7 +155,7 @@ def convert(state: dict[str, np.ndarray], shapes) -> dict:
 
 def _shapes(module, sides, channels=1):
     return jax.eval_shape(
-        module.init, KEY, jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
+        fresh(module), KEY, jax.ShapeDtypeStruct((1, *sides, channels), jnp.float32)
     )["params"]
 
 

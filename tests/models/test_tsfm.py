@@ -325,10 +325,12 @@ def test_dropout_draws_in_training_only_and_needs_a_key():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 2, 12)), jnp.float32)
     params = {"params": _random(layer, x)}
     calm = layer.apply(params, x)
-    drawn = [layer.apply(params, x, True, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
+    drawn = [
+        layer.apply(params, x, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)
+    ]
     assert not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[0], calm)
     with pytest.raises(Exception, match="dropout"):
-        layer.apply(params, x, True)
+        layer.apply(params, x, train=True)
 
 
 def test_position_tables_move_to_other_grids():

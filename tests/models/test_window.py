@@ -2,11 +2,8 @@
 against its formula; the sockets.
 """
 
-import functools
 import itertools
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -374,51 +371,6 @@ def test_drop_path_drops_whole_samples_in_training_only():
     assert (
         set(np.unique(moved)) == {0.0, 2.0} and len(np.unique(moved.reshape(64, -1), axis=1).T) <= 2
     )
-
-
-class _Lora(nn.Module):
-    """A dense map with a low-rank addition chosen by `context["task"]`, as an adapter would be
-    injected.
-    """
-
-    features: int
-    rank: int = 2
-    use_bias: bool = True
-    kernel_init: Any = nn.initializers.zeros
-    bias_init: Any = nn.initializers.zeros
-    dtype: Any = jnp.float32
-    contextual = True
-
-    @nn.compact
-    def __call__(self, x, context):
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
-        a = self.param("lora_a", nn.initializers.normal(1.0), (3, x.shape[-1], self.rank))
-        b = self.param("lora_b", nn.initializers.zeros, (3, self.rank, self.features))
-        delta = jnp.einsum("b...i,bir,bro->b...o", x, a[context["task"]], b[context["task"]])
-        return x @ kernel + bias + delta
-
-
-def test_sockets_take_adapters_routed_per_sample():
-    x, context = _random(2, 4, 5, 8), {"task": jnp.array([0, 2])}
-    plain = attention.SwinBlock(2, (2, 2), (1, 1))
-    adapted = attention.SwinBlock(2, (2, 2), (1, 1), dense=functools.partial(_Lora, rank=2))
-    base, p = _params(plain, x), _params(adapted, x, context)
-    assert _paths(base) < _paths(p) and all("lora_" in path for path in _paths(p) - _paths(base))
-    p = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            functools.reduce(lambda t, k: t[k.key], path, base)
-            if "lora_" not in path[-1].key
-            else 0 * leaf + (path[-1].key == "lora_a")
-        ),
-        p,
-    )
-    expected = _apply(plain, base, x)
-    np.testing.assert_allclose(_apply(adapted, p, x, context), expected, atol=1e-5)  # lora_b = 0
-    p["attn"]["qkv"]["lora_b"] = p["attn"]["qkv"]["lora_b"].at[2].set(0.1)
-    out = _apply(adapted, p, x, context)
-    np.testing.assert_allclose(out[0], expected[0], atol=1e-5)  # task 0 unchanged
-    assert np.abs(out[1] - expected[1]).max() > 1e-3
 
 
 def test_bfloat16_computes_close_to_float32():

@@ -10,8 +10,9 @@ import pytest
 from configs.multitalent import get_config
 from medjax.errors import UsageError
 from medjax.registry import plain
-from medjax.runs import build, dry_devices
+from medjax.runs import build, dry_devices, hosts
 from medjax.runs import open as corpora
+from medjax.train import rules
 
 SPACING = (5.0, 4.0, 4.0)
 
@@ -36,17 +37,38 @@ def test_ways_to_share_a_model():
         and dry_devices.ways(64) == [1, 8, 64]
         and dry_devices.ways(12) == [1, 12]
     )
-    assert (
-        dry_devices.batch_of({"train": {"batch": 2}}, 8) == 8
-        and dry_devices.batch_of({"train": {"batch": 12}}, 8) == 16
-    )
+    assert dry_devices.ways(8, 4) == [1, 4, 8] and dry_devices.ways(4, 8) == [1, 4]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("batch", "count", "fsdp"), [(2, 8, 8), (12, 8, 1), (6, 8, 2), (4, 4, 4)])
+def test_the_rehearsal_has_the_layout_and_the_batch_of_the_training(
+    small, monkeypatch, batch, count, fsdp, accumulate
+):
+    fields = _changed(small[0], batch, accumulate=accumulate)
+    fields["sharding"] = fields["sharding"] | {"fsdp": fsdp}
+    monkeypatch.setattr(jax, "devices", lambda *_: [None] * count)
+    assert dry_devices.layout_of(fields, count, fsdp) == hosts.layout(fields)
+    assert hosts.layout(fields).batch == batch
+
+
+def test_an_old_run_folder_has_one_micro_batch(small):
+    fields = _changed(small[0], 4)
+    del fields["train"]["accumulate"]
+    assert dry_devices.layout_of(fields, 2, 1).accumulate == hosts.layout(fields).accumulate == 1
+
+
+def _changed(fields, batch, **train):
+    return fields | {"train": fields["train"] | {"batch": batch, **train}}
 
 
 def test_bytes_per_device_are_those_of_the_shards(small):
     fields, space, net = small
     kept = {"batch": 1000, "kept for backward": 5000}
-    alone = dry_devices.per_device(fields, net, space, 8, 1, kept)
-    shared = dry_devices.per_device(fields, net, space, 8, 8, kept)
+    alone, shared = (
+        dry_devices.per_device(fields, net, space, dry_devices.layout_of(fields, 8, fsdp), kept)
+        for fsdp in (1, 8)
+    )
     leaves = jax.tree.leaves(net.abstract())
     whole = sum(leaf.size for leaf in leaves) * 4
     split = (
@@ -64,8 +86,31 @@ def test_bytes_per_device_are_those_of_the_shards(small):
         "one momentum per parameter, and counters"
     )
     assert shared["together"] == 3 * split + (shared["optimizer"] - split) + 6000
-    with pytest.raises(UsageError, match="8 devices, fsdp=3"):
-        dry_devices.per_device(fields, net, space, 8, 3, kept)
+    with pytest.raises(UsageError, match="fsdp=9, 8 devices"):
+        dry_devices.layout_of(fields, 8, 9)
+
+
+def test_only_trained_leaves_have_gradients_and_one_micro_batch_has_activations(small):
+    fields, space, net = small
+    layout = dry_devices.layout_of(_changed(fields, 4), 2, 1)
+    whole = dry_devices.per_device(_changed(fields, 4), net, space, layout)
+    head = (("head", True), (".*", False))
+    frozen = _changed(fields, 4) | {"optim": fields["optim"] | {"trainable": head}}
+    found = dry_devices.per_device(frozen, net, space, layout)
+    heads = sum(
+        leaf.size
+        for path, leaf in zip(
+            rules.paths(net.abstract()), jax.tree.leaves(net.abstract()), strict=True
+        )
+        if "head" in path
+    )
+    assert found["gradients"] == 4 * heads < whole["gradients"] == found["parameters"]
+    assert found["optimizer"] - 4 * heads < 100 and found["kept"] < 0.7 * whole["kept"]
+    divided = _changed(fields, 4, accumulate=2)
+    parts = dry_devices.per_device(divided, net, space, dry_devices.layout_of(divided, 2, 1))
+    assert parts["gradients"] == 2 * whole["gradients"], "the sum and one micro-batch's"
+    assert parts["kept"] == pytest.approx(whole["kept"] / 2, rel=0.1)
+    assert parts["batch"] > whole["batch"], "as cut and as augmented"
 
 
 def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
@@ -76,6 +121,7 @@ def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
     request = {
         "fields": fields,
         "space": space.to_json(),
+        "spacing_mm": SPACING,
         "devices": 4,
         "fsdp": 2,
         "platforms": ["cpu", "cuda"],
@@ -83,30 +129,33 @@ def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
     }
     found = dry_devices.answer(request)
     assert (
-        found["batch"] == 4
+        (found["batch"], found["mesh"]) == (2, "2 x 2")
         and 500 < found["lines"]["cuda"] < found["lines"]["cpu"]
         and "compile_s" not in found
     )
-    assert dry_devices._sentence(4, found).startswith("4 devices as 2 x 2: traced in ")
+    assert dry_devices._sentence(found).startswith("4 devices as 2 x 2: traced in ")
     assert jax.default_backend() == "cpu" and set(found["lower_s"]) == {"cpu", "cuda"}
 
 
 @pytest.mark.slow
 def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(small):
     fields, space, net = small
-    found = dry_devices.ask(fields, space, 4, 4)
+    found = dry_devices.ask(fields, space, 4, 4, SPACING)
     assert (
-        found["batch"] == 4
+        (found["batch"], found["mesh"]) == (2, "1 x 4")
         and set(found["lines"]) == {"cpu", "cuda", "tpu"}
         and min(found["lines"].values()) > 100
     )
-    state = dry_devices.per_device(fields, net, space, 4, 4, {"batch": 0, "kept for backward": 0})
+    layout = dry_devices.layout_of(fields, 4, 4)
+    state = dry_devices.per_device(fields, net, space, layout, {"batch": 0, "kept for backward": 0})
     assert found["arguments"] == pytest.approx(state["parameters"] + state["optimizer"], rel=0.2)
     assert math.isfinite(found["compile_s"])
-    text = dry_devices.report(fields, net, space, (1, 4), compiled=False)
+    text = dry_devices.report(fields, net, space, (1, 4), SPACING, compiled=False)
     assert (
-        "1 x 4" in text
-        and "4 x 1" in text
+        "4        1 x 4               2             0" in text
+        and "4        2 x 1               1             2" in text
+        and "the 4 devices that share a copy of the model compute the same samples" in text
+        and "as if config.sharding.rules were" in text
         and text.count("lowered for cpu") == 2
         and "compiled" not in text
     )

@@ -1,6 +1,7 @@
 """Memory of a step from shapes: every part counted by hand, nothing allocated."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from configs.multitalent import get_config
 from medjax.registry import plain
 from medjax.runs import build, footprint
 from medjax.runs import open as corpora
+from medjax.train import state as states
 
 PATCH, BATCH = (8, 16, 8), 3
 
@@ -53,6 +55,32 @@ def test_the_backward_pass_grows_with_the_batch_alone(small):
         assert once[part] == twice[part]
     assert twice["batch"] == 2 * once["batch"]
     assert twice["kept for backward"] == pytest.approx(2 * once["kept for backward"], rel=0.05)
+
+
+def test_what_the_step_computes_is_kept_and_what_it_is_given_is_not(small):
+    """d/dw sum(w^2 v) reads w and v: inputs in float32, copies that the step makes in bfloat16."""
+    fields, net, _ = small
+
+    class Task:
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+        def loss(self, params, batch, key):
+            w, v = (params[name].astype(self.dtype) for name in "wv")
+            return jnp.sum(w * w * v).astype(jnp.float32), {}
+
+    params = {name: jnp.ones(1000) for name in "wv"}
+    batch, key = footprint.abstract_batch(fields, net), jax.random.key(0)
+
+    def kept(dtype, *trainable):
+        optim = fields["optim"] | {"trainable": (*trainable, (".*", True))}
+        optimizer = build.make_optimizer(fields | {"optim": optim})
+        state = jax.eval_shape(states.maker(lambda key: params, optimizer), key)
+        return footprint._kept(Task(dtype), state, batch, key)
+
+    assert kept(jnp.float32) == 1000 * 4, "w^2 alone"
+    assert kept(jnp.bfloat16) == 1000 * 2 * 3, "w, v and w^2"
+    assert kept(jnp.bfloat16, ("w", False)) == 1000 * 2, "w^2, for the gradient of v"
 
 
 def test_tables_are_aligned():

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax.models.context import initialise
 from medjax.registry import build
 
 STORED = Path(__file__).parent.parent / "golden" / "networks.json"
@@ -279,7 +280,9 @@ def run(
     """({output: array}, {parameter: gradient of the scalar}); {} without gradients."""
     module = build("models", case.model, **case.arguments)
     image, context = inputs(case)
-    params = parameters(jax.eval_shape(module.init, jax.random.key(0), image, None)["params"])
+    params = parameters(
+        jax.eval_shape(lambda key: initialise(module, key, image), jax.random.key(0))
+    )
 
     def scalar(params: Any) -> tuple[Any, dict[str, Any]]:
         found = module.apply({"params": params}, image, context)

@@ -79,11 +79,11 @@ SGD = _under(
         "b2": 0.999,
         "eps": 1e-8,
         "amsgrad": False,  # torch's AdamW
-        "ema": 0.0,  # no paper averages its parameters
         "trainable": ((".*", True),),
         "lr_scale": ((".*", 1.0),),
         "decay": ((".*", True),),  # on all parameters, norms and biases too
         "only": (),
+        "ema": 0.0,
         "phases": {},
     },
 )
@@ -190,6 +190,7 @@ SETTINGS = {  # of the engine
     "sharding.fsdp": 1,
     "sharding.rules": ((".*", "replicate"),),
     "infer.checkpoint": "last",  # the final one: MultiTalent 3.8
+    "infer.ema": "auto",  # no paper keeps one: optim.ema
     "infer.overlap": 0.5,  # MultiTalent 3.10
     "infer.mirror_axes": (),
     "infer.average": "prob",  # MultiTalent 4, row 19

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import tsfm
 from medjax.errors import Preempted, TrainError, UsageError
-from medjax.train import checkpoint, log, loop, optim, sharding
+from medjax.train import base, checkpoint, log, loop, optim, sharding
 from medjax.train import state as states
 from tests.train import test_toy as toy
 
@@ -407,8 +407,11 @@ def test_two_processes_equal_one(references, tmp_path, net, fsdp):
         np.testing.assert_allclose(final[name], value, rtol=0, atol=1e-5, err_msg=name)
     state = toy.run(tmp_path, net=net, devices=1)  # two processes saved, one reads
     assert_result_of(reference, tmp_path, toy.weights_of(state))
-    if net == "partly":
-        assert checkpoint.steps(tmp_path / "checkpoints" / "base") == [0]
+    if net == "partly":  # a leaf that is spread over both processes is frozen
+        folder = tmp_path / "checkpoints"
+        assert checkpoint.steps(folder / "base") == [0]
+        facts = checkpoint.read_facts(folder / "base", 0)
+        assert facts["hash"] == base.digest(state["frozen"])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from medjax.weights.formats import archive, stablehlo, verification
 from medjax.weights.formats.verification import Verifier
 from tests.support.run import make_run
 from tests.weights.test_archive import rewritten
+
+CALL = {"window": [8, 8, 8], "channels": 1, "classes": 2, "batch": "any"}
+INPUT = stablehlo.FIXED[0]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def changed(function, **changes):
     return {
         **{
             name: found.manifest["function"][name]
-            for name in ("window", "channels", "classes", "batch")
+            for name in ("window", "channels", "classes", "batch", "reads")
         },
         **changes,
     }
@@ -96,6 +100,20 @@ def test_a_process_that_dies_or_hangs_is_a_refusal_and_replaced_by_the_next(func
         assert time.monotonic() - begin < 20 and one.process is None
 
 
+def test_the_process_runs_this_medjax(function, monkeypatch):
+    seen = {}
+
+    def started(command, **how):
+        seen.update(how["env"])
+        raise OSError("not started")
+
+    monkeypatch.setattr(verification.subprocess, "Popen", started)
+    with pytest.raises(ModelError, match="no process to verify it in"), Verifier() as one:
+        one.verify(archive.read(function).payload, {"other": 1}, "f.medjax")
+    first = Path(seen["PYTHONPATH"].split(os.pathsep)[0])
+    assert first / "medjax" / "weights" == Path(stablehlo.__file__).resolve().parents[1]
+
+
 def test_what_was_accepted_is_not_asked_again(function):
     found = archive.read(function)
     with Verifier() as one:
@@ -118,6 +136,7 @@ def test_what_was_accepted_is_not_asked_again(function):
         ({"channels": 2}, "other shapes"),
         ({"batch": "any"}, "other shapes"),
         ({"window": [8, 8]}, "other shapes"),
+        ({"reads": stablehlo.FIXED}, "other shapes"),
     ],
 )
 def test_other_shapes_than_declared_are_refused(function, verifier, changes, message):
@@ -135,6 +154,14 @@ def test_other_shapes_than_declared_are_refused(function, verifier, changes, mes
         {"window": [8, 8, 8], "channels": 1.5, "classes": 2, "batch": "any"},
         {"window": [8, 8, 1 << 40], "channels": 1, "classes": 2, "batch": "any"},
         {"window": [8, 8, 8], "channels": 1, "classes": 2, "batch": 7},
+        {**CALL, "reads": {}},
+        {**CALL, "reads": [{"name": "corpus"}]},
+        {**CALL, "reads": [INPUT, INPUT]},
+        {**CALL, "reads": [INPUT | {"name": "../x"}]},
+        {**CALL, "reads": [INPUT | {"shape": [1 << 40]}]},
+        {**CALL, "reads": [INPUT | {"dtype": "object"}]},
+        {**CALL, "reads": [INPUT | {"moves": "away"}]},
+        {**CALL, "reads": [INPUT | {"block": [2, 2, 2]}]},
     ],
 )
 def test_a_manifest_that_does_not_describe_the_call_is_refused(function, tmp_path, said):

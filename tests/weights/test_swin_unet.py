@@ -15,8 +15,9 @@ from medjax.weights.families import swin_unet as port
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from benchmarks.torch_swin_unet import SwinUnet  # noqa: E402
+from benchmarks.peers.torch_swin_unet import SwinUnet  # noqa: E402
 from tests.models.test_swin_unet import from_torch, timm_or_skip  # noqa: E402
+from tests.support.networks import fresh  # noqa: E402
 
 SMALL = dict(side=64, width=24, heads=(1, 2, 4, 4), window=2)
 OURS = dict(width=24, heads=(1, 2, 4, 4), window=2)
@@ -139,7 +140,7 @@ def test_swin_maes_encoder_becomes_swin_unets_and_its_decoder_is_named_as_thrown
 def test_the_masked_image_network_computes_swin_maes_function():
     peer, state = _masked_autoencoder()
     net = masked_swin.make(experts_in="none", keep_shift=True, epsilon=1e-6, **OURS)
-    target = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
+    target = jax.eval_shape(fresh(net), jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
     params, _ = accounts.convert(
         port.gathered(_arrays(state)), port.masked_table(), target, ignored=port.IGNORED
     )
@@ -204,7 +205,7 @@ def test_what_does_not_fit_is_an_error():
     net = swin_unet.make(
         2, corpus_channels=((0, 1),), experts=2, experts_in="both", routing="gate", **OURS
     )
-    target = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
+    target = jax.eval_shape(fresh(net), jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
     with pytest.raises(
         ModelError, match="gate/kernel"
     ):  # a channel gate never becomes a gate over experts

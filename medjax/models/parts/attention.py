@@ -2,17 +2,16 @@
 
 In: tokens (b, *grid, c), two or three axes, and the call's context. Out: tokens of the same shape.
 
-Sockets are constructor arguments:
-  dense  `dense(features, kernel_init=, bias_init=, dtype=, name=)` gives a module called with
-         x (b, ..., in); `nn.Dense` by default. LoRA and mixtures of adapters keep `kernel` and
-         `bias` where they are and add parameters beside them.
-  mlp    `mlp(features, dense=, initial=, dtype=, name="mlp")` gives a module called with
-         x (b, *grid, c), already normalised; `Mlp` by default. Mixtures of experts go here.
-A module with a true attribute `contextual` is called with (x, context) instead, e.g. for routing by
-corpus, modality or task. An mlp with a true attribute `offers` returns (y, {name: array}): gate
-weights, router loads. Blocks and stages built with `offers=True` pass these on, as (x, {...});
-otherwise they are dropped. Axis 0 is always the sample. Sources: Swin (arXiv 2103.14030), sections
-3.1 and 3.2; initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
+The socket `mlp` is a constructor argument: `mlp(features, initial=, dtype=, name="mlp")` gives a
+module called with x (b, *grid, c), already normalised; `Mlp` by default. Mixtures of experts go
+here, see `parts.sockets`.
+
+A socket's module is called by `call`: with (x, context) if it has a true attribute `contextual`,
+e.g. for routing by corpus, modality or task; with `train=` as well if it has a true attribute
+`stochastic`. One with a true attribute `offers` returns (y, {name: array}): gate weights, router
+loads. Blocks and stages built with `offers=True` pass these on, as (x, {...}); otherwise they are
+dropped. Axis 0 is always the sample. Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2;
+initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +26,18 @@ from jaxtyping import Array, Float, Int, Shaped
 from medjax.errors import ModelError
 from medjax.models.parts import window as geometry
 
-Context = Mapping[str, Array] | None
+# entries of the call; for a head also what other parts of the network offer, by name
+Context = Mapping[str, Any] | None
 Offered = Float[Array, "b *grid c"] | tuple[Float[Array, "b *grid c"], dict[str, Any]]
 
 
-def call(module: Callable, x: Float[Array, "..."], context: Context) -> Any:
-    """Applies a socket's module to x, with the context if the module is `contextual`.
+def call(module: Callable, x: Float[Array, "..."], context: Context, train: bool = False) -> Any:
+    """Applies a socket's module to x, with the context and `train` if it asks for them.
 
     Returns an array, or also what a module `offers` (see `split_offer`).
     """
-    return module(x, context) if getattr(module, "contextual", False) else module(x)
+    given = (x, context) if getattr(module, "contextual", False) else (x,)
+    return module(*given, train=train) if getattr(module, "stochastic", False) else module(*given)
 
 
 def split_offer(module: Any, result: Any) -> tuple[Array, dict[str, Any]]:
@@ -132,14 +133,11 @@ class WindowAttention(nn.Module):
     shift: tuple[int, ...]
     bias_index: str = "corner"
     keep_shift: bool = False
-    dense: Callable = nn.Dense
     initial: str = "torch"
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *grid c"], context: Context = None
-    ) -> Float[Array, "b *grid c"]:
+    def __call__(self, x: Float[Array, "b *grid c"]) -> Float[Array, "b *grid c"]:
         grid, width = x.shape[1:-1], x.shape[-1]
         if width % self.heads:
             raise ModelError(
@@ -162,9 +160,9 @@ class WindowAttention(nn.Module):
             )
             bias = bias + geometry.shift_mask(region)[:, None]
         tokens = geometry.partition(x, used)
-        qkv = call(self.dense(3 * width, name="qkv", **given), tokens, context)
+        qkv = nn.Dense(3 * width, name="qkv", **given)(tokens)
         tokens = attend(*split_heads(qkv, self.heads), bias)
-        tokens = call(self.dense(width, name="proj", **given), tokens, context)
+        tokens = nn.Dense(width, name="proj", **given)(tokens)
         x = geometry.roll(geometry.reverse(tokens, used, padded), [-s for s in shift])
         return x[(slice(None), *(slice(side) for side in grid))]
 
@@ -173,23 +171,17 @@ class Mlp(nn.Module):
     """Linear to `features`, exact GELU, linear back: `fc1` and `fc2`."""
 
     features: int
-    dense: Callable = nn.Dense
     initial: str = "torch"
     dtype: Any = jnp.float32
-    contextual = True  # hands the context on to `dense`
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b ... c"], context: Context = None
-    ) -> Float[Array, "b ... c"]:
+    def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
         width = x.shape[-1]
-        hidden = self.dense(
-            self.features, name="fc1", dtype=self.dtype, **linear_init(self.initial, width)
+        first, second = (linear_init(self.initial, n) for n in (width, self.features))
+        x = nn.Dense(self.features, name="fc1", dtype=self.dtype, **first)(x)
+        return nn.Dense(width, name="fc2", dtype=self.dtype, **second)(
+            nn.gelu(x, approximate=False)
         )
-        out = self.dense(
-            width, name="fc2", dtype=self.dtype, **linear_init(self.initial, self.features)
-        )
-        return call(out, nn.gelu(call(hidden, x, context), approximate=False), context)
 
 
 class SwinBlock(nn.Module):
@@ -211,7 +203,6 @@ class SwinBlock(nn.Module):
     drop_path: float = 0.0
     bias_index: str = "corner"
     keep_shift: bool = False
-    dense: Callable = nn.Dense
     mlp: Callable = Mlp
     initial: str = "torch"
     epsilon: float = 1e-5
@@ -232,7 +223,7 @@ class SwinBlock(nn.Module):
                 else y
             )
 
-        shared = {"dense": self.dense, "initial": self.initial, "dtype": self.dtype}
+        shared = {"initial": self.initial, "dtype": self.dtype}
         attention = WindowAttention(
             self.heads,
             self.window,
@@ -243,7 +234,7 @@ class SwinBlock(nn.Module):
             **shared,
         )
         mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
-        x = x + branch(attention(norm("norm1")(x), context))
+        x = x + branch(attention(norm("norm1")(x)))
         y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context))
         x = x + branch(y)
         return (x, offered) if self.offers else x
@@ -266,7 +257,6 @@ class SwinStage(nn.Module):
     mlp_ratio: float = 4.0
     bias_index: str = "corner"
     keep_shift: bool = False
-    dense: Callable = nn.Dense
     mlp: Callable = Mlp
     initial: str = "torch"
     epsilon: float = 1e-5
@@ -281,7 +271,6 @@ class SwinStage(nn.Module):
             "mlp_ratio",
             "bias_index",
             "keep_shift",
-            "dense",
             "mlp",
             "initial",
             "epsilon",

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
+from medjax.models.context import CORPUS, Spec, needed
 from medjax.models.parts.attention import Context
 
 KINDS = ("sigmoid", "corpus_softmax")
@@ -79,14 +80,7 @@ class CorpusHeads(nn.Module):
     ) -> Float[Array, "b *vol c"]:
         heads = self.heads or tuple(range(len(self.corpus_channels)))
         table = columns(self.classes, self.corpus_channels, heads)
-        if context is None or "corpus" not in context:
-            if not self.is_initializing():
-                raise ModelError(
-                    "heads by corpus need the corpus of every sample",
-                    fix='call the network with context={"corpus": ...}',
-                )
-            context = {"corpus": jnp.zeros(x.shape[0], jnp.int32)}
-        mine = jnp.asarray(table)[context["corpus"]]  # (b, 1 + c)
+        mine = jnp.asarray(table)[needed(context, "corpus", "heads by corpus")]  # (b, 1 + c)
         total = int(table.max()) + 1
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], total))
         chosen = jnp.moveaxis(jnp.take(kernel, jnp.maximum(mine, 0), axis=1), 1, 0).astype(
@@ -168,6 +162,11 @@ def numbered(
     return tuple(
         seen.setdefault(tuple(sorted(channels)), len(seen)) for channels in corpus_channels
     )
+
+
+def reads(kind: str) -> Spec:
+    """What a kind of head reads beside the features."""
+    return {"corpus": CORPUS} if kind == "corpus_softmax" else {}
 
 
 def socket(

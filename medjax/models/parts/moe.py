@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from medjax.errors import ModelError, did_you_mean
+from medjax.models.context import MODALITY, Spec, needed
 from medjax.models.parts.attention import Context, Mlp, linear_init
 
 ROUTINGS = ("dense", "gate", "channel_gate", "hard")
@@ -50,8 +51,8 @@ class MixtureOfExperts(nn.Module):
       expert_of: for "hard", the expert of every modality; None: modality m has expert m.
       dispatch: how "hard" computes: "gather" copies each sample's weights, "mask" computes all
         experts, "auto" chooses by size. The results agree.
-      offers: return (y, {"gate": w (b, *grid, e)}) for "gate", with a grid of 1s for "image"; (y,
-        {}) for the others.
+      offers: return (y, {"gates": w (b, *grid, e)}) for "gate", with a grid of 1s for "image";
+        (y, {}) for the others.
     """
 
     features: int
@@ -60,7 +61,6 @@ class MixtureOfExperts(nn.Module):
     gate_scope: str = "token"
     expert_of: tuple[int, ...] | None = None
     dispatch: str = "auto"
-    dense: Callable = nn.Dense
     initial: str = "torch"
     dtype: Any = jnp.float32
     offers: bool = False
@@ -78,7 +78,7 @@ class MixtureOfExperts(nn.Module):
             y = self._hard(x, weights, context)
         elif self.routing == "gate":
             share = jax.nn.softmax(self._gate(x, self.experts), -1)
-            y, offered = mixture(x, *weights, share), {"gate": share}
+            y, offered = mixture(x, *weights, share), {"gates": share}
         else:
             everyone = jnp.ones((1,) * (x.ndim - 1) + (self.experts,), jnp.float32)
             y = mixture(x, *weights, everyone)
@@ -112,15 +112,7 @@ class MixtureOfExperts(nn.Module):
         )(x)
 
     def _hard(self, x: Array, weights: tuple[Array, ...], context: Context) -> Array:
-        if context is None or "modality" not in context:
-            if not self.is_initializing():
-                raise ModelError(
-                    "experts by modality need every sample's modality",
-                    fix='call the network with context={"modality": ...}',
-                )
-            chosen = jnp.zeros(x.shape[0], jnp.int32)
-        else:
-            chosen = context["modality"]
+        chosen = needed(context, "modality", "experts by modality")
         if self.expert_of is not None:
             chosen = jnp.asarray(self.expert_of)[chosen]
         tokens = x[0, ..., 0].size
@@ -148,11 +140,6 @@ class MixtureOfExperts(nn.Module):
                 "not enough experts",
                 found=f"{self.experts}, expert_of={self.expert_of}",
                 fix="raise experts",
-            )
-        if self.dense is not nn.Dense:
-            raise ModelError(
-                "experts are stacked arrays and take no `dense` socket",
-                fix="adapt the dense layers of the attention only",
             )
 
 
@@ -213,6 +200,11 @@ def socket(
         offers=True,
         **more,
     )
+
+
+def reads(routing: str) -> Spec:
+    """What the mlps of a routing read beside their tokens."""
+    return {"modality": MODALITY} if routing == "hard" else {}
 
 
 def _each_expert(init: Callable) -> Callable:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from medjax.models.parts.attention import split_offer
 from medjax.models.parts.remat import policy
 
 
@@ -25,38 +26,41 @@ def repeat(
     scan: bool,
     remat: str = "none",
     dropout: bool = False,
-) -> Float[Array, "b ..."]:
-    """Applies `len(names)` layers to x.
+) -> tuple[Float[Array, "b ..."], dict[str, dict[str, Any]]]:
+    """Applies `len(names)` layers to x: (x, {name: what the layer offers}).
 
     Call it within a compact method of `parent`, which then owns the parameters `names`.
 
     Args:
-      layer: a module without parent, called with (x, *arguments), which have defaults; its result
-        has the type and shape of x.
+      layer: a module without parent, called with (x, *arguments); its result has the type and
+        shape of x. With a true attribute `offers` it returns (x, {what it offers: array}).
       scan: one program for all layers.
       remat: "none", or what every layer keeps for the backward pass, as in `remat.policy`.
       dropout: the layers use the rng "dropout".
     """
 
     if parent.is_initializing():
-        fresh = jax.jit(lambda key, x: layer.init(key, x)["params"])  # traced once for all layers
+        # traced once for all layers
+        fresh = jax.jit(lambda key, x: layer.init(key, x, *arguments)["params"])
         weights = [parent.param(name, fresh, x) for name in names]
     else:
         weights = [parent.get_variable("params", name) for name in names]
     keys = jax.random.split(parent.make_rng("dropout"), len(names)) if dropout else None
 
-    def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, None]:
+    def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, dict[str, Any]]:
         params, key = given
-        return layer.apply(
-            {"params": params}, x, *arguments, rngs=None if key is None else {"dropout": key}
-        ), None
+        rngs = None if key is None else {"dropout": key}
+        return split_offer(layer, layer.apply({"params": params}, x, *arguments, rngs=rngs))
 
     if remat != "none":
         step = jax.checkpoint(step, policy=policy(remat), prevent_cse=not scan)
     if scan and len(names) > 1:
-        return lax.scan(step, x, (jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights), keys))[
-            0
-        ]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
+        x, found = lax.scan(step, x, (stacked, keys))
+        return x, {
+            name: jax.tree.map(lambda leaf, i=i: leaf[i], found) for i, name in enumerate(names)
+        }
+    offered = {}
     for i, params in enumerate(weights):
-        x, _ = step(x, (params, None if keys is None else keys[i]))
-    return x
+        x, offered[names[i]] = step(x, (params, None if keys is None else keys[i]))
+    return x, offered

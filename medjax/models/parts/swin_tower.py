@@ -1,7 +1,7 @@
 """The encoder shared by Swin-Unet, M4oE and their masked-image pre-training.
 
 In: image (b, *vol, m). Out: the tokens that enter every stage, those that leave the last one, and
-the gate weights. One module with one parameter tree.
+what the mlps offer. One module with one parameter tree.
 """
 
 import functools

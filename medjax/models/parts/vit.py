@@ -3,7 +3,8 @@
 In and out: (b, *grid, c), two or three axes; every voxel of the grid is one token. Layers are
 pre-norm, with exact GELU, separate queries, keys and values, and a LayerNorm after the last one
 (ViT-B/16's layout, so that its weights fit at width 768). Sources: Dosovitskiy et al. (arXiv
-2010.11929); TransBTS and 3D-TransUNet for its place at the lowest level of a U-Net.
+2010.11929); TransBTS and 3D-TransUNet for its place at the lowest level of a U-Net. The layers'
+MLPs are a socket (`parts.attention`); what they offer is handed on, as {name: {layer: array}}.
 """
 
 import functools
@@ -15,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
-from medjax.models.parts.attention import attend
+from medjax.models.parts.attention import Context, Offered, attend, call, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.conv import Conv
 from medjax.models.parts.position import POSITIONS, sincos_table
@@ -27,20 +28,26 @@ EPSILON = 1e-6
 class Layer(nn.Module):
     """x + attention(LayerNorm x), then x + mlp(LayerNorm x).
 
-    Parameters: `ln1`, `q`, `k`, `v`, `out`, `ln2`, `fc1`, `fc2`.
+    Parameters: `ln1`, `q`, `k`, `v`, `out`, `ln2`, and `fc1`, `fc2` or `mlp/...`.
 
     Attributes:
       heads: must divide the width. hidden: width inside the MLP. dropout: after both linear maps of
-        the MLP, in training.
+        the MLP, in training; after the whole of another `mlp`.
+      mlp: constructor of another MLP, see `parts.attention`.
+      offers: return (x, what the mlp offers) instead of x.
     """
 
     heads: int
     hidden: int
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    mlp: Callable | None = None
+    offers: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"], train: bool = False) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Context = None, train: bool = False
+    ) -> Offered:
         width = x.shape[-1]
         init = {
             "kernel_init": nn.initializers.xavier_uniform(),
@@ -52,8 +59,15 @@ class Layer(nn.Module):
         y = norm(name="ln1")(x)
         q, k, v = (self._split(dense(width, name=name)(y)) for name in "qkv")
         x = x + dense(width, name="out")(attend(q, k, v))
-        y = nn.gelu(dense(self.hidden, name="fc1")(norm(name="ln2")(x)), approximate=False)
-        return x + drop(dense(width, name="fc2")(drop(y)))
+        y, offered = norm(name="ln2")(x), {}
+        if self.mlp is None:
+            y = nn.gelu(dense(self.hidden, name="fc1")(y), approximate=False)
+            y = dense(width, name="fc2")(drop(y))
+        else:
+            mlp = self.mlp(self.hidden, initial="xavier", dtype=self.dtype, name="mlp")
+            y, offered = split_offer(mlp, call(mlp, y, context, train))
+        x = x + drop(y)
+        return (x, offered) if self.offers else x
 
     def _split(self, x: Array) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:-1], self.heads, -1), -2, -3)
@@ -65,10 +79,11 @@ class Encoder(nn.Module):
     Parameters: `pos` (*grid, c), `layer<i>`, `ln_f`.
 
     Attributes:
-      layers, heads, mlp_ratio, dropout: see `Layer`.
+      layers, heads, mlp_ratio, dropout, mlp: see `Layer`.
       position: "learned" (starts at zero) or "sincos" (no parameters).
       scan: one program for all layers.
       remat: "none", or the layers are recomputed in the backward pass.
+      offers: return (x, what the mlps offer) instead of x.
     """
 
     layers: int
@@ -79,15 +94,22 @@ class Encoder(nn.Module):
     scan: bool = True
     remat: str = "none"
     dtype: Any = jnp.float32
+    mlp: Callable | None = None
+    offers: bool = False
+    contextual = True
+    stochastic = True
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *grid c"], train: bool = False
-    ) -> Float[Array, "b *grid c"]:
-        return _encode(self, x, train)
+        self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False
+    ) -> Offered:
+        x, offered = _encode(self, x, context, train)
+        return (x, offered) if self.offers else x
 
 
-def _encode(self: nn.Module, x: Array, train: bool) -> Array:
+def _encode(
+    self: nn.Module, x: Array, context: Context, train: bool
+) -> tuple[Array, dict[str, dict[str, Array]]]:
     """Implements `Encoder` with the attributes and parameters of the calling module."""
     grid, width = x.shape[1:-1], x.shape[-1]
     check_word("position", self.position, POSITIONS)
@@ -103,15 +125,30 @@ def _encode(self: nn.Module, x: Array, train: bool) -> Array:
         table = jnp.asarray(sincos_table(grid, width))
     dropping = train and self.dropout > 0
     x = nn.Dropout(self.dropout, deterministic=not dropping)(x + table.astype(x.dtype))
-    layer = Layer(self.heads, int(self.mlp_ratio * width), self.dropout, self.dtype, parent=None)
+    layer = Layer(
+        self.heads,
+        int(self.mlp_ratio * width),
+        self.dropout,
+        self.dtype,
+        self.mlp,
+        self.mlp is not None,
+        parent=None,
+    )
     names = [f"layer{i}" for i in range(self.layers)]
     whole = "none" if self.remat == "none" else "block"
     tokens = x.reshape(x.shape[0], -1, width)
-    tokens = repeat(
-        self, layer, names, tokens, train, scan=self.scan, remat=whole, dropout=dropping
+    tokens, found = repeat(
+        self, layer, names, tokens, context, train, scan=self.scan, remat=whole, dropout=dropping
     )
     x = tokens.reshape(x.shape)
-    return nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="ln_f")(x)
+    offered: dict[str, dict[str, Array]] = {}
+    for name, offers in found.items():
+        for what, value in offers.items():
+            if value.ndim > 1 and value.shape[1] == tokens.shape[1]:  # of every token
+                value = value.reshape(*x.shape[:-1], *value.shape[2:])
+            offered.setdefault(what, {})[name] = value
+    x = nn.LayerNorm(EPSILON, dtype=self.dtype, use_fast_variance=False, name="ln_f")(x)
+    return x, offered
 
 
 class Bottleneck(nn.Module):
@@ -137,18 +174,23 @@ class Bottleneck(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     kernel_init: Callable | None = None
+    mlp: Callable | None = None
+    offers: bool = False
+    contextual = True
+    stochastic = True
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *grid c"], train: bool = False
-    ) -> Float[Array, "b *grid c"]:
+        self, x: Float[Array, "b *grid c"], context: Context = None, train: bool = False
+    ) -> Offered:
         axes, init = (
             x.ndim - 2,
             {} if self.kernel_init is None else {"kernel_init": self.kernel_init},
         )
         y = Conv(self.width, (self.kernels[0],) * axes, dtype=self.dtype, name="in_proj", **init)(x)
-        y = _encode(self, y, train)
+        y, offered = _encode(self, y, context, train)
         y = Conv(x.shape[-1], (self.kernels[1],) * axes, dtype=self.dtype, name="out_proj", **init)(
             y
         )
-        return x + y if self.residual else y
+        y = x + y if self.residual else y
+        return (y, offered) if self.offers else y

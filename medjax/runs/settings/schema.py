@@ -102,13 +102,32 @@ class Data(Section):
         "a configuration of that plan, e.g. 3d_fullres: sets patch and batch; with model.name=plan "
         "the network as well",
     )
+    tasks: Mapping[str, str] = setting(
+        dict, "corpus -> name of its task; a corpus without one is its own task"
+    )
     allow_absent: bool = setting(False, "accept that a declared class occurs in no case")
     spacing_mm: tuple[Number, ...] = setting(
         (), "target spacing (z, y, x); empty: nnU-Net's median rule over all corpora"
     )
-    spacing_rule: str = setting("median", "or per_corpus; used where spacing_mm is empty")
+    spacing_rule: str = setting(
+        "median",
+        "or per_corpus, or native: each case keeps its own; used where spacing_mm is empty",
+    )
+    size: tuple[int, ...] = setting(
+        (),
+        "(z, y, x) voxels: each cropped volume is resampled to this fixed frame, whatever its "
+        "spacing; empty: spacings decide",
+    )
+    intensity: Mapping[str, Any] = setting(
+        dict,
+        "channel -> its scheme, e.g. dict(scheme='window', clip=(-175, 250)) (docs/prepare.md); "
+        "for all others the channel's name decides",
+    )
     orientation: str = setting("RAS", "of the prepared volumes, or stored")
-    crop: str = setting("nonzero", "what is cut off before resampling, or none")
+    crop: str = setting(
+        "nonzero",
+        "what is kept before resampling; foreground: the box above the lower intensity limit; none",
+    )
     workers: int = setting(0, "processes of the preparation; 0: one per core")
     split: Split = setting(Split, "training and validation cases")
 
@@ -131,6 +150,10 @@ class Sampler(Section):
         "classes are drawn as label sets, or class: as classes, nested ones sharing voxels "
         "(nnU-Net's regions)",
     )
+    whole: Number = setting(
+        0.0, "share of samples that show the whole case, resampled to the patch"
+    )
+    version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
     threads: int = setting(2, "that read patches")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")
 
@@ -184,7 +207,7 @@ class Optimizer(Section):
     lr: Number = setting(0.01, "learning rate")
     momentum: Number = setting(0.99, "of sgd")
     nesterov: bool = setting(True, "of sgd")
-    weight_decay: Number = setting(3e-5, "coupled (sgd) or decoupled (adamw, lamb)")
+    weight_decay: Number = setting(3e-5, "coupled (sgd) or decoupled (adamw)")
     schedule: str = setting("poly", "or cosine, linear, constant")
     power: Number = setting(0.9, "of the schedule poly")
     steps_per_epoch: int = setting(1, "250 changes the rate once in 250 steps, as nnU-Net does")
@@ -196,6 +219,9 @@ class Optimizer(Section):
     only: Rules = setting(
         (), "(regex, (axis, indices)): only these slices of the leaves are trained"
     )
+    ema: Number = setting(
+        0.0, "> 0, e.g. 0.999: decay of a moving average of the parameters; 0: none"
+    )
     final: Number = setting(0.0, "share of lr at the end of the schedule", listed=False)
     span: int = setting(
         0,
@@ -206,10 +232,7 @@ class Optimizer(Section):
     b1: Number = setting(0.9, "of adamw and lamb", listed=False)
     b2: Number = setting(0.999, "of adamw and lamb", listed=False)
     eps: Number = setting(1e-8, "of adamw and lamb", listed=False)
-    amsgrad: bool = setting(False, "of adamw and lamb: v never decreases", listed=False)
-    ema: Number = setting(
-        0.0, "> 0, e.g. 0.999: decay of a moving average of the parameters", listed=False
-    )
+    amsgrad: bool = setting(False, "of adamw: v never decreases", listed=False)
 
 
 @section
@@ -242,8 +265,8 @@ class Init(Section):
     rename: Rules = setting((), "(regex, replacement) over the source's parameter paths")
     heads: Rules = setting(
         ((r"^(head|out)_?\d*/", -1),),
-        "(regex, axis of the classes): channels of classes of the same name are copied; None: "
-        "never",
+        "(regex, axis, classes, modalities, tasks or corpora; left out: classes): entries of the "
+        "same name along the axis are copied; axis None: never",
     )
     classes: Mapping[str, str] = setting(
         dict, "class of this run -> class of the source, if names differ (empty: re-initialised)"
@@ -274,9 +297,13 @@ class Train(Section):
 
     steps: int = setting(250_000, "number of updates")
     batch: int = setting(2, "patches per update, over all devices")
+    accumulate: int = setting(1, "micro-batches of a step, for batches that do not fit in memory")
     patch: tuple[int, ...] = setting((128, 128, 128), "voxels (z, y, x), or (y, x) for slices")
     validate_every: int = setting(250, "steps between validations; 0: never")
     validation_batches: int = setting(50, "batches of a validation")
+    precision: str = setting(
+        "", "of matrix products: highest, high or default; empty: the device's own"
+    )
     patience: int = setting(0, "> 0: stop after that many validations without a better one")
     checkpoint_every: int = setting(250, "steps between checkpoints")
     checkpoint_minutes: Number = setting(10.0, "minutes between checkpoints; 0: by steps only")
@@ -316,13 +343,16 @@ class Infer(Section):
 
     checkpoint: str = setting("last", "or best, or a step")
     ema: str = setting(
-        "auto", "the moving average of the parameters if the run keeps one; or off", listed=False
+        "auto", "the moving average of the parameters if the run keeps one; off: never"
     )
     overlap: Number = setting(0.5, "share of neighbouring windows")
     mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
     average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
     activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
     batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
+    precision: str = setting(
+        "", "of matrix products: highest, high or default; empty: the device's own"
+    )
     postprocess: Postprocess = setting(Postprocess, "rules for the masks")
     fast: str = setting(
         "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"

@@ -110,7 +110,7 @@ class Verifier:
 
     @staticmethod
     def _started(path: object) -> subprocess.Popen:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])  # the folder that holds medjax
         before = os.environ.get("PYTHONPATH")
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -155,19 +155,15 @@ def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
     window, batch = tuple(int(n) for n in declared["window"]), str(declared["batch"])
     if batch == "any" and shapes[0] and not shapes[0][0].isdigit():
         batch = shapes[0][0]
-    inside = tuple(map(str, window))
-    wanted = [
-        (batch, *inside, str(declared["channels"])),
-        (batch,),
-        (batch,),
-        (batch, "3"),
-        (batch, *inside, str(declared["classes"])),
+    entries = [_shape(entry, window) for entry in declared["reads"]]
+    inside = [
+        (*window, int(declared["channels"])),
+        *entries,
+        (*window, int(declared["classes"])),
     ]
-    if (
-        batch == "any"
-        or shapes != wanted
-        or kinds != ["float32", "int32", "int32", "float32", "float32"]
-    ):
+    wanted = [(batch, *map(str, shape)) for shape in inside]
+    types = ["float32", *(entry["dtype"] for entry in declared["reads"]), "float32"]
+    if batch == "any" or shapes != wanted or kinds != types:
         return {
             "refused": "a function of other shapes",
             "found": f"{shapes} {kinds}"[:300],
@@ -178,12 +174,20 @@ def check(payload: bytes, declared: Mapping[str, Any]) -> dict:
     if "cpu" not in found.platforms:
         return {}
     count = 1 if declared["batch"] == "any" else int(declared["batch"])
-    sizes = [(count, *window, int(declared["channels"])), (count,), (count,), (count, 3)]
+    sizes = [(count, *shape) for shape in inside[:-1]]
     specs = [jax.ShapeDtypeStruct(size, kind) for size, kind in zip(sizes, kinds, strict=False)]
     compiled = jax.jit(lambda *given: found.call(*given)).lower(*specs).compile()
     if np.prod(window) <= SMALL:
         np.asarray(compiled(*[np.zeros(s.shape, s.dtype) for s in specs]))
     return {}
+
+
+def _shape(entry: Mapping[str, Any], window: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one sample of a declared input, for a window."""
+    if entry["moves"] != "voxel":
+        return tuple(entry["shape"])
+    blocks = entry["block"] or [1] * len(window)
+    return (*(n // b for n, b in zip(window, blocks, strict=True)), *entry["shape"])
 
 
 def foreign_calls(exported: Any) -> set[str]:
