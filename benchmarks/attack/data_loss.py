@@ -232,7 +232,10 @@ def labels_outside_the_crop(site: Site) -> Iterator[Seen]:
 
 
 @row(
-    "D9", "a training into a folder that holds files of somebody else under names of a run", "fail"
+    "D9",
+    "a training into a folder that holds files of somebody else under names of a run",
+    "fail",
+    limit=240,
 )
 def foreign_run(site: Site) -> Iterator[Seen]:
     data = m.corpus(site.path("Task01_Toy"), n=4)

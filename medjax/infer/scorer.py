@@ -213,15 +213,16 @@ class Scorer:
           request gives wrongly or not at all.
         """
         model, everywhere = self.model, partial(jax.device_put, device=self._everywhere)
-        facts = model.facts(request) | {"spacing_mm": prepared.transform.target_spacing_mm}
+        shown = np.asarray(prepared.transform.target_spacing_mm, np.float32)  # as in training
+        facts = model.facts(request) | {"spacing_mm": shown}
         case = context.of_request(model.reads, facts)
         fixed = {n: everywhere(value) for n, value in case.items() if n not in self._moving}
         channels = everywhere(np.array([model.space.class_index(n) for n in names], np.int32))
         program = self.program(len(names))
 
-        def function(batch: np.ndarray, moved: Mapping[str, np.ndarray] = {}) -> Any:
-            shared = jax.device_put((batch, dict(moved)), self._shared)
-            return program(self._params, shared[0], fixed | shared[1], channels)
+        def function(batch: np.ndarray, *moved: Mapping[str, np.ndarray]) -> Any:
+            image, *further = (jax.device_put(x, self._shared) for x in (batch, *moved))
+            return program(self._params, image, fixed | further[0] if moved else fixed, channels)
 
         shape = prepared.image.shape[:3]
         beside = entries.Moving(model.reads, case, shape, model.window) if self._moving else None

@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Entry, Spec, needed, union
 from medjax.models.parts import sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, Mlp, linear_init
 from medjax.models.parts.patch import PatchExpanding, space_to_depth
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 
@@ -83,7 +84,7 @@ class MaskedSwin(nn.Module):
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(
             x
         )
-        pixels = nn.Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
+        pixels = Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
         return {
             "pixels": pixels.astype(jnp.float32),
             "patches": patches.astype(jnp.float32),
@@ -117,9 +118,9 @@ def make(
     experts: int | None = None,
     expert_of: Sequence[int] | None = None,
     dispatch: str = "auto",
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
     drop_path: float | int = 0.1,
     keep_shift: bool = False,
     epsilon: float = 1e-5,
@@ -143,6 +144,9 @@ def make(
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
       grids windows cannot fill.
     """
+    mlp = sockets.filled(mlp, "mlp", {"modalities": modalities})
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context", {"modalities": modalities})
     owner, count = "the masked-image network", experts if experts is not None else modalities
     chosen = tuple(expert_of) if expert_of is not None else None
     place = experts_in or ("encoder" if mlp is None else "none")

@@ -34,7 +34,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 from medjax.models.topology import stages
 
 SKIPS = ("avgpool", "strided_conv")
@@ -214,12 +214,12 @@ def make(
     up_bias: bool | None = None,
     head_bias: bool | None = None,
     skip: str | None = None,
-    head: str | Socket = "sigmoid",
+    head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -289,6 +289,9 @@ def make(
     if min(blocks) < 1:
         raise ModelError("every stage needs a block", found=f"blocks {blocks}")
     stem_kernel = tuple(chosen["stem_kernel"] or kernels[0])
+    mlp = sockets.filled(mlp, "mlp")
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context")
     head = sockets.head(head, corpus_channels, share_heads)
     bottleneck = sockets.in_transformer(bottleneck, mlp, "the residual U-Net")
     return ResEncUNet(

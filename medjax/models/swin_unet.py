@@ -24,9 +24,10 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import moe, sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, call, linear_init
 from medjax.models.parts.patch import PatchExpanding
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
 
 PLACES = ("none", "encoder", "decoder", "both")
@@ -105,7 +106,7 @@ class SwinUNet(nn.Module):
         x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name="expand0", **shared)(x)
         for k, stage in enumerate(self.up, 1):
             skip = entering[levels - k]
-            dense = nn.Dense(
+            dense = Dense(
                 x.shape[-1],
                 dtype=self.dtype,
                 name=f"skip{k}",
@@ -142,11 +143,11 @@ def make(
     experts: int | None = None,
     expert_of: Sequence[int] | None = None,
     dispatch: str = "auto",
-    head: str | Socket = "corpus_softmax",
+    head: Socket | Words = "corpus_softmax",
     share_heads: str | Sequence[int] = "corpus",
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
     drop_path: float | int = 0.2,
     keep_shift: bool = False,
     epsilon: float = 1e-5,
@@ -184,6 +185,9 @@ def make(
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
       grids windows cannot fill.
     """
+    mlp = sockets.filled(mlp, "mlp", {"modalities": modalities})
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context", {"modalities": modalities})
     owner, count = "Swin-Unet", experts if experts is not None else modalities
     chosen = tuple(expert_of) if expert_of is not None else None
     check(

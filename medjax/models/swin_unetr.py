@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import (
     Context,
     SwinBlock,
@@ -34,7 +35,7 @@ from medjax.models.parts.attention import (
 from medjax.models.parts.conv import Conv, Up
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
 from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 
 STRIDE = 32  # patch embedding by 2, four mergings by 2
 REMAT = ("none", "block", "all")
@@ -187,7 +188,7 @@ class SwinUNETR(nn.Module):
         init = linear_init("torch", f)
         if self.prior is not None:
             init["bias_init"] = nn.initializers.constant(self.prior)
-        self.out = (self.head or nn.Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
+        self.out = (self.head or Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
     def encode(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
@@ -303,10 +304,10 @@ def make(
     weight_axes: str = "zyx",
     intermediates: bool = False,
     prior: float | None = None,
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
-    head: str | Socket = "sigmoid",
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
+    head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
     dtype: str = "float32",
@@ -373,6 +374,9 @@ def make(
     )
     merging_order(merging, dims)
     precision = jnp.dtype(dtype)
+    mlp = sockets.filled(mlp, "mlp")
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context")
     mlp = sockets.only_encoder(mlp, "SwinUNETR")
     head = sockets.head(head, corpus_channels, share_heads)
     sizes = (window,) * dims if isinstance(window, int) else tuple(window)

@@ -37,7 +37,7 @@ from medjax.models.parts.conv import Conv
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.remat import UNIT, mark
 from medjax.models.parts.repeat import repeat
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 from medjax.models.topology import topology
 
 DEFAULTS: dict[str, Any] = {
@@ -332,12 +332,12 @@ def make(
     proj_kernel: Sequence[int] | None = None,
     bottleneck_residual: bool = False,
     deep_supervision: bool = True,
-    head: str | Socket = "sigmoid",
+    head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
     prior: float | int = 0.0,
     scan: str = "vit",
     remat: str | None = None,
@@ -431,6 +431,9 @@ def make(
             expected="one stride per level below the finest, blocks in every stage, "
             "shortcut_from=activated with order=pre only",
         )
+    mlp = sockets.filled(mlp, "mlp")
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context")
     precision = jnp.dtype(dtype)
     if bottleneck is None and chosen["vit"]:
         bottleneck = sockets.vit(

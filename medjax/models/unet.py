@@ -29,7 +29,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
-from medjax.models.parts.sockets import Socket
+from medjax.models.parts.sockets import Socket, Words
 from medjax.models.topology import stages
 
 
@@ -119,12 +119,12 @@ def make(
     deep_supervision: bool = True,
     up_bias: bool = True,
     head_bias: bool = True,
-    head: str | Socket = "sigmoid",
+    head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
-    mlp: Socket | None = None,
-    bottleneck: Socket | None = None,
-    context: Socket | None = None,
+    mlp: Socket | Words | None = None,
+    bottleneck: Socket | Words | None = None,
+    context: Socket | Words | None = None,
     prior: float | int = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -169,6 +169,9 @@ def make(
         max_features=max_features,
         max_stages=max_stages,
     )
+    mlp = sockets.filled(mlp, "mlp")
+    bottleneck = sockets.filled(bottleneck, "bottleneck")
+    context = sockets.filled(context, "context")
     head = sockets.head(head, corpus_channels, share_heads)
     bottleneck = sockets.in_transformer(bottleneck, mlp, "the U-Net")
     return UNet(

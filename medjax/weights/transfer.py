@@ -296,7 +296,7 @@ def _by_name(
     return placed(leaf, axis, rows), tuple(target_names[i] for i in pairs)
 
 
-def placed(leaf: Any, axis: int, entries: Mapping[int, np.ndarray], shift: Any = None) -> Any:
+def placed(leaf: Any, axis: int, entries: Mapping[int, Any], shift: Any = None) -> Any:
     """A leaf with some entries along an axis replaced; under jit, as it may be spread over
     processes.
 

@@ -225,8 +225,8 @@ def test_grids_and_schemes_by_flag(tmp_path, capsys):
     assert store.open_case(out / "Two" / "case_000").meta["shape"] == [9, 11, 10]
     pictures = ["--samples", "1", "--variants", "1", "--patch", "8", "8", "8"]
     assert cli.main(["preview", str(out), *pictures]) == 0
-    with pytest.raises(SystemExit):
-        cli.main([*prepared, "--size", "8", "8"])
+    assert cli.main([*prepared, "--size", "8", "8"]) == 2
+    assert "--size: expected 3 arguments" in capsys.readouterr().err
     assert cli.main([*prepared, "--size", "8", "8", "0"]) == 2
     assert "three whole numbers of voxels" in capsys.readouterr().err
 

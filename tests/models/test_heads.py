@@ -94,7 +94,7 @@ def test_m4oes_heads_hold_3168_numbers_and_amos_ct_and_mri_share_one():
 
 def test_a_sigmoid_head_is_one_linear_map():
     net, x = heads.socket("sigmoid")(CLASSES), _features(5, (2, 2, 2))
-    params = jax.jit(fresh(net))(jax.random.key(0), x)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
     np.testing.assert_allclose(
         call(net.bind({"params": params}), x, None),
         x @ params["kernel"] + params["bias"],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.models import context, swin_unet, tsfm
+from medjax.models import context, swin_unet, tsfm, unet
 from medjax.models.parts import sockets
 from medjax.registry import build, known
 
@@ -255,6 +255,17 @@ def test_words_say_the_same_as_the_older_fields():
         (first, reads), (second, others) = tree(**old), tree(**new)
         assert reads == others
         jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_network_is_made_of_words_in_python_as_well():
+    given = {**SIDES, "deep_supervision": False, "mlp": "experts", "context": {"kind": "linear"}}
+    module = unet.make(2, bottleneck=VIT, head="sigmoid", **given)
+    assert set(module.reads) == {"spacing_mm"} and module.bottleneck.kind == "vit"
+    shapes = jax.eval_shape(
+        functools.partial(context.initialise, module), jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+    )
+    assert shapes["bottleneck"]["layer1"]["mlp"]["w1"].shape == (1, 6, 12)
+    assert unet.make(2, **SIDES, head={"kind": "sigmoid"}).reads == {}
 
 
 def _shared(heads):

@@ -22,6 +22,7 @@ from medjax.prepare import store
 from medjax.prepare.intensity import Intensity, decide
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
+from medjax.prompts.request import Request
 from medjax.runs import config
 from medjax.runs import folder as runfolder
 from medjax.runs.trained import load_predictor
@@ -90,8 +91,8 @@ def test_masks_come_back_as_from_a_direct_resampling(orientation, oblique, spaci
     plan = Plan({"Organs": (1.0, 1.0, 1.0)}, SCHEMES, grid="size" if size else "native", size=size)
     model = Model(network, jnp.zeros(1), plan, SPACE, (8, 8, 8))
     predictor = Segmenter(model, average="logit")
-    label_map, masks, *_ = predictor.segment(volume, "Organs")
-    [prepared] = predictor.prepare_all(volume, "Organs")
+    label_map, masks, *_ = predictor.segment(volume, Request("Organs"))
+    [prepared] = predictor.prepare_all(volume, Request("Organs"))
     transform = prepared.transform
     inside = transform.image(array)
     if size is None:
@@ -144,7 +145,7 @@ def test_prediction_sees_what_the_store_holds(tmp_path, size):
         volume = nifti.read(case.images[0])
         both = [nifti.read(path).array for path in case.images]
         volume = dataclasses.replace(volume, array=np.stack(both, -1))
-        [prepared] = predictor.prepare_all(volume, corpus.name)
+        [prepared] = predictor.prepare_all(volume, Request(corpus.name))
         numbers = {k: np.asarray(held.meta[k], np.float32) for k in ("gain", "bias")}
         stored = dequantise({"image": held.image()} | numbers)
         np.testing.assert_allclose(prepared.image, stored, atol=2e-5)
@@ -152,7 +153,7 @@ def test_prediction_sees_what_the_store_holds(tmp_path, size):
             k: tuple(map(tuple, v)) if k == "box" else tuple(v)
             for k, v in held.meta["transform"].items()
         }
-        scores, _ = predictor.networks[0].scores(volume, corpus.name)
+        scores, _ = predictor.networks[0].scores(volume, Request(corpus.name))
         spacing = np.asarray(held.meta["spacing_mm"], np.float32)
         np.testing.assert_allclose(np.log(scores / (1 - scores))[0, 0, 0], spacing[:2], rtol=1e-3)
         seen.append(tuple(spacing))

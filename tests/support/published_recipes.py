@@ -42,6 +42,8 @@ AUGMENTATION = _under(
         "blur_sigma": (0.5, 1.0),
         "brightness": 0.15,
         "brightness_range": (0.75, 1.25),
+        "shift": 0.0,  # no shift in nnU-Net
+        "shift_range": (-0.1, 0.1),
         "contrast": 0.15,
         "contrast_range": (0.75, 1.25),
         "low_resolution": 0.25,
@@ -52,14 +54,12 @@ AUGMENTATION = _under(
         "gamma_range": (0.7, 1.5),
         "mirror": 0.5,
         "mirror_axes": None,  # all of them; left and right labels stay: MultiTalent 4, row 21
+        "quarter": 0.0,  # no quarter turns in nnU-Net
         "slicewise": None,
         "swap": (),
         "swap_axis": None,
         "mask_channels": (),
         "spare_channels": (),
-        "quarter": 0.0,  # quarter turns and shifts are no part of nnU-Net's chain
-        "shift": 0.0,
-        "shift_range": (-0.1, 0.1),
     },
 )
 
@@ -150,8 +150,8 @@ SETTINGS = {  # of the engine
     "data.allow_absent": False,
     "data.tasks": {},
     "data.spacing_mm": (),
-    "data.size": (),  # spacings decide
-    "data.intensity": {},  # names of channels decide
+    "data.size": (),
+    "data.intensity": {},
     "data.spacing_rule": "median",  # nnU-Net: MultiTalent 8.2
     "data.orientation": "RAS",  # MultiTalent 4, row 22
     "data.crop": "nonzero",  # MultiTalent 8.3
@@ -167,7 +167,7 @@ SETTINGS = {  # of the engine
     "sampler.balance": "case",
     "sampler.by": "set",
     "sampler.whole": 0.0,
-    "sampler.version": 0,
+    "sampler.version": 0,  # the newest
     "sampler.threads": 2,
     "sampler.workers": 0,
     "deep_weights": (),  # halving, last level off: MultiTalent 4, row 6; TSFM 3.2

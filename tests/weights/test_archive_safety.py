@@ -18,6 +18,7 @@ from medjax import cli
 from medjax.errors import LabelError, MedjaxError, ModelError, UsageError
 from medjax.infer import owned
 from medjax.labels import LabelSpace
+from medjax.models import context
 from medjax.prepare import plan_json
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import build
@@ -27,7 +28,7 @@ from medjax.runs.info import about_run, as_text
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights.foreign_plans.convert import intensity_of
-from medjax.weights.formats import archive
+from medjax.weights.formats import archive, stablehlo
 from tests.support.old_run import extract
 from tests.support.run import make_run
 from tests.weights.test_archive import rewritten
@@ -491,6 +492,16 @@ def test_archives_of_before_are_read(tmp_path, repository):
     assert (
         load_predictor(tmp_path / "weights.medjax").model.space.classes
         == load_predictor(tmp_path / "function.medjax").model.space.classes
+    )
+    old = archive.read(tmp_path / "function.medjax")
+    assert "reads" not in old.manifest["function"] and stablehlo.reads(old) == context.DEFAULT
+    trained, (apply, window) = read_model(tmp_path / "weights.medjax"), stablehlo.function(old)
+    image = np.random.default_rng(0).normal(size=(1, *window, 1)).astype(np.float32)
+    given = context.zeros(context.DEFAULT, 1, window)
+    np.testing.assert_allclose(
+        apply({}, image, given)["logits"],
+        trained.network.apply(trained.params(), image)["logits"],
+        atol=1e-4,
     )
 
 

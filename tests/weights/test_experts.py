@@ -48,6 +48,46 @@ def test_experts_are_found_by_name_and_the_gate_follows():
     assert experts.count(old) == 3 and experts.count({"norm": np.ones(2)}) == 0
 
 
+def test_fresh_experts_stay_where_they_are_spread_over_devices():
+    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    old, new = experts.flat(_layer(2)), experts.flat(_layer(3, seed=1))
+    fresh = {
+        name: jax.device_put(leaf, spread if name.endswith(("w1", "w2")) else whole)
+        for name, leaf in new.items()
+    }
+    trees = [experts.nested(leaves) for leaves in (old, new, fresh)]
+    expected, found = (
+        experts.flat(experts.aligned(trees[0], tree, (1, None, 0), "closed")) for tree in trees[1:]
+    )
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf)
+    for leaf in ("w1", "b2", "gate/bias"):
+        name = f"stage0/block0/mlp/{leaf}"
+        assert found[name].sharding == fresh[name].sharding
+    other = _layer(1, seed=2)
+    taken = experts.flat(experts.from_other(experts.nested(found), other, 1, 0))
+    name = "stage0/block0/mlp/w1"
+    np.testing.assert_array_equal(taken[name][1], experts.flat(other)[name][0])
+    np.testing.assert_array_equal(taken[name][0], expected[name][0])
+    assert taken[name].sharding == spread
+
+
+def test_the_plain_mlps_of_a_vit_become_experts():
+    dense = {"fc1": {"kernel": np.ones((4, 6)), "bias": np.zeros(6)}}
+    dense |= {"fc2": {"kernel": np.full((6, 4), 2.0), "bias": np.ones(4)}}
+    old = {"vit": {"layer0": dense | {"q": {"kernel": np.ones(3)}}}}
+    shapes = {"w1": (4, 6), "b1": (6,), "w2": (6, 4), "b2": (4,)}
+    experts_of = {name: np.zeros((3, *shape)) for name, shape in shapes.items()}
+    found = experts.flat(experts.upcycled(old, {"vit": {"layer0": {"mlp": experts_of}}}))
+    assert {k: v.shape for k, v in found.items()} == {
+        "vit/layer0/q/kernel": (3,),
+        **{f"vit/layer0/mlp/{k}": v.shape for k, v in experts_of.items()},
+    }
+    assert (found["vit/layer0/mlp/w2"] == 2).all() and (found["vit/layer0/mlp/b2"] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("begin", "gate", "atol"),
     [

@@ -64,6 +64,26 @@ def test_heads_follow_class_names_and_the_rest_is_copied():
     assert report.to_json()["classes"]["head_1/bias"] == ["kidney", "liver"]
 
 
+def test_axes_of_modalities_tasks_and_corpora_follow_their_names():
+    def vectors(n, offset=0.0):
+        return tree(3) | {"context": {"table": np.arange(4.0 * n).reshape(n, 4) + offset}}
+
+    target, source = vectors(3, 100.0), vectors(2)
+    rules = ((r"^head", -1), (r"^context/table$", 0, "modalities"))
+    same = {"source_classes": OLD, "target_classes": OLD}
+    names = {"modalities": (("MR", "CT"), ("CT", "PET", "MR")), "tasks": (("a",), ("a", "b"))}
+    params, report = moved(target, source, heads=rules, named=names, **same)
+    table, old = np.asarray(params["context"]["table"]), source["context"]["table"]
+    np.testing.assert_array_equal(table[[0, 2]], old[[1, 0]])
+    np.testing.assert_array_equal(table[1], target["context"]["table"][1])
+    assert report.classes["context/table"] == ("CT", "MR")
+    wrong = ((r"^head", -1), (r"^context/table$", 0, "tasks"))
+    with pytest.raises(UsageError, match="axis 0 is not the axis of the tasks of the source"):
+        moved(target, source, heads=wrong, named=names, **same)
+    with pytest.raises(UsageError, match=r"unusable rule in config\.init\.heads.*modality"):
+        moved(target, source, heads=(("^context", 0, "modality"),), **same)
+
+
 def test_heads_without_a_common_class_or_by_rule_are_fresh():
     target, source = tree(4, offset=5.0), tree(3)
     for arguments in ({"heads": (("^head", None),)}, {"source_classes": ("a", "b", "c")}):

@@ -29,6 +29,7 @@ from medjax.models.parts.attention import Context, Mlp, call, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
 
+Words = Mapping[str, Any] | str  # of a config: {"kind": ..., arguments}, or the kind alone
 PLACES = ("all", "encoder", "decoder")
 FACTS = ("corpus_channels", "corpora", "modalities", "tasks")
 EMBEDDED = {"corpus": "corpora", "modality": "modalities", "task": "tasks"}  # entry -> its names
@@ -242,11 +243,11 @@ KINDS: Mapping[str, Mapping[str, Callable[..., Socket]]] = {
 }
 
 
-def make(socket: str, words: Mapping[str, Any] | str, facts: Mapping[str, Any]) -> Socket:
+def make(socket: str, words: Words, facts: Mapping[str, Any]) -> Socket:
     """The socket of a config's words.
 
     Args:
-      socket: a key of `KINDS`. words: {"kind": ..., arguments}, or the kind alone.
+      socket: a key of `KINDS`. words: see `Words`.
       facts: values of `FACTS`; a kind takes those that its signature names.
 
     Raises: `ModelError` for an unknown kind, an argument that it lacks or a value that it refuses.
@@ -302,6 +303,15 @@ def resolved(
     return found
 
 
+def filled(
+    given: Socket | Words | None,
+    socket: str,
+    facts: Mapping[str, Any] | None = None,
+) -> Socket | None:
+    """A network's argument as a socket: words become one, a socket and None stay what they are."""
+    return given if given is None or isinstance(given, Socket) else make(socket, given, facts or {})
+
+
 def words(model: Mapping[str, Any], socket: str) -> dict[str, Any]:
     """What a config's model has in a socket: {"kind": ..., its arguments}.
 
@@ -336,15 +346,13 @@ def _default(model: Mapping[str, Any], name: str, otherwise: Any) -> Any:
 
 
 def head(
-    given: Socket | str, corpus_channels: Any = None, share: str | Sequence[int] = "corpus"
+    given: Socket | Words, corpus_channels: Any = None, share: str | Sequence[int] = "corpus"
 ) -> Socket:
-    """The head of a network's arguments: a socket as it is, or the socket of a word."""
-    if isinstance(given, Socket):
-        return given
-    check_word("head", given, tuple(KINDS["head"]))
-    facts = {"corpus_channels": corpus_channels}
-    words = {"kind": given} | ({"share": share} if given == "corpus_softmax" else {})
-    return make("head", words, facts)
+    """The head of a network's arguments: a socket as it is, or the socket of its words."""
+    if isinstance(given, str):
+        check_word("head", given, tuple(KINDS["head"]))
+        given = {"kind": given} | ({"share": share} if given == "corpus_softmax" else {})
+    return filled(given, "head", {"corpus_channels": corpus_channels})
 
 
 def own_head(socket: Socket) -> Callable[..., nn.Module] | None:
