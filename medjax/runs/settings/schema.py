@@ -184,6 +184,15 @@ class Model(Section):
 
 
 @section
+class Socket(Section):
+    """What fills a place inside a network, with the fields of its kind; or the kind alone."""
+
+    OPEN = True
+
+    kind: str = setting(REQUIRED, "what fills it, see medjax/models/parts/sockets.py")
+
+
+@section
 class Loss(Section):
     """One loss, with the fields that its `make` takes."""
 
