@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax import plugins
 from medjax.errors import UsageError, did_you_mean
 from medjax.registry import known, maker
 from medjax.runs.settings import schema, values
@@ -88,6 +89,11 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
         found |= augmentation(chosen)
         if chosen != found["kind"].default:
             del found["lateral"]  # only that chain exchanges classes
+    elif kind is schema.Evaluate:
+        for name in plugins.points(plugins.EVALUATIONS):
+            found.setdefault(
+                name, Setting(name, Any, "", "evaluation of an installed package", False)
+            )
     elif kind is schema.Phase:
         common = fields_of(schema.Optimizer).items()
         found |= {k: s._replace(listed=False) for k, s in common}
