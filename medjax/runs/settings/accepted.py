@@ -95,6 +95,11 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
         found |= augmentation(chosen)
         if chosen != found["kind"].default:
             del found["lateral"]  # only that chain exchanges classes
+    elif kind is schema.Evaluate:
+        for name in plugins.points(plugins.EVALUATIONS):
+            found.setdefault(
+                name, Setting(name, Any, "", "evaluation of an installed package", False)
+            )
     elif kind is schema.Phase:
         common = fields_of(schema.Optimizer).items()
         found |= {k: s._replace(listed=False) for k, s in common}

@@ -372,6 +372,8 @@ class Infer(Section):
 class Evaluate(Section):
     """Scores of the held-out cases."""
 
+    OPEN = True  # evaluations that installed packages offer
+
     on: bool = setting(True, "whether a training ends with an evaluation")
     surface: bool = setting(True, "NSD, HD95 and ASSD as well")
     montages: int = setting(8, "number of pictures")
