@@ -34,6 +34,7 @@ usage() {
 ./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (at most 45 minutes)
 ./launch.sh test slow [PYTEST ARGS] what `test` leaves out of `test all`
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
+./launch.sh parity install         only install what they need
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
 ./launch.sh local N CONFIG [FLAGS] the same training in N processes on this machine
 ./launch.sh slurm CONFIG [FLAGS]   inside a SLURM allocation: one task per node (or as SLURM_NTASKS says), all GPUs of the node each;
@@ -85,11 +86,12 @@ case "$command" in
       all) shift; chosen=() ;;
       slow) shift; chosen=(-m "slow and not parity") ;;
     esac
-    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,tests.checked "$@"
+    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   parity)
     environment "test,formats,parity"
-    python -m pytest --jaxtyping-packages=medjax,tests.checked -m parity "$@"
+    if [ "${1:-}" = install ]; then exit 0; fi
+    python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   train)
     [ $# -gt 0 ] || { usage >&2; exit 2; }

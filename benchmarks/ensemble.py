@@ -13,22 +13,21 @@ A first round compiles; the others are interleaved. Times are wall and process C
 the ratios, machines differ.
 """
 
-import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from benchmarks import harness
 from configs import multitalent
 from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import LabelSpace, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
@@ -64,10 +63,12 @@ def contenders(
     first = space.corpora[0].name
 
     def together(made: Segmenter) -> Callable[[nifti.Volume], int]:
-        return lambda volume: len(made.segment(volume, first, classes=space.classes).masks.names)
+        return lambda volume: len(made.segment(volume, Request(first, space.classes)).masks.names)
 
     def one_by_one(volume: nifti.Volume) -> int:
-        return sum(len(made.segment(volume, name).masks.names) for name, made in alone.items())
+        return sum(
+            len(made.segment(volume, Request(name)).masks.names) for name, made in alone.items()
+        )
 
     return {
         "joint": together(joint),
@@ -80,22 +81,16 @@ def compare(calls: dict[str, Callable], volume: nifti.Volume, rounds: int) -> di
     """Seconds of every contender: its first call, then in turn; the ratio to the joint network is
     the median over rounds.
     """
-    found = {name: {"first_s": 0.0, "masks": 0, "wall_s": [], "cpu_s": []} for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            found[name]["masks"] = call(volume)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if turn == 0:
-                found[name]["first_s"] = round(wall, 2)
-            else:
-                found[name]["wall_s"].append(round(wall, 3))
-                found[name]["cpu_s"].append(round(cpu, 3))
-    for rows in found.values():
-        for clock in ("wall_s", "cpu_s"):
-            ratios = [a / b for a, b in zip(rows[clock], found["joint"][clock], strict=True)]
-            rows[f"{clock[:-2]}_ratio"] = round(statistics.median(ratios), 2)
-    return found
+    turns = harness.in_turns({n: lambda f=f: f(volume) for n, f in calls.items()}, rounds)
+    return {
+        name: {
+            "first_s": round(turns.first[name], 2),
+            "masks": turns.results[name],
+            **{f"{k}_s": [round(v, 3) for v in turns.seconds[k][name]] for k in ("wall", "cpu")},
+            **{f"{k}_ratio": turns.ratio(name, "joint", k) for k in ("wall", "cpu")},
+        }
+        for name in calls
+    }
 
 
 def synthetic(shape: Sequence[int], spacing_mm: Sequence[float], folder: Path) -> Path:
@@ -111,42 +106,26 @@ def synthetic(shape: Sequence[int], spacing_mm: Sequence[float], folder: Path) -
 
 def main() -> None:
     """Compares on every scan."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="folder of NIfTI scans (CT, one channel); default: a synthetic one",
-    )
-    parser.add_argument(
-        "--variant", default="unet_small", help="of configs/multitalent.py: the network"
-    )
-    parser.add_argument(
-        "--arguments",
-        type=json.loads,
-        default={"base_features": 8},
-        help="further arguments of the network, JSON",
-    )
-    parser.add_argument("--patch", type=int, nargs=3, default=(16, 32, 32))
-    parser.add_argument(
-        "--spacing",
-        type=float,
-        nargs=3,
-        default=(3.0, 2.0, 2.0),
-        help="of the networks' grid, mm (z, y, x)",
-    )
-    parser.add_argument(
-        "--shape", type=int, nargs=3, default=(24, 48, 48), help="of the synthetic scan"
-    )
-    parser.add_argument("--corpora", type=int, default=13, help="how many of the 13 corpora")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument(
-        "--mirror", action="store_true", help="average over the eight mirror images"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    fields, spacing = plain(multitalent.get_config(args.variant)), tuple(args.spacing)
+    args = harness.parser(
+        __doc__,
+        data=harness.flag(
+            type=Path, help="folder of NIfTI scans (CT, one channel); default: a synthetic one"
+        ),
+        variant=harness.flag("unet_small", help="of configs/multitalent.py: the network"),
+        arguments=harness.flag(
+            {"base_features": 8}, type=json.loads, help="more arguments of the network, JSON"
+        ),
+        patch=(16, 32, 32),
+        spacing=harness.flag((3.0, 2.0, 2.0), help="of the networks' grid, mm (z, y, x)"),
+        shape=harness.flag((24, 48, 48), help="of the synthetic scan"),
+        corpora=harness.flag(13, help="how many of the 13 corpora"),
+        folds=5,
+        mirror=harness.flag(False, help="average over the eight mirror images"),
+        rounds=3,
+    ).parse_args()
+    fields, spacing = plain(multitalent.get_config(args.variant)), args.spacing
     fields["model"] |= args.arguments
-    fields["train"]["patch"] = tuple(args.patch)
+    fields["train"]["patch"] = args.patch
     pool = plain(multitalent.get_config("unet"))["data"]
     space = merge(
         corpora.open_data(pool, Path(), files=False).space.corpora[: args.corpora], "per_corpus"
@@ -170,14 +149,8 @@ def main() -> None:
                 "corpora": len(space.corpora),
                 "classes": len(space.classes),
             }
-            print(
-                json.dumps(
-                    described
-                    | {"patch": args.patch, "network": fields["model"]}
-                    | compare(calls, volume, args.rounds),
-                    indent=1,
-                )
-            )
+            described |= {"patch": args.patch, "network": fields["model"]}
+            harness.show(described | compare(calls, volume, args.rounds))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ weights: what the masks look like does not matter to the comparison, that anothe
 does. Needs the `parity` extra.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -16,26 +15,19 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from benchmarks import peer_nnunet
+from benchmarks import harness
+from benchmarks.peers import nnunet
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.splits import make_splits
 from medjax.metrics import evaluate
 
 PATCH = (40, 56, 40)
-COUNTS = {
-    "Dice": "Dice",
-    "IoU": "IoU",
-    "TP": "TP",
-    "FP": "FP",
-    "FN": "FN",
-    "n_ref": "n_ref",
-    "n_pred": "n_pred",
-}
+COUNTS = ("Dice", "IoU", "TP", "FP", "FN", "n_ref", "n_pred")
 
 
 def predict(cases, classes: int, folder: Path) -> Path:
     """nnU-Net's masks of the cases, random weights."""
-    model = peer_nnunet.write_model(
+    model = nnunet.write_model(
         folder / "model",
         classes=classes,
         patch=PATCH,
@@ -48,16 +40,15 @@ def predict(cases, classes: int, folder: Path) -> Path:
     scans.mkdir()
     for case in cases:
         shutil.copyfile(case.images[0], scans / f"{case.name}_0000.nii.gz")
-    subprocess.run(peer_nnunet.command(model, scans, masks), check=True, capture_output=True)
+    subprocess.run(nnunet.command(model, scans, masks), check=True, capture_output=True)
     return masks
 
 
 def main() -> None:
     """Compares and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--masks", type=Path)
-    given = parser.parse_args()
+    given = harness.parser(
+        __doc__, data=harness.flag(type=Path, required=True), masks=harness.flag(type=Path)
+    ).parse_args()
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -101,7 +92,7 @@ def main() -> None:
                 numbers += 1
     found = {"cases": len(pairs), "numbers": numbers, "largest_difference": max(differences)}
     means = {"medjax": ours["foreground_mean"]["Dice"], "nnunet": theirs["foreground_mean"]["Dice"]}
-    print(json.dumps(found | {"foreground_dice": means}, indent=1))
+    harness.show(found | {"foreground_dice": means})
 
 
 if __name__ == "__main__":

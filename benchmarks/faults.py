@@ -9,7 +9,6 @@ those of the fault list of docs/data.md. A variant that must pass is planted as 
 fault seen where there is none counts as much as one that is missed.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from benchmarks import harness
 from benchmarks.damage import (
     Site,
     both,
@@ -321,16 +321,7 @@ def judge(case: str, fault: Fault, report: dict) -> tuple[bool, str]:
 def run_verify(folders: Sequence[Path], *extra: str) -> tuple[list[dict], int, float]:
     """`medjax verify --json` in its own process: reports, exit code, seconds."""
     started = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "medjax.cli",
-        "verify",
-        *map(str, folders),
-        "--json",
-        "--quiet",
-        *extra,
-    ]
+    command = harness.script("medjax.cli", "verify", *folders, "--json", "--quiet", *extra)
     done = subprocess.run([*LIKE_A_USER, *command], capture_output=True, text=True, check=False)
     if not done.stdout:
         raise SystemExit(done.stderr)
@@ -339,11 +330,12 @@ def run_verify(folders: Sequence[Path], *extra: str) -> tuple[list[dict], int, f
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plants, verifies, prints the table; 1 if anything differs from what is expected."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=None)
-    parser.add_argument("--table", type=Path, default=None)
-    parser.add_argument("--clean", type=Path, nargs="*", default=[])
-    args = parser.parse_args(argv)
+    args = harness.parser(
+        __doc__,
+        data=harness.flag(type=Path),
+        table=harness.flag(type=Path),
+        clean=harness.flag((), type=Path, nargs="*"),
+    ).parse_args(argv)
     rows, wrong = [], 0
     with tempfile.TemporaryDirectory() as root:
         pairs = base_cases(args.data) if args.data else synthetic(Path(root) / "base")
@@ -369,11 +361,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown.sort(
         key=lambda row: (int("".join(c for c in row[0].number if c.isdigit())), row[0].number)
     )
-    lines = ["| no. | planted | expected | as expected | report |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {f.number} | {f.what} | {f.expected} | {'yes' if good else '**NO**'} | {said} |"
-        for f, good, said in shown
+    cells = [
+        [f.number, f.what, f.expected, "yes" if good else "**NO**", said] for f, good, said in shown
     ]
+    lines = [harness.table(["no.", "planted", "expected", "as expected", "report"], cells)]
     total = (
         f"{len(rows) - wrong} of {len(rows)} planted variants as expected, exit code {code}, "
         f"{seconds:.1f} s"
@@ -381,11 +372,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines += ["", total]
     if args.clean:
         clean, code, seconds = run_verify(args.clean)
-        lines += ["", "| untouched data set | cases | errors | warnings |", "|---|---|---|---|"]
+        cells = []
         for report in clean:
             counts = [sum(p["severity"] == s for p in report["problems"]) for s in (ERROR, WARNING)]
             wrong += sum(counts)
-            lines.append(f"| {report['corpus']} | {report['cases']} | {counts[0]} | {counts[1]} |")
+            cells.append([report["corpus"], report["cases"], *counts])
+        lines += ["", harness.table(["untouched data set", "cases", "errors", "warnings"], cells)]
         lines += ["", f"exit code {code}, {seconds:.1f} s"]
     print("\n".join(lines))
     if args.table:

@@ -9,7 +9,6 @@ programs that rely on it see what it sees. "says so" is an exception (or, for me
 the report), "silent" is none, "no answer" nothing within 120 s. Needs the extra `parity`.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -22,47 +21,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks import faults
+from benchmarks import faults, harness
+from benchmarks.peers.readers import READERS
 
 LIMIT_S = 120
-
-
-def nibabel(folder: Path) -> None:
-    """Reads every voxel of every file."""
-    for path in sorted(folder.glob("*Tr/*.nii*")):
-        np.asanyarray(nib.load(path).dataobj)
-
-
-def simpleitk(folder: Path) -> None:
-    """Reads every file."""
-    import SimpleITK
-
-    for path in sorted(folder.glob("*Tr/*.nii*")):
-        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-
-
-def monai(folder: Path) -> None:
-    """LoadImage of every file."""
-    from monai.transforms import LoadImage
-
-    for path in sorted(folder.glob("*Tr/*.nii*")):
-        LoadImage(image_only=True)(str(path))
-
-
-def medjax(folder: Path) -> None:
-    """Our check; raises if the report holds an error."""
-    from medjax.corpora.verify import verify
-
-    if not verify(folder, workers=1).ok:
-        raise ValueError("not usable")
-
-
-PEERS: dict[str, Callable[[Path], None]] = {
-    "nibabel": nibabel,
-    "SimpleITK": simpleitk,
-    "MONAI": monai,
-    "medjax": medjax,
-}
 
 
 def plant(folder: Path, fault: faults.Fault, pairs: Sequence[tuple[Path, Path]]) -> None:
@@ -126,17 +88,16 @@ def ask(peer: Callable[[Path], None], folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=None)
-    parser.add_argument("--table", type=Path, default=None)
-    args = parser.parse_args(argv)
+    args = harness.parser(
+        __doc__, data=harness.flag(type=Path), table=harness.flag(type=Path)
+    ).parse_args(argv)
     chosen = [
         f
         for f in faults.FAULTS
         if f.expected == faults.ERROR and f.corpus == "one" and f.number not in ("4", "5a", "5b")
     ]
-    lines = [f"| no. | planted | {' | '.join(PEERS)} |", "|---|---|" + "---|" * len(PEERS)]
-    found = dict.fromkeys(PEERS, 0)
+    lines = [f"| no. | planted | {' | '.join(READERS)} |", "|---|---|" + "---|" * len(READERS)]
+    found = dict.fromkeys(READERS, 0)
     with tempfile.TemporaryDirectory() as root:
         pairs = faults.base_cases(args.data) if args.data else faults.synthetic(Path(root) / "base")
         sound = Path(root) / "sound"
@@ -147,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]:
             if number:
                 plant(folder, next(f for f in chosen if f.number == number), pairs)
-            said = {name: ask(peer, folder) for name, peer in PEERS.items()}
+            said = {name: ask(peer, folder) for name, peer in READERS.items()}
             found = {
-                name: found[name] + (said[name] == "says so" and bool(number)) for name in PEERS
+                name: found[name] + (said[name] == "says so" and bool(number)) for name in READERS
             }
             lines.append(f"| {number} | {what} | {' | '.join(said.values())} |")
             print(lines[-1], flush=True)

@@ -10,7 +10,6 @@ is 1. "Crashes caught" are refusals as well: damaged code ended the process that
 The same seed gives the same mutants. `--replay FILE` reads one kept file in this process.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -25,7 +24,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import mutants
+from benchmarks import harness, mutant_files, mutants
 
 SECONDS = 120.0  # for one mutant
 MEMORY = 6 << 30  # of the process that reads it
@@ -48,7 +47,7 @@ class Reader:
         """(what became of the bytes, detail)."""
         if self.process is None:
             self._start()
-        path = self.folder / mutants.name_of(kind, index)
+        path = self.folder / mutant_files.name_of(kind, index)
         path.write_bytes(data)
         try:
             self.process.stdin.write(f"{kind} {path}\n".encode())
@@ -69,11 +68,11 @@ class Reader:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz", "--serve"],
+            harness.script("benchmarks.fuzz", "--serve"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parent.parent,
+            cwd=harness.ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
 
@@ -102,7 +101,7 @@ def fuzz(
 
     found = {kind: collections.Counter() for kind in kinds}
     with tempfile.TemporaryDirectory() as scratch:
-        seeds = mutants.seeds(Path(scratch) / "seeds", kinds)
+        seeds = mutant_files.seeds(Path(scratch) / "seeds", kinds)
         work = [(kind, k) for kind, count in counts(total, kinds).items() for k in range(count)]
         random.Random(seed).shuffle(work)
         readers = []
@@ -117,7 +116,7 @@ def fuzz(
                 if outcome in FAILURES:
                     out.mkdir(parents=True, exist_ok=True)
                     (
-                        out / f"{outcome.replace(' ', '-')}-{seed}-{mutants.name_of(kind, k)}"
+                        out / f"{outcome.replace(' ', '-')}-{seed}-{mutant_files.name_of(kind, k)}"
                     ).write_bytes(data)
                     print(f"{outcome}: {kind} {k}: {detail}", flush=True)
             return results
@@ -163,7 +162,7 @@ def read(kind: str, path: Path) -> tuple[str, str]:
     from medjax.errors import MedjaxError
 
     try:
-        mutants.read(kind, path)
+        mutant_files.read(kind, path)
         return "read", ""
     except MedjaxError as error:
         text = str(error)
@@ -198,20 +197,21 @@ def serve() -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=2400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default=",".join(SHARES))
-    parser.add_argument("--out", type=Path, default=Path("fuzz-failures"))
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--replay", type=Path, help="a kept file to read in this process")
-    given = parser.parse_args()
+    given = harness.parser(
+        __doc__,
+        count=2400,
+        seed=0,
+        kinds=",".join(SHARES),
+        out=Path("fuzz-failures"),
+        workers=min(4, os.cpu_count() or 1),
+        serve=harness.flag(False, help=None),
+        replay=harness.flag(type=Path, help="a kept file to read in this process"),
+    ).parse_args()
     if given.serve:
         serve()
         return 0
     if given.replay:
-        print(*read(mutants.kind_of(given.replay), given.replay), sep=": ")
+        print(*read(mutant_files.kind_of(given.replay), given.replay), sep=": ")
         return 0
     begin = time.monotonic()
     found = fuzz(

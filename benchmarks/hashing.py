@@ -10,45 +10,24 @@ rounds of (with / without) of neighbouring runs, by wall and CPU time.
 import argparse
 import contextlib
 import json
-import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-
-def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall time of a call, and CPU time of the whole process, which other jobs disturb less."""
-    begin, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - begin, time.process_time() - cpu
+from benchmarks import harness
 
 
 def ratio(
     with_hashes: Callable[[], object], without: Callable[[], object], rounds: int
 ) -> dict[str, float]:
-    """Runs both in turns, in changing order; medians of their seconds and of the ratios of
-    neighbours, by wall and by CPU time.
-    """
-    with_hashes(), without()
-    pairs = []
-    for k in range(rounds):
-        if k % 2:
-            second = seconds(without)
-            pairs.append((seconds(with_hashes), second))
-        else:
-            pairs.append((seconds(with_hashes), seconds(without)))
-    times = np.array(pairs)  # (rounds, with and without, wall and cpu)
-    middle, ratios = np.median(times, 0), np.median(times[:, 0] / times[:, 1], 0)
-    return {
-        "with_s": round(float(middle[0, 0]), 4),
-        "without_s": round(float(middle[1, 0]), 4),
-        "ratio_wall": round(float(ratios[0]), 4),
-        "ratio_cpu": round(float(ratios[1]), 4),
-    }
+    """Both in turns: medians of their seconds, and of the ratios of neighbours by wall and CPU."""
+    turns = harness.in_turns({"with": with_hashes, "without": without}, rounds)
+    seconds = {f"{name}_s": value for name, value in turns.median().items()}
+    kinds = ("wall", "cpu")
+    return seconds | {f"ratio_{k}": turns.ratio("with", "without", k, 4) for k in kinds}
 
 
 @contextlib.contextmanager
@@ -77,7 +56,7 @@ def store(args: argparse.Namespace) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_scans(root / "Dataset001_Bench", tuple(args.shape), (1.0, 1.0, 1.0), 1)
+        write_scans(root / "Dataset001_Bench", args.shape, (1.0, 1.0, 1.0), 1)
         corpus, cases = read_corpus(root / "Dataset001_Bench")
         plan = Plan(
             {corpus.store: (1.0, 1.0, 1.0)},
@@ -134,26 +113,16 @@ SUBJECTS: dict[str, Callable[[argparse.Namespace], dict]] = {"store": store}
 
 def main() -> None:
     """Prints one JSON object per subject."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "subjects",
-        nargs="*",
-        default=list(SUBJECTS),
-        help=f"of {', '.join(SUBJECTS)}; default: all",
+    parser = harness.parser(
+        __doc__, shape=harness.flag((200, 320, 320), help="voxels of the scan"), rounds=7
     )
     parser.add_argument(
-        "--shape", type=int, nargs=3, default=(200, 320, 320), help="voxels of the scan"
+        "subjects", nargs="*", default=list(SUBJECTS), help=f"of {', '.join(SUBJECTS)}; default all"
     )
-    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     for name in args.subjects:
-        report = {
-            "subject": name,
-            "cpus": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 2),
-            "shape": args.shape,
-        }
-        print(json.dumps(report | SUBJECTS[name](args)), flush=True)
+        report = {"subject": name, **harness.machine(), "shape": args.shape}
+        harness.show(report | SUBJECTS[name](args), indent=None)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,7 @@ the repeats. The files are in the page cache, which is hard on the hash: from a 
 slower, and the hash, which reads first, pays for what the restore then finds in memory.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -20,6 +16,7 @@ from unittest import mock
 import jax
 import numpy as np
 
+from benchmarks import harness
 from medjax.train import checkpoint, hashes
 
 
@@ -39,26 +36,19 @@ def state_of(megabytes: int) -> dict:
     }
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call, until all arrays are there."""
-    began = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - began
-
-
 def measure(megabytes: int, repeats: int) -> dict:
     """Medians of seconds and their ratios."""
     state = state_of(megabytes)
     where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where), state)
     none = mock.patch.multiple(hashes, check=lambda *a, **k: None, write=lambda *a, **k: None)
-    times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
         folders = {"hashed": Path(root, "hashed"), "plain": Path(root, "plain")}
+        steps = {"hashed": iter(range(1, 1 << 30)), "plain": iter(range(1, 1 << 30))}
 
-        def save(name: str, step: int) -> None:
+        def save(name: str) -> None:
             with checkpoint.Checkpoints(folders[name], keep=1) as target:
-                target.save(step, state, {})
+                target.save(next(steps[name]), state, {})
 
         def restore() -> object:
             with checkpoint.Checkpoints(folders["hashed"]) as source:
@@ -67,26 +57,35 @@ def measure(megabytes: int, repeats: int) -> dict:
         def read() -> object:
             return checkpoint.load_params(folders["hashed"], target["params"])
 
-        for step in range(1, repeats + 2):  # the first round warms up
-            found = {"save, hashed": seconds(lambda step=step: save("hashed", step))}
-            with none:
-                found["save, plain"] = seconds(lambda step=step: save("plain", step))
-            for name, work in (("restore", restore), ("parameters", read)):
-                found[f"{name}, hashed"] = seconds(work)
-                with none:
-                    found[f"{name}, plain"] = seconds(work)
-            folder = folders["hashed"] / str(step)
+        def check(*parts: str) -> None:
+            step = checkpoint.latest_step(folders["hashed"])
             facts = checkpoint.read_facts(folders["hashed"], step)
-            found["hashes alone"] = seconds(
-                lambda folder=folder, facts=facts: hashes.check(folder, facts)
-            )
-            found["hashes of the parameters alone"] = seconds(
-                lambda folder=folder, facts=facts: hashes.check(folder, facts, "params")
-            )
-            for name, value in found.items() if step > 1 else ():
-                times.setdefault(name, []).append(value)
+            hashes.check(folders["hashed"] / str(step), facts, *parts)
+
+        def unhashed(work: Callable[[], object]) -> Callable[[], object]:
+            def run() -> object:
+                with none:
+                    return jax.block_until_ready(work())
+
+            return run
+
+        def waited(work: Callable[[], object]) -> Callable[[], object]:
+            return lambda: jax.block_until_ready(work())
+
+        calls = {
+            "save, hashed": lambda: save("hashed"),
+            "save, plain": unhashed(lambda: save("plain")),
+        }
+        for name, work in (("restore", restore), ("parameters", read)):
+            calls |= {f"{name}, hashed": waited(work), f"{name}, plain": unhashed(work)}
+        calls |= {
+            "hashes alone": check,
+            "hashes of the parameters alone": lambda: check("params"),
+        }
+        save("hashed")  # in every second round a restore comes before the save
+        medians = harness.in_turns(calls, repeats).median()
+        folder = folders["hashed"]
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = {
         name: medians[f"{name}, hashed"] / medians[f"{name}, plain"]
         for name in ("save", "restore", "parameters")
@@ -105,11 +104,8 @@ def measure(megabytes: int, repeats: int) -> dict:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    print(json.dumps(measure(given.megabytes, given.repeats), indent=1))
+    given = harness.parser(__doc__, megabytes=400, repeats=7).parse_args()
+    harness.show(measure(given.megabytes, given.repeats))
 
 
 if __name__ == "__main__":

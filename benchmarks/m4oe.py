@@ -19,14 +19,13 @@ Writes OUT/m4oe.json, m4oe.md, dice.png and gates.png after every finished job, 
 is cut short leaves what it has.
 """
 
-import argparse
 import json
 import os
 import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
+
+from benchmarks import harness, trainings
 
 MRI, CT = ("Task04_Hippocampus", "Task02_Heart", "Task92_SarcomaMR"), "Task91_SarcomaCT"
 TRAINED = ("gate", "scratch", "hard", "dense", "mri", "grown", "grown_frozen")
@@ -47,7 +46,6 @@ NAMES = {
     "grown_frozen": "CT added, new parts only",
 }
 HIDDEN = 8  # pixels along a side of what pre-training hides: 4x4 tokens of 2 pixels
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def warmup(steps):
@@ -81,13 +79,9 @@ def commands(given, more):
             f"--config.data.split.file={out / f'split_{split}.json'}",
             *own,
         ]
-        line = [
-            sys.executable,
-            "-m",
-            "medjax.main",
-            f"--config=configs/m4oe.py:{variant}",
-            f"--workdir={out / name}",
-        ]
+        line = harness.script(
+            "medjax.main", f"--config=configs/m4oe.py:{variant}", f"--workdir={out / name}"
+        )
         return [*line, *common, *own, *more]  # of a field that comes twice the last counts
 
     checks = [
@@ -100,17 +94,9 @@ def commands(given, more):
         f"--config.task_options.block={max(HIDDEN // given.patch_size, 1)}",
     ]
     warm = [f"--config.optim.warmup_steps={warmup(steps)}", *hidden, *checks]
-    grow = [
-        sys.executable,
-        "-m",
-        "medjax.cli",
-        "add-modality",
-        str(out / "mri"),
-        "--data",
-        str(given.data / CT),
-        "--begin",
-        "copy",
-    ]
+    grow = harness.script(
+        "medjax.cli", "add-modality", out / "mri", "--data", given.data / CT, "--begin", "copy"
+    )
     lines = {
         "pretrain": main("pretrain", "small_pretrain", *warm),
         "pretrain_dense": main(
@@ -124,17 +110,11 @@ def commands(given, more):
             "dense", "small_none", f"--config.init.source={out / 'pretrain_dense'}", *off
         ),
         "grown": [*grow, "--workdir", str(out / "grown"), "--steps", str(steps)],
-        "grown_frozen": [
-            *grow,
-            "--workdir",
-            str(out / "grown_frozen"),
-            "--steps",
-            str(steps),
-            "--freeze",
-        ],
     }
+    lines["grown_frozen"] = [*grow, "--workdir", str(out / "grown_frozen"), *lines["grown"][-2:]]
+    lines["grown_frozen"] += ["--freeze"]
     looks = {
-        name: [[sys.executable, "-m", "medjax.cli", "gates", str(out / name)]]
+        name: [harness.script("medjax.cli", "gates", out / name)]
         for name in ("gate", "scratch", "grown", "grown_frozen")
     }
     return {name: [line, *looks.get(name, ())] for name, line in lines.items()}
@@ -167,103 +147,6 @@ def prepare(given):
     )
 
 
-class Jobs:
-    """Runs the command lines, at most `parallel` at once, each after what it needs; a failure stops
-    only what depends on it.
-    """
-
-    def __init__(self, given, lines, report):
-        self.given, self.lines, self.report, self.began = given, lines, report, time.monotonic()
-        self.state = dict.fromkeys(lines, "waiting")
-        self.seconds, self.lock, self.running = {}, threading.Condition(), {}
-
-    def run(self):
-        """Blocks until every job ended one way or another."""
-        threads = [
-            threading.Thread(target=self._one, args=(name,), daemon=True) for name in self.lines
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _ready(self, name):
-        before = self.state.get(AFTER.get(name), "done")
-        return before not in ("waiting", "running") and len(self.running) < self.given.parallel
-
-    def _one(self, name):
-        with self.lock:
-            self.lock.wait_for(lambda: self._ready(name) and not self._more_urgent(name))
-            if self.state.get(AFTER.get(name), "done") != "done":
-                self.state[name] = f"skipped: {AFTER[name]} did not finish"
-                self.lock.notify_all()
-                return
-            self.state[name], self.running[name] = "running", True
-        left = (
-            self.given.minutes * 60 - (time.monotonic() - self.began)
-            if self.given.minutes
-            else None
-        )
-        try:
-            code, seconds = self._call(name, left)
-        except OSError as error:
-            code, seconds = str(error), 0.0
-        with self.lock:
-            self.seconds[name] = round(seconds, 1)
-            self.state[name] = (
-                "done" if code in (0, 3) else f"failed with code {code}, see logs/{name}.log"
-            )
-            self.running.pop(name)
-            print(f"{name}: {self.state[name]} ({self.seconds[name]} s)", flush=True)
-            try:
-                self.report(self)
-            except (
-                Exception
-            ) as error:  # a table that cannot be drawn yet must not keep the other jobs waiting
-                print(
-                    f"no report after {name}: {type(error).__name__}: {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.lock.notify_all()
-
-    def _more_urgent(self, name):
-        """Jobs that others wait for go first."""
-        waited_for = set(AFTER.values())
-        return name not in waited_for and any(self.state[n] == "waiting" for n in waited_for)
-
-    def _call(self, name, left):
-        """(exit code of the first line that failed, or 0; seconds)."""
-        start = time.monotonic()
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.given.out / "cache"))
-        environment = {
-            **os.environ,
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "CI": "1",
-            "JAX_COMPILATION_CACHE_DIR": cache,
-        }
-        environment.setdefault(
-            "XLA_FLAGS", "--xla_gpu_autotune_level=0"
-        )  # compiles in half the time; scores are what is measured here
-        code = 0
-        with open(self.given.out / "logs" / f"{name}.log", "w") as log:
-            for line in self.lines[name]:
-                rest = None if left is None else max(left - (time.monotonic() - start), 1)
-                try:
-                    done = subprocess.run(
-                        line,
-                        cwd=ROOT,
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        timeout=rest,
-                    )
-                except subprocess.TimeoutExpired:
-                    return "timeout", time.monotonic() - start
-                code = code or done.returncode
-        return code, time.monotonic() - start
-
-
 def scores(folder):
     """corpus -> (Dice, low, high) of a finished run, without one None."""
     try:
@@ -291,7 +174,7 @@ def curve(folder, name):
     return found
 
 
-def collect(given, jobs, facts):
+def collect(given, done, facts):
     """Everything that is known by now."""
     out = given.out
     results = {name: scores(out / name) for name in TRAINED}
@@ -317,8 +200,8 @@ def collect(given, jobs, facts):
     return {
         "given": settings,
         "facts": facts,
-        "jobs": jobs.state,
-        "seconds": jobs.seconds,
+        "jobs": {name: entry["rc"] for name, entry in done.items()},
+        "seconds": {name: entry["wall_s"] for name, entry in done.items()},
         "dice": results,
         "growth": growth,
         "gates": gates,
@@ -333,14 +216,16 @@ def markdown(found):
         "interval over patients].",
         "",
     ]
-    lines += ["| run | " + " | ".join(corpora) + " |", "|---|" + "---|" * len(corpora)]
-    for name, row in found["dice"].items():
-        cells = [_cell(row[c]) if row and c in row else "" for c in corpora]
-        lines.append(
-            f"| {NAMES[name]} | "
-            + " | ".join(cells if row else [str(found["jobs"].get(name))])
-            + " |"
-        )
+    rows = [
+        [
+            NAMES[name],
+            *(_cell(row[c]) if c in row else "" for c in corpora),
+        ]
+        if row
+        else [NAMES[name], f"exit code {found['jobs'].get(name, 'none yet')}"]
+        for name, row in found["dice"].items()
+    ]
+    lines.append(harness.table(["run", *corpora], rows))
     for name, entry in found["growth"].items():
         added = ", ".join(f"{k} {v:,}" for k, v in entry["added"].items())
         lines += [
@@ -356,12 +241,11 @@ def markdown(found):
             "",
             f"Mean gate weight over all blocks, {NAMES[name]}:",
             "",
-            "| modality | " + " | ".join(experts) + " |",
-        ]
-        lines += ["|---|" + "---:|" * len(experts)]
-        lines += [
-            f"| {m} | " + " | ".join(f"{row[e]:.3f}" for e in experts) + " |"
-            for m, row in table.items()
+            harness.table(
+                ["modality", *experts],
+                [[m, *(f"{row[e]:.3f}" for e in experts)] for m, row in table.items()],
+                right=range(1, 1 + len(experts)),
+            ),
         ]
     lines += ["", "Seconds: " + ", ".join(f"{k} {v}" for k, v in found["seconds"].items())]
     return "\n".join(lines) + "\n"
@@ -413,26 +297,18 @@ def picture(found, path):
 
 def main():
     """Runs everything and writes the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--parallel", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2, help="of each job's sampler")
-    parser.add_argument(
-        "--patch-size",
-        type=int,
-        default=2,
-        help="pixels per token; 4 is the paper's and takes a quarter of the time",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=0.0,
-        help="jobs that still run after this are stopped; 0: never",
-    )
-    parser.add_argument(
-        "--stage", choices=("prepare", "all"), default="all", help=argparse.SUPPRESS
+    parser = harness.parser(
+        __doc__,
+        data=harness.flag(type=Path, required=True),
+        out=harness.flag(type=Path, required=True),
+        steps=1500,
+        parallel=4,
+        threads=harness.flag(2, help="of each job's sampler"),
+        patch_size=harness.flag(
+            2, help="pixels per token; 4 is the paper's and takes a quarter of the time"
+        ),
+        minutes=harness.flag(0.0, help="jobs that still run after this are stopped; 0: never"),
+        stage=harness.flag("all", choices=("prepare", "all"), help=None),
     )
     given, more = parser.parse_known_args()
     if given.steps < 2:
@@ -446,32 +322,31 @@ def main():
     if given.stage == "prepare":
         return prepare(given)
     began = time.monotonic()
-    line = [
-        sys.executable,
-        "-m",
-        "benchmarks.m4oe",
-        "--data",
-        str(given.data),
-        "--out",
-        str(given.out),
-        "--stage",
-        "prepare",
-    ]
-    subprocess.run(line, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
+    place = ("--data", given.data, "--out", given.out)
+    line = harness.script("benchmarks.m4oe", *place, "--stage", "prepare")
+    subprocess.run(line, cwd=harness.ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
     facts = json.loads((given.out / "facts.json").read_text()) | {
         "seconds to prepare": round(time.monotonic() - began, 1)
     }
 
-    def report(jobs):
-        found = collect(given, jobs, facts)
+    def report(done):
+        found = collect(given, done, facts)
         (given.out / "m4oe.json").write_text(json.dumps(found, indent=1) + "\n")
         (given.out / "m4oe.md").write_text(markdown(found))
         picture(found, given.out / "dice.png")
+        return found
 
-    jobs = Jobs(given, commands(given, more), report)
-    jobs.run()
-    report(jobs)
-    print(markdown(collect(given, jobs, facts)))
+    jobs = {
+        name: trainings.Job(lines, AFTER.get(name, ""), good=(0, 3))
+        for name, lines in commands(given, more).items()
+    }
+    # compiles in half the time; scores are what is measured here
+    quick = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_gpu_autotune_level=0")}
+    cache = str(given.out / "cache")
+    quick["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR", cache)
+    limit = given.minutes * 60 or None
+    done = trainings.run(jobs, given.out / "logs", given.parallel, limit, report, **quick)
+    print(markdown(report(done)))
 
 
 if __name__ == "__main__":

@@ -11,21 +11,17 @@ it and PyTorch autocasts to it. Routings: the soft mixture on both sides, hard r
 MLPs. Without torch only our side runs. Quote ratios, machines differ. Needs the `parity` extra.
 """
 
-import argparse
-import json
 import os
-import statistics
-import time
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
+from benchmarks import harness, training_step
 from medjax.losses import softmax_cross_entropy, softmax_dice
 from medjax.models import swin_unet
+from medjax.train import optim
 
 CHANNELS = (tuple(range(13)), (13, 14), tuple(range(15, 30)))  # kept apart, as in M4oE
 ROUTINGS = {"soft": ("both", "gate"), "hard": ("both", "hard"), "dense": ("none", "gate")}
@@ -42,8 +38,13 @@ def batch_of(given):
     return image, label, which
 
 
+def heads(given):
+    """Of the four stages."""
+    return [h * given.width // 96 or 1 for h in (3, 6, 12, 24)]
+
+
 def ours(given, routing):
-    """() -> None, one step; blocks until it is done."""
+    """Our step."""
     place, kind = ROUTINGS[routing]
     net = swin_unet.make(
         30,
@@ -54,57 +55,36 @@ def ours(given, routing):
         dtype=given.dtype,
         width=given.width,
         window=given.window,
-        heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
+        heads=heads(given),
     )
-    image, label, which = (jnp.asarray(a) for a in batch_of(given))
+    image, label, which = batch_of(given)
     table = np.zeros((3, 16, 30), bool)
     for corpus, channels in enumerate(CHANNELS):
         table[corpus, 1 + np.arange(len(channels)), list(channels)] = True
     batch = {
+        "image": image,
         "label": label,
-        "table": jnp.asarray(table)[which],
-        "known": jnp.asarray(table.any(1))[which],
+        "table": table[which],
+        "known": table.any(1)[which],
         "corpus": which,
+        "modality": which,
     }
-    context = {"corpus": which, "modality": which}
-    losses = ((0.4, softmax_cross_entropy.make()), (0.6, softmax_dice.make()))
-    tx = optax.adamw(5e-4, weight_decay=1e-4)
-
-    @jax.jit
-    def init():
-        params = net.init(jax.random.key(0), image[:1])["params"]
-        return params, tx.init(params)
-
-    def step(state, key):
-        params, opt = state
-
-        def loss(p):
-            outputs = net.apply({"params": p}, image, context, True, rngs={"dropout": key})
-            return sum(weight * f(outputs, batch) for weight, f in losses)
-
-        value, gradient = jax.value_and_grad(loss)(params)
-        updates, opt = tx.update(gradient, opt, params)
-        return (optax.apply_updates(params, updates), opt), value
-
-    update = jax.jit(step, donate_argnums=0)
-    held = {"state": init(), "count": 0}
-
-    def run(steps=1):
-        for _ in range(steps):
-            held["count"] += 1
-            held["state"], value = update(held["state"], jax.random.key(held["count"]))
-        held["loss"] = float(jax.block_until_ready(value))
-        return held["loss"]
-
-    return run
+    losses = [
+        ("cross_entropy", 0.4, softmax_cross_entropy.make()),
+        ("dice", 0.6, softmax_dice.make()),
+    ]
+    optimizer = optim.make(
+        steps=1000, name="adamw", lr=5e-4, weight_decay=1e-4, schedule="constant", clip_norm=0.0
+    )
+    return training_step.Ours(net, losses, batch, optimizer, context=("corpus", "modality"))
 
 
 def theirs(given, routing):
     """The same step in PyTorch, on the GPU if there is one."""
     import torch
-    from torch.nn import functional as F
 
-    from benchmarks.torch_swin_unet import SwinUnet
+    from benchmarks.peers import torch_losses
+    from benchmarks.peers.torch_swin_unet import SwinUnet
 
     place, kind = ROUTINGS[routing]
     mlp = kind if place == "both" else "dense"
@@ -116,7 +96,7 @@ def theirs(given, routing):
             [1 + len(c) for c in CHANNELS],
             given.side,
             given.width,
-            heads=[h * given.width // 96 or 1 for h in (3, 6, 12, 24)],
+            heads=heads(given),
             window=given.window,
             encoder=mlp,
             decoder=mlp,
@@ -132,27 +112,12 @@ def theirs(given, routing):
     )
     forward = torch.compile(net) if given.compile else net
 
-    def run(steps=1):
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=given.dtype == "bfloat16"):
-                logits = forward(image, modality, which.tolist())
-            total = 0.0
-            for x, y in zip(logits, label, strict=True):
-                x = x.float()
-                p, hot = x.softmax(0), F.one_hot(y, len(x)).permute(2, 0, 1).float()
-                overlap, volume = (p * hot).sum((1, 2)), (p * p).sum((1, 2)) + hot.sum((1, 2))
-                total = (
-                    total
-                    + 0.4 * F.cross_entropy(x[None], y[None])
-                    + 0.6 * (1 - ((2 * overlap + 1e-5) / (volume + 1e-5)).mean())
-                )
-            total = total / len(logits)
-            total.backward()
-            optimizer.step()
-        return float(total.detach())
+    def loss():
+        with torch.autocast(device.type, torch.bfloat16, enabled=given.dtype == "bfloat16"):
+            logits = forward(image, modality, which.tolist())
+        return torch_losses.slices(logits, label)
 
-    return run
+    return training_step.Theirs(net, optimizer, loss, clip=None)
 
 
 def measure(given, routing):
@@ -162,46 +127,44 @@ def measure(given, routing):
         sides["torch"] = theirs(given, routing)
     except ImportError as error:
         print(f"only our side: {error}")
-    wall, cpu = {n: [] for n in sides}, {n: [] for n in sides}
-    losses = {}
-    for i in range(given.rounds + 1):  # the first round compiles and warms up
-        for name, run in sides.items():
-            began = time.perf_counter(), time.process_time()
-            losses[name] = run(given.steps)
-            if i:
-                wall[name].append((time.perf_counter() - began[0]) / given.steps)
-                cpu[name].append((time.process_time() - began[1]) / given.steps)
+
+    def several(step):
+        return lambda: [step() for _ in range(given.steps)][-1]
+
+    turns = harness.in_turns({n: several(one.step) for n, one in sides.items()}, given.rounds)
+    seconds = {k: {n: v / given.steps for n, v in turns.median(k).items()} for k in ("wall", "cpu")}
     found = {
-        "seconds": {n: round(statistics.median(v), 4) for n, v in wall.items()},
-        "loss": losses,
+        "seconds": {n: round(v, 4) for n, v in seconds["wall"].items()},
+        "loss": turns.results,
+        "cpu seconds": {n: round(v, 4) for n, v in seconds["cpu"].items()},
+        "images/s": {n: round(given.batch / v, 1) for n, v in seconds["wall"].items()},
     }
-    found["cpu seconds"] = {n: round(statistics.median(v), 4) for n, v in cpu.items()}
-    found["images/s"] = {n: round(given.batch / v, 1) for n, v in found["seconds"].items()}
     if len(sides) > 1:
-        for key, times in (("torch over medjax, wall", wall), ("torch over medjax, cpu", cpu)):
-            found[key] = round(
-                statistics.median(
-                    b / a for a, b in zip(times["medjax"], times["torch"], strict=True)
-                ),
-                2,
-            )
+        for kind in ("wall", "cpu"):
+            found[f"torch over medjax, {kind}"] = turns.ratio("torch", "medjax", kind)
     return found
+
+
+def arguments():
+    """The flags."""
+    return harness.parser(
+        __doc__,
+        batch=2,
+        side=224,
+        width=96,
+        window=7,
+        dtype=harness.flag("float32", choices=("float32", "bfloat16")),
+        rounds=5,
+        steps=harness.flag(1, help="per round"),
+        compile=harness.flag(False, help="torch.compile the peer"),
+        routings="soft,hard,dense",
+        out="",
+    )
 
 
 def main():
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--window", type=int, default=7)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="per round")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
-    parser.add_argument("--routings", default="soft,hard,dense")
-    parser.add_argument("--out", default="")
-    given = parser.parse_args()
+    given = arguments().parse_args()
     device = jax.devices()[0]
     found = {
         "given": vars(given),
@@ -214,11 +177,8 @@ def main():
             found["steps"][routing] = measure(given, routing)
         except Exception as error:  # one routing that does not fit must not lose the others
             found["steps"][routing] = {"failed": f"{type(error).__name__}: {error}"[:300]}
-        print(json.dumps({routing: found["steps"][routing]}), flush=True)
-        if given.out:
-            with open(given.out, "w") as file:
-                json.dump(found, file, indent=1)
-    print(json.dumps(found))
+        harness.show({routing: found["steps"][routing]}, indent=None)
+    harness.show(found, given.out, indent=None)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ class for nothing and computes the same four numbers with `use_subvoxels=True` w
 Quote the ratio, machines differ. Needs the `parity` extra.
 """
 
-import argparse
-import json
 import resource
-import statistics
-import time
 import warnings
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from benchmarks import harness
+from benchmarks.peers import monai_metrics
 from medjax.labels import Corpus
 from medjax.metrics import counts
 from medjax.metrics import side as masks
@@ -70,77 +68,42 @@ def ours(reference, prediction, classes):
     return run
 
 
-def monai(reference, prediction, classes):
-    """The same four numbers from MONAI's functions."""
-    import torch
-    from monai import metrics
-
-    def run():
-        found = {}
-        for c in range(1, classes + 1):
-            a, b = (
-                torch.as_tensor(np.stack([m != c, m == c])[None]) for m in (reference, prediction)
-            )
-            surface = {"spacing": SPACING}
-            found[str(c)] = {
-                "Dice": float(metrics.compute_dice(b, a, include_background=False)[0, 0]),
-                "NSD": float(
-                    metrics.compute_surface_dice(
-                        b, a, [TOLERANCE_MM], use_subvoxels=True, **surface
-                    )[0, 0]
-                ),
-                "HD95": float(
-                    metrics.compute_hausdorff_distance(b, a, percentile=95, **surface)[0, 0]
-                ),
-                "ASSD": float(
-                    metrics.compute_average_surface_distance(b, a, symmetric=True, **surface)[0, 0]
-                ),
-            }
-        return found
-
-    return run
-
-
 def main() -> None:
     """Times both sides in turn."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--shape", type=int, nargs=3, default=(300, 512, 512), metavar=("Z", "Y", "X")
-    )
-    parser.add_argument("--classes", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=3)
-    args = parser.parse_args()
+    args = harness.parser(
+        __doc__,
+        shape=harness.flag((300, 512, 512), metavar=("Z", "Y", "X")),
+        classes=5,
+        runs=3,
+    ).parse_args()
     warnings.simplefilter("ignore")
-    volumes = pair(tuple(args.shape), args.classes)
-    sides = {"medjax": ours(*volumes, args.classes), "monai": monai(*volumes, args.classes)}
-    seconds, results = {name: [] for name in sides}, {}
-    peak = {}
-    for _ in range(args.runs):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            results[name] = run()
-            seconds[name].append(time.perf_counter() - start)
-            peak.setdefault(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    volumes, peak = pair(args.shape, args.classes), {}
+    sides = {
+        "medjax": ours(*volumes, args.classes),
+        "monai": monai_metrics.scores(*volumes, args.classes, SPACING, TOLERANCE_MM),
+    }
+
+    def noted(name):
+        found = sides[name]()
+        peak.setdefault(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        return found
+
+    turns = harness.in_turns({n: lambda n=n: noted(n) for n in sides}, args.runs, warm=0)
+    results = turns.results
     difference = {
         m: max(abs(results["medjax"][c][m] - results["monai"][c][m]) for c in results["medjax"])
         for m in ("Dice", "NSD", "HD95", "ASSD")
     }
-    ratio = statistics.median(
-        b / a for a, b in zip(seconds["medjax"], seconds["monai"], strict=True)
-    )
-    print(
-        json.dumps(
-            {
-                "shape": args.shape,
-                "classes": args.classes,
-                "seconds": seconds,
-                "ratio": ratio,
-                "peak_gib_so_far": peak,
-                "difference": difference,
-                "scores": results,
-            },
-            indent=1,
-        )
+    harness.show(
+        {
+            "shape": args.shape,
+            "classes": args.classes,
+            "seconds": turns.seconds["wall"],
+            "ratio": turns.ratio("monai", "medjax"),
+            "peak_gib_so_far": peak,
+            "difference": difference,
+            "scores": results,
+        }
     )
 
 

@@ -16,7 +16,6 @@ import argparse
 from pathlib import Path
 
 from benchmarks import trainings
-from benchmarks.trainings import Training
 
 CONFIG = "configs/hippocampus.py:joint"
 TASKS = ("Task04_Hippocampus", "Task02_Heart", "Task91_SarcomaCT", "Task92_SarcomaMR")
@@ -64,14 +63,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     shared = flags(given.data.resolve(), out, given.steps, given.size)
     trainings.prepare(CONFIG, shared, out)
-    jobs = [Training("joint", shared)] + [
-        Training(name, (*shared, f"--config.data.only={name},")) for name in SINGLES
-    ]
+    flagged = {"joint": shared}
+    flagged |= {name: (*shared, f"--config.data.only={name},") for name in SINGLES}
     if given.longer:
-        jobs.append(
-            Training("joint_longer", flags(given.data.resolve(), out, given.longer, given.size))
-        )
-    status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
+        flagged["joint_longer"] = flags(given.data.resolve(), out, given.longer, given.size)
+    jobs = {name: trainings.training(CONFIG, out, name, words) for name, words in flagged.items()}
+    status = trainings.run(jobs, out, given.parallel, given.timeout)
     report(out, given, status)
 
 

@@ -1,5 +1,4 @@
-"""Mutants of model files: what `benchmarks/fuzz.py` feeds to the readers, and how each kind is
-read.
+"""Mutants of model files: what `benchmarks/fuzz.py` feeds to the readers.
 
 In: a kind, its seeds (whole files) and a random generator. Out: bytes. Damage is done at the layer
 that matters: bits and lengths of the whole file, instructions of PyTorch's byte code built from
@@ -7,21 +6,16 @@ names that are allowed, fields of headers and of JSON, bytes of StableHLO. The h
 are computed again, so that the mutation reaches the code behind the check.
 """
 
-import collections
-import contextlib
 import hashlib
 import io
 import json
-import pickle
 import random
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks.mutant_files import PLAIN, code_name, text
 
-ENDINGS = {"torch": ".pth", "npz": ".npz", "archive": ".medjax", "stablehlo": ".medjax"}
 NUMBERS = (0, 1, -1, 2, 8, 255, 1 << 15, (1 << 31) - 1, 1 << 31, 1 << 40, -(1 << 40), (1 << 63) - 1)
 VALUES: tuple[Any, ...] = (
     None,
@@ -57,273 +51,6 @@ VALUES: tuple[Any, ...] = (
     "__init__",
     "NaN",
 )
-
-
-def name_of(kind: str, index: int) -> str:
-    """A file name that shows the kind."""
-    return f"{kind}-{index}{ENDINGS[kind]}"
-
-
-def kind_of(path: Path) -> str:
-    """The kind of a file that `name_of` named."""
-    return next(kind for kind in ENDINGS if f"{kind}-" in path.name)
-
-
-# -- reading ---------------------------------------------------------------------------------------
-
-
-def read(kind: str, path: Path) -> None:
-    """Reads a file as medjax does; raises what that raises."""
-    {"torch": _read_torch, "npz": _read_npz, "archive": _read_archive, "stablehlo": _read_function}[
-        kind
-    ](path)
-
-
-def _read_torch(path: Path) -> None:
-    from medjax.runs import imported
-    from medjax.weights import accounts, plans_v1
-
-    if b"plans_per_stage" in path.read_bytes():
-        plans_v1.read_plans_v1(path)
-        return
-    structure = accounts.read(path)
-    with imported._understood(path, "nnunet"):
-        imported._describe(structure, path, None, (), "3d_fullres", "")
-        accounts.tensors_of(structure)
-
-
-def _read_npz(path: Path) -> None:
-    """As weights, and as a mask of a corpus (whose name holds the shape)."""
-    from medjax.errors import MedjaxError
-    from medjax.runs import imported
-    from medjax.scans import arrays
-    from medjax.weights import accounts
-
-    as_mask = path.parent / path.stem / "mask_(2, 3, 4, 5).npz"
-    as_mask.parent.mkdir(exist_ok=True)
-    as_mask.write_bytes(path.read_bytes())
-    try:
-        with contextlib.suppress(MedjaxError):
-            np.asarray(arrays.read(str(as_mask)).array)
-    finally:
-        as_mask.unlink()
-        as_mask.parent.rmdir()
-    with imported._understood(path, "nnunet"):
-        accounts.tensors_of(accounts.read(path))
-
-
-def _read_archive(path: Path) -> None:
-    from medjax.runs.trained import load_predictor
-
-    load_predictor(path)
-
-
-_VERIFIER: list[Any] = []
-
-
-def _read_function(path: Path) -> None:
-    """Verified by one process that stays, then called here on zeros."""
-    import jax
-    import jax.numpy as jnp
-
-    from medjax.runs import trained
-    from medjax.weights.formats import stablehlo
-    from medjax.weights.formats.verification import Verifier
-
-    if not _VERIFIER:
-        _VERIFIER.append(Verifier(patience=100.0))
-    one = trained.read_model(path)
-    apply, window = stablehlo.function(one.archive, verifier=_VERIFIER[0])
-    channels = max(len(corpus.channels) for corpus in one.space.corpora)
-    context = {
-        "corpus": jnp.zeros(1, jnp.int32),
-        "modality": jnp.zeros(1, jnp.int32),
-        "spacing_mm": jnp.ones((1, 3)),
-    }
-    np.asarray(
-        jax.jit(lambda image: apply({}, image, context)["logits"])(
-            jnp.zeros((1, *window, channels))
-        )
-    )
-
-
-# -- seeds -----------------------------------------------------------------------------------------
-
-
-def seeds(folder: Path, kinds: list[str]) -> dict[str, list[bytes]]:
-    """Whole files of each kind, made here."""
-    found = {}
-    if "torch" in kinds:
-        found["torch"] = [
-            *(_torch_zip(body) for body in (_state(), _state(3))),
-            _plan(2),
-            _plan(4),
-            _stream(),
-        ]
-    if "npz" in kinds:
-        found["npz"] = _npz_files()
-    if "archive" in kinds or "stablehlo" in kinds:
-        from medjax.runs.export import export
-        from tests.support.run import make_run
-
-        run = make_run(folder / "run")
-        forms = [("archive", "weights")] * ("archive" in kinds) + [("stablehlo", "function")] * (
-            "stablehlo" in kinds
-        )
-        for kind, form in forms:
-            export(run, folder / f"{form}.medjax", form, platforms=("cpu",))
-            found[kind] = [(folder / f"{form}.medjax").read_bytes()]
-    return found
-
-
-def _text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def _name(module: str, attribute: str) -> bytes:
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def _tensor(key: str, shape: tuple[int, ...]) -> bytes:
-    count, strides = (
-        int(np.prod(shape)),
-        tuple(int(np.prod(shape[a + 1 :])) for a in range(len(shape))),
-    )
-    sizes = [
-        b"(" + b"".join(b"J" + struct.pack("<i", n) for n in values) + b"t"
-        for values in (shape, strides)
-    ]
-    reference = (
-        b"("
-        + _text("storage")
-        + _name("torch", "FloatStorage")
-        + _text(key)
-        + _text("cpu")
-        + b"J"
-        + struct.pack("<i", count)
-        + b"tQ"
-    )
-    return (
-        _name("torch._utils", "_rebuild_tensor_v2")
-        + b"("
-        + reference
-        + b"K\x00"
-        + sizes[0]
-        + sizes[1]
-        + b"\x89"
-        + _ORDERED
-        + b")RtR"
-    )
-
-
-_ORDERED = _name("collections", "OrderedDict")
-_PLAIN = b"(K\x03" + _text("<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-
-
-def _state(layers: int = 2) -> bytes:
-    """The byte code of a checkpoint: tensors, a numpy number, an array, plain values."""
-    dtype = _name("numpy", "dtype") + _text("f8") + b"\x89\x88\x87Rq\x07" + _PLAIN
-    number = (
-        _name("numpy.core.multiarray", "scalar")
-        + dtype
-        + b"C\x08"
-        + struct.pack("<d", 0.5)
-        + b"\x86R"
-    )
-    unfilled = (
-        _name("numpy.core.multiarray", "_reconstruct")
-        + _name("numpy", "ndarray")
-        + b"K\x00\x85C\x01b\x87Rq\x08"
-    )
-    array = unfilled + b"(K\x01K\x02\x85h\x07\x89C\x10" + struct.pack("<2d", 1, 2) + b"tb"
-    weights = (
-        _ORDERED
-        + b")R("
-        + b"".join(_text(f"layer{k}.weight") + _tensor(str(k), (4, 2)) for k in range(layers))
-        + b"u}b"
-    )
-    plain = (
-        b"}("
-        + _text("epoch")
-        + b"K\x03"
-        + _text("best")
-        + number
-        + _text("log")
-        + array
-        + _text("name")
-        + _text("trainer")
-        + b"u"
-    )
-    return b"\x80\x02}(" + _text("network_weights") + weights + _text("facts") + plain + b"u."
-
-
-def _torch_zip(body: bytes, storages: int = 3, compress: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("archive/data.pkl", body)
-        archive.writestr("archive/byteorder", "little")
-        for k in range(storages):
-            archive.writestr(f"archive/data/{k}", np.arange(8, dtype="<f4").tobytes(), compress)
-    return out.getvalue()
-
-
-def _stream() -> bytes:
-    body = _state()
-    parts = [pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    data = b"".join(struct.pack("<q", 8) + np.arange(8, dtype="<f4").tobytes() for _ in range(2))
-    return b"".join(parts) + body + pickle.dumps(["0", "1"], 2) + data
-
-
-def _plan(protocol: int) -> bytes:
-    """A plan of nnU-Net v1."""
-    stage = {
-        "batch_size": 2,
-        "patch_size": np.array([16, 32, 32]),
-        "current_spacing": np.array([1.5, 1.0, 1.0]),
-        "median_patient_size_in_voxels": np.array([18, 41, 41]),
-        "pool_op_kernel_sizes": [[2, 2, 2], [1, 2, 2]],
-        "conv_kernel_sizes": [[3, 3, 3]] * 3,
-    }
-    properties = {
-        "mean": np.float64(63.4),
-        "sd": np.float32(175.4),
-        "percentile_00_5": -927.0,
-        "percentile_99_5": 275.0,
-    }
-    return pickle.dumps(
-        {
-            "modalities": {0: "CT"},
-            "normalization_schemes": collections.OrderedDict({0: "CT"}),
-            "transpose_forward": [0, 1, 2],
-            "use_mask_for_norm": collections.OrderedDict({0: False}),
-            "base_num_features": 30,
-            "conv_per_stage": 2,
-            "dataset_properties": {"intensityproperties": collections.OrderedDict({0: properties})},
-            "plans_per_stage": {0: stage},
-        },
-        protocol,
-    )
-
-
-def _npz_files() -> list[bytes]:
-    from scipy import sparse
-
-    files = []
-    for save in (np.savez, np.savez_compressed):
-        files.append(io.BytesIO())
-        save(
-            files[-1],
-            a=np.arange(6, dtype=np.float32).reshape(2, 3),
-            b=np.asfortranarray(np.ones((3, 2))),
-            c=np.int16(3),
-        )
-    for form in (sparse.csr_matrix, sparse.coo_matrix, sparse.csc_matrix):
-        files.append(io.BytesIO())
-        sparse.save_npz(files[-1], form(np.eye(2, 60, dtype=np.uint8)))
-    return [file.getvalue() for file in files]
-
-
-# -- mutation --------------------------------------------------------------------------------------
 
 
 def mutant(kind: str, sources: list[bytes], rng: random.Random) -> bytes:
@@ -378,7 +105,7 @@ def _instruction(rng: random.Random) -> bytes:
 
     what = rng.randrange(12)
     if what < 3:
-        return _name(*rng.choice(sorted(ALLOWED)))
+        return code_name(*rng.choice(sorted(ALLOWED)))
     if what == 3:
         return bytes(
             [rng.choice(b"()0123NRbtaeusdlQ]}.\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x93\x94")]
@@ -388,7 +115,7 @@ def _instruction(rng: random.Random) -> bytes:
     if what == 5:
         return b"\x8a\x08" + (rng.choice(NUMBERS) & (2**64 - 1)).to_bytes(8, "little")
     if what == 6:
-        return _text(
+        return text(
             rng.choice(
                 (
                     "f8",
@@ -417,17 +144,17 @@ def _instruction(rng: random.Random) -> bytes:
             rng.choice(NUMBERS) & (2**64 - 1)
         ).to_bytes(8, "little")
     if what == 9:
-        return _PLAIN
+        return PLAIN
     if what == 10:
         return (
             b"(K\x03"
-            + _text("|")
+            + text("|")
             + b"N"
-            + _text("a")
+            + text("a")
             + b"\x85}"
-            + _text("a")
-            + _name("numpy", "dtype")
-            + _text("O")
+            + text("a")
+            + code_name("numpy", "dtype")
+            + text("O")
             + b"\x85RK\x00\x86sK\x08K\x01K?tb"
         )
     return bytes([rng.randrange(256)])

@@ -1,8 +1,5 @@
 """The networks that `benchmarks/networks.py` times, and a training step of each: ours, and
-PyTorch's on the same device.
-
-A step: forward, backward, clipping to norm 12, SGD with Nesterov momentum and coupled weight decay;
-sigmoid cross-entropy and soft Dice at every resolution with nnU-Net's weights.
+PyTorch's on the same device (see `benchmarks/training_step.py`).
 """
 
 import math
@@ -126,7 +123,7 @@ def build_peer(entry, device):
     """The same network in PyTorch."""
     import torch
 
-    from benchmarks import torch_networks as peers
+    from benchmarks.peers import torch_networks as peers
 
     torch.manual_seed(0)
     given, classes = entry["arguments"], entry["classes"]
@@ -193,181 +190,36 @@ def multiply_adds(jaxpr):
     return total
 
 
-class Ours:
-    """medjax on the default device: `compile()` once, then `step()`."""
+def ours(entry, dtype):
+    """Our step, with the multiply-adds of the forward pass as `forward_macs`."""
+    import jax
+    import jax.numpy as jnp
 
-    def __init__(self, entry, dtype):
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
+    from benchmarks import training_step
 
-        from medjax.losses import cross_entropy, dice
-        from medjax.losses.parts import deep
-        from medjax.train import optim
-
-        self.jax, classes, batch, patch = jax, entry["classes"], entry["batch"], entry["patch"]
-        net = build(entry, dtype)
-        image = jax.ShapeDtypeStruct((batch, *patch, 1), jnp.float32)
-        shapes = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
-        self.parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-        forward = jax.make_jaxpr(
-            lambda p, x: (lambda o: (o["logits"], o.get("deep", [])))(net.apply({"params": p}, x))
-        )(shapes, image)
-        self.forward_macs = multiply_adds(forward.jaxpr)
-        rng = np.random.default_rng(0)
-
-        def fill(
-            leaf,
-        ):  # fan-in scaled numbers; norms' scales and biases alike, which costs nothing here
-            fan = math.prod(leaf.shape[:-1]) or 1
-            return (
-                jax.random.normal(
-                    jax.random.key(int(rng.integers(1 << 30))), leaf.shape, leaf.dtype
-                )
-                * (2 / fan) ** 0.5
-            )
-
-        params = (
-            jax.tree.map(fill, shapes)
-            if jax.default_backend() != "cpu"
-            else jax.tree.map(
-                lambda leaf: jnp.asarray(
-                    rng.normal(size=leaf.shape) * (2 / (math.prod(leaf.shape[:-1]) or 1)) ** 0.5,
-                    jnp.float32,
-                ),
-                shapes,
-            )
-        )
-        optimizer = optim.make(steps=1000)
-        self.state = {"params": params, "opt": jax.jit(optimizer.tx.init)(params)}
-        table = np.eye(classes + 1, classes, -1, dtype=bool)[None].repeat(batch, 0)
-        self.data = {
-            "image": jnp.asarray(rng.normal(size=image.shape), jnp.float32),
-            "label": jnp.asarray(rng.integers(0, classes + 1, (batch, *patch)), jnp.int32),
-            "table": jnp.asarray(table),
-            "known": jnp.ones((batch, classes), bool),
-        }
-        losses = [("cross_entropy", 1.0, cross_entropy.make()), ("dice", 1.0, dice.make())]
-
-        def step(state, data):
-            def loss(p):
-                return deep.total(
-                    losses, net.apply({"params": p}, data["image"], None, True), data
-                )[0]
-
-            value, gradients = jax.value_and_grad(loss)(state["params"])
-            updates, opt = optimizer.tx.update(gradients, state["opt"], state["params"])
-            return {"params": jax.tree.map(jnp.add, state["params"], updates), "opt": opt}, value
-
-        self.function = jax.jit(step, donate_argnums=0)
-
-    def compile(self):
-        lowered = self.function.lower(self.state, self.data)
-        self.function = lowered.compile()
-        sizes = self.function.memory_analysis()
-        self.planned = (
-            None if sizes is None else sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-        )
-        self.step()
-
-    def step(self):
-        self.state, value = self.function(self.state, self.data)
-        self.loss = float(value)
-
-    def memory(self):
-        """GiB at the peak: what the allocator saw, and what the compiled program plans (arguments
-        and temporaries).
-        """
-        stats = self.jax.devices()[0].memory_stats() or {}
-        seen = stats.get("peak_bytes_in_use")
-        return {
-            k: v and round(v / 2**30, 2) for k, v in (("seen", seen), ("planned", self.planned))
-        }
-
-    def close(self):
-        self.state = self.data = self.function = None
-        self.jax.clear_caches()
+    net = build(entry, dtype)
+    image = jax.ShapeDtypeStruct((entry["batch"], *entry["patch"], 1), jnp.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    forward = jax.make_jaxpr(
+        lambda p, x: (lambda o: (o["logits"], o.get("deep", [])))(net.apply({"params": p}, x))
+    )(shapes, image)
+    step = training_step.supervised(
+        net, entry["patch"], entry["batch"], entry["classes"], training_step.filled(shapes)
+    )
+    step.forward_macs = multiply_adds(forward.jaxpr)
+    return step
 
 
-class Theirs:
-    """The peer: torch.compile on a GPU, eager on a CPU."""
+def theirs(entry, dtype):
+    """The peer's step."""
+    import torch
 
-    def __init__(self, entry, dtype):
-        import torch
+    from benchmarks import training_step
 
-        from medjax.losses.parts import deep
-
-        self.torch, self.device = torch, "cuda" if torch.cuda.is_available() else "cpu"
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-        patch, batch, classes = entry["patch"], entry["batch"], entry["classes"]
-        self.net = build_peer(entry, self.device).train()
-        self.parameters = sum(p.numel() for p in self.net.parameters())
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(), 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5
-        )
-        self.image = torch.randn(batch, 1, *patch, device=self.device)
-        self.label = torch.randint(0, classes + 1, (batch, *patch), device=self.device)
-        half = dtype == "bfloat16"
-
-        def loss(image, label):
-            with torch.autocast(self.device, torch.bfloat16, enabled=half):
-                outputs = self.net(image)
-            total = 0.0
-            for weight, logits in zip(deep.weights(len(outputs)), outputs, strict=True):
-                if weight:
-                    logits = logits.float()
-                    stride = [n // k for n, k in zip(patch, logits.shape[2:], strict=True)]
-                    small = label[
-                        :,
-                        stride[0] // 2 :: stride[0],
-                        stride[1] // 2 :: stride[1],
-                        stride[2] // 2 :: stride[2],
-                    ]
-                    target = (
-                        small[:, None]
-                        == torch.arange(1, classes + 1, device=label.device)[
-                            None, :, None, None, None
-                        ]
-                    ).float()
-                    p = torch.sigmoid(logits)
-                    overlap, volume = (
-                        (p * target).sum((0, 2, 3, 4)),
-                        p.sum((0, 2, 3, 4)) + target.sum((0, 2, 3, 4)),
-                    )
-                    entropy = (
-                        torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
-                        * classes
-                    )
-                    total = total + weight * (
-                        entropy - (2 * overlap / volume.clamp(min=1e-7)).sum()
-                    )
-            return total
-
-        self.loss_of = torch.compile(loss) if self.device == "cuda" else loss
-
-    def compile(self):
-        self.step()
-        if self.device == "cuda":
-            self.torch.cuda.reset_peak_memory_stats()
-        self.step()
-
-    def step(self):
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self.loss_of(self.image, self.label)
-        value.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.net.parameters(), 12)
-        self.optimizer.step()
-        self.loss = float(value.detach())  # waits for the device
-
-    def memory(self):
-        seen = self.torch.cuda.max_memory_allocated() if self.device == "cuda" else None
-        return {"seen": seen and round(seen / 2**30, 2)}
-
-    def close(self):
-        self.net = self.optimizer = self.loss_of = self.image = self.label = None
-        if self.device == "cuda":
-            self.torch.cuda.empty_cache()
+    net = build_peer(entry, "cuda" if torch.cuda.is_available() else "cpu")
+    return training_step.supervised_peer(
+        net, entry["patch"], entry["batch"], entry["classes"], dtype
+    )
 
 
-SIDES = {"medjax": Ours, "torch": Theirs}
+SIDES = {"medjax": ours, "torch": theirs}

@@ -20,17 +20,17 @@ the finest and deep logits, times 3 for forward and backward, for both sides ali
 counts nothing. MFU = work / (step time x peak of the card).
 """
 
-import argparse
 import contextlib
 import fcntl
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from benchmarks import harness
 from benchmarks.network_steps import NETWORKS, SIDES
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bfloat16, as published
@@ -72,25 +72,16 @@ def measure(name, sides, dtype, runs, peak):
             "first_steps_s": round(time.perf_counter() - built, 2),
             "first_steps_cpu_s": round(time.process_time() - work, 2),
         }
-    seconds = {side: [] for side in sides}
-    cpu = {side: [] for side in sides}
     with turn(alone=True):
-        for i in range(runs + 2):
-            for side, one in running.items():
-                clock, work = time.perf_counter(), time.process_time()
-                one.step()
-                if i > 1:
-                    seconds[side].append(time.perf_counter() - clock)
-                    cpu[side].append(time.process_time() - work)
+        found = harness.in_turns({side: one.step for side, one in running.items()}, runs, warm=2)
     macs = running["medjax"].forward_macs if "medjax" in running else None
     for side, one in running.items():
-        step = sorted(seconds[side])[len(seconds[side]) // 2]
         result[side] |= {
-            "step_s": round(step, 4),
-            "cpu_s": round(sorted(cpu[side])[len(cpu[side]) // 2], 4),
+            "step_s": found.median()[side],
+            "cpu_s": found.median("cpu")[side],
             "loss": round(one.loss, 4),
+            "memory_gib": one.memory(),
         }
-        result[side]["memory_gib"] = one.memory()
     result["forward_macs"] = macs
     result["peak_tflops"] = peak
     return result
@@ -113,19 +104,8 @@ def rate(result, macs, peak):
 
 def child(name, sides, given, limit):
     """`measure` in a process of its own -> its result, or {"failed": why}."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.networks",
-        name,
-        "--child",
-        "--sides",
-        *sides,
-        "--dtype",
-        given.dtype,
-        "--runs",
-        str(given.runs),
-    ]
+    more = ("--dtype", given.dtype, "--runs", given.runs)
+    command = harness.script("benchmarks.networks", name, "--child", "--sides", *sides, *more)
     alone = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95" if len(sides) == 1 else ".60",
@@ -189,27 +169,22 @@ def card():
 
 def main():
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(
+        __doc__,
+        sides=harness.flag(tuple(SIDES), nargs="+", choices=list(SIDES)),
+        dtype=harness.flag("bfloat16", choices=("bfloat16", "float32")),
+        runs=5,
+        budget_s=540.0,
+        each_s=harness.flag(240.0, help="limit of one network"),
+        streams=harness.flag(1, help="networks that are compiled at the same time"),
+        apart=harness.flag(False, help="never both sides in one process"),
+        peak_tflops=harness.flag(0.0, help="of the card; known for H100, H200, A100 in bfloat16"),
+        out="",
+        child=harness.flag(False, help=None),
+    )
     parser.add_argument(
         "names", nargs="*", help=f"of {', '.join(NETWORKS)}; default: the five large ones"
     )
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--budget-s", type=float, default=540.0)
-    parser.add_argument("--each-s", type=float, default=240.0, help="limit of one network")
-    parser.add_argument(
-        "--streams", type=int, default=1, help="networks that are compiled at the same time"
-    )
-    parser.add_argument("--apart", action="store_true", help="never both sides in one process")
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        default=0.0,
-        help="of the card; known for H100, H200, A100 in bfloat16",
-    )
-    parser.add_argument("--out", default="")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.names or ["unet", "resenc", "swin", "tsfm_l", "tsfm_h"]
     if unknown := [n for n in names if n not in NETWORKS]:
@@ -231,10 +206,8 @@ def main():
         results.append(found)
         print(json.dumps(found), flush=True)
         if given.out:
-            with open(given.out, "w") as file:
-                json.dump(
-                    {"device": name, "given": vars(given), "results": results}, file, indent=1
-                )
+            whole = {"device": name, "given": vars(given), "results": results}
+            Path(given.out).write_text(json.dumps(whole, indent=1))
 
     with tempfile.NamedTemporaryFile() as turns, ThreadPoolExecutor(given.streams) as streams:
         if given.streams > 1:

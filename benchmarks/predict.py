@@ -12,87 +12,23 @@ command of medjax compiles; the second finds the program in the cache. `torso` n
 extra.
 """
 
-import argparse
+import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-from benchmarks import peer_nnunet
+from benchmarks import harness
+from benchmarks.peers import nnunet
 from medjax import topology
 from medjax.labels import Corpus
 from tests.support.run import make_run
 
-GIB = 2**30
-
-
-def processes(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int(
-                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-                )
-            except (OSError, IndexError):
-                continue
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
-
-
-def memory_of(pid: int) -> int:
-    """Bytes a process holds, pages shared with others counted by their share."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
-def measured(command: list[str], log: Path) -> dict:
-    """Runs a command: wall seconds, CPU seconds, peak GiB over its processes, exit code."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "nnUNet_raw": "/tmp",
-        "nnUNet_preprocessed": "/tmp",
-        "nnUNet_results": "/tmp",
-    }
-    before, started, peak, over = os.times(), time.perf_counter(), [0], threading.Event()
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-
-        def watch() -> None:
-            while not over.wait(0.2):
-                peak[0] = max(peak[0], sum(memory_of(pid) for pid in processes(process.pid)))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        code = process.wait()
-        over.set()
-        watcher.join()
-    after = os.times()
-    cpu = (
-        after.children_user + after.children_system - before.children_user - before.children_system
-    )
-    return {
-        "exit": code,
-        "seconds": round(time.perf_counter() - started, 1),
-        "cpu_s": round(cpu, 1),
-        "peak_gib": round(peak[0] / GIB, 2),
-    }
+measured = functools.partial(harness.run, JAX_PLATFORMS="cpu", **harness.NNUNET)
 
 
 def run_folder(
@@ -126,7 +62,7 @@ def torso(image: str, classes: int = 60, edge: int = 64, base: int = 16) -> dict
             nib.Nifti1Image(np.asarray(source.dataobj).astype(np.int16), source.affine),
             root / "in" / "ct_0000.nii.gz",
         )
-        theirs = peer_nnunet.write_model(
+        theirs = nnunet.write_model(
             root / "nnunet",
             classes=classes,
             patch=patch,
@@ -138,25 +74,16 @@ def torso(image: str, classes: int = 60, edge: int = 64, base: int = 16) -> dict
         infer = {"activation": "softmax", "average": "logit", "batch_windows": 1}
         ours = run_folder(root, classes, patch, spacing, {"base_features": base}, infer)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "cache")
-        program = [
-            sys.executable,
-            "-m",
-            "medjax.cli",
-            "predict",
-            "-m",
-            str(ours),
-            "-i",
-            str(root / "in"),
-            "--quiet",
-            "-o",
-        ]
+        program = harness.script(
+            "medjax.cli", "predict", "-m", ours, "-i", root / "in", "--quiet", "-o"
+        )
         for turn in ("first", "second"):
-            found[f"medjax {turn}"] = measured([*program, str(root / f"ours_{turn}")], root / "log")
+            found[f"medjax {turn}"] = measured([*program, root / f"ours_{turn}"], root / "log")
             found[f"medjax {turn}"]["parts"] = json.loads(
                 (root / f"ours_{turn}" / "run.json").read_text()
             )["cases"]["ct"]["seconds"]
             found[f"nnunet {turn}"] = measured(
-                peer_nnunet.command(theirs, root / "in", root / f"theirs_{turn}"), root / "log"
+                nnunet.command(theirs, root / "in", root / f"theirs_{turn}"), root / "log"
             )
             shutil.rmtree(root / f"theirs_{turn}")
     return found
@@ -185,25 +112,16 @@ def many(
             {"features": (4, 8), "strides": ((1,) * 3, (2,) * 3), "kernels": ((3,) * 3,) * 2},
             {"batch_windows": 1, "activation": "softmax"},
         )
-        command = [
-            sys.executable,
-            "-m",
-            "medjax.cli",
-            "predict",
-            "-m",
-            str(ours),
-            "-i",
-            str(root / "in"),
-            "-o",
-            str(root / "out"),
-        ]
+        command = harness.script(
+            "medjax.cli", "predict", "-m", ours, "-i", root / "in", "-o", root / "out"
+        )
         found = {
             "shape": shape,
             "classes": classes,
             "limit_gib": limit,
-            "all_scores_gib": round(np.prod(shape) * classes * 4 / GIB, 1),
+            "all_scores_gib": round(np.prod(shape) * classes * 4 / harness.GIB, 1),
         }
-        found["medjax"] = measured([*command, "--max-memory", str(limit)], root / "log")
+        found["medjax"] = measured([*command, "--max-memory", limit], root / "log")
         found["said"] = (root / "log").read_text().splitlines()[:1]
         if found["medjax"]["exit"] == 0:
             manifest = json.loads((root / "out" / "run.json").read_text())
@@ -216,20 +134,17 @@ def many(
 
 def main() -> None:
     """Runs one comparison."""
-    parser = argparse.ArgumentParser()
+    parser = harness.parser(
+        __doc__,
+        image="",
+        shape=(600, 512, 512),
+        classes=118,
+        limit=harness.flag(8.0, help="GiB"),
+    )
     parser.add_argument("what", choices=("torso", "many"))
-    parser.add_argument("--image", default="")
-    parser.add_argument("--shape", type=int, nargs=3, default=(600, 512, 512))
-    parser.add_argument("--classes", type=int, default=118)
-    parser.add_argument("--limit", type=float, default=8.0, help="GiB")
     args = parser.parse_args()
-    print(
-        json.dumps(
-            torso(args.image)
-            if args.what == "torso"
-            else many(tuple(args.shape), args.classes, args.limit),
-            indent=1,
-        )
+    harness.show(
+        torso(args.image) if args.what == "torso" else many(args.shape, args.classes, args.limit)
     )
 
 

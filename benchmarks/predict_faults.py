@@ -7,7 +7,6 @@ Models have random weights; scans are 40 x 36 x 24 voxels. Where a fault concern
 scans go along with the broken one. Needs the `parity` extra.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -23,7 +22,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks import peer_nnunet
+from benchmarks import harness
+from benchmarks.peers import nnunet
 
 LIMIT = 420  # seconds a command may take
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
@@ -35,7 +35,7 @@ class Nnunet:
     name = "nnU-Net v2"
 
     def __init__(self, root: Path):
-        self.model = peer_nnunet.write_model(
+        self.model = nnunet.write_model(
             root / "nnunet",
             classes=2,
             patch=(16, 32, 32),
@@ -49,9 +49,7 @@ class Nnunet:
         return f"{case}_0000.nii.gz"
 
     def command(self, model: Path, source: Path, out: Path, continue_: bool = False) -> list[str]:
-        return peer_nnunet.command(
-            model, source, out, *(["--continue_prediction"] if continue_ else [])
-        )
+        return nnunet.command(model, source, out, *(["--continue_prediction"] if continue_ else []))
 
     def poison(self, folder: Path, proof: Path) -> Path:
         """A model whose checkpoint creates `proof` when it is loaded."""
@@ -93,19 +91,7 @@ class Medjax:
 
     def command(self, model: Path, source: Path, out: Path, continue_: bool = False) -> list[str]:
         more = ["--continue"] if continue_ else []
-        return [
-            sys.executable,
-            "-m",
-            "medjax.cli",
-            "predict",
-            "-m",
-            str(model),
-            "-i",
-            str(source),
-            "-o",
-            str(out),
-            *more,
-        ]
+        return harness.script("medjax.cli", "predict", "-m", model, "-i", source, "-o", out, *more)
 
     def poison(self, folder: Path, proof: Path) -> Path:
         """An archive with a pickle in place of its weights, of the same name and with a matching
@@ -191,12 +177,7 @@ FILE_FAULTS = {
 
 def run(tool, model: Path, source: Path, out: Path, continue_: bool = False) -> tuple[int, str]:
     """Exit code and everything it printed; -1 where it had to be stopped."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "nnUNet_raw": "/tmp",
-        "nnUNet_preprocessed": "/tmp",
-        "nnUNet_results": "/tmp",
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | harness.NNUNET
     command = tool.command(model, source, out, continue_)
     process = subprocess.Popen(
         command,
@@ -290,9 +271,11 @@ def interrupted(tool, root: Path) -> tuple[int, str]:
 
 def main() -> None:
     """Runs both tools and prints the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("medjax", "nnunet"), default="")
-    wanted = parser.parse_args().only
+    wanted = (
+        harness.parser(__doc__, only=harness.flag("", choices=("medjax", "nnunet")))
+        .parse_args()
+        .only
+    )
     rows: dict[str, dict[str, str]] = {}
     tools = [
         tool
@@ -310,9 +293,8 @@ def main() -> None:
                     flush=True,
                 )
     names = [kind.name for kind in tools]
-    print(f"| fault | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for name, found in rows.items():
-        print(f"| {name} | {' | '.join(found.get(n, '') for n in names)} |")
+    cells = [[name, *(found.get(n, "") for n in names)] for name, found in rows.items()]
+    print(harness.table(["fault", *names], cells))
 
 
 if __name__ == "__main__":

@@ -13,18 +13,14 @@ a time: threads here, forked processes there. Memory is the proportional set siz
 process tree, polled every 20 ms. nnU-Net's side needs the `parity` extra.
 """
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import harness
+from benchmarks.peers import nnunet
 from medjax.prepare.plan import Intensity, Plan
 
 CT = Intensity("ct", (-900.0, 300.0), 60.0, 175.0)
@@ -78,52 +74,6 @@ def write_scans(
     (folder / "dataset.json").write_text(json.dumps(described))
 
 
-class Memory(threading.Thread):
-    """Polls the proportional set size of this process and its children; `peak` and `base` (at the
-    start) in bytes.
-    """
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.base = self.peak = self._now()
-        self.done = threading.Event()
-
-    def run(self):
-        """Until `done` is set."""
-        while not self.done.wait(0.02):
-            self.peak = max(self.peak, self._now())
-
-    @staticmethod
-    def _now() -> int:
-        total = 0
-        for pid in tree():
-            try:
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total += next(
-                    int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")
-                )
-            except (OSError, StopIteration):
-                continue
-        return total
-
-
-def tree() -> list[int]:
-    """This process and its children."""
-    pids = [os.getpid()]
-    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-        try:
-            pids += [int(p) for p in (task / "children").read_text().split()]
-        except OSError:  # a thread that has just ended
-            continue
-    return pids
-
-
-def cpu_seconds() -> float:
-    """CPU time of the process tree so far; the steadier measure on a busy machine."""
-    fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in tree()]
-    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
-
-
 def run_medjax(raw: Path, out: Path, target_mm: tuple[float, ...], workers: int) -> dict:
     """Prepares all scans of a raw folder."""
     import tensorstore  # noqa: F401  loaded before the clock starts
@@ -142,89 +92,17 @@ def run_medjax(raw: Path, out: Path, target_mm: tuple[float, ...], workers: int)
 
 
 def run_nnunet(raw: Path, out: Path, target_mm: tuple[float, ...], workers: int) -> dict:
-    """The same by nnU-Net's DefaultPreprocessor, one forked process per case."""
-    import multiprocessing
-
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        os.environ.setdefault(name, str(out))
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    out.mkdir(parents=True)
-    described = json.loads((raw / "dataset.json").read_text())
-    manager = PlansManager(nnunet_plans(target_mm))
-    names = [p.name.removesuffix(".nii.gz") for p in sorted((raw / "labelsTr").iterdir())]
-    jobs = [
-        (
-            str(out / n),
-            [str(raw / "imagesTr" / f"{n}_0000.nii.gz")],
-            str(raw / "labelsTr" / f"{n}.nii.gz"),
-            manager,
-            manager.get_configuration("3d_fullres"),
-            described,
-        )
-        for n in names
-    ]
-    peer = DefaultPreprocessor(verbose=False)
-    if workers == 1:
-        return measured(lambda: [peer.run_case_save(*job) for job in jobs])
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        pool.map(abs, range(2 * workers))
-        return measured(lambda: pool.starmap(peer.run_case_save, jobs, chunksize=1))
-
-
-def nnunet_plans(target_mm: tuple[float, ...], patch: tuple[int, ...] = (128, 128, 128)) -> dict:
-    """nnU-Net v2 plans with the spacing, clip range and statistics of the benchmark."""
-    properties = {
-        "mean": CT.mean,
-        "std": CT.std,
-        "percentile_00_5": CT.clip[0],
-        "percentile_99_5": CT.clip[1],
-    }
-    common = {"order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "bench",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": list(patch),
-        "architecture": {},
-        "spacing": list(target_mm),
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": False,
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, **common},
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, **common},
-    }
-    return {
-        "dataset_name": "Dataset001_Bench",
-        "plans_name": "bench",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {"3d_fullres": configuration},
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": properties},
-    }
+    """The same by nnU-Net, one forked process per case."""
+    return nnunet.prepare(raw, out, target_mm, workers, measured)
 
 
 def measured(work) -> dict:
-    """Seconds and peak memory of a call."""
-    memory = Memory()
-    memory.start()
-    begin, cpu = time.perf_counter(), cpu_seconds()
-    work()
-    seconds = time.perf_counter() - begin
-    cpu = cpu_seconds() - cpu
-    memory.done.set()
-    memory.join()
-    return {
-        "s": seconds,
-        "cpu_s": cpu,
-        "peak_gib": memory.peak / 2**30,
-        "base_gib": memory.base / 2**30,
-    }
+    """Seconds and peak memory of a call, children included."""
+    with harness.watched() as memory:
+        turns = harness.in_turns({"": work}, 1, warm=0, clock=harness.tree_clock)
+    seconds = {name: turns.median(kind)[""] for name, kind in (("s", "wall"), ("cpu_s", "cpu"))}
+    gib = {"peak_gib": memory.peak / harness.GIB, "base_gib": memory.base / harness.GIB}
+    return seconds | gib
 
 
 def differences(ours: Path, theirs: Path) -> dict:
@@ -250,59 +128,34 @@ def differences(ours: Path, theirs: Path) -> dict:
 
 def main() -> None:
     """Runs the comparison and prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shape", type=int, nargs=3, default=(160, 256, 256), help="(z, y, x) voxels of a scan"
-    )
-    parser.add_argument(
-        "--spacing", type=float, nargs=3, default=(1.25, 0.75, 0.75), help="(z, y, x) mm"
-    )
-    parser.add_argument(
-        "--target",
-        type=float,
-        nargs=3,
-        default=(1.0, 1.0, 1.0),
-        help="(z, y, x) mm after preparation",
-    )
-    parser.add_argument("--cases", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=ENGINES)
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
-    parser.add_argument("--raw", help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = harness.parser(
+        __doc__,
+        shape=harness.flag((160, 256, 256), help="(z, y, x) voxels of a scan"),
+        spacing=harness.flag((1.25, 0.75, 0.75), help="(z, y, x) mm"),
+        target=harness.flag((1.0, 1.0, 1.0), help="(z, y, x) mm after preparation"),
+        cases=2,
+        workers=2,
+        repeats=3,
+        only=harness.flag(choices=ENGINES),
+        engine=harness.flag(choices=ENGINES, help=None),
+        raw=harness.flag(type=Path, help=None),
+        out=harness.flag(type=Path, help=None),
+    ).parse_args()
     if args.engine:
         work = run_medjax if args.engine == "medjax" else run_nnunet
-        print(json.dumps(work(Path(args.raw), Path(args.out), tuple(args.target), args.workers)))
+        harness.show(work(args.raw, args.out, args.target, args.workers), indent=None)
         return
     engines = (args.only,) if args.only else ENGINES
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "Dataset001_Bench"
-        write_scans(raw, tuple(args.shape), tuple(args.spacing), args.cases)
+        write_scans(raw, args.shape, args.spacing, args.cases)
         marks = {engine: [] for engine in engines}
         for k in range(args.repeats):
             for engine in engines:
-                out = Path(folder) / f"{engine}_{k}"
-                target = [str(t) for t in args.target]
-                command = [
-                    sys.executable,
-                    "-m",
-                    "benchmarks.prepare",
-                    "--engine",
-                    engine,
-                    "--raw",
-                    str(raw),
-                    "--out",
-                    str(out),
-                ]
-                done = subprocess.run(
-                    [*command, "--workers", str(args.workers), "--target", *target],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                marks[engine].append(json.loads(done.stdout.splitlines()[-1]))
+                place = ("--raw", raw, "--out", Path(folder) / f"{engine}_{k}")
+                how = ("--workers", args.workers, "--target", *args.target)
+                words = harness.script("benchmarks.prepare", "--engine", engine, *place, *how)
+                marks[engine].append(harness.run_json(words))
         report = {
             "shape": args.shape,
             "spacing_mm": args.spacing,
@@ -315,19 +168,10 @@ def main() -> None:
             for e in engines
         }
         if not args.only:
-            report["ratio"] = round(
-                float(np.median([a["s"] / b["s"] for a, b in zip(*marks.values(), strict=True)])), 2
-            )
-            report["cpu_ratio"] = round(
-                float(
-                    np.median(
-                        [a["cpu_s"] / b["cpu_s"] for a, b in zip(*marks.values(), strict=True)]
-                    )
-                ),
-                2,
-            )
+            for name, key in (("ratio", "s"), ("cpu_ratio", "cpu_s")):
+                report[name] = harness.ratio(*([m[key] for m in marks[e]] for e in engines))
             report |= differences(Path(folder) / "medjax_0", Path(folder) / "nnunetv2_0")
-    print(json.dumps(report | {"cpus": os.cpu_count(), "load": os.getloadavg()[0]}, indent=1))
+    harness.show(report | harness.machine())
 
 
 if __name__ == "__main__":

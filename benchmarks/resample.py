@@ -9,15 +9,11 @@ difference relative to the intensity range and the share of labels that differ. 
 extra (nnunetv2).
 """
 
-import argparse
-import json
-import os
-import time
-
 import numpy as np
-from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from scipy import ndimage
 
+from benchmarks import harness
+from benchmarks.peers import nnunet
 from medjax.prepare import resample
 
 CASES = {
@@ -45,27 +41,6 @@ def volumes(shape: tuple[int, int, int], labels: int) -> tuple[np.ndarray, np.nd
     )
 
 
-def reference(
-    array: np.ndarray, shape: tuple, spacing: tuple, new_spacing: tuple, is_seg: bool
-) -> np.ndarray:
-    """nnU-Net v2's resampling with its default arguments."""
-    return resample_data_or_seg_to_shape(
-        array[None],
-        shape,
-        spacing,
-        new_spacing,
-        is_seg=is_seg,
-        order=1 if is_seg else 3,
-        order_z=0,
-        force_separate_z=None,
-    )[0]
-
-
-def clock() -> np.ndarray:
-    """Wall and CPU seconds; the second is the steadier measure on a busy machine."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
 def compare(name: str, repeats: int, scale: float) -> dict:
     """Times and differences of one case, image and label."""
     case = CASES[name]
@@ -84,23 +59,18 @@ def compare(name: str, repeats: int, scale: float) -> dict:
         ("image", image, resample.resample_image),
         ("label", label, resample.resample_label),
     ):
-        marks = []
-        for _ in range(repeats):
-            start = clock()
-            expected = reference(array, shape, spacing, new_spacing, kind == "label")
-            middle = clock()
-            found = ours(array, shape, spacing, new_spacing)
-            marks.append(np.stack([middle - start, clock() - middle]))
-        (theirs, theirs_cpu), (mine, mine_cpu) = np.median(marks, axis=0)
-        ratio, cpu_ratio = np.median([theirs_ / ours_ for theirs_, ours_ in marks], axis=0)
-        result[kind] = {
-            "nnunetv2_s": round(theirs, 4),
-            "medjax_s": round(mine, 4),
-            "ratio": round(ratio, 1),
-            "nnunetv2_cpu_s": round(theirs_cpu, 4),
-            "medjax_cpu_s": round(mine_cpu, 4),
-            "cpu_ratio": round(cpu_ratio, 1),
+        sides = {
+            "nnunetv2": lambda a=array, seg=kind == "label": nnunet.resample(
+                a, shape, spacing, new_spacing, seg
+            ),
+            "medjax": lambda a=array, f=ours: f(a, shape, spacing, new_spacing),
         }
+        turns = harness.in_turns(sides, repeats, warm=0)
+        result[kind] = {}
+        for clock, mark in (("wall", ""), ("cpu", "cpu_")):
+            result[kind] |= {f"{n}_{mark}s": v for n, v in turns.median(clock).items()}
+            result[kind][f"{mark}ratio"] = turns.ratio("nnunetv2", "medjax", clock, 1)
+        expected, found = turns.results["nnunetv2"], turns.results["medjax"]
         if kind == "image":
             result[kind]["max_difference_of_range"] = float(
                 np.abs(expected - found).max() / np.ptp(array)
@@ -112,30 +82,15 @@ def compare(name: str, repeats: int, scale: float) -> dict:
 
 def main() -> None:
     """Runs the comparison and prints one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs per volume")
-    parser.add_argument(
-        "--small",
-        action="store_true",
-        help="a quarter of the size along each axis, for a check in seconds",
-    )
-    options = parser.parse_args()
+    options = harness.parser(
+        __doc__,
+        repeats=harness.flag(3, help="interleaved runs per volume"),
+        small=harness.flag(False, help="a quarter of the size along each axis, a check in seconds"),
+    ).parse_args()
     results = {
         name: compare(name, options.repeats, 0.25 if options.small else 1.0) for name in CASES
     }
-    print(
-        json.dumps(
-            {
-                "cores": os.cpu_count(),
-                "load": os.getloadavg()[0],
-                "repeats": options.repeats,
-                "results": results,
-            },
-            indent=1,
-        )
-    )
+    harness.show(harness.machine() | {"repeats": options.repeats, "results": results})
 
 
 if __name__ == "__main__":

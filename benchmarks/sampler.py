@@ -9,9 +9,6 @@ the memory for small cases, augments them, and prints one JSON object. nnU-Net's
 transform chain (the `parity` extra) on the same patches, one after another.
 """
 
-import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,19 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import harness
+from benchmarks.peers import nnunet
 from medjax.augment.nnunet import Augmentation, augment
 from medjax.prepare import store
-from medjax.sample.patches import is_anisotropic, rotation_limit
 from medjax.sample.stream import Pool, Recipe, enlarged_patch, stream
 
 
 def milliseconds(step: Callable[[int], object], steps: int) -> dict[str, float]:
     """Median and mean wall time of step(0), step(1), ..., in ms."""
-    times = []
-    for k in range(steps):
-        begin = time.perf_counter()
-        step(k)
-        times.append((time.perf_counter() - begin) * 1e3)
+    numbers = iter(range(steps))
+    seconds = harness.in_turns({"": lambda: step(next(numbers))}, steps, warm=0).seconds["wall"][""]
+    times = 1e3 * np.array(seconds)
     return {"median": round(float(np.median(times)), 2), "mean": round(float(np.mean(times)), 2)}
 
 
@@ -93,51 +89,30 @@ def time_peer(
 ) -> dict[str, float] | None:
     """nnU-Net's training transforms on the same batch; None where it is not installed."""
     try:
-        import torch
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        chain = nnunet.augmentation(final, image.shape[-1])
     except ImportError:
         return None
-    limit = rotation_limit(final)
-    chain = nnUNetTrainer.get_training_transforms(
-        np.array(final),
-        (-limit, limit),
-        None,
-        tuple(range(len(final))),
-        is_anisotropic(final),
-        [False] * image.shape[-1],
-    )
-
-    def step(_):
-        for x, y in zip(image, label, strict=True):
-            chain(
-                image=torch.from_numpy(np.moveaxis(x, -1, 0).copy()),
-                segmentation=torch.from_numpy(y[None].copy()),
-            )
-
-    step(0)
-    return milliseconds(step, steps)
+    chain(image, label)
+    return milliseconds(lambda _: chain(image, label), steps)
 
 
 def main():
     """Prints the JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--final",
-        type=int,
-        nargs="+",
-        default=(40, 56, 40),
-        help="the network's patch, (z, y, x) or (y, x)",
-    )
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--case", type=int, nargs=3, default=(48, 64, 48), help="voxels of a case")
-    parser.add_argument("--cases", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40)
-    args = parser.parse_args()
-    final = tuple(args.final)
+    args = harness.parser(
+        __doc__,
+        final=harness.flag(
+            (40, 56, 40), nargs="+", help="the network's patch, (z, y, x) or (y, x)"
+        ),
+        batch=2,
+        case=harness.flag((48, 64, 48), help="voxels of a case"),
+        cases=8,
+        steps=40,
+    ).parse_args()
+    final = args.final
     cut = enlarged_patch(final)
     recipe = Recipe(cut, args.batch, final=final, dims=len(final))
     with tempfile.TemporaryDirectory() as folder:
-        pool = write_cases(Path(folder), tuple(args.case), args.cases)
+        pool = write_cases(Path(folder), args.case, args.cases)
         streams = {
             "held in memory": time_stream(pool, recipe, args.steps),
             "read every time": time_stream(pool, recipe, args.steps, cache_bytes=0),
@@ -154,18 +129,17 @@ def main():
         name: time_augmentation(image, batch["label"], final, chosen, args.steps)
         for name, chosen in settings.items()
     }
-    report = {
+    report = harness.machine() | {
         "unit": "ms per batch",
-        "cpus": os.cpu_count(),
         "batch": args.batch,
         "cut": cut,
         "final": final,
-        "case": tuple(args.case),
+        "case": args.case,
         "stream": streams,
         "augmentation": ours,
         "nnunetv2": time_peer(image, batch["label"], final, args.steps),
     }
-    print(json.dumps(report, indent=1))
+    harness.show(report)
 
 
 if __name__ == "__main__":

@@ -10,35 +10,43 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import harness
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """One command: `name` is its folder under the output, `after` names a training that must be
-    complete before.
+class Job:
+    """Command lines that run one after another; `after` names a job that must be complete before.
+
+    The exit codes in `good` are a success (3: some cases failed, the scores are there).
     """
 
-    name: str
-    flags: tuple[str, ...]
+    lines: Sequence[Sequence[str]]
     after: str = ""
+    good: tuple[int, ...] = (0,)
+
+
+def training(config: str, out: Path, name: str, flags: Sequence[str], after: str = "") -> Job:
+    """One training into <out>/<name>."""
+    words = harness.script("medjax.main", f"--config={config}", f"--workdir={out / name}", *flags)
+    return Job((words,), after)
 
 
 def parser(text: str, sizes: Sequence[str], size_help: str) -> argparse.ArgumentParser:
     """The arguments that the comparisons share."""
-    made = argparse.ArgumentParser(description=text.splitlines()[0])
-    made.add_argument("--data", type=Path, required=True)
-    made.add_argument("--out", type=Path, required=True)
-    made.add_argument("--steps", type=int, default=1500)
-    made.add_argument("--parallel", type=int, default=1, help="trainings at a time")
-    made.add_argument("--timeout", type=float, default=3600.0, help="seconds for all trainings")
-    made.add_argument("--size", choices=sizes, default="full", help=size_help)
-    return made
+    return harness.parser(
+        text,
+        data=harness.flag(type=Path, required=True),
+        out=harness.flag(type=Path, required=True),
+        steps=1500,
+        parallel=harness.flag(1, help="trainings at a time"),
+        timeout=harness.flag(3600.0, help="seconds for all trainings"),
+        size=harness.flag("full", choices=sizes, help=size_help),
+    )
 
 
 def folders(data: Path, names: Sequence[str]) -> str:
@@ -61,72 +69,74 @@ def prepare(config: str, flags: Sequence[str], out: Path) -> None:
 
 
 def run(
-    config: str, trainings: Sequence[Training], out: Path, parallel: int, timeout_s: float
+    jobs: Mapping[str, Job],
+    out: Path,
+    parallel: int,
+    timeout_s: float | None = None,
+    report: Callable[[dict], None] = lambda done: None,
+    **environment: str,
 ) -> dict[str, dict]:
-    """Runs all, at most `parallel` at a time; returns name -> {"rc", "wall_s"}; logs go to
-    <out>/<name>.log.
+    """Runs all, at most `parallel` at a time, first those that others wait for.
+
+    Args:
+      out: logs go to <out>/<name>.log. timeout_s: for all; what still runs then is stopped. report:
+        called after every job with what is returned in the end. environment: added to this
+        process'.
+
+    Returns: name -> {"rc", "wall_s"}, and "log", the end of its output, of a job that failed.
     """
-    environment = {
-        **os.environ,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / parallel:.2f}",
-    }
-    environment |= {
-        "CI": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),
-    }
-    waiting, running, done = list(trainings), {}, {}
-    deadline = time.monotonic() + timeout_s
-    while waiting or running:
-        for training in [
-            t for t in waiting if t.after and t.after in done and done[t.after]["rc"] != 0
-        ]:
-            waiting.remove(training)
-            done[training.name] = {
-                "rc": None,
-                "wall_s": 0.0,
-                "log": f"{training.after} failed before it",
-            }
-        for training in [t for t in waiting if not t.after or t.after in done][
-            : parallel - len(running)
-        ]:
-            waiting.remove(training)
-            command = [
-                sys.executable,
-                "-m",
-                "medjax.main",
-                f"--config={config}",
-                f"--workdir={out / training.name}",
-                *training.flags,
-            ]
-            log = (out / f"{training.name}.log").open("w")
-            print(f"start {training.name}", flush=True)
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-            running[training.name] = (process, time.monotonic(), log)
-        time.sleep(0.2)
-        for name, (process, began, log) in list(running.items()):
-            if process.poll() is None and time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-            if process.poll() is not None:
-                log.close()
-                del running[name]
-                text = (out / f"{name}.log").read_text()
-                done[name] = {
-                    "rc": process.returncode,
-                    "wall_s": round(time.monotonic() - began, 1),
-                }
-                done[name] |= {"log": text[-1500:]} if process.returncode else {}
-                print(
-                    f"end   {name}: rc {process.returncode}, {done[name]['wall_s']} s", flush=True
-                )
-        if time.monotonic() > deadline:
-            done |= {
-                t.name: {"rc": None, "wall_s": 0.0, "log": "no time was left"} for t in waiting
-            }
-            waiting = []
+    path = os.pathsep.join(filter(None, (str(harness.ROOT), os.environ.get("PYTHONPATH", ""))))
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CI": "1", "PYTHONPATH": path}
+    shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / max(parallel, 1):.2f}"
+    deadline = time.monotonic() + (timeout_s or float("inf"))
+    needed = {job.after for job in jobs.values()}
+    order = sorted(jobs, key=lambda name: name not in needed)
+    done: dict[str, dict] = {}
+
+    def one(name: str) -> dict:
+        began, code = time.monotonic(), 0
+        print(f"start {name}", flush=True)
+        with (out / f"{name}.log").open("w") as log:
+            for line in jobs[name].lines:
+                try:
+                    found = subprocess.run(
+                        line,
+                        cwd=harness.ROOT,
+                        env=os.environ | shared | environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        timeout=max(deadline - time.monotonic(), 1) if timeout_s else None,
+                    ).returncode
+                except subprocess.TimeoutExpired:
+                    found = None
+                code = code if code not in jobs[name].good else found
+                if found is None:
+                    break
+        text = (out / f"{name}.log").read_text()
+        entry = {"rc": code, "wall_s": round(time.monotonic() - began, 1)}
+        print(f"end   {name}: rc {code}, {entry['wall_s']} s", flush=True)
+        return entry | ({} if code in jobs[name].good else {"log": text[-1500:]})
+
+    waiting, running = list(order), {}
+    with ThreadPoolExecutor(max(parallel, 1)) as pool:
+        while waiting or running:
+            for name in list(waiting):
+                before = done.get(jobs[name].after)
+                if before is not None and before["rc"] not in jobs[jobs[name].after].good:
+                    why = f"{jobs[name].after} failed before it"
+                elif time.monotonic() > deadline:
+                    why = "no time was left"
+                elif (not jobs[name].after or before) and len(running) < parallel:
+                    running[pool.submit(one, name)] = name
+                    waiting.remove(name)
+                    continue
+                else:
+                    continue
+                waiting.remove(name)
+                done[name] = {"rc": None, "wall_s": 0.0, "log": why}
+            for future in wait(running, 0.5, FIRST_COMPLETED).done:
+                done[running.pop(future)] = future.result()
+                report(done)
     return done
 
 

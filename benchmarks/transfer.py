@@ -16,7 +16,6 @@ from pathlib import Path
 
 from benchmarks import trainings
 from benchmarks.multi_corpus import TASKS
-from benchmarks.trainings import Training
 
 CONFIG = "configs/tsfm.py:t_small"
 CLASSES = ("Anterior", "Posterior")
@@ -91,29 +90,24 @@ def main() -> None:
     shared = flags(data, out, splits(data, out, given.cases), given.size)
     trainings.prepare(CONFIG, shared, out)
     ours = (*shared, "--config.data.only=Hippocampus")
-    jobs = [
-        Training(
-            "pretrained",
-            (
-                *shared,
-                "--config.data.only=Heart,SarcomaCT,SarcomaMR",
-                *of_length(given.steps),
-                "--config.evaluate.on=False",
-            ),
+    others = "--config.data.only=Heart,SarcomaCT,SarcomaMR"
+    begun = f"--config.init.source={out / 'pretrained'}"
+    flagged = {
+        "pretrained": (
+            (*shared, others, *of_length(given.steps), "--config.evaluate.on=False"),
+            "",
         ),
-        Training("scratch_100", (*ours, *of_length(given.steps))),
-    ]
+        "scratch_100": ((*ours, *of_length(given.steps)), ""),
+    }
     for percent in given.percents:
         short = (*ours, *of_length(part(given.steps, percent)))
-        jobs.append(Training(f"scratch_{percent}", short))
-        jobs.append(
-            Training(
-                f"finetuned_{percent}",
-                (*short, f"--config.init.source={out / 'pretrained'}"),
-                after="pretrained",
-            )
-        )
-    status = trainings.run(CONFIG, jobs, out, given.parallel, given.timeout)
+        flagged[f"scratch_{percent}"] = short, ""
+        flagged[f"finetuned_{percent}"] = (*short, begun), "pretrained"
+    jobs = {
+        name: trainings.training(CONFIG, out, name, words, after)
+        for name, (words, after) in flagged.items()
+    }
+    status = trainings.run(jobs, out, given.parallel, given.timeout)
     report(out, given, status)
 
 

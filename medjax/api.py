@@ -37,6 +37,7 @@ class Predictor:
 
     Attributes:
       classes, corpus: the predicted classes and the corpus whose protocol is followed.
+      request: the same, and what else is asked of the model, see `prompts.request.Request`.
       labels: label value -> class name of the masks that `predict` returns.
     """
 
@@ -48,8 +49,8 @@ class Predictor:
         classes: Any = None,
         **options: Any,
     ):
-        from medjax.infer.segmenter import wanted_classes
         from medjax.infer.write import label_names
+        from medjax.prompts.request import Request
         from medjax.runs import options as known
         from medjax.runs.predict import protocol
         from medjax.runs.trained import load_predictor, read_model
@@ -60,11 +61,13 @@ class Predictor:
         if not trained:
             raise UsageError("no model given")
         space = trained[0].space.unveiled()
-        described = protocol(space, corpus, classes, one_file_per_class=True)
+        asked = Request(corpus, None if classes is None else tuple(classes))
+        self.request = protocol(space, asked, one_file_per_class=True)
+        described = space.corpora[space.corpus_index(self.request.corpus)]
         self._predictor = load_predictor(trained, **options)
         self._predictor.name = ", ".join(str(one.path) for one in trained)
         self.corpus, self.labels = described.name, label_names(described)
-        self.classes = wanted_classes(space, described.name, classes)
+        self.classes = self.request.wanted(space)
 
     def predict(self, image: Any, affine: Any = None) -> Any:
         """The label map of a scan.
@@ -111,10 +114,9 @@ class Predictor:
         """Predicts; a `DataWarning` if a class is empty in a scan unlike the training scans."""
         from medjax.infer import guard
 
-        made, space = self._predictor.prepare_all(volume, self.corpus), self._predictor.model.space
-        found = self._predictor.segment(
-            volume, self.corpus, classes=self.classes, prepared=made, on_scores=on_scores
-        )
+        space, request = self._predictor.model.space, self.request
+        made = self._predictor.prepare_all(volume, request)
+        found = self._predictor.segment(volume, request, prepared=made, on_scores=on_scores)
         channels = space.corpora[space.corpus_index(self.corpus)].channels
         for text in guard.warnings(
             found.masks.voxels, guard.doubts(self._predictor.model.plan, channels, volume, made[0])

@@ -8,6 +8,7 @@ the same id nor a link planted by another user is written through.
 import collections
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -252,6 +253,19 @@ def create(name: str | os.PathLike) -> BinaryIO:
         os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666),
         "w+b",
     )
+
+
+# -- digests ---------------------------------------------------------------------------------------
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes; "unhashed" for what is no file (a record of a data
+    set).
+    """
+    if not os.path.isfile(path):
+        return "unhashed"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -12,14 +12,17 @@ Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`
 130 interrupted, 143 terminated.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medjax.border import guarded
 from medjax.errors import EXIT_OK, UsageError, did_you_mean
+from medjax.registry import plain
+from medjax.runs.settings import accepted, described, overrides
 
 SECTIONS = (
     "name",
@@ -58,73 +61,35 @@ def parse(argv: Sequence[str]) -> Command:
     Args:
       argv: the program's name, then flags. If a flag is repeated, the last value is used.
     """
-    argv = _last_of_each(argv)
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "experiment, e.g. configs/multitalent.py:demo", values, lock_config=True
-    )
-    flags.DEFINE_string(
-        "workdir", "", "run folder: checkpoints, logs, predictions, numbers", values
-    )
-    flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
-    flags.DEFINE_list(
-        "folds", [], "with --mode=crossval: folds of this call, e.g. 0,1; default: all", values
-    )
-    flags.DEFINE_list(
-        "devices",
-        [],
-        "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64",
-        values,
-    )
-    flags.DEFINE_boolean(
-        "compile",
-        True,
-        "with --devices: also compile the training step for each (it is lowered in any case)",
-        values,
-    )
-    flags.DEFINE_boolean("help", False, "show this text", values, short_name="h")
-    sys.modules.pop(
-        "config_config", None
-    )  # ml_collections loads a config into the module of the previous one, with its definitions
-    before, sys.argv = sys.argv, list(argv)  # ml_collections reads the overrides there
+    values = _flags()
+    argv = [*argv[:1], *_last_of_each(values.read_flags_from_files(argv[1:], force_gnu=False))]
+    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
+    given = _load(config) if config else None
+    fields = _plain(given) if given is not None else {}
+    rest, changes = overrides.split(argv, lambda path: overrides.is_switch(fields, path))
+    rest = [a for a in rest if not a.startswith("--config=")]
     try:
-        rest = values(list(argv))
-        given = values.config
-        hasattr(given, "keys")  # a config that could not be loaded raises when it is accessed
-    except (
-        Exception
-    ) as error:  # a config file may raise anything; absl's own errors are several unrelated classes
-        raise UsageError(_reason(error), fix=_hint(argv)) from error
-    except SystemExit as error:
-        raise UsageError(
-            "the config ended the program",
-            found=f"exit {error.code}",
-            fix="let get_config() return a ConfigDict",
-        ) from error
-    finally:
-        sys.argv = before
-    if values["help"].value:
+        rest = values(rest)
+    except Exception as error:  # absl's own errors are several unrelated classes
+        raise UsageError(_reason(error), fix=_hint(config)) from error
+    if values["help"].value and given is None:
         print(f"{__doc__}\n{values.get_help()}")
         raise SystemExit(0)
     if len(rest) > 1:
         raise UsageError(f"unexpected arguments {rest[1:]}", fix="flags look like --name=value")
-    if given is None and any(a.startswith("--config=") and len(a) > len("--config=") for a in argv):
-        raise UsageError(
-            "the config is empty", fix="let get_config() of the file return a ConfigDict"
-        )
     if given is None:
         raise UsageError(
             "no config given",
             fix="add --config=configs/multitalent.py:demo (python -m medjax.main --help lists the "
             "flags)",
         )
-    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "").split(":")[0]
-    if not Path(config).is_file():
-        raise UsageError("no such config file", path=config, fix=_hint(argv))
-    _check_fields(given, config)
+    path = config.split(":")[0]
+    for change in changes:
+        _apply(given, change, path)
+    _check_fields(given, path)
+    if values["help"].value:
+        print(described.text(_plain(given), config))
+        raise SystemExit(0)
     if "\0" in values.workdir:
         raise UsageError(
             "unusable run folder: it contains a NUL character", fix="add --workdir=runs/NAME"
@@ -156,14 +121,125 @@ def parse(argv: Sequence[str]) -> Command:
     )
 
 
+def _flags() -> Any:
+    """The flags beside those of the config."""
+    from absl import flags
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", "", "experiment, e.g. configs/multitalent.py:demo", values)
+    flags.DEFINE_string(
+        "workdir", "", "run folder: checkpoints, logs, predictions, numbers", values
+    )
+    flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
+    flags.DEFINE_list(
+        "folds", [], "with --mode=crossval: folds of this call, e.g. 0,1; default: all", values
+    )
+    flags.DEFINE_list(
+        "devices",
+        [],
+        "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64",
+        values,
+    )
+    flags.DEFINE_boolean(
+        "compile",
+        True,
+        "with --devices: also compile the training step for each (it is lowered in any case)",
+        values,
+    )
+    flags.DEFINE_boolean(
+        "help",
+        False,
+        "show this text; with --config: the fields of that config",
+        values,
+        short_name="h",
+    )
+    return values
+
+
+def _load(config: str) -> Any:
+    """What `get_config` of a file returns, "FILE" or "FILE:ARGUMENT"."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    if not Path(path := config.split(":")[0]).is_file():
+        raise UsageError("no such config file", path=path, fix=_hint(config))
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
+    sys.modules.pop(
+        "config_config", None
+    )  # ml_collections loads a config into the module of the previous one, with its definitions
+    argv = ["medjax.main", f"--config={config}"]
+    before, sys.argv = sys.argv, argv  # ml_collections looks for flags there
+    try:
+        values(argv)
+        given = values.config
+        hasattr(given, "keys")  # a config that could not be loaded raises when it is accessed
+    except Exception as error:  # a config file may raise anything
+        raise UsageError(_reason(error), fix=_hint(config)) from error
+    except SystemExit as error:
+        raise UsageError(
+            "the config ended the program",
+            found=f"exit {error.code}",
+            fix="let get_config() return a ConfigDict",
+        ) from error
+    finally:
+        sys.argv = before
+    if given is None:
+        raise UsageError(
+            "the config is empty", fix="let get_config() of the file return a ConfigDict"
+        )
+    return given
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as plain values; {} for what is no config."""
+    try:
+        return plain(config) if hasattr(config, "keys") else {}
+    except Exception as error:  # a required placeholder without a value, for example
+        raise UsageError(_reason(error), fix="give every field of the config a value") from error
+
+
+def _apply(config: Any, change: overrides.Override, path: str) -> None:
+    """Sets one field of a ConfigDict, and makes the sections above it."""
+    before = _plain(config)
+    value = overrides.value_of(before, change)
+    try:
+        _set(config, change.keys, value)
+    except (TypeError, ValueError) as error:  # a name with a dot, for example
+        raise UsageError(f"cannot set --config.{change.path}", found=_reason(error)) from error
+    if change.path in overrides.NAMING:
+        overrides.check_rest(before, _plain(config), change.path, path)
+
+
+def _set(config: Any, keys: Sequence[str], value: Any) -> None:
+    """Sets a field of a ConfigDict (or of a plain dictionary) and makes the sections above it."""
+    from ml_collections import ConfigDict
+
+    def section(fields: Mapping) -> Any:
+        pairs = {k: section(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
+        return pairs if isinstance(config, dict) else ConfigDict(pairs, sort_keys=False)
+
+    with contextlib.ExitStack() as stack:
+        if not isinstance(config, dict):
+            stack.enter_context(config.unlocked())
+            stack.enter_context(config.ignore_type())
+        node = config
+        for key in keys[:-1]:
+            if not hasattr(held := node.get(key), "keys"):
+                node[key] = section({"kind": held} if isinstance(held, str) else {})
+            node = node[key]
+        node[keys[-1]] = section(value) if isinstance(value, Mapping) else value
+
+
 def _check_fields(config: Any, path: str) -> None:
-    """`UsageError` for a config without a required section, or with invalid numbers."""
-    fields = config if hasattr(config, "keys") else {}
+    """`UsageError` for a config without a required section, or with unknown or unusable fields."""
+    fields = _plain(config)
     if missing := [name for name in SECTIONS if name not in fields]:
         fix = "begin with base_config() of configs/base.py"
         raise UsageError(
             "the config lacks sections", path=path, found=f"no {', '.join(missing)}", fix=fix
         )
+    accepted.check(fields, path)
     train = fields["train"]
     for name in ("steps", "batch"):
         if name not in train or not isinstance(train[name], int) or train[name] < 1:
@@ -177,12 +253,15 @@ def _check_fields(config: Any, path: str) -> None:
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
-    """The arguments with only the last of repeated --name=value flags.
-
-    ml_collections would join the values of a tuple.
-    """
-    names = [a.split("=", 1)[0] if a.startswith("--") and "=" in a else "" for a in argv]
-    return [a for i, a in enumerate(argv) if not names[i] or names[i] not in names[i + 1 :]]
+    """The arguments with --config written with "=", and only the last of repeated flags."""
+    words, found = list(argv), []
+    while words:
+        word = words.pop(0)
+        if word in ("--config", "-config") and words:
+            word = f"--config={words.pop(0)}"
+        found.append(word)
+    names = [a.split("=", 1)[0] if a.startswith("--") and "=" in a else "" for a in found]
+    return [a for i, a in enumerate(found) if not names[i] or names[i] not in names[i + 1 :]]
 
 
 def _reason(error: Exception) -> str:
@@ -196,22 +275,20 @@ def _reason(error: Exception) -> str:
     return lines[-1] if "Traceback" in text else " ".join(lines)
 
 
-def _hint(argv: Sequence[str]) -> str:
-    config = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
+def _hint(config: str) -> str:
     path = config.split(":")[0]
     if path and not Path(path).is_file():
         return did_you_mean(
             path,
             [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")],
         )
-    return "see the fields in configs/base.py and the named config"
+    return f"see `python -m medjax.main --config={config or 'FILE'} --help`"
 
 
 def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
     import jax
 
-    from medjax.registry import plain
     from medjax.runs import crossval, dry, hosts, stages
 
     if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):

@@ -7,7 +7,7 @@ tuples and numbers; all other code takes plain arguments.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from medjax.errors import UsageError, did_you_mean, shown
@@ -29,27 +29,30 @@ def known(package: str) -> list[str]:
     ]
 
 
+def maker(package: str, name: Any) -> Callable[..., Any]:
+    """`medjax.<package>.<name>.make`; `UsageError` with the known names if there is none."""
+    if package not in PACKAGES:
+        raise UsageError(f"unknown package {package!r}", fix=did_you_mean(package, PACKAGES))
+    path = f"medjax.{package}.{name}"
+    if not isinstance(name, str) or not name.isidentifier():
+        text = shown(name)[:80]
+        raise UsageError(f"no {package} called {text!r}", fix=did_you_mean(text, known(package)))
+    try:
+        return importlib.import_module(path).make
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != path:
+            raise  # the module exists, something it needs does not
+        raise UsageError(
+            f"no {package} called {name!r}", fix=did_you_mean(name, known(package))
+        ) from error
+
+
 def build(package: str, name: Any, **arguments: Any) -> Any:
     """The result of `medjax.<package>.<name>.make(**arguments)`.
 
     Unknown names and arguments raise `UsageError` with the known ones.
     """
-    if package not in PACKAGES:
-        raise UsageError(f"unknown package {package!r}", fix=did_you_mean(package, PACKAGES))
-    path = f"medjax.{package}.{name}"
-    if not isinstance(name, str) or not name.isidentifier():
-        raise UsageError(
-            f"no {package.split('.')[-1]} called {shown(name)[:80]!r}",
-            fix=did_you_mean(shown(name)[:80], known(package)),
-        )
-    try:
-        make = importlib.import_module(path).make
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != path:
-            raise  # the module exists, something it needs does not
-        raise UsageError(
-            f"no {package.split('.')[-1]} called {name!r}", fix=did_you_mean(name, known(package))
-        ) from error
+    make, path = maker(package, name), f"medjax.{package}.{name}"
     signature = inspect.signature(make)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in arguments:

@@ -1,7 +1,7 @@
 """Tests of medjax.
 
 `checked` is the type checker of the test run: beartype, for which an int is a float (PEP 484).
-`./launch.sh test` passes it to jaxtyping as `--jaxtyping-packages=medjax,tests.checked`.
+`./launch.sh test` passes it to jaxtyping, last in `--jaxtyping-packages`.
 """
 
 from beartype import BeartypeConf, beartype

@@ -20,6 +20,7 @@ ORDER = (
     "sample",
     "augment",
     "phantom",
+    "prompts",
     "models",
     "losses",
     "tasks",
@@ -31,7 +32,17 @@ ORDER = (
     "runs",
     "border",
 )
-BASE = {"__init__", "errors", "files", "labels", "locks", "registry", "topology"}
+BASE = {
+    "__init__",
+    "decision",
+    "errors",
+    "files",
+    "labels",
+    "locks",
+    "plugins",
+    "registry",
+    "topology",
+}
 BORDER = {"api", "border", "cli", "commands", "main"}
 HOST_ONLY = (
     "scans",
@@ -39,20 +50,27 @@ HOST_ONLY = (
     "prepare",
     "sample",
     "phantom",
+    "prompts",
     "metrics",
     "report",
 )  # no accelerator library
+OUTSIDE = ("medjax_verbs", "configs", "data_pipelines", "tests", "benchmarks")
 MOST_LINES, MOST_LINES_OF_A_FOLDER = 500, 5000
 
 
 @cache
-def _modules(repository: Path) -> dict[str, Path]:
+def _modules(repository: Path, top: str = "medjax") -> dict[str, Path]:
     """Dotted name -> source; a package has the name of its folder."""
     found = {}
-    for path in sorted((repository / "medjax").rglob("*.py")):
+    for path in sorted((repository / top).rglob("*.py")):
         parts = path.relative_to(repository).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def _all(repository: Path) -> dict[str, Path]:
+    """The modules of the core and of the verbs beside it."""
+    return _modules(repository) | _modules(repository, "medjax_verbs")
 
 
 @cache
@@ -82,15 +100,28 @@ def test_imports_run_one_way(repository):
     for module, path in modules.items():
         here = ORDER.index(_package(module))
         for name, line in _imports(path, modules):
-            if name.split(".")[0] in ("configs", "data_pipelines", "tests", "benchmarks"):
+            if name.split(".")[0] in OUTSIDE:
                 wrong.append(f"{module}:{line} imports {name}")
             if name.split(".")[0] == "medjax" and ORDER.index(_package(name)) > here:
                 wrong.append(f"{module}:{line} ({ORDER[here]}) imports {name}")
     assert wrong == []
 
 
+def test_verbs_beside_the_core_import_the_core_and_nothing_else_of_the_repository(repository):
+    verbs = _modules(repository, "medjax_verbs")
+    assert len(verbs) > 4
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for module, path in verbs.items()
+        for name, line in _imports(path, _all(repository))
+        if name.split(".")[0] in set(OUTSIDE) - {"medjax_verbs"}
+        or name.startswith(("medjax.commands", "medjax.cli", "medjax.main"))
+    ]
+    assert wrong == []
+
+
 def test_no_module_imports_itself_through_others(repository):
-    modules = _modules(repository)
+    modules = _all(repository)
     graph = {
         module: {name for name, _ in _imports(path, modules) if name in modules and name != module}
         for module, path in modules.items()
@@ -163,7 +194,7 @@ def test_packages_for_the_host_need_no_accelerator_library(repository):
 )
 def test_nothing_is_pickled_or_executed(repository, word):
     found = []
-    for path in _modules(repository).values():
+    for path in _all(repository).values():
         code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
         code = code.replace("allow_pickle=False", "").replace("literal_eval(", "")
         if word in code:
@@ -182,7 +213,7 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 def test_every_public_name_of_a_module_has_a_docstring(repository):
     bare = []
-    for module, path in _modules(repository).items():
+    for module, path in _all(repository).items():
         tree = _tree(path)
         if not ast.get_docstring(tree):
             bare.append(module)
@@ -198,11 +229,11 @@ def test_every_public_name_of_a_module_has_a_docstring(repository):
 
 def test_files_and_folders_stay_readable(repository):
     lines = {
-        module: len(path.read_text().splitlines()) for module, path in _modules(repository).items()
+        module: len(path.read_text().splitlines()) for module, path in _all(repository).items()
     }
     assert {module: n for module, n in lines.items() if n > MOST_LINES} == {}
     folders: dict[Path, int] = {}
-    for module, path in _modules(repository).items():
+    for module, path in _all(repository).items():
         folders[path.parent] = folders.get(path.parent, 0) + lines[module]
     assert {str(folder): n for folder, n in folders.items() if n > MOST_LINES_OF_A_FOLDER} == {}
 
@@ -210,7 +241,7 @@ def test_files_and_folders_stay_readable(repository):
 def test_tests_mirror_the_packages(repository):
     modules = _modules(repository)
     packages = {_package(m) for m in modules} - {"base", "border"} | {"commands"}
-    others = {"support", "old", "golden", "configs", "data_pipelines", "benchmarks"}
+    others = {"support", "old", "golden"} | set(OUTSIDE)
     folders = {
         p.name for p in (repository / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"
     }
@@ -218,7 +249,7 @@ def test_tests_mirror_the_packages(repository):
 
 
 def test_every_module_is_imported_by_a_test(repository):
-    modules, used = _modules(repository), set()
+    modules, used = _all(repository), set()
     for path in (repository / "tests").rglob("*.py"):
         used |= {name for name, _ in _imports(path, modules)}
     missing = [m for m, path in modules.items() if path.name != "__init__.py" and m not in used]
@@ -227,8 +258,8 @@ def test_every_module_is_imported_by_a_test(repository):
 
 def test_every_imported_name_exists(repository):
     """Also within functions, which a test may never call: a name that moved is noticed here."""
-    modules, wrong = _modules(repository), []
-    for folder in ("medjax", "configs", "data_pipelines", "benchmarks", "tests"):
+    modules, wrong = _all(repository), []
+    for folder in ("medjax", *OUTSIDE):
         for path in sorted((repository / folder).rglob("*.py")):
             for node in ast.walk(_tree(path)):
                 if not (isinstance(node, ast.ImportFrom) and node.module in modules):

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from medjax import commands
+from medjax import commands, main
+from medjax.errors import UsageError
+from medjax.registry import plain
+from medjax.runs.settings import accepted
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -83,3 +86,61 @@ def test_verbs_and_their_flags_exist(page, verbs):
 def test_every_verb_is_on_a_page(verbs):
     text = "\n".join(text_of(page) for page in PAGES)
     assert not [verb for verb in verbs if f"medjax {verb}" not in text]
+
+
+FLAG = re.compile(r"--config\.([\w./]+)(=(?:'[^']*'|\"[^\"]*\"|[^\s`'\"])*)?")
+FITTING = ("multitalent.py:demo", "multitalent.py:unet", "tsfm.py:h", "m4oe.py:finetune")
+FITTING += ("m4oe.py:pretrain", "multitalent.py:unet_finetune", "multitalent.py:swin")
+
+
+def flags_of(page: str) -> list[tuple[str, ...]]:
+    """The --config.X flags of every command on a page, in their order."""
+    return [
+        tuple(match[0].rstrip(".") for match in found)
+        for line in code_of(text_of(page))
+        if (found := list(FLAG.finditer(line)))
+    ]
+
+
+def configs_of(line: str) -> tuple[str, ...]:
+    """Configs that a command fits: the one that it names, otherwise any that ships."""
+    named = re.search(r"configs/(\w+\.py(?::\w+)?)", line)
+    return (named[1],) if named and not PLACEHOLDERS.search(named[1]) else FITTING
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_of_configs_are_taken(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    refused = []
+    for line in code_of(text_of(page)):
+        flags = [match[0].rstrip(".") for match in FLAG.finditer(line)]
+        if flags and not any(_taken(config, flags) for config in configs_of(line)):
+            refused.append(flags)
+    assert not refused
+
+
+def _taken(config: str, flags: list[str]) -> bool:
+    start = ["medjax", f"--config=configs/{config}", "--mode=dry"]
+    given = [flag.replace("'", "") for flag in flags if "=" in flag and ".." not in flag]
+    named = [flag for flag in flags if flag not in given and "'" not in flag]
+    try:
+        main.parse([*start, *given])
+        fields = plain(main.parse(start).config)
+        for flag in named:  # the page names the field only
+            accepted.find(fields, flag.removeprefix("--config.").split("=")[0].split("."))
+    except UsageError:
+        return False
+    return True
+
+
+def test_pages_name_flags():
+    found = {flag.split("=")[0] for page in PAGES for flags in flags_of(page) for flag in flags}
+    known = ("optim.lr", "data.folders", "model.remat", "augment.lateral", "init.source")
+    assert {f"--config.{field}" for field in known} <= found
+
+
+def test_a_flag_that_nobody_takes_is_noticed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert _taken("multitalent.py:demo", ["--config.optim.lr=1", "--config.model.remat"])
+    for flags in (["--config.optim.lrr=1"], ["--config.model.gate_scope"], ["--config.seed=x"]):
+        assert not _taken("multitalent.py:demo", flags)

@@ -3,6 +3,7 @@ python, srun and gcloud.
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -113,6 +114,41 @@ def test_tpu_runs_the_same_command_on_every_worker(launch, repository):
     assert (
         r"MEDJAX_DISTRIBUTED=auto ./launch.sh train configs/x.py:h --workdir=/mnt/run "
         r"--config.name=two\ words" in calls[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("failing", "code", "last"),
+    [
+        ("", 0, "parity"),
+        ("parity install", 0, "parity install"),
+        ("parity", 1, "parity"),
+        ("test slow", 1, "test slow"),
+    ],
+)
+def test_ci_skips_comparisons_that_cannot_be_installed_and_fails_with_any_test(
+    tmp_path, repository, failing, code, last
+):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(Path(repository) / ".ci" / "run", tmp_path / ".ci" / "run")
+    script = f'#!/bin/bash\necho "$*" >>calls\n[ "$*" != "{failing}" ]\n'
+    (tmp_path / "launch.sh").write_text(script)
+    (tmp_path / "launch.sh").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(tmp_path / ".ci" / "run")], capture_output=True, text=True, check=False
+    )
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert done.returncode == code and calls[-1] == last and calls[0] == "test"
+    assert ("SKIPPED" in done.stdout) == (failing == "parity install")
+
+
+def test_parity_installs_and_runs_apart(launch, tmp_path):
+    path = tmp_path / ".medjax"
+    path.write_text(path.read_text().replace("[tpu]", "[test,formats,parity]"))
+    assert launch("parity", "install")[:2] == (0, [])
+    code, (call,), _ = launch("parity", "-x")
+    assert (
+        code == 0 and "python -m pytest -m parity" in call and call.split(" | ")[0].endswith("-x")
     )
 
 

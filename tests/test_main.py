@@ -17,6 +17,8 @@ import pytest
 
 from configs.multitalent import get_config
 from medjax import cli, main
+from medjax.errors import UsageError
+from medjax.registry import plain
 from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
 from tests.support.raw import write_corpus
@@ -260,3 +262,248 @@ def test_a_run_without_weights_or_store_says_what_to_do(corpora, tmp_path, capsy
     empty = tmp_path / "empty"
     assert main.main([*_flags(corpora, empty), "--mode=evaluate"]) == 2
     assert "not a run folder" in capsys.readouterr().err
+
+
+def _parsed(config, *flags):
+    return plain(main.parse(["medjax", f"--config=configs/{config}", "--mode=dry", *flags]).config)
+
+
+TAKEN = [  # config, flag, value; fields that the config file does not list among them
+    ("multitalent.py:demo", "model.remat=block", "block"),
+    ("tsfm.py:h", "model.order=post", "post"),
+    ("tsfm.py:h", "model.vit=False", False),
+    ("m4oe.py:finetune", "model.gate_scope=image", "image"),
+    ("m4oe.py:pretrain", "model.expert_of=0,0,1", (0, 0, 1)),
+    ("multitalent.py:resenc", "model.strides=(1,1,1),(2,2,2)", ((1, 1, 1), (2, 2, 2))),
+    ("multitalent.py:demo", "model.max_features=none", None),
+    ("multitalent.py:demo", "losses.dice.pool=sample", "sample"),
+    ("m4oe.py:finetune", "losses.softmax_dice.pool=corpus", "corpus"),
+    ("multitalent.py:demo", "losses.softmax_cross_entropy.weight=1", 1.0),
+    ("multitalent.py:demo", "losses.cross_entropy.reduction=mean", "mean"),
+    ("multitalent.py:demo", "augment.kind=turns", "turns"),
+    ("multitalent.py:demo", "augment.rotation=0", 0.0),
+    ("multitalent.py:demo", "augment.lateral=auto", "auto"),
+    ("multitalent.py:demo", "augment.lateral=('a','b'),('c','d')", (("a", "b"), ("c", "d"))),
+    ("m4oe.py:pretrain", "augment.flip_axes=0,1", (0, 1)),
+    ("m4oe.py:pretrain", "task_options.ratio=0.5", 0.5),
+    ("multitalent.py:demo", "evaluate.groups.X=a,b", ("a", "b")),
+    (
+        "multitalent.py:demo",
+        "evaluate.groups.my kidneys=left kidney,CT/b",
+        ("left kidney", "CT/b"),
+    ),
+    ("multitalent.py:unet", "data.subset.046_BTCV2.file=cases.txt", "cases.txt"),
+    ("multitalent.py:unet", "data.subset.046_BTCV2.count=5", 5),
+    ("multitalent.py:demo", "data.rename.A/left kidney=kidney", "kidney"),
+    ("multitalent.py:demo", "init.classes.liver=Leber", "Leber"),
+    ("multitalent.py:demo", "init.classes.liver=", ""),
+    ("multitalent.py:unet_finetune", "optim.phases.heads.lr=1", 1.0),
+    ("multitalent.py:unet_finetune", "optim.phases.heads.momentum=0", 0.0),
+    ("multitalent.py:demo", "optim.b1=0.5", 0.5),
+    ("multitalent.py:demo", 'sharding.rules=("bias","replicate"),(".*","fsdp")', None),
+    ("multitalent.py:demo", "infer.postprocess.min_ml.*=0.5", 0.5),
+    ("multitalent.py:demo", "train.keep=5", 5),
+    ("multitalent.py:demo", "data.allow_absent", True),
+    ("multitalent.py:demo", "deep_weights=1,0.5", (1, 0.5)),
+    ("multitalent.py:demo", "seed=7", 7),
+    ("multitalent.py:unet", "model.head.kind=corpus_softmax", "corpus_softmax"),
+    ("multitalent.py:unet", "model.bottleneck=vit", "vit"),
+    ("multitalent.py:unet", "model.bottleneck=none", "none"),
+    ("multitalent.py:swin", 'model.mlp={"kind":"experts","experts":4}', None),
+    ("tsfm.py:h", "model.context.kind=embedding", "embedding"),
+    ("multitalent.py:demo", "data.intensity.CT.scheme=window", "window"),
+]
+
+
+@pytest.mark.parametrize(("config", "flag", "value"), TAKEN, ids=[t[1] for t in TAKEN])
+def test_every_setting_is_a_flag(config, flag, value, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    node = _parsed(config, f"--config.{flag}")
+    for key in flag.partition("=")[0].split("."):
+        node = node[key]
+    if flag.startswith("sharding"):
+        value = (("bias", "replicate"), (".*", "fsdp"))
+    if flag.startswith("model.mlp"):
+        value = {"kind": "experts", "experts": 4}
+    assert node == value and type(node) is type(value)
+
+
+def test_every_field_of_a_config_can_be_given_back(repository, monkeypatch):
+    """Every value of a config, written as a flag, is read as the same value."""
+    monkeypatch.chdir(repository)
+    for config in ("multitalent.py:swin_finetune", "m4oe.py:pretrain", "tsfm.py:abdomen_50"):
+        fields = _parsed(config)
+        flags = [f"--config.{path}={value}" for path, value in _flat(fields)]
+        assert len(flags) > 90 and _parsed(config, *flags) == fields
+
+
+def _flat(fields, above=""):
+    for key, value in fields.items():
+        if isinstance(value, dict) and not above.startswith("data.declared"):
+            yield from _flat(value, f"{above}{key}.")
+        elif not isinstance(value, dict):
+            yield f"{above}{key}", value
+
+
+def test_a_view_and_a_phase_are_added_by_flags(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    flags = [
+        "--config.data.views.Left.corpus=PhantomCT",
+        "--config.data.views.Left.annotated=liver,",
+    ]
+    flags += ["--config.optim.phases.only.steps=700", "--config.optim.phases.only.lr=0.1"]
+    fields = _parsed("multitalent.py:demo", *flags)
+    assert fields["data"]["views"] == {"Left": {"corpus": "PhantomCT", "annotated": ("liver",)}}
+    assert fields["optim"]["phases"] == {"only": {"steps": 700, "lr": 0.1}}
+    with pytest.raises(UsageError, match=r"config.data.views.Left needs annotated"):
+        _parsed("multitalent.py:demo", flags[0])
+
+
+def test_the_kind_of_a_socket_and_its_fields_are_flags_in_any_order(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    field, kind = "--config.model.mlp.experts=4", "--config.model.mlp.kind=experts"
+    for flags in ([field, kind], [kind, field], [field, "--config.model.mlp=experts"]):
+        fields = _parsed("multitalent.py:swin", *flags)
+        assert fields["model"]["mlp"] == {"kind": "experts", "experts": 4}
+    with pytest.raises(UsageError, match=r"no field 'experts' for the kind dense"):
+        _parsed("multitalent.py:swin", field, "--config.model.mlp=dense")
+
+
+def test_another_network_takes_what_fits_and_names_what_does_not(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    fields = _parsed(
+        "multitalent.py:demo", "--config.model.blocks=1,2", "--config.model.name=resenc"
+    )
+    kept = {"base_features": 16, "max_features": 128}
+    assert fields["model"] == {"name": "resenc", "blocks": (1, 2)} | kept
+    with pytest.raises(UsageError, match=r"unet does not take .* for tsfm: variant.*model=unet"):
+        _parsed("tsfm.py:h", "--config.model.name=unet")
+    fields = _parsed("tsfm.py:h", "--config.model=unet", "--config.model.base_features=8")
+    assert fields["model"] == {"name": "unet", "base_features": 8}
+    fields = _parsed("multitalent.py:demo", "--config.losses=softmax_dice,softmax_cross_entropy")
+    assert set(fields["losses"]) == {"softmax_dice", "softmax_cross_entropy"}
+    with pytest.raises(UsageError, match=r"flips does not take .* for turns: nearest"):
+        _parsed("m4oe.py:release", "--config.augment.kind=flips")
+
+
+REFUSED = [  # flag, what the message says
+    ("optim.lrr=1", r"config.optim has no field 'lrr'. Fix: did you mean lr\?"),
+    ("model.nonlinearity=relu", r"config.model has no field 'nonlinearity' for the network unet"),
+    ("losses.dicee.weight=1", r"no losses called 'dicee'. Fix: did you mean dice\?"),
+    ("task=maskd", r"no tasks called 'maskd'"),
+    ("train.steps=1e3", r"unusable --config.train.steps; found '1e3'; expected a whole number"),
+    ("train.patch=32x64x64", r"unusable --config.train.patch; .* numbers like 1,2"),
+    ("optim.lr=abc", r"unusable --config.optim.lr; found 'abc'; expected a number"),
+    ("optim.nesterov=maybe", r"expected True or False"),
+    ("optim.lr.x=1", r"config.optim.lr has no fields"),
+    ("data.rename.v1.2/a=b", r"config.data.rename.v1 has no fields"),
+]
+
+
+@pytest.mark.parametrize(("flag", "message"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_a_wrong_setting_is_a_sentence(flag, message, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(UsageError, match=message):
+        _parsed("multitalent.py:demo", f"--config.{flag}")
+
+
+MINE = """
+from configs.base import base_config
+
+def get_config():
+    c = base_config().unlock()
+    {line}
+    return c.lock()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.train.step = 5", "config.train has no field 'step'. Fix: did you mean steps?"),
+        ("c.optim.lrate = 5", "config.optim has no field 'lrate'. Fix: did you mean "),
+        ("c.optm = c.optim", "config has no field 'optm'. Fix: did you mean optim?"),
+        ("c.model.base_feature = 8", "did you mean base_features"),
+        ("c.losses.dice.smoth = 8", "did you mean smooth?"),
+        ("c.augment.rotation = 'often'", "found 'often'; expected a number"),
+    ],
+)
+def test_a_typo_in_a_config_file_is_a_sentence(line, message, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(MINE.format(line=line))
+    assert main.main([f"--config={tmp_path / 'mine.py'}", "--mode=dry"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "mine.py" in shown
+
+
+def test_a_reference_in_a_config_follows_the_flag(tmp_path):
+    line = "c.infer.batch_windows = c.train.get_ref('batch')"
+    (tmp_path / "mine.py").write_text(MINE.format(line=line))
+    flags = [f"--config={tmp_path / 'mine.py'}", "--mode=dry", "--config.train.batch=6"]
+    config = main.parse(["medjax", *flags]).config
+    assert config.infer.batch_windows == 6 and config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"), [("return c.to_dict()", dict), ("return c.lock()", object)]
+)
+def test_a_config_may_be_a_dictionary(line, kind, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE.format(line=line))
+    flags = [f"--config={tmp_path / 'mine.py'}", "--mode=dry"]
+    more = ["--config.model.remat=block", "--config.losses.softmax_dice.weight=1"]
+    config = main.parse(["medjax", *flags, *more]).config
+    assert isinstance(config, kind)
+    assert plain(config)["model"] == {"name": "unet", "remat": "block"}
+    assert config["losses"]["softmax_dice"]["weight"] == 1.0
+
+
+def test_a_name_with_a_dot_is_a_sentence(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    with pytest.raises(UsageError, match=r"cannot set --config.data.rename; .*dots"):
+        _parsed("multitalent.py:demo", '--config.data.rename={"v1.2/a": "b"}')
+
+
+def test_reading_flags_starts_no_device(repository):
+    """Several processes connect after the flags are read, and before the first device is used."""
+    code = """
+from medjax import main
+main.parse(["medjax", "--config=configs/tsfm.py:h", "--mode=dry", "--config.model.order=post"])
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+"""
+    command, environment = [sys.executable, "-c", code], {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_config_is_named_with_a_space_or_in_a_file_of_flags(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    flags = ["--config", "configs/multitalent.py:demo", "--mode", "dry", "--config.seed", "3"]
+    assert main.parse(["medjax", *flags]).config.seed == 3
+    (tmp_path / "flags").write_text(
+        "\n".join(["--config=configs/multitalent.py:demo", "--mode=dry"])
+    )
+    command = main.parse(["medjax", f"--flagfile={tmp_path / 'flags'}", "--config.seed=4"])
+    assert command.config.seed == 4 and command.mode == "dry"
+
+
+def test_help_with_a_config_lists_its_fields(repository, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    with pytest.raises(SystemExit) as ended:
+        main.parse(["medjax", "--config=configs/tsfm.py:h", "--help", "--config.train.steps=77"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "--config.train.steps=77 " in shown and "--config.model.order=None" in shown
+    with pytest.raises(SystemExit):
+        main.parse(["medjax", "--help"])
+    shown = capsys.readouterr().out
+    assert "--workdir" in shown and "--config.train" not in shown and len(shown.splitlines()) < 60
+
+
+def test_train_has_the_help_of_the_program(capsys, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    for flags, text in ((["--help"], "--workdir"), (["configs/tsfm.py:h", "-h"], "model.order")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", *flags])
+        assert ended.value.code == 0 and text in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The attack: 91 faults that once lost data, let something in, or went wrong without a word, each
+"""The attack: 93 faults that once lost data, let something in, or went wrong without a word, each
 against medjax as it is now.
 
     python -m benchmarks.attack [--rows D1 S5 inputs ...] [--json OUT] [--keep FOLDER] [--workers 2]

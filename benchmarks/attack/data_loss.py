@@ -229,3 +229,62 @@ def labels_outside_the_crop(site: Site) -> Iterator[Seen]:
         bool(said) and not checked.raw and not prepared.raw,
         f"{said[:1] or found[:2]}",
     )
+
+
+@row(
+    "D9",
+    "a training into a folder that holds files of somebody else under names of a run",
+    "fail",
+    limit=240,
+)
+def foreign_run(site: Site) -> Iterator[Seen]:
+    data = m.corpus(site.path("Task01_Toy"), n=4)
+    for name in ("config.json", "plan.json", "metrics.jsonl", "checkpoints/weights.bin"):
+        folder = site.root / name.replace("/", "-")
+        site.path(folder.name, name).write_text('{"mine": 1}')
+        m.config(site)
+        before = site.tree()
+        said = train(*m.training(site, data, folder))
+        words = (str(folder), name.split("/")[0], "did not write", "--workdir")
+        yield refused(name, said, *words, codes=(USAGE,), **_kept(site, before))
+    raw, run = m.trained(site)
+    site.path("trained", "run", "notes.txt").write_text("mine")
+    said = m.again(site, raw, run)
+    kept = (run / "notes.txt").read_text() == "mine"
+    yield fine("a run beside other files goes on", said, also=kept)
+
+
+@row("D10", "a folder of somebody else named as run, store or result", "fail")
+def opened_as_ours(site: Site) -> Iterator[Seen]:
+    """Nothing in it may change, and every command must say that it is none of ours."""
+    data = m.corpus(site.path("Task01_Toy"), n=4)
+    mine = site.path("mine", "config.json").parent
+    site.path("mine", "config.json").write_text('{"learning_rate": 0.1}')
+    site.path("mine", "Toy", "case_000", "thesis.txt").write_text("years of work")
+    scan, model = m.scan(site.path("in", "a.nii.gz")), m.run(site)
+    m.config(site)
+    before = site.tree()
+    commands = {
+        "predict -m": ("predict", "-m", mine, "-i", scan, "-o", site.root / "out"),
+        "export": ("export", mine, "-o", site.root / "out.medjax"),
+        "info --accept": ("info", mine, "--accept"),
+        "prepare -o": ("prepare", data, "-o", mine, "--workers", 1),
+        "evaluate -o": (
+            *("evaluate", "--reference", data, "--prediction", data / "labelsTr"),
+            *("-o", mine / "config.json", "--quiet"),
+        ),
+    }
+    allowed = (site.root / "out", site.root / "out.medjax")
+    for variant, words in commands.items():
+        said = medjax(*words)
+        yield refused(variant, said, "mine", codes=(1, USAGE), **_kept(site, before, *allowed))
+    for variant, flag in (
+        ("data.store", f"--config.data.store={mine}"),
+        ("init.source", f"--config.init.source={mine}"),
+    ):
+        said = train(*m.training(site, data, site.root / "run", flag))
+        run = (*allowed, site.root / "run")
+        yield refused(variant, said, "mine", codes=(1, USAGE), **_kept(site, before, *run))
+    said = medjax("predict", "-m", model, "-i", scan, "-o", mine, "--no-html")
+    kept = site.changed(before, mine / "a.nii.gz", mine / "a.json", mine / "run.json", *run)
+    yield fine("predict -o writes beside", said, also=not kept, seen=str(kept[:3]))

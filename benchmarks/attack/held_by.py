@@ -11,6 +11,8 @@ HELD_BY = {
     "D6": "infer/test_outputs.py::test_a_second_call_keeps_what_the_first_one_did_in_manifest_and_table",
     "D7": "runs/test_run_safety.py::test_a_run_whose_checkpoints_cannot_be_read_is_refused_and_left_as_it_is",
     "D8": "prepare/test_prepare_safety.py::test_labels_outside_the_image_are_told_of_and_recorded",
+    "D9": "runs/test_run_safety.py::test_a_training_never_overwrites_files_of_somebody_else",
+    "D10": "runs/test_run_safety.py::test_a_folder_of_somebody_else_is_no_run_and_no_store",
     "S1": "corpora/test_names.py::test_a_corpus_with_a_hostile_name_is_refused",
     "S2": "prepare/test_prepare_safety.py::test_a_hostile_description_deletes_no_foreign_folder",
     "S3": "corpora/test_names.py::test_nothing_is_written_outside_of_the_copy_or_the_store",

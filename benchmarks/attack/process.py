@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +17,7 @@ from benchmarks.attack import material as m
 from benchmarks.attack.harness import (
     SOME_FAILED,
     USAGE,
+    Said,
     Seen,
     Site,
     alone,
@@ -39,6 +40,16 @@ def _left(text: str) -> list[str]:
     return sorted(line.strip() for line in text.split("LEFT")[-1].splitlines() if line.strip())
 
 
+def _predict(site: Site, out: Path, *more: object, prefix: Sequence[str]) -> Said:
+    """`medjax predict` of the folder "in" in a process of its own, behind the words of `prefix`."""
+    model, source = m.run(site), site.root / "in"
+    return alone(site, "predict", "-m", model, "-i", source, "-o", out, *more, prefix=prefix)
+
+
+def _masks(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("*.nii.gz"))
+
+
 @row("P1", "predict --probabilities on a full disk", "fail", limit=120)
 def full_disk(site: Site) -> Iterator[Seen]:
     m.scan(site.path("in", "a.nii.gz"), shape=(48, 48, 48))
@@ -49,18 +60,7 @@ def full_disk(site: Site) -> Iterator[Seen]:
             yield Seen(variant, None, NO_MOUNT)
             continue
         more = ("--probabilities", "--no-html", "--quiet")
-        said = alone(
-            site,
-            "predict",
-            "-m",
-            m.run(site),
-            "-i",
-            site.root / "in",
-            "-o",
-            out,
-            *more,
-            prefix=prefix,
-        )
+        said = _predict(site, out, *more, prefix=prefix)
         left = _left(said.text)
         clean = "./b.nii.gz" in left and not any(p.startswith("./.") for p in left)
         yield refused(
@@ -81,9 +81,7 @@ def read_only(site: Site) -> Iterator[Seen]:
     if (prefix := mounted(out, "size=1m", readonly=True)) is None:
         yield Seen("read-only", None, NO_MOUNT)
         return
-    said = alone(
-        site, "predict", "-m", m.run(site), "-i", site.root / "in", "-o", out, prefix=prefix
-    )
+    said = _predict(site, out, prefix=prefix)
     yield refused("predict", said, str(out), codes=(USAGE,))
     data = m.corpus(site.path("Task01_Toy"))
     said = alone(site, "prepare", data, "-o", out, "--workers", 1, prefix=prefix)
@@ -118,18 +116,7 @@ def no_place(site: Site) -> Iterator[Seen]:
         if (prefix := mounted(out, options, readonly=readonly)) is None:
             yield Seen(variant, None, NO_MOUNT)
             continue
-        said = alone(
-            site,
-            "predict",
-            "-m",
-            m.run(site),
-            "-i",
-            site.root / "in",
-            "-o",
-            place,
-            "--no-html",
-            prefix=prefix,
-        )
+        said = _predict(site, place, "--no-html", prefix=prefix)
         yield refused(variant, said, str(out), codes=(1, 2, 3))
 
 
@@ -280,7 +267,7 @@ def loops(site: Site) -> Iterator[Seen]:
         m.scan(site.path("in", f"{case}.nii.gz"))
     (site.root / "in" / "b.nii.gz").symlink_to("b.nii.gz")
     said = m.predict(m.run(site), site.root / "in", site.root / "out")
-    masks = sorted(p.name for p in (site.root / "out").glob("*.nii.gz"))
+    masks = _masks(site.root / "out")
     yield refused(
         "a link to itself",
         said,
@@ -294,7 +281,7 @@ def loops(site: Site) -> Iterator[Seen]:
     (site.root / "in" / "e.nii.gz").symlink_to("d.nii.gz")
     (site.root / "in" / "f.nii.gz").symlink_to("gone.nii.gz")
     said = m.predict(m.run(site), site.root / "in", site.root / "out2")
-    masks = sorted(p.name for p in (site.root / "out2").glob("*.nii.gz"))
+    masks = _masks(site.root / "out2")
     yield refused(
         "two links in a circle, a broken one",
         said,
@@ -354,16 +341,5 @@ def limits(site: Site) -> Iterator[Seen]:
     for i, limit in enumerate(("ulimit -n 24", "ulimit -f 2000")):
         prefix = ["sh", "-c", f'{limit}; exec "$@"', "sh"]
         out = site.root / f"out{i}"
-        said = alone(
-            site,
-            "predict",
-            "-m",
-            m.run(site),
-            "-i",
-            site.root / "in",
-            "-o",
-            out,
-            "--no-html",
-            prefix=prefix,
-        )
+        said = _predict(site, out, "--no-html", prefix=prefix)
         yield fine(limit, said, also=(out / "a.nii.gz").exists())

@@ -2,8 +2,10 @@
 
 In: image (b, *vol_in, m) normalised float32, label (b, *vol_in) ids (-1 outside the image), a key.
 Out: the same at `out_shape`. Order: rotation and scaling in one resampling, noise, blur,
-brightness, contrast, low resolution, gamma of the inverted image, gamma, mirroring (lateral classes
-are exchanged if requested), zero outside the normalisation mask.
+brightness, shift, contrast, low resolution, gamma of the inverted image, gamma, mirroring (lateral
+classes are exchanged if requested), quarter turns, zero outside the normalisation mask. Shift and
+quarter turns are MONAI's RandShiftIntensity and RandRotate90 and off by default. Channels of role
+"mask" move with the image and stay 0 and 1; nothing else happens to them.
 
 Drawing the numbers (`Draw`; a neutral value means "not drawn") is separate from applying them.
 Samples are processed one after another, each step under a condition, so that a step that is not
@@ -28,6 +30,7 @@ from medjax.sample.patches import is_anisotropic, rotation_limit
 __all__ = ["Augmentation", "Draw", "apply", "augment", "centre_crop", "draw"]
 
 Range = tuple[float, float]
+SHIFT, QUARTER = 1, 2  # numbers of the keys of steps that are off by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +45,24 @@ class Augmentation:
       noise, noise_sd: probability; standard deviation, shared by the channels.
       blur, blur_channel, blur_sigma: probability per sample, then per channel; voxels, per axis.
       brightness, brightness_range: probability; factor, below and above 1 equally often.
-      contrast, contrast_range: likewise.
+      shift, shift_range: probability; a number that is added to all channels.
+      contrast, contrast_range: probability; factor as for brightness.
       low_resolution, low_resolution_channel, zoom_range: probability per sample, then per channel;
         share of each side that is kept.
       gamma_inverted, gamma, gamma_range: probability of the step on the negated image and on the
         image itself; exponent as for brightness.
       mirror, mirror_axes: probability per axis, and which spatial axes (None: all). Left classes
         keep their label.
+      quarter: probability of one, two or three quarter turns in the plane of the last two axes
+        (axial, of (z, y, x)), which must have equal sides.
       swap: pairs of label ids (left, right) to exchange wherever the left-right axis is mirrored,
         so that sides stay correct; per corpus, in the order of the batch's `corpus` index.
       swap_axis: the left-right axis; None is the last one (x, in RAS).
       mask_channels: channels that are 0 outside their normalisation mask, where the label is -1;
         they are set to 0 there again at the end.
+      spare_channels: channels of role "mask", which hold 0 and 1: space and mirroring apply to them
+        (interpolated values are 1 from 1/2 on), intensity steps do not. The draws are those of an
+        image without them.
       slicewise: rotate and scale within slices of constant z; None decides by the patch shape
         (`is_anisotropic`). Low resolution then leaves z unchanged.
     """
@@ -69,6 +78,8 @@ class Augmentation:
     blur_sigma: Range = (0.5, 1.0)
     brightness: float = 0.15
     brightness_range: Range = (0.75, 1.25)
+    shift: float = 0.0
+    shift_range: Range = (-0.1, 0.1)
     contrast: float = 0.15
     contrast_range: Range = (0.75, 1.25)
     low_resolution: float = 0.25
@@ -79,10 +90,12 @@ class Augmentation:
     gamma_range: Range = (0.7, 1.5)
     mirror: float = 0.5
     mirror_axes: tuple[int, ...] | None = None
+    quarter: float = 0.0
     slicewise: bool | None = None
     swap: tuple[tuple[tuple[int, int], ...], ...] = ()
     swap_axis: int | None = None
     mask_channels: tuple[int, ...] = ()
+    spare_channels: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -93,7 +106,8 @@ class Augmentation:
                     found=value,
                     expected="0 to 1",
                 )
-            if field.type is Range and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+            lowest = -math.inf if field.name == "shift_range" else 0
+            if field.type is Range and not (len(value) == 2 and lowest <= value[0] <= value[1]):
                 raise UsageError(
                     f"augmentation range {field.name!r} is not (low, high)", found=value
                 )
@@ -125,10 +139,17 @@ class Draw(NamedTuple):
     gamma_inverted: Float[Array, "*b m"]  # exponent, 1: none
     gamma: Float[Array, "*b m"]  # exponent, 1: none
     flips: Bool[Array, "*b n"]
+    shift: Float[Array, "*b"] | None = None  # added, 0: none; None where it is off
+    quarter: Int[Array, "*b"] | None = None  # quarter turns; None where they are off
 
 
 def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channels: int) -> Draw:
-    """Draws all numbers for one sample."""
+    """Draws all numbers for one sample.
+
+    Args:
+      channels: of role "image". Steps that are off by default have a key of their own, so that they
+        change no other number.
+    """
     s, axes, used = settings, len(out_shape), 0
     limit = rotation_limit(out_shape) if s.rotation_rad is None else s.rotation_rad
     numbers = jax.random.uniform(
@@ -175,7 +196,21 @@ def draw(key: Array, settings: Augmentation, out_shape: tuple[int, ...], channel
         gamma_inverted=jnp.where(chance(s.gamma_inverted), around_one(s.gamma_range), 1.0),
         gamma=jnp.where(chance(s.gamma), around_one(s.gamma_range), 1.0),
         flips=chance(s.mirror, axes) & allowed,
+        shift=_shift(jax.random.fold_in(key, SHIFT), s) if s.shift else None,
+        quarter=_quarter(jax.random.fold_in(key, QUARTER), s) if s.quarter else None,
     )
+
+
+def _shift(key: Array, settings: Augmentation) -> Array:
+    wanted, value = jax.random.uniform(key, (2,))
+    low, high = settings.shift_range
+    return jnp.where(wanted < settings.shift, low + (high - low) * value, 0.0)
+
+
+def _quarter(key: Array, settings: Augmentation) -> Array:
+    wanted, turns = jax.random.split(key)
+    drawn = jax.random.uniform(wanted) < settings.quarter
+    return jnp.where(drawn, jax.random.randint(turns, (), 1, 4), 0)
 
 
 def apply(
@@ -192,6 +227,10 @@ def apply(
     `key` is used for the noise only; `exchange` maps each id to its id under left-right mirroring.
     """
     image, label = _space(drawn, image, label, out_shape, settings)
+    spare = list(settings.spare_channels)
+    kept = [c for c in range(image.shape[-1]) if c not in spare]
+    if spare:
+        image, masks = image[..., np.array(kept)], image[..., np.array(spare)]
     channels = jnp.moveaxis(image, -1, 0)
     if settings.noise:
         keys = jax.random.split(key, channels.shape[0])
@@ -199,6 +238,7 @@ def apply(
         channels = jax.lax.cond(
             drawn.noise > 0, noisy, lambda keys, x, sd: x, keys, channels, drawn.noise
         )
+    shift = () if drawn.shift is None else (jnp.broadcast_to(drawn.shift, (len(kept),)),)
     numbers = (
         drawn.blur,
         drawn.brightness,
@@ -209,9 +249,12 @@ def apply(
     )
     first = int(settings.within_slices(out_shape))
     channels = jax.lax.map(
-        lambda args: _channel(*args, settings=settings, first=first), (channels, *numbers)
+        lambda args: _channel(*args, settings=settings, first=first), (channels, *numbers, *shift)
     )
     image = jnp.moveaxis(channels, 0, -1)
+    if spare:
+        together = jnp.concatenate([image, (masks >= 0.5).astype(image.dtype)], -1)
+        image = together[..., np.argsort(kept + spare)]
     if settings.mirror and settings.mirror_axes != ():
         image, label = spatial.mirror(image, drawn.flips), spatial.mirror(label, drawn.flips)
         if exchange is not None:
@@ -222,6 +265,10 @@ def apply(
                 label,
             )
             label = jnp.where(drawn.flips[axis], other.astype(label.dtype), label)
+    if drawn.quarter is not None:
+        image, label = (
+            spatial.quarter_turns(a, drawn.quarter, len(out_shape)) for a in (image, label)
+        )
     if settings.mask_channels:
         masked = np.isin(np.arange(image.shape[-1]), settings.mask_channels)
         image = jnp.where((label < 0)[..., None] & masked, 0.0, image)
@@ -292,6 +339,7 @@ def _channel(
     zoom,
     gamma_inverted,
     gamma,
+    shift=0.0,
     *,
     settings: Augmentation,
     first: int,
@@ -301,6 +349,7 @@ def _channel(
     steps = (
         (settings.blur, sigma[0] > 0, lambda x: intensity.blur(x, sigma, taps)),
         (settings.brightness, brightness != 1, lambda x: x * brightness),
+        (settings.shift, shift != 0, lambda x: x + shift),
         (settings.contrast, contrast != 1, lambda x: intensity.contrast(x, contrast)),
         (settings.low_resolution, zoom < 1, lambda x: intensity.low_resolution(x, zoom, first)),
         (
@@ -352,7 +401,18 @@ def augment(
             expected=f"at least {out_shape}",
             fix="see enlarged_patch",
         )
+    if settings.quarter and out_shape[-1] != out_shape[-2]:
+        raise UsageError(
+            "quarter turns need a patch with equal sides in its last two axes",
+            found=tuple(out_shape),
+            fix="change train.patch, or set augment.quarter to 0",
+        )
+    if len(settings.spare_channels) >= image.shape[-1]:
+        raise UsageError(
+            "augmentation needs a channel that is no mask", found=tuple(settings.spare_channels)
+        )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
+    images = image.shape[-1] - len(settings.spare_channels)
 
     table = exchanges(settings)
     if table is not None and corpus is None:
@@ -366,7 +426,7 @@ def augment(
     def one(args):
         key, image, label, exchange = args
         key_draw, key_noise = jax.random.split(key)
-        drawn = draw(key_draw, settings, out_shape, image.shape[-1])
+        drawn = draw(key_draw, settings, out_shape, images)
         return apply(key_noise, drawn, image, label, out_shape, settings, exchange)
 
     def several(keys, image, label, rows):

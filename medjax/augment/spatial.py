@@ -8,6 +8,7 @@ centre, 0 (image) and -1 (label) outside, labels by the largest summed weight.
 import itertools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -141,6 +142,14 @@ def _vote(weights: list, corners: list, closest: Int[Array, "*vol k"]) -> Int[Ar
     for ids, own in zip(corners, scores, strict=True):
         lowest = jnp.minimum(lowest, jnp.where(own >= best - TIE, ids, highest))
     return jnp.where(score(closest) >= best - TIE, closest, lowest)
+
+
+def quarter_turns(
+    array: Shaped[Array, "..."], turns: Int[Array, ""], axes: int
+) -> Shaped[Array, "..."]:
+    """`jnp.rot90` in the plane of axes `axes` - 2 and `axes` - 1, `turns` times (0 to 3)."""
+    plane = (axes - 2, axes - 1)
+    return jax.lax.switch(turns, [lambda a, k=k: jnp.rot90(a, k, plane) for k in range(4)], array)
 
 
 def mirror(array: Shaped[Array, "..."], flips: Bool[Array, "n"]) -> Shaped[Array, "..."]:

@@ -28,6 +28,8 @@ class Turns:
     Attributes:
       turn: probability of quarter turns with a flip. rotation: probability of a rotation if there
         was no turn.
+      spare_channels: channels of role "mask", which hold 0 and 1: always rotated by nearest
+        neighbour and filled with 0.
       nearest: rotate the image by nearest neighbour and fill with 0 (the released code); otherwise
         linearly, filling with the slice's minimum. Labels always take the nearest pixel; pixels
         from outside the image get the outside label.
@@ -36,6 +38,7 @@ class Turns:
     turn: float = 0.5
     rotation: float = 0.5
     nearest: bool = False
+    spare_channels: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not (0 <= self.turn <= 1 and 0 <= self.rotation <= 1):
@@ -74,7 +77,7 @@ def _one(key: Array, image: Array, label: Array, settings: Turns) -> tuple[Array
         image, label, jax.random.randint(quarter, (), 0, 4), jax.random.randint(axis, (), 0, 2)
     )
     radians = jnp.deg2rad(jax.random.randint(angle, (), *DEGREES).astype(jnp.float32))
-    rotated = rotate(image, label, radians, settings.nearest)
+    rotated = rotate(image, label, radians, settings.nearest, settings.spare_channels)
     turn = jax.random.uniform(which) < settings.turn
     rotation = ~turn & (jax.random.uniform(rotates) < settings.rotation)
     return tuple(
@@ -96,8 +99,9 @@ def rotate(
     label: Int[Array, "y x"],
     radians: Float[Array, ""],
     nearest: bool = False,
+    spare: tuple[int, ...] = (),
 ) -> tuple[Float[Array, "y x m"], Int[Array, "y x"]]:
-    """Rotates about the centre, from y towards x; see `Turns` for the fill values."""
+    """Rotates about the centre, from y towards x; see `Turns` for fill values and `spare`."""
     height, width = label.shape
     y, x = jnp.meshgrid(
         jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
@@ -105,10 +109,11 @@ def rotate(
     cos, sin = jnp.cos(radians), jnp.sin(radians)
     places = [cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2]
     fill = jnp.zeros(image.shape[-1]) if nearest else image.min((0, 1))
-    order = 0 if nearest else 1
+    fill = fill.at[jnp.array(spare)].set(0.0) if spare else fill
+    orders = [0 if nearest or c in spare else 1 for c in range(image.shape[-1])]
     channels = [
         map_coordinates(image[..., c] - fill[c], places, order, mode="constant") + fill[c]
-        for c in range(image.shape[-1])
+        for c, order in enumerate(orders)
     ]
     ids = map_coordinates(label - PADDING, places, 0, mode="constant") + PADDING
     return jnp.stack(channels, -1), ids.astype(label.dtype)

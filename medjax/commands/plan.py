@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from medjax.commands import progress
+from medjax.commands import add_planning, fingerprints, plan_arguments
 from medjax.errors import EXIT_OK, UsageError
 from medjax.files import read_json, refused, write_json
 
@@ -35,20 +35,6 @@ def add(verbs) -> None:
         help="accelerator memory to plan for; default: the preset's (8, 8, 24, 40)",
     )
     p.add_argument(
-        "--spacing-mm",
-        nargs=3,
-        type=float,
-        metavar=("Z", "Y", "X"),
-        help="target spacing; default: nnU-Net's median rule",
-    )
-    p.add_argument(
-        "--spacing-rule",
-        choices=("median", "per_corpus"),
-        default="median",
-        help="target spacing if --spacing is not given",
-    )
-    p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    p.add_argument(
         "--keep-axes",
         action="store_true",
         help="keep the axis order z y x even if z is not the coarsest axis",
@@ -66,14 +52,8 @@ def add(verbs) -> None:
         default=None,
         help="channel names of an imported plan without a dataset.json beside it",
     )
-    p.add_argument(
-        "--allow-absent",
-        action="store_true",
-        help="continue although a declared class occurs in no case",
-    )
-    p.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
     p.add_argument("--json", action="store_true", help="print the plan instead of sentences")
-    p.add_argument("--quiet", action="store_true")
+    add_planning(p)
     p.set_defaults(run=_plan)
 
 
@@ -116,35 +96,25 @@ def _write(path: Path, fields: dict) -> None:
 def _made(args):
     from medjax.corpora.sources import scan_corpus
     from medjax.labels import merge
-    from medjax.prepare.fingerprint import check_classes, fingerprint
     from medjax.prepare.planner import explain, plan_experiment
 
     corpora = [scan_corpus(folder) for folder in args.folders]
-    prints = {}
-    for corpus, cases, _ in corpora:
-        show = progress(args.quiet, f"measure {corpus.name}")
-        prints[corpus.name] = fingerprint(
-            corpus, cases, workers=args.workers or None, progress=show
-        )
-        if not args.allow_absent:
-            check_classes(corpus, prints[corpus.name])
-    spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
-    outputs = len(merge([corpus for corpus, _, _ in corpora]).classes) + 1
+    given = plan_arguments(args)
+    prints = fingerprints(args, corpora, given["intensity"])
     plan = plan_experiment(
         prints,
-        outputs,
+        len(merge([corpus for corpus, _, _ in corpora]).classes) + 1,
         preset=args.preset,
         memory_gib=args.memory_gib,
-        spacing=spacing,
-        orientation=args.orientation,
         transpose="none" if args.keep_axes else "coarsest",
+        **given,
     )
-    return plan, explain(prints, plan, spacing)
+    return plan, explain(prints, plan, given["spacing"])
 
 
 def _imported(args):
     from medjax.prepare.planner import explain
-    from medjax.weights.plans_v1 import read_any_plan
+    from medjax.weights.foreign_plans.read import read_any_plan
 
     plan = read_any_plan(args.imported, args.channels)
     return plan, explain({}, plan)

@@ -153,6 +153,7 @@ def add(verbs) -> None:
 
 
 def _predict(args) -> int:
+    from medjax.prompts.request import Request
     from medjax.runs import predict
 
     def say(line: str) -> None:
@@ -164,8 +165,7 @@ def _predict(args) -> int:
         args.model,
         args.input,
         Path(args.output),
-        corpus=args.corpus,
-        classes=args.classes,
+        Request(args.corpus, tuple(args.classes) if args.classes else None),
         part=(args.part_id, args.num_parts),
         continue_=args.continue_,
         one_file_per_class=args.one_file_per_class,

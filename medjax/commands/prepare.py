@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from medjax.border import say
-from medjax.commands import progress, report_failures
+from medjax.commands import add_planning, fingerprints, plan_arguments, progress, report_failures
 from medjax.errors import UsageError, did_you_mean, shown
 
 
@@ -27,25 +27,6 @@ def add(verbs) -> None:
         help='configuration of the plan, e.g. "3d_lowres", which has its own spacing',
     )
     p.add_argument(
-        "--spacing-mm",
-        nargs=3,
-        type=float,
-        metavar=("Z", "Y", "X"),
-        help="target spacing; default: nnU-Net's median rule",
-    )
-    p.add_argument(
-        "--spacing-rule",
-        choices=("median", "per_corpus"),
-        default="median",
-        help="target spacing if --spacing is not given",
-    )
-    p.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    p.add_argument(
-        "--allow-absent",
-        action="store_true",
-        help="continue although a declared class occurs in no case",
-    )
-    p.add_argument(
         "--force", action="store_true", help="prepare all cases again, even those up to date"
     )
     p.add_argument(
@@ -60,13 +41,7 @@ def add(verbs) -> None:
         action="store_true",
         help="compressed chunks: smaller files for slow or remote disks; reading patches is slower",
     )
-    p.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="cases at a time; 0: one per core, fewer where memory is short",
-    )
-    p.add_argument("--quiet", action="store_true")
+    add_planning(p)
     p.set_defaults(run=_prepare)
 
 
@@ -81,7 +56,7 @@ def _prepare(args) -> int:
     for corpus, cases, _ in corpora:
         check_targets(corpus.store, cases, args.output)
     check_plan_file(Path(args.output) / "plan.json")
-    plan, lines = _plan(args, corpora, workers)
+    plan, lines = _plan(args, corpora)
     if not args.quiet:
         print("\n".join(lines), flush=True)
     for corpus, _, _ in corpora:
@@ -127,22 +102,22 @@ def _chosen(names: list[str] | None, known: list[str]) -> set[str] | None:
     return None if names is None else set(names)
 
 
-def _plan(args, corpora, workers):
-    from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
+def _plan(args, corpora):
+    from medjax.prepare.plan import make_plan
     from medjax.prepare.planner import explain
-    from medjax.weights.plans_v1 import read_any_plan
+    from medjax.weights.foreign_plans.read import read_any_plan
 
+    given = plan_arguments(args)
     if args.plan:
+        if given["size"] or given["intensity"]:
+            raise UsageError(
+                "--plan decides size and intensity",
+                path=args.plan,
+                fix="give --size and --intensity to `medjax plan`, or leave out --plan",
+            )
         plan = read_any_plan(args.plan, corpora[0][0].channels)
         plan = plan.at(args.configuration) if args.configuration else plan
         return plan, [f"Plan: {args.plan}", *explain({}, plan)]
-    prints = {}
-    for corpus, cases, _ in corpora:
-        prints[corpus.name] = fingerprint(
-            corpus, cases, workers=workers, progress=progress(args.quiet, f"measure {corpus.name}")
-        )
-        if not args.allow_absent:
-            check_classes(corpus, prints[corpus.name])
-    spacing = tuple(args.spacing_mm) if args.spacing_mm else args.spacing_rule
-    plan = make_plan(prints, spacing=spacing, orientation=args.orientation)
-    return plan, explain(prints, plan, spacing)
+    prints = fingerprints(args, corpora, given["intensity"])
+    plan = make_plan(prints, **given)
+    return plan, explain(prints, plan, given["spacing"])

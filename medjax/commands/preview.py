@@ -3,6 +3,7 @@
 Look at them first if a training fails.
 """
 
+import dataclasses
 from pathlib import Path
 
 from medjax import files
@@ -79,12 +80,6 @@ def _chosen(root: Path, name: str, count: int) -> list:
     return [store.open_case(root / name / case) for case in names[::step][:count]]
 
 
-def _normalised(image, gain, bias):
-    import numpy as np
-
-    return image.astype(np.float32) * np.asarray(gain, np.float32) + np.asarray(bias, np.float32)
-
-
 def _names(meta) -> dict[int, str]:
     """Dense id -> class names, as written by the preparation."""
     return {i: " + ".join(names) for i, (_, names) in enumerate(meta.get("labels", ())) if names}
@@ -94,17 +89,19 @@ def _cases(root: Path, name: str, out: Path, args) -> Path:
     import numpy as np
 
     from medjax.report import preview
+    from medjax.sample.batch import dequantise
 
     rows, cases = [], _chosen(root, name, args.samples)
     for case in cases:
         meta, label = case.meta, case.label(outside=-1).astype(np.int32)
+        numbers = {k: np.asarray(meta[k], np.float32) for k in ("gain", "bias")}
         title = (
             f"{meta['name']}  {'x'.join(map(str, meta['shape']))}  "
             f"{'x'.join(f'{s:.3g}' for s in meta['spacing_mm'])} mm"
         )
         rows.append(
             preview.planes(
-                _normalised(case.image(), meta["gain"], meta["bias"]),
+                dequantise({"image": case.image()} | numbers),
                 label,
                 meta["spacing_mm"],
                 title,
@@ -122,6 +119,7 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
     from medjax.augment.nnunet import Augmentation, augment
     from medjax.prepare import store
     from medjax.report import preview
+    from medjax.sample.batch import dequantise
     from medjax.sample.draw import Pool, Recipe, Samples
     from medjax.sample.patches import enlarged_patch
 
@@ -141,18 +139,19 @@ def _samples(root: Path, name: str, out: Path, args) -> Path:
         final=final,
         channels=max(len(meta["gain"]) for meta in metas),
     )
+    spare = tuple(sorted({c for meta in metas for c in meta.get("masks", ())}))
     draw, run = Samples([pool], recipe), jax.jit(augment, static_argnums=(3, 4))
+    plain = dataclasses.replace(Augmentation.none(), spare_channels=spare)
+    changed = Augmentation(spare_channels=spare)
     rows = []
     for k in range(args.samples):
         sample = draw(k)
         image, label = (
-            _normalised(sample["image"], sample["gain"], sample["bias"])[None],
+            dequantise(sample)[None],
             sample["label"].astype(np.int32)[None],
         )
         panels = []
-        for variant, settings in enumerate(
-            [Augmentation.none()] + [Augmentation()] * args.variants
-        ):
+        for variant, settings in enumerate([plain] + [changed] * args.variants):
             pictured, labelled = run(
                 jax.random.fold_in(jax.random.key(args.seed), k * (args.variants + 1) + variant),
                 image,

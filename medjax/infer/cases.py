@@ -9,6 +9,7 @@ and the others go on.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import resource
 import sys
@@ -16,14 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from medjax import files
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
-from medjax.infer.model import Prepared, Segmentation
-from medjax.infer.scores import UNCERTAINTIES
-from medjax.infer.segmenter import Segmenter, wanted_classes
+from medjax.infer.model import UNCERTAINTIES, Prepared, Segmentation
+from medjax.infer.segmenter import Segmenter
+from medjax.prompts.request import Request
 from medjax.scans import formats, nifti
 
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
@@ -37,8 +39,6 @@ class Files:
     """What is written of every case beside the label map and its sidecar.
 
     Attributes:
-      classes: which to predict and write; None: those that the corpus annotates, or all for files
-        per class and probabilities.
       one_file_per_class, probabilities: see `infer/write.py`. statistics: mean intensities in the
         sidecar and statistics.csv.
       extra: makes further files of a case, e.g. a picture; gets (case, volume, segmentation,
@@ -48,7 +48,6 @@ class Files:
       suffix: distinguishes run.json and statistics.csv of parallel calls on one folder.
     """
 
-    classes: tuple[str, ...] | None = None
     one_file_per_class: bool = False
     probabilities: bool = False
     statistics: bool = False
@@ -66,22 +65,22 @@ class Files:
         """Name of the table of volumes."""
         return f"statistics{self.suffix}.csv"
 
-    def settled(self, classes: Sequence[str]) -> "Files":
-        """With the classes chosen: all of the label space for files per class and probabilities,
-        where none are named.
+    def settled(self, request: Request, classes: Sequence[str]) -> Request:
+        """With the classes chosen: all of the label space (`classes`) for files per class and
+        probabilities, where none are named.
         """
-        if self.classes is None and (self.one_file_per_class or self.probabilities):
-            return dataclasses.replace(self, classes=tuple(classes))
-        return self
+        if request.classes is None and (self.one_file_per_class or self.probabilities):
+            return dataclasses.replace(request, classes=tuple(classes))
+        return request
 
-    def settings(self) -> dict:
+    def settings(self, request: Request) -> dict:
         """JSON-ready; what a finished case must agree with to be left alone."""
         plain = {
             name: getattr(self, name)
             for name in ("one_file_per_class", "probabilities", "statistics")
         }
         plain["extra"] = self.extra is not None
-        return plain | {"classes": list(self.classes or ())}
+        return plain | {"classes": list(request.classes or ())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ def predict_cases(
     segmenter: Segmenter,
     cases: Sequence[Case],
     out_folder: str | os.PathLike,
-    corpus: str,
+    request: Request,
     *,
     files: Files = Files(),
     continue_: bool = False,
@@ -119,7 +118,8 @@ def predict_cases(
     """Predicts every case and writes its files.
 
     Args:
-      corpus: the corpus of the label space whose plan to follow and whose label values to write.
+      request: the corpus whose plan to follow and whose label values to write, and the classes;
+        default those that the corpus annotates, or all for files per class and probabilities.
       files: what to write.
       continue_: skip cases that an earlier call with the same settings completed from the same
         inputs; cases with missing or changed files are predicted again.
@@ -137,26 +137,28 @@ def predict_cases(
       be written to.
     """
     folder, space = Path(out_folder), segmenter.model.space
-    described = space.corpora[space.corpus_index(corpus)]
-    files = files.settled(space.classes)
-    for name in files.classes or ():
-        space.class_index(name)
+    described = space.corpora[space.corpus_index(request.corpus)]
+    request = files.settled(request, space.classes)
+    classes = request.wanted(space)
     segmenter.warn = warn = warn or segmenter.warn
-    classes = wanted_classes(space, corpus, files.classes)
     maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
     fine, too_long = checked or outputs.check(
         cases, folder, files, classes, maps, overwrite=overwrite
     )
-    wanted = {
-        "settings": segmenter.settings() | files.settings() | reading.settings(),
-        "corpus": corpus,
-    }
+    settings = segmenter.settings() | files.settings(request) | reading.settings()
+    wanted = {"settings": settings} | request.settings()
     manifest = (
         _manifest(folder, files, notes)
         | {"versions": write.versions(), "device": _device(segmenter)}
         | wanted
     )
-    kept = _complete(folder, fine, wanted, manifest["cases"], warn) if continue_ else []
+
+    @functools.cache
+    def earlier() -> dict:
+        """`wanted` as version 0.1 recorded it."""
+        return wanted | {"settings": settings | segmenter.settings(earlier=True)}
+
+    kept = _complete(folder, fine, wanted, earlier, manifest["cases"], warn) if continue_ else []
     todo = [case for case in fine if case.name not in set(kept)]
     result = Result([], list(too_long), kept, manifest)
     manifest["failed"] = result.failed
@@ -166,17 +168,17 @@ def predict_cases(
     for i, (name, status) in enumerate(skipped if progress else ()):
         progress(i + 1, len(cases), name, status)
     if ahead is None:
-        ahead = forecasts(segmenter, todo, corpus, files.classes)
+        ahead = forecasts(segmenter, todo, request)
     stop, gathering = pipeline.Stop(), []
 
     def load(case: Case) -> dict:
         started = time.perf_counter()
         if case.name not in ahead or ahead[case.name].bytes > segmenter.budget:
             # says what is wrong with it, before its voxels are read
-            segmenter.forecast(formats.read_geometry(case.images[0]), corpus, files.classes)
+            segmenter.forecast(formats.read_geometry(case.images[0]), request)
         volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
-        prepared = segmenter.prepare_all(volume, corpus)
+        prepared = segmenter.prepare_all(volume, request)
         doubts = guard.doubts(segmenter.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(
@@ -184,7 +186,7 @@ def predict_cases(
             )  # only its geometry is needed from here on
         stop.check()
         inputs = {
-            path: volume.hashes.get(path) or write.sha256(path) for path in case.files(labels=False)
+            path: volume.hashes.get(path) or files.sha256(path) for path in case.files(labels=False)
         }
         return {
             "volume": volume,
@@ -202,11 +204,7 @@ def predict_cases(
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
             found = segmenter.segment(
-                given["volume"],
-                corpus,
-                classes=files.classes,
-                prepared=prepared,
-                on_scores=gathered,
+                given["volume"], request, prepared=prepared, on_scores=gathered
             )
         except BaseException:
             if gathered:
@@ -292,32 +290,37 @@ def predict_cases(
     return result
 
 
-def forecasts(
-    segmenter: Segmenter, cases: Sequence[Case], corpus: str, classes: Sequence[str] | None = None
-) -> dict[str, Forecast]:
+def forecasts(segmenter: Segmenter, cases: Sequence[Case], request: Request) -> dict[str, Forecast]:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
     are left out: they fail later.
     """
     found = {}
     for case in cases:
         with contextlib.suppress(Exception):
-            found[case.name] = segmenter.forecast(
-                formats.read_geometry(case.images[0]), corpus, classes
-            )
+            found[case.name] = segmenter.forecast(formats.read_geometry(case.images[0]), request)
     return found
 
 
 def _complete(
-    folder: Path, cases: Sequence[Case], wanted: dict, listed: dict, warn: Callable[[str], None]
+    folder: Path,
+    cases: Sequence[Case],
+    wanted: dict,
+    earlier: Callable[[], dict],
+    listed: dict,
+    warn: Callable[[str], None],
 ) -> list[str]:
-    """Names of the cases that are finished."""
+    """Names of the cases that are finished, as `wanted`, or as version 0.1 recorded the same."""
     kept, unhashed = [], 0
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [write.sha256(path) for path in case.files(labels=False)]
+            return [files.sha256(path) for path in case.files(labels=False)]
 
-        state = write.is_complete(folder, case.name, wanted, inputs, listed.get(case.name))
+        recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
+        as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:
+        state = write.is_complete(
+            folder, case.name, wanted if as_now else earlier(), inputs, listed.get(case.name)
+        )
         kept += [case.name] if state else []
         unhashed += state == "unhashed"
     if unhashed:

@@ -15,9 +15,11 @@ from medjax.prepare import guard
 from medjax.prepare.plan import Intensity, Plan
 from medjax.scans.nifti import Volume
 
-ABSOLUTE = ("ct", "nonorm", "rgb_to_0_1")  # schemes whose units are those of the training
+ABSOLUTE = ("ct", "window", "nonorm", "rgb_to_0_1")  # schemes whose units are those of the training
 FLAT = {
     "rescale_to_0_1": 0.02,
+    "window": 0.02,
+    "foreground": 0.02,
     "rgb_to_0_1": 0.002,
     "nonorm": 0.0,
 }  # contrast (percentiles 1 to 99) below which a scan is flat
@@ -92,13 +94,15 @@ def _intensity(plan: Plan, channel: str, raw: np.ndarray, seen: np.ndarray) -> s
     after normalisation.
     """
     rule, known = _scheme(plan, channel), plan.guard
+    if rule.role == "mask":  # may be empty
+        return ""
     name, low_high = channel.lower(), guard.levels(raw)
     if rule.scheme in ABSOLUTE and known is not None and name in known.intensity:
         if text := guard.intensities_outside(
             known.intensity[name], known.contrast[name], low_high, shown(channel)
         ):
             return text
-    elif rule.scheme == "ct" and rule.clip is not None:
+    elif rule.scheme in ("ct", "window") and rule.clip is not None:
         sample = guard.sample(raw)
         if np.mean((sample >= rule.clip[0]) & (sample <= rule.clip[1])) < INSIDE:
             return (

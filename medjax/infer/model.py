@@ -8,10 +8,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medjax.errors import UsageError, did_you_mean
 from medjax.infer.packed import Masks
 from medjax.labels import LabelSpace
 from medjax.prepare.geometry import Transform
 from medjax.prepare.plan import Plan
+from medjax.prompts.request import Request
+
+# of the multiplications of matrices on the device; "": as the backend has it
+PRECISIONS = ("", "default", "high", "highest")
+UNCERTAINTIES = {
+    "entropy": "bits: of the averaged class probabilities with the background (softmax), or of "
+    "the least certain class (sigmoid); 0 to 1 "
+    "for sigmoid",
+    "disagreement": "standard deviation of the probability over mirrors, folds and seeds, of the "
+    "class where it is largest; 0 to 0.5",
+}
+
+
+def _standard() -> Mapping[str, Any]:
+    """Imported only here: `import medjax` needs no accelerator library."""
+    from medjax.models import context
+
+    return context.DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +46,9 @@ class Model:
       dims: 3 or 2.
       conditions: corpus name -> (corpus index, modality index) as the network was trained with, for
         networks that read them; empty: the positions in `space`.
+      reads: what the network reads beside the image, see `models.context`.
+      tasks: name of a task, or of a corpus for its own, -> task index as the network was trained
+        with; empty: the corpus index.
     """
 
     apply: Callable
@@ -36,13 +58,44 @@ class Model:
     window: tuple[int, ...]
     dims: int = 3
     conditions: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    reads: Mapping[str, Any] = dataclasses.field(default_factory=_standard)
+    tasks: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def condition(self, corpus: str) -> tuple[int, int]:
-        """(corpus index, modality index) that the network is given for a corpus of `space`."""
-        index = self.space.corpus_index(corpus)
-        return self.conditions.get(
-            corpus, (index, self.space.modalities.index(self.space.corpora[index].modality))
+    def facts(self, request: Request) -> dict[str, Any]:
+        """Facts of one case, from which `context.of_request` takes what the network reads.
+
+        Returns: corpus, modality and task (int32), spacing_mm (3,) float32, as in a batch of
+          training, and `request.prompts`.
+        Raises: `UsageError` for an unknown corpus or task, and for what the network cannot read.
+        """
+        index = self.space.corpus_index(request.corpus)
+        described = self.space.corpora[index]
+        corpus, modality = self.conditions.get(
+            request.corpus, (index, self.space.modalities.index(described.modality))
         )
+        if request.task and request.task not in self.tasks:
+            raise UsageError(
+                f"the model knows no task {request.task!r}",
+                fix=did_you_mean(request.task, self.tasks),
+            )
+        given = dict(request.prompts or {})
+        derived = any(entry.derive for entry in self.reads.values())  # from whatever is given
+        unread = [name for name in given if name not in self.reads and not derived]
+        for what, found in (
+            ("does not read this input", ", ".join(unread)),
+            ("reads no text", ", ".join(request.text)),
+            ("has no adapter", request.adapter),
+        ):
+            if found:
+                raise UsageError(
+                    f"the network {what}", found=found, fix="leave it out of the request"
+                )
+        return {
+            "corpus": np.int32(corpus),
+            "modality": np.int32(modality),
+            "task": np.int32(self.tasks.get(request.task or request.corpus, corpus)),
+            "spacing_mm": np.asarray(self.plan.spacing_of(described.store), np.float32),
+        } | given
 
 
 class Prepared(NamedTuple):
@@ -58,7 +111,7 @@ class Segmentation(NamedTuple):
     """Raw label values (z, y, x) on the stored grid, the masks of the predicted classes (which may
     overlap), and maps that were asked for.
 
-    maps: name -> (z, y, x) float32 on the stored grid, see `scores.UNCERTAINTIES`.
+    maps: name -> (z, y, x) float32 on the stored grid, see `UNCERTAINTIES`.
     changes: what postprocessing did, class -> operation -> voxels removed or added; empty without
     postprocessing.
     """

@@ -5,9 +5,10 @@ In: a `Model` and volumes as read from disk. Out: prepared images, and rows of a
 nothing of the scan's grid, which is the matter of `infer/segmenter.py`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,15 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from medjax import decision, files
 from medjax.corpora.cases import check_channels
-from medjax.errors import UsageError
-from medjax.infer import memory, step, tta
-from medjax.infer.model import Model, Prepared
-from medjax.infer.scores import Decision
+from medjax.errors import UsageError, did_you_mean
+from medjax.infer import entries, memory, step, tta
+from medjax.infer.model import PRECISIONS, Model, Prepared
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
-from medjax.prepare import geometry, normalise
+from medjax.models import context
+from medjax.prepare import normalise
 from medjax.prepare.geometry import Transform
+from medjax.prompts.request import Request
 from medjax.scans.nifti import Volume
 
 
@@ -46,8 +49,14 @@ class Scorer:
       weighted: Gaussian importance of a window's voxels.
       devices: shares the windows among these; default the first one.
       uncertainty: also carry how far mirrors and members disagree (one more channel).
+      precision: of the matrix multiplications on the device: "default", "high" or "highest" (see
+        `jax.default_matmul_precision`); "" leaves it to the backend. An exported function keeps
+        the precision it was exported with.
+      weights: what identifies the parameters of each member, e.g. the hash of their file; without
+        it, their values are hashed when `settings` is called for the first time.
 
     Attributes:
+      decision: what its scores mean.
       members: how many parameter trees there are. channels: of the image. batch_windows: windows
         per step, of all devices.
     Raises: `UsageError` for unknown words, and sizes or axes that do not match.
@@ -66,8 +75,14 @@ class Scorer:
         weighted: bool = True,
         devices: Sequence[Any] | None = None,
         uncertainty: bool = False,
+        precision: str = "",
+        weights: Sequence[str] = (),
     ):
-        self.decision = Decision(activation, average)
+        self.decision = decision.make(activation, average)
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"unknown precision {precision!r}", fix=did_you_mean(precision, PRECISIONS[1:])
+            )
         if (
             model.dims not in (2, 3)
             or len(model.window) != model.dims
@@ -81,7 +96,8 @@ class Scorer:
                 found=found,
                 expected="2 or 3 sizes, axes below that",
             )
-        self.model, self.uncertainty = model, uncertainty
+        entries.check(model.reads, model.dims)
+        self.model, self.uncertainty, self.precision = model, uncertainty, precision
         self.overlap, self.mirror_axes, self.weighted = overlap, tuple(mirror_axes), weighted
         self.channels = max(len(corpus.channels) for corpus in model.space.corpora)
         self.members = 1 + len(ensemble)
@@ -96,6 +112,8 @@ class Scorer:
             tta.stack([model.params, *ensemble]) if ensemble else model.params, self._everywhere
         )
         self._programs: dict[int, Any] = {}  # number of classes -> compiled step
+        self._moving = context.moving(model.reads)
+        self._weights = tuple(weights)
 
     @property
     def compiled(self) -> int:
@@ -109,48 +127,60 @@ class Scorer:
         """The first of the devices that it runs on."""
         return self._devices[0]
 
-    def settings(self) -> dict:
-        """What the scores depend on; JSON-ready."""
+    def settings(self, *, earlier: bool = False) -> dict:
+        """What the scores depend on; JSON-ready.
+
+        Args:
+          earlier: as version 0.1 recorded it. Reads all parameters.
+        """
         return {
             "overlap": self.overlap,
             "mirror_axes": list(self.mirror_axes),
             "average": self.decision.average,
-            "activation": self.decision.activation,
+            "activation": self.decision.name,
             "weighted": self.weighted,
             "members": self.members,
             "uncertainty": self.uncertainty,
             "window": list(self.model.window),
             "dims": self.model.dims,
             "plan": self.model.plan.key(),
-            "weights": self._digest,
-        }
+            "weights": self._earlier_identity if earlier else self._identity,
+        } | ({"precision": self.precision} if self.precision else {})
 
     @cached_property
-    def _digest(self) -> str:
-        """Hash of all parameters, 16 hexadecimal digits."""
+    def _identity(self) -> str:
+        """What identifies the parameters of all members."""
+        if len(self._weights) != self.members or not all(self._weights):
+            leaves = map(jax.device_get, jax.tree.leaves(self._params))
+            found = [files.checksum(np.ascontiguousarray(leaf)) for leaf in leaves]
+            return files.checksum(" ".join(found).encode())
+        if self.members == 1:
+            return self._weights[0]
+        return files.checksum(" ".join(self._weights).encode())
+
+    @cached_property
+    def _earlier_identity(self) -> str:
+        """SHA-256 of all values, 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self._params):
             digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
         return digest.hexdigest()[:16]
 
-    def prepare(self, volume: Volume, corpus: str) -> Prepared:
+    def prepare(self, volume: Volume, request: Request) -> Prepared:
         """Canonical axes, crop, clip, normalise, resample: the same as for training, on the host.
 
         Args:
           volume: with (z, y, x) or (z, y, x, m) values.
-          corpus: whose spacing and channels to use.
+          request: names the corpus whose spacing and channels to use.
 
         Raises: `DataError` for another number of channels, `LabelError` for an unknown corpus.
         """
-        described = self._corpus(corpus)
+        described = self._corpus(request.corpus)
         if volume.array.ndim == 3:
             volume = dataclasses.replace(volume, array=volume.array[..., None])
         check_channels(volume, described)
         plan = self.model.plan
-        spacing = plan.spacing_of(described.store)
-        transform = geometry.fit(
-            volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
-        )
+        transform = plan.fit(volume, described.store, described.channels)
         image = normalise.network_image(
             transform, volume.array, [plan.intensity_of(c) for c in described.channels], volume.path
         )
@@ -163,12 +193,12 @@ class Scorer:
         """The classes whose channels are needed to decide on some: these, or all where they compete
         in one softmax.
         """
-        return self.model.space.classes if self.decision.exclusive else tuple(names)
+        return self.decision.asked(names, self.model.space.classes)
 
     def rows(
         self,
         prepared: Prepared,
-        corpus: str,
+        request: Request,
         names: Sequence[str],
         columns: slice = slice(None),
         depth: int = DEPTH,
@@ -177,46 +207,54 @@ class Scorer:
         with `uncertainty`, one channel more.
 
         Args:
-          columns, depth: see `WindowScores`.
+          names: the classes, see `asked`. columns, depth: see `WindowScores`.
+
+        Raises: `UsageError`, `ModelError` or `PredictError` for inputs of the network that the
+          request gives wrongly or not at all.
         """
-        space, put = self.model.space, partial(jax.device_put, device=self._everywhere)
-        described = self._corpus(corpus)
-        index, modality = self.model.condition(corpus)
-        context = [
-            put(np.int32(index)),
-            put(np.int32(modality)),
-            put(np.asarray(self.model.plan.spacing_of(described.store), np.float32)),
-            put(np.array([space.class_index(name) for name in names], np.int32)),
-        ]
+        model, everywhere = self.model, partial(jax.device_put, device=self._everywhere)
+        shown = np.asarray(prepared.transform.target_spacing_mm, np.float32)  # as in training
+        facts = model.facts(request) | {"spacing_mm": shown}
+        case = context.of_request(model.reads, facts)
+        fixed = {n: everywhere(value) for n, value in case.items() if n not in self._moving}
+        channels = everywhere(np.array([model.space.class_index(n) for n in names], np.int32))
         program = self.program(len(names))
+
+        def function(batch: np.ndarray, *moved: Mapping[str, np.ndarray]) -> Any:
+            image, *further = (jax.device_put(x, self._shared) for x in (batch, *moved))
+            return program(self._params, image, fixed | further[0] if moved else fixed, channels)
+
+        shape = prepared.image.shape[:3]
+        beside = entries.Moving(model.reads, case, shape, model.window) if self._moving else None
         return WindowScores(
-            lambda batch: program(self._params, jax.device_put(batch, self._shared), *context),
+            function,
             prepared.image,
-            self.model.window,
+            model.window,
             len(names) + self.uncertainty,
             columns=columns,
             depth=depth,
             overlap=self.overlap,
             batch_windows=self.batch_windows,
             weighted=self.weighted,
+            beside=beside,
         )
 
     def scores(
-        self, volume: Volume, corpus: str, classes: Sequence[str] | None = None
+        self, volume: Volume, request: Request
     ) -> tuple[Float32[np.ndarray, "z y x c"], Transform]:
         """Probabilities (z, y, x, c) of this network on its grid, and the transform that leads back
         from it.
 
         Args:
-          classes: channels wanted; default all of the label space.
+          request: c are its classes in the order given; without any, all of the label space.
         """
-        prepared = self.prepare(volume, corpus)
-        names = self.model.space.classes if classes is None else tuple(classes)
+        prepared, space = self.prepare(volume, request), self.model.space
+        names = space.classes if request.classes is None else request.classes
         for name in names:
-            self.model.space.class_index(name)
+            space.class_index(name)
         asked = self.asked(names)
         chosen = [asked.index(name) for name in names]
-        rows = self.rows(prepared, corpus, asked)
+        rows = self.rows(prepared, request, asked)
         out = np.empty((*rows.shape[:3], len(names)), np.float32)
         for row in range(out.shape[0]):
             values = rows[row : row + 1][..., : len(asked)]
@@ -226,14 +264,19 @@ class Scorer:
     def program(self, classes: int) -> Any:
         """The compiled step for a number of classes, see `step.make`."""
         if classes not in self._programs:
-            number = partial(jax.ShapeDtypeStruct, sharding=self._everywhere)
-            window = (self.batch_windows, *self.model.window, self.channels)
+            k, window, reads = self.batch_windows, self.model.window, self.model.reads
+            one = {
+                name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self._shared)
+                if name in self._moving
+                else jax.ShapeDtypeStruct(s.shape[1:], s.dtype, sharding=self._everywhere)
+                for name, s in context.abstract(reads, k, window).items()
+            }
             arguments = [
-                jax.ShapeDtypeStruct(window, jnp.float32, sharding=self._shared),
-                number((), jnp.int32),
-                number((), jnp.int32),
-                number((3,), jnp.float32),
-                number((classes,), jnp.int32),
+                jax.ShapeDtypeStruct(
+                    (k, *window, self.channels), jnp.float32, sharding=self._shared
+                ),
+                one,
+                jax.ShapeDtypeStruct((classes,), jnp.int32, sharding=self._everywhere),
             ]
             function = step.make(
                 self.model,
@@ -242,7 +285,13 @@ class Scorer:
                 members=self.members,
                 uncertainty=self.uncertainty,
             )
-            self._programs[classes] = jax.jit(function).lower(self._params, *arguments).compile()
+            with (
+                jax.default_matmul_precision(self.precision)
+                if self.precision
+                else contextlib.nullcontext()
+            ):
+                lowered = jax.jit(function).lower(self._params, *arguments)
+            self._programs[classes] = lowered.compile()
         return self._programs[classes]
 
     def footprint(self, shape: tuple[int, int, int], classes: int) -> memory.Footprint:
@@ -254,7 +303,7 @@ class Scorer:
         return memory.Footprint(
             shape,
             (1, *window) if len(window) == 2 else tuple(window),
-            self.channels,
+            self.channels + entries.floats(self.model.reads),
             classes + self.uncertainty,
             self.batch_windows,
             self.overlap,

@@ -20,15 +20,13 @@ import numpy as np
 from medjax.corpora.cases import free_memory
 from medjax.errors import PredictError, UsageError
 from medjax.infer import memory, postprocess
-from medjax.infer.model import Model, Prepared, Segmentation
+from medjax.infer.model import UNCERTAINTIES, Model, Prepared, Segmentation
 from medjax.infer.packed import Masks, Region
 from medjax.infer.postprocess import Rules
 from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
 from medjax.infer.scorer import Scorer
-from medjax.infer.scores import UNCERTAINTIES, entropy
-from medjax.labels import LabelSpace
-from medjax.prepare import geometry
 from medjax.prepare.geometry import Transform
+from medjax.prompts.request import Request
 from medjax.scans.nifti import DataWarning, Volume
 
 OnScores = Callable[[Transform, Region, tuple[str, ...], np.ndarray], None]
@@ -99,41 +97,40 @@ class Segmenter:
         """Bytes that the prediction of a case may use now."""
         return self.limit if self.limit is not None else free_memory() // 2
 
-    def settings(self) -> dict:
-        """What the predictions depend on; JSON-ready."""
+    def settings(self, *, earlier: bool = False) -> dict:
+        """What the predictions depend on; JSON-ready. `earlier`: see `Scorer.settings`."""
         rules = {"postprocess": self.postprocess.to_json() if self.postprocess else {}}
-        others = {"others": [other.settings() for other in self._others]} if self._others else {}
-        return self.networks[0].settings() | rules | others
+        others = [other.settings(earlier=earlier) for other in self._others]
+        found = self.networks[0].settings(earlier=earlier) | rules
+        return found | ({"others": others} if others else {})
 
     def compile(self, classes: Sequence[str]) -> None:
         """Compiles what the prediction of some classes needs."""
         for network in self.networks:
             network.program(len(network.asked(classes)))
 
-    def prepare_all(self, volume: Volume, corpus: str) -> tuple[Prepared, ...]:
+    def prepare_all(self, volume: Volume, request: Request) -> tuple[Prepared, ...]:
         """`prepare` for each of the networks; those that share a plan share the arrays."""
         done: dict[tuple, Prepared] = {}
         for network in self.networks:
             key = (network.model.plan.key(), network.channels)
             if key not in done:
-                done[key] = network.prepare(volume, corpus)
+                done[key] = network.prepare(volume, request)
         return tuple(done[one.model.plan.key(), one.channels] for one in self.networks)
 
     def segment(
         self,
         volume: Volume,
-        corpus: str,
+        request: Request,
         *,
-        classes: Sequence[str] | None = None,
         prepared: Sequence[Prepared] | None = None,
         on_scores: OnScores | None = None,
     ) -> Segmentation:
-        """The label map in the protocol of `corpus`, and the masks of all predicted classes, on the
-        grid of `volume`.
+        """The label map in the protocol of the request's corpus, and the masks of all predicted
+        classes, on the grid of `volume`.
 
         Args:
-          classes: which to predict and paint, e.g. all of the label space; default those that
-            `corpus` annotates.
+          request: which classes to predict and paint, and for what; see `Request`.
           prepared: what `prepare_all` returned for this volume, if it was called before.
           on_scores: receives probabilities while they pass: (transform, region of the cropped
             canonical grid, classes, (rows, y, x, c)).
@@ -142,10 +139,10 @@ class Segmenter:
         Raises: `PredictError` if the case cannot be done in the memory allowed, the network's
           scores are not finite, or the device is out of memory also with half the windows per step.
         """
-        prepared = prepared or self.prepare_all(volume, corpus)
+        prepared = prepared or self.prepare_all(volume, request)
         for attempt in (1, 2):
             try:
-                return self._segment(prepared, corpus, classes, on_scores)
+                return self._segment(prepared, request, on_scores)
             except PredictError as error:
                 raise self._located(error, volume.path) from error
             except Exception as error:
@@ -165,20 +162,18 @@ class Segmenter:
             fix="give a smaller --batch-windows or --window, or another --device (e.g. cpu)",
         )
 
-    def forecast(
-        self, header: Volume, corpus: str, classes: Sequence[str] | None = None
-    ) -> memory.Forecast:
+    def forecast(self, header: Volume, request: Request) -> memory.Forecast:
         """What a case will take, from its header alone (`nifti.read_geometry`); cropping can only
         make it less.
 
         Raises: `PredictError` if it does not fit into the memory allowed.
         """
-        asked = self.networks[0].asked(wanted_classes(self.model.space, corpus, classes))
         space = self.model.space
-        store = space.corpora[space.corpus_index(corpus)].store
+        described = space.corpora[space.corpus_index(request.corpus)]
+        asked = self.networks[0].asked(request.wanted(space))
         transforms = [
-            geometry.fit(header, plan.spacing_of(store), orientation=plan.orientation, crop="none")
-            for plan in (network.model.plan for network in self.networks)
+            network.model.plan.fit(header, described.store, described.channels, crop="none")
+            for network in self.networks
         ]
         sized = self._footprints(transforms, asked)
         voxels, budget = int(np.prod(header.shape)), self.budget
@@ -211,13 +206,12 @@ class Segmenter:
     def _segment(
         self,
         prepared: Sequence[Prepared],
-        corpus: str,
-        classes: Sequence[str] | None,
+        request: Request,
         on_scores: OnScores | None,
     ) -> Segmentation:
         """Block by block: scores of all networks on the scan's grid, decided and painted."""
-        space, transform = self.model.space, prepared[0].transform
-        names = wanted_classes(space, corpus, classes)
+        space, transform, corpus = self.model.space, prepared[0].transform, request.corpus
+        names = request.wanted(space)
         asked = self.networks[0].asked(names)
         chosen = [asked.index(name) for name in names]
         masks = Masks(names, transform)
@@ -230,7 +224,7 @@ class Segmenter:
         }
         views = {name: transform.image(array) for name, array in maps.items()}
         whole = bool(on_scores or maps or len(self.networks) > 1)  # all classes in every block
-        for block in self._blocks(prepared, corpus, asked, whole):
+        for block in self._blocks(prepared, request, asked, whole):
             owners, region = block.classes, block.region
             if on_scores or maps:
                 probabilities = self.decision.probabilities(block.values)
@@ -238,8 +232,7 @@ class Segmenter:
                 wanted = probabilities if names == asked else probabilities[..., chosen]
                 on_scores(transform, region, names, wanted)
             if maps:
-                exclusive = self.decision.exclusive
-                views["entropy"][region] = entropy(probabilities, exclusive=exclusive)
+                views["entropy"][region] = self.decision.entropy(probabilities)
                 views["disagreement"][region] = block.spread
             mask = self.decision.decide(block.values, block.total)
             if names != asked:  # a softmax is decided over all classes, whichever are wanted
@@ -251,7 +244,7 @@ class Segmenter:
         return postprocess.apply(found, rules, space, corpus) if rules else found
 
     def _blocks(
-        self, prepared: Sequence[Prepared], corpus: str, asked: tuple[str, ...], whole: bool
+        self, prepared: Sequence[Prepared], request: Request, asked: tuple[str, ...], whole: bool
     ) -> Iterator[_Block]:
         """Scores on the cropped canonical grid, averaged over the networks; where not `whole`, only
         of the classes that may be decided for.
@@ -268,7 +261,7 @@ class Segmenter:
 
             streams = [
                 on_scan_grid(
-                    network.rows(p, corpus, asked, source_columns(p.transform, strip), plan.depth),
+                    network.rows(p, request, asked, source_columns(p.transform, strip), plan.depth),
                     p.transform,
                     ranges,
                     strip,
@@ -329,7 +322,7 @@ class Segmenter:
                     one.model.plan.orientation,
                     one.model.plan.crop,
                     one.decision.average,
-                    one.decision.activation,
+                    one.decision.name,
                 )
                 for one in (self, other)
             )
@@ -340,20 +333,6 @@ class Segmenter:
                     found=f"another {', '.join(differing)}",
                     fix="give runs that were trained on the same corpora and classes",
                 )
-
-
-def wanted_classes(
-    space: LabelSpace, corpus: str, classes: Sequence[str] | None
-) -> tuple[str, ...]:
-    """The classes asked for, by default those that `corpus` annotates, in channel order."""
-    known = space.known[space.corpus_index(corpus)]
-    for name in classes or ():
-        space.class_index(name)
-    return tuple(
-        name
-        for name, own in zip(space.classes, known, strict=True)
-        if (own if classes is None else name in classes)
-    )
 
 
 def _warned(text: str) -> None:

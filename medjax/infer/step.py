@@ -1,19 +1,21 @@
 """A step on the device: a batch of windows through the network, averaged over its copies.
 
-In: a `Model`, and which mirrors and members are averaged. Out: a pure function for `jax.jit`;
-corpus, modality, spacing and classes are its arguments, so one compiled program serves all of them.
+In: a `Model`, and which mirrors and members are averaged. Out: a pure function for `jax.jit`; what
+the network reads beside the image and the classes are its arguments, so one compiled program serves
+all corpora.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from medjax.decision import Decision
 from medjax.infer import tta
 from medjax.infer.model import Model
-from medjax.infer.scores import Decision
+from medjax.models import context
 
 
 def make(
@@ -32,43 +34,35 @@ def make(
       uncertainty: one channel more: the standard deviation of the probability over mirrors and
         members, of the class where it is largest.
 
-    Returns: (params, image (k, *window, m) float32, corpus () int32, modality () int32, spacing_mm
-      (3,) float32, channels (c,) int32) -> values (k, *window, c or c + 1), as `decision.average`
-      says.
+    Returns: (params, image (k, *window, m) float32, entries, channels (c,) int32) -> values
+      (k, *window, c or c + 1), as `decision.average` says. The entries are those of `model.reads`:
+      of a case without a batch axis, those that move with the window (k, ...).
     """
+    moving = context.moving(model.reads)
 
-    def step(
-        params: Any,
-        image: Array,
-        corpus: Array,
-        modality: Array,
-        spacing_mm: Array,
-        channels: Array,
-    ) -> Array:
+    def step(params: Any, image: Array, entries: Mapping[str, Array], channels: Array) -> Array:
         k = image.shape[0]
-        context = {
-            "corpus": jnp.full(k, corpus),
-            "modality": jnp.full(k, modality),
-            "spacing_mm": jnp.tile(spacing_mm, (k, 1)),
+        case = {
+            name: jnp.broadcast_to(value, (k, *value.shape))
+            for name, value in entries.items()
+            if name not in moving
         }
 
-        def network(params: Any, image: Array) -> dict[str, Array]:
+        def network(params: Any, image: Array, moved: Mapping[str, Array] = {}) -> dict[str, Array]:
             logits = decision.class_logits(
-                model.apply(params, image, context)["logits"].astype(jnp.float32),
+                model.apply(params, image, case | dict(moved))["logits"].astype(jnp.float32),
                 len(model.space.classes),
             )
-            wanted = logits
-            if decision.average == "prob" or uncertainty:
-                probabilities = decision.activated(logits)
-                wanted = probabilities if decision.average == "prob" else logits
-            outputs = {"value": jnp.take(wanted, channels, axis=-1)}
+            outputs = {"value": jnp.take(decision.values(logits), channels, axis=-1)}
             if uncertainty:
-                chosen = jnp.take(probabilities, channels, axis=-1)
+                chosen = jnp.take(decision.activated(logits), channels, axis=-1)
                 outputs |= {"mean": chosen, "square": jnp.square(chosen)}
             return outputs
 
         def mirrored(params: Any, image: Array) -> Any:
-            return tta.mirrored(partial(network, params), mirror_axes)(image)
+            moved = {name: entries[name] for name in moving}
+            function = partial(network, params)
+            return tta.mirrored(function, mirror_axes, model.reads, moved)(image)
 
         found = tta.ensemble(mirrored, params)(image) if members > 1 else mirrored(params, image)
         if not uncertainty:

@@ -11,7 +11,8 @@ square of all copies come out together.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,17 +20,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError
+from medjax.models import context
 
 Function = Callable[[Float[Array, "k ..."]], Any]
 
 
-def mirrored(function: Function, axes: Sequence[int]) -> Function:
+def mirrored(
+    function: Function,
+    axes: Sequence[int],
+    spec: context.Spec = MappingProxyType({}),
+    entries: Mapping[str, Array] = MappingProxyType({}),
+) -> Function:
     """Mean of `function` over all 2^n flips along n spatial axes; each result is flipped back
     first.
 
     Args:
-      function: (k, *vol, m) -> (k, *vol, c).
+      function: (k, *vol, m) -> (k, *vol, c); with `entries`, it is given them as a second argument.
       axes: spatial axes, 0 being the first of *vol.
+      spec: declares the entries.
+      entries: inputs of the same windows that move, see `models.context.moving`; (k, ...) each.
+        They are flipped as the image is: arrays of voxels along the axes, and a voxel's coordinate
+        i along an axis of n voxels becomes n - 1 - i. So the two corners of a box change places.
     """
     axes = tuple(axes)
     if len(set(axes)) != len(axes) or any(a < 0 for a in axes):
@@ -37,7 +48,7 @@ def mirrored(function: Function, axes: Sequence[int]) -> Function:
             "unusable mirror axes", found=axes, expected="distinct spatial axes, counted from 0"
         )
     if not axes:
-        return function
+        return (lambda image: function(image, dict(entries))) if entries else function
     copies = jnp.array(list(itertools.product((False, True), repeat=len(axes))))
 
     def flip(x: Array, which: Array) -> Array:
@@ -45,11 +56,21 @@ def mirrored(function: Function, axes: Sequence[int]) -> Function:
             x = jnp.where(which[i], jnp.flip(x, axis + 1), x)
         return x
 
+    def flip_entry(name: str, x: Array, which: Array, sizes: Sequence[int]) -> Array:
+        if spec[name].moves == "voxel":
+            return flip(x, which)
+        for i, axis in enumerate(axes):
+            place = x[..., axis]
+            x = x.at[..., axis].set(jnp.where(which[i], sizes[axis] - 1 - place, place))
+        return x
+
     def averaged(image: Array) -> Any:
-        return _mean_over(
-            lambda which: jax.tree.map(lambda x: flip(x, which), function(flip(image, which))),
-            copies,
-        )
+        def copy(which: Array) -> Any:
+            turned = {n: flip_entry(n, x, which, image.shape[1:-1]) for n, x in entries.items()}
+            given = (turned,) if entries else ()
+            return jax.tree.map(lambda x: flip(x, which), function(flip(image, which), *given))
+
+        return _mean_over(copy, copies)
 
     return averaged
 

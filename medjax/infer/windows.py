@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -71,12 +72,15 @@ class WindowScores:
     compared with a threshold they would all be background.
 
     Args:
-      function: jitted; (k, *window, m) float32 -> (k, *window, c).
+      function: jitted; (k, *window, m) float32 -> (k, *window, c). With `beside`, what that returns
+        is its second argument.
       image: (z, y, x, m).
       window: (z, y, x), or (y, x) for a network on slices.
       classes: c.
       overlap: share of a window that the next one covers at least.
       batch_windows: k; the last batch is filled up with zeros.
+      beside: (places, k) -> further inputs of k windows; places are the first voxels (z, y, x) of
+        at most k windows in the image after `padding`.
       weighted: Gaussian importance; otherwise every voxel of a window counts alike.
       columns: the strip [start, stop) of the y axis that is wanted; default all.
       depth: window batches under way on the device at a time.
@@ -94,6 +98,7 @@ class WindowScores:
         weighted: bool = True,
         columns: slice = slice(None),
         depth: int = DEPTH,
+        beside: Callable[[Sequence[tuple[int, ...]], int], Any] | None = None,
     ):
         if len(window) not in (2, 3) or min(window) < 1 or batch_windows < 1:
             raise UsageError(
@@ -108,7 +113,7 @@ class WindowScores:
         self._pad = padding(image.shape[:3], self._window)
         self._image = np.pad(image, [*self._pad, (0, 0)]) if any(map(any, self._pad)) else image
         self._strip = slice(self._pad[1][0] + first, self._pad[1][0] + last)
-        self._depth = depth
+        self._depth, self._beside = depth, beside
         self._weight = (gaussian(self._window) if weighted else np.ones(self._window)).astype(
             np.float32
         )
@@ -180,7 +185,8 @@ class WindowScores:
             batch = np.zeros((self._sent[0], *self._window, self._sent[-1]), np.float32)
             for i, place in enumerate(places):
                 batch[i] = self._image[self._region(place)]
-            scores = self._function(batch.reshape(self._sent))
+            further = (self._beside(places, self._sent[0]),) if self._beside else ()
+            scores = self._function(batch.reshape(self._sent), *further)
             if hasattr(scores, "copy_to_host_async"):
                 scores.copy_to_host_async()
             pending.append((places, scores))

@@ -20,7 +20,6 @@ Class names become file names and members of the archive by `names.file_stems`; 
 import contextlib
 import csv
 import gzip
-import hashlib
 import io
 import os
 import platform
@@ -35,11 +34,10 @@ import numpy as np
 from medjax import files as disk
 from medjax.errors import PredictError
 from medjax.infer import outputs, owned
-from medjax.infer.model import Segmentation
+from medjax.infer.model import UNCERTAINTIES, Segmentation
 from medjax.infer.names import file_stems, from_spreadsheet, spreadsheet
 from medjax.infer.packed import Masks
 from medjax.infer.probabilities import Probabilities
-from medjax.infer.scores import UNCERTAINTIES
 from medjax.labels import Corpus
 from medjax.scans import nifti
 
@@ -337,16 +335,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Hexadecimal digest of a file's bytes; "unhashed" for what is no file (a record of a data
-    set).
-    """
-    if not os.path.isfile(path):
-        return "unhashed"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:

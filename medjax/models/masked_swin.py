@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Entry, Spec, needed, union
 from medjax.models.parts import sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, Mlp, linear_init
 from medjax.models.parts.patch import PatchExpanding, space_to_depth
 from medjax.models.parts.sockets import Socket, Words
@@ -83,7 +84,7 @@ class MaskedSwin(nn.Module):
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(
             x
         )
-        pixels = nn.Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
+        pixels = Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
         return {
             "pixels": pixels.astype(jnp.float32),
             "patches": patches.astype(jnp.float32),

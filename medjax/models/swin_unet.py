@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import moe, sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, call, linear_init
 from medjax.models.parts.patch import PatchExpanding
 from medjax.models.parts.sockets import Socket, Words
@@ -105,7 +106,7 @@ class SwinUNet(nn.Module):
         x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name="expand0", **shared)(x)
         for k, stage in enumerate(self.up, 1):
             skip = entering[levels - k]
-            dense = nn.Dense(
+            dense = Dense(
                 x.shape[-1],
                 dtype=self.dtype,
                 name=f"skip{k}",
@@ -165,6 +166,7 @@ def make(
         stage. Decoder stages repeat those of equal width.
       window, patch_size: tokens per window and voxels per token, per axis.
       dims: 2 or 3 axes.
+      mlp_ratio: hidden width of the MLPs over that of the tokens.
       experts_in: blocks whose MLP becomes a mixture: one of `PLACES`.
       routing: "gate" (soft mixture, one weight per expert), "channel_gate" (M4oE's released gate),
         "hard" (by modality).

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import sockets
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import (
     Context,
     SwinBlock,
@@ -187,7 +188,7 @@ class SwinUNETR(nn.Module):
         init = linear_init("torch", f)
         if self.prior is not None:
             init["bias_init"] = nn.initializers.constant(self.prior)
-        self.out = (self.head or nn.Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
+        self.out = (self.head or Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
     def encode(
         self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
@@ -327,6 +328,7 @@ def make(
       dims: 2 or 3 axes.
       normalise: the encoder's maps are whitened before the decoder uses them.
       norm: of the convolution blocks: "instance" without parameters, "instance_affine" with.
+      mlp_ratio: hidden width of the MLPs over that of the tokens.
       drop_path: highest rate; it grows linearly over the blocks. Training then needs the rng
         "dropout".
       bias_index: "corner" or "geometric" for shrunken windows (`parts.window.bias_index`).

@@ -348,8 +348,8 @@ def make(
     Args:
       classes: output channels.
       variant: a key of `VARIANTS`.
-      patch, spacing_mm: give these for nnU-Net's strides, or `strides`, one per level below the
-        finest.
+      patch, spacing_mm: give these for nnU-Net's strides, or `strides`.
+      strides: one per level below the finest.
       channels: per level, finest first. blocks, blocks_decoder: per stage; the decoder's default is
         the encoder's.
       order: "pre" (norm, act, conv) or "post" (conv, norm, act: STU-Net and its weights). See

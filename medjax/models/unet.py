@@ -135,8 +135,8 @@ def make(
       classes: output channels.
       patch, spacing_mm: give these for nnU-Net's topology rule (see `topology`), or `strides` and
         `kernels` for an explicit one.
-      base_features, max_features, max_stages: widths of the stages: doubled per stage up to the
-        maximum (None: nnU-Net's, 320 in three axes, 512 in two); or give `features`.
+      base_features, max_features, max_stages, features: widths of the stages: doubled per stage up
+        to the maximum (None: nnU-Net's, 320 in three axes, 512 in two); or all of them, `features`.
       strides, kernels: per stage, finest first; the first stride is all 1.
       convs_per_stage, convs_per_stage_decoder: convolutions of each encoder and decoder stage.
       deep_supervision: logits at every resolution but the coarsest (`deep`, finest first);

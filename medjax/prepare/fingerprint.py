@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from medjax.corpora.inputs import Case
 from medjax.errors import LabelError, MedjaxError, WriteError
 from medjax.labels import Corpus
 from medjax.prepare import geometry, guard
-from medjax.prepare.plan import QUANTILES, Fingerprint, Intensity, Plan, Statistics, make_plan
+from medjax.prepare.intensity import QUANTILES, Intensity, Statistics, masks_of
+from medjax.prepare.plan import Fingerprint, Plan, make_plan
 from medjax.scans import grid
 
 __all__ = [
@@ -51,6 +53,7 @@ def fingerprint(
     workers: int | None = None,
     progress: Progress | None = None,
     cache: str | os.PathLike | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Fingerprint:
     """Measures a corpus; a case that cannot be read is recorded and left out.
 
@@ -59,19 +62,24 @@ def fingerprint(
         gives nnU-Net's very sample).
       cache: JSON file to keep the result in; used again while no source file has changed (size,
         times and inode). A file of that name that is no fingerprint is left as it is.
+      intensity: schemes that the user chose for channels (`intensity.decide`): masks take no part
+        in the crop and give no voxels.
 
     An unlabelled case gives its voxels above the channel's mean instead of the foreground.
     """
-    inputs = json.dumps(
-        [VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]], default=str
-    )
+    masks = masks_of(corpus.channels, intensity or {})
+    measured = [VERSION, samples, SEED, corpus.to_json(), [_identity(case) for case in cases]]
+    inputs = json.dumps(measured + ([{"masks": masks}] if masks else []), default=str)
     key = hashlib.sha256(inputs.encode()).hexdigest()
     kept = _kept(cache) if cache is not None else {}
     if kept and kept["key"] == key and not kept["fingerprint"].failed:
         return kept["fingerprint"]
     per_case = max(1, samples // max(1, len(cases)))
     outcomes = each(
-        lambda case: _measure(case, corpus, per_case), cases, workers=workers, progress=progress
+        lambda case: _measure(case, corpus, per_case, masks),
+        cases,
+        workers=workers,
+        progress=progress,
     )
     good = [o.value for o in outcomes if o.failure is None]
     intensity = tuple(
@@ -150,23 +158,28 @@ def _identity(case: Case) -> list:
     return [dataclasses.asdict(case), stats]
 
 
-def _measure(case: Case, corpus: Corpus, n: int) -> dict:
+def _measure(case: Case, corpus: Corpus, n: int, masks: Sequence[int] = ()) -> dict:
     """Geometry of a case after the crop, and n foreground voxels per channel.
 
-    The voxels are float32; none without foreground.
+    The voxels are float32; none without foreground, and none of masks.
     """
     volume, ids = load(case, corpus, native=True)
     still_wanted()
-    canonical = geometry.fit(volume, None)
+    images = [c for c in range(volume.array.shape[-1]) if c not in masks]
+    canonical = geometry.fit(
+        volume, None, above=[None if c in masks else 0.0 for c in range(volume.array.shape[-1])]
+    )
     present = None if ids is None else voxel_counts(ids, len(corpus.values))
-    box = grid.nonzero_box(
-        volume.array
-    )  # in stored axes: the order of the voxels decides which are drawn
+    # in stored axes: the order of the voxels decides which are drawn
+    box = grid.nonzero_box(volume.array[..., images] if masks else volume.array)
     inside = tuple(slice(*ends) for ends in box) if box else ...
     image, ids = volume.array[inside], None if ids is None else ids[inside]
     random, drawn = np.random.RandomState(SEED), []
     for c in range(image.shape[-1]):
         channel = image[..., c]
+        if c in masks:
+            drawn.append(np.empty(0, np.float32))
+            continue
         pixels = (
             channel[channel > channel.mean(dtype=np.float64)] if ids is None else channel[ids > 0]
         )

@@ -19,7 +19,7 @@ from medjax.scans import grid
 from medjax.scans.nifti import DataWarning, Volume
 
 ORIENTATIONS = ("RAS", "stored")
-CROPS = ("nonzero", "none")
+CROPS = ("nonzero", "foreground", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Transform:
       flips: for each canonical axis whether it runs against the stored one.
       box: half-open range of the crop along each canonical axis.
       spacing_mm: (z, y, x) of the file in canonical order.
-      target_spacing_mm: (z, y, x) requested; the exact one is extent / shape.
+      target_spacing_mm: (z, y, x) requested, or of a fixed size extent / shape; the exact one is
+        always extent / shape.
       shape: (z, y, x) after resampling.
     """
 
@@ -182,6 +183,8 @@ def fit(
     orientation: str = "RAS",
     crop: str = "nonzero",
     transpose: Sequence[int] = (0, 1, 2),
+    size: Sequence[int] | None = None,
+    above: Sequence[float | None] | None = None,
 ) -> Transform:
     """The transform of a volume to a network's grid.
 
@@ -190,12 +193,17 @@ def fit(
       target_spacing_mm: (z, y, x) in the axis order of `orientation`; None keeps the volume's own.
       orientation: "RAS" (array axes z, y, x grow to Superior, Anterior, Right) or "stored" (axes
         stay as they are).
-      crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel (an
-        all-zero image warns and stays whole); "none" keeps everything.
+      crop: "nonzero" is nnU-Net's box around the voxels that differ from 0 in any channel;
+        "foreground" is the box around the voxels above the channel's value in `above` in any
+        channel (an image without such voxels warns and stays whole); "none" keeps everything.
       transpose: for each axis of the result the (z, y, x) axis of the orientation; the target
         spacing is in the order of the result.
+      size: (z, y, x) voxels of the result, which the crop is resampled to whatever its extent; then
+        there is no target spacing.
+      above: per channel the value above which a voxel is foreground, or None for a channel that
+        takes no part in a crop (a mask). Default 0 for all.
 
-    Raises: UsageError for unknown words or a spacing that is not positive.
+    Raises: UsageError for unknown words, a spacing or size that is not positive, or both of them.
     """
     if orientation not in ORIENTATIONS:
         raise UsageError(
@@ -223,14 +231,46 @@ def fit(
             found=target_spacing_mm,
             expected="three positive sizes in mm, (z, y, x)",
         )
+    if size is not None and (
+        target_spacing_mm is not None or len(size) != 3 or not all(int(n) >= 1 for n in size)
+    ):
+        raise UsageError(
+            "unusable target size",
+            found=tuple(size),
+            expected="three positive numbers of voxels (z, y, x), and no target spacing",
+        )
     shape = tuple(volume.shape[axis] for axis in axes)
     box = tuple((0, n) for n in shape)
-    if crop == "nonzero":
-        found = grid.nonzero_box(grid.canonical(volume.array, axes, flips))
-        if found is None:
-            warnings.warn(
-                f"{volume.path}: all voxels are 0; not cropped", DataWarning, stacklevel=2
-            )
-        box = found or box
-    new = resample.new_shape([stop - start for start, stop in box], spacing, target)
+    if crop != "none":
+        box = _box(volume, crop, axes, flips, above) or box
+    extent = [stop - start for start, stop in box]
+    if size is None:
+        new = resample.new_shape(extent, spacing, target)
+    else:
+        new = tuple(int(n) for n in size)
+        target = tuple(s * n / m for s, n, m in zip(spacing, extent, new, strict=True))
     return Transform(tuple(volume.shape), axes, flips, box, spacing, target, new)
+
+
+def _box(
+    volume: Volume,
+    crop: str,
+    axes: Sequence[int],
+    flips: Sequence[bool],
+    above: Sequence[float | None] | None,
+) -> grid.Box | None:
+    """The box of a crop along the canonical axes; None, with a warning, if no voxel is inside."""
+    array = volume.array if volume.array.ndim == 4 else volume.array[..., None]
+    limits = [0.0] * array.shape[3] if above is None else list(above)
+    used = [c for c, limit in enumerate(limits) if limit is not None]
+    if not used:
+        return None
+    if crop == "foreground":
+        array = np.stack([array[..., c] > limits[c] for c in used], -1)
+    elif len(used) < array.shape[3]:
+        array = array[..., used]
+    found = grid.nonzero_box(grid.canonical(array, axes, flips))
+    if found is None:
+        what = "all voxels are 0" if crop == "nonzero" else "no voxel is above the lower limit"
+        warnings.warn(f"{volume.path}: {what}; not cropped", DataWarning, stacklevel=3)
+    return found

@@ -5,6 +5,7 @@ network's grid. The order is nnU-Net v2's: crop, clip (CT), normalise, resample.
 channel is linear and can be postponed: mean and spread of the cropped, clipped, not yet resampled
 channel (of the plan for CT) become gain and bias, which the device applies. A masked channel is
 normalised before it is resampled, inside the hole-filled non-zero voxels only, and is 0 elsewhere.
+A channel of role "mask" becomes 0 and 1, is resampled by nearest neighbour and has gain 1, bias 0.
 
 Everything runs in pieces along the first axis: a volume is never held as float32 at the source's
 and the target's size at once.
@@ -19,9 +20,11 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.corpora.cases import still_wanted
+from medjax.errors import DataError
+from medjax.prepare import resample
 from medjax.prepare.geometry import Transform
-from medjax.prepare.plan import Intensity
-from medjax.prepare.resample_rows import image_rows, pieces
+from medjax.prepare.intensity import Intensity, foreground_limits
+from medjax.prepare.resample import image_rows, pieces
 from medjax.scans.nifti import DataWarning
 
 STEPS = 65_534  # int16 values used, symmetric about 0: half a step is 7.6e-6 of the range
@@ -50,8 +53,12 @@ def stored_image(
     out = np.empty((*transform.shape, len(intensities)), np.int16)
     numbers = {name: [] for name in ("gain", "bias", "scale", "offset")}
     for c, channel in enumerate(channels(transform, array, intensities, path)):
-        grid = quantisation(
-            *channel.limits, channel.whole and transform.shape == transform.box_shape
+        grid = (
+            (1.0, 0.0)
+            if channel.intensity.role == "mask"
+            else quantisation(
+                *channel.limits, channel.whole and transform.shape == transform.box_shape
+            )
         )
         for rows, piece in channel.resampled(transform):
             still_wanted()
@@ -71,15 +78,18 @@ def stored_image(
     return out, numbers
 
 
-def outside_mask(transform: Transform, array: np.ndarray) -> np.ndarray | None:
-    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all channels.
+def outside_mask(
+    transform: Transform, array: np.ndarray, intensities: Sequence[Intensity]
+) -> np.ndarray | None:
+    """(*box_shape) bool: cropped voxels outside the hole-filled non-zero voxels of all images.
 
-    None if there are none.
+    None if there are none. Channels of role "mask" take no part.
     """
     view = transform.image(array)
+    used = [c for c, intensity in enumerate(intensities) if intensity.role == "image"]
     inside = np.empty(view.shape[:3], bool)
     for rows in pieces(view.shape[:3]):
-        inside[rows] = (view[rows] != 0).any(-1)
+        inside[rows] = np.logical_or.reduce([view[rows][..., c] != 0 for c in used])
     if inside.all():
         return None
     outside = ~ndimage.binary_fill_holes(inside)
@@ -92,7 +102,8 @@ class Channel:
 
     Attributes:
       view: (z, y, x) canonical, cropped, as stored.
-      intensity: its normalisation. mask: voxels to leave at 0, or None.
+      intensity: its normalisation, with the clip limits of this case.
+      mask: voxels to leave at 0, or None.
       mean, divisor: what remains to be applied after resampling; 0 and 1 for a masked channel.
       raw_mean, raw_divisor: what turned raw into normalised values inside the mask.
       limits: smallest and largest value of `rows`. whole: all values are whole numbers.
@@ -109,7 +120,9 @@ class Channel:
     whole: bool = False
 
     def rows(self, rows: slice) -> np.ndarray:
-        """float32 values before resampling: clipped (CT), or normalised within the mask."""
+        """float32 values before resampling: clipped, normalised within the mask, or 0 and 1."""
+        if self.intensity.role == "mask":
+            return (self.view[rows] > 0).astype(np.float32)
         piece = self.view[rows].astype(np.float32)
         if self.intensity.clip is not None:
             np.clip(piece, *np.float32(self.intensity.clip), out=piece)
@@ -119,7 +132,9 @@ class Channel:
         return piece
 
     def resampled(self, transform: Transform) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, float32 piece) at the target spacing."""
+        """(rows, float32 piece) on the target grid."""
+        if self.intensity.role == "mask":
+            return self._nearest(transform)
         return image_rows(
             self.rows,
             transform.box_shape,
@@ -129,6 +144,14 @@ class Channel:
             self.limits,
         )
 
+    def _nearest(self, transform: Transform) -> Iterator[tuple[slice, np.ndarray]]:
+        z, y, x = (
+            resample.nearest(a, b)
+            for a, b in zip(transform.box_shape, transform.shape, strict=True)
+        )
+        for rows in pieces(transform.shape):
+            yield rows, (self.view[np.ix_(z[rows], y, x)] > 0).astype(np.float32)
+
 
 def channels(
     transform: Transform, array: np.ndarray, intensities: Sequence[Intensity], path: str = ""
@@ -137,8 +160,18 @@ def channels(
 
     A constant channel warns.
     """
-    mask = outside_mask(transform, array) if any(i.masked for i in intensities) else None
+    mask = (
+        outside_mask(transform, array, intensities) if any(i.masked for i in intensities) else None
+    )
     for c, intensity in enumerate(intensities):
+        if intensity.role == "mask":
+            _check_finite(array[..., c], c, path)
+            view = transform.image(array[..., c])
+            yield Channel(view, intensity, limits=(0.0, 1.0), whole=True, divisor=1.0)
+            continue
+        if intensity.scheme == "foreground":
+            clip = foreground_limits(array[..., c], intensity.percentiles)
+            intensity = dataclasses.replace(intensity, clip=clip)
         channel = Channel(transform.image(array[..., c]), intensity)
         mean, divisor = moments(channel, mask if intensity.masked else None)
         if divisor < EPSILON:
@@ -167,6 +200,9 @@ def moments(channel: Channel, mask: np.ndarray | None = None) -> tuple[float, fl
         return 0.0, 1.0
     if intensity.scheme == "rgb_to_0_1":
         return 0.0, 255.0
+    if intensity.scheme in ("window", "foreground"):
+        low, high = intensity.clip
+        return low, high - low
     if intensity.scheme == "rescale_to_0_1":
         low, high, _ = _span(channel)
         return low, high - low
@@ -215,6 +251,16 @@ def _span(channel: Channel) -> tuple[float, float, bool]:
         low, high = min(low, float(piece.min())), max(high, float(piece.max()))
         whole = whole and bool(np.array_equal(piece, np.rint(piece)))
     return low, high, whole
+
+
+def _check_finite(array: np.ndarray, c: int, path: str) -> None:
+    if array.dtype.kind == "f" and not all(np.isfinite(piece).all() for piece in array):
+        raise DataError(
+            f"channel {c} is a mask and holds voxels that are not finite",
+            path=path,
+            expected="0 outside and a number above 0 inside",
+            fix="write the mask again",
+        )
 
 
 def _inside(channel: Channel, mask: np.ndarray | None) -> Iterator[np.ndarray]:

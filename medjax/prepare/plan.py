@@ -1,11 +1,10 @@
-"""The plan of an experiment: target spacing per corpus, normalisation per channel name.
+"""The plan of an experiment: the grid of each corpus, normalisation per channel name.
 
 In: fingerprints of all corpora, from `prepare/fingerprint.py`. Out: a `Plan` (JSON), used by
 preparation, prediction and the run folder. Rules: nnU-Net v2. Spacing: the median per axis; if the
 coarsest axis is over 3 times coarser and under a third as long as the others, its 10th percentile.
-The channel name (case-insensitive) chooses the normalisation: `CT`, `noNorm`, `rescale_to_0_1`,
-`rgb_to_0_1`; all others z-score, inside the non-zero voxels if cropping to them removes over a
-quarter of the median volume.
+Normalisation: see `prepare/intensity.py`; z-scores are taken inside the non-zero voxels if cropping
+to them removes over a quarter of the median volume.
 """
 
 import dataclasses
@@ -19,42 +18,17 @@ import numpy as np
 
 from medjax.errors import UsageError, did_you_mean
 from medjax.prepare import plan_json
+from medjax.prepare.geometry import CROPS, ORIENTATIONS, Transform
+from medjax.prepare.grid import Grid, typical_spacing
 from medjax.prepare.guard import Guard, from_cases
+from medjax.prepare.intensity import Intensity, Statistics, check_given, crop_limit, decide
 from medjax.prepare.presets import Configuration
+from medjax.scans.nifti import Volume
 
 ANISOTROPY = 3.0
-QUANTILES = 2001  # so that percentiles 0.5 and 99.5 are nodes
-# share of the voxels kept by the crop, below which z-scores are taken inside the non-zero voxels
-MASK_BELOW = 0.75
-SCHEMES = {
-    "ct": "ct",
-    "nonorm": "nonorm",
-    "rescale_to_0_1": "rescale_to_0_1",
-    "rgb_to_0_1": "rgb_to_0_1",
-}
+SPACING_RULES = ("median", "per_corpus", "native")
 ANY = "*"  # stands for every corpus that a plan does not name
 Spacing = tuple[float, float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Pooled foreground intensities of one channel.
-
-    Attributes:
-      mean, median, std, min, max, percentile_00_5, percentile_99_5: of the pooled sample.
-      cases: how many cases gave voxels; the weight when corpora are pooled.
-      quantiles: the quantile function at 2001 equidistant levels from 0 to 1.
-    """
-
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    percentile_00_5: float
-    percentile_99_5: float
-    cases: int
-    quantiles: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,42 +108,21 @@ class Fingerprint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Intensity:
-    """Normalisation of one channel: value -> (clipped value - mean) / std.
-
-    Attributes:
-      scheme: "ct" (clip, mean and std of the plan), "zscore" (mean and std of each case),
-        "rescale_to_0_1" (each case), "rgb_to_0_1" (divided by 255), "nonorm".
-      clip, mean, std: only for "ct"; percentiles 0.5 and 99.5, mean and standard deviation of the
-        pooled foreground.
-      masked: z-scores are taken inside the (hole-filled) non-zero voxels, and what is outside stays
-        0.
-    """
-
-    scheme: str
-    clip: tuple[float, float] | None = None
-    mean: float | None = None
-    std: float | None = None
-    masked: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "scheme", plan_json.scheme(self.scheme))
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """The decisions shared by preparation and prediction.
 
     Attributes:
-      spacing_mm: store name -> target spacing in the network's axes; the name "*" stands for every
-        corpus that is not named.
+      spacing_mm: store name -> target spacing in the network's axes, or the typical one if `grid`
+        is not "spacing"; the name "*" stands for every corpus that is not named.
       intensity: channel name, as each corpus spells it -> `Intensity`.
-      orientation: "RAS" or "stored". crop: "nonzero" or "none".
+      orientation: "RAS" or "stored". crop: "nonzero", "foreground" or "none".
       transpose: for each axis of the network the (z, y, x) axis of the orientation it comes from.
       configurations: name -> patch, batch and topology planned for these volumes; decides nothing
         about the preparation.
       guard: what the scans of the training looked like; None in plans of medjax 0.1 and imported
         ones. Decides nothing.
+      grid: "spacing", "native" or "size", see `grid.Grid`. size: voxels of the grid "size". Part of
+        the JSON, and so of the key, only if the grid is not "spacing".
     """
 
     spacing_mm: Mapping[str, Spacing]
@@ -179,9 +132,53 @@ class Plan:
     transpose: tuple[int, int, int] = (0, 1, 2)
     configurations: Mapping[str, Configuration] = dataclasses.field(default_factory=dict)
     guard: Guard | None = None
+    grid: str = "spacing"
+    size: tuple[int, int, int] | None = None
+
+    def grid_of(self, store: str) -> Grid:
+        """The grid of a corpus; `UsageError` if the plan does not cover it."""
+        return Grid(self.grid, self.spacing_of(store), self.size)
+
+    def fit(
+        self, volume: Volume, store: str, channels: Sequence[str], crop: str | None = None
+    ) -> Transform:
+        """The transform of a volume to the grid of its corpus.
+
+        Args:
+          volume: with pixels (z, y, x, m), unless nothing is cropped. channels: their names.
+          crop: another crop than the plan's ("none" for a volume without pixels).
+        """
+        crop, above = crop or self.crop, None
+        if crop != "none":
+            limits = [self.intensity_of(name) for name in channels]
+            above = [
+                crop_limit(volume.array[..., c], found)
+                if crop == "foreground"
+                else None
+                if found.role == "mask"
+                else 0.0
+                for c, found in enumerate(limits)
+            ]
+        return self.grid_of(store).fit(
+            volume,
+            orientation=self.orientation,
+            crop=crop,
+            transpose=self.transpose,
+            above=above,
+        )
+
+    def mean_spacing(self) -> Spacing:
+        """(z, y, x) mm for which the network is built: the mean of `spacing_mm` over the corpora.
+
+        Of the grids "native" and "size" these are typical spacings (`grid.typical_spacing`).
+        """
+        return tuple(float(v) for v in np.mean(list(self.spacing_mm.values()), 0))
 
     def spacing_of(self, store: str) -> Spacing:
-        """Target spacing of a corpus; `UsageError` if the plan does not cover it."""
+        """Target spacing of a corpus, or the typical one of a grid without a target.
+
+        `UsageError` if the plan does not cover the corpus.
+        """
         if store not in self.spacing_mm and ANY in self.spacing_mm:
             return self.spacing_mm[ANY]
         if store not in self.spacing_mm:
@@ -216,7 +213,10 @@ class Plan:
         if len(chosen.spacing_mm) < 3 or name == "3d_fullres":
             return self
         return dataclasses.replace(
-            self, spacing_mm={store: chosen.spacing_mm for store in self.spacing_mm}
+            self,
+            spacing_mm={store: chosen.spacing_mm for store in self.spacing_mm},
+            grid="spacing",
+            size=None,
         )
 
     def key(self) -> str:
@@ -226,15 +226,18 @@ class Plan:
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it exactly."""
-        return dataclasses.asdict(self) | {
+        fields = dataclasses.asdict(self) | {
             "spacing_mm": {name: list(spacing) for name, spacing in self.spacing_mm.items()},
-            "intensity": {name: intensity_json(found) for name, found in self.intensity.items()},
+            "intensity": {name: found.to_json() for name, found in self.intensity.items()},
             "transpose": list(self.transpose),
             "configurations": {
                 name: found.to_json() for name, found in self.configurations.items()
             },
             "guard": self.guard and self.guard.to_json(),
+            "size": self.size and list(self.size),
         }
+        left_out = {"spacing": ("grid", "size"), "native": ("size",)}.get(self.grid, ())
+        return {name: value for name, value in fields.items() if name not in left_out}
 
     @classmethod
     def from_json(cls, fields: Any, path: object = None) -> "Plan":
@@ -243,7 +246,7 @@ class Plan:
         spacing = {
             name: tuple(float(s) for s in values) for name, values in fields["spacing_mm"].items()
         }
-        intensity = {n: Intensity(**{**i, **_floats(i)}) for n, i in fields["intensity"].items()}
+        intensity = {n: Intensity.from_json(i) for n, i in fields["intensity"].items()}
         planned = {
             name: plan_json.configuration(name, found, path)
             for name, found in fields.get("configurations", {}).items()
@@ -259,19 +262,16 @@ class Plan:
                 fix="leave guard out",
             ) from error
         return cls(
-            spacing, intensity, fields["orientation"], fields["crop"], transpose, planned, guard
+            spacing,
+            intensity,
+            fields["orientation"],
+            fields["crop"],
+            transpose,
+            planned,
+            guard,
+            fields.get("grid", "spacing"),
+            plan_json.check_size(fields.get("size")),
         )
-
-
-def _floats(fields: Mapping) -> dict:
-    """The numbers of an intensity: JSON has no difference between 3 and 3.0."""
-    found = {k: None if fields.get(k) is None else float(fields[k]) for k in ("mean", "std")}
-    return found | {"clip": tuple(map(float, fields["clip"])) if fields.get("clip") else None}
-
-
-def intensity_json(intensity: Intensity) -> dict:
-    """JSON-ready fields of an `Intensity`."""
-    return dataclasses.asdict(intensity) | {"clip": intensity.clip and list(intensity.clip)}
 
 
 def make_plan(
@@ -281,16 +281,22 @@ def make_plan(
     orientation: str = "RAS",
     crop: str = "nonzero",
     transpose: str = "none",
+    size: Sequence[int] | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Decides spacing and normalisation.
+    """Decides grid and normalisation.
 
     Args:
       fingerprints: store name -> fingerprint.
       spacing: None or "median" (the rule over the cases of all corpora), "per_corpus" (the rule in
-        each), or (z, y, x) mm for all.
+        each), (z, y, x) mm for all, or "native" (every case keeps its own).
       orientation, crop: what `geometry.fit` takes.
       transpose: "none" keeps the axes (z, y, x) of the orientation; "coarsest" puts the axis of the
-        largest spacing first, as nnU-Net does.
+        largest spacing first, as nnU-Net does; with a `size` the axes are kept.
+      size: (z, y, x) voxels: every cropped volume is resampled to this frame; `spacing` is not
+        used.
+      intensity: channel name -> scheme and its numbers, where they should not follow from the name;
+        see `intensity.decide`.
 
     CT statistics are pooled over all corpora with a channel of that name, every case with the same
     weight.
@@ -298,8 +304,8 @@ def make_plan(
       foreground.
     """
     for word, known, what in (
-        (orientation, ("RAS", "stored"), "orientation"),
-        (crop, ("nonzero", "none"), "crop"),
+        (orientation, ORIENTATIONS, "orientation"),
+        (crop, CROPS, "crop"),
         (transpose, ("none", "coarsest"), "transpose"),
     ):
         if word not in known:
@@ -313,18 +319,38 @@ def make_plan(
             )
             raise UsageError(f"no readable case{reason}", path=name, fix="see `medjax verify`")
     channels = {c: None for found in fingerprints.values() for c in found.channels}
-    intensity = {channel: _intensity(channel, fingerprints) for channel in channels}
-    spacings, order = _spacings(fingerprints, spacing, orientation), (0, 1, 2)
-    if transpose == "coarsest":
+    check_given(intensity or {}, tuple(channels))
+    decided = {channel: decide(channel, fingerprints, intensity or {}) for channel in channels}
+    size = None if size is None else _frame(size)
+    if size is not None and spacing is not None and not isinstance(spacing, str):
+        raise UsageError(
+            "a target spacing and a target size exclude each other", found=(tuple(spacing), size)
+        )
+    spacings, order = _spacings(fingerprints, spacing, orientation, size), (0, 1, 2)
+    if transpose == "coarsest" and size is None:
         typical = np.mean(list(spacings.values()), 0)
         first = int(np.argmax(typical))
         order = (first, *(axis for axis in range(3) if axis != first))
         spacings = {name: tuple(found[axis] for axis in order) for name, found in spacings.items()}
-    return Plan(spacings, intensity, orientation, crop, order, guard=_guard(fingerprints))
+    kind = "size" if size else "native" if spacing == "native" else "spacing"
+    masks = {name for name, found in decided.items() if found.role == "mask"}
+    guard = _guard(fingerprints, masks)
+    return Plan(spacings, decided, orientation, crop, order, guard=guard, grid=kind, size=size)
 
 
-def _guard(fingerprints: Mapping[str, Fingerprint]) -> Guard | None:
-    """The guard of all cases; None if a fingerprint lacks the data for it."""
+def _frame(size: Sequence[int]) -> tuple[int, int, int]:
+    found = plan_json.check_size([int(n) if float(n).is_integer() else n for n in size])
+    if found is None:
+        raise UsageError(
+            "unusable target size",
+            found=tuple(size),
+            expected=f"three whole numbers of voxels (z, y, x), 1 to {plan_json.MOST_VOXELS}",
+        )
+    return found
+
+
+def _guard(fingerprints: Mapping[str, Fingerprint], masks: set[str]) -> Guard | None:
+    """The guard of all cases, without masks; None if a fingerprint lacks the data for it."""
     prints = list(fingerprints.values())
     if any(len(found.levels) != len(found.cases) for found in prints):
         return None
@@ -332,6 +358,7 @@ def _guard(fingerprints: Mapping[str, Fingerprint]) -> Guard | None:
         (name, [case[c] for case in found.levels])
         for found in prints
         for c, name in enumerate(found.channels)
+        if name not in masks
     ]
     spacings, shapes = (
         [row for found in prints for row in getattr(found, k)] for k in ("spacings_mm", "shapes")
@@ -343,8 +370,11 @@ def _spacings(
     fingerprints: Mapping[str, Fingerprint],
     spacing: str | Sequence[float | int] | None,
     orientation: str,
+    size: tuple[int, int, int] | None = None,
 ) -> dict[str, Spacing]:
     grids = {name: found.grids(orientation) for name, found in fingerprints.items()}
+    if size is not None or spacing == "native":
+        return {name: typical_spacing(*grid, size) for name, grid in grids.items()}
     if spacing == "per_corpus":
         return {name: target_spacing(*grid) for name, grid in grids.items()}
     if spacing is None or spacing == "median":
@@ -353,7 +383,7 @@ def _spacings(
         )
     elif isinstance(spacing, str):
         raise UsageError(
-            f"unknown spacing rule {spacing!r}", fix=did_you_mean(spacing, ("median", "per_corpus"))
+            f"unknown spacing rule {spacing!r}", fix=did_you_mean(spacing, SPACING_RULES)
         )
     else:
         common = tuple(float(s) for s in spacing)
@@ -379,59 +409,3 @@ def target_spacing(spacings_mm: np.ndarray, shapes: np.ndarray) -> Spacing:
         wanted = np.percentile(spacings_mm[:, coarse], 10)
         target[coarse] = wanted if wanted >= finest_allowed else finest_allowed + 1e-5
     return tuple(float(t) for t in target)
-
-
-def _intensity(channel: str, fingerprints: Mapping[str, Fingerprint]) -> Intensity:
-    scheme = SCHEMES.get(channel.lower(), "zscore")
-    if scheme == "zscore":
-        kept = [
-            share
-            for found in fingerprints.values()
-            if channel in found.channels
-            for share in found.cropped
-        ]
-        return Intensity(scheme, masked=bool(float(np.median(kept)) < MASK_BELOW))
-    if scheme != "ct":
-        return Intensity(scheme)
-    parts = [
-        statistics
-        for found in fingerprints.values()
-        for name, statistics in zip(found.channels, found.intensity, strict=True)
-        if name.lower() == "ct" and statistics is not None
-    ]
-    if not parts:
-        fix = "add a labelled corpus, or name the channel otherwise for z-scores"
-        raise UsageError(
-            "no foreground voxel to take CT statistics from", path=", ".join(fingerprints), fix=fix
-        )
-    weights = np.array([p.cases for p in parts], float) / sum(p.cases for p in parts)
-    mean = float(weights @ [p.mean for p in parts])
-    variance = float(weights @ [p.std**2 + p.mean**2 for p in parts]) - mean**2
-    clip = (pooled_quantile(parts, 0.005), pooled_quantile(parts, 0.995))
-    return Intensity(
-        "ct", clip, mean, parts[0].std if len(parts) == 1 else math.sqrt(max(variance, 0.0))
-    )
-
-
-def pooled_quantile(parts: Sequence[Statistics], level: float) -> float:
-    """Quantile of a union of samples given by quantile functions, weighted by cases."""
-    if len(parts) == 1:
-        nodes = parts[0].quantiles
-        return float(np.interp(level, np.linspace(0, 1, len(nodes)), nodes))
-    values = np.unique(np.concatenate([p.quantiles for p in parts]))
-    total = sum(p.cases for p in parts)
-    below = sum(p.cases / total * _share_below(p.quantiles, values) for p in parts)
-    return float(values[min(int(np.searchsorted(below, level)), len(values) - 1)])
-
-
-def _share_below(quantiles: Sequence[float], values: np.ndarray) -> np.ndarray:
-    """Distribution function at `values` of the sample with this quantile function.
-
-    It has steps at repeated values.
-    """
-    nodes = np.asarray(quantiles)
-    unique, last = np.unique(
-        nodes[::-1], return_index=True
-    )  # the highest level at which each value occurs
-    levels = np.linspace(0, 1, len(nodes))[len(nodes) - 1 - last]
-    return np.interp(values, unique, levels, left=0.0, right=1.0)

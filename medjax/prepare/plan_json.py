@@ -11,7 +11,19 @@ from typing import Any
 from medjax.errors import UsageError, shown
 from medjax.prepare.presets import Configuration
 
-SCHEMES = ("ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "nonorm")
+SCHEMES = (
+    "ct",
+    "zscore",
+    "rescale_to_0_1",
+    "rgb_to_0_1",
+    "nonorm",
+    "window",
+    "foreground",
+    "mask",
+)
+GRIDS = ("spacing", "native", "size")
+CROPS = ("nonzero", "foreground", "none")
+MOST_VOXELS = 1 << 13  # of a fixed frame along an axis
 _WORDS = {
     "ctnormalization": "ct",
     "zscorenormalization": "zscore",
@@ -41,15 +53,7 @@ def check(fields: Any, path: object = None) -> None:
     Missing fields, other types, spacings and statistics that are not finite numbers, unknown words.
     """
 
-    def refuse(what: str, found: Any, expected: str) -> UsageError:
-        return UsageError(
-            f"no usable plan: {what}",
-            path=path,
-            found=shown(repr(found))[:120],
-            expected=expected,
-            fix=FIX,
-        )
-
+    refuse = _refuser(path)
     if not isinstance(fields, Mapping):
         raise refuse(
             "it is no object", type(fields).__name__, '{"spacing_mm": ..., "intensity": ...}'
@@ -72,8 +76,9 @@ def check(fields: Any, path: object = None) -> None:
                 f"three sizes in mm from {FINEST_MM:g} to {COARSEST_MM:g}",
             )
     for channel, given in fields["intensity"].items():
-        _check_intensity(channel, given, path, refuse)
-    for name, known in (("orientation", ("RAS", "stored")), ("crop", ("nonzero", "none"))):
+        check_intensity(channel, given, path)
+    _check_grid(fields, refuse)
+    for name, known in (("orientation", ("RAS", "stored")), ("crop", CROPS)):
         if fields[name] not in known:
             raise refuse(f"unknown {name}", fields[name], " or ".join(known))
     order = fields.get("transpose", (0, 1, 2))
@@ -87,8 +92,43 @@ def check(fields: Any, path: object = None) -> None:
         raise refuse("'configurations' must be an object", fields["configurations"], "{}")
 
 
-def _check_intensity(channel: str, given: Any, path: object, refuse: Any) -> None:
-    known = {"scheme", "clip", "mean", "std", "masked"}
+def check_size(size: Any) -> tuple[int, int, int] | None:
+    """Three voxel numbers of a fixed frame, or None if they are not usable."""
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        return None
+    if not all(type(n) is int and 1 <= n <= MOST_VOXELS for n in size):
+        return None
+    return tuple(size)
+
+
+def _check_grid(fields: Mapping, refuse: Any) -> None:
+    kind, size = fields.get("grid", "spacing"), fields.get("size")
+    if kind not in GRIDS:
+        raise refuse("unknown grid", kind, ", ".join(GRIDS))
+    if (kind == "size") != (size is not None) or (size is not None and check_size(size) is None):
+        raise refuse(
+            "'size'",
+            size,
+            f"three whole numbers from 1 to {MOST_VOXELS} with the grid 'size', else no size",
+        )
+
+
+def _refuser(path: object) -> Any:
+    def refuse(what: str, found: Any, expected: str) -> UsageError:
+        return UsageError(
+            f"no usable plan: {what}",
+            path=path,
+            found=shown(repr(found))[:120],
+            expected=expected,
+            fix=FIX,
+        )
+
+    return refuse
+
+
+def check_intensity(channel: str, given: Any, path: object = None) -> None:
+    """`UsageError` for the normalisation of one channel that has other words or numbers."""
+    known, refuse = {"scheme", "clip", "mean", "std", "masked", "percentiles"}, _refuser(path)
     if not isinstance(given, Mapping) or not set(given) <= known or "scheme" not in given:
         raise refuse(
             f"the intensity of channel {shown(channel)!r}",
@@ -106,16 +146,21 @@ def _check_intensity(channel: str, given: Any, path: object, refuse: Any) -> Non
         ) from None
     if type(given.get("masked", False)) is not bool:
         raise refuse(f"'masked' of channel {shown(channel)!r}", given["masked"], "true or false")
-    if name != "ct":
-        return
     clip, mean, std = (given.get(key) for key in ("clip", "mean", "std"))
-    if not (
-        isinstance(clip, list | tuple)
-        and len(clip) == 2
-        and all(map(_real, clip))
-        and clip[0] <= clip[1]
-    ):
+    shares = given.get("percentiles")
+    if name == "foreground" and shares is not None:
+        if not (_is_pair(shares) and 0 <= shares[0] < shares[1] <= 100):
+            raise refuse(
+                f"'percentiles' of channel {shown(channel)!r}",
+                shares,
+                "two numbers from 0 to 100, the lower first",
+            )
+    if name not in ("ct", "window"):
+        return
+    if not (_is_pair(clip) and clip[0] <= clip[1] and (name == "ct" or clip[0] < clip[1])):
         raise refuse(f"'clip' of channel {shown(channel)!r}", clip, "two numbers, the lower first")
+    if name == "window":
+        return
     if not (_real(mean) and _real(std) and std > 0):
         raise refuse(
             f"mean and std of channel {shown(channel)!r}",
@@ -150,6 +195,10 @@ def configuration(name: str, fields: Any, path: object = None) -> Configuration:
             path=path,
             fix=FIX,
         ) from error
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_real, value))
 
 
 def _real(value: Any) -> bool:

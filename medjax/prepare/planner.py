@@ -6,20 +6,20 @@ explain it.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from medjax.prepare.intensity import MASK_BELOW, PERCENTILES, Intensity
 from medjax.prepare.plan import (
     ANY,
-    MASK_BELOW,
     Fingerprint,
-    Intensity,
     Plan,
     make_plan,
     target_spacing,
 )
 from medjax.prepare.presets import PRESETS, Configuration, configurations
-from medjax.prepare.resample import ANISOTROPY, new_shape
+from medjax.prepare.resample import ANISOTROPY
 
 AXES = ("z", "y", "x")
 
@@ -34,6 +34,8 @@ def plan_experiment(
     orientation: str = "RAS",
     crop: str = "nonzero",
     transpose: str = "coarsest",
+    size: Sequence[int] | None = None,
+    intensity: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Preparation (see `plan.make_plan`) and its configurations (see `presets.configurations`).
 
@@ -41,16 +43,23 @@ def plan_experiment(
       outputs: channels of the network's head, background included.
 
     Corpora with their own spacing are planned at their mean spacing, because one network sees them
-    all.
+    all; cases with their own spacing, or a fixed size, at their typical one. A fixed size has no
+    "3d_lowres".
     """
     plan = make_plan(
-        fingerprints, spacing=spacing, orientation=orientation, crop=crop, transpose=transpose
+        fingerprints,
+        spacing=spacing,
+        orientation=orientation,
+        crop=crop,
+        transpose=transpose,
+        size=size,
+        intensity=intensity,
     )
     shapes = prepared_shapes(fingerprints, plan)
-    common = np.mean([plan.spacing_of(name) for name in fingerprints], 0)
-    return dataclasses.replace(
-        plan, configurations=configurations(common, shapes, outputs, preset, memory_gib)
-    )
+    found = configurations(plan.mean_spacing(), shapes, outputs, preset, memory_gib)
+    if plan.size is not None:
+        found.pop("3d_lowres", None)
+    return dataclasses.replace(plan, configurations=found)
 
 
 def prepared_shapes(fingerprints: Mapping[str, Fingerprint], plan: Plan) -> np.ndarray:
@@ -59,7 +68,7 @@ def prepared_shapes(fingerprints: Mapping[str, Fingerprint], plan: Plan) -> np.n
     for name, measured in fingerprints.items():
         spacings, shapes = measured.grids(plan.orientation)
         found += [
-            new_shape(shape[order], own[order], plan.spacing_of(name))
+            plan.grid_of(name).shape_of(shape[order], own[order])
             for shape, own in zip(shapes, spacings, strict=True)
         ]
     return np.array(found)
@@ -90,9 +99,10 @@ def explain(
             np.median([share for found in fingerprints.values() for share in found.cropped])
         )
     else:
+        word = "Spacing" if plan.grid == "spacing" else "Grid"
         lines += [
-            f"Spacing{'' if name == ANY else f' for {name}'}: {_times(s)} mm, of the plan."
-            for name, s in plan.spacing_mm.items()
+            f"{word}{'' if name == ANY else f' for {name}'}: {plan.grid_of(name)}, of the plan."
+            for name in plan.spacing_mm
         ]
     if plan.transpose != (0, 1, 2):
         first = AXES[plan.transpose[0]]
@@ -106,14 +116,23 @@ def explain(
         )
     else:
         lines.append("Orientation: volumes stay as stored.")
-    box = "" if kept is None else f"; that box holds {kept:.0%} of a volume (median)"
-    lines.append(f"Crop: {'to the non-zero box' if plan.crop == 'nonzero' else 'none'}{box}.")
+    box = "" if kept is None else f"; the non-zero box holds {kept:.0%} of a volume (median)"
+    crops = {"nonzero": "to the non-zero box", "foreground": "to the box above the lower limit"}
+    lines.append(f"Crop: {crops.get(plan.crop, 'none')}{box}.")
     lines += [_about_channel(name, found) for name, found in plan.intensity.items()]
     return lines + [_about_configuration(found) for found in plan.configurations.values()]
 
 
 def _about_spacing(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen) -> list[str]:
     different = {store: spacing for store, spacing in plan.spacing_mm.items()}
+    if plan.grid != "spacing":
+        typical = f"{_times(plan.mean_spacing())} mm (z y x), the median over the cases"
+        if plan.size:
+            return [
+                f"Grid: each cropped volume is resampled to {_times(plan.size)} voxels, as asked; "
+                f"the network is built for {typical}."
+            ]
+        return [f"Spacing: each case keeps its own, as asked; the network is built for {typical}."]
     if chosen is not None and not isinstance(chosen, str):
         return [f"Spacing: {_times(next(iter(different.values())))} mm, as asked."]
     groups = (
@@ -150,6 +169,20 @@ def _about_channel(name: str, found: Intensity) -> str:
             f"(x - {found.mean:.4g}) / {found.std:.4g}, the foreground's mean and standard "
             "deviation."
         )
+    if found.scheme == "window":
+        low, high = found.clip
+        return f"Channel {name}: clipped to {low:.4g}..{high:.4g}, then scaled to [0, 1]."
+    if found.scheme == "foreground":
+        low, high = found.percentiles or PERCENTILES
+        return (
+            f"Channel {name}: clipped to percentiles {low:g} and {high:g} of each case's voxels "
+            "above its mean, then scaled to [0, 1]."
+        )
+    if found.role == "mask":
+        return (
+            f"Channel {name}: a mask of 0 and 1 (1 where the value is above 0), resampled by "
+            "nearest neighbour."
+        )
     if found.scheme == "zscore":
         where = (
             f"inside the non-zero voxels only, because the crop keeps less than {MASK_BELOW:.0%} "
@@ -159,7 +192,7 @@ def _about_channel(name: str, found: Intensity) -> str:
         )
         return (
             f"Channel {name}: z-score of each case {where} (its name is not CT, noNorm, "
-            "rescale_to_0_1 or rgb_to_0_1)."
+            "rescale_to_0_1, rgb_to_0_1 or mask)."
         )
     return f"Channel {name}: {found.scheme}, as its name says."
 

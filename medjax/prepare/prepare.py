@@ -38,8 +38,9 @@ from medjax.corpora.cases import (
 from medjax.corpora.inputs import Case
 from medjax.errors import DataError, MedjaxError, WriteError, shown
 from medjax.labels import Corpus
-from medjax.prepare import geometry, normalise, store, targets
-from medjax.prepare.plan import Plan, intensity_json
+from medjax.prepare import normalise, store, targets
+from medjax.prepare.grid import Grid
+from medjax.prepare.plan import Plan
 from medjax.prepare.targets import check_targets as check_targets
 from medjax.prepare.targets import holding as holding
 from medjax.scans import formats, records
@@ -158,9 +159,9 @@ def _prepare(
     force: bool,
     packed: bool,
 ) -> PrepareResult:
-    intensities, spacing = (
+    intensities, grid = (
         tuple(plan.intensity_of(c) for c in corpus.channels),
-        plan.spacing_of(corpus.store),
+        plan.grid_of(corpus.store),
     )
     folder.mkdir(parents=True, exist_ok=True)
     if targets.sweep(
@@ -183,11 +184,11 @@ def _prepare(
         inputs = {
             "version": store.VERSION,
             "plan": [
-                spacing,
+                grid.identity(),
                 plan.orientation,
                 plan.crop,
                 list(plan.transpose),
-                [intensity_json(i) for i in intensities],
+                [i.to_json() for i in intensities],
             ],
             "labels": [
                 list(corpus.values),
@@ -252,7 +253,7 @@ def _prepare(
         workers=workers,
         progress=progress,
         status=lambda v: v.status,
-        needs=lambda case: bytes_needed(case, spacing),
+        needs=lambda case: _bytes(case, grid),
     )
     good = {o.case.name: o.value for o in outcomes if o.failure is None}
     return PrepareResult(
@@ -265,6 +266,12 @@ def _prepare(
         hashed=tuple(sorted(name for name, done in good.items() if done.hashed)),
         cropped={name: done.cropped for name, done in good.items() if done.cropped[0]},
     )
+
+
+def _bytes(case: Case, grid: Grid) -> int:
+    """Estimated memory of a case; the typical spacing says little of one that keeps its own."""
+    needed = bytes_needed(case, grid.spacing_mm)
+    return needed if grid.kind == "spacing" else max(needed, bytes_needed(case))
 
 
 def _kept(final: Path, old: dict, fields: dict, described: dict) -> _Done:
@@ -308,16 +315,11 @@ def _make(
     """
     volume, ids = load(case, corpus, native=True)
     still_wanted()
-    spacing, intensities = (
-        plan.spacing_of(corpus.store),
-        [plan.intensity_of(c) for c in corpus.channels],
-    )
-    transform = geometry.fit(
-        volume, spacing, orientation=plan.orientation, crop=plan.crop, transpose=plan.transpose
-    )
+    intensities = [plan.intensity_of(c) for c in corpus.channels]
+    transform = plan.fit(volume, corpus.store, corpus.channels)
     masked = any(intensity.masked for intensity in intensities)
     image, numbers = normalise.stored_image(transform, volume.array, intensities, volume.path)
-    outside = normalise.outside_mask(transform, volume.array) if masked else None
+    outside = normalise.outside_mask(transform, volume.array, intensities) if masked else None
     del volume
     has_label, outside_id, lost = ids is not None, len(corpus.values), (0, 0)
     if ids is None:
@@ -331,6 +333,8 @@ def _make(
         view[outside & (view == 0)] = outside_id
     label = transform.label(ids)
     del ids, outside
+    if masks := [c for c, found in enumerate(intensities) if found.role == "mask"]:
+        numbers["masks"] = masks
     counts = voxel_counts(label, outside_id + 1)
     if masked:
         numbers["outside_id"] = outside_id

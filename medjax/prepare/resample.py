@@ -4,12 +4,12 @@ Spline and linear resampling are linear and separable, so each axis is one matri
 resampled by scipy (with the boundary rule and half-pixel centres of the reference), applied by
 BLAS. Arrays are (z, y, x[, channel]), spacings (z, y, x) mm. Rules: nnU-Net v2,
 preprocessing/resampling (order 3 for images, 1 for labels and probabilities, separate z beyond
-anisotropy 3, clipping).
+anisotropy 3, clipping). `image_rows` works in pieces along the first axis, to bound the memory.
 """
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -30,6 +30,7 @@ _VOTES = 1 << 18  # voxels per round of label votes
 Spacing = Sequence[SupportsFloat] | np.ndarray
 Sizes = Sequence[SupportsIndex] | np.ndarray
 Shape = tuple[int, int, int]
+Read = Callable[[slice], np.ndarray]  # rows of the first axis -> (rows, y, x)
 
 
 def new_shape(shape: Sizes, spacing_mm: Spacing, new_spacing_mm: Spacing) -> Shape:
@@ -386,3 +387,78 @@ def _as_rows(array: np.ndarray, axis: int) -> np.ndarray:
     if axis == array.ndim - 1:
         return array.swapaxes(1, 2)
     return array.reshape(-1, array.shape[axis], int(np.prod(array.shape[axis + 1 :])))
+
+
+def pieces(shape: Sizes, piece: int = PIECE * 4) -> Iterator[slice]:
+    """Slices along the first axis of about `piece` values each."""
+    step = max(1, piece // max(1, int(np.prod([int(n) for n in shape[1:]]))))
+    return (slice(i, min(i + step, int(shape[0]))) for i in range(0, int(shape[0]), step))
+
+
+def image_rows(
+    read: Read,
+    shape: Sizes,
+    new_shape: Sizes,
+    spacing_mm: Spacing,
+    new_spacing_mm: Spacing,
+    limits: tuple[float, float],
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The numbers of `resample_image`, in pieces along the first axis.
+
+    In-plane axes first, then the first axis; between the two steps one float32 volume of the
+    source's slices in the new plane is held, and nothing if the first axis does not change.
+
+    Args:
+      read: rows of the first axis -> float32 (rows, y, x).
+      shape, new_shape: (z, y, x) of source and result.
+      limits: smallest and largest value of the source; the result is clipped to them (to each
+        slice's own along a coarse first axis).
+
+    Yields: (rows of the result, float32 piece), in ascending order, covering all of it.
+    """
+    shape, new_shape = tuple(map(int, shape)), tuple(map(int, new_shape))
+    if shape == new_shape:
+        yield from ((rows, read(rows)) for rows in pieces(shape))
+        return
+    coarse = separate_axis(spacing_mm, new_spacing_mm)
+    if coarse in (1, 2):  # slices across the rows: rare, so they use the general path
+        whole = resample_image(read(slice(0, shape[0])), new_shape, spacing_mm, new_spacing_mm)
+        yield from ((rows, whole[rows]) for rows in pieces(new_shape))
+        return
+    plane = [
+        None,
+        *(matrix_of(a, b, 3) for a, b in zip(shape[1:], new_shape[1:], strict=True)),
+    ]
+    if shape[0] == new_shape[0]:
+        yield from ((rows, _in_plane(read(rows), plane, coarse, limits)) for rows in pieces(shape))
+        return
+    middle = np.empty((shape[0], *new_shape[1:]), np.float32)
+    for rows in pieces(shape):
+        middle[rows] = _in_plane(read(rows), plane, coarse, None)
+    if coarse == 0:
+        index = nearest(shape[0], new_shape[0])
+        yield from ((rows, middle[index[rows]]) for rows in pieces(new_shape))
+        return
+    matrix = operator(shape[0], new_shape[0], 3)
+    for start in range(0, new_shape[0], _ROWS):
+        rows = slice(start, min(start + _ROWS, new_shape[0]))
+        first, last = support(matrix[rows])
+        piece = along(middle[first:last], matrix[rows, first:last], 0)
+        yield rows, np.clip(piece, *np.float32(limits), out=piece)
+
+
+def _in_plane(
+    piece: np.ndarray, plane: list, coarse: int | None, limits: tuple[float, float] | None
+) -> np.ndarray:
+    """Rows resampled within their slices.
+
+    Clipped slice by slice if the first axis is coarse, else to the limits if there are any.
+    """
+    if plane[1] is None and plane[2] is None:
+        return piece
+    out = apply(piece, plane)
+    if coarse == 0:
+        return np.clip(
+            out, piece.min((1, 2), keepdims=True), piece.max((1, 2), keepdims=True), out=out
+        )
+    return out if limits is None else np.clip(out, *np.float32(limits), out=out)

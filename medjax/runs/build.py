@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.augment import lateral, turns
-from medjax.augment.nnunet import Augmentation, augment
+from medjax.augment import kinds
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import LabelSpace
 from medjax.models import context as contexts
 from medjax.models.parts import sockets
-from medjax.registry import build, fill
-from medjax.sample.patches import enlarged_patch
+from medjax.registry import build
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 
@@ -195,49 +193,14 @@ def _augmenter(
     space: LabelSpace,
     batch_axes: tuple[str, ...] = AXES,
 ) -> Callable | None:
-    given = dict(fields["augment"])
-    if not given.pop("on"):
-        return None
-    kind = given.pop("kind", "nnunet")
-    if kind == "turns":
-        quarter = fill(turns.Turns, given, "config.augment")
-        return lambda key, image, label: turns.turns(key, image, label, patch, quarter)
-    if kind == "flips":
-        axes = tuple(given.pop("flip_axes", (len(patch) - 1,)))
-        if given:
-            raise UsageError(
-                f"config.augment has no field {min(given)!r} for flips", expected="flip_axes"
-            )
-        return lambda key, image, label: turns.flips(key, image, label, patch, axes)
-    if kind != "nnunet":
-        raise UsageError(f"unknown augmentation {kind!r}", expected="nnunet, turns or flips")
-    if pairs := given.pop("lateral", ()):
-        given["swap"] = lateral.swaps(space.corpora, pairs)
-        if fields["data"].get("orientation") != "RAS" and "swap_axis" not in given:
-            raise UsageError(
-                "left and right are known in RAS orientation only",
-                fix="name the axis: --config.augment.swap_axis=2",
-            )
-    settings = fill(Augmentation, given, "config.augment")
-
-    def augmented(key, image, label, corpus=None):
-        return augment(
-            key, image, label, patch, settings, corpus=corpus, mesh=mesh, batch_axes=batch_axes
-        )
-
-    augmented.by_corpus = any(settings.swap)
-    return augmented
+    orientation = (fields.get("data") or {}).get("orientation") or "stored"
+    facts = kinds.Facts(patch, space.corpora, orientation, mesh, batch_axes)
+    return kinds.make(fields["augment"], facts)
 
 
 def sampled_patch(fields: Mapping) -> tuple[int, ...]:
     """The patch that the sampler cuts: enlarged if it will be rotated and scaled."""
-    patch = tuple(fields["train"]["patch"])
-    given = fields["augment"]
-    return (
-        tuple(enlarged_patch(patch))
-        if given["on"] and given.get("kind", "nnunet") == "nnunet"
-        else patch
-    )
+    return kinds.cut(fields["augment"], fields["train"]["patch"])
 
 
 def make_optimizer(fields: Mapping) -> optim.Optimizer:

@@ -7,8 +7,9 @@ medjax itself contains no catalogue. A package registers a function without argu
     public = "data_pipelines.catalogue:catalogue"
 """
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
+from medjax import plugins
 from medjax.errors import UsageError
 
 GROUP = "medjax.corpora"
@@ -23,7 +24,9 @@ def registered(reference: str = "") -> dict:
     Raises: `UsageError` without any catalogue, or for one that cannot be loaded.
     """
     points = (
-        [EntryPoint("given", reference, GROUP)] if reference else list(entry_points(group=GROUP))
+        [EntryPoint("given", reference, GROUP)]
+        if reference
+        else list(plugins.points(GROUP).values())
     )
     if not points:
         raise UsageError(

@@ -13,9 +13,9 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
-from medjax.weights.plans_v1 import read_any_plan
-
-FROM_PLAN = "plan"
+from medjax.runs import folder
+from medjax.runs.settings.schema import FROM_PLAN
+from medjax.weights.foreign_plans.read import read_any_plan
 
 
 def load(fields: Mapping) -> Plan | None:
@@ -26,8 +26,36 @@ def load(fields: Mapping) -> Plan | None:
     given = fields["data"]
     if not given.get("plan"):
         return None
+    for name in ("size", "intensity"):
+        if given.get(name):
+            raise UsageError(
+                f"config.data.{name} is decided by config.data.plan",
+                found=given["plan"],
+                fix=f"leave out one of both, or give `medjax plan` --{name}",
+            )
     plan = read_any_plan(Path(given["plan"]).expanduser())
     return plan.at(given["configuration"]) if given.get("configuration") else plan
+
+
+def schemes(fields: Mapping, workdir: Path) -> dict:
+    """Channel -> intensity scheme and its options, where the channel's name does not decide.
+
+    Those of `config.data.intensity`. A trained run also keeps its scheme of a channel called
+    "mask", which earlier versions z-scored.
+    """
+    from medjax.train import stepfolder
+
+    given = dict(fields["data"].get("intensity") or {})
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
+        return given
+    if not (workdir / folder.PLAN).is_file():
+        return given
+    for name, found in folder.read_plan(workdir).intensity.items():
+        if name.lower() == "mask" and found.role == "image" and name not in given:
+            given[name] = {"scheme": found.scheme}
+            if found.scheme == "zscore":
+                given[name]["masked"] = found.masked
+    return given
 
 
 def resolve(fields: Mapping) -> dict:
@@ -68,9 +96,12 @@ def resolve(fields: Mapping) -> dict:
 
 
 def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
-    """The config with `augment.mask_channels` for the channels that are z-scored inside a mask.
+    """The config with the channels that the augmentation treats apart.
 
-    Unchanged if the config sets the field.
+    `augment.mask_channels`: z-scored inside a mask. `augment.spare_channels`: of role "mask".
+    Unchanged where the config sets these fields.
+
+    Raises: `UsageError` if a position holds a mask in one corpus and an image in another.
     """
     masked = tuple(
         sorted(
@@ -82,15 +113,29 @@ def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
             }
         )
     )
+    found = {"mask_channels": masked, "spare_channels": _masks(plan, corpora)}
     given = fields["augment"]
-    if (
-        not masked
-        or not given.get("on")
-        or given.get("kind", "nnunet") != "nnunet"
-        or "mask_channels" in given
-    ):
-        return dict(fields)
-    return dict(fields) | {"augment": dict(given) | {"mask_channels": masked}}
+    used = {"nnunet": tuple(found), "turns": ("spare_channels",)}.get(
+        given.get("kind", "nnunet"), ()
+    )
+    added = {k: v for k, v in found.items() if v and k in used and k not in given}
+    return dict(fields) | ({"augment": dict(given) | added} if added and given.get("on") else {})
+
+
+def _masks(plan: Plan, corpora: Sequence[Corpus]) -> tuple[int, ...]:
+    """Positions of the channels of role "mask", the same in all corpora that have so many."""
+    roles: dict[int, dict[str, str]] = {}
+    for corpus in corpora:
+        for c, name in enumerate(corpus.channels):
+            roles.setdefault(c, {})[plan.intensity_of(name).role] = f"{corpus.name}/{name}"
+    for c, names in roles.items():
+        if len(names) > 1:
+            raise UsageError(
+                f"channel {c} is an image in one corpus and a mask in another",
+                found=" and ".join(names.values()),
+                fix="give masks the same position in all corpora, behind the images",
+            )
+    return tuple(sorted(c for c, names in roles.items() if "mask" in names))
 
 
 def network_fields(chosen: Configuration) -> dict:

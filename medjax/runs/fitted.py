@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from medjax.decision import ACTIVATIONS, AVERAGES
 from medjax.errors import MedjaxError, ModelError, shown
+from medjax.infer.model import PRECISIONS
 from medjax.weights.formats.stablehlo import SIDE
 
 EMA = ("auto", "off")
-AVERAGES, ACTIVATIONS = ("prob", "logit"), ("sigmoid", "softmax")
 VOXELS, BATCH = 1 << 31, 1 << 12
 SHOWN = 6
 
@@ -66,9 +67,13 @@ def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -
         raise refuse("infer.mirror_axes", axes, f"axes from 0 to {len(patch) - 1}")
     if batch is not None and (type(batch) is not int or not 0 <= batch <= BATCH):
         raise refuse("infer.batch_windows", batch, f"a whole number up to {BATCH}")
-    for name, known in (("average", AVERAGES), ("activation", ACTIVATIONS)):
+    for name, known in (
+        ("average", AVERAGES),
+        ("activation", ACTIVATIONS),
+        ("precision", PRECISIONS),
+    ):
         if infer.get(name, known[0]) not in known:
-            raise refuse(f"infer.{name}", infer[name], " or ".join(known))
+            raise refuse(f"infer.{name}", infer[name], " or ".join(filter(None, known)))
     if infer.get("ema", "auto") not in EMA:
         raise refuse("infer.ema", infer["ema"], " or ".join(EMA))
     if not isinstance(infer.get("postprocess") or {}, Mapping):

@@ -178,11 +178,13 @@ def accept(folder: Path) -> list[str]:
     Returns the names of those whose hash was different or missing.
     """
     found = {name: files.read_json(folder / name) for name in HASHED if (folder / name).is_file()}
-    if CONFIG not in found:
+    config = found.get(CONFIG)
+    # hashes in a folder of somebody else would make its files pass for those of a run
+    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in NEEDED):
         raise UsageError(
             "not a run folder",
             path=folder,
-            expected=f"a file {CONFIG}",
+            expected=f"a file {CONFIG} with the sections {', '.join(NEEDED)}",
             fix="name the --workdir of a training",
         )
     known = _hashes(folder)

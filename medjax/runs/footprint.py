@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.extend
-import jax.numpy as jnp
 import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.sample.batch import abstract
 from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
@@ -73,18 +73,11 @@ def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
 
 def abstract_batch(fields: Mapping, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    b, m, patch = fields["train"]["batch"], net.channels, build.sampled_patch(fields)
-    shapes = {
-        "image": ((b, *patch, m), jnp.int16),
-        "gain": ((b, m), jnp.float32),
-        "bias": ((b, m), jnp.float32),
-        "label": ((b, *patch), jnp.int16),
-        "corpus": ((b,), jnp.int32),
-        "modality": ((b,), jnp.int32),
-        "spacing_mm": ((b, 3), jnp.float32),
-        "case": ((b,), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    whole = bool(fields.get("sampler", {}).get("whole", 0))
+    found = abstract(
+        fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
+    )
+    return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

@@ -25,28 +25,18 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import adapt, folder
-from medjax.weights import accounts, nnunet_plan
+from medjax.weights import accounts
+from medjax.weights.foreign_plans import description
+from medjax.weights.foreign_plans.description import Description
 from medjax.weights.formats import torch_file
-from medjax.weights.nnunet_plan import Description
 
 ACCOUNT = "import.json"
-TOOLS = (
-    "core",
-    "opcodes",
-    "values",
-    "torch_file",
-    "nnunet_plan",
-    "plans_v1",
-)  # modules of the package that are no family
 
 
 def families() -> list[str]:
     """The modules of `medjax.weights.families` that describe a family."""
-    return sorted(
-        m.name
-        for m in pkgutil.iter_modules(importlib.import_module("medjax.weights.families").__path__)
-        if m.name not in TOOLS
-    )
+    package = importlib.import_module("medjax.weights.families")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def import_weights(
@@ -94,7 +84,7 @@ def import_weights(
     datasets = (dataset,) if isinstance(dataset, Path) else tuple(dataset or ())
     with _understood(path, family):
         described = _describe(structure, path, plan, datasets, configuration, name)
-        tensors = nnunet_plan.in_image_order(accounts.tensors_of(structure), described.backward)
+        tensors = description.in_image_order(accounts.tensors_of(structure), described.backward)
         found = module.architecture(tensors)
         ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
         tensors = getattr(module, "gathered", dict)(tensors)
@@ -107,7 +97,7 @@ def import_weights(
         )  # softmax heads by corpus, which our network keeps unchanged
         meaning = _by_corpus if heads else _meaning
         space, activation = meaning(described.space, found, name or path.stem)
-        if activation == "softmax" and not heads:
+        if found.channels_out > len(space.classes) and not heads:  # with a background channel
             params = accounts.relative_to_background(params, module.HEADS)
         for corpus in space.corpora:
             check_name(corpus.name, "corpus name", path=path, error=ModelError)
@@ -215,7 +205,7 @@ def _describe(
     carried = structure.get("init_args") if isinstance(structure, Mapping) else None
     if plan is None and isinstance(carried, Mapping) and "plans" in carried:
         mirrored = structure.get("inference_allowed_mirroring_axes")
-        return nnunet_plan.from_v2(
+        return description.from_v2(
             carried["plans"],
             carried.get("configuration", configuration),
             _json(dataset) if dataset else carried["dataset_json"],
@@ -238,12 +228,12 @@ def _describe(
     if plan is None or own:
         space = _one_corpus(dataset, name) if dataset else None
         return Description(space, _own_plan(plan, space) if plan else None)
-    name = name or nnunet_plan.dataset_name(dataset or path)
+    name = name or description.dataset_name(dataset or path)
     if plan.suffix == ".pkl":
-        return nnunet_plan.from_v1(
+        return description.from_v1(
             torch_file.read_plain(plan), _needed(labels, "a plan of nnU-Net v1"), name
         )
-    return nnunet_plan.from_v2(
+    return description.from_v2(
         _json(plan), configuration, _needed(labels, "plans of nnU-Net v2"), name
     )
 
@@ -254,7 +244,7 @@ def _one_corpus(dataset: Path, name: str) -> LabelSpace:
     Named and described as in a training on that data set.
     """
     corpus, spec, _ = describe(dataset)
-    return nnunet_plan.label_space(
+    return description.label_space(
         spec["labels"], corpus.channels, name or corpus.name, corpus.modality
     )
 

@@ -19,8 +19,10 @@ from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare.targets import check_outside, check_targets
+from medjax.runs.settings import schema
 from medjax.scans import records
 
+SUBSET_SEED = schema.Subset().seed
 EVERYTHING = -1  # the fold that trains on all cases and holds none out
 
 
@@ -234,7 +236,11 @@ def _subset(
             f"config.data.subset.{name} has no field {min(unknown)!r}",
             expected="file, or count and seed",
         )
-    known = [case.name for case in members]
+    known, wanted = [case.name for case in members], rule.get("count", 0)
+    if not rule.get("file") and wanted < 1:
+        raise UsageError(
+            f"config.data.subset.{name} restricts to nothing", expected="file, or count and seed"
+        )
     if path := rule.get("file"):
         try:
             chosen = Path(path).read_text(encoding="utf-8-sig").split()
@@ -248,9 +254,9 @@ def _subset(
                 f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path
             )
     elif not members:
-        return (), min(count, rule["count"])
+        return (), min(count, wanted)
     else:
-        chosen = subset(known, name, rule["count"], rule["seed"])
+        chosen = subset(known, name, wanted, rule.get("seed", SUBSET_SEED))
     kept = set(chosen)
     return tuple(case for case in members if case.name in kept), len(kept)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax import files
 from medjax.corpora.sources import read_labels
 from medjax.errors import UsageError, shown
 from medjax.infer.owned import mark
 from medjax.infer.postprocess import largest
-from medjax.infer.write import sha256
 from medjax.labels import Corpus
 from medjax.metrics.evaluate import find_pairs
 from medjax.runs import folder
@@ -71,7 +71,7 @@ def choose(
     basis = {
         "reference": reference,
         "prediction": prediction,
-        "masks": {p.case: sha256(p.prediction) for p in pairs},
+        "masks": {p.case: files.sha256(p.prediction) for p in pairs},
     }
     folder.write_json(
         out,

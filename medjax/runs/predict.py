@@ -4,6 +4,7 @@ In: paths and words. Out: `infer.cases.Result`. All errors of the request are re
 model is compiled.
 """
 
+import dataclasses
 import functools
 import os
 import resource
@@ -13,7 +14,8 @@ from typing import Any
 
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
-from medjax.labels import Corpus, LabelSpace
+from medjax.labels import LabelSpace
+from medjax.prompts.request import Request
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -24,9 +26,8 @@ def predict(
     models: Sequence[Path | str],
     inputs: Sequence[str],
     out: Path,
+    request: Request,
     *,
-    corpus: str = "",
-    classes: Sequence[str] | None = None,
     part: tuple[int, int] = (0, 1),
     continue_: bool = False,
     one_file_per_class: bool = False,
@@ -49,9 +50,8 @@ def predict(
     Args:
       models: run folders or archives. inputs: files, folders, globs or lists. out: folder for the
         masks.
-      corpus: whose annotation protocol to write; required if the models have several and `classes`
-        does not determine it.
-      classes: which to write; default all that the corpus annotates.
+      request: what to predict. Its corpus may be empty if the models have one, or if its classes
+        determine it.
       part: (i, n): every n-th case, from the i-th.
       report: additional path of the manifest. max_memory_gib: memory limit of the process.
       frame, replace_nan: see `scans.formats.Reading`.
@@ -66,30 +66,23 @@ def predict(
     """
     from medjax.infer import guard, outputs, write
     from medjax.infer.cases import Files, forecasts, predict_cases
-    from medjax.infer.scores import UNCERTAINTIES
-    from medjax.infer.segmenter import wanted_classes
+    from medjax.infer.model import UNCERTAINTIES
     from medjax.runs import options as known
 
     reading = Reading(frame, replace_nan)
     known.check(options)
     trained = [read_model(model) for model in models]
-    described = protocol(trained[0].space.unveiled(), corpus, classes, one_file_per_class)
+    space = trained[0].space.unveiled()
+    request = protocol(space, request, one_file_per_class)
+    described = space.corpora[space.corpus_index(request.corpus)]
     cases = find_inputs(inputs, channels=len(described.channels))
-    mine, space = share(cases, *part), trained[0].space.unveiled()
+    mine = share(cases, *part)
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     endings = ("_preview.png",) if preview else ()
-    files = Files(
-        tuple(classes) if classes else None,
-        one_file_per_class,
-        probabilities,
-        statistics,
-        picture,
-        suffix,
-        endings,
-    )
-    files = files.settled(space.classes)
-    written = wanted_classes(space, described.name, files.classes)
+    files = Files(one_file_per_class, probabilities, statistics, picture, suffix, endings)
+    request = files.settled(request, space.classes)
+    written = request.wanted(space)
     maps = tuple(UNCERTAINTIES) if options.get("uncertainty") else ()
     checked = outputs.check(
         cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page
@@ -110,14 +103,14 @@ def predict(
                 expected=f"{max_memory_gib}",
             )
         segmenter.limit = left
-    ahead = forecasts(segmenter, mine, described.name, files.classes)
+    ahead = forecasts(segmenter, mine, request)
     say(outlook(ahead, len(mine), segmenter, max_memory_gib))
     notes = {"models": [{"path": str(model.path), **origin(model)} for model in trained]}
     result = predict_cases(
         segmenter,
         mine,
         out,
-        described.name,
+        request,
         files=files,
         continue_=continue_,
         overwrite=overwrite,
@@ -137,16 +130,15 @@ def predict(
     return result
 
 
-def protocol(
-    space: LabelSpace, corpus: str, classes: Sequence[str] | None, one_file_per_class: bool = False
-) -> Corpus:
-    """The corpus whose values are written.
+def protocol(space: LabelSpace, request: Request, one_file_per_class: bool = False) -> Request:
+    """The request with the corpus whose values are written.
 
-    The one named, the only one, or the only one that annotates all `classes`.
+    The one named, the only one, or the only one that annotates all classes of the request.
 
     Raises: `LabelError` for unknown names; `UsageError` if several fit, or a class has no value in
       the protocol and no file.
     """
+    corpus, classes = request.corpus, request.classes
     for name in classes or ():
         space.class_index(name)
     known = {
@@ -161,7 +153,7 @@ def protocol(
             fix="choose one with --corpus",
         )
     chosen = corpus or (fitting[0] if len(fitting) == 1 else next(iter(known)))
-    found = space.corpora[space.corpus_index(chosen)]
+    space.corpus_index(chosen)
     strange = sorted(set(classes or ()) - known[chosen])
     if strange and not one_file_per_class:
         raise UsageError(
@@ -169,7 +161,7 @@ def protocol(
             expected=", ".join(sorted(known[chosen])),
             fix="choose another --corpus, or add --one-file-per-class",
         )
-    return found
+    return dataclasses.replace(request, corpus=chosen)
 
 
 def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:

@@ -56,7 +56,8 @@ def expected(fields: Mapping, data: Data, workdir: Path) -> Expected:
     given = fields["data"]
     if plan := config.load(fields):
         return Expected(_mean(plan.spacing_of(c.name) for c in data.stores), "from the plan")
-    if given["spacing_mm"]:
+    size = given.get("size") or None
+    if given["spacing_mm"] and not size:
         return Expected(tuple(map(float, given["spacing_mm"])), "from config.data.spacing_mm")
     store = Path(given["store"] or workdir / "store")
     prints, unread, exact = {}, 0, True
@@ -79,12 +80,13 @@ def expected(fields: Mapping, data: Data, workdir: Path) -> Expected:
     if absent:
         source = f"that of {_listed(list(prints))}; no scan of {_listed(absent)} is on disk"
         return Expected(spacing, source, assumed=True)
-    others = {_by_rule(_shaped(prints, thin), given) for thin in (True, False)} - {spacing}
-    if others and not exact:
+    if exact:
+        return Expected(spacing, source)
+    if size:
+        return Expected(spacing, f"{source}, uncropped: smaller for the sizes after the crop")
+    if others := {_by_rule(_shaped(prints, thin), given) for thin in (True, False)} - {spacing}:
         other = " x ".join(f"{s:.4g}" for s in min(others))
-        source += (
-            f"; {other} mm if cropping to non-zero voxels changes the proportions of the scans"
-        )
+        source += f"; {other} mm if cropping changes the proportions of the scans"
     return Expected(spacing, source)
 
 
@@ -122,8 +124,13 @@ def _kept(path: Path, headers: Fingerprint) -> Fingerprint | None:
 
 
 def _by_rule(prints: Mapping[str, Fingerprint], given: Mapping) -> Spacing:
-    plan = make_plan(prints, spacing=given["spacing_rule"], orientation=given["orientation"])
-    return _mean(plan.spacing_mm.values())
+    plan = make_plan(
+        prints,
+        spacing=given["spacing_rule"],
+        orientation=given["orientation"],
+        size=given.get("size") or None,
+    )
+    return plan.mean_spacing()
 
 
 def _shaped(prints: Mapping[str, Fingerprint], thin: bool) -> dict[str, Fingerprint]:

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from medjax import files
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
@@ -21,7 +19,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, config, hosts, initial, resampled
+from medjax.runs import build, config, evaluations, hosts, initial, sampling
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
@@ -66,9 +64,9 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
       `TrainError` if its checkpoints are damaged; the folder is then unchanged.
     """
     fields = config.resolve(fields)
-    if rule := fields["evaluate"].get("resampled", ""):
-        resampled.check(rule)  # before the training, not after it
+    evaluations.chosen(fields["evaluate"])  # checked before the training, not after it
     runfolder.check_target(workdir)
+    fields = sampling.resolved(fields, workdir)
     data = corpora.open_data(fields["data"], workdir)
     settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
 
@@ -135,7 +133,6 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
 
 def recipe_fields(fields: Mapping) -> dict:
     """The part of a config that determines the weights; without paths and numbers of threads."""
-    ways = {k: v for k, v in fields["sampler"].items() if k not in ("threads", "workers")}
     kept = (
         "seed",
         "model",
@@ -154,7 +151,7 @@ def recipe_fields(fields: Mapping) -> dict:
     found = {k: fields.get(k, {}) for k in kept}
     # older runs have none of the fields below
     found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
-    found |= {"init": begun, "sampler": ways, "train": trained}
+    found |= {"init": begun, "sampler": sampling.decisive(fields["sampler"]), "train": trained}
     optional = {
         "precision": fields["train"].get("precision"),
         "tasks": (fields.get("data") or {}).get("tasks"),
@@ -170,7 +167,7 @@ def prepare_stage(run: Run) -> None:
     import jax
 
     given = run.fields["data"]
-    workers = given["workers"] or None
+    workers, schemes = given["workers"] or None, config.schemes(run.fields, run.workdir)
     run.plan = config.load(run.fields)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
@@ -178,7 +175,12 @@ def prepare_stage(run: Run) -> None:
             run.store / ".fingerprints" / f"{corpus.name}.json"
         )  # with the volumes: runs that share a store share them
         measure = functools.partial(
-            fingerprint, corpus, run.data.cases[corpus.name], workers=workers, cache=cache
+            fingerprint,
+            corpus,
+            run.data.cases[corpus.name],
+            workers=workers,
+            cache=cache,
+            intensity=schemes,
         )
         if several:
             hosts.first(measure)  # the others read the result
@@ -188,7 +190,12 @@ def prepare_stage(run: Run) -> None:
     if run.plan is None:
         spacing = given["spacing_mm"] or given["spacing_rule"]
         run.plan = make_plan(
-            prints, spacing=spacing, orientation=given["orientation"], crop=given["crop"]
+            prints,
+            spacing=spacing,
+            orientation=given["orientation"],
+            crop=given["crop"],
+            size=given.get("size") or None,
+            intensity=schemes,
         )
     run.plan = dataclasses.replace(
         run.plan, spacing_mm={c.name: run.plan.spacing_of(c.name) for c in run.data.stores}
@@ -211,10 +218,9 @@ def prepare_stage(run: Run) -> None:
         else:
             result = make(cases, progress=line)
         run.failed += result.failed
-        spacing = "x".join(f"{s:g}" for s in run.plan.spacing_of(corpus.name))
         say(
-            f"{corpus.name}: {len(result.ok)} cases prepared at {spacing} mm, {result.skipped} "
-            f"already there, {len(result.failed)} failed"
+            f"{corpus.name}: {len(result.ok)} cases prepared at {run.plan.grid_of(corpus.name)}, "
+            f"{result.skipped} already there, {len(result.failed)} failed"
         )
         for reason in sorted(set(result.stale.values())):
             again = sum(found == reason for found in result.stale.values())
@@ -309,11 +315,6 @@ def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
     return tuple(corpus.ids_of(name) for name in corpus.annotated)
 
 
-def mean_spacing(run: Run) -> tuple[float, float, float]:
-    """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
-    return tuple(float(v) for v in np.mean(list(run.plan.spacing_mm.values()), 0))
-
-
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
     with build.precision(run.fields):
@@ -328,20 +329,17 @@ def _train(run: Run) -> None:
     prepare_stage(run)
     space = run.data.space
     fields = config.with_masks(run.fields, run.plan, space.corpora)
-    net = build.make_network(fields, space, mean_spacing(run))
+    net = build.make_network(fields, space, run.plan.mean_spacing())
     given, patch = fields["sampler"], build.sampled_patch(fields)
-    ways = {
-        k: given[k]
-        for k in ("exponent", "draw", "foreground", "oversample", "balance", "by")
-        if k in given
-    }
     common = {
         "batch": fields["train"]["batch"],
         "final": net.patch,
         "dims": len(net.patch),
         "channels": net.channels,
     }
-    recipe = stream.Recipe(patch=patch, seed=fields["seed"], **common, **ways)
+    recipe = stream.Recipe(
+        patch=patch, seed=fields["seed"], **common, **sampling.recipe_arguments(given)
+    )
     checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
     host, count = sharding.share(mesh, layout.batch_axes)
     shared = {"host": host, "hosts": count, "threads": given["threads"]}
@@ -455,19 +453,18 @@ def evaluate(run: Run) -> int:
     run.failed += test.predict_and_score(
         predictor, held, run.workdir, run.fields["evaluate"], _line
     )
-    if rule := run.fields["evaluate"].get("resampled", ""):
-        found = resampled.score(predictor.networks[0], held, run.store, rule)
+    for name, (module, value) in evaluations.chosen(run.fields["evaluate"]).items():
+        path = run.workdir / "evaluation" / f"{name}.json"
+        found, lines = module.evaluate(predictor.networks[0], held, run.store, value)
         known = {(entry["case"], entry["message"]) for entry in run.failed}
         run.failed += [
-            entry for entry in found["failed"] if (entry["case"], entry["message"]) not in known
+            entry
+            for entry in found.get("failed", ())
+            if (entry["case"], entry["message"]) not in known
         ]
-        runfolder.write_json(run.workdir / "evaluation" / "resampled.json", found)
-        say(
-            f"on the network's grid, empty classes by the {rule} rule: see "
-            f"{run.workdir / 'evaluation' / 'resampled.json'}"
-        )
-        if left := found["not prepared"]:
-            say(f"  without {len(left)} cases that the store does not hold: {', '.join(left[:4])}")
+        runfolder.write_json(path, found)
+        for text in (*lines, f"  see {path}"):
+            say(text)
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK

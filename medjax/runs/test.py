@@ -15,6 +15,7 @@ from medjax.infer.cases import predict_cases
 from medjax.labels import Corpus
 from medjax.metrics import evaluate as metrics
 from medjax.metrics import written
+from medjax.prompts.request import Request
 from medjax.report import present
 from medjax.runs import folder as runfolder
 
@@ -44,7 +45,7 @@ def predict_and_score(
                 predictor,
                 cases,
                 out,
-                name,
+                Request(name),
                 continue_=True,
                 progress=line(f"predict {name}"),
                 warn=say,

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medjax.errors import MedjaxError, ModelError, UsageError
 from medjax.files import check_name, is_within
 from medjax.labels import LabelSpace
@@ -47,7 +45,7 @@ class Trained:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """(z, y, x) mm: the common target spacing, or the mean if corpora have their own."""
-        return tuple(float(v) for v in np.mean(list(self.plan.spacing_mm.values()), 0))
+        return self.plan.mean_spacing()
 
     @functools.cached_property
     def network(self) -> network.Network:
@@ -76,30 +74,32 @@ class Trained:
         Raises: `ModelError` for arrays of other names, shapes or types, and for numbers that are
           not finite.
         """
+        return self.weights(checkpoint)[0]
+
+    def weights(self, checkpoint: str = "") -> tuple[Any, str]:
+        """Its parameters, see `params`, and the hash of the files that hold them; empty for a
+        checkpoint of a version that wrote no hashes.
+        """
         from medjax.train import checkpoint as checkpoints
+        from medjax.train import hashes
 
         if self.archive is None:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
-            return fitted.check_finite(
-                checkpoints.load_params(
-                    self.path / "checkpoints",
-                    self.network.abstract(),
-                    which=which,
-                    ema=self.fields["infer"].get("ema", "auto"),
-                ),
-                self.path,
-            )
+            ema = self.fields["infer"].get("ema", "auto")
+            step = checkpoints.find(self.path / "checkpoints", which)
+            found = checkpoints.load_params(step, self.network.abstract(), ema=ema)
+            digest = hashes.of_step(step)
+            digest = f"{digest} ema={ema}" if digest and ema != "auto" else digest
+            return fitted.check_finite(found, self.path), digest
         if checkpoint:
             raise UsageError(
                 "an archive holds one set of parameters",
                 path=self.path,
                 fix="leave out --checkpoint",
             )
-        return fitted.fitted(
-            archives.unpack_arrays(self.archive.payload, str(self.path)),
-            self.network.abstract(),
-            self.path,
-        )
+        arrays = archives.unpack_arrays(self.archive.payload, str(self.path))
+        found = fitted.fitted(arrays, self.network.abstract(), self.path)
+        return found, f"sha256:{self.archive.sha256}"
 
 
 def read_model(path: Path | str) -> Trained:
@@ -225,7 +225,8 @@ def load_predictor(
         groups.setdefault(_architecture(one), []).append(one)
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
-        model = _model(members[0], checkpoint, tuple(window), devices)
+        model, own = _model(members[0], checkpoint, tuple(window), devices)
+        ensemble = [member.weights(checkpoint) for member in members[1:]]
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
             configured = configured.checked(model.space) if configured else None
@@ -236,13 +237,15 @@ def load_predictor(
         )
         return Segmenter(
             model,
-            ensemble=[member.params(checkpoint) for member in members[1:]],
+            ensemble=[params for params, _ in ensemble],
+            weights=[own, *(identity for _, identity in ensemble)],
             others=others,
             overlap=given["overlap"] if overlap is None else overlap,
             mirror_axes=axes,
             average=given["average"],
             activation=given.get("activation", "sigmoid"),
             batch_windows=batch_windows or given["batch_windows"] or None,
+            precision=given.get("precision", ""),
             devices=devices,
             memory_gib=memory_gib,
             uncertainty=uncertainty,
@@ -298,7 +301,8 @@ def named_devices(name: str) -> list | None:
 
 def _model(
     one: Trained, checkpoint: str, window: tuple[int, ...], devices: Sequence[Any] | None = None
-) -> Any:
+) -> tuple[Any, str]:
+    """The `infer.model.Model`, and what identifies its parameters."""
     from medjax.infer.model import Model
 
     space, conditions = one.space.unveiled(), one.space.conditions()
@@ -310,19 +314,35 @@ def _model(
             raise UsageError(
                 "an exported function has one window", path=one.path, found=window, expected=own
             )
-        return Model(apply, {}, one.plan, space, own, len(own), conditions)
+        reads = stablehlo.reads(one.archive)
+        found = Model(
+            apply, {}, one.plan, space, own, len(own), conditions, reads, _tasks(one, conditions)
+        )
+        return found, f"sha256:{one.archive.sha256}"
     net = one.network
     window = window or net.patch
     _check_window(one, window)
-    return Model(
-        net.apply, one.params(checkpoint), one.plan, space, window, len(net.patch), conditions
+    params, identity = one.weights(checkpoint)
+    tasks = _tasks(one, conditions)
+    found = Model(
+        net.apply, params, one.plan, space, window, len(net.patch), conditions, net.reads, tasks
     )
+    return found, identity
+
+
+def _tasks(one: Trained, conditions: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """Task and corpus names -> task index, as the network was trained."""
+    numbers, names = network.tasks(one.fields, one.space)
+    own = {corpus: numbers[index] for corpus, (index, _) in conditions.items()}
+    return own | {name: k for k, name in enumerate(names)}
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     """`UsageError` for a window that the network cannot take."""
     import jax
     import jax.numpy as jnp
+
+    from medjax.models import context
 
     net = one.network
     if len(window) != len(net.patch) or min(window) < 1:
@@ -332,14 +352,9 @@ def _check_window(one: Trained, window: tuple[int, ...]) -> None:
     if window == net.patch:
         return
     image = jax.ShapeDtypeStruct((1, *window, net.channels), jnp.float32)
-    number = jax.ShapeDtypeStruct((1,), jnp.int32)
-    context = {
-        "corpus": number,
-        "modality": number,
-        "spacing_mm": jax.ShapeDtypeStruct((1, 3), jnp.float32),
-    }
+    read = context.abstract(net.reads, 1, window)
     try:
-        shape = jax.eval_shape(net.apply, net.abstract(), image, context)["logits"].shape[1:-1]
+        shape = jax.eval_shape(net.apply, net.abstract(), image, read)["logits"].shape[1:-1]
     except Exception as error:  # networks raise many types for unsuitable sizes
         raise UsageError(
             f"the network cannot take this window ({type(error).__name__})",

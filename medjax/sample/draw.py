@@ -1,7 +1,10 @@
 """One training sample: which case, which patch. A pure function of (pools, recipe, sample number).
 
 In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: a dictionary of numpy arrays,
-one row of the batch that `sample/stream.py` stacks.
+one row of a batch (`sample/batch.py`), which `sample/stream.py` stacks.
+
+The way of drawing has a version. A change that gives other samples is a new class in `VERSIONS`;
+the old one stays, and a run that began with it continues with it.
 """
 
 import dataclasses
@@ -14,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
+from medjax.sample import frame
+from medjax.sample.batch import FIELDS, OPTIONAL
 from medjax.sample.patches import PADDING, centred_start, random_start, read_patch
 
 DRAWS = ("iid", "mix")
@@ -85,6 +90,9 @@ class Recipe:
         `patch`.
       channels: image channels of a sample; a case with fewer is filled up with zeros. None: as
         stored, the same in all pools.
+      whole: share of samples that show the whole case, resampled to `final` (see `sample/frame.py`)
+        instead of a patch of it; 3D only. If it is 0 nothing is drawn for it.
+      version: of the draw, see `VERSIONS`; None takes the newest.
     """
 
     patch: tuple[int, ...]
@@ -99,8 +107,18 @@ class Recipe:
     final: tuple[int, ...] | None = None
     channels: int | None = None
     by: str = "set"
+    whole: float = 0.0
+    version: int | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "version", newest() if self.version is None else self.version)
+        if self.version not in VERSIONS:
+            raise UsageError(
+                "unknown version of the stream in the sampling recipe",
+                found=self.version,
+                expected=", ".join(map(str, sorted(VERSIONS))),
+                fix="continue this run with the version of medjax that began it",
+            )
         for name, known in (
             ("draw", DRAWS),
             ("oversample", OVERSAMPLES),
@@ -130,6 +148,12 @@ class Recipe:
             raise UsageError(
                 "batch, seed or foreground share of the sampling recipe out of range",
                 found=(self.batch, self.seed, self.foreground),
+            )
+        if not 0 <= self.whole <= 1 or (self.whole and self.dims == 2):
+            raise UsageError(
+                "the share of whole cases of the sampling recipe is not usable",
+                found=f"{self.whole} in {self.dims}D",
+                expected="0 to 1 in 3D, 0 in 2D",
             )
         object.__setattr__(self, "patch", tuple(map(int, self.patch)))
         object.__setattr__(self, "final", tuple(map(int, self.final)) if self.final else self.patch)
@@ -169,7 +193,7 @@ def forced_positions(batch: int, share: float) -> int:
 class Samples:
     """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
 
-    Picklable; can be used from several threads.
+    Version 1 of the draw. Picklable; can be used from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
@@ -191,6 +215,7 @@ class Samples:
 
     def _reset(self):
         self._held: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self._frames: dict[Path, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._held_bytes, self._holders, self._lock = 0, {}, threading.Lock()
 
     def __getstate__(self) -> dict:
@@ -210,18 +235,24 @@ class Samples:
         recipe, rng = self.recipe, np.random.default_rng((self.recipe.seed, int(index)))
         drawn = choice or self._draw(rng)
         chance = rng.random()
+        whole = bool(recipe.whole) and rng.random() < recipe.whole
         forced = (
             index % recipe.batch >= self.forced_from
             if recipe.oversample == "last"
             else chance < recipe.foreground
         )
         wanted = None
-        if forced and recipe.balance == "class":
+        if forced and recipe.balance == "class" and not whole:
             drawn, wanted = self._draw_class(rng, drawn)
         pool = self.pools[drawn[0]]
         folder = Path(pool.folder) / pool.cases[drawn[1]]
         try:
-            sample = self._cut(rng, folder, pool, forced, wanted)
+            case = _open(folder)
+            sample = (
+                self._whole(folder, case)
+                if whole
+                else self._cut(rng, folder, case, pool, forced, wanted)
+            )
         except MedjaxError:
             raise
         except Exception as error:  # any error of the store must name the case
@@ -233,8 +264,14 @@ class Samples:
             "corpus": pool.corpus,
             "modality": pool.modality,
             "case": self.first[drawn[0]] + drawn[1],
+            "whole": whole,
         }
-        return sample | {name: np.int32(value) for name, value in numbers.items()}
+        sample |= {name: np.int32(value) for name, value in numbers.items()}
+        return {
+            name: np.asarray(sample[name], field.dtype)
+            for name, field in FIELDS.items()
+            if recipe.whole or name not in OPTIONAL
+        }
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
         k = min(
@@ -268,9 +305,14 @@ class Samples:
         return (k, holders[wanted][rng.integers(len(holders[wanted]))]), wanted
 
     def _cut(
-        self, rng: np.random.Generator, folder: Path, pool: Pool, forced: bool, wanted: tuple | None
+        self,
+        rng: np.random.Generator,
+        folder: Path,
+        case: Any,
+        pool: Pool,
+        forced: bool,
+        wanted: tuple | None,
     ) -> dict[str, np.ndarray]:
-        case = _open(folder)
         shape = tuple(case.meta["shape"])
         gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
         groups = pool.groups(self.recipe.by) if wanted is None else (wanted,)
@@ -280,24 +322,40 @@ class Samples:
         else:
             start = centred_start(voxel, shape, self.patch, self.final)
         image, label = self._readers(folder, case, shape, len(gain))
-        limits = np.iinfo(np.int16)
-        zero = np.clip(np.rint(-bias.astype(float) / gain), limits.min, limits.max).astype(np.int16)
         sample = {
-            "image": read_patch(image, shape, start, self.patch, zero),
+            "image": read_patch(image, shape, start, self.patch, frame.stored_zero(gain, bias)),
             "label": read_patch(label, shape, start, self.patch, np.int16(PADDING)),
         }
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
+        spacing = np.asarray(case.meta["spacing_mm"], np.float32)
+        return self._filled(sample, gain, bias, spacing)
+
+    def _whole(self, folder: Path, case: Any) -> dict[str, np.ndarray]:
+        """The whole case at `final`, in the middle of the patch; kept while the cache has space."""
+        with self._lock:
+            held = self._frames.get(folder)
+        if held is None:
+            held = frame.whole(case, self.patch, self.final)
+            size = sum(array.nbytes for array in held)
+            with self._lock:
+                if folder not in self._frames and size <= self.cache_bytes - self._held_bytes:
+                    self._frames[folder] = held
+                    self._held_bytes += size
+        image, label, spacing = held
+        gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
+        return self._filled({"image": image, "label": label}, gain, bias, spacing)
+
+    def _filled(
+        self, sample: dict, gain: np.ndarray, bias: np.ndarray, spacing_mm: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """With gain, bias and spacing, and as many channels as the recipe wants."""
         if missing := (self.recipe.channels or len(gain)) - len(gain):
             sample["image"] = np.pad(
                 sample["image"], [(0, 0)] * (sample["image"].ndim - 1) + [(0, missing)]
             )
             gain, bias = np.pad(gain, (0, missing), constant_values=1), np.pad(bias, (0, missing))
-        return sample | {
-            "gain": gain,
-            "bias": bias,
-            "spacing_mm": np.asarray(case.meta["spacing_mm"], np.float32),
-        }
+        return sample | {"gain": gain, "bias": bias, "spacing_mm": spacing_mm}
 
     @staticmethod
     def _foreground_voxel(
@@ -345,6 +403,15 @@ class Samples:
         return case.image, functools.partial(
             case.label, outside=PADDING
         )  # outside a normalisation mask: as outside the image
+
+
+# version of the draw -> class like `Samples`; numbers are never reused
+VERSIONS: dict[int, type] = {1: Samples}
+
+
+def newest() -> int:
+    """The version of the draw that new runs begin with."""
+    return max(VERSIONS)
 
 
 def _open(folder: Path) -> Any:

@@ -1,13 +1,7 @@
 """The training stream, with random access from (seed, sample number).
 
-In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batches
-
-  image (b, *vol, m) int16, gain (b, m) f32, bias (b, m) f32
-                                       normalised value = image * gain + bias, on the device
-  label (b, *vol) int16                dense ids, -1 outside the image
-  corpus (b,), modality (b,), case (b,) int32
-                                       case: running number over all pools
-  spacing_mm (b, 3) f32                (z, y, x)
+In: pools of prepared cases (`prepare/store.py`) and a recipe. Out: numpy batches as
+`sample/batch.py` describes them.
 
 Every sample is a function of (recipe, pools, sample number), so the position in the stream *is* the
 training step: resuming means slicing, and the number of threads, worker processes and hosts does
@@ -25,6 +19,7 @@ import numpy as np
 from medjax.errors import UsageError
 from medjax.sample.draw import (
     CACHE_BYTES,
+    VERSIONS,
     Pool,
     Recipe,
     Samples,
@@ -98,7 +93,7 @@ def dataset(
     import grain
 
     _check(pools, recipe, host, hosts)
-    samples = Samples(pools, recipe, cache_bytes)
+    samples = VERSIONS[recipe.version](pools, recipe, cache_bytes)
     if recipe.draw == "iid":
         chosen = grain.MapDataset.source(_Endless())
     else:

@@ -1,9 +1,9 @@
 """The supervised task: sampler batches and a network -> the weighted sum of losses.
 
-In: the sampler's batch on the device (quantised image with its gain and bias, dense ids with -1
-outside the image, corpus, modality, spacing). Out: one differentiable scalar with its parts; for
-validation, counts of true and false positives and false negatives per class. The network is any
-callable, so the task is independent of the architecture; the losses read outputs and batch only.
+In: the sampler's batch on the device (`sample/batch.py`). Out: one differentiable scalar with its
+parts; for validation, counts of true and false positives and false negatives per class. The network
+is any callable, so the task is independent of the architecture; the losses read outputs and batch
+only.
 """
 
 import dataclasses
@@ -15,18 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from medjax import decision
 from medjax.augment.spatial import centre_crop
+from medjax.decision import Decision
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, separable, targets
 from medjax.models import context as contexts
+from medjax.sample.batch import dequantise, facts
 
-CONSUMED = (
-    "image",
-    "gain",
-    "bias",
-    "label",
-    "case",
-)  # entries that become network input and target; the rest are facts of the samples
 PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
 
 
@@ -43,7 +39,7 @@ class Supervised:
     patch: tuple[int, ...]
     mask_padding: bool
     deep_weights: Any
-    activation: str
+    decision: Decision
     names: tuple[str, ...] = ()
     reads: contexts.Spec | None = None
     tasks: tuple[int, ...] = ()
@@ -107,11 +103,9 @@ class Supervised:
         prepared = self.prepare(batch, None)
         logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
-        found = (
-            logits > 0
-            if self.activation == "sigmoid"
-            else exclusive.decide(logits, prepared["table"])
-        )
+        values = self.decision.class_logits(logits, truth.shape[-1])
+        implied = exclusive.implied(prepared["table"])
+        found = self.decision.completed(self.decision.decide(values), implied)
         axes = tuple(range(1, logits.ndim - 1))
         valid = jnp.expand_dims(prepared["known"], axes)
         if "weight" in prepared:
@@ -133,9 +127,7 @@ class Supervised:
         id of a corpus, or padding under `mask_padding`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
-        image = batch["image"].astype(jnp.float32) * jnp.expand_dims(
-            batch["gain"], axes
-        ) + jnp.expand_dims(batch["bias"], axes)
+        image = dequantise(batch)
         label = batch["label"].astype(jnp.int32)
         if key is not None and self.augment is not None:
             extra = (
@@ -163,16 +155,16 @@ class Supervised:
 
     def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What is known of the samples: corpus, modality, spacing_mm, ..."""
-        return {k: v for k, v in batch.items() if k not in CONSUMED + PREPARED}
+        return {k: v for k, v in facts(batch).items() if k not in PREPARED}
 
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the network reads beside the image; see `models.context`."""
-        facts = self.facts(batch)
+        known = self.facts(batch)
         if self.reads is None:
-            return facts
-        if self.tasks and "task" not in facts:
-            facts["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
-        return contexts.of_batch(self.reads, facts)
+            return known
+        if self.tasks and "task" not in known:
+            known["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
+        return contexts.of_batch(self.reads, known)
 
 
 def make(
@@ -206,7 +198,7 @@ def make(
       mask_padding: ignore voxels outside the image instead of treating them as background
         (nnU-Net's convention).
       deep_weights: see `medjax.losses.parts.deep.weights`; empty is "halving".
-      activation: decision in validation: "sigmoid" or "softmax" (`medjax.losses.parts.exclusive`).
+      activation: decision in validation: "sigmoid" or "softmax", see `medjax.decision`.
       classes: names of the channels, which become the task's `names`: the entries of `validate`'s
         counts.
       reads: what the network reads beside the image; None: all facts of the batch.
@@ -232,7 +224,7 @@ def make(
         tuple(patch),
         bool(mask_padding),
         deep_weights or "halving",
-        activation,
+        decision.make(activation, "logit"),
         tuple(classes),
         reads,
         tuple(tasks),

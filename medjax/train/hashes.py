@@ -95,6 +95,17 @@ def check(
                 )
 
 
+def of_step(folder: Path) -> str:
+    """The hash of a step's hashes, which identifies its content; empty where it has none."""
+    path = folder / NAME
+    try:
+        return files.checksum_of(path) if path.is_file() else ""
+    except OSError as error:
+        raise TrainError(
+            f"cannot be read ({error.strerror or error})", path=path, fix=AGAIN
+        ) from error
+
+
 def of_json(value: Any) -> str:
     """The hash of JSON values, whatever their layout in a file."""
     return files.checksum(

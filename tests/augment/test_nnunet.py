@@ -21,7 +21,12 @@ from medjax.errors import UsageError
 
 NONE = Augmentation.none()
 ALWAYS = dataclasses.replace(
-    Augmentation(), **{f.name: 1.0 for f in dataclasses.fields(Augmentation) if f.type is float}
+    Augmentation(),
+    **{
+        f.name: 0.0 if f.name in ("shift", "quarter") else 1.0  # see test_roles.py
+        for f in dataclasses.fields(Augmentation)
+        if f.type is float
+    },
 )
 run = jax.jit(augment, static_argnums=(3, 4), static_argnames=("mesh", "batch_axes"))
 resample = jax.jit(spatial.resample, static_argnums=3)

@@ -1,4 +1,4 @@
-"""The attack as a command: all 91 rows are there, the judge fails what is wrong, and a fast subset
+"""The attack as a command: all 93 rows are there, the judge fails what is wrong, and a fast subset
 passes.
 """
 
@@ -10,24 +10,24 @@ from benchmarks.attack.harness import Said
 from benchmarks.attack.held_by import HELD_BY
 
 IDS = {
-    *(f"D{i}" for i in range(1, 9)),
+    *(f"D{i}" for i in range(1, 11)),
     *(f"S{i}" for i in range(1, 30)),
     *(f"M{i}" for i in range(1, 15)),
     *(f"P{i}" for i in range(1, 17)),
     *(f"I{i}" for i in range(1, 20)),
     *(f"A{i}" for i in range(1, 6)),
 }
-FAST = ("D6", "S9", "S12", "S16", "S29", "M5", "P12", "P14", "I5", "I11", "A4")
+FAST = ("D6", "D10", "S9", "S12", "S16", "S29", "M5", "P12", "P14", "I5", "I11", "A4")
 
 
 def test_every_row_of_the_table_is_there():
     rows = surfaces.load()
-    assert set(rows) == IDS and len(rows) == 91
+    assert set(rows) == IDS and len(rows) == 93
     assert {r.before for r in rows.values()} == {"pass", "weak", "fail"}
     counts = {
         word: sum(r.before == word for r in rows.values()) for word in ("pass", "weak", "fail")
     }
-    assert counts == {"pass": 32, "weak": 36, "fail": 23}
+    assert counts == {"pass": 32, "weak": 36, "fail": 25}
     assert all(r.what and r.limit > 0 for r in rows.values())
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks import fuzz, mutants
+from benchmarks import fuzz, mutant_files, mutants
 from medjax.errors import ModelError
 
 KINDS = ["torch", "npz", "archive", "stablehlo"]
@@ -21,12 +21,12 @@ def test_120_mutants_are_read_or_refused_with_a_sentence(tmp_path):
 
 
 def test_whole_files_are_read_and_mutants_depend_on_the_seed_alone(tmp_path):
-    sources = mutants.seeds(tmp_path, ["torch"])["torch"]
+    sources = mutant_files.seeds(tmp_path, ["torch"])["torch"]
     for k, data in enumerate(sources):
-        path = tmp_path / mutants.name_of("torch", k)
+        path = tmp_path / mutant_files.name_of("torch", k)
         path.write_bytes(data)
         assert fuzz.read("torch", path) == ("read", "")
-        assert mutants.kind_of(path) == "torch"
+        assert mutant_files.kind_of(path) == "torch"
     first, again = (
         [mutants.mutant("torch", sources, random.Random(f"1 {k}")) for k in range(40)]
         for _ in range(2)
@@ -49,7 +49,7 @@ def test_outcomes_are_told_apart(tmp_path, monkeypatch, what, outcome):
         if what is not None:
             raise what
 
-    monkeypatch.setattr(mutants, "read", raising)
+    monkeypatch.setattr(mutant_files, "read", raising)
     assert fuzz.read("torch", tmp_path / "torch-1.pth")[0] == outcome
 
 

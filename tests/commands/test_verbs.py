@@ -9,11 +9,8 @@ import pytest
 
 from medjax import cli, main
 from medjax.commands import (
-    add_modality,
-    combine,
     evaluate,
     export,
-    gates,
     import_,
     info,
     overlap,
@@ -32,10 +29,11 @@ from medjax.metrics.counts import Counts
 from medjax.prepare import store
 from medjax.report import prediction
 from medjax.runs import export as exports
-from medjax.runs import gates as measured
-from medjax.runs import grow, imported, stages
+from medjax.runs import imported, stages
 from medjax.runs import predict as predictions
 from medjax.weights.formats import archive
+from medjax_verbs import add_modality, combine, gates, grow
+from medjax_verbs import gate_weights as measured
 from tests.metrics.test_compare import result as scores
 from tests.metrics.test_compare import row
 from tests.support.raw import save, write_corpus
@@ -204,6 +202,33 @@ def test_plan_prepare_and_preview(raw, tmp_path, capsys):
     names = [line.rsplit("/", 1)[1] for line in capsys.readouterr().out.split()]
     assert names == ["Blobs_cases.png", "Blobs_samples.png"]
     assert all((out / "preview" / name).is_file() for name in names)
+
+
+def test_grids_and_schemes_by_flag(tmp_path, capsys):
+    raw = write_corpus(tmp_path / "Task01_Two", n=2, shape=(9, 11, 10), channels=("CT", "organ"))
+    schemes = ["--intensity", "CT=window:-100,100", "organ=mask"]
+    made, out = tmp_path / "plan.json", tmp_path / "store"
+    given = ["plan", str(raw), "-o", str(made), "--quiet", "--size", "8", "8", "6", *schemes]
+    assert cli.main(given) == 0
+    said = capsys.readouterr().out
+    assert "resampled to 8x8x6 voxels, as asked" in said and "Channel organ: a mask" in said
+    plan = json.loads(made.read_text())
+    assert plan["size"] == [8, 8, 6] and plan["intensity"]["CT"]["clip"] == [-100, 100]
+    prepared = ["prepare", str(raw), "-o", str(out), "--quiet"]
+    assert cli.main([*prepared, "--plan", str(made), *schemes]) == 2
+    assert "--plan decides size and intensity" in capsys.readouterr().err
+    assert cli.main([*prepared, "--plan", str(made)]) == 0
+    first = store.open_case(out / "Two" / "case_000")
+    assert first.meta["shape"] == [8, 8, 6] and first.meta["masks"] == [1]
+    native = ["--spacing-rule", "native", "--crop", "none", *schemes]
+    assert cli.main([*prepared, *native]) == 0
+    assert store.open_case(out / "Two" / "case_000").meta["shape"] == [9, 11, 10]
+    pictures = ["--samples", "1", "--variants", "1", "--patch", "8", "8", "8"]
+    assert cli.main(["preview", str(out), *pictures]) == 0
+    assert cli.main([*prepared, "--size", "8", "8"]) == 2
+    assert "--size: expected 3 arguments" in capsys.readouterr().err
+    assert cli.main([*prepared, "--size", "8", "8", "0"]) == 2
+    assert "three whole numbers of voxels" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_plan_is_not_replaced(raw, tmp_path, capsys):

@@ -47,32 +47,72 @@ def test_the_rate_follows_the_published_schedule(config, variant):
 
 
 EDITS = [  # module, what it says, what it would say, the recipe and field that show it
-    ("configs.base", "momentum = 0.99", "momentum = 0.5", "multitalent:unet optim.momentum"),
     (
-        "configs.base",
-        "weight_decay = 3e-5",
-        "weight_decay = 3e-2",
+        "medjax.runs.settings.schema",
+        "momentum: Number = setting(0.99",
+        "momentum: Number = setting(0.5",
+        "multitalent:unet optim.momentum",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        "weight_decay: Number = setting(3e-5",
+        "weight_decay: Number = setting(3e-2",
         "multitalent:unet optim.weight_decay",
     ),
-    ("configs.base", "clip_norm = 12.0", "clip_norm = 0.001", "multitalent:unet optim.clip_norm"),
     (
-        "configs.base",
-        "foreground = 0.33",
-        "foreground = 0.0",
+        "medjax.runs.settings.schema",
+        "clip_norm: Number = setting(12.0",
+        "clip_norm: Number = setting(0.001",
+        "multitalent:unet optim.clip_norm",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        "foreground: Number = setting(0.33",
+        "foreground: Number = setting(0.0",
         "multitalent:unet sampler.foreground",
     ),
     (
-        "configs.base",
-        "losses.dice = ordered(dict(weight=1.0))",
-        "losses.dice = ordered(dict(weight=0.01))",
+        "medjax.runs.settings.schema",
+        "weight: Number = setting(1.0",
+        "weight: Number = setting(0.01",
         "multitalent:unet losses.dice.weight",
     ),
-    ("configs.base", "nesterov = True", "nesterov = False", "multitalent:unet optim.nesterov"),
-    ("configs.base", "power = 0.9", "power = 1.0", "multitalent:unet optim.power"),
-    ("configs.base", 'schedule = "poly"', 'schedule = "cosine"', "tsfm:h optim.schedule"),
-    ("configs.base", "exponent = 0.5", "exponent = 0.0", "multitalent:unet sampler.exponent"),
-    ("configs.base", 'average = "prob"', 'average = "logit"', "multitalent:unet infer.average"),
-    ("configs.base", "overlap = 0.5", "overlap = 0.25", "multitalent:unet infer.overlap"),
+    (
+        "medjax.runs.settings.schema",
+        "nesterov: bool = setting(True",
+        "nesterov: bool = setting(False",
+        "multitalent:unet optim.nesterov",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        "power: Number = setting(0.9",
+        "power: Number = setting(1.0",
+        "multitalent:unet optim.power",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        'schedule: str = setting("poly"',
+        'schedule: str = setting("cosine"',
+        "tsfm:h optim.schedule",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        "exponent: Number = setting(0.5",
+        "exponent: Number = setting(0.0",
+        "multitalent:unet sampler.exponent",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        'average: str = setting("prob"',
+        'average: str = setting("logit"',
+        "multitalent:unet infer.average",
+    ),
+    (
+        "medjax.runs.settings.schema",
+        "overlap: Number = setting(0.5",
+        "overlap: Number = setting(0.25",
+        "multitalent:unet infer.overlap",
+    ),
     (
         "configs.tsfm",
         "weight_decay = 1e-3\n    c.train.patch = (112",
@@ -245,7 +285,8 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
 )
 def test_a_wrong_edit_is_noticed(module, old, new, where):
     recipe, field = where.split()
-    with mutated(module, old, new):
+    also = ("configs",) if module == "medjax.runs.settings.schema" else ()
+    with mutated(module, old, new, *also):
         wrong = _wrong(recipe)
     assert any(line.startswith(f"{field}: ") for line in wrong), wrong
     assert _wrong(recipe) == [], "the right modules are back"

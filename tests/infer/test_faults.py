@@ -19,18 +19,20 @@ import numpy as np
 import pytest
 
 from medjax.corpora.inputs import Case, find_inputs
+from medjax.decision import Sigmoid, Softmax
 from medjax.errors import PredictError, UsageError
-from medjax.infer import scores
 from medjax.infer.cases import Files, predict_cases
-from medjax.infer.model import Model
+from medjax.infer.model import UNCERTAINTIES, Model
 from medjax.infer.pipeline import run as _pipeline
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 
 CORPUS = Corpus("Liver", ((0, ()), (5, ("liver",)), (200, ("liver", "tumour"))), channels=("CT",))
 PLAN = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": Intensity("nonorm")})
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+LIVER = Request("Liver")
 
 
 def threshold(params, image, context):
@@ -66,11 +68,11 @@ def put(path, array, affine=AFFINE, qform=None, codes=(1, 1), kind=None):
     return path
 
 
-def outcome(predictor, path, out, **options):
+def outcome(predictor, path, out, request=LIVER, **options):
     """(mask or None, failure record or None, warnings) of one scan."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = predict_cases(predictor, [Case("x", (str(path),))], out, "Liver", **options)
+        result = predict_cases(predictor, [Case("x", (str(path),))], out, request, **options)
     mask = nib.load(out / "x.nii.gz") if result.ok else None
     return mask, (result.failed or [None])[0], [str(w.message) for w in caught]
 
@@ -131,7 +133,9 @@ def test_one_bad_scan_fails_alone_with_its_reason(predictor, tmp_path, fault):
     for name in ("a", "b", "c"):
         put(folder / f"{name}.nii.gz", phantom())
     spoil(folder / "b.nii.gz")
-    result = predict_cases(predictor, find_inputs(folder, channels=1), tmp_path / "out", "Liver")
+    result = predict_cases(
+        predictor, find_inputs(folder, channels=1), tmp_path / "out", Request("Liver")
+    )
     assert result.ok == ["a", "c"] and [f["case"] for f in result.failed] == ["b"]
     assert reason in result.failed[0]["message"] and result.failed[0]["path"].endswith("b.nii.gz")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -290,7 +294,7 @@ def test_channels_on_other_grids_name_both_files(tmp_path):
     )
     put(tmp_path / "x_0000.nii.gz", phantom())
     put(tmp_path / "x_0001.nii.gz", phantom(), AFFINE + np.outer([0, 0, 3, 0], [0, 0, 0, 1]))
-    result = predict_cases(two, find_inputs(tmp_path, channels=2), tmp_path / "out", "Two")
+    result = predict_cases(two, find_inputs(tmp_path, channels=2), tmp_path / "out", Request("Two"))
     (record,) = result.failed
     assert (
         record["message"] == "different geometry"
@@ -321,7 +325,7 @@ def test_a_full_disk_is_a_clean_failure_and_the_next_case_goes_on(predictor, tmp
     for name in ("a", "b"):
         put(tmp_path / "in" / f"{name}.nii.gz", phantom())
     result = predict_cases(
-        predictor, find_inputs(tmp_path / "in", channels=1), tmp_path / "out", "Liver"
+        predictor, find_inputs(tmp_path / "in", channels=1), tmp_path / "out", Request("Liver")
     )
     assert result.ok == ["b"] and "No space left on device" in result.failed[0]["message"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -373,7 +377,7 @@ def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path)
         limited,
         find_inputs([str(large), str(tmp_path / "small.nii.gz")], channels=1),
         tmp_path / "out",
-        "Liver",
+        Request("Liver"),
     )
     assert (
         result.ok == ["small"]
@@ -381,8 +385,8 @@ def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path)
     )
     assert "--max-memory" in result.failed[0]["fix"]
     with pytest.raises(PredictError):
-        limited.forecast(nib_geometry(large), "Liver")
-    forecast = make_predictor(memory_gib=1.0).forecast(nib_geometry(large), "Liver")
+        limited.forecast(nib_geometry(large), Request("Liver"))
+    forecast = make_predictor(memory_gib=1.0).forecast(nib_geometry(large), Request("Liver"))
     assert (
         forecast.windows == 21 * 23 * 23 and forecast.strips == 1 and forecast.shape == (64, 96, 96)
     )  # steps of 3, 4, 4 voxels
@@ -397,14 +401,14 @@ def nib_geometry(path):
 def test_entropy_and_disagreement_are_what_they_say(tmp_path):
     p = np.array([[0.5, 0.01], [0.25, 0.75], [0.0, 1.0]], np.float32)
     one = -0.25 * np.log2(0.25) - 0.75 * np.log2(0.75)
-    assert np.allclose(scores.entropy(p, exclusive=False), [1.0, one, 0.0], atol=1e-5)
+    assert np.allclose(Sigmoid().entropy(p), [1.0, one, 0.0], atol=1e-5)
     q = np.array([[0.25, 0.25], [1.0, 0.0], [0.5, 0.5]], np.float32)  # background 1/2, 0, 0
-    assert np.allclose(scores.entropy(q, exclusive=True), [1.5, 0.0, 1.0], atol=1e-5)
+    assert np.allclose(Softmax().entropy(q), [1.5, 0.0, 1.0], atol=1e-5)
     unsure = make_predictor(ensemble=[jnp.array([1.5, 9.0], jnp.float32)], uncertainty=True)
     outcome(unsure, put(tmp_path / "a.nii.gz", phantom()), tmp_path / "out")
     maps = {
         name: np.asarray(nib.load(tmp_path / "out" / f"x_{name}.nii.gz").dataobj).T
-        for name in scores.UNCERTAINTIES
+        for name in UNCERTAINTIES
     }
     liver = phantom() == 1  # one member says liver, the other does not
     assert np.allclose(maps["disagreement"][liver], 0.5, atol=1e-3) and np.allclose(
@@ -421,8 +425,8 @@ def test_entropy_and_disagreement_are_what_they_say(tmp_path):
 
 def test_statistics_and_chosen_classes(predictor, tmp_path):
     path = put(tmp_path / "a.nii.gz", phantom())
-    files = Files(classes=("liver",), statistics=True)
-    mask, _, _ = outcome(predictor, path, tmp_path / "out", files=files)
+    files, asked = Files(statistics=True), Request("Liver", ("liver",))
+    mask, _, _ = outcome(predictor, path, tmp_path / "out", files=files, request=asked)
     assert set(np.unique(np.asarray(mask.dataobj))) == {
         0,
         5,
@@ -445,13 +449,19 @@ def test_a_half_written_mask_never_counts(predictor, tmp_path):
     outcome(predictor, path, out)
     whole = (out / "x.nii.gz").read_bytes()
     (out / "x.nii.gz").write_bytes(whole[: len(whole) // 2])
-    result = predict_cases(predictor, [Case("x", (str(path),))], out, "Liver", continue_=True)
+    result = predict_cases(
+        predictor, [Case("x", (str(path),))], out, Request("Liver"), continue_=True
+    )
     assert result.ok == ["x"] and (out / "x.nii.gz").read_bytes() == whole
     assert predict_cases(
-        predictor, [Case("x", (str(path),))], out, "Liver", continue_=True
+        predictor, [Case("x", (str(path),))], out, Request("Liver"), continue_=True
     ).skipped == ["x"]
     assert predict_cases(
-        make_predictor(overlap=0.25), [Case("x", (str(path),))], out, "Liver", continue_=True
+        make_predictor(overlap=0.25),
+        [Case("x", (str(path),))],
+        out,
+        Request("Liver"),
+        continue_=True,
     ).ok == ["x"]
 
 
@@ -460,6 +470,7 @@ import sys, time
 from pathlib import Path
 from medjax.corpora.inputs import find_inputs
 from medjax.infer import cases as predict
+from medjax.prompts.request import Request
 from tests.infer.test_faults import make_predictor
 folder = Path(sys.argv[1])
 if sys.argv[2] == "slow":
@@ -472,7 +483,8 @@ if sys.argv[2] == "slow":
         original(source, target)
     os.replace = slow
 cases = find_inputs(folder / "in", channels=1)
-result = predict.predict_cases(make_predictor(), cases, folder / "out", "Liver", continue_=True)
+asked = Request("Liver")
+result = predict.predict_cases(make_predictor(), cases, folder / "out", asked, continue_=True)
 print(result.ok, result.skipped)
 """
 
@@ -513,4 +525,4 @@ def test_names_that_would_hide_or_overwrite_are_refused(predictor, tmp_path):
     path = str(put(tmp_path / "a.nii.gz", phantom()))
     for name in ("run", "statistics", "run_part0of2", ".a", "b/c"):
         with pytest.raises(UsageError, match="unusable case name"):
-            predict_cases(predictor, [Case(name, (path,))], tmp_path / "out", "Liver")
+            predict_cases(predictor, [Case(name, (path,))], tmp_path / "out", Request("Liver"))

@@ -24,6 +24,7 @@ from medjax.prepare import guard as ranges
 from medjax.prepare.fingerprint import fingerprint
 from medjax.prepare.guard import Guard
 from medjax.prepare.plan import Fingerprint, Intensity, Plan, make_plan
+from medjax.prompts.request import Request
 from medjax.scans import nifti
 from tests.infer.test_faults import AFFINE, CORPUS, PLAN, make_predictor, phantom, put, threshold
 from tests.support import run as make_run_module
@@ -52,7 +53,9 @@ def empty(plan, **options):
 
 def predict(predictor, path, out):
     said = []
-    result = predict_cases(predictor, [Case("x", (str(path),))], out, "Liver", warn=said.append)
+    result = predict_cases(
+        predictor, [Case("x", (str(path),))], out, Request("Liver"), warn=said.append
+    )
     return result, said
 
 
@@ -207,7 +210,7 @@ def test_metres_taken_for_millimetres_are_doubted(tmp_path):
     plan = Plan({"Liver": (2.0, 1.0, 1.0)}, {"CT": CT}, guard=KNOWN)
     volume = nifti.read(put(tmp_path / "a.nii.gz", ct()))
     far = nifti.Volume(volume.array, np.diag([1e-3, 1e-3, 2e-3, 1.0]), volume.header, volume.path)
-    found = guard.doubts(plan, ["CT"], far, empty(plan).networks[0].prepare(far, "Liver"))
+    found = guard.doubts(plan, ["CT"], far, empty(plan).networks[0].prepare(far, Request("Liver")))
     assert found[0] == "voxels of 0.001 mm, in training 1 to 2 mm" and found[1].startswith(
         "a field of view of 0.024 mm"
     )
@@ -307,7 +310,8 @@ def test_nibabel_images_of_unlike_scans_warn(blank_run):
         predictor.segment(nib.Nifti1Image(ct().T * 0 + 1e5, np.eye(4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
+        mask = predictor.segment(nib.Nifti1Image(ct().T, np.eye(4)))
+    assert mask.label_map.shape == ct().shape
 
 
 def test_the_page_lists_warnings_escaped(tmp_path):
@@ -339,7 +343,7 @@ def test_real_scans_raise_no_doubts_against_a_plan_of_their_own_set(real_data, t
     )
     for case in cases:
         volume = nifti.read_case(case.images)
-        prepared = predictor.networks[0].prepare(volume, corpus.name)
+        prepared = predictor.networks[0].prepare(volume, Request(corpus.name))
         assert guard.doubts(plan, corpus.channels, volume, prepared) == [], case.name
         shrunk = nifti.Volume(
             volume.array, volume.affine @ np.diag([1e-3, 1e-3, 1e-3, 1]), volume.header, volume.path

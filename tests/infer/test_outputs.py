@@ -28,6 +28,7 @@ from medjax.infer.probabilities import Probabilities
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from tests.infer.test_faults import expected, make_predictor, phantom, put
 from tests.support.old_run import extract
 from tests.support.run import make_run
@@ -49,7 +50,9 @@ def scans(tmp_path):
 
 
 def predict(predictor, folder, out, **options):
-    return predict_cases(predictor, find_inputs(folder, channels=1), out, "Liver", **options)
+    return predict_cases(
+        predictor, find_inputs(folder, channels=1), out, Request("Liver"), **options
+    )
 
 
 def contents(folder):
@@ -138,7 +141,11 @@ def test_inputs_are_never_overwritten_however_they_are_spelled(predictor, scans,
         predict(predictor, tmp_path / "link", scans, overwrite=True)
     with pytest.raises(UsageError, match="overwrite its input"):  # another name of the same file
         predict_cases(
-            predictor, [Case("hard", (str(scans / "a.nii.gz"),))], tmp_path, "Liver", overwrite=True
+            predictor,
+            [Case("hard", (str(scans / "a.nii.gz"),))],
+            tmp_path,
+            Request("Liver"),
+            overwrite=True,
         )
     assert contents(scans) == before
 
@@ -147,7 +154,7 @@ def test_the_input_folder_may_take_files_under_free_names(predictor, tmp_path):
     put(tmp_path / "a_0000.nii.gz", phantom())
     before = contents(tmp_path)
     assert predict_cases(
-        predictor, [Case("a", (str(tmp_path / "a_0000.nii.gz"),))], tmp_path, "Liver"
+        predictor, [Case("a", (str(tmp_path / "a_0000.nii.gz"),))], tmp_path, Request("Liver")
     ).ok == ["a"]
     after = contents(tmp_path)
     assert {name: after[name] for name in before} == before and set(after) - set(before) == {
@@ -182,26 +189,26 @@ def test_outputs_of_two_cases_under_one_name_are_refused(scans, tmp_path, names,
     uncertain = make_predictor(uncertainty=options.pop("uncertain", False))
     cases = [Case(name, (str(scans / "a.nii.gz"),)) for name in names]
     with pytest.raises(UsageError, match=f"two outputs would have one name.*{names[0]}.*rename"):
-        predict_cases(uncertain, cases, tmp_path / "out", "Liver", files=Files(**options))
+        predict_cases(uncertain, cases, tmp_path / "out", Request("Liver"), files=Files(**options))
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_names_that_differ_by_case_follow_the_file_system(predictor, scans, tmp_path, monkeypatch):
     cases = [Case(name, (str(scans / "a.nii.gz"),)) for name in ("A", "a")]
     if not (tmp_path / "IN").exists():
-        assert predict_cases(predictor, cases, tmp_path / "out", "Liver").ok == ["A", "a"]
+        assert predict_cases(predictor, cases, tmp_path / "out", Request("Liver")).ok == ["A", "a"]
     monkeypatch.setattr(outputs, "make_folder", lambda folder: False)
     with pytest.raises(UsageError, match="two outputs would have one name"):
-        predict_cases(predictor, cases, tmp_path / "out", "Liver")
+        predict_cases(predictor, cases, tmp_path / "out", Request("Liver"))
 
 
 def test_a_long_name_works_and_one_too_long_for_its_maps_fails_alone(predictor, scans, tmp_path):
     cases = [Case(name, (str(scans / "a.nii.gz"),)) for name in ("n" * 240, "b")]
     assert predict_cases(
-        predictor, cases, tmp_path / "out", "Liver", files=Files(one_file_per_class=True)
+        predictor, cases, tmp_path / "out", Request("Liver"), files=Files(one_file_per_class=True)
     ).ok == ["n" * 240, "b"]
     unsure = make_predictor(uncertainty=True)
-    result = predict_cases(unsure, cases, tmp_path / "maps", "Liver")
+    result = predict_cases(unsure, cases, tmp_path / "maps", Request("Liver"))
     assert (
         result.ok == ["b"]
         and result.failed[0]["message"] == "a file name would be too long"
@@ -222,7 +229,9 @@ def test_class_names_stay_in_the_archive_and_the_spreadsheet(tmp_path):
         (6, 8, 8),
     )
     cases = [Case("=2+5", (str(put(tmp_path / "a.nii.gz", phantom())),))]
-    result = predict_cases(Segmenter(model), cases, tmp_path / "out", "Odd", files=EVERYTHING)
+    result = predict_cases(
+        Segmenter(model), cases, tmp_path / "out", Request("Odd"), files=EVERYTHING
+    )
     assert result.failed == []
     with zipfile.ZipFile(tmp_path / "out" / "=2+5_prob.npz") as archive:
         stems = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -441,6 +450,7 @@ from medjax import border
 from medjax.scans import nifti
 from medjax.corpora.inputs import find_inputs
 from medjax.infer import cases as predict
+from medjax.prompts.request import Request
 from tests.infer.test_faults import make_predictor
 written = nifti.write
 def slow(path, *given, **more):
@@ -452,7 +462,8 @@ nifti.write = slow
 def work():
     files = predict.Files(probabilities=True)
     cases = find_inputs(sys.argv[1] + "/in", channels=1)
-    predict.predict_cases(make_predictor(), cases, sys.argv[1] + "/out", "Liver", files=files)
+    asked, out = Request("Liver"), sys.argv[1] + "/out"
+    predict.predict_cases(make_predictor(), cases, out, asked, files=files)
     return 0
 sys.exit(border.guarded(work))
 """
@@ -607,7 +618,7 @@ def test_two_calls_at_once_on_one_folder_do_not_disturb_each_other(predictor, tm
                 predictor,
                 cases[i::2],
                 tmp_path / "out",
-                "Liver",
+                Request("Liver"),
                 files=Files(suffix=f"_part{i}of2"),
             ).failed
         )

@@ -17,6 +17,7 @@ from medjax.infer.postprocess import Rules
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.scans import nifti
 
 CORPUS = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), channels=("CT",))
@@ -78,15 +79,15 @@ def test_holes_are_filled_in_space_and_in_a_single_slice():
 
 
 def test_nothing_happens_unless_asked_for(volume):
-    found = predictor().segment(volume, "Liver")
+    found = predictor().segment(volume, Request("Liver"))
     assert found.masks.voxels == {"liver": 6 * 8 * 8 - 2 + 12, "tumour": 4} and found.changes == {}
     assert not Rules() and Segmenter(predictor().model, postprocess=Rules()).postprocess is None
 
 
 def test_rules_change_masks_label_map_and_record(volume):
-    plain = predictor().segment(volume, "Liver")
+    plain = predictor().segment(volume, Request("Liver"))
     rules = Rules(largest=("liver",), holes=("*",), min_ml=(("tumour", 0.005),))  # 2.5 voxels
-    found = predictor(rules).segment(volume, "Liver")
+    found = predictor(rules).segment(volume, Request("Liver"))
     assert found.changes == {"liver": {"largest": 12, "holes": 2}, "tumour": {"min_ml": 1}}
     assert found.masks.voxels == {"liver": 6 * 8 * 8, "tumour": 3}
     expected = plain.label_map.copy()

@@ -17,6 +17,7 @@ from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.scans import nifti
 
 CORPUS = Corpus("Liver", ((1, ("liver",)), (2, ("liver", "tumour"))), channels=("CT",))
@@ -66,7 +67,11 @@ def cases(tmp_path):
 def test_one_broken_case_leaves_two_masks_and_one_record(predictor, cases, tmp_path):
     told = []
     result = predict_cases(
-        predictor, cases, tmp_path / "out", "Liver", progress=lambda *event: told.append(event)
+        predictor,
+        cases,
+        tmp_path / "out",
+        Request("Liver"),
+        progress=lambda *event: told.append(event),
     )
     assert result.ok == ["case0", "case2"] and result.skipped == []
     (record,) = result.failed
@@ -85,7 +90,7 @@ def test_one_broken_case_leaves_two_masks_and_one_record(predictor, cases, tmp_p
 
 
 def test_masks_keep_the_header_of_the_scan(predictor, cases, tmp_path):
-    predict_cases(predictor, cases[::2], tmp_path / "out", "Liver")
+    predict_cases(predictor, cases[::2], tmp_path / "out", Request("Liver"))
     for case in cases[::2]:
         source, mask = nib.load(case.images[0]), nib.load(tmp_path / "out" / f"{case.name}.nii.gz")
         assert mask.shape == source.shape and np.array_equal(mask.affine, source.affine)
@@ -116,7 +121,7 @@ def test_masks_keep_the_header_of_the_scan(predictor, cases, tmp_path):
 
 
 def test_sidecar_and_manifest(predictor, cases, tmp_path):
-    predict_cases(predictor, cases, tmp_path / "out", "Liver")
+    predict_cases(predictor, cases, tmp_path / "out", Request("Liver"))
     sidecar = json.loads((tmp_path / "out" / "case0.json").read_text())
     assert (
         sidecar["labels"] == {"1": "liver", "2": "tumour"}
@@ -146,7 +151,11 @@ def test_sidecar_and_manifest(predictor, cases, tmp_path):
 def test_one_file_per_class_and_probabilities(predictor, cases, tmp_path):
     out = tmp_path / "out"
     predict_cases(
-        predictor, cases[:1], out, "Liver", files=Files(one_file_per_class=True, probabilities=True)
+        predictor,
+        cases[:1],
+        out,
+        Request("Liver"),
+        files=Files(one_file_per_class=True, probabilities=True),
     )
     assert sorted(p.name for p in (out / "case0").iterdir()) == [
         "liver.nii.gz",
@@ -169,12 +178,17 @@ def test_one_file_per_class_and_probabilities(predictor, cases, tmp_path):
 def test_continue_trusts_complete_cases_only(predictor, cases, tmp_path):
     out, told = tmp_path / "out", []
     cases = cases[::2]
-    predict_cases(predictor, cases, out, "Liver")
+    predict_cases(predictor, cases, out, Request("Liver"))
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.nii.gz")}
     (out / "case2.json").unlink()  # killed before the sidecar
     (out / ".case2.nii.gz.1-abc.tmp").write_bytes(b"half")
     result = predict_cases(
-        predictor, cases, out, "Liver", continue_=True, progress=lambda *event: told.append(event)
+        predictor,
+        cases,
+        out,
+        Request("Liver"),
+        continue_=True,
+        progress=lambda *event: told.append(event),
     )
     assert (result.ok, result.skipped) == (["case2"], ["case0"])
     assert told == [(1, 2, "case0", "complete"), (2, 2, "case2", "predicted")]
@@ -184,8 +198,25 @@ def test_continue_trusts_complete_cases_only(predictor, cases, tmp_path):
         and after["case2.nii.gz"] > before["case2.nii.gz"]
     )
     assert list(json.loads((out / "run.json").read_text())["cases"]) == ["case0", "case2"]
-    other = predict_cases(predictor, cases, out, "Spleen", continue_=True)
+    other = predict_cases(predictor, cases, out, Request("Spleen"), continue_=True)
     assert other.ok == ["case0", "case2"]  # another protocol: nothing there can be kept
+
+
+def test_cases_that_version_0_1_completed_with_these_weights_are_kept(predictor, cases, tmp_path):
+    """It recorded 16 digits of the SHA-256 of all values; those of other weights are not kept."""
+    out, cases = tmp_path / "out", cases[::2]
+    predict_cases(predictor, cases, out, Request("Liver"))
+    for name, digest in (
+        ("case0", predictor.settings(earlier=True)["weights"]),
+        ("case2", "0123456789abcdef"),
+    ):
+        side = json.loads((out / f"{name}.json").read_text())
+        side["settings"]["weights"] = digest
+        (out / f"{name}.json").write_text(json.dumps(side))
+    result = predict_cases(predictor, cases, out, Request("Liver"), continue_=True)
+    assert (result.skipped, result.ok) == (["case0"], ["case2"])
+    again = json.loads((out / "case2.json").read_text())["settings"]["weights"]
+    assert again == predictor.settings()["weights"]
 
 
 def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
@@ -194,7 +225,7 @@ def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
 
     space = merge([CORPUS, OTHER])
     broken = Segmenter(Model(apply, jnp.zeros(3), PLAN, space, (6, 8, 8)))
-    result = predict_cases(broken, cases[:1], tmp_path / "out", "Liver")
+    result = predict_cases(broken, cases[:1], tmp_path / "out", Request("Liver"))
     assert (
         result.failed[0]["error"] == "RuntimeError"
         and result.failed[0]["message"] == "the network fell over"
@@ -204,19 +235,19 @@ def test_a_failure_of_the_network_is_recorded_with_its_message(cases, tmp_path):
 
 def test_usage_errors_come_before_any_work(predictor, cases, tmp_path):
     with pytest.raises(UsageError, match="no cases"):
-        predict_cases(predictor, [], tmp_path / "out", "Liver")
+        predict_cases(predictor, [], tmp_path / "out", Request("Liver"))
     with pytest.raises(LabelError, match="unknown corpus"):
-        predict_cases(predictor, cases, tmp_path / "out", "Lung")
+        predict_cases(predictor, cases, tmp_path / "out", Request("Lung"))
     with pytest.raises(LabelError, match="unknown class"):
-        predict_cases(predictor, cases, tmp_path / "out", "Liver", files=Files(classes=("lung",)))
+        predict_cases(predictor, cases, tmp_path / "out", Request("Liver", ("lung",)))
     with pytest.raises(UsageError, match="occurs twice"):
-        predict_cases(predictor, [cases[0], cases[0]], tmp_path / "out", "Liver")
+        predict_cases(predictor, [cases[0], cases[0]], tmp_path / "out", Request("Liver"))
     same = Case("x", (str(tmp_path / "in" / "x.nii.gz"),))
     with pytest.raises(UsageError, match="overwrite"):
-        predict_cases(predictor, [same], tmp_path / "in", "Liver")
+        predict_cases(predictor, [same], tmp_path / "in", Request("Liver"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made"):
-        predict_cases(predictor, cases, tmp_path / "file", "Liver")
+        predict_cases(predictor, cases, tmp_path / "file", Request("Liver"))
 
 
 def test_file_and_label_names():
@@ -234,7 +265,7 @@ def test_file_and_label_names():
 
 
 def test_masks_are_written_by_gzip_that_reads_back(predictor, cases, tmp_path):
-    predict_cases(predictor, cases[:1], tmp_path / "out", "Liver")
+    predict_cases(predictor, cases[:1], tmp_path / "out", Request("Liver"))
     assert len(gzip.decompress((tmp_path / "out" / "case0.nii.gz").read_bytes())) > 352
 
 
@@ -256,7 +287,7 @@ def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
     predictor = Segmenter(
         Model(apply, jnp.array([0.0, 1.0], jnp.float32), plan, space, (16, 24, 16))
     )
-    result = predict_cases(predictor, cases[:2], tmp_path / "out", corpus.name)
+    result = predict_cases(predictor, cases[:2], tmp_path / "out", Request(corpus.name))
     assert len(result.ok) == 2 and result.failed == []
     pairs, extra = find_pairs({case.name: case.label for case in cases[:2]}, tmp_path / "out")
     scores = evaluate(pairs, corpus, surface=True, resamples=50)

@@ -3,6 +3,7 @@ memory, compiles.
 """
 
 import dataclasses
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from medjax.infer.segmenter import Segmenter
 from medjax.infer.windows import WindowScores
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.scans import nifti
 
 LIVER = Corpus(
@@ -70,14 +72,14 @@ def test_class_order_of_the_space():
 def test_label_map_follows_the_protocol_of_the_corpus(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
     predictor = Segmenter(model())
-    label_map, masks, *_ = predictor.segment(volume, "Liver", classes=SPACE.classes)
+    label_map, masks, *_ = predictor.segment(volume, Request("Liver", SPACE.classes))
     assert label_map.dtype == np.uint8 and set(masks) == set(SPACE.classes)
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     assert np.array_equal(masks["spleen"], nested() > 2.5) and masks.voxels["spleen"] == 6 * 3 * 7
     two = scan(
         tmp_path / "b.nii.gz", np.stack([nested(), nested()], -1).transpose(3, 0, 1, 2)
     )  # 4D: channels last in the file
-    label_map, masks, *_ = Segmenter(model()).segment(two, "Organs")
+    label_map, masks, *_ = Segmenter(model()).segment(two, Request("Organs"))
     assert set(masks) == {"liver", "spleen"} and set(np.unique(label_map)) == {0, 5, 9}
 
 
@@ -96,7 +98,8 @@ def test_one_program_serves_sizes_corpora_and_modalities(tmp_path):
         corpus = ("Liver", "Organs")[i % 2]
         array = np.ones(shape) if corpus == "Liver" else np.ones((2, *shape))
         scores, transform = predictor.networks[0].scores(
-            scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])), corpus
+            scan(tmp_path / f"{i}.nii.gz", array, np.diag([1.5, 1.5, 2.0 - i % 2 / 2, 1])),
+            Request(corpus),
         )
         assert scores.shape == (*transform.shape, 3) == (*shape, 3)
         assert np.allclose(scores, special.expit(0.02 if corpus == "Liver" else 11.015), atol=1e-6)
@@ -120,7 +123,7 @@ def test_orientation_crop_and_spacing_are_undone(tmp_path, axes):
     )
     nib.save(turned, tmp_path / "a.nii.gz")
     volume = nifti.read(tmp_path / "a.nii.gz")
-    label_map, masks, *_ = Segmenter(model()).segment(volume, "Liver")
+    label_map, masks, *_ = Segmenter(model()).segment(volume, Request("Liver"))
     expected = np.asarray(turned.dataobj).T
     assert np.array_equal(label_map, np.where(expected > 1.5, 2, np.where(expected > 0.5, 1, 0)))
     assert np.array_equal(masks["tumour"], expected > 1.5)
@@ -133,7 +136,7 @@ def test_rows_on_the_scan_grid_equal_the_whole_inversion(tmp_path, spacing):
     affine = np.diag([*spacing[::-1], 1.0])
     volume = scan(tmp_path / "a.nii.gz", np.pad(nested(), 1), affine)
     predictor = Segmenter(model())
-    prepared = predictor.networks[0].prepare(volume, "Liver")
+    prepared = predictor.networks[0].prepare(volume, Request("Liver"))
     scores = np.random.default_rng(0).random((*prepared.transform.shape, 3)).astype(np.float32)
     whole = prepared.transform.image(prepared.transform.invert_scores(scores))
     blocks = [slice(i, min(i + 3, len(whole))) for i in range(0, len(whole), 3)]
@@ -156,15 +159,13 @@ def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing
         np.pad(nested(), ((0, 0), (4, 9), (0, 0)), constant_values=0.1),
         np.diag([*spacing[::-1], 1.0]),
     )
-    every = {"classes": SPACE.classes}
 
     def run(limit):
         seen, predictor = {}, Segmenter(model(), average=average, memory_gib=limit)
         found = predictor.segment(
             volume,
-            "Liver",
+            Request("Liver", SPACE.classes),
             on_scores=lambda t, r, names, p: seen.update({(r[1].start, r[0].start): p}),
-            **every,
         )
         columns = sorted({y for y, _ in seen})
         whole = np.concatenate(
@@ -185,11 +186,11 @@ def test_little_memory_means_strips_and_the_same_bits(tmp_path, average, spacing
     assert np.array_equal(plain.label_map, small.label_map)
     assert all(np.array_equal(plain.masks[name], small.masks[name]) for name in SPACE.classes)
     predictor.limit = int(least * 1.6)  # reading takes more than this little network
-    forecast = predictor.forecast(volume, "Liver", SPACE.classes)
+    forecast = predictor.forecast(volume, Request("Liver", SPACE.classes))
     assert (
         forecast.strips > 1
         and forecast.bytes <= predictor.limit
-        and forecast.windows > Segmenter(model()).forecast(volume, "Liver").windows
+        and forecast.windows > Segmenter(model()).forecast(volume, Request("Liver")).windows
     )
     with pytest.raises(PredictError, match="does not fit into the memory allowed"):
         run(least * 0.9 / 2**30)
@@ -199,7 +200,7 @@ def memory_needed(predictor, volume):
     """The smallest budget that the volume can be done in: what a refusal asks for, once more in
     bytes.
     """
-    low, high, prepared = 0, 2**30, predictor.prepare_all(volume, "Liver")
+    low, high, prepared = 0, 2**30, predictor.prepare_all(volume, Request("Liver"))
     while high - low > 64:
         try:
             predictor.limit = (low + high) // 2
@@ -227,8 +228,8 @@ def test_probability_and_logit_averages(tmp_path):
             model(6.0, apply=apply), average=average, ensemble=[jnp.float32(-2.0)]
         )
         found[average] = (
-            predictor.networks[0].scores(volume, "Liver")[0],
-            predictor.segment(volume, "Liver"),
+            predictor.networks[0].scores(volume, Request("Liver"))[0],
+            predictor.segment(volume, Request("Liver")),
         )
     assert np.allclose(found["prob"][0], (special.expit(6) + special.expit(-2)) / 2, atol=1e-6)
     assert np.allclose(found["logit"][0], special.expit(2), atol=1e-6)
@@ -238,8 +239,8 @@ def test_probability_and_logit_averages(tmp_path):
 
 def test_mirroring_leaves_a_symmetric_network_alone(tmp_path):
     volume = scan(tmp_path / "a.nii.gz", nested())
-    plain, _ = Scorer(model()).scores(volume, "Liver")
-    mirrored, _ = Scorer(model(), mirror_axes=(0, 1, 2)).scores(volume, "Liver")
+    plain, _ = Scorer(model()).scores(volume, Request("Liver"))
+    mirrored, _ = Scorer(model(), mirror_axes=(0, 1, 2)).scores(volume, Request("Liver"))
     assert np.allclose(plain, mirrored, atol=1e-6)
 
 
@@ -259,7 +260,7 @@ def test_softmax_gives_each_voxel_to_one_class(tmp_path, background_channel, ave
     volume = scan(tmp_path / "a.nii.gz", nested())
     label_map, masks, *_ = Segmenter(
         model(apply=apply), activation="softmax", average=average
-    ).segment(volume, "Liver")
+    ).segment(volume, Request("Liver"))
     expected = np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0))
     assert np.array_equal(label_map, expected)
     assert not (masks["liver"] & masks["tumour"]).any()
@@ -274,11 +275,11 @@ def test_slices(tmp_path):
     predictor = Segmenter(
         model(window=(8, 8), apply=apply, dims=2), mirror_axes=(0, 1), batch_windows=4
     )
-    label_map, *_ = predictor.segment(volume, "Liver")
+    label_map, *_ = predictor.segment(volume, Request("Liver"))
     assert np.array_equal(label_map, np.where(nested() > 1.5, 2, np.where(nested() > 0.5, 1, 0)))
     single = scan(tmp_path / "one.nii.gz", nested()[5:6])
     assert (
-        predictor.segment(single, "Liver").label_map.shape == (1, 14, 12)
+        predictor.segment(single, Request("Liver")).label_map.shape == (1, 14, 12)
         and predictor.compiled == 1
     )
 
@@ -288,7 +289,8 @@ def test_windows_are_shared_among_devices(tmp_path):
     devices = jax.local_devices()[:2]
     one, many = Segmenter(model()), Segmenter(model(), devices=devices, batch_windows=1)
     assert np.array_equal(
-        one.segment(volume, "Liver").label_map, many.segment(volume, "Liver").label_map
+        one.segment(volume, Request("Liver")).label_map,
+        many.segment(volume, Request("Liver")).label_map,
     )
     assert many.networks[0].batch_windows == len(devices)
 
@@ -303,6 +305,45 @@ def test_settings_name_the_weights():
         "weights": 0,
     }
     assert first["window"] == [6, 8, 8] and first["plan"] == PLAN.key()
+    assert first["weights"].startswith("xxh3:") and first == Segmenter(model()).settings()
+
+
+def test_the_hash_of_a_file_stands_for_its_weights():
+    """Then no parameter is read; version 0.1 hashed all values."""
+    made = Segmenter(model(), weights=["xxh3:1"])
+    assert made.settings()["weights"] == "xxh3:1"
+    values = np.asarray(made.model.params).tobytes()
+    expected = hashlib.sha256(values).hexdigest()[:16]
+    assert made.settings(earlier=True) == made.settings() | {"weights": expected}
+    members = [jnp.zeros(3), jnp.ones(3)]
+    several = Segmenter(model(), ensemble=members, weights=["xxh3:1", "xxh3:2", "xxh3:3"])
+    other = Segmenter(model(), ensemble=members, weights=["xxh3:1", "xxh3:3", "xxh3:2"])
+    assert several.settings()["weights"] != other.settings()["weights"]
+    unknown = Segmenter(model(), ensemble=members, weights=["xxh3:1", "", "xxh3:3"])
+    assert unknown.settings() == Segmenter(model(), ensemble=members).settings()
+    mixed = Segmenter(model(), others=[made], weights=["xxh3:7"]).settings(earlier=True)
+    assert [mixed["weights"], mixed["others"][0]["weights"]] == [expected] * 2
+
+
+def test_precision_is_that_of_the_config(tmp_path):
+    seen = []
+
+    def apply(params, image, context):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return {"logits": image[..., :1] @ params[None]}
+
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    for precision in ("", "high", "highest"):
+        made = Segmenter(model(apply=apply), precision=precision)
+        made.segment(volume, Request("Liver"))
+        assert made.settings().get("precision", "") == precision
+    assert seen[0] == jax.config.jax_default_matmul_precision and seen[1:] == ["high", "highest"]
+    assert "precision" not in Segmenter(model()).settings()  # as predictions of version 0.1 have it
+    with jax.default_matmul_precision("high"):  # a user's own choice stays
+        Segmenter(model(apply=apply)).compile(["liver"])
+    assert seen[-1] == "high"
+    with pytest.raises(UsageError, match=r"unknown precision 'hihg'.*did you mean high"):
+        Segmenter(model(), precision="hihg")
 
 
 def test_unusable_arguments(tmp_path):
@@ -314,13 +355,13 @@ def test_unusable_arguments(tmp_path):
         Segmenter(model(), mirror_axes=(3,))
     volume = scan(tmp_path / "a.nii.gz", nested())
     with pytest.raises(LabelError, match="unknown corpus"):
-        Segmenter(model()).segment(volume, "Livr")
+        Segmenter(model()).segment(volume, Request("Livr"))
     with pytest.raises(LabelError, match="unknown class"):
-        Segmenter(model()).segment(volume, "Liver", classes=["kidney"])
+        Segmenter(model()).segment(volume, Request("Liver", ("kidney",)))
     with pytest.raises(DataError, match="number of channels"):
-        Segmenter(model()).segment(volume, "Organs")
+        Segmenter(model()).segment(volume, Request("Organs"))
     with pytest.raises(UsageError, match="channels are not those"):
-        Segmenter(model(params=(0.5, 1.5))).segment(volume, "Liver")
+        Segmenter(model(params=(0.5, 1.5))).segment(volume, Request("Liver"))
 
 
 def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
@@ -338,11 +379,11 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path, monkeypatch):
         return {"logits": (image - params) * 20.0}
 
     predictor = Segmenter(Model(apply, jnp.arange(40.0), plan, merge([many]), (8, 16, 16)))
-    predictor.segment(scan(tmp_path / "small.nii.gz", np.ones((8, 16, 16))), "Many")
+    predictor.segment(scan(tmp_path / "small.nii.gz", np.ones((8, 16, 16))), Request("Many"))
     array = np.tile(np.linspace(0.6, 38.4, 96)[:, None, None], (1, 32, 32))
     volume = scan(tmp_path / "large.nii.gz", array)
     tracemalloc.start()
-    label_map, masks, *_ = predictor.segment(volume, "Many")
+    label_map, masks, *_ = predictor.segment(volume, Request("Many"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6 and predictor.compiled == 1
@@ -363,13 +404,17 @@ def test_the_network_is_given_the_corpus_and_modality_it_was_trained_with(tmp_pa
     volume = scan(tmp_path / "a.nii.gz", np.zeros((6, 8, 8)))
     plain = Segmenter(model(apply=conditioned))
     trained = Segmenter(dataclasses.replace(plain.model, conditions={"Liver": (7, 4)}))
-    assert trained.model.condition("Organs") == (1, 1)
-    assert trained.networks[0].scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [
+    assert [trained.model.facts(Request("Organs"))[n] for n in ("corpus", "modality")] == [1, 1]
+    assert trained.networks[0].scores(volume, Request("Liver"))[0].mean(
+        (0, 1, 2)
+    ).round().tolist() == [
         1,
         1,
         0,
     ]
-    assert plain.networks[0].scores(volume, "Liver")[0].mean((0, 1, 2)).round().tolist() == [
+    assert plain.networks[0].scores(volume, Request("Liver"))[0].mean(
+        (0, 1, 2)
+    ).round().tolist() == [
         0,
         0,
         0,
@@ -405,10 +450,10 @@ def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(
     shown = []
     whole = many.segment(
         volume,
-        "Many",
+        Request("Many"),
         on_scores=lambda transform, region, names, values: shown.append(values.shape[-1]),
     )
-    narrow = many.segment(volume, "Many")
+    narrow = many.segment(volume, Request("Many"))
     assert (
         set(shown) == {12}
         and len(np.unique(narrow.label_map)) > 8

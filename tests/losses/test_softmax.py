@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medjax import decision
 from medjax.errors import UsageError
 from medjax.losses import softmax_cross_entropy, softmax_dice
 from medjax.losses.parts import exclusive
@@ -177,7 +178,9 @@ def test_nested_regions_become_exclusive_and_come_back():
     logits = jnp.array(
         [[[1.0, 2.0, -1.0, -jnp.inf], [1.0, 0.5, -1.0, -jnp.inf], [-1.0, -2.0, -1.0, -jnp.inf]]]
     )
-    decided = np.asarray(exclusive.decide(logits, table))[0]
+    softmax = decision.make("softmax", "logit")
+    mask = softmax.decide(softmax.class_logits(logits, CLASSES))
+    decided = np.asarray(softmax.completed(mask, exclusive.implied(table)))[0]
     np.testing.assert_array_equal(decided, [[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
 
 

@@ -16,7 +16,8 @@ from medjax.metrics.result import Result, read_cases
 from medjax.report import prediction
 from medjax.report.montage import montage
 from medjax.report.present import present
-from medjax.runs import gates, test
+from medjax.runs import test
+from medjax_verbs import gate_weights as gates
 from tests.report.test_pages import save
 from tests.support.old_run import extract
 

@@ -112,8 +112,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "bias of the upsampling",
         "unet",
         "parts.conv",
-        "y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)\n        if self.use_bias",
-        "y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)\n        if False",
+        "y = self._expand(x, kernel)\n        if self.use_bias",
+        "y = self._expand(x, kernel)\n        if False",
     ),
     (
         "heads of other corpora",

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from medjax.errors import ModelError
+from medjax.models.parts import adapters as listener
 from medjax.models.parts.repeat import repeat
+from medjax.weights import adapters
+from medjax.weights.adapters import Adapters
 
 
 class Layer(nn.Module):
@@ -16,7 +20,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, shift=0.0):
-        x = nn.Dense(3, use_bias=False, name="dense")(x) + shift
+        x = listener.Dense(3, use_bias=False, name="dense")(x) + shift
         return nn.Dropout(self.rate, deterministic=False)(x) if self.rate else x
 
 
@@ -76,3 +80,34 @@ def test_every_layer_drops_by_itself(params, scan):
     found = run.apply({"params": eye}, ones, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(found)) == {0.0, 4.0}  # 1 / 0.5 twice, or nothing
     assert 0.1 < (np.asarray(found) > 0).mean() < 0.4  # a quarter survives both
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_layers_listen_to_their_adapters(params, scan, remat):
+    settings = Adapters(((".*", 2),))
+    tree = jax.tree.map(lambda v: v + 0.3, adapters.graft(params, settings, jax.random.key(2)))
+    merged = adapters.merge(tree, settings)
+
+    def beside(tree):
+        found = adapters.variables(tree, settings, X, {})
+        return jnp.square(Stack(scan, remat).apply(found, X, 0.5)).sum()
+
+    def plain(tree):
+        variables = {"params": adapters.merge(tree, settings)}
+        return jnp.square(Stack(False).apply(variables, X, 0.5)).sum()
+
+    assert not np.allclose(merged["first"]["dense"]["kernel"], tree["first"]["dense"]["kernel"])
+    mine, theirs = jax.value_and_grad(beside)(tree), jax.value_and_grad(plain)(tree)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), mine, theirs)
+
+
+def test_scanned_layers_need_adapters_of_equal_shapes(params):
+    settings = Adapters(((r"^first/", 2), (".*", 0)))
+    tree = adapters.graft(params, settings, jax.random.key(2))
+    found = adapters.variables(tree, settings, X, {})
+    with pytest.raises(ModelError, match="adapters of scanned layers differ"):
+        Stack(True).apply(found, X)
+    np.testing.assert_array_equal(
+        Stack(False).apply(found, X), Stack(False).apply({"params": params}, X)
+    )

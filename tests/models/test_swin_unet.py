@@ -370,7 +370,7 @@ PEERS = [
 @pytest.mark.parametrize(("mlp", "place", "routing"), PEERS, ids=lambda v: v)
 def test_the_network_computes_pytorchs_function_block_by_block(mlp, place, routing):
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_swin_unet import SwinUnet
+    from benchmarks.peers.torch_swin_unet import SwinUnet
 
     torch.manual_seed(0)
     sides = {"encoder": mlp, "decoder": mlp if place == "both" else "dense"}

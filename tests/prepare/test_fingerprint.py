@@ -22,7 +22,8 @@ from medjax.prepare.fingerprint import (
     check_classes,
     fingerprint,
 )
-from medjax.prepare.plan import Intensity, Plan, make_plan, pooled_quantile, target_spacing
+from medjax.prepare.intensity import Intensity, pooled_quantile
+from medjax.prepare.plan import Plan, make_plan, target_spacing
 from tests.support.raw import save, write_corpus
 
 

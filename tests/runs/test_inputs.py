@@ -13,11 +13,12 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus, merge
 from medjax.models import context
 from medjax.registry import plain
-from medjax.runs import build, dry, grow, stages
+from medjax.runs import build, dry, stages
 from medjax.runs import open as corpora
 from medjax.runs.export import export
 from medjax.runs.trained import read_model
 from medjax.weights.formats import archive, stablehlo
+from medjax_verbs import grow
 from tests.support import toy_inputs
 from tests.support.raw import write_corpus
 from tests.support.run import make_run

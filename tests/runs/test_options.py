@@ -43,7 +43,14 @@ def test_every_option_of_the_loader_is_checked():
 
 def test_defaults_of_the_loader_will_do():
     parameters = inspect.signature(load_predictor).parameters.values()
-    options.check({p.name: p.default for p in parameters if p.name != "models"})
+    defaults = {p.name: p.default for p in parameters if p.name != "models"}
+    refused = []
+    for name, value in defaults.items():
+        try:
+            options.check({name: value})
+        except UsageError as error:
+            refused.append(str(error))
+    assert refused == [] and len(defaults) > 5
 
 
 @pytest.mark.parametrize("name", ["overlp", "models"])

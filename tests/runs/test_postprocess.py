@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import DataError, UsageError
-from medjax.infer.write import sha256
+from medjax.files import sha256
 from medjax.labels import Corpus, merge
 from medjax.runs import folder, postprocess
 from tests.support.raw import save

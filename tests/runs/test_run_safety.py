@@ -508,7 +508,7 @@ FLAGS = {
     "--config.train.steps=-1": "unusable config.train.steps; found -1",
     "--config.train.nope=1": "nope",
     "--mode=xyz": "value should be one of",
-    "--config.train=5": "is not a dict",
+    "--config.train=5": "config.train is a section",
     "extra": "unexpected arguments",
 }
 
@@ -568,6 +568,25 @@ def test_a_training_never_overwrites_files_of_somebody_else(tmp_path, name):
     (foreign / "config.json").write_text(json.dumps(config))
     runfolder.check_target(foreign)  # a run, whatever else it holds
     runfolder.check_target(tmp_path / "new")
+
+
+def test_a_folder_of_somebody_else_is_no_run_and_no_store(tmp_path, capsys):
+    mine = tmp_path / "mine"
+    (mine / "Blobs" / "case_000").mkdir(parents=True)
+    (mine / "config.json").write_text('{"learning_rate": 0.1}')
+    (mine / "Blobs" / "case_000" / "thesis.txt").write_text("years of work")
+    before = {p: p.read_bytes() for p in mine.rglob("*") if p.is_file()}
+    for words in (
+        ("info", str(mine), "--accept"),
+        ("export", str(mine), "-o", str(tmp_path / "x.medjax")),
+        ("predict", "-m", str(mine), "-i", str(mine), "-o", str(tmp_path / "out")),
+    ):
+        assert cli.main(list(words)) in (1, 2) and "mine" in capsys.readouterr().err
+        assert {p: p.read_bytes() for p in mine.rglob("*") if p.is_file()} == before
+    with pytest.raises(UsageError, match="not a run folder"):
+        runfolder.accept(mine)
+    with pytest.raises(UsageError, match="did not write"):
+        runfolder.check_target(mine)
 
 
 def test_a_run_folder_in_the_folder_of_a_case_is_refused(tmp_path):

@@ -49,6 +49,17 @@ def test_headers_give_the_spacing_of_the_plan(scans, tmp_path, rule, both):
     assert not found.assumed and f"headers of {5 if both else 3} scans" in found.source
 
 
+def test_grids_without_a_target_spacing(scans, tmp_path):
+    found, _ = expected(fields_of(scans[:1], spacing_rule="native"), tmp_path)
+    assert found.spacing_mm == pytest.approx(COARSE)
+    fields = fields_of(scans[:1], size=(3, 15, 15), spacing_mm=(9, 9, 9))
+    found, data = expected(fields, tmp_path)
+    prints = {c.name: fingerprint(c, data.cases[c.name]) for c in data.stores}
+    planned = make_plan(prints, size=(3, 15, 15)).mean_spacing()
+    assert found.spacing_mm == pytest.approx(planned) and planned[0] == pytest.approx(10.0)
+    assert "uncropped" in found.source
+
+
 def test_no_scan_on_disk_is_said_first(tmp_path, capsys):
     fields = plain(get_config("unet")) | {}
     fields["data"]["spacing_mm"] = ()

@@ -34,6 +34,7 @@ from medjax.infer.model import Model
 from medjax.infer.segmenter import Segmenter
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
+from medjax.prompts.request import Request
 from medjax.scans import content, formats, header, nifti
 from tests.support.raw import write_corpus
 from tests.support.run import make_run
@@ -101,7 +102,11 @@ def predictor():
 def predicted(predictor, paths, out, **options):
     """Case -> (mask, volume in ml), and the failures."""
     result = predict_cases(
-        predictor, find_inputs([str(p) for p in paths], channels=1), out, "Liver", **options
+        predictor,
+        find_inputs([str(p) for p in paths], channels=1),
+        out,
+        Request("Liver"),
+        **options,
     )
     masks = {}
     for name in result.ok:
@@ -335,19 +340,19 @@ def test_a_voxel_far_from_all_others_warns(predictor, tmp_path, value, dtype, co
 def test_a_bright_voxel_is_no_reason_to_warn(tmp_path):
     metal = blob().astype(np.float32)
     metal[5, 5, 5] = 30_000  # metal in a CT, contrast agent in a PET
-    quiet(save(tmp_path / "a.nii", metal))
+    assert quiet(save(tmp_path / "a.nii", metal)).array.max() == 30_000
     sparse = np.zeros(SHAPE, np.float32)
     sparse[4:6, 4:6, 4:6] = 1e6  # a map that is zero nearly everywhere
-    quiet(save(tmp_path / "b.nii", sparse))
+    assert quiet(save(tmp_path / "b.nii", sparse)).array.sum() == 8e6
     four = np.stack([blob(), blob() * 1e9], -1).astype(np.float32)  # channels of different ranges
-    quiet(save(tmp_path / "c.nii", four))
+    assert quiet(save(tmp_path / "c.nii", four)).array.max() > 1e9
 
 
 @pytest.mark.data
 def test_real_scans_have_no_such_voxel(real_data):
     for task in ("Task04_Hippocampus", "Task02_Heart"):
         for path in sorted((real_data / task / "imagesTr").glob("[!.]*.nii.gz"))[:4]:
-            quiet(path)
+            assert quiet(path).array.std() > 0
 
 
 # -- headers ---------------------------------------------------------------------------------------

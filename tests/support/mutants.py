@@ -62,11 +62,12 @@ def _however_wrapped(code: str) -> re.Pattern:
 
 
 @contextlib.contextmanager
-def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
+def mutated(name: str, old: str, new: str, *also: str) -> Iterator[ModuleType]:
     """Imports the module with the text `old` replaced by `new`, and what lies beside it afresh.
 
     `medjax.models.parts.vit` renews all of `medjax.models`, `configs.m4oe` all of `configs`: the
-    first package below `medjax`, or the first one. Afterwards the old modules are back.
+    first package below `medjax`, or the first one; and the packages `also`, which took something
+    from it at their import. Afterwards the old modules are back.
 
     Raises: `AssertionError` unless `old` occurs exactly once: a mutant that changes nothing shows
     nothing, and has to follow the source.
@@ -79,7 +80,10 @@ def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
     renewed = ".".join(parts[: 2 if parts[0] == "medjax" else 1])
     parent, _, child = renewed.rpartition(".")
 
-    loaded = [module for module in sys.modules if _inside(module, renewed)]
+    def is_renewed(module: str) -> bool:
+        return any(_inside(module, package) for package in (renewed, *also))
+
+    loaded = [module for module in sys.modules if is_renewed(module)]
     kept = {module: sys.modules.pop(module) for module in loaded}
     finder = _Finder(
         renewed, _Loader(name, str(path), text[: found[0].start()] + new + text[found[0].end() :])
@@ -89,7 +93,7 @@ def mutated(name: str, old: str, new: str) -> Iterator[ModuleType]:
         yield importlib.import_module(name)
     finally:
         sys.meta_path.remove(finder)
-        for module in [module for module in sys.modules if _inside(module, renewed)]:
+        for module in [module for module in sys.modules if is_renewed(module)]:
             del sys.modules[module]
         sys.modules.update(kept)
         if parent and renewed in kept:

@@ -42,6 +42,8 @@ AUGMENTATION = _under(
         "blur_sigma": (0.5, 1.0),
         "brightness": 0.15,
         "brightness_range": (0.75, 1.25),
+        "shift": 0.0,  # no shift in nnU-Net
+        "shift_range": (-0.1, 0.1),
         "contrast": 0.15,
         "contrast_range": (0.75, 1.25),
         "low_resolution": 0.25,
@@ -52,10 +54,12 @@ AUGMENTATION = _under(
         "gamma_range": (0.7, 1.5),
         "mirror": 0.5,
         "mirror_axes": None,  # all of them; left and right labels stay: MultiTalent 4, row 21
+        "quarter": 0.0,  # no quarter turns in nnU-Net
         "slicewise": None,
         "swap": (),
         "swap_axis": None,
         "mask_channels": (),
+        "spare_channels": (),
     },
 )
 
@@ -144,7 +148,10 @@ SETTINGS = {  # of the engine
     "data.plan": "",
     "data.configuration": "",
     "data.allow_absent": False,
+    "data.tasks": {},
     "data.spacing_mm": (),
+    "data.size": (),
+    "data.intensity": {},
     "data.spacing_rule": "median",  # nnU-Net: MultiTalent 8.2
     "data.orientation": "RAS",  # MultiTalent 4, row 22
     "data.crop": "nonzero",  # MultiTalent 8.3
@@ -159,6 +166,8 @@ SETTINGS = {  # of the engine
     "sampler.oversample": "last",  # MultiTalent 4, row 29
     "sampler.balance": "case",
     "sampler.by": "set",
+    "sampler.whole": 0.0,
+    "sampler.version": 0,  # the newest
     "sampler.threads": 2,
     "sampler.workers": 0,
     "deep_weights": (),  # halving, last level off: MultiTalent 4, row 6; TSFM 3.2
@@ -180,6 +189,8 @@ SETTINGS = {  # of the engine
     "init.gate": "fresh",
     "train.steps": 1000 * EPOCH,  # MultiTalent 8.5
     "train.batch": 2,
+    "train.accumulate": 1,
+    "train.precision": "",
     "train.patch": (128, 128, 128),
     "train.validate_every": EPOCH,
     "train.validation_batches": 50,  # MultiTalent 8.5
@@ -196,6 +207,7 @@ SETTINGS = {  # of the engine
     "infer.average": "prob",  # MultiTalent 4, row 19
     "infer.activation": "sigmoid",
     "infer.batch_windows": 2,
+    "infer.precision": "",
     "infer.postprocess.largest": (),
     "infer.postprocess.holes": (),  # none: MultiTalent 3.10
     "infer.postprocess.min_ml": {},
@@ -209,11 +221,14 @@ SETTINGS = {  # of the engine
     "evaluate.difficult_below": 0.75,  # MultiTalent 3.11
 }
 
-BASE = SETTINGS | AUGMENTATION | SGD | SIGMOID_LOSSES | UNET
+# sockets of a network that a recipe leaves as they are
+SOCKETS = {"model.mlp": None, "model.bottleneck": None, "model.context": None}
+
+BASE = SETTINGS | AUGMENTATION | SGD | SIGMOID_LOSSES | UNET | SOCKETS
 
 
 def _model(table: Table, model: Table) -> Table:
-    return _without(table, "model.") | _under("model", model)
+    return _without(table, "model.") | SOCKETS | _under("model", model)
 
 
 # what trains on two cores; chosen by this project, no paper: learning notes 4 and 5
@@ -846,6 +861,7 @@ M4OE["release"] = _without(M4OE_FINETUNE, "augment.") | {  # 4: "what `release` 
     "augment.turn": 0.5,
     "augment.rotation": 0.5,  # 3.9
     "augment.nearest": True,  # 4, row 27
+    "augment.spare_channels": (),
 }
 M4OE["single"] = M4OE_FINETUNE | {"init.upcycle": True}  # 4, row 9
 M4OE["pretrain"] = M4OE_PRETRAIN

@@ -27,6 +27,7 @@ WHOLE = {
     "data.rename",
     "data.views",
     "data.subset",
+    "data.intensity",
     "evaluate.groups",
 }  # one value each
 ABSENT = "(absent)"

@@ -5,6 +5,7 @@ checkpoints load and are said to have none.
 import json
 import logging
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +72,18 @@ def test_two_changed_bytes_in_any_file_are_found(run):
             hashes.check(step, checkpoint.read_facts(step.parent, 6))
         path.write_bytes(before)
     hashes.check(step, checkpoint.read_facts(step.parent, 6))
+
+
+def test_a_step_is_identified_by_its_hashes(run, tmp_path):
+    steps = run[0] / "checkpoints"
+    found = {n: hashes.of_step(steps / n) for n in ("3", "6")}
+    assert all(digest.startswith("xxh3:") for digest in found.values()) and len(
+        set(found.values())
+    ) == len(found)
+    shutil.copytree(steps / "3", tmp_path / "copy")
+    assert hashes.of_step(tmp_path / "copy") == found["3"]
+    (steps / "3" / "hashes.json").unlink()
+    assert hashes.of_step(steps / "3") == ""
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from medjax.errors import Preempted, UsageError
 from medjax.losses import cross_entropy, dice
+from medjax.losses.parts import exclusive, targets
 from medjax.models import tsfm
 from medjax.tasks import supervised
 from medjax.train import loop, optim, sharding
@@ -280,6 +281,35 @@ def test_validation_counts_equal_numpy_and_see_known_classes_only():
     one_corpus = {**batch, "corpus": np.zeros(BATCH, np.int32)}
     counts = task().validate(params, placed(one_corpus))
     assert [int(counts[k][2]) for k in ("tp", "fp", "fn")] == [0, 0, 0]
+
+
+def test_a_softmax_is_validated_as_it_is_predicted_with_and_without_a_background_channel():
+    """The same counts from logits relative to the background's; a class counts for its regions."""
+    params, batch = init(jax.random.key(0)), placed(host_batch(3))
+    params["head"]["bias"] += 1
+
+    def explicit(params, image, context, train, key=None):
+        logits = apply(params, image, context, train)["logits"]
+        return {"logits": jnp.concatenate([0 * logits[..., :1], logits], -1) + 5.0}
+
+    relative, whole = task(activation="softmax"), task(explicit, activation="softmax")
+    found, again = relative.validate(params, batch), whole.validate(params, batch)
+    assert all(np.array_equal(found[name], again[name]) for name in ("tp", "fp", "fn"))
+    prepared = relative.prepare(batch, None)
+    logits = np.asarray(apply(params, prepared["image"], {}, False)["logits"])
+    best = np.where(logits.max(-1) > 0, 1 + logits.argmax(-1), 0)
+    implied = np.asarray(exclusive.implied(prepared["table"]))
+    rows = np.concatenate([np.zeros_like(implied[:, :1]), implied], 1)
+    mask = np.stack([row[b] for row, b in zip(rows, best, strict=True)])
+    truth = np.asarray(targets.multi_hot(prepared["label"], prepared["table"])) > 0
+    valid = (
+        np.asarray(prepared["known"])[:, None, None, None]
+        & (np.asarray(prepared["weight"]) > 0)[..., None]
+    )
+    axes = (0, 1, 2, 3)
+    np.testing.assert_array_equal(found["tp"], (mask & truth & valid).sum(axes))
+    np.testing.assert_array_equal(found["fp"], (mask & ~truth & valid).sum(axes))
+    assert found["tp"].sum() > 0 and found["fp"].sum() > 0
 
 
 def test_two_dimensional_patches():

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,9 +20,13 @@ import pytest
 from medjax import cli
 from medjax.errors import ModelError, TrainError, UsageError
 from medjax.labels import Corpus
+from medjax.prompts.request import Request
+from medjax.runs import folder
 from medjax.runs.export import export
 from medjax.runs.trained import load_predictor, read_model
+from medjax.train import hashes
 from medjax.weights.formats import archive
+from tests.support import old_run
 from tests.support.raw import make_case, save
 from tests.support.run import ORGANS, make_run
 
@@ -350,7 +355,7 @@ def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     assert pair.networks[0].members == 2 and len(pair.networks) == 1
     first, second, flat = singles.values()
     assert np.allclose(_probabilities(pair, volume), (first + second) / 2, atol=2e-6)
-    spread = pair.segment(volume, "Organs").maps["disagreement"]
+    spread = pair.segment(volume, Request("Organs")).maps["disagreement"]
     wanted = (np.abs(first - second) / 2).max(
         -1
     )  # of two, half their distance; blended window by window, so only about
@@ -370,8 +375,34 @@ def _probabilities(predictor, volume):
     def keep(transform, region, names, values):
         transform.image(out)[region] = values
 
-    predictor.segment(volume, "Organs", on_scores=keep)
+    predictor.segment(volume, Request("Organs"), on_scores=keep)
     return out
+
+
+def test_predictions_record_the_hash_of_the_file_that_holds_the_weights(root, tmp_path):
+    step = hashes.of_step(root / "run" / "checkpoints" / "7")
+    sha256 = hashlib.sha256((root / "model.medjax").read_bytes()).hexdigest()
+    found = [load_predictor(root / name).settings() for name in ("run", "model.medjax")]
+    assert [one["weights"] for one in found] == [step, f"sha256:{sha256}"]
+    earlier = [load_predictor(root / n).settings(earlier=True) for n in ("run", "model.medjax")]
+    assert earlier[0] == earlier[1] and len(earlier[0]["weights"]) == 16
+    old_run.extract(tmp_path, "run/")  # checkpoints without hashes: their values are hashed
+    old = load_predictor(tmp_path / "run").settings()["weights"]
+    assert hashes.of_step(tmp_path / "run" / "checkpoints" / "3") == "" and old.startswith("xxh3:")
+
+
+def test_precision_comes_from_the_config(root, tmp_path):
+    shutil.copytree(root / "run", tmp_path / "run")
+    config = folder.read_config(tmp_path / "run")
+    assert "precision" not in load_predictor(tmp_path / "run").settings()
+    for value, expected in (("highest", "highest"), ("", None)):
+        config["infer"]["precision"] = value
+        folder.write_json(tmp_path / "run" / folder.CONFIG, config)
+        assert load_predictor(tmp_path / "run").settings().get("precision") == expected
+    config["infer"]["precision"] = "exact"
+    folder.write_json(tmp_path / "run" / folder.CONFIG, config)
+    with pytest.raises(UsageError, match=r"infer.precision; found 'exact'.*highest"):
+        load_predictor(tmp_path / "run")
 
 
 def test_options_that_a_model_cannot_serve_are_usage_errors(root, tmp_path):

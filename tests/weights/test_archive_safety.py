@@ -28,8 +28,8 @@ from medjax.runs.export import export
 from medjax.runs.info import about_run, as_text
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints
+from medjax.weights.foreign_plans.convert import intensity_of
 from medjax.weights.formats import archive, stablehlo
-from medjax.weights.plans_import import intensity_of
 from tests.support.old_run import extract
 from tests.support.run import make_run
 from tests.weights.test_archive import rewritten
@@ -233,6 +233,8 @@ CONFIGS = {
     "mirror axis of text": ("infer", "mirror_axes", "012", "infer.mirror_axes"),
     "batch 1e9": ("infer", "batch_windows", 10**9, "infer.batch_windows"),
     "activation": ("infer", "activation", "os.system", "infer.activation"),
+    "precision": ("infer", "precision", "exact", r"infer.precision.*default or high or highest"),
+    "precision that is a number": ("infer", "precision", 32, "infer.precision"),
     "activation that is a list": ("infer", "activation", ["sigmoid"], "infer.activation"),
     "average": ("infer", "average", "x", "infer.average"),
     "postprocess": ("infer", "postprocess", {"largest": ["nobody"]}, "nobody"),

@@ -222,7 +222,7 @@ def test_networks_of_version_2_give_the_same_logits(name):
 )
 def test_stunet_s_gives_the_same_five_outputs(strides):
     pytest.importorskip("torch")
-    from benchmarks.torch_networks import (
+    from benchmarks.peers.torch_networks import (
         Trunk,
     )  # written from the specification of STU-Net's files, with their names
 
@@ -357,7 +357,7 @@ def test_imagenets_layers_go_into_the_bottleneck():
 @pytest.mark.parity
 def test_one_layer_of_the_transformer_equals_pytorchs():
     torch = pytest.importorskip("torch")
-    from benchmarks.torch_networks import VitLayer
+    from benchmarks.peers.torch_networks import VitLayer
     from medjax.models.parts.vit import Layer
 
     tree = _converted(vit, _vit_tensors())[1]["vit"]["layer0"]

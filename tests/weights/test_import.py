@@ -14,11 +14,12 @@ from medjax import cli
 from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity
+from medjax.prompts.request import Request
 from medjax.registry import plain
 from medjax.runs import build, folder, imported, trained
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint
-from medjax.weights import nnunet_plan
+from medjax.weights.foreign_plans import description
 from medjax.weights.transfer import transfer
 
 STATISTICS = {
@@ -70,7 +71,7 @@ def _plans(forward=(0, 1, 2), patch=(8, 16, 16), spacing=(3.0, 1.0, 1.5)):
 
 
 def test_plans_of_version_2_in_our_terms():
-    found = nnunet_plan.from_v2(_plans((1, 0, 2)), "3d_fullres", DATASET, mirror_axes=(0,))
+    found = description.from_v2(_plans((1, 0, 2)), "3d_fullres", DATASET, mirror_axes=(0,))
     assert found.patch == (16, 8, 16) and found.plan.spacing_of("Dataset001_Liver") == (
         1.0,
         3.0,
@@ -84,13 +85,13 @@ def test_plans_of_version_2_in_our_terms():
     ct = found.plan.intensity_of("CT")
     assert (ct.scheme, ct.clip, ct.mean, ct.std) == ("ct", (-500.0, 400.0), 40.0, 120.0)
     assert found.space.classes == ("liver", "tumour") and found.space.corpora[0].values == (0, 1, 2)
-    assert nnunet_plan.from_v2(_plans(), "3d_lowres", DATASET).plan.spacing_of(
+    assert description.from_v2(_plans(), "3d_lowres", DATASET).plan.spacing_of(
         "Dataset001_Liver"
     ) == (6.0, 2.0, 3.0)
     with pytest.raises(ModelError, match="3D configurations"):
-        nnunet_plan.from_v2(_plans(), "2d", DATASET)
+        description.from_v2(_plans(), "2d", DATASET)
     with pytest.raises(UsageError, match="no such configuration"):
-        nnunet_plan.from_v2(_plans(), "3d_cascade", DATASET)
+        description.from_v2(_plans(), "3d_cascade", DATASET)
 
 
 def test_z_scores_within_the_non_zero_voxels_stay_there():
@@ -99,7 +100,7 @@ def test_z_scores_within_the_non_zero_voxels_stay_there():
         "normalization_schemes": ["ZScoreNormalization", "NoNormalization"],
         "use_mask_for_norm": [True, True],
     }
-    found = nnunet_plan.from_v2(
+    found = description.from_v2(
         plans, "3d_fullres", DATASET | {"channel_names": {"0": "T1", "1": "mask"}}
     )
     assert (
@@ -110,7 +111,7 @@ def test_z_scores_within_the_non_zero_voxels_stay_there():
 
 def test_regions_keep_the_order_of_their_channels():
     labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
-    space = nnunet_plan.label_space(labels, ("T1", "T2"), "brats")
+    space = description.label_space(labels, ("T1", "T2"), "brats")
     assert space.classes == ("whole", "core", "enhancing") and space.corpora[0].ignore == 4
     mask = np.zeros((4, 3), bool)
     mask[1:, 0] = mask[2:, 1] = mask[3:, 2] = True
@@ -132,7 +133,7 @@ def test_plans_of_version_1_in_our_terms():
         "dataset_properties": {"intensityproperties": {0: ct}},
     }
     dataset = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "tumour"}}
-    found = nnunet_plan.from_v1(plans, dataset, "Task003_Liver")
+    found = description.from_v1(plans, dataset, "Task003_Liver")
     assert found.patch == (96, 192, 192) and found.average == "prob" and found.batch == 4
     assert found.plan.intensity_of("CT").std == 175.5 and found.space.classes == ("liver", "tumour")
 
@@ -211,7 +212,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     array = rng.normal(40, 300, side).astype(np.float32)
     spacing = {(0, 1, 2): (3.0, 1.0, 1.5), (1, 0, 2): (1.0, 3.0, 1.5)}[forward]
     volume = _volume(array, spacing)
-    image = predictor.networks[0].prepare(volume, "Dataset001_Liver").image
+    image = predictor.networks[0].prepare(volume, Request("Dataset001_Liver")).image
     np.testing.assert_allclose(image[..., 0], (np.clip(array, -500, 400) - 40) / 120, atol=1e-4)
 
     net, params = trained.read_model(run).network, checkpoint.read_params(run)
@@ -232,13 +233,13 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     with torch.no_grad():
         window = (
             predictor.networks[0]
-            .prepare(small, "Dataset001_Liver")
+            .prepare(small, Request("Dataset001_Liver"))
             .image[..., 0]
             .transpose(forward)
             .copy()
         )
         expected = theirs(torch.from_numpy(window)[None, None])[0][0].argmax(0).numpy()
-    found = predictor.segment(small, "Dataset001_Liver").label_map
+    found = predictor.segment(small, Request("Dataset001_Liver")).label_map
     np.testing.assert_array_equal(found, expected.transpose([forward.index(a) for a in range(3)]))
     assert len(np.unique(found)) > 1
 

@@ -15,7 +15,7 @@ from medjax.weights.families import swin_unet as port
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from benchmarks.torch_swin_unet import SwinUnet  # noqa: E402
+from benchmarks.peers.torch_swin_unet import SwinUnet  # noqa: E402
 from tests.models.test_swin_unet import from_torch, timm_or_skip  # noqa: E402
 from tests.support.networks import fresh  # noqa: E402
 

@@ -19,7 +19,7 @@ from tests.support.raw import write_corpus
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from benchmarks.torch_swin_unet import SwinUnet  # noqa: E402
+from benchmarks.peers.torch_swin_unet import SwinUnet  # noqa: E402
 
 SIZE = dict(
     width=8, depths=(2, 1), heads=(1, 2), window=4

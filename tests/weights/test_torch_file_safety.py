@@ -22,7 +22,8 @@ from medjax.errors import DataError, MedjaxError, ModelError, UsageError
 from medjax.runs import imported
 from medjax.runs.imported import import_weights
 from medjax.scans import arrays, zipped
-from medjax.weights import accounts, nnunet_plan
+from medjax.weights import accounts
+from medjax.weights.foreign_plans import description
 from medjax.weights.formats import torch_file
 
 EVIL = b"A" * 8
@@ -451,7 +452,7 @@ def test_what_a_checkpoint_says_of_itself_wrongly_is_a_sentence(tmp_path, case):
 def test_names_in_a_checkpoint_never_become_paths(tmp_path, monkeypatch):
     """Everything else fits: the name alone is the reason."""
     given = PLANS | {"dataset_name": "../../pwn"}, "3d_fullres", LABELS
-    monkeypatch.setattr(imported, "_describe", lambda *_: nnunet_plan.from_v2(*given))
+    monkeypatch.setattr(imported, "_describe", lambda *_: description.from_v2(*given))
     from tests.weights.test_families import _vit_tensors
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())

@@ -44,16 +44,6 @@ def implied(table: Bool[Array, "b ids c"]) -> Bool[Array, "b c c"]:
     return (breaks == 0) & own.any(1)[..., None]
 
 
-def decide(
-    logits: Float[Array, "b *vol c"], table: Bool[Array, "b ids c"]
-) -> Bool[Array, "b *vol c"]:
-    """The classes of every voxel: the largest positive logit's class and what it implies."""
-    best = jnp.argmax(logits, -1)
-    rows = jnp.concatenate([jnp.zeros_like(table[:, :1, :]), implied(table)], 1)  # (b, 1 + c, c)
-    chosen = jnp.where(jnp.max(logits, -1) > 0, 1 + best, 0)
-    return jax.vmap(lambda row, index: row[index])(rows, chosen)
-
-
 def unpack(
     outputs: Mapping, batch: Mapping
 ) -> tuple[

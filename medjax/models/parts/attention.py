@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from medjax.errors import ModelError
 from medjax.models.parts import window as geometry
+from medjax.models.parts.adapters import Dense
 
 # entries of the call; for a head also what other parts of the network offer, by name
 Context = Mapping[str, Any] | None
@@ -160,9 +161,9 @@ class WindowAttention(nn.Module):
             )
             bias = bias + geometry.shift_mask(region)[:, None]
         tokens = geometry.partition(x, used)
-        qkv = nn.Dense(3 * width, name="qkv", **given)(tokens)
+        qkv = Dense(3 * width, name="qkv", **given)(tokens)
         tokens = attend(*split_heads(qkv, self.heads), bias)
-        tokens = nn.Dense(width, name="proj", **given)(tokens)
+        tokens = Dense(width, name="proj", **given)(tokens)
         x = geometry.roll(geometry.reverse(tokens, used, padded), [-s for s in shift])
         return x[(slice(None), *(slice(side) for side in grid))]
 
@@ -178,10 +179,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
         width = x.shape[-1]
         first, second = (linear_init(self.initial, n) for n in (width, self.features))
-        x = nn.Dense(self.features, name="fc1", dtype=self.dtype, **first)(x)
-        return nn.Dense(width, name="fc2", dtype=self.dtype, **second)(
-            nn.gelu(x, approximate=False)
-        )
+        x = Dense(self.features, name="fc1", dtype=self.dtype, **first)(x)
+        return Dense(width, name="fc2", dtype=self.dtype, **second)(nn.gelu(x, approximate=False))
 
 
 class SwinBlock(nn.Module):

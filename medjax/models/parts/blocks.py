@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, call
 from medjax.models.parts.conv import Conv, Up
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
@@ -178,7 +179,7 @@ def head(
             name=name,
         )
         return call(made, x, context)
-    return nn.Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(
+    return Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(
         x
     ).astype(jnp.float32)
 

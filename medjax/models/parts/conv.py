@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
 from medjax.models.parts import conv_cpu
+from medjax.models.parts.adapters import beside
 from medjax.models.parts.patch import depth_to_space, space_to_depth
 from medjax.models.parts.remat import CONV, mark
 
@@ -148,13 +149,13 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features), jnp.float32
         )
-        y = convolve(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.strides or (1,) * len(self.kernel)
-        )
+        strides = self.strides or (1,) * len(self.kernel)
+        x = x.astype(self.dtype)
+        y = convolve(x, kernel.astype(self.dtype), strides)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype) if self.bias_matters else y
-        return mark(y, CONV)
+        return mark(beside(self, x, y, lambda x, k: convolve(x, k, strides)), CONV)
 
 
 class Up(nn.Module):
@@ -174,13 +175,17 @@ class Up(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32
         ).astype(self.dtype)
-        flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
-        y = depth_to_space(x.astype(self.dtype) @ flat, self.stride)
+        x = x.astype(self.dtype)
+        y = self._expand(x, kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
                 self.dtype
             )
-        return y
+        return beside(self, x, y, self._expand)
+
+    def _expand(self, x: Array, kernel: Array) -> Array:
+        flat = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
+        return depth_to_space(x @ flat, self.stride)
 
 
 class Down(nn.Module):
@@ -200,9 +205,13 @@ class Down(nn.Module):
         kernel = self.param(
             "kernel", self.kernel_init, (*self.stride, x.shape[-1], self.features), jnp.float32
         ).astype(self.dtype)
-        y = space_to_depth(x.astype(self.dtype), self.stride) @ kernel.reshape(-1, self.features)
+        x = x.astype(self.dtype)
+        y = self._project(x, kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(
                 self.dtype
             )
-        return y
+        return beside(self, x, y, self._project)
+
+    def _project(self, x: Array, kernel: Array) -> Array:
+        return space_to_depth(x, self.stride) @ kernel.reshape(-1, kernel.shape[-1])

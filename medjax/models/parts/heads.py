@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import CORPUS, Spec, needed
+from medjax.models.parts.adapters import COLLECTION, beside, factors
 from medjax.models.parts.attention import Context
 
 KINDS = ("sigmoid", "corpus_softmax")
@@ -41,10 +42,11 @@ class DenseHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *vol w"]) -> Float[Array, "b *vol c"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.classes))
-        y = jnp.matmul(
-            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return y + self.param("bias", self.bias_init, (self.classes,)) if self.use_bias else y
+        x = x.astype(self.dtype)
+        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if self.use_bias:
+            y = y + self.param("bias", self.bias_init, (self.classes,))
+        return beside(self, x, y)
 
 
 class CorpusHeads(nn.Module):
@@ -88,6 +90,10 @@ class CorpusHeads(nn.Module):
         )
         flat = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
         y = jnp.einsum("bnw,bwk->bnk", flat, chosen, preferred_element_type=jnp.float32)
+        if self.has_variable(COLLECTION, "a"):
+            hidden, second = factors(self, flat.astype(jnp.float32))
+            own = jnp.moveaxis(jnp.take(second, jnp.maximum(mine, 0), axis=1), 1, 0)
+            y = y + jnp.einsum("bnf,bfk->bnk", hidden, own)
         if self.use_bias:
             own = np.setdiff1d(np.arange(total), table[:, 0])
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import MODALITY, Spec, needed
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, Mlp, linear_init
 
 ROUTINGS = ("dense", "gate", "channel_gate", "hard")
@@ -107,7 +108,7 @@ class MixtureOfExperts(nn.Module):
         x = x.astype(jnp.float32)
         if self.gate_scope == "image":
             x = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
-        return nn.Dense(
+        return Dense(
             outputs, name="gate", dtype=jnp.float32, **linear_init(self.initial, x.shape[-1])
         )(x)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from medjax.errors import ModelError, did_you_mean
+from medjax.models.parts.adapters import Dense, beside
 
 # Offsets of the neighbours that one merged token concatenates. The order belongs to the weights.
 # `fixed`: MONAI 1.5 and later; `legacy`: earlier MONAI, (0,1,0) and (0,0,1) twice and two offsets
@@ -141,10 +142,12 @@ class PatchEmbed(nn.Module):
     def __call__(self, x: Float[Array, "b *vol m"]) -> Float[Array, "b *grid c"]:
         kernel = self.param("kernel", self.kernel_init, (*self.size, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        tokens = space_to_depth(x, self.size).astype(self.dtype)
-        return tokens @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(
-            self.dtype
-        )
+        x = x.astype(self.dtype)
+        y = self._project(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return beside(self, x, y, self._project)
+
+    def _project(self, x: Array, kernel: Array) -> Array:
+        return space_to_depth(x, self.size) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class PatchMerging(nn.Module):
@@ -167,7 +170,7 @@ class PatchMerging(nn.Module):
         features = 2 * x.shape[-1]
         x = merge(x, merging_order(self.order, x.ndim - 2))
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(x)
-        return nn.Dense(
+        return Dense(
             features,
             use_bias=False,
             kernel_init=self.kernel_init,
@@ -192,7 +195,7 @@ class PatchExpanding(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *grid c"]) -> Float[Array, "b *vol d"]:
         width = math.prod(self.size) * self.features
-        x = nn.Dense(
+        x = Dense(
             width, use_bias=False, kernel_init=self.kernel_init, dtype=self.dtype, name="expand"
         )(x)
         return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="norm")(

@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from medjax.errors import ModelError
+from medjax.models.parts.adapters import COLLECTION
 from medjax.models.parts.attention import split_offer
 from medjax.models.parts.remat import policy
 
@@ -42,25 +44,41 @@ def repeat(
     if parent.is_initializing():
         # traced once for all layers
         fresh = jax.jit(lambda key, x: layer.init(key, x, *arguments)["params"])
-        weights = [parent.param(name, fresh, x) for name in names]
+        weights = [{"params": parent.param(name, fresh, x)} for name in names]
     else:
-        weights = [parent.get_variable("params", name) for name in names]
+        weights = [{"params": parent.get_variable("params", name)} for name in names]
+    own = [name for name in names if parent.has_variable(COLLECTION, name)]
+    for variables, name in zip(weights, names, strict=True):
+        if name in own:
+            variables[COLLECTION] = parent.get_variable(COLLECTION, name)
     keys = jax.random.split(parent.make_rng("dropout"), len(names)) if dropout else None
 
     def step(x: Array, given: tuple[Any, Array | None]) -> tuple[Array, dict[str, Any]]:
-        params, key = given
+        variables, key = given
         rngs = None if key is None else {"dropout": key}
-        return split_offer(layer, layer.apply({"params": params}, x, *arguments, rngs=rngs))
+        return split_offer(layer, layer.apply(variables, x, *arguments, rngs=rngs))
 
     if remat != "none":
         step = jax.checkpoint(step, policy=policy(remat), prevent_cse=not scan)
     if scan and len(names) > 1:
+        if len({_shapes(variables.get(COLLECTION)) for variables in weights}) > 1:
+            raise ModelError(
+                "the adapters of scanned layers differ",
+                found=f"adapters in {', '.join(own)} of {', '.join(names)}",
+                fix="let the rules give all layers the same ranks, or set scan=False",
+            )
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
         x, found = lax.scan(step, x, (stacked, keys))
         return x, {
             name: jax.tree.map(lambda leaf, i=i: leaf[i], found) for i, name in enumerate(names)
         }
     offered = {}
-    for i, params in enumerate(weights):
-        x, offered[names[i]] = step(x, (params, None if keys is None else keys[i]))
+    for i, variables in enumerate(weights):
+        x, offered[names[i]] = step(x, (variables, None if keys is None else keys[i]))
     return x, offered
+
+
+def _shapes(tree: Any) -> tuple:
+    """Paths and shapes of a tree, to compare layers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return tuple((jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves)

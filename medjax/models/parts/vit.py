@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, Offered, attend, call, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.conv import Conv
@@ -53,7 +54,7 @@ class Layer(nn.Module):
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(1e-6),
         }
-        dense = functools.partial(nn.Dense, dtype=self.dtype, **init)
+        dense = functools.partial(Dense, dtype=self.dtype, **init)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         norm = functools.partial(nn.LayerNorm, EPSILON, dtype=self.dtype, use_fast_variance=False)
         y = norm(name="ln1")(x)

@@ -164,7 +164,7 @@ def read(path: Path) -> Archive:
                 name: _content(path, archive, name, facts)
                 for name, facts in manifest["members"].items()
             }
-        digest = _sha256(path)
+        digest = files.sha256(path)
     except zipped.DAMAGES as error:
         raise _refused(
             path, f"not a readable model archive ({error})", fix="obtain the file again"
@@ -349,11 +349,6 @@ def _refused(
 
 def _refusal(message: str, *, path: Path, **given: Any) -> ModelError:
     return _refused(path, message, **given)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pack_arrays(arrays: Mapping[str, Any]) -> bytes:

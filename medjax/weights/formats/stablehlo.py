@@ -84,7 +84,8 @@ def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
             for name, entry in given.items()
         ],
         "output": "logits (b, *window, classes) float32",
-        "before": "canonical axes, crop, clip, normalise and resample as plan.json says",
+        "before": "canonical axes, crop, clip, normalise and resample as plan.json says; channels "
+        'of its scheme "mask": 1 where above 0, else 0, by nearest neighbour',
         "after": "blend windows, resample to the scan, threshold or softmax, label values as "
         "labels.json says",
     }

@@ -1,0 +1,48 @@
+"""Further evaluations of held-out cases that installed packages offer.
+
+A package registers a module under the name of a field, which `config.evaluate` then accepts:
+
+    [project.entry-points."medjax.evaluations"]
+    resampled = "medjax_verbs.resampled"
+
+If the field is set, `check(value)` is called before the training (it raises `UsageError` for a
+value that cannot be used), and after the evaluation `evaluate(scorer, held, store, value)` with the
+scorer of the first network, corpus name -> (corpus, cases), the prepared volumes and the value. It
+returns what becomes evaluation/<name>.json, with the records of failed cases under "failed", and
+the lines to print.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from medjax import plugins
+from medjax.errors import UsageError
+
+# fields of `config.evaluate` that the core reads itself
+CORE = {"on", "surface", "montages", "groups", "baseline", "difficult_below"}
+
+
+def chosen(given: Mapping[str, Any]) -> dict[str, tuple[ModuleType, Any]]:
+    """Name -> (module, value) of the evaluations that a config asks for, values checked.
+
+    Args:
+      given: the section `evaluate` of a config.
+
+    Raises: `UsageError` for one that no installed package offers, and for unusable values.
+    """
+    points, found = plugins.points(plugins.EVALUATIONS), {}
+    for name, value in given.items():
+        if name in CORE or not value:
+            continue
+        if name not in points:
+            raise UsageError(
+                f"no installed package offers the evaluation {name!r}",
+                found=f"config.evaluate.{name}={value}",
+                expected=", ".join(sorted(points)) or "none",
+                fix="install medjax again (pip install -e .), or leave the field out",
+            )
+        module = points[name].load()
+        module.check(value)
+        found[name] = module, value
+    return found

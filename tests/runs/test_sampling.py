@@ -1,0 +1,81 @@
+"""The version of the stream in a run folder: recorded in new runs, kept by old ones."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from configs.base import base_config
+from medjax.registry import plain
+from medjax.runs import folder as runfolder
+from medjax.runs import sampling, stages
+from medjax.sample import draw
+from medjax.sample.stream import Recipe, dataset
+from medjax.train.checkpoint import Checkpoints
+from tests.sample.test_draw import VERSION_1, Backwards, digest, pools  # noqa: F401
+from tests.support import old_run
+
+
+@pytest.fixture
+def second(monkeypatch):
+    monkeypatch.setitem(draw.VERSIONS, 2, Backwards)
+
+
+def trained(folder, sampler):
+    runfolder.write_json(folder / runfolder.CONFIG, plain(base_config()) | {"sampler": sampler})
+    with Checkpoints(folder / "checkpoints") as target:
+        target.save(3, {"params": {"a": np.ones(2, np.float32)}}, {"recipe": {}})
+
+
+def version(fields, folder):
+    return sampling.resolved(fields, folder)["sampler"]["version"]
+
+
+def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
+    fields = plain(base_config())
+    assert fields["sampler"]["version"] == 0
+    assert version(fields, tmp_path / "new") == 2
+    trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
+    trained(tmp_path / "first", {"version": 1})
+    assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
+    begun = tmp_path / "begun"
+    runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
+    assert version(fields, begun) == 2  # nothing trained yet
+    said = fields | {"sampler": fields["sampler"] | {"version": 1}}
+    assert version(said, tmp_path / "new") == 1
+
+
+def test_a_run_of_version_1_continues_its_stream(tmp_path, second, pools):  # noqa: F811
+    fields = plain(base_config())
+    fields["sampler"] |= {"foreground": 0.33, "exponent": 0.5}
+    trained(tmp_path / "run", {"draw": "iid"})
+    sampler = sampling.resolved(fields, tmp_path / "run")["sampler"]
+    recipe = Recipe(patch=(6, 6, 6), batch=4, seed=3, **sampling.recipe_arguments(sampler))
+    batches = dataset(pools, recipe)
+    assert digest(batches[k] for k in range(6)) == VERSION_1["iid"][1]
+    other = sampling.resolved(fields, tmp_path / "other")["sampler"]
+    newer = Recipe(patch=(6, 6, 6), batch=4, seed=3, **sampling.recipe_arguments(other))
+    assert digest(dataset(pools, newer)[k] for k in range(6)) != VERSION_1["iid"][1]
+
+
+def test_later_fields_do_not_make_an_old_run_another_one(tmp_path):
+    folder = old_run.unpack(tmp_path)
+    old = runfolder.read_config(folder / "run")
+    assert "version" not in old["sampler"] and "whole" not in old["sampler"]
+    new = json.loads(json.dumps(old))
+    new["sampler"] |= {"version": 0, "whole": 0.0, "threads": 7}
+    new = sampling.resolved(plain(new), folder / "run")
+    assert stages.recipe_fields(new)["sampler"] == stages.recipe_fields(old)["sampler"]
+    for change in ({"version": 2}, {"whole": 0.5}, {"draw": "mix"}):
+        other = new | {"sampler": new["sampler"] | change}
+        assert runfolder.differences(stages.recipe_fields(old), stages.recipe_fields(other))
+
+
+def test_the_recipe_takes_every_field_of_the_section():
+    section = plain(base_config())["sampler"] | {"version": 1, "whole": 0.25}
+    recipe = Recipe((4, 4, 4), 2, **sampling.recipe_arguments(section))
+    for name in set(section) - set(sampling.ON_HOST):
+        assert getattr(recipe, name) == section[name]
+    assert sampling.recipe_arguments({"draw": "mix"}) == {"draw": "mix", "version": 1, "whole": 0.0}
+    assert list(itertools.islice(sampling.decisive(section), 1))

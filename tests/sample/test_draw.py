@@ -1,0 +1,134 @@
+"""Versions of the draw: 1 is what it was, and a newer one changes no run that began with it;
+whole cases among the patches.
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from medjax.errors import UsageError
+from medjax.prepare import store
+from medjax.sample import draw
+from medjax.sample.stream import Pool, Recipe, Samples, stream
+from tests.sample.test_stream import RECIPE, same, take, write
+
+# hash of the first six batches of version 1, computed by commit 11fea70
+VERSION_1 = {
+    "iid": ({"patch": (6, 6, 6), "seed": 3}, "e50f0737b2ce47bd"),
+    "mix": ({"patch": (6, 6, 6), "seed": 3, "draw": "mix"}, "074b5fdaec3d2ccb"),
+    "probabilistic": (
+        {
+            "patch": (6, 6, 6),
+            "seed": 3,
+            "oversample": "probabilistic",
+            "balance": "class",
+            "by": "class",
+        },
+        "1d9c58ef1be67b28",
+    ),
+    "slices": ({"patch": (6, 6), "seed": 5, "dims": 2, "foreground": 0.5}, "b052684ce91d1d5a"),
+}
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    """As in `tests.sample.test_stream`."""
+    root = tmp_path_factory.mktemp("store")
+    for n in range(4):
+        write(root / "many" / f"case_{n}", n)
+    write(root / "one" / "case_9", 9)
+    many = Pool(0, str(root / "many"), tuple(store.list_cases(root, "many")), (1, 2), 0)
+    return many, Pool(1, str(root / "one"), ("case_9",), (1, 3), 1)
+
+
+def digest(batches):
+    found = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            array = np.ascontiguousarray(batch[name])
+            found.update(f"{name}{array.dtype}{array.shape}".encode())
+            found.update(array.tobytes())
+    return found.hexdigest()[:16]
+
+
+class Backwards(Samples):
+    """A toy second version: the seed of a sample is another one."""
+
+    def __call__(self, index, choice=()):
+        return super().__call__(index + 1000, choice)
+
+
+@pytest.fixture
+def second(monkeypatch):
+    monkeypatch.setitem(draw.VERSIONS, 2, Backwards)
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_version_1_is_what_it_was(pools, name):
+    fields, known = VERSION_1[name]
+    assert digest(take(6, pools, Recipe(batch=4, version=1, **fields), threads=0)) == known
+
+
+def test_a_newer_version_leaves_older_runs_alone(pools, second):
+    assert draw.newest() == 2 and Recipe((6, 6, 6), 4).version == 2
+    old, new = (Recipe((6, 6, 6), 4, seed=3, version=version) for version in (1, None))
+    assert digest(take(6, pools, old)) == VERSION_1["iid"][1]
+    assert digest(take(6, pools, new)) != VERSION_1["iid"][1]
+    same(take(3, pools, old, start=3), take(6, pools, old)[3:])
+    same(take(2, pools, new, start=4), take(6, pools, new)[4:])
+
+
+def test_unknown_versions_are_refused():
+    with pytest.raises(UsageError, match=r"unknown version of the stream.*the version of medjax"):
+        Recipe((6, 6, 6), 4, version=7)
+
+
+# ---------------------------------------------------------------- whole cases
+
+
+def test_the_share_of_whole_cases_and_what_they_show(pools):
+    recipe = Recipe((8, 8, 8), 4, seed=1, whole=0.3, final=(6, 6, 6))
+    samples = [Samples(pools, recipe)(i) for i in range(400)]
+    whole = np.array([sample["whole"] for sample in samples])
+    assert whole.mean() == pytest.approx(0.3, abs=0.07)
+    extent = np.array([2.0, 1.0, 0.5]) * (12, 14, 10)
+    for sample in samples[:40]:
+        if sample["whole"]:
+            np.testing.assert_allclose(sample["spacing_mm"], extent / 6, rtol=1e-6)
+            inside = sample["label"] >= 0
+            assert inside.sum() == 6**3 and inside[1:7, 1:7, 1:7].all()
+        else:
+            np.testing.assert_array_equal(sample["spacing_mm"], [2.0, 1.0, 0.5])
+
+
+def test_every_sample_whole_and_none(pools):
+    none, every = (Recipe((6, 6, 6), 4, seed=3, whole=share) for share in (0.0, 1.0))
+    same(take(2, pools, none), take(2, pools, RECIPE))
+    for batch in take(2, pools, every):
+        assert batch["whole"].all() and (batch["label"] >= 0).all()
+    same(take(2, pools, every), take(2, pools, every, cache_bytes=0))
+    same(take(2, pools, every, start=1), take(3, pools, every)[1:])
+
+
+def test_whole_cases_change_only_what_they_replace(pools):
+    """The draws of case and forced position precede; patches after them are others."""
+    plain, some = (Recipe((6, 6, 6), 4, seed=3, whole=share) for share in (0.0, 0.5))
+    first = [int(b) for batch in take(5, pools, plain) for b in batch["case"]]
+    other = [int(b) for batch in take(5, pools, some) for b in batch["case"]]
+    assert first == other
+
+
+def test_unusable_shares_are_refused():
+    for fields in ({"whole": 1.5}, {"whole": -0.1}, {"whole": 0.5, "dims": 2, "patch": (6, 6)}):
+        with pytest.raises(UsageError, match="share of whole cases"):
+            Recipe(**{"patch": (6, 6, 6), "batch": 4} | fields)
+
+
+def test_hosts_share_whole_cases(pools):
+    recipe = Recipe((6, 6, 6), 4, seed=3, whole=0.5)
+    both = [itertools.islice(stream(pools, recipe, host=h, hosts=2), 2) for h in range(2)]
+    for whole, first, second in zip(take(2, pools, recipe), *both, strict=True):
+        np.testing.assert_array_equal(whole["image"][::2], first["image"])
+        np.testing.assert_array_equal(whole["whole"][1::2], second["whole"])
