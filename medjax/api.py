@@ -31,8 +31,8 @@ class Predictor:
       corpus: corpus whose annotation protocol to follow; required if the model has several and
         `classes` does not determine it.
       classes: classes to predict; default all that the corpus annotates.
-      adapter: an adapter file that was trained on the model. expert: of one with several, the one to
-        use. force_base: accept another base.
+      adapter: an adapter file that was trained on the model. expert: of one with several, the one
+        to use. force_base: accept another base.
       options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
         uncertainty, postprocess, fast, checkpoint: as in `medjax predict` (see
         `runs.trained.load_predictor`).
