@@ -242,9 +242,8 @@ def about(file: Path) -> str:
         f"routing    {settings.routing}",
     ]
     for number, expert in enumerate(found.experts, 1):
-        told = "; ".join(
-            f"{word} {', '.join(expert.get(word) or ['-'])}" for word in adapters.WORDS
-        )
+        own = {word: ", ".join(expert.get(word) or ["-"]) for word in adapters.WORDS}
+        told = "; ".join(f"{word} {names}" for word, names in own.items())
         lines.append(f"expert {number}   {expert['name']}: {told}")
     classes = LabelSpace.from_json(found.documents["labels"]).classes
     lines.append(f"classes    {', '.join(classes)}")
