@@ -225,8 +225,8 @@ def _set(config: Any, keys: Sequence[str], value: Any) -> None:
             stack.enter_context(config.ignore_type())
         node = config
         for key in keys[:-1]:
-            if not hasattr(node.get(key), "keys"):
-                node[key] = section({})
+            if not hasattr(held := node.get(key), "keys"):
+                node[key] = section({"kind": held} if isinstance(held, str) else {})
             node = node[key]
         node[keys[-1]] = section(value) if isinstance(value, Mapping) else value
 

@@ -306,6 +306,12 @@ TAKEN = [  # config, flag, value; fields that the config file does not list amon
     ("multitalent.py:demo", "data.allow_absent", True),
     ("multitalent.py:demo", "deep_weights=1,0.5", (1, 0.5)),
     ("multitalent.py:demo", "seed=7", 7),
+    ("multitalent.py:unet", "model.head.kind=corpus_softmax", "corpus_softmax"),
+    ("multitalent.py:unet", "model.bottleneck=vit", "vit"),
+    ("multitalent.py:unet", "model.bottleneck=none", "none"),
+    ("multitalent.py:swin", 'model.mlp={"kind":"experts","experts":4}', None),
+    ("tsfm.py:h", "model.context.kind=embedding", "embedding"),
+    ("multitalent.py:demo", "data.intensity.CT.scheme=window", "window"),
 ]
 
 
@@ -317,6 +323,8 @@ def test_every_setting_is_a_flag(config, flag, value, repository, monkeypatch):
         node = node[key]
     if flag.startswith("sharding"):
         value = (("bias", "replicate"), (".*", "fsdp"))
+    if flag.startswith("model.mlp"):
+        value = {"kind": "experts", "experts": 4}
     assert node == value and type(node) is type(value)
 
 
@@ -349,6 +357,16 @@ def test_a_view_and_a_phase_are_added_by_flags(repository, monkeypatch):
     assert fields["optim"]["phases"] == {"only": {"steps": 700, "lr": 0.1}}
     with pytest.raises(UsageError, match=r"config.data.views.Left needs annotated"):
         _parsed("multitalent.py:demo", flags[0])
+
+
+def test_the_kind_of_a_socket_and_its_fields_are_flags_in_any_order(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    field, kind = "--config.model.mlp.experts=4", "--config.model.mlp.kind=experts"
+    for flags in ([field, kind], [kind, field], [field, "--config.model.mlp=experts"]):
+        fields = _parsed("multitalent.py:swin", *flags)
+        assert fields["model"]["mlp"] == {"kind": "experts", "experts": 4}
+    with pytest.raises(UsageError, match=r"no field 'experts' for the kind dense"):
+        _parsed("multitalent.py:swin", field, "--config.model.mlp=dense")
 
 
 def test_another_network_takes_what_fits_and_names_what_does_not(repository, monkeypatch):

@@ -11,6 +11,7 @@ from medjax import cli, commands, plugins
 from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs import evaluations
+from medjax.runs.settings import accepted, schema
 from medjax_verbs import resampled
 
 VERB = """
@@ -63,6 +64,16 @@ def test_an_evaluation_is_checked_before_the_training(installed):
         evaluations.chosen(given | {"resampled": "relased"})
     with pytest.raises(UsageError, match="no installed package offers the evaluation 'calibrated'"):
         evaluations.chosen(given | {"calibrated": True})
+
+
+def test_an_evaluation_of_another_package_is_a_field(installed):
+    fields = plain(base_config())
+    fields["evaluate"] |= {"calibrated": "ece"}
+    with pytest.raises(UsageError, match="no field 'calibrated'"):
+        accepted.check(fields)
+    installed[plugins.EVALUATIONS] = {"calibrated": "other_package"}
+    accepted.check(fields)
+    assert schema.Config.from_fields(fields).to_json()["evaluate"]["calibrated"] == "ece"
 
 
 def test_the_core_knows_its_own_fields():

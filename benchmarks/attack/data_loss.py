@@ -254,7 +254,7 @@ def foreign_run(site: Site) -> Iterator[Seen]:
     yield fine("a run beside other files goes on", said, also=kept)
 
 
-@row("D10", "a folder of somebody else named as run, store or result", "weak")
+@row("D10", "a folder of somebody else named as run, store or result", "fail")
 def opened_as_ours(site: Site) -> Iterator[Seen]:
     """Nothing in it may change, and every command must say that it is none of ours."""
     data = m.corpus(site.path("Task01_Toy"), n=4)

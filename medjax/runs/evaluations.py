@@ -1,6 +1,6 @@
 """Further evaluations of held-out cases that installed packages offer.
 
-A package registers a module under the name of a field of `config.evaluate`:
+A package registers a module under the name of a field, which `config.evaluate` then accepts:
 
     [project.entry-points."medjax.evaluations"]
     resampled = "medjax_verbs.resampled"

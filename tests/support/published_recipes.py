@@ -148,6 +148,7 @@ SETTINGS = {  # of the engine
     "data.plan": "",
     "data.configuration": "",
     "data.allow_absent": False,
+    "data.tasks": {},
     "data.spacing_mm": (),
     "data.size": (),
     "data.intensity": {},
@@ -188,6 +189,8 @@ SETTINGS = {  # of the engine
     "init.gate": "fresh",
     "train.steps": 1000 * EPOCH,  # MultiTalent 8.5
     "train.batch": 2,
+    "train.accumulate": 1,
+    "train.precision": "",
     "train.patch": (128, 128, 128),
     "train.validate_every": EPOCH,
     "train.validation_batches": 50,  # MultiTalent 8.5
@@ -204,6 +207,7 @@ SETTINGS = {  # of the engine
     "infer.average": "prob",  # MultiTalent 4, row 19
     "infer.activation": "sigmoid",
     "infer.batch_windows": 2,
+    "infer.precision": "",
     "infer.postprocess.largest": (),
     "infer.postprocess.holes": (),  # none: MultiTalent 3.10
     "infer.postprocess.min_ml": {},
@@ -217,11 +221,14 @@ SETTINGS = {  # of the engine
     "evaluate.difficult_below": 0.75,  # MultiTalent 3.11
 }
 
-BASE = SETTINGS | AUGMENTATION | SGD | SIGMOID_LOSSES | UNET
+# sockets of a network that a recipe leaves as they are
+SOCKETS = {"model.mlp": None, "model.bottleneck": None, "model.context": None}
+
+BASE = SETTINGS | AUGMENTATION | SGD | SIGMOID_LOSSES | UNET | SOCKETS
 
 
 def _model(table: Table, model: Table) -> Table:
-    return _without(table, "model.") | _under("model", model)
+    return _without(table, "model.") | SOCKETS | _under("model", model)
 
 
 # what trains on two cores; chosen by this project, no paper: learning notes 4 and 5

@@ -125,6 +125,7 @@ def experts(
 
     Args:
       modalities: of the label space: the number of experts unless `experts` says otherwise.
+      experts: their number; None: one per modality.
       routing, gate_scope, expert_of, dispatch: see `parts.moe.MixtureOfExperts`.
       place: one of `PLACES`.
     """
@@ -162,7 +163,17 @@ def vit(
     scan: bool = True,
     remat: str = "none",
 ) -> Socket:
-    """A vision transformer on the voxels of the deepest map; see `parts.vit.Bottleneck`."""
+    """A vision transformer on the voxels of the deepest map; see `parts.vit.Bottleneck`.
+
+    Args:
+      width, layers, heads, mlp_ratio: of the transformer.
+      kernels: sides of the convolutions before and after it, 1 or 3.
+      residual: add its input to its output.
+      dropout: rate; training then needs the rng "dropout".
+      position: its table, "learned" or "sincos".
+      scan: its layers are one scanned program.
+      remat: any word but "none": its layers are recomputed in the backward pass.
+    """
     made = functools.partial(
         Bottleneck,
         width,
@@ -202,7 +213,12 @@ def corpus_softmax(
 def embedding(
     *, of: str = "modality", modalities: int = 1, corpora: int = 1, tasks: int = 1
 ) -> Socket:
-    """A learned vector per corpus, modality or task, added to the deepest map; see `Embedding`."""
+    """A learned vector per corpus, modality or task, added to the deepest map; see `Embedding`.
+
+    Args:
+      of: "corpus", "modality" or "task".
+      modalities, corpora, tasks: how many there are.
+    """
     check_word("entry of an embedding", of, tuple(EMBEDDED))
     values = {"modalities": modalities, "corpora": corpora, "tasks": tasks}[EMBEDDED[of]]
     made = functools.partial(Embedding, of=of, values=values)
@@ -210,7 +226,11 @@ def embedding(
 
 
 def linear(*, of: str = "spacing_mm") -> Socket:
-    """A linear map of the spacing, added to the deepest map; see `Linear`."""
+    """A linear map of the spacing, added to the deepest map; see `Linear`.
+
+    Args:
+      of: "spacing_mm".
+    """
     check_word("entry of a linear map", of, ("spacing_mm",))
     return Socket("linear", functools.partial(Linear, of=of), {of: STANDARD[of]})
 

@@ -11,9 +11,10 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from medjax import plugins
 from medjax.errors import UsageError, did_you_mean
 from medjax.registry import known, maker
 from medjax.runs.settings import schema, values
@@ -21,12 +22,9 @@ from medjax.runs.settings.schema import FROM_PLAN
 from medjax.runs.settings.section import REQUIRED, Setting, fields_of, is_section
 
 # arguments of a network that follow from the data; a config may overrule them
-FROM_DATA = ("classes", "in_channels", "patch", "spacing_mm", "modalities", "corpus_channels")
+FROM_DATA = ("classes", "in_channels", "patch", "spacing_mm", "corpus_channels")
+FROM_DATA += ("modalities", "corpora", "tasks")
 PLANNED = ("unet", "resenc")  # the networks that a plan can choose
-AUGMENTATIONS = {"nnunet": ("nnunet", "Augmentation"), "turns": ("turns", "Turns")}
-FLIP_AXES = Setting(
-    "flip_axes", tuple[int, ...], (), "axes that are mirrored; by default the last one", False
-)
 
 
 class Place(typing.NamedTuple):
@@ -60,12 +58,19 @@ def find(fields: Mapping[str, Any], keys: Sequence[str]) -> Setting:
     """
     place, value, one = Place("", schema.Config), fields, None
     for key in keys:
-        held = value if isinstance(value, Mapping) else {}
+        held = held_by(value, place.type)
         one = _step(place, held, key)
         value = held.get(key)
         path = f"{place.path}.{key}".lstrip(".")
         place = Place(path, one.type, _name(path, key, fields))
     return one
+
+
+def held_by(value: Any, kind: Any) -> Mapping[str, Any]:
+    """The present fields of a value: none if it has none, the kind of a socket that is a word."""
+    if kind is schema.Socket and isinstance(value, str):
+        return {"kind": value}
+    return value if isinstance(value, Mapping) else {}
 
 
 def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
@@ -79,6 +84,8 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
     found, kind = dict(fields_of(place.type)), place.type
     if kind is schema.Model:
         found |= _network(str(given.get("name", found["name"].default)))
+    elif kind is schema.Socket:
+        found |= socket(place.name, str(given["kind"])) if "kind" in given else {}
     elif kind is schema.Loss:
         found |= parameters("losses", place.name)
     elif kind is schema.TaskOptions:
@@ -88,21 +95,38 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
         found |= augmentation(chosen)
         if chosen != found["kind"].default:
             del found["lateral"]  # only that chain exchanges classes
+    elif kind is schema.Evaluate:
+        for name in plugins.points(plugins.EVALUATIONS):
+            found.setdefault(
+                name, Setting(name, Any, "", "evaluation of an installed package", False)
+            )
     elif kind is schema.Phase:
         common = fields_of(schema.Optimizer).items()
         found |= {k: s._replace(listed=False) for k, s in common}
+    elif kind is schema.Evaluate:
+        others = {k: p.value for k, p in plugins.points(plugins.EVALUATIONS).items()}
+        found |= {
+            k: Setting(k, Any, None, f"of {module}: see there", listed=False)
+            for k, module in others.items()
+            if k not in found
+        }
     return found
 
 
 def parameters(package: str, name: str) -> dict[str, Setting]:
     """The arguments of `medjax.<package>.<name>.make` as fields, by name."""
     make = maker(package, name)
-    signature = inspect.signature(make, eval_str=True).parameters
-    text, others = inspect.getdoc(make) or "", {}
-    for module in re.findall(r"`(\w+)\.make`", text):  # "the same meaning as in `unet.make`"
-        if module != name and module in known(package):
-            others |= meanings(inspect.getdoc(maker(package, module)) or "", signature)
-    words = others | meanings(text, signature)
+    found, others = arguments(make), {}
+    for module in re.findall(r"`(\w+)\.make`", inspect.getdoc(make) or ""):
+        if module != name and module in known(package):  # "as in `unet.make`"
+            others |= meanings(inspect.getdoc(maker(package, module)) or "", found)
+    return {k: s if s.meaning else s._replace(meaning=others.get(k, "")) for k, s in found.items()}
+
+
+def arguments(function: Callable[..., Any]) -> dict[str, Setting]:
+    """The arguments of a function as fields, by name; sockets have the type `schema.Socket`."""
+    signature = inspect.signature(function, eval_str=True).parameters
+    words = meanings(inspect.getdoc(function) or "", signature)
     return {
         key: Setting(
             key,
@@ -116,16 +140,22 @@ def parameters(package: str, name: str) -> dict[str, Setting]:
     }
 
 
+def socket(name: str, kind: str) -> dict[str, Setting]:
+    """The fields of a kind of socket; `UsageError` for an unknown one.
+
+    Args:
+      name: of the socket, e.g. "mlp".
+    """
+    sockets = importlib.import_module("medjax.models.parts.sockets")
+    kinds = sockets.KINDS[name]
+    if kind not in kinds:
+        raise UsageError(f"unknown kind {kind!r} of model.{name}", fix=did_you_mean(kind, kinds))
+    return {k: s for k, s in arguments(kinds[kind]).items() if k not in sockets.FACTS}
+
+
 def augmentation(kind: Any) -> dict[str, Setting]:
     """The settings of a kind of augmentation."""
-    if kind == "flips":
-        return {"flip_axes": FLIP_AXES}
-    if kind not in AUGMENTATIONS:
-        raise UsageError(
-            f"unknown augmentation {kind!r}", fix=did_you_mean(str(kind), (*AUGMENTATIONS, "flips"))
-        )
-    module, name = AUGMENTATIONS[kind]
-    kept = getattr(importlib.import_module(f"medjax.augment.{module}"), name)
+    kept = importlib.import_module("medjax.augment.kinds").find(kind).settings
     types = typing.get_type_hints(kept)
     words = meanings(inspect.getdoc(kept) or "", types)
     return {
@@ -173,6 +203,10 @@ def _task(name: str) -> dict[str, Setting]:
 
 
 def _type(parameter: inspect.Parameter) -> Any:
+    if any(
+        getattr(one, "__name__", "") == "Socket" for one in values.options(parameter.annotation)
+    ):
+        return schema.Socket
     if parameter.annotation is not parameter.empty:
         return parameter.annotation
     default = parameter.default
@@ -218,6 +252,8 @@ def _owner(place: Place, given: Mapping) -> str:
     """What the section names."""
     if place.type is schema.Model:
         return f"the network {given.get('name')}"
+    if place.type is schema.Socket:
+        return f"the kind {given.get('kind', '(none given)')}"
     if place.type is schema.Loss:
         return f"the loss {place.name}"
     if place.type is schema.TaskOptions:
@@ -231,6 +267,10 @@ def _problems(value: Any, place: Place, fields: Mapping) -> Iterator[tuple[str, 
     """(message, facts) for every field below a place that is wrong."""
     path = f"config.{place.path}"
     section = is_section(place.type)
+    if place.type is schema.Socket:
+        if value is None:
+            return
+        value = held_by(value, place.type) or value
     if not isinstance(value, Mapping) or not (section or typing.get_args(place.type)):
         if section or not values.fits(value, place.type):
             expected = "a section" if section else values.describe(place.type)

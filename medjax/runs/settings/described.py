@@ -5,6 +5,7 @@ updates`; the fields that a network, a loss, an augmentation or a task takes fol
 section.
 """
 
+import importlib
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -43,10 +44,14 @@ def _name(section: str, fields: Mapping) -> str:
     return str(fields.get("task", "")) if section == "task_options" else section
 
 
-def _lines(place: Place, value: Any) -> Iterator[str]:
+def _lines(place: Place, value: Any, meaning: str = "") -> Iterator[str]:
     """The lines of a section, or of a mapping from names."""
     if isinstance(value, Section):
         value = value.to_json()
+    if place.type is schema.Socket and not isinstance(value, Mapping):
+        kinds = ", ".join(importlib.import_module("medjax.models.parts.sockets").KINDS[place.name])
+        yield from _line(place.path, value, f"{meaning} [{kinds}]")
+        return
     if not is_section(place.type):
         yield from _named(place, value or {})
         return
@@ -55,7 +60,8 @@ def _lines(place: Place, value: Any) -> Iterator[str]:
     for name, one in accepts.items():
         path = f"{place.path}.{name}"
         if is_section(one.type) or _entries(one):
-            yield from _lines(Place(path, one.type, name), value.get(name, one.default))
+            inner = Place(path, one.type, name)
+            yield from _lines(inner, value.get(name, one.default), one.meaning)
         elif name in value or (name not in hidden and values.is_writable(one.type)):
             same = first.setdefault(one.meaning, name)  # several names may share a text
             meaning = one.meaning if same == name else f"see {same}"

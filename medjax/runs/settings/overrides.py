@@ -70,7 +70,9 @@ def split(
 
 
 def _rank(one: Override) -> int:
-    return 0 if one.path in WHOLE else 1 if one.path in NAMING else 2
+    if one.path in WHOLE or one.path in NAMING:
+        return 0 if one.path in WHOLE else 1
+    return 3 if len(one.keys) > 2 and one.keys[-1] != "kind" else 2  # a socket before its fields
 
 
 def is_switch(fields: Mapping[str, Any], path: str) -> bool:
@@ -89,6 +91,8 @@ def value_of(fields: Mapping[str, Any], one: Override) -> Any:
     if one.path in WHOLE and one.text is not None and not one.text.lstrip().startswith("{"):
         return WHOLE[one.path](one.text)
     place = accepted.find(fields, one.keys)
+    if place.type is schema.Socket and one.text and not one.text.lstrip().startswith("{"):
+        return one.text
     if is_section(place.type):
         return _section(fields, one, place.type)
     if not values.is_writable(place.type):

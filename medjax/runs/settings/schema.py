@@ -184,6 +184,15 @@ class Model(Section):
 
 
 @section
+class Socket(Section):
+    """What fills a place inside a network, with the fields of its kind; or the kind alone."""
+
+    OPEN = True
+
+    kind: str = setting(REQUIRED, "what fills it, see medjax/models/parts/sockets.py")
+
+
+@section
 class Loss(Section):
     """One loss, with the fields that its `make` takes."""
 
@@ -382,6 +391,8 @@ class Infer(Section):
 @section
 class Evaluate(Section):
     """Scores of the held-out cases."""
+
+    OPEN = True  # evaluations that installed packages offer
 
     on: bool = setting(True, "whether a training ends with an evaluation")
     surface: bool = setting(True, "NSD, HD95 and ASSD as well")

@@ -1,12 +1,14 @@
 """What the sections of a config accept follows from schema, signatures and docstrings."""
 
 import importlib
-from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 
+from medjax import plugins
 from medjax.errors import UsageError
+from medjax.models.parts import sockets
 from medjax.registry import known, plain
 from medjax.runs.settings import accepted, schema
 from medjax.runs.settings.accepted import Place
@@ -72,24 +74,50 @@ def test_classes_are_exchanged_by_one_augmentation_only():
     assert "lateral" not in accepted.members(place, {"kind": "turns"})
 
 
-def test_fields_below_a_field_that_takes_a_mapping(monkeypatch):
-    """`model.mlp.kind`: what a word brings along has fields of its own."""
-    from medjax.models import unet
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, kinds in sockets.KINDS.items() for kind in kinds]
+)
+def test_every_field_of_a_socket_has_a_meaning(name, kind):
+    found = accepted.socket(name, kind)
+    assert [key for key, one in found.items() if len(one.meaning) < 4] == []
+    assert not set(found) & set(sockets.FACTS)
 
-    def make(classes: int, *, mlp: str | Mapping[str, Any] = "dense"):
-        """Builds.
 
-        Args:
-          classes: output channels.
-          mlp: the blocks' MLP.
-        """
-
-    monkeypatch.setattr(unet, "make", make)
-    fields = _fields() | {"model": {"name": "unet", "mlp": {"kind": "experts", "experts": 3}}}
+@pytest.mark.parametrize("name", ["unet", "resenc", "tsfm", "swin_unet", "swin_unetr"])
+def test_a_socket_is_a_word_or_a_word_with_fields(name):
+    experts = {"kind": "experts", "experts": 3, "expert_of": (0, 1)}
+    fields = _fields() | {"model": {"name": name, "mlp": experts, "head": "corpus_softmax"}}
     accepted.check(fields)
-    assert accepted.find(fields, ("model", "mlp", "experts")).type is Any
-    with pytest.raises(UsageError, match=r"no field 'mpl'.*did you mean mlp"):
-        accepted.find(fields, ("model", "mpl", "kind"))
+    accepted.check(fields | {"model": {"name": name, "mlp": None, "bottleneck": "vit"}})
+    with pytest.raises(UsageError, match=r"no field 'expert' for the kind experts.*did you mean"):
+        accepted.find(fields, ("model", "mlp", "expert"))
+    for words, message in (
+        ("vti", r"unknown kind 'vti' of model.bottleneck. Fix: did you mean vit"),
+        ({"kind": "vit", "widht": 3}, r"no field 'widht' for the kind vit.*did you mean width"),
+        ({"width": 3}, r"config.model.bottleneck has no field 'width' for the kind \(none given\)"),
+        (3, r"unusable config.model.bottleneck; found 3; expected a section"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            accepted.check(fields | {"model": {"name": name, "bottleneck": words}})
+
+
+def test_evaluations_of_installed_packages_are_fields(monkeypatch):
+    point = EntryPoint("stability", "elsewhere.stability", plugins.EVALUATIONS)
+    monkeypatch.setattr(plugins, "points", lambda group: {"stability": point})
+    fields = _fields()
+    fields["evaluate"]["stability"] = ("any", 3)
+    accepted.check(fields)
+    fields["evaluate"]["stabilty"] = 3
+    with pytest.raises(UsageError, match=r"no field 'stabilty'.*did you mean stability"):
+        accepted.check(fields)
+
+
+def test_fields_below_a_field_that_takes_a_mapping():
+    """A scheme of intensities has fields of its own, which preparation checks."""
+    fields = _fields()
+    fields["data"]["intensity"] = {"CT": {"scheme": "window", "clip": (-175, 250)}}
+    accepted.check(fields)
+    assert accepted.find(fields, ("data", "intensity", "CT", "clip")).type is Any
 
 
 WRONG = [  # path, value, what the message says

@@ -47,11 +47,17 @@ def test_a_config_is_the_same_after_it_was_typed(name, variant):
     assert json.dumps(schema.resolve(fields).to_json()) == json.dumps(fields)
 
 
-def test_the_config_of_an_earlier_run_reads_and_is_the_same(tmp_path):
+def test_the_config_of_an_earlier_run_reads_with_its_values(tmp_path):
     extract(tmp_path, "run/config.json")
     text = (tmp_path / "run" / "config.json").read_text()
-    config = schema.resolve(plain(json.loads(text)))
-    assert json.loads(json.dumps(config.to_json())) == json.loads(text)
+    config, fields = schema.resolve(plain(json.loads(text))), json.loads(text)
+    found = json.loads(json.dumps(config.to_json()))
+    later = json.loads(json.dumps(schema.listed()))  # fields that came later have their defaults
+    for section in ("data", "sampler", "optim", "train", "infer", "evaluate", "init"):
+        assert found[section] == later[section] | fields[section]
+        assert list(found[section])[: len(fields[section])] == list(fields[section])
+    assert found["model"] == fields["model"] and found["losses"] == fields["losses"]
+    assert list(found) == list(fields)
     assert config.train.steps == 6 and config.train.patch == (8, 8, 8) and config.train.keep == 2
     assert config.model.name == "unet" and config.model.options["features"] == (2, 3)
     assert config.losses["dice"].weight == 1.0 and config.data.split.folds == 4
@@ -98,7 +104,7 @@ def test_the_loop_takes_what_the_schema_lists():
     known = fields_of(schema.Train)
     # set by the run: where it writes, and its seed
     assert set(own) - set(known) == {"seed", "tensorboard"}
-    assert {"batch", "patch"} <= set(known) - set(own)
+    assert set(known) - set(own) == {"batch", "patch", "accumulate", "precision"}
     for name in ("keep", "print_seconds", "picture"):
         assert known[name].default == own[name] and not known[name].listed
 
