@@ -9,6 +9,8 @@ from medjax.errors import ModelError, UsageError
 from medjax.labels import merge
 from medjax.registry import plain
 from medjax.runs import build, stages
+from medjax.runs.open import open_data
+from tests.support.raw import write_corpus
 from tests.support.run import ORGANS, small_unet
 
 
@@ -42,18 +44,16 @@ def test_training_uses_the_precision_of_the_config_and_prediction_its_own(word):
     assert products and all(p.startswith("None") != bool(word) for p in products)
 
 
-def test_a_training_runs_under_its_precision(monkeypatch):
+def test_a_training_runs_under_its_precision(monkeypatch, tmp_path):
+    raw = write_corpus(tmp_path / "Task01_Blobs", n=2, shape=(6, 6, 6))
     seen = []
     monkeypatch.setattr(
         stages, "_train", lambda run: seen.append(jax.config.jax_default_matmul_precision)
     )
-
-    class Run:
-        fields = _fields("high")
-
-    stages.train(Run)
-    Run.fields = _fields()
-    stages.train(Run)
+    for word in ("high", ""):
+        fields = _fields(word)
+        data = open_data(fields["data"] | {"folders": str(raw)}, tmp_path)
+        stages.train(stages.Run(fields, tmp_path, data))
     assert seen == ["high", None] and jax.config.jax_default_matmul_precision is None
     with pytest.raises(UsageError, match=r"unknown train\.precision 'higest'.*highest"):
         build.precision(_fields("higest"))

@@ -84,23 +84,17 @@ def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeyp
     export(run, tmp_path / "w.medjax")
     found = archive.read(tmp_path / "f.medjax")
     listed = found.manifest["function"]
-    assert (
-        listed["inputs"][1:]
-        == {
-            "spacing_mm": ["spacing_mm (b, 3) float32"],
-            "task": ["task (b,) int32"],
-        }[given]
-    )
-    assert list(stablehlo.reads(found)) == [given]
+    standard = ["corpus (b,) int32", "modality (b,) int32", "spacing_mm (b, 3) float32"]
+    assert listed["inputs"][1:] == [*standard, *["task (b,) int32"] * (which == "task")]
+    assert set(stablehlo.reads(found)) == {*context.DEFAULT, given}
     facts = {"task": np.array([0, 1]), "spacing_mm": np.array([[1, 1, 1], [1, 1, 4]], np.float32)}
+    facts |= {"corpus": np.array([1, 0]), "modality": np.array([0, 0])}
     image = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32)
     inside = context.of_batch(trained.network.reads, facts)
     expected = np.asarray(trained.network.apply(params, image, inside)["logits"])
     apply, window = stablehlo.function(found)
     assert window == (8, 8, 8)
-    np.testing.assert_allclose(
-        apply({}, image, {given: facts[given]})["logits"], expected, atol=1e-5
-    )
+    np.testing.assert_allclose(apply({}, image, facts)["logits"], expected, atol=1e-5)
     same = np.asarray(trained.network.apply(params, image[[0, 0]], inside)["logits"])
     assert np.abs(same[0] - same[1]).max() > 1e-4
 

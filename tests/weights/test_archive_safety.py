@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -496,7 +497,7 @@ def test_archives_of_before_are_read(tmp_path, repository):
     old = archive.read(tmp_path / "function.medjax")
     assert "reads" not in old.manifest["function"] and stablehlo.reads(old) == context.DEFAULT
     trained, (apply, window) = read_model(tmp_path / "weights.medjax"), stablehlo.function(old)
-    image = np.random.default_rng(0).normal(size=(1, *window, 1)).astype(np.float32)
+    image = jax.random.normal(jax.random.key(0), (1, *window, 1))
     given = context.zeros(context.DEFAULT, 1, window)
     np.testing.assert_allclose(
         apply({}, image, given)["logits"],

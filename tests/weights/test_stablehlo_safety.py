@@ -136,7 +136,8 @@ def test_what_was_accepted_is_not_asked_again(function):
         ({"channels": 2}, "other shapes"),
         ({"batch": "any"}, "other shapes"),
         ({"window": [8, 8]}, "other shapes"),
-        ({"reads": stablehlo.FIXED}, "other shapes"),
+        ({"reads": stablehlo.FIXED[:2]}, "other shapes"),
+        ({"reads": [*stablehlo.FIXED, INPUT | {"name": "task"}]}, "other shapes"),
     ],
 )
 def test_other_shapes_than_declared_are_refused(function, verifier, changes, message):

@@ -2,12 +2,14 @@
 
 It runs without the code of the model:
 
-    f(image (b, *window, m) float32, one array per entry that the network reads) ->
-      logits (b, *window, c) float32
+    f(image (b, *window, m) float32, corpus (b,) int32, modality (b,) int32,
+      spacing_mm (b, 3) float32, one array per further entry that the network reads)
+      -> logits (b, *window, c) float32
 
 `pack`: a trained model -> bytes and the description of the call. `function`: an archive of kind
 "function" -> a network function for `infer.model.Model`, and `reads` what it reads beside the image
-(`models.context`). Entries that a network derives from others are derived inside. The steps before
+(`models.context`). The first three are there whether the network reads them or not, as in archives
+of earlier versions. Entries that a network derives from others are derived inside. The steps before
 and after a window (spacing, normalisation, labels, protocol) are in the archive's JSON.
 """
 
@@ -47,7 +49,7 @@ def pack(net: Any, params: Any, platforms: Sequence[str]) -> tuple[bytes, dict]:
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise UsageError(f"unknown platform {unknown[0]!r}", expected=", ".join(PLATFORMS))
 
-    given = contexts.sources(net.reads)
+    given = {**contexts.DEFAULT, **contexts.sources(net.reads)}
 
     def logits(image: Any, *entries: Any) -> Any:
         context = contexts.of_batch(net.reads, dict(zip(given, entries, strict=True)))
