@@ -223,8 +223,8 @@ def split(params: Mapping) -> tuple[dict, dict, dict]:
 def variables(
     params: Mapping,
     settings: Adapters | None,
-    image: Float[Array, "b *vol m"],
-    context: Mapping[str, Array],
+    image: Float[Array | np.ndarray, "b *vol m"],
+    context: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a network is applied with: its parameters and, if the tree holds any, its adapters."""
     base, own, router = split(params)
@@ -275,7 +275,9 @@ def merge(
     return _nested(flat)
 
 
-def image_features(base: Mapping, image: Float[Array, "b *vol m"]) -> Float[Array, "b f"]:
+def image_features(
+    base: Mapping, image: Float[Array | np.ndarray, "b *vol m"]
+) -> Float[Array, "b f"]:
     """What the learned gate sees of every sample.
 
     The mean token of the patch embedding, which is linear, so it equals the mean patch through its
@@ -284,7 +286,7 @@ def image_features(base: Mapping, image: Float[Array, "b *vol m"]) -> Float[Arra
     """
     flat, axes = _flat(base), tuple(range(1, image.ndim - 1))
     path = _patch_kernel(flat)
-    image = image.astype(jnp.float32)
+    image = jnp.asarray(image, jnp.float32)
     if path is None:
         return jnp.concatenate([image.mean(axes), image.std(axes)], -1)
     kernel = flat[path]
