@@ -35,6 +35,15 @@ SCALINGS = ("rslora", "classic")
 ROUTINGS = ("one", "modality", "corpus", "task", "image")
 WORDS = ("modality", "corpus", "task")  # entries that can route
 WHOLE = "whole"
+# words for the kernels of a family of networks -> regex over parameter paths
+KERNELS: Mapping[str, str] = {
+    "every": r"(^|/)kernel$",
+    "unet": r"/(conv\d*|skip_conv|short)/kernel$",
+    "swin": r"/(qkv|proj|fc1|fc2)/kernel$",
+    "vit": r"/(q|v|fc1|fc2)/kernel$",
+    "segvol": r"^encoder/block\d+/(qkv|fc[12])/kernel$|"
+    r"^decoder/(layer\d/(self|to_token)|final)/[qv]/kernel$",
+}
 A, B, SCALE = "lora_a", "lora_b", "lora_scale"
 ROUTER = "adapter_router"
 TRAINED = rf"(^|/)({A}|{B})$|^{ROUTER}/"
@@ -145,6 +154,23 @@ class Adapters:
         kept = jnp.where(share >= least, share, 0)
         hard = kept / kept.sum(-1, keepdims=True)
         return hard + share - jax.lax.stop_gradient(share)  # straight through
+
+
+def rules_of(kernels: str, rank: int, whole: str = "") -> tuple[tuple[str, int | str], ...]:
+    """Rules from a word: adapters of one rank beside a family's kernels, all else frozen.
+
+    Args:
+      kernels: a word of `KERNELS`. whole: regex over leaves that are trained themselves; empty:
+        none.
+
+    Raises: `UsageError` for an unknown word.
+    """
+    if kernels not in KERNELS:
+        raise UsageError(
+            f"config.adapters: unknown kernels {kernels!r}", fix=did_you_mean(kernels, KERNELS)
+        )
+    first = ((whole, WHOLE),) if whole else ()
+    return (*first, (KERNELS[kernels], rank), (".*", 0))
 
 
 def graft(params: Any, settings: Adapters, key: Array, *, channels: int = 1) -> dict:

@@ -211,8 +211,15 @@ def test_adapters_need_a_source_and_rules_that_fit(raw, base, tmp_path):
     fields["optim"]["trainable"] = ((HEAD, True), (".*", False))
     with pytest.raises(UsageError, match="both say what is trained"):
         stages.train(stages.open_run(fields, tmp_path / "c"))
-    with pytest.raises(UsageError, match=r"config\.adapters has no field 'rank'"):
-        build.adapter_settings({"adapters": {"rules": RULES, "rank": 4}})
+    with pytest.raises(UsageError, match=r"config\.adapters has no field 'ranks'"):
+        build.adapter_settings({"adapters": {"rules": RULES, "ranks": 4}})
+    with pytest.raises(UsageError, match="both say where"):
+        build.adapter_settings({"adapters": {"rules": RULES, "kernels": "unet"}})
+    with pytest.raises(UsageError, match="unknown kernels 'unets'"):
+        build.adapter_settings({"adapters": {"kernels": "unets"}})
+    words = {"kernels": "every", "rank": 2, "whole": HEAD}
+    found = build.adapter_settings({"adapters": words})
+    assert found.rules == ((HEAD, "whole"), (r"(^|/)kernel$", 2), (".*", 0))
     assert build.adapter_settings({"adapters": {"rules": ()}}) is None
     assert build.adapter_settings({}) is None
 
