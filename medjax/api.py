@@ -31,6 +31,8 @@ class Predictor:
       corpus: corpus whose annotation protocol to follow; required if the model has several and
         `classes` does not determine it.
       classes: classes to predict; default all that the corpus annotates.
+      adapter: an adapter file that was trained on the model. expert: of one with several, the one
+        to use. force_base: accept another base.
       options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
         uncertainty, postprocess, fast, checkpoint: as in `medjax predict` (see
         `runs.trained.load_predictor`).
@@ -47,12 +49,15 @@ class Predictor:
         *,
         corpus: str = "",
         classes: Any = None,
+        adapter: Any = "",
+        expert: str = "",
+        force_base: bool = False,
         **options: Any,
     ):
         from medjax.infer.write import label_names
         from medjax.prompts.request import Request
         from medjax.runs import options as known
-        from medjax.runs.predict import protocol
+        from medjax.runs.predict import adapted, protocol
         from medjax.runs.trained import load_predictor, read_model
 
         _check_arguments(models, classes)
@@ -60,6 +65,7 @@ class Predictor:
         trained = [read_model(m) for m in ([models] if isinstance(models, str | Path) else models)]
         if not trained:
             raise UsageError("no model given")
+        trained = adapted(trained, adapter, expert, force_base)
         space = trained[0].space.unveiled()
         asked = Request(corpus, None if classes is None else tuple(classes))
         self.request = protocol(space, asked, one_file_per_class=True)

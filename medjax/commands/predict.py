@@ -96,6 +96,16 @@ def add(verbs) -> None:
     )
 
     p = group.add_argument_group("how")
+    p.add_argument(
+        "--adapter",
+        default="",
+        metavar="FILE",
+        help="an adapter file (`medjax adapter`) that was trained on this model",
+    )
+    p.add_argument("--expert", default="", help="of an adapter with several: the one to use")
+    p.add_argument(
+        "--force-base", action="store_true", help="use an adapter of another base in spite of it"
+    )
     p.add_argument("--checkpoint", default="", help="last, best or a step; default: the config's")
     p.add_argument(
         "--tta",
@@ -189,6 +199,9 @@ def _predict(args) -> int:
         fast=args.fast,
         overwrite=args.overwrite,
         page=page,
+        adapter=args.adapter,
+        expert=args.expert,
+        force_base=args.force_base,
         warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
     )
     if page and (result.ok or result.failed):

@@ -21,9 +21,11 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.labels import LabelSpace
 from medjax.models import context as contexts
 from medjax.models.parts import sockets
-from medjax.registry import build
+from medjax.registry import build, fill
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
+from medjax.weights import adapters as adapter_weights
+from medjax.weights.adapters import Adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +54,31 @@ class Network:
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
+def adapter_settings(fields: Mapping) -> Adapters | None:
+    """`fields["adapters"]`, if it has rules."""
+    given = dict(fields.get("adapters") or {})
+    given.pop("merged", None)
+    if not given.get("rules"):
+        return None
+    given["rules"] = tuple((pattern, value) for pattern, value in given["rules"])
+    if "expert_of" in given:
+        given["expert_of"] = tuple(given["expert_of"])
+    return fill(Adapters, given, "config.adapters")
+
+
 def make_network(
-    fields: Mapping, space: LabelSpace, spacing_mm: tuple[float, float, float]
+    fields: Mapping,
+    space: LabelSpace,
+    spacing_mm: tuple[float, float, float],
+    attached: Adapters | None = None,
 ) -> Network:
-    """Builds `fields["model"]` for a label space.
+    """Builds `fields["model"]` for a label space, with the adapters of `fields["adapters"]`.
 
     Args:
       fields: the whole config as plain values.
       spacing_mm: (z, y, x) of the prepared volumes; the mean if corpora have their own spacing.
+      attached: settings of adapters that the parameters have already; fresh parameters then have
+        none, whatever the config says.
     """
     given = dict(fields["model"])
     name, patch = given.pop("name"), tuple(fields["train"]["patch"])
@@ -80,10 +99,17 @@ def make_network(
         given = sockets.resolved(name, tuple(known), given, offered)
     module = build("models", name, **{k: v for k, v in offered.items() if k in known} | given)
 
+    planned = None if attached else adapter_settings(fields)
+    settings = attached or planned
+    reads = contexts.declared(module)
+    if settings:
+        more = {entry: contexts.STANDARD[entry] for entry in settings.reads}
+        reads = contexts.union(reads, more)
+
     def apply(params, image, context=None, train=False, key=None):
         with precision(fields) if train else contextlib.nullcontext():
             return module.apply(
-                {"params": params},
+                adapter_weights.variables(params, settings, image, context or {}),
                 image,
                 context,
                 train,
@@ -91,9 +117,13 @@ def make_network(
             )
 
     def init(key):
-        return contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
+        fresh = contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
+        if planned is None:
+            return fresh
+        key = jax.random.fold_in(key, 1)
+        return adapter_weights.graft(fresh, planned, key, channels=channels)
 
-    return Network(apply, init, patch, channels, contexts.declared(module), own)
+    return Network(apply, init, patch, channels, reads, own)
 
 
 def tasks(fields: Mapping, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -210,6 +240,15 @@ def make_optimizer(fields: Mapping) -> optim.Optimizer:
     """
     given = dict(fields["optim"])
     in_turn = given.pop("phases", {})
+    if settings := adapter_settings(fields):
+        others = [given.get("trainable"), *(phase.get("trainable") for phase in in_turn.values())]
+        if any(rules not in (None, ((".*", True),)) for rules in others):
+            raise UsageError(
+                "config.optim.trainable and config.adapters both say what is trained",
+                fix="leave optim.trainable as it is; adapters.rules train leaves with a rank or "
+                '"whole"',
+            )
+        given["trainable"] = adapter_weights.trainable(settings)
     known = inspect.signature(optim.make).parameters
     for key in given:
         if key not in known:

@@ -39,6 +39,26 @@ def export(
       kind: "weights", "function" or "orbax". licences: corpus -> licence, for data sets that state
         none.
     """
+    check_output(out, kind, overwrite=overwrite)
+    trained = models.read_model(path)
+    params = trained.params(checkpoint)
+    documents, facts = (
+        describe(trained, licences or {}),
+        {"provenance": provenance(trained, checkpoint)},
+    )
+    facts["licences"] = documents.pop("licences")
+    if kind == "function":
+        from medjax.weights.formats import stablehlo
+
+        payload, calling = stablehlo.pack(trained.network, params, platforms)
+        return _archive(
+            out, kind, payload, documents, facts | {"function": calling}, overwrite=overwrite
+        )
+    return write_model(params, out, kind, documents, facts, overwrite=overwrite)
+
+
+def check_output(out: Path, kind: str, *, overwrite: bool = False) -> None:
+    """`UsageError` for a name that cannot be used, and for what exists and must not be replaced."""
     if os.path.lexists(out) and (not overwrite or out.is_dir()):
         raise UsageError(
             "exists already",
@@ -53,22 +73,32 @@ def export(
             path=out,
             fix="choose another name",
         )
-    trained = models.read_model(path)
-    params = trained.params(checkpoint)
-    documents, facts = (
-        describe(trained, licences or {}),
-        {"provenance": provenance(trained, checkpoint)},
-    )
-    facts["licences"] = documents.pop("licences")
-    if kind == "orbax":
-        return _slim_run(out, trained, params, documents, facts)
-    if kind == "function":
-        from medjax.weights.formats import stablehlo
 
-        payload, calling = stablehlo.pack(trained.network, params, platforms)
-        facts["function"] = calling
-    else:
-        payload = archive.pack_arrays(named_arrays(params))
+
+def write_model(
+    params: Any,
+    out: Path,
+    kind: str,
+    documents: Mapping,
+    facts: Mapping,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Writes parameters with the documents that describe them; returns the text to print.
+
+    Args:
+      kind: "weights" for an archive, "orbax" for a run folder; see `check_output`.
+      documents, facts: see `weights.formats.archive.write`.
+    """
+    if kind == "orbax":
+        return _slim_run(out, params, documents, facts)
+    payload = archive.pack_arrays(named_arrays(params))
+    return _archive(out, kind, payload, documents, facts, overwrite=overwrite)
+
+
+def _archive(
+    out: Path, kind: str, payload: bytes, documents: Mapping, facts: Mapping, *, overwrite: bool
+) -> str:
     digest = archive.write(out, kind, documents, payload, facts, overwrite=overwrite)
     missing = [name for name, text in facts["licences"].items() if text == UNKNOWN]
     note = (
@@ -196,9 +226,7 @@ def _stated(trained: models.Trained, store: str) -> str:
     return ""
 
 
-def _slim_run(
-    out: Path, trained: models.Trained, params: Any, documents: Mapping, facts: Mapping
-) -> str:
+def _slim_run(out: Path, params: Any, documents: Mapping, facts: Mapping) -> str:
     from medjax.train import checkpoint as checkpoints
 
     names = {

@@ -5,7 +5,7 @@ Out: the function that the loop calls on its fresh parameters; it prints the rep
 transfer.json into the run folder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import adapt, fitted
+from medjax.runs import adapt, build, fitted
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
 from medjax.train import checkpoint
-from medjax.weights.transfer import transfer
+from medjax.weights import adapters
+from medjax.weights.transfer import Report, transfer
 
 TRANSFER = "transfer.json"
 
@@ -49,8 +50,14 @@ def borrower(
     Raises: `UsageError` now for a source that is no run or names its classes otherwise than the
       config expects; the function raises what `weights.transfer` raises.
     """
-    given = fields["init"]
+    given, grafted = fields["init"], build.adapter_settings(fields)
     if not given["source"]:
+        if grafted and not grafted.from_scratch:
+            raise UsageError(
+                "adapters need a trained network to adapt, and config.init.source names none",
+                fix="give --config.init.source=RUN, or --config.adapters.from_scratch=True to "
+                "adapt random parameters",
+            )
         return None
     folder = Path(given["source"]).expanduser()
     trained = models.read_model(folder)
@@ -79,6 +86,9 @@ def borrower(
             else fitted.check_finite(checkpoint.read_params(folder, given["checkpoint"]), folder)
         )
         begun = adapt.rearranged(begun, (trained.fields, source), fresh, (fields, space))
+        begins = given["fresh"]
+        if grafted and not adapters.has_adapters(begun):
+            begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
         params, account = transfer(
             fresh,
             begun,
@@ -92,8 +102,10 @@ def borrower(
             resizers=RESIZERS,
             input_channels=channels,
             widen=given["widen"],
-            fresh=given["fresh"],
+            fresh=begins,
         )
+        if grafted:
+            _check_base(account, grafted, fresh, here)
         if report and jax.process_index() == 0:
             print(f"{account.text()}\n  source          {folder}", flush=True)
             runfolder.write_json(
@@ -102,3 +114,18 @@ def borrower(
         return params
 
     return borrow
+
+
+def _check_base(
+    account: Report, settings: adapters.Adapters, params: Any, classes: Sequence[str]
+) -> None:
+    """`UsageError` for leaves that are neither the source's nor trained."""
+    frozen = adapters.frozen(params, settings)
+    partly = [name for name, copied in account.classes.items() if set(classes) - set(copied)]
+    others = {*account.fresh, *partly, *account.input, *account.resized}
+    if changed := sorted(frozen & others):
+        raise UsageError(
+            f"{len(changed)} parameters are not those of the source, and nothing trains them",
+            found=", ".join(changed[:6]),
+            fix='train them: a rule like ("^head/", "whole") in config.adapters.rules',
+        )

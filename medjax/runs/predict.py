@@ -40,6 +40,9 @@ def predict(
     replace_nan: float | str | None = None,
     overwrite: bool = False,
     page: bool = False,
+    adapter: Path | str = "",
+    expert: str = "",
+    force_base: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: Any = None,
     warn: Callable[[str], None] | None = None,
@@ -57,6 +60,7 @@ def predict(
       frame, replace_nan: see `scans.formats.Reading`.
       overwrite: also replace files that medjax did not write. page: the caller will also write
         report.html.
+      adapter, expert, force_base: an adapter file to join to the model, see `runs.adapters.attach`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
@@ -71,7 +75,7 @@ def predict(
 
     reading = Reading(frame, replace_nan)
     known.check(options)
-    trained = [read_model(model) for model in models]
+    trained = adapted([read_model(model) for model in models], adapter, expert, force_base)
     space = trained[0].space.unveiled()
     request = protocol(space, request, one_file_per_class)
     described = space.corpora[space.corpus_index(request.corpus)]
@@ -128,6 +132,26 @@ def predict(
         f"failed; masks in {shown(out)}"
     )
     return result
+
+
+def adapted(
+    trained: Sequence[Trained], file: Path | str, expert: str = "", force: bool = False
+) -> list[Trained]:
+    """The models, the only one of which is joined to an adapter file if one is given.
+
+    Raises: `UsageError` for several models with an adapter, or an expert without one.
+    """
+    if not file:
+        if expert or force:
+            raise UsageError("an expert or another base belong to an adapter", fix="add --adapter")
+        return list(trained)
+    if len(trained) != 1:
+        raise UsageError(
+            "an adapter belongs to one model", found=f"{len(trained)} models", fix="give its base"
+        )
+    from medjax.runs import adapters
+
+    return [adapters.attach(trained[0], file, expert=expert, force=force)]
 
 
 def protocol(space: LabelSpace, request: Request, one_file_per_class: bool = False) -> Request:
@@ -212,6 +236,7 @@ def origin(model: Trained) -> dict:
     return {
         "name": model.fields.get("name", ""),
         **({"sha256": model.archive.sha256} if model.archive else {}),
+        **({"adapter": model.adapted.identity} if model.adapted else {}),
     }
 
 

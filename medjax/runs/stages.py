@@ -155,6 +155,7 @@ def recipe_fields(fields: Mapping) -> dict:
     optional = {
         "precision": fields["train"].get("precision"),
         "tasks": (fields.get("data") or {}).get("tasks"),
+        "adapters": fields.get("adapters"),
     }
     return found | {k: v for k, v in optional.items() if v}
 

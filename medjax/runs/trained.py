@@ -8,7 +8,7 @@ several models form an ensemble.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,21 @@ POSTPROCESS = "postprocess.json"
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapted:
+    """An adapter file beside its base, see `runs.adapters.attach`.
+
+    Attributes:
+      base: the model it is joined to. settings: of its adapters. identity: of the file.
+      joined: (base parameters, abstract parameters of the network) -> the tree with the adapter.
+    """
+
+    base: "Trained"
+    settings: Any
+    identity: str
+    joined: Callable[[Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """The facts of a run folder or an archive, without its arrays.
 
@@ -33,6 +48,7 @@ class Trained:
         and normalisation.
       postprocess: what `medjax postprocess` chose on validation data, if anything.
       archive: the checked archive it came from; None for a run folder.
+      adapted: how an adapter file is joined to it; None: without one.
     """
 
     path: Path
@@ -41,6 +57,7 @@ class Trained:
     plan: Plan
     postprocess: Mapping | None = None
     archive: archives.Archive | None = None
+    adapted: Adapted | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -60,7 +77,8 @@ class Trained:
                 fix="use the run folder or a weights archive",
             )
         with _refusing(self):
-            made = network.make_network(self.fields, self.space, self.spacing_mm)
+            attached = self.adapted.settings if self.adapted else None
+            made = network.make_network(self.fields, self.space, self.spacing_mm, attached)
             if self.archive:
                 made.abstract()
             return made
@@ -83,6 +101,10 @@ class Trained:
         from medjax.train import checkpoint as checkpoints
         from medjax.train import hashes
 
+        if self.adapted:
+            base, identity = self.adapted.base.weights(checkpoint)
+            joined = self.adapted.joined(base, self.network.abstract())
+            return joined, f"{identity} adapter={self.adapted.identity}"
         if self.archive is None:
             which = checkpoint or self.fields["infer"].get("checkpoint", "last")
             ema = self.fields["infer"].get("ema", "auto")
@@ -403,5 +425,6 @@ def _architecture(one: Trained) -> str:
         "patch": one.fields["train"]["patch"],
         "plan": one.plan.key(),
         "space": one.space.to_json(),
+        "adapters": one.adapted.identity if one.adapted else one.fields.get("adapters"),
     }
     return repr(sorted(kept.items()))

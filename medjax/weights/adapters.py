@@ -33,6 +33,7 @@ from medjax.train.rules import Rules, assign
 
 SCALINGS = ("rslora", "classic")
 ROUTINGS = ("one", "modality", "corpus", "task", "image")
+WORDS = ("modality", "corpus", "task")  # entries that can route
 WHOLE = "whole"
 A, B, SCALE = "lora_a", "lora_b", "lora_scale"
 ROUTER = "adapter_router"
@@ -193,6 +194,12 @@ def trainable(settings: Adapters) -> Rules:
     """The `optim.trainable` rules of a run with adapters: their leaves and the whole ones."""
     whole = [(p, r == WHOLE) for p, r in settings.rules]
     return ((TRAINED, True), *whole)
+
+
+def frozen(params: Any, settings: Adapters) -> set[str]:
+    """Paths of the leaves of a tree with adapters that stay as they are."""
+    on = assign(params, trainable(settings), "config.adapters.rules")
+    return {path for path, trained in _flat(on).items() if not trained}
 
 
 def split(params: Mapping) -> tuple[dict, dict, dict]:

@@ -21,6 +21,7 @@ import numpy as np
 from medjax.errors import TrainError, UsageError, did_you_mean
 from medjax.train import rules as rule_lists
 from medjax.train.rules import Rules
+from medjax.weights import adapters
 
 NAMED = ("classes", "modalities", "tasks", "corpora")  # what an axis of a leaf can run over
 INPUT_RULES = ("repeat", "average", "fresh")
@@ -77,7 +78,13 @@ class Report:
         lines += [
             f"  by class name   {_some(paths)}: {_some(names)}" for names, paths in by_names.items()
         ]
-        lines.append(f"  re-initialised  {_some(self.fresh)}")
+        lora = [name for name in self.fresh if re.search(adapters.TRAINED, name)]
+        if lora:
+            numbers = sum(self.sizes[name] for name in lora)
+            lines.append(f"  adapters        {len(lora)} new leaves, {numbers:,} numbers")
+        lines.append(
+            f"  re-initialised  {_some([name for name in self.fresh if name not in lora])}"
+        )
         lines.append(f"  skipped         {_some(self.skipped)}")
         return "\n".join(lines)
 

@@ -103,13 +103,6 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
     elif kind is schema.Phase:
         common = fields_of(schema.Optimizer).items()
         found |= {k: s._replace(listed=False) for k, s in common}
-    elif kind is schema.Evaluate:
-        others = {k: p.value for k, p in plugins.points(plugins.EVALUATIONS).items()}
-        found |= {
-            k: Setting(k, Any, None, f"of {module}: see there", listed=False)
-            for k, module in others.items()
-            if k not in found
-        }
     return found
 
 

@@ -264,6 +264,26 @@ class Optim(Optimizer):
 
 
 @section
+class Adapters(Section):
+    """Low-rank adapters beside the kernels of a network that stays as it is (docs/adapters.md)."""
+
+    rules: Rules = setting((), "(regex over parameter paths, rank, whole or 0); empty: no adapters")
+    scaling: str = setting("rslora", "alpha / sqrt(rank), or classic: alpha / rank", listed=False)
+    alpha: Number = setting(16.0, "see scaling", listed=False)
+    experts: int = setting(1, "adapters per kernel; from 2 on the first is the base", listed=False)
+    routing: str = setting(
+        "one", "what chooses a sample's expert: modality, corpus, task or image", listed=False
+    )
+    expert_of: tuple[int, ...] = setting(
+        (), "expert of every modality, corpus or task; empty: its index", listed=False
+    )
+    expert: int = setting(0, "of routing one with several experts", listed=False)
+    top_k: int = setting(1, "experts of a sample, with routing image", listed=False)
+    from_scratch: bool = setting(False, "train adapters without init.source", listed=False)
+    merged: Words = setting((), "adapters that these parameters contain", listed=False)
+
+
+@section
 class Init(Section):
     """Where the parameters come from."""
 
@@ -419,6 +439,7 @@ class Config(Section):
     task: str = setting("supervised", "a module of medjax/tasks")
     task_options: TaskOptions = setting(TaskOptions, TaskOptions.__doc__)
     optim: Optim = setting(Optim, Optim.__doc__)
+    adapters: Adapters = setting(Adapters, Adapters.__doc__, listed=False)
     init: Init = setting(Init, Init.__doc__)
     train: Train = setting(Train, Train.__doc__)
     sharding: Sharding = setting(Sharding, Sharding.__doc__)
