@@ -52,7 +52,8 @@ def test_a_training_runs_under_its_precision(monkeypatch, tmp_path):
     )
     for word in ("high", ""):
         fields = _fields(word)
-        data = open_data(fields["data"] | {"folders": str(raw)}, tmp_path)
+        split = fields["data"]["split"] | {"folds": 2}
+        data = open_data(fields["data"] | {"folders": str(raw), "split": split}, tmp_path)
         stages.train(stages.Run(fields, tmp_path, data))
     assert seen == ["high", None] and jax.config.jax_default_matmul_precision is None
     with pytest.raises(UsageError, match=r"unknown train\.precision 'higest'.*highest"):
