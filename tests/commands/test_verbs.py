@@ -27,7 +27,6 @@ from medjax.commands import (
 from medjax.infer import cases
 from medjax.metrics.counts import Counts
 from medjax.prepare import store
-from medjax.prompts.request import Request
 from medjax.report import prediction
 from medjax.runs import export as exports
 from medjax.runs import imported, stages
@@ -450,13 +449,9 @@ def test_predict_hands_on_its_options_and_reports_failures(monkeypatch, tmp_path
     given = ["predict", "-m", "RUN", "-i", "scan.nii", "-o", str(tmp_path), "--tta", "mirror"]
     assert cli.main([*given, "--window", "8", "8", "8", "--overlap", "0.25"]) == 3
     [(places, named)] = calls
-<<<<<<< HEAD
-    assert places == (["RUN"], ["scan.nii"], tmp_path, Request(""))
-=======
     *paths, request = places
     assert paths == [["RUN"], ["scan.nii"], tmp_path]
     assert request.corpus == "" and request.classes is None
->>>>>>> main
     chosen = {k: named[k] for k in ("tta", "window", "overlap", "part", "page", "report")}
     assert chosen == {
         "tta": "mirror",
