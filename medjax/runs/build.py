@@ -55,9 +55,16 @@ class Network:
 
 
 def adapter_settings(fields: Mapping) -> Adapters | None:
-    """`fields["adapters"]`, if it has rules."""
+    """`fields["adapters"]`, if it names kernels or has rules; `UsageError` for both."""
     given = dict(fields.get("adapters") or {})
     given.pop("merged", None)
+    word, rank, whole = (given.pop(k, d) for k, d in (("kernels", ""), ("rank", 8), ("whole", "")))
+    if word and given.get("rules"):
+        raise UsageError(
+            "config.adapters: kernels and rules both say where adapters are", fix="give one of them"
+        )
+    if word:
+        given["rules"] = adapter_weights.rules_of(word, rank, whole)
     if not given.get("rules"):
         return None
     given["rules"] = tuple((pattern, value) for pattern, value in given["rules"])

@@ -19,19 +19,21 @@ ADDED = {"version": 1, "whole": 0.0}
 def resolved(fields: Mapping, workdir: Path) -> dict:
     """The config with `sampler.version` as a number, where the config leaves it open (0).
 
-    A trained run keeps the version that it began with (1 in run folders that name none); any other
-    run begins with the newest.
+    A trained run keeps the version that it began with, and a run folder that names none stays
+    without the field, which means 1; any other run begins with the newest.
     """
     from medjax.train import stepfolder
 
-    given = fields["sampler"]
+    given = dict(fields["sampler"])
     if given.get("version", 0):
         return dict(fields)
-    version, begun = draw.newest(), stepfolder.latest_step(workdir / "checkpoints") is not None
+    given["version"] = draw.newest()
+    begun = stepfolder.latest_step(workdir / "checkpoints") is not None
     if begun and (workdir / folder.CONFIG).is_file():
-        begun_with = folder.read_config(workdir).get("sampler", {})
-        version = begun_with.get("version") or ADDED["version"]
-    return dict(fields) | {"sampler": dict(given) | {"version": version}}
+        before = folder.read_config(workdir).get("sampler", {})
+        del given["version"]
+        given |= {"version": before["version"]} if before.get("version") else {}
+    return dict(fields) | {"sampler": given}
 
 
 def decisive(sampler: Mapping) -> dict:

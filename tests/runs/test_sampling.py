@@ -29,7 +29,7 @@ def trained(folder, sampler):
 
 
 def version(fields, folder):
-    return sampling.resolved(fields, folder)["sampler"]["version"]
+    return sampling.recipe_arguments(sampling.resolved(fields, folder)["sampler"])["version"]
 
 
 def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
@@ -39,6 +39,8 @@ def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, s
     trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
     trained(tmp_path / "first", {"version": 1})
     assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
+    unnamed = sampling.resolved(fields, tmp_path / "before")["sampler"]
+    assert "version" not in unnamed  # the documents of a trained run do not change
     begun = tmp_path / "begun"
     runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
     assert version(fields, begun) == 2  # nothing trained yet

@@ -267,7 +267,20 @@ class Optim(Optimizer):
 class Adapters(Section):
     """Low-rank adapters beside the kernels of a network that stays as it is (docs/adapters.md)."""
 
-    rules: Rules = setting((), "(regex over parameter paths, rank, whole or 0); empty: no adapters")
+    kernels: str = setting(
+        "", "kernels that get one: every, unet, swin, vit or segvol; empty: as `rules` say"
+    )
+    rank: int = setting(8, "of the adapters beside `kernels`", listed=False)
+    whole: str = setting(
+        "",
+        "with `kernels`: regex over parameters that are trained themselves, e.g. ^head",
+        listed=False,
+    )
+    rules: Rules = setting(
+        (),
+        "(regex over parameter paths, rank, whole or 0) in place of `kernels`; empty: no adapters",
+        listed=False,
+    )
     scaling: str = setting("rslora", "alpha / sqrt(rank), or classic: alpha / rank", listed=False)
     alpha: Number = setting(16.0, "see scaling", listed=False)
     experts: int = setting(1, "adapters per kernel; from 2 on the first is the base", listed=False)
