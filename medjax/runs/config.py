@@ -16,7 +16,7 @@ from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
 from medjax.registry import plain
-from medjax.runs import folder, sampling
+from medjax.runs import folder
 from medjax.runs.settings.schema import FROM_PLAN, Adapters, Config, Model
 from medjax.runs.settings.section import Section, fields_of, typed
 from medjax.sample import draw
@@ -121,18 +121,20 @@ def with_field(section: Any, path: str, value: Any) -> Any:
 def with_stream_version(config: Config, workdir: Path) -> Config:
     """The config with `sampler.version` as a number, where the config leaves it open (0).
 
-    A trained run keeps the version that it began with (1 in run folders that name none); any other
-    run begins with the newest.
+    A trained run keeps the version that it began with, and a run folder that names none stays
+    without the field, which means 1; any other run begins with the newest.
     """
     from medjax.train import stepfolder
 
     if config.sampler.version:
         return config
-    version, begun = draw.newest(), stepfolder.latest_step(workdir / "checkpoints") is not None
-    if begun and (workdir / folder.CONFIG).is_file():
-        version = folder.read_config(workdir).sampler.version or sampling.ADDED["version"]
-    sampler = dataclasses.replace(config.sampler, version=version)
-    return dataclasses.replace(config, sampler=sampler)
+    begun = stepfolder.latest_step(workdir / "checkpoints") is not None
+    if not begun or not (workdir / folder.CONFIG).is_file():
+        return with_field(config, "sampler.version", draw.newest())
+    if version := folder.read_config(workdir).sampler.version:
+        return with_field(config, "sampler.version", version)
+    given = tuple(name for name in config.sampler.given if name != "version")
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, given=given))
 
 
 def with_fold(config: Config, fold: int, store: Path) -> Config:

@@ -31,7 +31,8 @@ def trained(folder, sampler):
 
 
 def version(fields, folder):
-    return with_stream_version(typed(fields), folder).sampler.version
+    sampler = with_stream_version(typed(fields), folder).sampler
+    return sampling.recipe_arguments(sampler)["version"]
 
 
 def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
@@ -41,6 +42,8 @@ def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, s
     trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
     trained(tmp_path / "first", {"version": 1})
     assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
+    unnamed = with_stream_version(typed(fields), tmp_path / "before").sampler.as_given()
+    assert "version" not in unnamed  # the documents of a trained run do not change
     begun = tmp_path / "begun"
     runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
     assert version(fields, begun) == 2  # nothing trained yet
