@@ -53,7 +53,7 @@ class Section:
     given: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @classmethod
-    def from_fields(cls: type[S], fields: Mapping[str, Any] | None, where: str = "config") -> S:
+    def from_fields(cls: type[S], fields: Any, where: str = "config") -> S:
         """The section from plain values; None has the defaults.
 
         Missing fields have their defaults, fields that are unknown are left out unless `OPEN`.
@@ -101,7 +101,7 @@ class Section:
             value = getattr(self, one.name)
             if always(one) or one.name in self.given or value != one.default:
                 found[one.name] = _plain(value, inner)
-        found |= dict(self.options)
+        found |= {name: _plain(value, inner) for name, value in self.options.items()}
         return {k: found[k] for k in (*self.given, *found) if k in found}
 
 
