@@ -37,7 +37,8 @@ class Trace:
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple) -> None:
-        if self.on and event == "open" and self.watched in str(arguments[0]):
+        # os.open has no mode; it is what `open` with an opener calls, which is counted already
+        if self.on and event == "open" and arguments[1] and self.watched in str(arguments[0]):
             self.opened += 1
 
     def _profile(self, frame, event: str, argument) -> None:

@@ -36,11 +36,17 @@ def code_of(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def verbs() -> dict[str, set[str]]:
-    """Verb -> its flags."""
+    """Verb -> its flags, those of its own verbs too."""
     parsers = argparse.ArgumentParser().add_subparsers()
     for module in commands.modules():
         module.add(parsers)
-    return {verb: set(parser._option_string_actions) for verb, parser in parsers.choices.items()}
+
+    def flags(parser: argparse.ArgumentParser) -> set[str]:
+        inner = [a.choices.values() for a in parser._actions if hasattr(a, "add_parser")]
+        own = set(parser._option_string_actions)
+        return own.union(*(flags(one) for choices in inner for one in choices))
+
+    return {verb: flags(parser) for verb, parser in parsers.choices.items()}
 
 
 def test_there_are_pages():

@@ -5,10 +5,13 @@ print. The mathematics is in `weights/adapters.py`, the file in `weights/formats
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -147,8 +150,9 @@ def attach(
     def joined(params: Any, abstract: Any) -> Any:
         tree = form.join(params, found, force=force)
         flat = traverse_util.flatten_dict(adapters.split(tree)[0], sep="/")
-        fitted.fitted(flat, abstract, Path(str(file)))
-        return tree
+        arrays = {path: np.asarray(leaf) for path, leaf in flat.items()}
+        fitted.fitted(arrays, abstract, Path(str(file)))
+        return jax.tree.map(jnp.asarray, tree)
 
     how = Adapted(base, settings, checksum_of(file), joined)
     return Trained(base.path, config, space, plan, None, None, how)
@@ -217,9 +221,48 @@ def merge(
 
 def stack(given: Sequence[Path], route: str, out: Path, *, overwrite: bool = False) -> str:
     """Writes several adapters of one base as experts of one; returns the text to print."""
-    made = form.stack([form.read(path) for path in given], route)
+    found = [form.read(path) for path in given]
+    made = form.stack(found, route, _together(found))
     size = form.write(out, made, overwrite=overwrite)
     return f"{out}  {size:,} bytes, experts {', '.join(str(e['name']) for e in made.experts)}"
+
+
+def _together(given: Sequence[form.Adapter]) -> dict[str, Any]:
+    """Config, labels and plan of several adapters: the corpora of all, for the same classes.
+
+    Raises: `UsageError` for other classes, or a corpus or channel that is prepared in two ways.
+    """
+    labels, plan = (json.loads(json.dumps(given[0].documents[k])) for k in ("labels", "plan"))
+    told = dict(zip((c["name"] for c in labels["corpora"]), labels["names"], strict=True))
+    known = {corpus["name"]: corpus for corpus in labels["corpora"]}
+
+    def refuse(other: form.Adapter, what: str) -> UsageError:
+        return UsageError(
+            f"these adapters differ in {what} and cannot be stacked",
+            path=other.path,
+            found=f"not as in {given[0].path}",
+        )
+
+    for other in given[1:]:
+        theirs, prepared = other.documents["labels"], other.documents["plan"]
+        if (theirs["classes"], theirs["precedence"]) != (labels["classes"], labels["precedence"]):
+            raise refuse(other, "their classes")
+        for corpus, names in zip(theirs["corpora"], theirs["names"], strict=True):
+            if known.setdefault(corpus["name"], corpus) != corpus:
+                raise refuse(other, f"the corpus {corpus['name']!r}")
+            told.setdefault(corpus["name"], names)
+        for part in ("spacing_mm", "intensity"):
+            for name, value in prepared[part].items():
+                if plan[part].setdefault(name, value) != value:
+                    raise refuse(other, f"{part} of {name!r}")
+        apart = {"spacing_mm", "intensity", "guard", "configurations"}
+        for part in {*plan, *prepared} - apart:
+            if plan.get(part) != prepared.get(part):
+                raise refuse(other, f"the plan's {part}")
+        if plan.get("guard") != prepared.get("guard"):  # what scans looked like: neither's alone
+            plan.pop("guard", None)
+    labels |= {"corpora": list(known.values()), "names": [told[name] for name in known]}
+    return {"config": given[0].documents["config"], "labels": labels, "plan": plan}
 
 
 def about(file: Path) -> str:

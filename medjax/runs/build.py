@@ -57,11 +57,19 @@ class Network:
 
 
 def adapter_settings(config: Config) -> Adapters | None:
-    """`config.adapters`, if it has rules."""
-    if not config.adapters.rules:
+    """`config.adapters`, if it names kernels or has rules; `UsageError` for both."""
+    given = config.adapters
+    if given.kernels and given.rules:
+        raise UsageError(
+            "config.adapters: kernels and rules both say where adapters are", fix="give one of them"
+        )
+    rules = given.rules
+    if given.kernels:
+        rules = adapter_weights.rules_of(given.kernels, given.rank, given.whole)
+    if not rules:
         return None
-    names = [f.name for f in dataclasses.fields(Adapters)]
-    return Adapters(**{name: getattr(config.adapters, name) for name in names})
+    names = [f.name for f in dataclasses.fields(Adapters) if f.name != "rules"]
+    return Adapters(rules=rules, **{name: getattr(given, name) for name in names})
 
 
 def make_network(

@@ -5,13 +5,14 @@ Out: the function that the loop calls on its fresh parameters; it prints the rep
 transfer.json into the run folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
@@ -22,7 +23,7 @@ from medjax.runs.build import Network
 from medjax.runs.settings.schema import Config
 from medjax.train import checkpoint
 from medjax.weights import adapters
-from medjax.weights.transfer import Report, transfer
+from medjax.weights.transfer import transfer
 
 TRANSFER = "transfer.json"
 
@@ -106,7 +107,7 @@ def borrower(
             fresh=begins,
         )
         if grafted:
-            _check_base(account, grafted, fresh, here)
+            _check_base(params, begun, grafted)
         if report and jax.process_index() == 0:
             print(f"{account.text()}\n  source          {folder}", flush=True)
             runfolder.write_json(
@@ -117,14 +118,15 @@ def borrower(
     return borrow
 
 
-def _check_base(
-    account: Report, settings: adapters.Adapters, params: Any, classes: Sequence[str]
-) -> None:
+def _check_base(params: Any, source: Any, settings: adapters.Adapters) -> None:
     """`UsageError` for leaves that are neither the source's nor trained."""
-    frozen = adapters.frozen(params, settings)
-    partly = [name for name, copied in account.classes.items() if set(classes) - set(copied)]
-    others = {*account.fresh, *partly, *account.input, *account.resized}
-    if changed := sorted(frozen & others):
+    own, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, source))
+    changed = [
+        path
+        for path in sorted(adapters.frozen(params, settings))
+        if path not in given or not np.array_equal(own[path], given[path])
+    ]
+    if changed:
         raise UsageError(
             f"{len(changed)} parameters are not those of the source, and nothing trains them",
             found=", ".join(changed[:6]),

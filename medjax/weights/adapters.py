@@ -35,6 +35,15 @@ SCALINGS = ("rslora", "classic")
 ROUTINGS = ("one", "modality", "corpus", "task", "image")
 WORDS = ("modality", "corpus", "task")  # entries that can route
 WHOLE = "whole"
+# words for the kernels of a family of networks -> regex over parameter paths
+KERNELS: Mapping[str, str] = {
+    "every": r"(^|/)kernel$",
+    "unet": r"/(conv\d*|skip_conv|short)/kernel$",
+    "swin": r"/(qkv|proj|fc1|fc2)/kernel$",
+    "vit": r"/(q|v|fc1|fc2)/kernel$",
+    "segvol": r"^encoder/block\d+/(qkv|fc[12])/kernel$|"
+    r"^decoder/(layer\d/(self|to_token)|final)/[qv]/kernel$",
+}
 A, B, SCALE = "lora_a", "lora_b", "lora_scale"
 ROUTER = "adapter_router"
 TRAINED = rf"(^|/)({A}|{B})$|^{ROUTER}/"
@@ -147,6 +156,23 @@ class Adapters:
         return hard + share - jax.lax.stop_gradient(share)  # straight through
 
 
+def rules_of(kernels: str, rank: int, whole: str = "") -> tuple[tuple[str, int | str], ...]:
+    """Rules from a word: adapters of one rank beside a family's kernels, all else frozen.
+
+    Args:
+      kernels: a word of `KERNELS`. whole: regex over leaves that are trained themselves; empty:
+        none.
+
+    Raises: `UsageError` for an unknown word.
+    """
+    if kernels not in KERNELS:
+        raise UsageError(
+            f"config.adapters: unknown kernels {kernels!r}", fix=did_you_mean(kernels, KERNELS)
+        )
+    first = ((whole, WHOLE),) if whole else ()
+    return (*first, (KERNELS[kernels], rank), (".*", 0))
+
+
 def graft(params: Any, settings: Adapters, key: Array, *, channels: int = 1) -> dict:
     """The tree with `lora_a` (uniform within 1/sqrt(fan in)) and `lora_b` (zero) beside every
     kernel that a rule gives a rank; and the gate's leaves, if the image routes.
@@ -223,8 +249,8 @@ def split(params: Mapping) -> tuple[dict, dict, dict]:
 def variables(
     params: Mapping,
     settings: Adapters | None,
-    image: Float[Array, "b *vol m"],
-    context: Mapping[str, Array],
+    image: Float[Array | np.ndarray, "b *vol m"],
+    context: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a network is applied with: its parameters and, if the tree holds any, its adapters."""
     base, own, router = split(params)
@@ -275,7 +301,9 @@ def merge(
     return _nested(flat)
 
 
-def image_features(base: Mapping, image: Float[Array, "b *vol m"]) -> Float[Array, "b f"]:
+def image_features(
+    base: Mapping, image: Float[Array | np.ndarray, "b *vol m"]
+) -> Float[Array, "b f"]:
     """What the learned gate sees of every sample.
 
     The mean token of the patch embedding, which is linear, so it equals the mean patch through its
@@ -284,7 +312,7 @@ def image_features(base: Mapping, image: Float[Array, "b *vol m"]) -> Float[Arra
     """
     flat, axes = _flat(base), tuple(range(1, image.ndim - 1))
     path = _patch_kernel(flat)
-    image = image.astype(jnp.float32)
+    image = jnp.asarray(image, jnp.float32)
     if path is None:
         return jnp.concatenate([image.mean(axes), image.std(axes)], -1)
     kernel = flat[path]

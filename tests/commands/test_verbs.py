@@ -110,7 +110,6 @@ REQUIRED = {
     "prepare": "folders, -o/--output",
     "preview": "store",
     "report": "folder",
-    "train": "config",
     "verify": "PATH",
 }
 
@@ -129,12 +128,17 @@ def test_arguments(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_required(verb, capsys):
-    if verb in ("info", "plan"):
+    if verb in ("info", "plan", "train"):
         assert verb not in REQUIRED
         return
     assert cli.main([verb]) == 2
     expected = f"medjax {verb}: the following arguments are required: {REQUIRED[verb]}."
     assert expected in capsys.readouterr().err
+
+
+def test_a_training_needs_a_config(capsys):
+    assert cli.main(["train"]) == 2
+    assert "no config given. Fix: add --config=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -446,7 +450,9 @@ def test_predict_hands_on_its_options_and_reports_failures(monkeypatch, tmp_path
     given = ["predict", "-m", "RUN", "-i", "scan.nii", "-o", str(tmp_path), "--tta", "mirror"]
     assert cli.main([*given, "--window", "8", "8", "8", "--overlap", "0.25"]) == 3
     [(places, named)] = calls
-    assert places == (["RUN"], ["scan.nii"], tmp_path)
+    *paths, request = places
+    assert paths == [["RUN"], ["scan.nii"], tmp_path]
+    assert request.corpus == "" and request.classes is None
     chosen = {k: named[k] for k in ("tta", "window", "overlap", "part", "page", "report")}
     assert chosen == {
         "tta": "mirror",

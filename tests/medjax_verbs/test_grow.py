@@ -3,6 +3,7 @@ bitwise.
 """
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,41 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
         "SarcomaCT" in report.text()
         and report.to_json()["added_in_all"] == report.after - report.before
     )
+
+
+def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
+    """A run with words for its sockets and a vector per modality on the deepest tokens."""
+    fields = runfolder.read_fields(run)
+    folder, model = tmp_path / "told", dict(fields["model"])
+    experts_in, routing = model.pop("experts_in"), model.pop("routing")
+    assert (experts_in, routing, model.pop("experts")) == ("both", "gate", 2)
+    model["mlp"] = {"kind": "experts", "experts": 2}
+    model["context"] = {"kind": "embedding"}
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("store", "checkpoints"))
+    fields = fields | {"model": model, "data": fields["data"] | {"store": str(run / "store")}}
+    runfolder.write_json(folder / runfolder.CONFIG, fields)
+    net = build.make_network(
+        runfolder.read_config(folder), runfolder.read_space(run), (1.0, 1.0, 1.0)
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32), net.abstract()
+    )
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(2, {"params": params}, {"recipe": {}, "progress": {}})
+
+    new, data = _grown(folder, raw, tmp_path / "new", source="MR", freeze=True)
+    assert new.model.options["mlp"]["experts"] == 3
+    assert ("^context/table$", 0, "modalities") in new.init.heads
+    assert ("^context/table$", (0, (1,))) in new.optim.only
+    report = grow.check(folder, new, data.space)
+    assert report.change < 1e-4 and report.added["context"] == 16
+    grown = build.make_network(new, data.space, (1.0, 1.0, 1.0))
+    fresh = jax.jit(grown.init)(jax.random.key(0))
+    moved = initial.borrower(new, data.space, grown, tmp_path / "new", report=False)(fresh)
+    table = np.asarray(moved["context"]["table"])
+    np.testing.assert_array_equal(table[0], params["context"]["table"][0])
+    assert not table[1].any() and table.shape == (2, 16)
 
 
 @pytest.mark.slow

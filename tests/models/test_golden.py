@@ -166,7 +166,7 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         'x = x + dense(width, name="out")',
         'x = dense(width, name="out")',
     ),
-    ("MLP without residual", "tsfm_2d", "parts.vit", "return x + drop(", "return drop("),
+    ("MLP without residual", "tsfm_2d", "parts.vit", "x = x + drop(y)", "x = drop(y)"),
     ("tanh GELU", "tsfm_2d", "parts.vit", "approximate=False", "approximate=True"),
     ("no position table", "tsfm_2d", "parts.vit", "(x + table.astype(x.dtype))", "(x)"),
     (
@@ -188,8 +188,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "bottleneck without residual",
         "tsfm_bare",
         "parts.vit",
-        "return x + y if self.residual",
-        "return y if self.residual",
+        "y = x + y if self.residual else y",
+        "y = y if self.residual else y",
     ),
     ("shortcut of the raw input", "tsfm_bare", "tsfm", "(x if raw else seen)", "(x)"),
     (

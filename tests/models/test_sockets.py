@@ -68,7 +68,7 @@ WORDS = {  # what is asked for -> words, its parameters, what it offers, what it
         None,
         {"task"},
     ),
-    "spacing": ({"context": {"kind": "linear"}}, "^context/kernel$", None, {"spacing_mm"}),
+    "spacing": ({"context": {"kind": "linear"}}, "^context/map/kernel$", None, {"spacing_mm"}),
 }
 
 
@@ -176,11 +176,11 @@ def test_a_fresh_context_changes_nothing_and_a_trained_one_its_own_samples(name,
     run = jax.jit(lambda p: told.apply({"params": p}, x, given)["logits"])
     expected = jax.jit(lambda p: plain.apply({"params": p}, x)["logits"])(base)
     np.testing.assert_array_equal(run(params), expected)
+    own = params["context"] if kind == "embedding" else params["context"]["map"]
     leaf = "table" if kind == "embedding" else "kernel"
-    table = params["context"][leaf]
-    assert table.shape[0] == (2 if kind == "embedding" else 3) and not np.any(table)
-    changed = table.at[1].set(1.0) if kind == "embedding" else table.at[0].set(1.0)
-    params["context"] = {leaf: changed * jnp.arange(1, table.shape[-1] + 1)}
+    assert own[leaf].shape[0] == (2 if kind == "embedding" else 3) and not np.any(own[leaf])
+    row = 1 if kind == "embedding" else 0
+    own[leaf] = own[leaf].at[row].set(jnp.arange(1.0, own[leaf].shape[-1] + 1))
     moved = np.abs(np.asarray(run(params)) - np.asarray(expected)).max((1, 2, 3))
     assert moved[0] > 1e-3 and (moved[1] == 0 if kind == "embedding" else moved[1] > 0)
 

@@ -113,7 +113,7 @@ def test_a_subset_by_seed_or_by_list_is_all_that_a_run_knows(tmp_path):
     (tmp_path / "mine.txt").write_text("case_044\n")
     with pytest.raises(UsageError, match=r"1 cases are not in First, first 'case_044'"):
         opened(file=str(tmp_path / "mine.txt"))
-    with pytest.raises(UsageError, match=r"no field 'data.subset.First.n'"):
+    with pytest.raises(UsageError, match=r"config\.data\.subset\.First has no field 'n'"):
         fields = plain(base_config())
         fields["data"] |= {"folders": str(first), "subset": {"First": {"n": 3}}}
         stages.open_run(fields, tmp_path / "run")

@@ -4,6 +4,8 @@ and is rehearsed: no part of medjax lists the inputs of a network.
 
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,13 +92,13 @@ def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeyp
     assert set(stablehlo.reads(found)) == {*context.DEFAULT, given}
     facts = {"task": np.array([0, 1]), "spacing_mm": np.array([[1, 1, 1], [1, 1, 4]], np.float32)}
     facts |= {"corpus": np.array([1, 0]), "modality": np.array([0, 0])}
-    image = np.random.default_rng(0).normal(size=(2, 8, 8, 8, 1)).astype(np.float32)
+    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 1))
     inside = context.of_batch(trained.network.reads, facts)
     expected = np.asarray(trained.network.apply(params, image, inside)["logits"])
     apply, window = stablehlo.function(found)
     assert window == (8, 8, 8)
     np.testing.assert_allclose(apply({}, image, facts)["logits"], expected, atol=1e-5)
-    same = np.asarray(trained.network.apply(params, image[[0, 0]], inside)["logits"])
+    same = np.asarray(trained.network.apply(params, image[jnp.array([0, 0])], inside)["logits"])
     assert np.abs(same[0] - same[1]).max() > 1e-4
 
     config, space = _grown(raw, run, tmp_path / "grown")

@@ -10,6 +10,7 @@ and gates are not zero, norm scales not one.
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -25,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.models.context import initialise
 from medjax.registry import build
 
 STORED = Path(__file__).parent.parent / "golden" / "networks.json"
@@ -280,6 +280,7 @@ def run(
     """({output: array}, {parameter: gradient of the scalar}); {} without gradients."""
     module = build("models", case.model, **case.arguments)
     image, context = inputs(case)
+    initialise = importlib.import_module("medjax.models.context").initialise  # of a mutant as well
     params = parameters(
         jax.eval_shape(lambda key: initialise(module, key, image), jax.random.key(0))
     )

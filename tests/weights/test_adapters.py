@@ -1,5 +1,7 @@
 """Adapters as leaves: surgery, routing, merging, the learned gate."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from medjax.models.parts.conv import Conv, Down, Up
 from medjax.models.parts.patch import PatchEmbed
 from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
+from tests.support import golden
 
 
 class Toy(nn.Module):
@@ -208,6 +211,29 @@ def test_whole_leaves_are_trained_and_stay_in_the_base_tree():
     }
     base, own, router = adapters.split(tree)
     assert jax.tree.structure(base) == jax.tree.structure(params) and not router and own
+
+
+@pytest.mark.parametrize(
+    "word, name, sites",
+    [
+        ("unet", "unet", r"^(en|de)coder_\d/conv_\d/conv/"),
+        ("unet", "resenc", r"^(en|de)coder_\d/(block|conv)_\d/(conv\d?|skip_conv)/|^stem/conv/"),
+        ("unet", "tsfm", r"^(enc|dec)\d/block\d/(conv\d|short)/|^stem/conv/"),
+        ("vit", "tsfm", r"^vit/layer\d/(q|v|fc\d)/"),
+        ("swin", "masked_swin", r"/(attn/(qkv|proj)|mlp/fc\d)/"),
+        ("every", "unet", ""),
+    ],
+)
+def test_words_name_the_kernels_of_a_family(word, name, sites):
+    case = golden.CASES[name]
+    module = golden.build("models", case.model, **case.arguments)
+    image, _ = golden.inputs(case)
+    params = jax.eval_shape(lambda k: golden.initialise(module, k, image), jax.random.key(0))
+    settings = Adapters(adapters.rules_of(word, 3))
+    tree = jax.eval_shape(lambda p: adapters.graft(p, settings, jax.random.key(0)), params)
+    found = {path[: -len("lora_a")] for path in adapters._flat(tree) if path.endswith("lora_a")}
+    kernels = [path for path in adapters._flat(params) if path.endswith("/kernel")]
+    assert found == {p[: -len("kernel")] for p in kernels if re.search(sites, p)} != set()
 
 
 def test_refusals():

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import STANDARD, Spec, needed, union
-from medjax.models.parts import heads, moe
+from medjax.models.parts import adapters, heads, moe
 from medjax.models.parts.attention import Context, Mlp, call, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
@@ -87,7 +87,7 @@ class Embedding(nn.Module):
 class Linear(nn.Module):
     """x plus a linear map of log(1 + an entry of the context), e.g. of the spacing in mm.
 
-    Parameter `kernel` (entries, c), which starts at zero: a fresh network equals one without it.
+    Parameter `map/kernel` (entries, c) starts at zero: a fresh network equals one without it.
 
     Attributes:
       of: the entry, (b, entries) of numbers that are not negative.
@@ -102,8 +102,9 @@ class Linear(nn.Module):
         self, x: Float[Array, "b *grid c"], context: Context = None
     ) -> Float[Array, "b *grid c"]:
         given = jnp.log1p(needed(context, self.of, "linear maps"))
-        kernel = self.param("kernel", nn.initializers.zeros, (given.shape[-1], x.shape[-1]))
-        return x + jnp.expand_dims((given @ kernel).astype(x.dtype), tuple(range(1, x.ndim - 1)))
+        zero = nn.initializers.zeros
+        own = adapters.Dense(x.shape[-1], use_bias=False, kernel_init=zero, name="map")(given)
+        return x + jnp.expand_dims(own.astype(x.dtype), tuple(range(1, x.ndim - 1)))
 
 
 def dense() -> Socket:

@@ -269,7 +269,20 @@ class Optim(Optimizer):
 class Adapters(Section):
     """Low-rank adapters beside the kernels of a network that stays as it is (docs/adapters.md)."""
 
-    rules: Rules = setting((), "(regex over parameter paths, rank, whole or 0); empty: no adapters")
+    kernels: str = setting(
+        "", "kernels that get one: every, unet, swin, vit or segvol; empty: as `rules` say"
+    )
+    rank: int = setting(8, "of the adapters beside `kernels`", listed=False)
+    whole: str = setting(
+        "",
+        "with `kernels`: regex over parameters that are trained themselves, e.g. ^head",
+        listed=False,
+    )
+    rules: Rules = setting(
+        (),
+        "(regex over parameter paths, rank, whole or 0) in place of `kernels`; empty: no adapters",
+        listed=False,
+    )
     scaling: str = setting("rslora", "alpha / sqrt(rank), or classic: alpha / rank", listed=False)
     alpha: Number = setting(16.0, "see scaling", listed=False)
     experts: int = setting(1, "adapters per kernel; from 2 on the first is the base", listed=False)
@@ -465,7 +478,8 @@ def resolve(fields: Mapping[str, Any] | Config) -> Config:
 def strict(fields: Mapping[str, Any]) -> Config:
     """As `resolve`, for the plain values of a new config: `UsageError` for unknown fields too."""
     if found := unknown(fields):
-        raise UsageError(f"config has no field {found[0]!r}", fix="leave it out, or see --help")
+        section, _, name = f"config.{found[0]}".rpartition(".")
+        raise UsageError(f"{section} has no field {name!r}", fix="leave it out, or see --help")
     return resolve(fields)
 
 

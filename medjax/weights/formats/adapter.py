@@ -195,14 +195,17 @@ def join(base: Mapping, adapter: Adapter, *, force: bool = False) -> dict:
     return traverse_util.unflatten_dict(kept | dict(adapter.arrays), sep="/")
 
 
-def stack(given: Sequence[Adapter], route: str) -> Adapter:
+def stack(
+    given: Sequence[Adapter], route: str, documents: Mapping[str, Any] | None = None
+) -> Adapter:
     """Several adapters of one base as the experts of one adapter, the identity first.
 
     Ranks are padded with zeros; every expert keeps its own scale. Its numbers are unchanged.
 
     Args:
-      given: with the same base and the same labels. route: "modality", "corpus" or "task": what
-        decides the expert of a sample; whatever no expert was trained on gets the base's answer.
+      given: with the same base. route: "modality", "corpus" or "task": what decides the expert of a
+        sample; whatever no expert was trained on gets the base's answer.
+      documents: of the result; default those of the first, whose labels all must share.
 
     Raises: `UsageError` for other routes, adapters of other bases or labels, whole leaves that
       differ, or equal names.
@@ -219,7 +222,7 @@ def stack(given: Sequence[Adapter], route: str) -> Adapter:
             ("base", first.base["sha256"], other.base["sha256"]),
             ("labels", first.documents["labels"], other.documents["labels"]),
         ):
-            if mine != theirs:
+            if mine != theirs and (what == "base" or documents is None):
                 raise UsageError(
                     f"adapters of another {what} cannot be stacked",
                     path=other.path,
@@ -256,7 +259,8 @@ def stack(given: Sequence[Adapter], route: str) -> Adapter:
         first.settings, experts=1 + len(experts), routing=route, expert_of=(), expert=0, top_k=1
     )
     facts = {"stacked": [dict(one.facts) for one in given]}
-    return Adapter(arrays, settings, first.base, tuple(experts), first.documents, facts)
+    documents = documents or first.documents
+    return Adapter(arrays, settings, first.base, tuple(experts), documents, facts)
 
 
 def _side_by_side(given: Sequence[Adapter], owner: str) -> dict[str, np.ndarray]:
