@@ -153,8 +153,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return {}
     if inner and isinstance(value, Mapping):
         return {str(k): typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
-    if inner and any(map(is_section, inner)):
-        raise UsageError(f"unusable {where}", found=repr(value)[:80], expected="sections by name")
+    if inner:
+        raise UsageError(f"unusable {where}", found=repr(value)[:80], expected="fields by name")
     return plain(value)
 
 
