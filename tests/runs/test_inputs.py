@@ -90,8 +90,8 @@ def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeyp
     standard = ["corpus (b,) int32", "modality (b,) int32", "spacing_mm (b, 3) float32"]
     assert listed["inputs"][1:] == [*standard, *["task (b,) int32"] * (which == "task")]
     assert set(stablehlo.reads(found)) == {*context.DEFAULT, given}
-    facts = {"task": np.array([0, 1]), "spacing_mm": np.array([[1, 1, 1], [1, 1, 4]], np.float32)}
-    facts |= {"corpus": np.array([1, 0]), "modality": np.array([0, 0])}
+    facts = {"task": jnp.array([0, 1]), "spacing_mm": jnp.array([[1.0, 1, 1], [1, 1, 4]])}
+    facts |= {"corpus": jnp.array([1, 0]), "modality": jnp.array([0, 0])}
     image = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 1))
     inside = context.of_batch(trained.network.reads, facts)
     expected = np.asarray(trained.network.apply(params, image, inside)["logits"])
