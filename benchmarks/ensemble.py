@@ -31,6 +31,7 @@ from medjax.prompts.request import Request
 from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
+from medjax.runs.settings.schema import Config, resolve
 from medjax.scans import nifti
 from tests.support.run import random_params
 
@@ -38,12 +39,12 @@ CT = Intensity("ct", (-927.0, 275.0), 63.4, 175.5)
 
 
 def predictor(
-    fields: dict, space: LabelSpace, spacing_mm: tuple, members: int, settings: dict
+    config: Config, space: LabelSpace, spacing_mm: tuple, members: int, settings: dict
 ) -> Segmenter:
     """An ensemble of `members` networks of the config with random parameters; one is a network
     alone.
     """
-    net = build.make_network(fields, space, spacing_mm)
+    net = build.make_network(config, space, spacing_mm)
     first, *others = (random_params(net.abstract(), seed) for seed in range(members))
     plan = Plan(
         {corpus.store: spacing_mm for corpus in space.corpora},
@@ -53,13 +54,13 @@ def predictor(
 
 
 def contenders(
-    fields: dict, space: LabelSpace, spacing_mm: tuple, folds: int, settings: dict
+    config: Config, space: LabelSpace, spacing_mm: tuple, folds: int, settings: dict
 ) -> dict[str, Callable[[nifti.Volume], int]]:
     """Name -> scan -> number of masks; each call does all of the work, preparation included."""
     joint, ensemble = (
-        predictor(fields, space, spacing_mm, members, settings) for members in (1, folds)
+        predictor(config, space, spacing_mm, members, settings) for members in (1, folds)
     )
-    alone = {c.name: predictor(fields, merge((c,)), spacing_mm, 1, settings) for c in space.corpora}
+    alone = {c.name: predictor(config, merge((c,)), spacing_mm, 1, settings) for c in space.corpora}
     first = space.corpora[0].name
 
     def together(made: Segmenter) -> Callable[[nifti.Volume], int]:
@@ -126,15 +127,15 @@ def main() -> None:
     fields, spacing = plain(multitalent.get_config(args.variant)), args.spacing
     fields["model"] |= args.arguments
     fields["train"]["patch"] = args.patch
-    pool = plain(multitalent.get_config("unet"))["data"]
+    config, pool = resolve(fields), resolve(plain(multitalent.get_config("unet"))).data
     space = merge(
         corpora.open_data(pool, Path(), files=False).space.corpora[: args.corpora], "per_corpus"
     )
     settings = {
         "mirror_axes": (0, 1, 2) if args.mirror else (),
-        "activation": fields["infer"]["activation"],
+        "activation": config.infer.activation,
     }
-    calls = contenders(fields, space, spacing, args.folds, settings)
+    calls = contenders(config, space, spacing, args.folds, settings)
     with tempfile.TemporaryDirectory() as folder:
         scans = (
             [p for p in sorted(args.data.iterdir()) if p.name.endswith((".nii", ".nii.gz"))]
@@ -149,7 +150,7 @@ def main() -> None:
                 "corpora": len(space.corpora),
                 "classes": len(space.classes),
             }
-            described |= {"patch": args.patch, "network": fields["model"]}
+            described |= {"patch": args.patch, "network": config.model.as_given()}
             harness.show(described | compare(calls, volume, args.rounds))
 
 

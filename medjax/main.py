@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from medjax.border import guarded
 from medjax.errors import EXIT_OK, UsageError, did_you_mean
 from medjax.registry import plain
-from medjax.runs.settings import accepted, described, overrides
+from medjax.runs.settings import accepted, described, overrides, schema
 
 SECTIONS = (
     "name",
@@ -293,15 +293,15 @@ def run(command: Command) -> int:
 
     if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
         jax.config.update("jax_compilation_cache_dir", cache)
-    fields = plain(command.config)
+    config = schema.resolve(plain(command.config))
     if command.mode == "dry":
-        print(dry.dry(fields, command.workdir, command.devices, compiled=command.compile))
+        print(dry.dry(config, command.workdir, command.devices, compiled=command.compile))
         return EXIT_OK
     hosts.connect()
     if command.mode == "crossval":
-        return crossval.run(fields, command.workdir, command.folds)
+        return crossval.run(config, command.workdir, command.folds)
     with hosts.holding(command.workdir, "training" if command.mode == "train" else "evaluation"):
-        experiment = stages.open_run(fields, command.workdir)
+        experiment = stages.open_run(config, command.workdir)
         if command.mode == "train":
             stages.train(experiment)
         if hosts.alone():

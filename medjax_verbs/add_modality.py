@@ -39,7 +39,7 @@ def _add(args) -> int:
     changes = {"train.steps": args.steps} if args.steps else {}
     changes |= {"optim.lr": args.lr} if args.lr else {}
     old, workdir = Path(args.old), Path(args.workdir)
-    fields = grow.grown_fields(
+    config = grow.grown_config(
         old,
         args.data,
         workdir,
@@ -52,10 +52,10 @@ def _add(args) -> int:
     if args.steps == 0:
         from medjax.runs.open import open_data
 
-        stages.say(grow.check(old, fields, open_data(fields["data"], workdir).space).text())
+        stages.say(grow.check(old, config, open_data(config.data, workdir).space).text())
         return 0
-    run = stages.open_run(fields, workdir)
-    report = grow.check(old, fields, run.data.space)
+    run = stages.open_run(config, workdir)
+    report = grow.check(old, config, run.data.space)
     stages.say(report.text())
     folder.write_json(workdir / "growth.json", report.to_json())
     stages.train(run)

@@ -124,28 +124,28 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
 
     Raises: `UsageError` for a network without gated experts, or a run without cases on that side.
     """
-    fields, space, plan = (
+    config, space, plan = (
         runfolder.read_config(folder),
         runfolder.read_space(folder),
         runfolder.read_plan(folder),
     )
-    net = build.make_network(fields, space, plan.mean_spacing())
+    net = build.make_network(config, space, plan.mean_spacing())
     params = fitted.check_finite(
         checkpoint.load_params(folder / "checkpoints", net.abstract(), which=which), folder
     )
-    run = stages.Run(fields, folder, corpora.open_data(fields["data"], folder), plan)
+    run = stages.Run(config, folder, corpora.open_data(config.data, folder), plan)
     drawn = stages.pools(run, side)
     if not drawn:
         raise UsageError(
             "no case to look at", path=folder, found=f"side {side!r}", fix='take side "train"'
         )
     common = {
-        "batch": fields["train"]["batch"],
+        "batch": config.train.batch,
         "final": net.patch,
         "dims": len(net.patch),
         "channels": net.channels,
     }
-    recipe = stream.Recipe(patch=net.patch, seed=fields["seed"] + 2, foreground=0.5, **common)
+    recipe = stream.Recipe(patch=net.patch, seed=config.seed + 2, foreground=0.5, **common)
 
     @jax.jit
     def gates(batch: dict) -> dict:
@@ -165,7 +165,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
             raise UsageError(
                 "this network has no gate that weighs experts",
                 path=folder,
-                found=fields["model"],
+                found=config.model.as_given(),
                 fix=fix,
             )
         corpus = space.corpora[pool.corpus]
@@ -176,7 +176,7 @@ def measure(folder: Path, *, batches: int = 8, side: str = "val", which: str = "
         sorted(rows[0], key=lambda name: (not name.startswith("encoder"), *_order(name)))
     )
     weights = np.stack([np.stack([row[b] for b in blocks]) for row in rows])
-    known = adapt.expert_names(fields, space, experts.count(params))
+    known = adapt.expert_names(config, space, experts.count(params))
     return Gates(blocks, known, names, weights, batches * recipe.batch)
 
 

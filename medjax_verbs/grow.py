@@ -6,7 +6,6 @@ the additions. The new run is an ordinary run: it can be trained, resumed, exten
 prediction.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from medjax.errors import TrainError, UsageError
 from medjax.labels import LabelSpace
 from medjax.models import context as contexts
 from medjax.models.parts import sockets
-from medjax.registry import plain
 from medjax.runs import adapt, build, fitted, folder, initial
+from medjax.runs.config import with_field
 from medjax.runs.open import open_data
+from medjax.runs.settings.schema import Config, Init
 from medjax.train import checkpoint
 from medjax.weights import experts
 
@@ -73,7 +73,7 @@ class Growth:
         )
 
 
-def grown_fields(
+def grown_config(
     run: Path,
     folders: Sequence[str],
     workdir: Path,
@@ -83,7 +83,7 @@ def grown_fields(
     gate: str = "",
     freeze: bool = False,
     **changes: Any,
-) -> dict:
+) -> Config:
     """The config of the new run.
 
     Args:
@@ -101,19 +101,18 @@ def grown_fields(
     Raises: `UsageError` for a run that has no experts to add to, unknown names and words.
     """
     old, space = folder.read_config(run), folder.read_space(run)
-    fields = copy.deepcopy(old)
-    known = old["data"]["folders"]
-    fields["data"]["folders"] = ",".join(
-        [*([known] if known else []), *(str(Path(f).expanduser().resolve()) for f in folders)]
-    )
+    known = old.data.folders
+    named = [*([known] if known else []), *(str(Path(f).expanduser().resolve()) for f in folders)]
+    config = with_field(old, "data.folders", ",".join(named))
     for path, value in changes.items():
-        _set(fields, path, value)
-    fields["data"]["store"] = old["data"]["store"] or str((run / "store").resolve())
-    fields["data"]["split"] |= {"file": ""}
-    new, added = _new_parts(fields, run, space, workdir)
+        config = with_field(config, path, value)
+    store = old.data.store or str((run / "store").resolve())
+    config = with_field(with_field(config, "data.store", store), "data.split.file", "")
+    config, new, added = _new_parts(config, run, space, workdir)
     count = experts.count(_abstract(old, space))
     names = adapt.expert_names(old, space, count)
-    grows, mlp = bool(added and count), sockets.words(old["model"], "mlp")
+    model = old.model.to_json()
+    grows, mlp = bool(added and count), sockets.words(model, "mlp")
     if grows and mlp.get("expert_of") is not None:
         raise UsageError(
             "expert_of fixes which modality has which expert",
@@ -121,43 +120,42 @@ def grown_fields(
             fix="add to it by hand",
         )
     if grows and mlp.get("experts") is not None:
-        given = fields["model"]["mlp"] if "mlp" in old["model"] else fields["model"]
-        given["experts"] = count + len(added)
-    wanted = adapt.expert_names(fields, new, count + len(added)) if grows else ()
-    fields["init"] = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze)) | {
-        "source": str(run.resolve())
-    }
-    fields["init"]["heads"] += _embedded(old["model"])
-    if freeze:
-        fields["optim"] |= _frozen(
-            fields, new, old, space, tuple(wanted.index(name) for name in added) if grows else ()
-        )
-    return plain(fields)
+        place = "model.mlp.experts" if "mlp" in model else "model.experts"
+        config = with_field(config, place, count + len(added))
+    wanted = adapt.expert_names(config, new, count + len(added)) if grows else ()
+    begun = _begin(names, wanted, added, begin, source, gate or _gate(begin, freeze))
+    begun |= {"source": str(run.resolve()), "heads": begun["heads"] + _embedded(model)}
+    config = dataclasses.replace(config, init=Init.from_fields(begun, "config.init"))
+    if not freeze:
+        return config
+    mine = tuple(wanted.index(name) for name in added) if grows else ()
+    frozen = _frozen(config, new, old, space, mine)
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **frozen))
 
 
-def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
+def check(run: Path, config: Config, space: LabelSpace) -> Growth:
     """Builds both networks and compares them on random images of every old corpus.
 
     Args:
-      run: the old run. fields, space: of the new one.
+      run: the old run. config, space: of the new one.
 
     Raises: `TrainError` if an old logit changed although the gate columns should preserve it
       (`UNCHANGED`).
     """
-    old_fields, old_space = folder.read_config(run), folder.read_space(run)
+    old_config, old_space = folder.read_config(run), folder.read_space(run)
     spacing = folder.read_plan(run).mean_spacing()
     before, after = (
         build.make_network(_exact(f), s, spacing)
-        for f, s in ((old_fields, old_space), (fields, space))
+        for f, s in ((old_config, old_space), (config, space))
     )
     old = fitted.check_finite(
         checkpoint.load_params(
-            run / "checkpoints", before.abstract(), which=fields["init"]["checkpoint"]
+            run / "checkpoints", before.abstract(), which=config.init.checkpoint
         ),
         run,
     )
-    new = initial.borrower(fields, space, after, Path("."), report=False)(
-        jax.jit(after.init)(jax.random.key(fields["seed"]))
+    new = initial.borrower(config, space, after, Path("."), report=False)(
+        jax.jit(after.init)(jax.random.key(config.seed))
     )
     image = jax.random.normal(jax.random.key(0), (1, *before.patch, before.channels))
     apply_old, apply_new = (jax.jit(_highest(net.apply)) for net in (before, after))
@@ -181,7 +179,7 @@ def check(run: Path, fields: Mapping, space: LabelSpace) -> Growth:
             for x, s in ((one, old_space), (two, space))
         )
         change = max(change, float(np.abs(one - two).max()))
-    if change > UNCHANGED and fields["init"]["gate"] != "fresh":
+    if change > UNCHANGED and config.init.gate != "fresh":
         raise TrainError(
             "the grown network changes the outputs for old corpora",
             found=f"{change:.2g}",
@@ -220,10 +218,10 @@ def _context(net: build.Network, facts: Mapping[str, int], spacing: Sequence[flo
     return contexts.of_batch(net.reads, known | contexts.zeros(free, 1, net.patch))
 
 
-def _exact(fields: Mapping) -> dict:
+def _exact(config: Config) -> Config:
     """The same network in float32, so that rounding neither hides nor causes a change."""
-    chosen = {"dtype": "float32"} if "dtype" in build.accepted(fields["model"]["name"]) else {}
-    return {**fields, "model": {**fields["model"], **chosen}}
+    known = build.accepted(config.model.name)
+    return with_field(config, "model.dtype", "float32") if "dtype" in known else config
 
 
 def _gate(begin: str, freeze: bool) -> str:
@@ -295,11 +293,13 @@ def _begin(
 
 
 def _new_parts(
-    fields: dict, run: Path, space: LabelSpace, workdir: Path
-) -> tuple[LabelSpace, tuple[str, ...]]:
-    """The label space of the new run, and the modalities that are new to it; extends the splits."""
-    data = open_data(fields["data"], run)
-    new, given = data.space, fields["data"]["split"]
+    config: Config, run: Path, space: LabelSpace, workdir: Path
+) -> tuple[Config, LabelSpace, tuple[str, ...]]:
+    """The config with the splits extended to the new cases, the label space of the new run, and
+    the modalities that are new to it.
+    """
+    data = open_data(config.data, run)
+    new, given = data.space, config.data.split
     lost = [c.name for c in space.corpora if c.name not in [n.name for n in new.corpora]]
     if lost:
         raise UsageError(
@@ -314,11 +314,12 @@ def _new_parts(
             fix="name the folder of a new one",
         )
     splits = extended_splits(
-        folder.read_json(run, folder.SPLITS), data.cases, given["folds"], given["seed"]
+        folder.read_json(run, folder.SPLITS), data.cases, given.folds, given.seed
     )
     folder.write_json(workdir / "grown_splits.json", splits)
-    fields["data"]["split"]["file"] = str((workdir / "grown_splits.json").resolve())
-    return new, tuple(m for m in new.modalities if m not in space.modalities)
+    file = str((workdir / "grown_splits.json").resolve())
+    config = with_field(config, "data.split.file", file)
+    return config, new, tuple(m for m in new.modalities if m not in space.modalities)
 
 
 def extended_splits(
@@ -363,28 +364,28 @@ def extended_splits(
 
 
 def _frozen(
-    fields: Mapping, new: LabelSpace, old: Mapping, space: LabelSpace, added: tuple[int, ...]
+    config: Config, new: LabelSpace, old: Config, space: LabelSpace, added: tuple[int, ...]
 ) -> dict:
     """`config.optim`: everything frozen except the new expert, its gate column and head columns."""
-    here, there = adapt.channel_names((fields, new), (old, space))
+    here, there = adapt.channel_names((config, new), (old, space))
     columns = tuple(i for i, name in enumerate(here) if name not in there)
     trainable, only = [(PARTS["heads"], True)], [(PARTS["heads"], (-1, columns))]
-    for pattern, axis, what in _embedded(old["model"]):
-        known, wanted = adapt.axis_names((fields, new), (old, space))[what]
+    for pattern, axis, what in _embedded(old.model.to_json()):
+        known, wanted = adapt.axis_names((config, new), (old, space))[what]
         rows = tuple(i for i, name in enumerate(wanted) if name not in known)
         trainable += [(pattern, True)] if rows else []
         only += [(pattern, (axis, rows))] if rows else []
     if added:
         trainable += [(PARTS["experts"], True)]
         only += [(PARTS["experts"], (0, added))]
-        if sockets.words(old["model"], "mlp").get("routing", "gate") == "gate":
+        if sockets.words(old.model.to_json(), "mlp").get("routing", "gate") == "gate":
             trainable += [(PARTS["gate"], True)]
             only += [(PARTS["gate"], (-1, added))]
     return {"trainable": (*trainable, (".*", False)), "only": tuple(only)}
 
 
-def _abstract(fields: Mapping, space: LabelSpace) -> Any:
-    return build.make_network(fields, space, (1.0, 1.0, 1.0)).abstract()
+def _abstract(config: Config, space: LabelSpace) -> Any:
+    return build.make_network(config, space, (1.0, 1.0, 1.0)).abstract()
 
 
 def _sizes(abstract: Any) -> dict[str, int]:
@@ -396,11 +397,3 @@ def _sizes(abstract: Any) -> dict[str, int]:
         for part, pattern in PARTS.items()
     }
     return {part: n for part, n in found.items() if n or part != "context"}
-
-
-def _set(fields: dict, path: str, value: Any) -> None:
-    *outer, last = path.split(".")
-    node = fields
-    for key in outer:
-        node = node[key]
-    node[last] = value

@@ -218,8 +218,8 @@ def _weights(workdir):
 
     from medjax.runs import build
 
-    fields, space = runfolder.read_config(workdir), runfolder.read_space(workdir)
-    net = build.make_network(fields, space, (2.0, 2.0, 2.0))
+    config, space = runfolder.read_config(workdir), runfolder.read_space(workdir)
+    net = build.make_network(config, space, (2.0, 2.0, 2.0))
     params = checkpoint.load_params(workdir / "checkpoints", net.abstract())
     return {
         jax.tree_util.keystr(k): np.asarray(v)
@@ -233,7 +233,7 @@ def test_resuming_with_another_recipe_is_refused(trained, corpora):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 2 and "optim.momentum: was 0.99, is 0.5" in out
     assert (
-        runfolder.read_config(workdir)["optim"]["momentum"] == 0.99
+        runfolder.read_config(workdir).optim.momentum == 0.99
     )  # a refused start leaves the run as it was
 
 

@@ -13,6 +13,7 @@ from medjax.registry import plain
 from medjax.runs import evaluations
 from medjax.runs.settings import accepted, schema
 from medjax_verbs import resampled
+from tests.support.configs import typed
 
 VERB = """
 def add(verbs):
@@ -55,15 +56,15 @@ def test_a_verb_of_another_package(installed, tmp_path, monkeypatch, capsys):
 
 
 def test_an_evaluation_is_checked_before_the_training(installed):
-    given = plain(base_config())["evaluate"]
-    assert evaluations.chosen(given) == {}
-    assert evaluations.chosen(given | {"resampled": "released"}) == {
-        "resampled": (resampled, "released")
-    }
+    def given(**values):
+        return typed({"evaluate": plain(base_config())["evaluate"] | values}).evaluate
+
+    assert evaluations.chosen(given()) == {}
+    assert evaluations.chosen(given(resampled="released")) == {"resampled": (resampled, "released")}
     with pytest.raises(UsageError, match="unknown rule 'relased'"):
-        evaluations.chosen(given | {"resampled": "relased"})
+        evaluations.chosen(given(resampled="relased"))
     with pytest.raises(UsageError, match="no installed package offers the evaluation 'calibrated'"):
-        evaluations.chosen(given | {"calibrated": True})
+        evaluations.chosen(given(calibrated=True))
 
 
 def test_an_evaluation_of_another_package_is_a_field(installed):

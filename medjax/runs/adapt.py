@@ -4,7 +4,6 @@ In: the configs and label spaces of both runs and their parameters. Out: source 
 experts ordered by modality name; names along the axes of heads.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,18 @@ from medjax.labels import LabelSpace
 from medjax.models.parts import heads, sockets
 from medjax.runs import build, fitted
 from medjax.runs import folder as runfolder
+from medjax.runs.settings.schema import Config
 from medjax.train import checkpoint
 from medjax.weights import experts
 
 
-def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, ...]:
+def expert_names(config: Config, space: LabelSpace, count: int) -> tuple[str, ...]:
     """Names of the experts of a run's network.
 
     The first modality that is routed to each; "expert3" if there is none.
     """
     modalities = space.modalities
-    expert_of = sockets.words(fields["model"], "mlp").get("expert_of") or (
+    expert_of = sockets.words(config.model.to_json(), "mlp").get("expert_of") or (
         range(len(modalities)) if count >= len(modalities) else ()
     )
     names = {}
@@ -35,7 +35,7 @@ def expert_names(fields: Mapping, space: LabelSpace, count: int) -> tuple[str, .
 
 
 def rearranged(
-    source: Any, theirs: tuple[Mapping, LabelSpace], fresh: Any, ours: tuple[Mapping, LabelSpace]
+    source: Any, theirs: tuple[Config, LabelSpace], fresh: Any, ours: tuple[Config, LabelSpace]
 ) -> Any:
     """The source's parameters after `config.init`.
 
@@ -47,24 +47,24 @@ def rearranged(
 
     Raises: `UsageError` for names that do not exist, or experts without a source.
     """
-    given = ours[0]["init"]
-    if given.get("copy"):
-        source = experts.copied(source, given["copy"])
-    if given.get("upcycle"):
+    given = ours[0].init
+    if given.copy:
+        source = experts.copied(source, given.copy)
+    if given.upcycle:
         source = experts.upcycled(source, fresh)
     here, there = experts.count(fresh), experts.count(source)
     if not here or not there:
         return source
     wanted = expert_names(*ours, here)
-    if not given.get("upcycle"):
+    if not given.upcycle:
         known = expert_names(*theirs, there)
         source = experts.aligned(
             source,
             fresh,
-            experts.origins(wanted, known, given.get("experts", {})),
-            given.get("gate", "fresh"),
+            experts.origins(wanted, known, given.experts),
+            given.gate,
         )
-    for name, other in given.get("experts_from", {}).items():
+    for name, other in given.experts_from.items():
         if name not in wanted:
             raise UsageError(
                 f"config.init.experts_from names the unknown expert {name!r}",
@@ -88,7 +88,7 @@ def _other(folder: Path, name: str) -> tuple[Any, int]:
 
 
 def channel_names(
-    ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]
+    ours: tuple[Config, LabelSpace], theirs: tuple[Config, LabelSpace]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names along the class axis of the heads of (this run, the source): equal names are copied.
 
@@ -105,30 +105,30 @@ def channel_names(
 
 
 def axis_names(
-    ours: tuple[Mapping, LabelSpace], theirs: tuple[Mapping, LabelSpace]
+    ours: tuple[Config, LabelSpace], theirs: tuple[Config, LabelSpace]
 ) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """What runs along an axis -> its names in (the source, this run)."""
 
-    def names(fields: Mapping, space: LabelSpace) -> dict[str, tuple[str, ...]]:
+    def names(config: Config, space: LabelSpace) -> dict[str, tuple[str, ...]]:
         return {
             "modalities": tuple(space.modalities),
             "corpora": tuple(corpus.name for corpus in space.corpora),
-            "tasks": build.tasks(fields, space)[1],
+            "tasks": build.tasks(config, space)[1],
         }
 
     here, there = names(*ours), names(*theirs)
     return {what: (there[what], here[what]) for what in here}
 
 
-def _kind(fields: Mapping) -> str:
-    return sockets.words(fields["model"], "head")["kind"]
+def _kind(config: Config) -> str:
+    return sockets.words(config.model.to_json(), "head")["kind"]
 
 
-def _column_names(fields: Mapping, space: LabelSpace, common: set[str]) -> tuple[str, ...]:
-    if _kind(fields) != "corpus_softmax":
+def _column_names(config: Config, space: LabelSpace, common: set[str]) -> tuple[str, ...]:
+    if _kind(config) != "corpus_softmax":
         return space.classes
     channels = tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known)
-    share = sockets.words(fields["model"], "head").get("share", "corpus")
+    share = sockets.words(config.model.to_json(), "head").get("share", "corpus")
     numbers = heads.numbered(share, channels)
     table = heads.columns(len(space.classes), channels, numbers)
     names = [""] * (int(table.max()) + 1)

@@ -21,6 +21,9 @@ from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build, export, fitted
+from medjax.runs.config import with_merged_adapter
+from medjax.runs.folder import config_of
+from medjax.runs.settings.schema import Config
 from medjax.runs.trained import Adapted, Trained, read_model
 from medjax.train.rules import assign
 from medjax.weights import adapters
@@ -46,7 +49,7 @@ def extract(
     Raises: `UsageError` for a run without adapters; what `read_model` and `form.write` raise.
     """
     trained = read_model(run)
-    settings = build.adapter_settings(trained.fields)
+    settings = build.adapter_settings(trained.config)
     if settings is None:
         raise UsageError(
             "this run has no adapters",
@@ -68,13 +71,13 @@ def extract(
         "sha256": adapters.digest(kept),
         "leaves": len(kept),
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in kept.values()),
-        "name": Path(trained.fields["init"].get("source", "") or "").name,
+        "name": Path(trained.config.init.source or "").name,
     }
     made = form.Adapter(
         arrays,
         settings,
         base,
-        _experts(trained, settings, name or str(trained.fields["name"])),
+        _experts(trained, settings, name or trained.config.name),
         {key: documents[key] for key in form.DOCUMENTS},
         facts,
     )
@@ -85,7 +88,7 @@ def extract(
 def _experts(trained: Trained, settings: Adapters, name: str) -> tuple[dict, ...]:
     """What every stored expert was trained on."""
     space = trained.space
-    tasks, words = build.tasks(trained.fields, space)
+    tasks, words = build.tasks(trained.config, space)
     found = []
     for number in range(settings.stored):
         own = []
@@ -130,8 +133,9 @@ def attach(
         raise UsageError("one model takes one adapter", fix="stack them: `medjax adapter stack`")
     found = form.read(file)
     settings = found.settings
-    config = plain(found.documents["config"])
-    fitted.check_config(config, file, ModelError)
+    fields = plain(found.documents["config"])
+    fitted.check_config(fields, file, ModelError)
+    config = config_of(fields, Path(file))
     space, plan = (
         LabelSpace.from_json(found.documents["labels"]),
         Plan.from_json(found.documents["plan"]),
@@ -154,7 +158,7 @@ def attach(
     return Trained(base.path, config, space, plan, None, None, how)
 
 
-def _by_name(found: form.Adapter, config: Mapping, space: LabelSpace) -> tuple[int, ...]:
+def _by_name(found: form.Adapter, config: Config, space: LabelSpace) -> tuple[int, ...]:
     """The expert of every modality, corpus or task of a label space."""
     word = found.settings.routing
     names = {
@@ -185,7 +189,7 @@ def merge(
     kind = "weights" if out.suffix == ".medjax" else "orbax"
     export.check_output(out, kind, overwrite=overwrite)
     trained = read_model(base)
-    merged = tuple((trained.fields.get("adapters") or {}).get("merged", ()))
+    merged = tuple(trained.config.adapters.merged)
     if merged:
         raise UsageError(
             "an adapter was merged into this model before",
@@ -206,9 +210,8 @@ def merge(
             )
         share = [float(k == settings.expert - 1) for k in range(settings.stored)]
     params = adapters.merge(one.params(), settings, share)
-    fields = dict(one.fields)
-    fields["adapters"] = {"rules": (), "merged": (f"{Path(file).name} {one.adapted.identity}",)}
-    documents = dict(found.documents) | {"config": export.without_paths(fields)}
+    config = with_merged_adapter(one.config, f"{Path(file).name} {one.adapted.identity}")
+    documents = dict(found.documents) | {"config": export.without_paths(config)}
     facts = {
         "provenance": {"base": dict(found.base)} | dict(found.facts.get("provenance", {})),
         "licences": dict(found.facts.get("licences", {})),

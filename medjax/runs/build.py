@@ -21,7 +21,9 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.labels import LabelSpace
 from medjax.models import context as contexts
 from medjax.models.parts import sockets
-from medjax.registry import build, fill
+from medjax.registry import build
+from medjax.runs.settings.schema import Config, Optimizer
+from medjax.runs.settings.section import fields_of
 from medjax.train import optim, phases
 from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
@@ -54,43 +56,39 @@ class Network:
         return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def adapter_settings(fields: Mapping) -> Adapters | None:
-    """`fields["adapters"]`, if it names kernels or has rules; `UsageError` for both."""
-    given = dict(fields.get("adapters") or {})
-    given.pop("merged", None)
-    word, rank, whole = (given.pop(k, d) for k, d in (("kernels", ""), ("rank", 8), ("whole", "")))
-    if word and given.get("rules"):
+def adapter_settings(config: Config) -> Adapters | None:
+    """`config.adapters`, if it names kernels or has rules; `UsageError` for both."""
+    given = config.adapters
+    if given.kernels and given.rules:
         raise UsageError(
             "config.adapters: kernels and rules both say where adapters are", fix="give one of them"
         )
-    if word:
-        given["rules"] = adapter_weights.rules_of(word, rank, whole)
-    if not given.get("rules"):
+    rules = given.rules
+    if given.kernels:
+        rules = adapter_weights.rules_of(given.kernels, given.rank, given.whole)
+    if not rules:
         return None
-    given["rules"] = tuple((pattern, value) for pattern, value in given["rules"])
-    if "expert_of" in given:
-        given["expert_of"] = tuple(given["expert_of"])
-    return fill(Adapters, given, "config.adapters")
+    names = [f.name for f in dataclasses.fields(Adapters) if f.name != "rules"]
+    return Adapters(rules=rules, **{name: getattr(given, name) for name in names})
 
 
 def make_network(
-    fields: Mapping,
+    config: Config,
     space: LabelSpace,
     spacing_mm: tuple[float, float, float],
     attached: Adapters | None = None,
 ) -> Network:
-    """Builds `fields["model"]` for a label space, with the adapters of `fields["adapters"]`.
+    """Builds `config.model` for a label space, with the adapters of `config.adapters`.
 
     Args:
-      fields: the whole config as plain values.
       spacing_mm: (z, y, x) of the prepared volumes; the mean if corpora have their own spacing.
       attached: settings of adapters that the parameters have already; fresh parameters then have
         none, whatever the config says.
     """
-    given = dict(fields["model"])
-    name, patch = given.pop("name"), tuple(fields["train"]["patch"])
+    given = dict(config.model.options)
+    name, patch = config.model.name, tuple(config.train.patch)
     channels = max(len(corpus.channels) for corpus in space.corpora)
-    own, names = tasks(fields, space)
+    own, names = tasks(config, space)
     offered = {
         "classes": len(space.classes),
         "in_channels": channels,
@@ -106,7 +104,7 @@ def make_network(
         given = sockets.resolved(name, tuple(known), given, offered)
     module = build("models", name, **{k: v for k, v in offered.items() if k in known} | given)
 
-    planned = None if attached else adapter_settings(fields)
+    planned = None if attached else adapter_settings(config)
     settings = attached or planned
     reads = contexts.declared(module)
     if settings:
@@ -114,7 +112,7 @@ def make_network(
         reads = contexts.union(reads, more)
 
     def apply(params, image, context=None, train=False, key=None):
-        with precision(fields) if train else contextlib.nullcontext():
+        with precision(config.train.precision) if train else contextlib.nullcontext():
             return module.apply(
                 adapter_weights.variables(params, settings, image, context or {}),
                 image,
@@ -133,7 +131,7 @@ def make_network(
     return Network(apply, init, patch, channels, reads, own)
 
 
-def tasks(fields: Mapping, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """(number of the task of every corpus, names of the tasks).
 
     A corpus is its own task unless `data.tasks` names one for it, or for the corpus it is a view
@@ -141,10 +139,9 @@ def tasks(fields: Mapping, space: LabelSpace) -> tuple[tuple[int, ...], tuple[st
 
     Raises: `UsageError` if it names a corpus that does not exist (with `data.only`, some do not).
     """
-    named = (fields.get("data") or {}).get("tasks") or {}
+    named = config.data.tasks
     known = {name for corpus in space.corpora for name in (corpus.name, corpus.store)}
-    restricted = bool(fields["data"].get("only")) if named else False
-    if (unknown := sorted(set(named) - known)) and not restricted:
+    if (unknown := sorted(set(named) - known)) and not config.data.only:
         raise UsageError(
             f"config.data.tasks names an unknown corpus {unknown[0]!r}",
             fix=did_you_mean(unknown[0], sorted(known)),
@@ -157,12 +154,12 @@ def tasks(fields: Mapping, space: LabelSpace) -> tuple[tuple[int, ...], tuple[st
 PRECISIONS = ("", "default", "high", "highest")
 
 
-def precision(fields: Mapping) -> contextlib.AbstractContextManager:
-    """The precision of matrix products in training, as `train.precision` says; empty: jax's own.
+def precision(word: str | None) -> contextlib.AbstractContextManager:
+    """The precision of matrix products in training, `train.precision`; empty: jax's own.
 
     What is traced within it keeps it. Raises: `UsageError` for another word.
     """
-    word = fields["train"].get("precision") or ""
+    word = word or ""
     if word not in PRECISIONS:
         raise UsageError(
             f"unknown train.precision {word!r}",
@@ -183,7 +180,7 @@ def accepted(name: str, package: str = "models") -> Mapping:
 
 
 def make_task(
-    fields: Mapping,
+    config: Config,
     space: LabelSpace,
     network: Network,
     mesh: Any = None,
@@ -193,20 +190,17 @@ def make_task(
 
     `mesh`, `batch_axes`: the devices over which a batch is split, see `train.sharding.Layout`.
     """
-    losses = []
-    for name, given in fields["losses"].items():
-        given = dict(given)
-        weight = given.pop("weight", 1.0)
-        losses.append((name, weight, build("losses", name, **given)))
+    losses = [
+        (name, loss.weight, build("losses", name, **loss.options))
+        for name, loss in config.losses.items()
+    ]
     named = (
-        {"modalities": space.modalities}
-        if "modalities" in accepted(fields["task"], "tasks")
-        else {}
+        {"modalities": space.modalities} if "modalities" in accepted(config.task, "tasks") else {}
     )
     return build(
         "tasks",
-        fields["task"],
-        **named | dict(fields.get("task_options", {})),
+        config.task,
+        **named | dict(config.task_options.options),
         apply=network.apply,
         reads=network.reads,
         tasks=network.tasks,
@@ -214,41 +208,41 @@ def make_task(
         table=space.table,
         known=space.known,
         ignore_ids=space.ignore_ids,
-        augment=_augmenter(fields, network.patch, mesh, space, batch_axes),
+        augment=_augmenter(config, network.patch, mesh, space, batch_axes),
         patch=network.patch,
-        mask_padding=fields["mask_padding"],
-        deep_weights=fields["deep_weights"] or "halving",
-        activation=fields["infer"].get("activation", "sigmoid"),
+        mask_padding=config.mask_padding,
+        deep_weights=config.deep_weights or "halving",
+        activation=config.infer.activation,
         classes=space.classes,
     )
 
 
 def _augmenter(
-    fields: Mapping,
+    config: Config,
     patch: tuple[int, ...],
     mesh: Any,
     space: LabelSpace,
     batch_axes: tuple[str, ...] = AXES,
 ) -> Callable | None:
-    orientation = (fields.get("data") or {}).get("orientation") or "stored"
+    orientation = config.data.orientation or "stored"
     facts = kinds.Facts(patch, space.corpora, orientation, mesh, batch_axes)
-    return kinds.make(fields["augment"], facts)
+    return kinds.make(config.augment.to_json(), facts)
 
 
-def sampled_patch(fields: Mapping) -> tuple[int, ...]:
+def sampled_patch(config: Config) -> tuple[int, ...]:
     """The patch that the sampler cuts: enlarged if it will be rotated and scaled."""
-    return kinds.cut(fields["augment"], fields["train"]["patch"])
+    return kinds.cut(config.augment.to_json(), config.train.patch)
 
 
-def make_optimizer(fields: Mapping) -> optim.Optimizer:
-    """`fields["optim"]` over the run's number of steps, in phases if it lists any.
+def make_optimizer(config: Config) -> optim.Optimizer:
+    """`config.optim` over the run's number of steps, in phases if it lists any.
 
-    Unknown fields raise `UsageError`.
+    Raises: `UsageError` for phases with unknown fields or that do not fill the run.
     """
-    given = dict(fields["optim"])
-    in_turn = given.pop("phases", {})
-    if settings := adapter_settings(fields):
-        others = [given.get("trainable"), *(phase.get("trainable") for phase in in_turn.values())]
+    given = {name: getattr(config.optim, name) for name in fields_of(Optimizer)}
+    in_turn = tuple(phase.as_given() for phase in config.optim.phases.values())
+    if settings := adapter_settings(config):
+        others = [given["trainable"], *(phase.get("trainable") for phase in in_turn)]
         if any(rules not in (None, ((".*", True),)) for rules in others):
             raise UsageError(
                 "config.optim.trainable and config.adapters both say what is trained",
@@ -256,15 +250,9 @@ def make_optimizer(fields: Mapping) -> optim.Optimizer:
                 '"whole"',
             )
         given["trainable"] = adapter_weights.trainable(settings)
-    known = inspect.signature(optim.make).parameters
-    for key in given:
-        if key not in known:
-            raise UsageError(
-                f"config.optim has no field {key!r}", expected=", ".join((*known, "phases"))
-            )
     if in_turn:
-        return phases.make(tuple(in_turn.values()), given, fields["train"]["steps"])
-    return optim.make(**given, steps=fields["train"]["steps"])
+        return phases.make(in_turn, given, config.train.steps)
+    return optim.make(**given, steps=config.train.steps)
 
 
 def count(tree: Any) -> int:

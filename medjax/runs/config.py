@@ -1,43 +1,48 @@
-"""Fills in the fields of a config that a plan file decides: patch, batch and network.
+"""Every change that a run makes to its config: what a plan, the folder or the data decide.
 
-In: a config as plain values. Out: the same with the numbers filled in, so that the run folder holds
-them and no other code needs the file. `config.data.plan` names the file;
+In: a config, which is frozen. Out: another one with the fields filled in, so that the run folder
+holds them and no other code needs to decide again. `config.data.plan` names a plan file;
 `config.data.configuration` one of its configurations (empty: only spacing and normalisation are
 taken from the plan); `config.model.name = "plan"` takes the network as well.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from medjax.errors import UsageError
+from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
+from medjax.registry import plain
 from medjax.runs import folder
-from medjax.runs.settings.schema import FROM_PLAN
+from medjax.runs.settings.schema import FROM_PLAN, Adapters, Config, Model
+from medjax.runs.settings.section import Section, fields_of, typed
+from medjax.sample import draw
 from medjax.weights.foreign_plans.read import read_any_plan
 
 
-def load(fields: Mapping) -> Plan | None:
+def load(config: Config) -> Plan | None:
     """The plan that the config names, at the spacing of its configuration; None if it names none.
 
     nnU-Net's plans are read too.
     """
-    given = fields["data"]
-    if not given.get("plan"):
+    given = config.data
+    if not given.plan:
         return None
     for name in ("size", "intensity"):
-        if given.get(name):
+        if getattr(given, name):
             raise UsageError(
                 f"config.data.{name} is decided by config.data.plan",
-                found=given["plan"],
+                found=given.plan,
                 fix=f"leave out one of both, or give `medjax plan` --{name}",
             )
-    plan = read_any_plan(Path(given["plan"]).expanduser())
-    return plan.at(given["configuration"]) if given.get("configuration") else plan
+    plan = read_any_plan(Path(given.plan).expanduser())
+    return plan.at(given.configuration) if given.configuration else plan
 
 
-def schemes(fields: Mapping, workdir: Path) -> dict:
+def schemes(config: Config, workdir: Path) -> dict:
     """Channel -> intensity scheme and its options, where the channel's name does not decide.
 
     Those of `config.data.intensity`. A trained run also keeps its scheme of a channel called
@@ -45,7 +50,7 @@ def schemes(fields: Mapping, workdir: Path) -> dict:
     """
     from medjax.train import stepfolder
 
-    given = dict(fields["data"].get("intensity") or {})
+    given = dict(config.data.intensity)
     if stepfolder.latest_step(workdir / "checkpoints") is None:
         return given
     if not (workdir / folder.PLAN).is_file():
@@ -58,16 +63,15 @@ def schemes(fields: Mapping, workdir: Path) -> dict:
     return given
 
 
-def resolve(fields: Mapping) -> dict:
+def with_plan(config: Config) -> Config:
     """The config with the fields that its plan decides; unchanged without a plan.
 
     Raises: `UsageError` for a configuration or a network without a plan, or that the plan does not
       contain.
     """
-    given, fields = fields["data"], dict(fields)
-    wants_network = fields["model"]["name"] == FROM_PLAN
-    if not given.get("plan") or not given.get("configuration"):
-        if given.get("configuration") or wants_network:
+    given, wants_network = config.data, config.model.name == FROM_PLAN
+    if not given.plan or not given.configuration:
+        if given.configuration or wants_network:
             fix = (
                 "medjax plan FOLDERS -o plan.json, then --config.data.plan=plan.json "
                 "--config.data.configuration=3d_fullres"
@@ -77,25 +81,81 @@ def resolve(fields: Mapping) -> dict:
                 "of it",
                 fix=fix,
             )
-        return fields
-    plan = load(fields)
-    chosen = plan.configuration(given["configuration"])
-    fields["train"] = dict(fields["train"]) | {"patch": chosen.patch, "batch": chosen.batch}
+        return config
+    plan = load(config)
+    chosen = plan.configuration(given.configuration)
+    train = dataclasses.replace(config.train, patch=chosen.patch, batch=chosen.batch)
+    model, augment = config.model, config.augment
     if wants_network:
-        fields["model"] = network_fields(chosen) | {
-            k: v for k, v in fields["model"].items() if k != "name"
-        }
-    if (
-        plan.transpose != (0, 1, 2)
-        and fields["augment"].get("lateral")
-        and "swap_axis" not in fields["augment"]
-    ):
+        model = Model.from_fields(network_fields(chosen) | dict(model.options), "config.model")
+    if plan.transpose != (0, 1, 2) and augment.lateral and "swap_axis" not in augment.options:
         axis = plan.transpose.index(2) - (3 - len(chosen.patch))
-        fields["augment"] = dict(fields["augment"]) | {"swap_axis": axis}
-    return fields
+        augment = dataclasses.replace(augment, options={**augment.options, "swap_axis": axis})
+    return dataclasses.replace(config, train=train, model=model, augment=augment)
 
 
-def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
+def with_field(section: Any, path: str, value: Any) -> Any:
+    """A config, or a section of one, in which one field has another value.
+
+    Args:
+      path: its dotted path, such as "train.steps" or "model.mlp.experts".
+
+    Raises: `UsageError` for a path that leads nowhere.
+    """
+    name, _, rest = path.partition(".")
+    if isinstance(section, Mapping):
+        return {**section, name: with_field(section.get(name), rest, value) if rest else value}
+    if not isinstance(section, Section):
+        raise UsageError("no section of a config", found=repr(section)[:80], expected=path)
+    if name in fields_of(type(section)):
+        kind, held = fields_of(type(section))[name].type, getattr(section, name)
+        inner = with_field(held, rest, value) if rest else typed(kind, value, f"config.{path}")
+        return dataclasses.replace(section, **{name: inner})
+    if not section.OPEN:
+        raise UsageError(
+            f"config has no field {path!r}", fix=did_you_mean(name, fields_of(type(section)))
+        )
+    return dataclasses.replace(section, options=with_field(section.options, path, plain(value)))
+
+
+def with_stream_version(config: Config, workdir: Path) -> Config:
+    """The config with `sampler.version` as a number, where the config leaves it open (0).
+
+    A trained run keeps the version that it began with, and a run folder that names none stays
+    without the field, which means 1; any other run begins with the newest.
+    """
+    from medjax.train import stepfolder
+
+    if config.sampler.version:
+        return config
+    begun = stepfolder.latest_step(workdir / "checkpoints") is not None
+    if not begun or not (workdir / folder.CONFIG).is_file():
+        return with_field(config, "sampler.version", draw.newest())
+    if version := folder.read_config(workdir).sampler.version:
+        return with_field(config, "sampler.version", version)
+    given = tuple(name for name in config.sampler.given if name != "version")
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, given=given))
+
+
+def with_fold(config: Config, fold: int, store: Path) -> Config:
+    """The config of one fold: its number, and the store that all folds share if it names none."""
+    split = dataclasses.replace(config.data.split, fold=fold)
+    data = dataclasses.replace(config.data, split=split, store=config.data.store or str(store))
+    return dataclasses.replace(config, data=data)
+
+
+def with_batch(config: Config, batch: int) -> Config:
+    """The config with another number of patches per update."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch=batch))
+
+
+def with_merged_adapter(config: Config, name: str) -> Config:
+    """The config of a network whose kernels contain an adapter, which is named."""
+    adapters = Adapters.from_fields({"rules": (), "merged": (name,)}, "config.adapters")
+    return dataclasses.replace(config, adapters=adapters)
+
+
+def with_masks(config: Config, plan: Plan, corpora: Sequence[Corpus]) -> Config:
     """The config with the channels that the augmentation treats apart.
 
     `augment.mask_channels`: z-scored inside a mask. `augment.spare_channels`: of role "mask".
@@ -114,12 +174,13 @@ def with_masks(fields: Mapping, plan: Plan, corpora: Sequence[Corpus]) -> dict:
         )
     )
     found = {"mask_channels": masked, "spare_channels": _masks(plan, corpora)}
-    given = fields["augment"]
-    used = {"nnunet": tuple(found), "turns": ("spare_channels",)}.get(
-        given.get("kind", "nnunet"), ()
-    )
-    added = {k: v for k, v in found.items() if v and k in used and k not in given}
-    return dict(fields) | ({"augment": dict(given) | added} if added and given.get("on") else {})
+    given = config.augment
+    used = {"nnunet": tuple(found), "turns": ("spare_channels",)}.get(given.kind, ())
+    added = {k: v for k, v in found.items() if v and k in used and k not in given.options}
+    if not added or not given.on:
+        return config
+    augment = dataclasses.replace(given, options={**given.options, **added})
+    return dataclasses.replace(config, augment=augment)
 
 
 def _masks(plan: Plan, corpora: Sequence[Corpus]) -> tuple[int, ...]:

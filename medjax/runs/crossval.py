@@ -1,11 +1,11 @@
 """`--mode=crossval`: trains and scores every fold in its own folder, then all cases together.
 
-In: a config as plain values. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs with one store:
+In: a config. Out: RUN/fold_0, RUN/fold_1, ... (ordinary runs with one store:
 together they are an ensemble), RUN/evaluation with every case scored once, by the network that did
 not see it, and RUN/crossval.json with the folds and their means. Finished folds are not repeated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from medjax.corpora.inputs import Case
@@ -14,9 +14,11 @@ from medjax.labels import Corpus
 from medjax.runs import folder as runfolder
 from medjax.runs import hosts, stages, test, trained
 from medjax.runs import open as corpora
+from medjax.runs.config import with_fold
+from medjax.runs.settings.schema import Config
 
 
-def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
+def run(config: Config, workdir: Path, folds: Sequence[int] = ()) -> int:
     """Trains and scores `folds` (default all).
 
     The joint table is written by the call after which all folds are finished.
@@ -31,7 +33,7 @@ def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
             "cross-validation runs in one process",
             fix="train each fold with --mode=train --config.data.split.fold=K",
         )
-    count = int(fields["data"]["split"]["folds"])
+    count = int(config.data.split.folds)
     if wrong := [fold for fold in folds if not 0 <= fold < count]:
         raise UsageError(
             f"no fold {wrong[0]}",
@@ -42,7 +44,9 @@ def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
     for fold in folds or range(count):
         stages.say(f"fold {fold} of {count}")
         with hosts.holding(folder_of(workdir, fold), "cross-validation"):
-            experiment = stages.open_run(of_fold(fields, workdir, fold), folder_of(workdir, fold))
+            experiment = stages.open_run(
+                with_fold(config, fold, workdir / "store"), folder_of(workdir, fold)
+            )
             stages.train(experiment)
             code = max(code, stages.evaluate(experiment))
     missing = [
@@ -53,7 +57,7 @@ def run(fields: Mapping, workdir: Path, folds: Sequence[int] = ()) -> int:
     if missing:
         stages.say(f"the joint table waits for folds {', '.join(map(str, missing))}")
         return code
-    return max(code, _together(fields, workdir, count))
+    return max(code, _together(config, workdir, count))
 
 
 def folder_of(workdir: Path, fold: int) -> Path:
@@ -61,22 +65,9 @@ def folder_of(workdir: Path, fold: int) -> Path:
     return workdir / f"fold_{fold}"
 
 
-def of_fold(fields: Mapping, workdir: Path, fold: int) -> dict:
-    """The config of one fold: its number, and the store that all folds share."""
-    data = dict(fields["data"])
-    return {
-        **fields,
-        "data": {
-            **data,
-            "split": {**data["split"], "fold": fold},
-            "store": data["store"] or str(workdir / "store"),
-        },
-    }
-
-
-def _together(fields: Mapping, workdir: Path, count: int) -> int:
+def _together(config: Config, workdir: Path, count: int) -> int:
     """Scores the masks of all folds: every case once."""
-    data = corpora.open_data(of_fold(fields, workdir, 0)["data"], folder_of(workdir, 0))
+    data = corpora.open_data(with_fold(config, 0, workdir / "store").data, folder_of(workdir, 0))
     space = data.space.unveiled()
     held: dict[str, tuple[Corpus, list[tuple[Case, Path]]]] = {}
     for corpus in space.corpora:
@@ -94,10 +85,10 @@ def _together(fields: Mapping, workdir: Path, count: int) -> int:
                 if c.name in wanted and c.label
             ]
         held[corpus.name] = (corpus, [(case, mask) for case, mask in found if mask.is_file()])
-    failed, result = test.score(held, fields["evaluate"])
+    failed, result = test.score(held, config.evaluate)
     if result is None:
         return EXIT_SOME_FAILED
-    test.publish(result, workdir, fields["evaluate"])
+    test.publish(result, workdir, config.evaluate)
     means = {}
     for fold in range(count):
         means[f"fold_{fold}"] = _foreground(folder_of(workdir, fold) / "evaluation")

@@ -5,22 +5,24 @@ it reads the headers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, config, dry_devices, footprint
+from medjax.runs import build, dry_devices, footprint
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
+from medjax.runs.config import with_plan
+from medjax.runs.settings.schema import Config
 from medjax.sample.draw import corpus_probabilities
 from medjax.train import accumulate
 
 
 def dry(
-    fields: Mapping, workdir: Path, devices: Sequence[int] = (), *, compiled: bool = True
+    config: Config, workdir: Path, devices: Sequence[int] = (), *, compiled: bool = True
 ) -> str:
     """The experiment in words and tables: parameters, memory, corpora, mixture, classes.
 
@@ -30,20 +32,20 @@ def dry(
       devices: numbers of devices to show the memory per device, and to lower the training step,
         for. compiled: also compile it (minutes).
     """
-    fields = config.resolve(fields)
-    data = corpora.open_data(fields["data"], workdir, files=False)
-    expected = spacings.expected(fields, data, workdir)
-    net = build.make_network(fields, data.space, expected.spacing_mm)
+    config = with_plan(config)
+    data = corpora.open_data(config.data, workdir, files=False)
+    expected = spacings.expected(config, data, workdir)
+    net = build.make_network(config, data.space, expected.spacing_mm)
     parts = [
-        f"experiment {fields['name']}: {fields['model']['name']}, {len(data.space.corpora)} "
+        f"experiment {config.name}: {config.model.name}, {len(data.space.corpora)} "
         f"corpora, {len(data.space.classes)} classes",
-        _network(fields, net, data.space, expected),
-        _mixture(fields, data),
+        _network(config, net, data.space, expected),
+        _mixture(config, data),
         _classes(data.space),
     ]
     if devices:
         table = dry_devices.report(
-            fields, net, data.space, devices, expected.spacing_mm, compiled=compiled
+            config, net, data.space, devices, expected.spacing_mm, compiled=compiled
         )
         parts.insert(2, table)
     assumed = f"{expected.sentence()}\n" if expected.assumed else ""
@@ -51,37 +53,35 @@ def dry(
 
 
 def _network(
-    fields: Mapping, net: build.Network, space: LabelSpace, expected: spacings.Expected
+    config: Config, net: build.Network, space: LabelSpace, expected: spacings.Expected
 ) -> str:
-    sizes = footprint.memory(fields, net, space)
+    sizes = footprint.memory(config, net, space)
     lines = [
         f"parameters           {build.count(net.abstract()):,}",
-        f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {fields['train']['batch']}, "
-        f"{fields['train']['steps']:,}",
+        f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {config.train.batch}, "
+        f"{config.train.steps:,}",
         f"spacing              {expected.sentence()}",
-        f"this machine         {_here(fields)}",
+        f"this machine         {_here(config)}",
         "memory of one step   "
         + ", ".join(f"{name} {footprint.size(n)}" for name, n in sizes.items())
         + f"; together {footprint.size(sum(sizes.values()))}, all on one device",
     ]
-    if said := accumulate.sentence(
-        build.make_task(fields, space, net), footprint.accumulated(fields)
-    ):
+    if said := accumulate.sentence(build.make_task(config, space, net), config.train.accumulate):
         lines.append(said)
     return "\n".join(lines)
 
 
-def _here(fields: Mapping) -> str:
+def _here(config: Config) -> str:
     """How training would use the devices of this machine, or why it would be refused."""
     try:
         count = len(jax.devices())
-        return dry_devices.layout_of(fields, count, fields["sharding"]["fsdp"]).sentence()
+        return dry_devices.layout_of(config, count, config.sharding.fsdp).sentence()
     except UsageError as error:
         return f"training would be refused: {error}"
 
 
-def _mixture(fields: Mapping, data: corpora.Data) -> str:
-    fold = 1 - 1 / fields["data"]["split"]["folds"]
+def _mixture(config: Config, data: corpora.Data) -> str:
+    fold = 1 - 1 / config.data.split.folds
     n = []
     for corpus in data.space.corpora:
         part = data.parts.get(corpus.name, "")
@@ -91,7 +91,7 @@ def _mixture(fields: Mapping, data: corpora.Data) -> str:
         )
         n.append(exact or max(math.floor(data.counts[corpus.store] * fold * share), 1))
     shares = corpus_probabilities(
-        n, fields["sampler"]["exponent"], [data.groups.get(c.store, "") for c in data.space.corpora]
+        n, config.sampler.exponent, [data.groups.get(c.store, "") for c in data.space.corpora]
     )
     rows = [("corpus", "cases", "training", "share", "modality", "annotates")]
     for corpus, cases, p in zip(data.space.corpora, n, shares, strict=True):

@@ -1,6 +1,6 @@
 """Memory per device for N devices, computed from shapes (no device needed).
 
-In: a config as plain values. Out: bytes per device for each way of sharding the model, and the
+In: a config. Out: bytes per device for each way of sharding the model, and the
 compiler's report for one of them, on simulated devices. Nothing is allocated: states and batches
 are shapes with shardings. As a program (`python -m medjax.runs.dry_devices`) it reads a JSON
 request and answers with JSON; each request needs its own process, because the number of devices is
@@ -21,6 +21,8 @@ import jax
 from medjax.errors import TrainError
 from medjax.labels import LabelSpace
 from medjax.runs import build, footprint
+from medjax.runs.config import with_batch
+from medjax.runs.settings.schema import Config, resolve
 from medjax.train import sharding
 from medjax.train import state as states
 from medjax.train import update as updates
@@ -40,13 +42,13 @@ def ways(devices: int, own: int = 1, node: int = 8) -> list[int]:
     return sorted(found | ({own} if own <= devices else set()))
 
 
-def layout_of(fields: Mapping, devices: int, fsdp: int) -> sharding.Layout:
+def layout_of(config: Config, devices: int, fsdp: int) -> sharding.Layout:
     """How training would lay the config's batch on the devices; see `sharding.layout`."""
-    return sharding.layout(fields["train"]["batch"], devices, fsdp, footprint.accumulated(fields))
+    return sharding.layout(config.train.batch, devices, fsdp, config.train.accumulate)
 
 
 def per_device(
-    fields: Mapping,
+    config: Config,
     net: build.Network,
     space: LabelSpace,
     layout: sharding.Layout,
@@ -60,9 +62,9 @@ def per_device(
     Args:
       alone: `footprint.memory` at this batch per device, if the caller has it already.
     """
-    optimizer, mesh = build.make_optimizer(fields), layout.abstract_mesh()
-    target = states.abstract(net.init, optimizer, mesh, _rules(fields, layout.fsdp))
-    local = alone or footprint.memory(_share(fields, layout), net, space)
+    optimizer, mesh = build.make_optimizer(config), layout.abstract_mesh()
+    target = states.abstract(net.init, optimizer, mesh, _rules(config, layout.fsdp))
+    local = alone or footprint.memory(_share(config, layout), net, space)
     held = {part: _shard_bytes(tree) for part, tree in target.items()}
     found = {
         "parameters": held["params"] + held["frozen"],
@@ -75,7 +77,7 @@ def per_device(
 
 
 def report(
-    fields: Mapping,
+    config: Config,
     net: build.Network,
     space: LabelSpace,
     devices: Sequence[int],
@@ -103,14 +105,14 @@ def report(
             "together, each",
         )
     ]
-    own, notes, memories = fields["sharding"]["fsdp"], [], {}
+    own, notes, memories = config.sharding.fsdp, [], {}
     for count in devices:
         for fsdp in ways(count, own):
-            layout = layout_of(fields, count, fsdp)
+            layout = layout_of(config, count, fsdp)
             share = layout.per_device
             if share not in memories:
-                memories[share] = footprint.memory(_share(fields, layout), net, space)
-            found = per_device(fields, net, space, layout, memories[share])
+                memories[share] = footprint.memory(_share(config, layout), net, space)
+            found = per_device(config, net, space, layout, memories[share])
             sizes = [
                 footprint.size(found[k])
                 for k in ("parameters", "optimizer", "gradients", "kept", "together")
@@ -118,15 +120,15 @@ def report(
             mesh = f"{layout.data} x {layout.fsdp}"
             rows.append((str(count), mesh, str(share), str(layout.idle), *sizes))
         chosen = own if 1 < own <= count else ways(count)[min(1, len(ways(count)) - 1)]
-        notes.append(layout_of(fields, count, chosen).sentence())
-        notes.append(_sentence(ask(fields, space, count, chosen, spacing_mm, compiled=compiled)))
-    if _rules(fields, 2) != fields["sharding"]["rules"]:
+        notes.append(layout_of(config, count, chosen).sentence())
+        notes.append(_sentence(ask(config, space, count, chosen, spacing_mm, compiled=compiled)))
+    if _rules(config, 2) != config.sharding.rules:
         notes.insert(0, 'with fsdp > 1, as if config.sharding.rules were ((".*", "fsdp"),)')
     return "\n".join([footprint.table(rows), *notes])
 
 
 def ask(
-    fields: Mapping,
+    config: Config,
     space: LabelSpace,
     devices: int,
     fsdp: int,
@@ -139,7 +141,12 @@ def ask(
 
     Raises `TrainError` with the end of its stderr if it fails.
     """
-    request = {"fields": fields, "space": space.to_json(), "devices": devices, "fsdp": fsdp}
+    request = {
+        "fields": config.to_json(),
+        "space": space.to_json(),
+        "devices": devices,
+        "fsdp": fsdp,
+    }
     request |= {"platforms": list(platforms), "compiled": compiled}
     request |= {"spacing_mm": list(spacing_mm)}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -172,17 +179,17 @@ def answer(request: Mapping) -> dict:
     """
     from medjax.registry import plain
 
-    fields, devices = plain(request["fields"]), request["devices"]
+    config, devices = resolve(plain(request["fields"])), request["devices"]
     space = LabelSpace.from_json(request["space"])
-    layout = layout_of(fields, devices, request["fsdp"])
+    layout = layout_of(config, devices, request["fsdp"])
     mesh, axes = layout.mesh(jax.devices()[:devices]), layout.batch_axes
-    net = build.make_network(fields, space, tuple(request["spacing_mm"]))
-    optimizer = build.make_optimizer(fields)
-    target = states.abstract(net.init, optimizer, mesh, _rules(fields, request["fsdp"]))
+    net = build.make_network(config, space, tuple(request["spacing_mm"]))
+    optimizer = build.make_optimizer(config)
+    target = states.abstract(net.init, optimizer, mesh, _rules(config, request["fsdp"]))
     update, _ = updates.make(
-        build.make_task(fields, space, net, mesh, axes),
+        build.make_task(config, space, net, mesh, axes),
         optimizer,
-        fields["seed"],
+        config.seed,
         mesh,
         target,
         batch_axes=axes,
@@ -190,7 +197,7 @@ def answer(request: Mapping) -> dict:
     )
     batch = {
         k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh, axes))
-        for k, v in footprint.abstract_batch(fields, net).items()
+        for k, v in footprint.abstract_batch(config, net).items()
     }
     asked = jax.ShapeDtypeStruct((layout.used,), "int32", sharding=sharding.split(mesh))
     began = time.monotonic()
@@ -237,9 +244,9 @@ def _sentence(found: Mapping) -> str:
     )
 
 
-def _rules(fields: Mapping, fsdp: int) -> Sequence:
+def _rules(config: Config, fsdp: int) -> Sequence:
     """The config's sharding rules; if they replicate everything, all leaves over "fsdp"."""
-    given = fields["sharding"]["rules"]
+    given = config.sharding.rules
     return (
         given if fsdp == 1 or any(kind != "replicate" for _, kind in given) else ((".*", "fsdp"),)
     )
@@ -252,9 +259,9 @@ def _shard_bytes(tree: Any) -> int:
     )
 
 
-def _share(fields: Mapping, layout: sharding.Layout) -> dict:
+def _share(config: Config, layout: sharding.Layout) -> Config:
     """The config with the part of the batch that one device computes."""
-    return footprint.with_batch(fields, layout.per_device * layout.accumulate)
+    return with_batch(config, layout.per_device * layout.accumulate)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,27 @@ returns what becomes evaluation/<name>.json, with the records of failed cases un
 the lines to print.
 """
 
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from medjax import plugins
 from medjax.errors import UsageError
+from medjax.runs.settings.schema import Evaluate
+from medjax.runs.settings.section import fields_of
 
 # fields of `config.evaluate` that the core reads itself
 CORE = {"on", "surface", "montages", "groups", "baseline", "difficult_below"}
 
 
-def chosen(given: Mapping[str, Any]) -> dict[str, tuple[ModuleType, Any]]:
+def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
     """Name -> (module, value) of the evaluations that a config asks for, values checked.
-
-    Args:
-      given: the section `evaluate` of a config.
 
     Raises: `UsageError` for one that no installed package offers, and for unusable values.
     """
     points, found = plugins.points(plugins.EVALUATIONS), {}
-    for name, value in given.items():
-        if name in CORE or not value:
+    further = {name: getattr(given, name) for name in fields_of(Evaluate) if name not in CORE}
+    for name, value in {**further, **given.options}.items():
+        if not value:
             continue
         if name not in points:
             raise UsageError(

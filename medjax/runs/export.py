@@ -16,6 +16,7 @@ from medjax import __version__
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
+from medjax.runs.settings.schema import Config
 from medjax.weights.formats import archive
 
 LOCAL = (("data", "folders"), ("data", "root"), ("data", "store"), ("data", "split", "file"))
@@ -117,7 +118,7 @@ def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, 
         if name not in stores:
             raise UsageError(f"no corpus {name!r} to license", fix=did_you_mean(name, stores))
     found = {
-        "config": without_paths(trained.fields),
+        "config": without_paths(trained.config),
         "labels": space.to_json(),
         "plan": trained.plan.to_json(),
         "licences": {
@@ -148,9 +149,9 @@ def describe(trained: models.Trained, licences: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def without_paths(fields: Mapping) -> dict:
-    """The config with the paths of the training machine removed."""
-    fields = json.loads(json.dumps(fields))
+def without_paths(config: Config) -> dict:
+    """The config as a document, with the paths of the training machine removed."""
+    fields = json.loads(json.dumps(config.as_given()))
     for *outer, last in LOCAL:
         node = fields
         for key in outer:
@@ -168,9 +169,9 @@ def provenance(trained: models.Trained, checkpoint: str) -> dict:
         }
     from medjax.train import checkpoint as checkpoints
 
-    which = checkpoint or trained.fields["infer"].get("checkpoint", "last")
+    which = checkpoint or trained.config.infer.checkpoint
     return {
-        "experiment": trained.fields["name"],
+        "experiment": trained.config.name,
         "step": int(checkpoints.find(trained.path, which).name),
         "checkpoint": which,
         "medjax": __version__,
@@ -206,11 +207,11 @@ def _stated(trained: models.Trained, store: str) -> str:
         return trained.archive.manifest.get("licences", {}).get(store, "")
     from medjax.corpora.sources import read_labels
 
-    data = trained.fields.get("data") or {"folders": ""}  # an imported run has none
-    folders = [
-        Path(f.strip()).expanduser() for f in data["folders"].split(",") if f.strip()
-    ] + sorted((trained.path / "phantoms").glob("*"))
-    folders += [Path(data["root"]) / store] if data.get("root") else []
+    data = trained.config.data
+    folders = [Path(f.strip()).expanduser() for f in data.folders.split(",") if f.strip()] + sorted(
+        (trained.path / "phantoms").glob("*")
+    )
+    folders += [Path(data.root) / store] if data.root else []
     for folder in folders:
         try:
             if read_labels(folder).name != store:

@@ -6,8 +6,10 @@ which determine the meaning of the weights. An edited document is refused until 
 accepted (`medjax info RUN --accept`).
 """
 
+import functools
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from medjax.errors import UsageError
 from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
+from medjax.runs.settings import schema
+from medjax.runs.settings.schema import Config
 from medjax.train import hashes, stepfolder
 
 SPLITS_INFO = "splits_info.json"  # hashes, twins and settings of the splits
@@ -115,8 +119,41 @@ def read_json(folder: Path, name: str) -> Any:
     return value
 
 
-def read_config(folder: Path) -> dict:
-    """The resolved config as plain values (lists become tuples again).
+def read_config(folder: Path) -> Config:
+    """The config of a run; fields that an earlier version did not know have their defaults.
+
+    Raises: what `read_fields` and `config_of` raise.
+    """
+    return config_of(read_fields(folder), Path(folder) / CONFIG)
+
+
+def config_of(fields: Mapping[str, Any], path: Path) -> Config:
+    """The config of a document. One line on stderr names the fields that this version lacks.
+
+    Args:
+      path: of the document, for messages.
+
+    Raises: `UsageError` for a section that is none, or that lacks a field without a default.
+    """
+    try:
+        config = schema.resolve(fields)
+    except UsageError as error:
+        raise UsageError(
+            error.message, path=path, found=error.found, expected=error.expected, fix=error.fix
+        ) from error
+    if unknown := schema.unknown(fields):
+        _report(f"{path}: ignored, as this version has no such field: {', '.join(unknown)}")
+    return config
+
+
+@functools.cache
+def _report(text: str) -> None:
+    """Prints a line on stderr, the first time that a process meets it."""
+    print(f"medjax: {text}", file=sys.stderr, flush=True)
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """config.json as plain values (lists become tuples again).
 
     `UsageError` naming a missing section or field.
     """

@@ -1,11 +1,10 @@
 """Memory of a training step from shapes alone, and text tables.
 
-In: the config as plain values, a network and a label space. Out: bytes by purpose; nothing is
+In: the config, a network and a label space. Out: bytes by purpose; nothing is
 allocated.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,13 +13,15 @@ import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
+from medjax.runs.config import with_batch
+from medjax.runs.settings.schema import Config
 from medjax.sample.batch import abstract
 from medjax.train import state as states
 
 MIB, GIB = 2**20, 2**30
 
 
-def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, int]:
+def memory(config: Config, net: build.Network, space: LabelSpace) -> dict[str, int]:
     """Bytes of one training step on one device.
 
     Parameters, optimizer state and moving average, gradients of the trained parameters, batch, and
@@ -29,14 +30,14 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
     With `train.accumulate` > 1 the values kept are those of one micro-batch, the batch is held as
     cut and as augmented, and gradients are held twice (the sum, and those of one micro-batch).
     """
-    parts, task = accumulated(fields), build.make_task(fields, space, net)
+    parts, task = config.train.accumulate, build.make_task(config, space, net)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(states.maker(net.init, build.make_optimizer(fields)), key)
-    batch = abstract_batch(fields, net)
+    state = jax.eval_shape(states.maker(net.init, build.make_optimizer(config)), key)
+    batch = abstract_batch(config, net)
     held = [batch]
     if parts > 1 and hasattr(task, "prepare"):
         held.append(jax.eval_shape(task.prepare, batch, key))
-    micro = abstract_batch(with_batch(fields, fields["train"]["batch"] // parts), net)
+    micro = abstract_batch(with_batch(config, config.train.batch // parts), net)
     return {
         "parameters": build.bytes_of([state["params"], state["frozen"]]),
         "optimizer": build.bytes_of([state["opt"], state.get("ema", {})]),
@@ -44,16 +45,6 @@ def memory(fields: Mapping, net: build.Network, space: LabelSpace) -> dict[str, 
         "batch": build.bytes_of(held),
         "kept for backward": _kept(task, state, micro, key),
     }
-
-
-def accumulated(fields: Mapping) -> int:
-    """Micro-batches of one step; 1 in configs that lack the field."""
-    return fields["train"].get("accumulate", 1)
-
-
-def with_batch(fields: Mapping, batch: int) -> dict:
-    """The config with another batch."""
-    return {**fields, "train": {**fields["train"], "batch": batch}}
 
 
 def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
@@ -71,12 +62,10 @@ def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
     return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
 
 
-def abstract_batch(fields: Mapping, net: build.Network) -> dict:
+def abstract_batch(config: Config, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
-    whole = bool(fields.get("sampler", {}).get("whole", 0))
-    found = abstract(
-        fields["train"]["batch"], build.sampled_patch(fields), net.channels, whole=whole
-    )
+    patch, whole = build.sampled_patch(config), bool(config.sampler.whole)
+    found = abstract(config.train.batch, patch, net.channels, whole=whole)
     return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from medjax import files, locks
 from medjax.errors import MedjaxError, TrainError, UsageError, WriteError
+from medjax.runs.settings.schema import Config
 
 NAMES = ("MEDJAX_COORDINATOR", "MEDJAX_PROCESSES", "MEDJAX_PROCESS")
 
@@ -69,7 +70,7 @@ def connect() -> None:
         ) from error
 
 
-def layout(fields: Mapping) -> Any:
+def layout(config: Config) -> Any:
     """How a config's batch lies on the devices of all processes: a `train.sharding.Layout`.
 
     Raises: `UsageError` for a batch that they cannot share.
@@ -79,10 +80,10 @@ def layout(fields: Mapping) -> Any:
     from medjax.train import sharding
 
     return sharding.layout(
-        fields["train"]["batch"],
+        config.train.batch,
         len(jax.devices()),
-        fields["sharding"]["fsdp"],
-        fields["train"].get("accumulate", 1),
+        config.sharding.fsdp,
+        config.train.accumulate,
         jax.process_count(),
     )
 

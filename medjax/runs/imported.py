@@ -25,6 +25,7 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import adapt, folder
+from medjax.runs.settings import schema
 from medjax.weights import accounts
 from medjax.weights.foreign_plans import description
 from medjax.weights.foreign_plans.description import Description
@@ -134,7 +135,8 @@ def import_weights(
         f"({activation})",
     ]
     if count := found.arguments.get("experts", 0):
-        lines.append(f"experts by modality: {', '.join(adapt.expert_names(fields, space, count))}")
+        names = adapt.expert_names(schema.resolve(fields), space, count)
+        lines.append(f"experts by modality: {', '.join(names)}")
     lines += [f"note: {note}" for note in described.notes]
     if whole:
         lines.append(f"{out} predicts: medjax predict SCANS -m {out} -o MASKS")

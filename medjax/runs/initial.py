@@ -20,6 +20,7 @@ from medjax.runs import adapt, build, fitted
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
+from medjax.runs.settings.schema import Config
 from medjax.train import checkpoint
 from medjax.weights import adapters
 from medjax.weights.transfer import transfer
@@ -39,9 +40,9 @@ RESIZERS: Mapping[str, Callable] = {"trilinear": trilinear}
 
 
 def borrower(
-    fields: Mapping, space: LabelSpace, net: Network, workdir: Path, report: bool = True
+    config: Config, space: LabelSpace, net: Network, workdir: Path, report: bool = True
 ) -> Callable[[Any], Any] | None:
-    """fresh parameters -> parameters initialised from `fields["init"]["source"]`.
+    """fresh parameters -> parameters initialised from `config.init.source`.
 
     None if no source is named.
 
@@ -51,8 +52,8 @@ def borrower(
     Raises: `UsageError` now for a source that is no run or names its classes otherwise than the
       config expects; the function raises what `weights.transfer` raises.
     """
-    given, grafted = fields["init"], build.adapter_settings(fields)
-    if not given["source"]:
+    given, grafted = config.init, build.adapter_settings(config)
+    if not given.source:
         if grafted and not grafted.from_scratch:
             raise UsageError(
                 "adapters need a trained network to adapt, and config.init.source names none",
@@ -60,7 +61,7 @@ def borrower(
                 "adapt random parameters",
             )
         return None
-    folder = Path(given["source"]).expanduser()
+    folder = Path(given.source).expanduser()
     trained = models.read_model(folder)
     source = trained.space
     if workdir.resolve() == folder.resolve():
@@ -69,8 +70,8 @@ def borrower(
             path=folder,
             fix="give another --workdir, or leave config.init.source empty",
         )
-    wrong = sorted(set(given["classes"]) - set(space.classes)) + sorted(
-        {v for v in given["classes"].values() if v} - set(source.classes)
+    wrong = sorted(set(given.classes) - set(space.classes)) + sorted(
+        {v for v in given.classes.values() if v} - set(source.classes)
     )
     if wrong:
         raise UsageError(
@@ -78,31 +79,31 @@ def borrower(
             expected=f"here: {list(space.classes)}; source: {list(source.classes)}",
         )
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
-    here, there = adapt.channel_names((fields, space), (trained.fields, source))
+    here, there = adapt.channel_names((config, space), (trained.config, source))
 
     def borrow(fresh: Any) -> Any:
         begun = (
             trained.params()
             if trained.archive
-            else fitted.check_finite(checkpoint.read_params(folder, given["checkpoint"]), folder)
+            else fitted.check_finite(checkpoint.read_params(folder, given.checkpoint), folder)
         )
-        begun = adapt.rearranged(begun, (trained.fields, source), fresh, (fields, space))
-        begins = given["fresh"]
+        begun = adapt.rearranged(begun, (trained.config, source), fresh, (config, space))
+        begins = given.fresh
         if grafted and not adapters.has_adapters(begun):
             begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
         params, account = transfer(
             fresh,
             begun,
-            rename=given["rename"],
-            heads=given["heads"],
+            rename=given.rename,
+            heads=given.heads,
             source_classes=there,
             target_classes=here,
-            named=adapt.axis_names((fields, space), (trained.fields, source)),
-            same_class=given["classes"],
-            resize=given["resize"],
+            named=adapt.axis_names((config, space), (trained.config, source)),
+            same_class=given.classes,
+            resize=given.resize,
             resizers=RESIZERS,
             input_channels=channels,
-            widen=given["widen"],
+            widen=given.widen,
             fresh=begins,
         )
         if grafted:

@@ -22,7 +22,6 @@ from medjax.prepare.targets import check_outside, check_targets
 from medjax.runs.settings import schema
 from medjax.scans import records
 
-SUBSET_SEED = schema.Subset().seed
 EVERYTHING = -1  # the fold that trains on all cases and holds none out
 
 
@@ -75,11 +74,10 @@ class Data:
         return part_of(self.side(corpus.store, "train"), self.parts.get(corpus.name, ""))
 
 
-def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
-    """Resolves `config.data` (as plain values).
+def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
+    """Resolves `config.data`.
 
     Args:
-      data: the fields of configs/base.py under `data`.
       workdir: where phantoms are written.
       files: False for a dry run: declared corpora need no folder and phantoms are only described.
 
@@ -95,16 +93,16 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
         problems += wrong
         rules[corpus.name] = rules_of(folder)
         cases[corpus.name], counts[corpus.name] = tuple(members), len(members)
-    if data["phantom_cases"] and not files:
-        for corpus in _described_phantoms(data["phantom_cases"]):
+    if data.phantom_cases and not files:
+        for corpus in _described_phantoms(data.phantom_cases):
             stores.append(corpus)
-            cases[corpus.name], counts[corpus.name] = (), data["phantom_cases"]
-    for name, fields in data["declared"].items():
-        corpus, members, wrong = _declared(name, fields, data["root"], files)
+            cases[corpus.name], counts[corpus.name] = (), data.phantom_cases
+    for name, given in data.declared.items():
+        corpus, members, wrong = _declared(name, given, data.root, files)
         stores.append(corpus)
         problems += wrong
-        rules[name] = read_rules(fields.get("twins", ()))
-        cases[name], counts[name] = members, len(members) or int(fields["cases"])
+        rules[name] = read_rules(given.twins)
+        cases[name], counts[name] = members, len(members) or int(given.cases)
     if not stores:
         raise UsageError(
             "no corpora named",
@@ -117,46 +115,42 @@ def open_data(data: Mapping, workdir: Path, *, files: bool = True) -> Data:
             fix='give one "medjax": {"name": ...} in its dataset.json',
         )
     for corpus in stores if files else ():
-        check_targets(corpus.store, cases[corpus.name], data.get("store") or workdir / "store")
+        check_targets(corpus.store, cases[corpus.name], data.store or workdir / "store")
         check_outside(cases[corpus.name], workdir, "the run folder", "give another --workdir")
-    for name, rule in data.get("subset", {}).items():
+    for name, rule in data.subset.items():
         if name not in cases:
             raise UsageError(
                 f"config.data.subset names an unknown corpus {name!r}",
                 fix=did_you_mean(name, cases),
             )
         cases[name], counts[name] = _subset(name, rule, cases[name], counts[name])
-    used, parts = _apply_views(stores, data["views"])
-    used = _only(used, data.get("only", ""))
-    space = merge(used, data["share"], data["rename"], data["precedence"])
+    used, parts = _apply_views(stores, data.views)
+    used = _only(used, data.only)
+    space = merge(used, data.share, data.rename, data.precedence)
     present = {n: m for n, m in cases.items() if m}
-    twins = by_name(
-        present, rules, {n: f["source"] for n, f in data["declared"].items() if f.get("source")}
-    )
-    splits, fold = _splits(present, data["split"], twins)
-    groups = {
-        name: fields["group"] for name, fields in data["declared"].items() if fields.get("group")
-    }
+    twins = by_name(present, rules, {n: d.source for n, d in data.declared.items() if d.source})
+    splits, fold = _splits(present, data.split, twins)
+    groups = {name: given.group for name, given in data.declared.items() if given.group}
     return Data(
         tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups
     )
 
 
-def _folders(data: Mapping, workdir: Path, files: bool) -> list[str | Path]:
-    named = [f.strip() for f in data["folders"].split(",") if f.strip()]
+def _folders(data: schema.Data, workdir: Path, files: bool) -> list[str | Path]:
+    named = [f.strip() for f in data.folders.split(",") if f.strip()]
     folders: list[str | Path] = [f if records.is_record(f) else Path(f).expanduser() for f in named]
-    if data["phantom_cases"] and files:
+    if data.phantom_cases and files:
         from medjax.phantom.corpora import write_corpora
 
         print(
-            f"synthetic corpora, {data['phantom_cases']} cases each, in {workdir / 'phantoms'} "
+            f"synthetic corpora, {data.phantom_cases} cases each, in {workdir / 'phantoms'} "
             "(drawn once)",
             flush=True,
         )
         folders += [
             Path(f)
             for f in write_corpora(
-                workdir / "phantoms", seed=data["phantom_seed"], cases=data["phantom_cases"]
+                workdir / "phantoms", seed=data.phantom_seed, cases=data.phantom_cases
             )
         ]
     return folders
@@ -173,16 +167,16 @@ def _described_phantoms(count: int) -> list[Corpus]:
 
 
 def _declared(
-    name: str, fields: Mapping, root: str, files: bool
+    name: str, given: schema.Declared, root: str, files: bool
 ) -> tuple[Corpus, tuple[Case, ...], list]:
-    labels = tuple((int(value), tuple(classes)) for value, classes in fields["labels"].items())
+    labels = tuple((int(value), tuple(classes)) for value, classes in given.labels.items())
     kind = {
-        "modality": fields["modality"],
-        "channels": tuple(fields["channels"]),
-        "meanings": tuple(fields.get("meanings", {}).items()),
+        "modality": given.modality,
+        "channels": tuple(given.channels),
+        "meanings": tuple(given.meanings.items()),
     }
-    corpus = Corpus(name, labels, tuple(fields.get("annotated", ())), **kind)
-    places = [Path(root or ".") / place for place in (name, fields.get("source")) if place]
+    corpus = Corpus(name, labels, tuple(given.annotated), **kind)
+    places = [Path(root or ".") / place for place in (name, given.source) if place]
     folder = next(
         (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
     )
@@ -225,23 +219,18 @@ def _further_labels(
 
 
 def _subset(
-    name: str, rule: Mapping, members: tuple[Case, ...], count: int
+    name: str, rule: schema.Subset, members: tuple[Case, ...], count: int
 ) -> tuple[tuple[Case, ...], int]:
     """The cases of a corpus that the run uses, and their number.
 
     The number is that of the rule if the corpus is only declared.
     """
-    if unknown := set(rule) - {"file", "count", "seed"}:
-        raise UsageError(
-            f"config.data.subset.{name} has no field {min(unknown)!r}",
-            expected="file, or count and seed",
-        )
-    known, wanted = [case.name for case in members], rule.get("count", 0)
-    if not rule.get("file") and wanted < 1:
+    known, wanted = [case.name for case in members], rule.count
+    if not rule.file and wanted < 1:
         raise UsageError(
             f"config.data.subset.{name} restricts to nothing", expected="file, or count and seed"
         )
-    if path := rule.get("file"):
+    if path := rule.file:
         try:
             chosen = Path(path).read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
@@ -256,22 +245,24 @@ def _subset(
     elif not members:
         return (), min(count, wanted)
     else:
-        chosen = subset(known, name, wanted, rule.get("seed", SUBSET_SEED))
+        chosen = subset(known, name, wanted, rule.seed)
     kept = set(chosen)
     return tuple(case for case in members if case.name in kept), len(kept)
 
 
-def _apply_views(stores: list[Corpus], views: Mapping) -> tuple[list[Corpus], dict[str, str]]:
+def _apply_views(
+    stores: list[Corpus], views: Mapping[str, schema.View]
+) -> tuple[list[Corpus], dict[str, str]]:
     """Replaces corpora by the views of them; corpora without a view are unchanged."""
     by_name, parts, seen = {c.name: c for c in stores}, {}, []
     for name, view in views.items():
-        if view["corpus"] not in by_name:
+        if view.corpus not in by_name:
             raise UsageError(
-                f"view {name!r} looks at an unknown corpus {view['corpus']!r}",
-                fix=did_you_mean(view["corpus"], by_name),
+                f"view {name!r} looks at an unknown corpus {view.corpus!r}",
+                fix=did_you_mean(view.corpus, by_name),
             )
-        parts[name] = view.get("part", "")
-        seen.append(by_name[view["corpus"]].view(view["annotated"], name))
+        parts[name] = view.part
+        seen.append(by_name[view.corpus].view(view.annotated, name))
     hidden = {view.store for view in seen}
     return seen + [c for c in stores if c.name not in hidden], parts
 
@@ -294,21 +285,21 @@ def _only(used: list[Corpus], listed: str) -> list[Corpus]:
 
 
 def _splits(
-    cases: Mapping[str, tuple[Case, ...]], split: Mapping, twins: Sequence[Pair]
+    cases: Mapping[str, tuple[Case, ...]], split: schema.Split, twins: Sequence[Pair]
 ) -> tuple[tuple[Split, ...], int]:
     if not cases:
         return (), 0
     splits = (
-        read_splits(Path(split["file"]), cases)
-        if split["file"]
-        else make_splits(cases, split["folds"], split["seed"], twins)
+        read_splits(Path(split.file), cases)
+        if split.file
+        else make_splits(cases, split.folds, split.seed, twins)
     )
-    if split["fold"] == EVERYTHING:
+    if split.fold == EVERYTHING:
         every = [name for side in ("train", "val") for name in splits[0][side]]
         return (*splits, {"train": sorted(every), "val": []}), len(splits)
-    if not 0 <= split["fold"] < len(splits):
+    if not 0 <= split.fold < len(splits):
         expected = f"0 to {len(splits) - 1}, or {EVERYTHING} for training on every case"
         raise UsageError(
-            f"no fold {split['fold']}", expected=expected, fix="set --config.data.split.fold"
+            f"no fold {split.fold}", expected=expected, fix="set --config.data.split.fold"
         )
-    return tuple(splits), split["fold"]
+    return tuple(splits), split.fold

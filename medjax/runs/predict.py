@@ -234,7 +234,7 @@ def resident() -> int:
 def origin(model: Trained) -> dict:
     """Fields that identify a model in a manifest."""
     return {
-        "name": model.fields.get("name", ""),
+        "name": model.config.name,
         **({"sha256": model.archive.sha256} if model.archive else {}),
         **({"adapter": model.adapted.identity} if model.adapted else {}),
     }

@@ -17,8 +17,9 @@ from medjax.errors import MedjaxError
 from medjax.labels import Corpus
 from medjax.prepare import geometry
 from medjax.prepare.plan import Fingerprint, Spacing, make_plan
-from medjax.runs import config
+from medjax.runs.config import load
 from medjax.runs.open import Data
+from medjax.runs.settings import schema
 from medjax.scans import formats
 
 ASSUMED: Spacing = (1.0, 1.0, 1.0)  # mm, where no scan is on disk
@@ -44,22 +45,22 @@ class Expected:
         return f"{size} mm, {self.source}"
 
 
-def expected(fields: Mapping, data: Data, workdir: Path) -> Expected:
+def expected(config: schema.Config, data: Data, workdir: Path) -> Expected:
     """The spacing of a run that is not prepared yet.
 
     Args:
-      fields: the resolved config. data: its corpora, opened without files.
+      config: with what its plan decides. data: its corpora, opened without files.
       workdir: of the run, whose store may hold fingerprints of an earlier preparation.
 
     Raises: `UsageError` for a plan or a rule that does not exist.
     """
-    given = fields["data"]
-    if plan := config.load(fields):
+    given = config.data
+    if plan := load(config):
         return Expected(_mean(plan.spacing_of(c.name) for c in data.stores), "from the plan")
-    size = given.get("size") or None
-    if given["spacing_mm"] and not size:
-        return Expected(tuple(map(float, given["spacing_mm"])), "from config.data.spacing_mm")
-    store = Path(given["store"] or workdir / "store")
+    size = given.size or None
+    if given.spacing_mm and not size:
+        return Expected(tuple(map(float, given.spacing_mm)), "from config.data.spacing_mm")
+    store = Path(given.store or workdir / "store")
     prints, unread, exact = {}, 0, True
     for corpus in data.stores:
         cases = data.cases[corpus.name]
@@ -123,12 +124,12 @@ def _kept(path: Path, headers: Fingerprint) -> Fingerprint | None:
     return dataclasses.replace(headers, shapes=kept.shapes) if same else None
 
 
-def _by_rule(prints: Mapping[str, Fingerprint], given: Mapping) -> Spacing:
+def _by_rule(prints: Mapping[str, Fingerprint], given: schema.Data) -> Spacing:
     plan = make_plan(
         prints,
-        spacing=given["spacing_rule"],
-        orientation=given["orientation"],
-        size=given.get("size") or None,
+        spacing=given.spacing_rule,
+        orientation=given.orientation,
+        size=given.size or None,
     )
     return plan.mean_spacing()
 

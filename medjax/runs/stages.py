@@ -1,6 +1,6 @@
 """The stages of an experiment: open the run, prepare, train, predict held-out cases, score.
 
-In: a config as plain values and a run folder. Out: the filled run folder. Every stage completes
+In: a config and a run folder. Out: the filled run folder. Every stage completes
 before the next, and resumes from what an earlier call wrote.
 """
 
@@ -19,10 +19,14 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, config, evaluations, hosts, initial, sampling
+from medjax.runs import build, evaluations, hosts, initial, sampling
+from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
+from medjax.runs.settings import schema
+from medjax.runs.settings.schema import Config
+from medjax.runs.settings.section import fields_of
 from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 
@@ -32,14 +36,14 @@ class Run:
     """An experiment in progress.
 
     Attributes:
-      fields: the config as plain values. workdir: the run folder. data: corpora, cases, label
+      config: what it is made from. workdir: the run folder. data: corpora, cases, label
         space, splits.
       plan: spacing and normalisation, once prepared. failed: records of cases that could not be
         prepared, predicted or scored.
       altered: cases whose files differ from those that the run started with.
     """
 
-    fields: Mapping
+    config: Config
     workdir: Path
     data: corpora.Data
     plan: Plan | None = None
@@ -49,7 +53,7 @@ class Run:
     @property
     def store(self) -> Path:
         """Path of the prepared volumes."""
-        return Path(self.fields["data"]["store"] or self.workdir / "store")
+        return Path(self.config.data.store or self.workdir / "store")
 
 
 def say(text: str) -> None:
@@ -57,22 +61,27 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def open_run(fields: Mapping, workdir: Path) -> Run:
-    """Resolves the data and writes the documents that define the run.
+def open_run(fields: Mapping | Config, workdir: Path) -> Run:
+    """Resolves config and data, and writes the documents that define the run.
 
-    Raises: `UsageError` if the folder holds a trained run with another recipe or edited documents,
-      `TrainError` if its checkpoints are damaged; the folder is then unchanged.
+    Args:
+      fields: the config, or its plain values.
+
+    Raises: `UsageError` for plain values with a field that does not exist, or if the folder holds
+      a trained run with another recipe or edited documents, `TrainError` if its checkpoints are
+      damaged; the folder is then unchanged.
     """
-    fields = config.resolve(fields)
-    evaluations.chosen(fields["evaluate"])  # checked before the training, not after it
+    config = fields if isinstance(fields, Config) else schema.strict(fields)
+    config = configs.with_plan(config)
+    evaluations.chosen(config.evaluate)  # checked before the training, not after it
     runfolder.check_target(workdir)
-    fields = sampling.resolved(fields, workdir)
-    data = corpora.open_data(fields["data"], workdir)
-    settings = {k: fields["data"]["split"][k] for k in ("file", "folds", "fold", "seed")}
+    config = configs.with_stream_version(config, workdir)
+    data = corpora.open_data(config.data, workdir)
+    settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
 
     def write() -> None:
-        _refuse_another_recipe(fields, data, workdir)
-        runfolder.write_json(workdir / runfolder.CONFIG, fields)
+        _refuse_another_recipe(config, data, workdir)
+        runfolder.write_json(workdir / runfolder.CONFIG, config.as_given())
         runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
         runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
         runfolder.write_json(
@@ -87,7 +96,7 @@ def open_run(fields: Mapping, workdir: Path) -> Run:
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
     for entry in left_out:
         say(f"left out: {sentence(entry)}")
-    return Run(fields, workdir, data, failed=left_out)
+    return Run(config, workdir, data, failed=left_out)
 
 
 def _about_twins(data: corpora.Data) -> list[str]:
@@ -109,7 +118,7 @@ def _about_twins(data: corpora.Data) -> list[str]:
     return lines
 
 
-def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -> None:
+def _refuse_another_recipe(config: Config, data: corpora.Data, workdir: Path) -> None:
     from medjax.train import stepfolder
 
     stepfolder.require_readable(workdir / "checkpoints")
@@ -117,7 +126,7 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
         return
     runfolder.check(workdir)
     old = runfolder.read_config(workdir)
-    changed = runfolder.differences(recipe_fields(old), recipe_fields(fields))
+    changed = runfolder.differences(recipe_fields(old), recipe_fields(config))
     if runfolder.read_space(workdir) != data.space:
         changed.append("labels.json: other corpora, views or classes")
     if digest(runfolder.read_json(workdir, runfolder.SPLITS)) != digest(data.splits):
@@ -131,31 +140,23 @@ def _refuse_another_recipe(fields: Mapping, data: corpora.Data, workdir: Path) -
         )
 
 
-def recipe_fields(fields: Mapping) -> dict:
+def recipe_fields(config: Config) -> dict:
     """The part of a config that determines the weights; without paths and numbers of threads."""
-    kept = (
-        "seed",
-        "model",
-        "losses",
-        "deep_weights",
-        "task",
-        "task_options",
-        "mask_padding",
-        "augment",
-        "optim",
-    )
-    begun = {k: v for k, v in fields.get("init", {}).items() if k != "source"}
-    trained = {k: fields["train"][k] for k in ("steps", "batch", "patch")}
-    if (parts := fields["train"].get("accumulate", 1)) != 1:
-        trained["accumulate"] = parts
-    found = {k: fields.get(k, {}) for k in kept}
+    kept = ("seed", "model", "losses", "deep_weights", "task", "task_options")
+    kept += ("mask_padding", "augment", "optim")
+    given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
+    begun = {k: v for k, v in config.init.as_given().items() if k != "source"}
+    trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
+    if config.train.accumulate != 1:
+        trained["accumulate"] = config.train.accumulate
+    found = {k: given.get(k, {}) for k in kept}
     # older runs have none of the fields below
     found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
-    found |= {"init": begun, "sampler": sampling.decisive(fields["sampler"]), "train": trained}
+    found |= {"init": begun, "sampler": sampling.decisive(config.sampler), "train": trained}
     optional = {
-        "precision": fields["train"].get("precision"),
-        "tasks": (fields.get("data") or {}).get("tasks"),
-        "adapters": fields.get("adapters"),
+        "precision": config.train.precision,
+        "tasks": config.data.tasks,
+        "adapters": given.get("adapters"),
     }
     return found | {k: v for k, v in optional.items() if v}
 
@@ -167,9 +168,9 @@ def prepare_stage(run: Run) -> None:
     """
     import jax
 
-    given = run.fields["data"]
-    workers, schemes = given["workers"] or None, config.schemes(run.fields, run.workdir)
-    run.plan = config.load(run.fields)
+    given = run.config.data
+    workers, schemes = given.workers or None, configs.schemes(run.config, run.workdir)
+    run.plan = configs.load(run.config)
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = (
@@ -186,16 +187,16 @@ def prepare_stage(run: Run) -> None:
         if several:
             hosts.first(measure)  # the others read the result
         prints[corpus.name] = measure()
-        if not given.get("allow_absent"):
+        if not given.allow_absent:
             check_classes(corpus, prints[corpus.name])
     if run.plan is None:
-        spacing = given["spacing_mm"] or given["spacing_rule"]
+        spacing = given.spacing_mm or given.spacing_rule
         run.plan = make_plan(
             prints,
             spacing=spacing,
-            orientation=given["orientation"],
-            crop=given["crop"],
-            size=given.get("size") or None,
+            orientation=given.orientation,
+            crop=given.crop,
+            size=given.size or None,
             intensity=schemes,
         )
     run.plan = dataclasses.replace(
@@ -318,41 +319,41 @@ def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
 
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
-    with build.precision(run.fields):
+    with build.precision(run.config.train.precision):
         _train(run)
 
 
 def _train(run: Run) -> None:
     from medjax.train import accumulate, loop, sharding
 
-    layout = hosts.layout(run.fields)  # refused before anything is prepared
+    layout = hosts.layout(run.config)  # refused before anything is prepared
     mesh = layout.mesh()
     prepare_stage(run)
     space = run.data.space
-    fields = config.with_masks(run.fields, run.plan, space.corpora)
-    net = build.make_network(fields, space, run.plan.mean_spacing())
-    given, patch = fields["sampler"], build.sampled_patch(fields)
+    config = configs.with_masks(run.config, run.plan, space.corpora)
+    net = build.make_network(config, space, run.plan.mean_spacing())
+    given, patch = config.sampler, build.sampled_patch(config)
     common = {
-        "batch": fields["train"]["batch"],
+        "batch": config.train.batch,
         "final": net.patch,
         "dims": len(net.patch),
         "channels": net.channels,
     }
     recipe = stream.Recipe(
-        patch=patch, seed=fields["seed"], **common, **sampling.recipe_arguments(given)
+        patch=patch, seed=config.seed, **common, **sampling.recipe_arguments(given)
     )
-    checked = dataclasses.replace(recipe, patch=net.patch, seed=fields["seed"] + 1)
+    checked = dataclasses.replace(recipe, patch=net.patch, seed=config.seed + 1)
     host, count = sharding.share(mesh, layout.batch_axes)
-    shared = {"host": host, "hosts": count, "threads": given["threads"]}
+    shared = {"host": host, "hosts": count, "threads": given.threads}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    used = ("batch", "patch", "accumulate", "precision")  # by other parts than the loop
-    settings = {k: v for k, v in fields["train"].items() if k not in used}
+    own = {field.name for field in dataclasses.fields(loop.Settings)}
+    settings = {name: getattr(config.train, name) for name in own & set(fields_of(schema.Train))}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
-        f"{settings['steps']:,} steps of {recipe.batch}"
+        f"{config.train.steps:,} steps of {recipe.batch}"
     )
-    task = build.make_task(fields, space, net, mesh, layout.batch_axes)
+    task = build.make_task(config, space, net, mesh, layout.batch_axes)
     if layout.used + layout.idle > 1 or layout.accumulate > 1:
         say(layout.sentence())
     if text := accumulate.sentence(task, layout.accumulate):
@@ -360,26 +361,26 @@ def _train(run: Run) -> None:
     loop.fit(
         task=task,
         init=net.init,
-        optimizer=build.make_optimizer(fields),
+        optimizer=build.make_optimizer(config),
         stream=lambda start: stream.stream(
-            drawn, recipe, start=start, workers=given["workers"], **shared
+            drawn, recipe, start=start, workers=given.workers, **shared
         ),
         validation_stream=(lambda: stream.stream(held, checked, **shared)) if held else None,
-        settings=loop.Settings(seed=fields["seed"], tensorboard=True, **settings),
+        settings=loop.Settings(seed=config.seed, tensorboard=True, **settings),
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
-        borrow=initial.borrower(fields, space, net, run.workdir),
+        borrow=initial.borrower(config, space, net, run.workdir),
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,
-        sharding_rules=fields["sharding"]["rules"],
+        sharding_rules=config.sharding.rules,
     )
 
 
 def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
     """Everything that determines the weights, for the loop's own check on resume."""
-    return recipe_fields(run.fields) | {
+    return recipe_fields(run.config) | {
         "plan": run.plan.key(),
         "splits": digest(run.data.splits),
         "labels": run.data.space.to_json(),
@@ -433,7 +434,7 @@ def evaluate(run: Run) -> int:
 
     from medjax.runs import test
 
-    if not run.fields["evaluate"].get("on", True):
+    if not run.config.evaluate.on:
         say(
             "nothing to evaluate: this config only prepares weights for another one "
             "(config.evaluate.on)"
@@ -451,10 +452,8 @@ def evaluate(run: Run) -> int:
             corpus,
             [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled],
         )
-    run.failed += test.predict_and_score(
-        predictor, held, run.workdir, run.fields["evaluate"], _line
-    )
-    for name, (module, value) in evaluations.chosen(run.fields["evaluate"]).items():
+    run.failed += test.predict_and_score(predictor, held, run.workdir, run.config.evaluate, _line)
+    for name, (module, value) in evaluations.chosen(run.config.evaluate).items():
         path = run.workdir / "evaluation" / f"{name}.json"
         found, lines = module.evaluate(predictor.networks[0], held, run.store, value)
         known = {(entry["case"], entry["message"]) for entry in run.failed}

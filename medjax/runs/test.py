@@ -18,6 +18,7 @@ from medjax.metrics import written
 from medjax.prompts.request import Request
 from medjax.report import present
 from medjax.runs import folder as runfolder
+from medjax.runs.settings.schema import Evaluate
 
 
 def say(text: str) -> None:
@@ -29,7 +30,7 @@ def predict_and_score(
     predictor: Any,
     held: Mapping[str, tuple[Corpus, list[Case]]],
     workdir: Path,
-    settings: Mapping,
+    settings: Evaluate,
     line: Callable,
 ) -> list[dict]:
     """Predicts `held` (corpus name -> corpus, cases) into the run folder and scores it.
@@ -64,13 +65,13 @@ def predict_and_score(
 
 
 def score(
-    masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]], settings: Mapping
+    masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]], settings: Evaluate
 ) -> tuple[list[dict], Any]:
     """Compares masks with references.
 
     Args:
       masks: corpus name -> corpus and (case, predicted mask).
-      settings: `config.evaluate`: surface, groups, baseline, difficult_below.
+      settings: `config.evaluate`.
 
     Returns: records of what could not be scored, and the result over all corpora (None if there is
       nothing).
@@ -84,7 +85,7 @@ def score(
         ]
         if pairs:
             results.append(
-                metrics.evaluate(pairs, corpus, surface=settings["surface"], groups=grouping)
+                metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
             )
     failed = [record for result in results for record in result.failed]
     return failed, (
@@ -92,16 +93,16 @@ def score(
     )
 
 
-def groups(settings: Mapping) -> dict[str, tuple[str, ...]]:
+def groups(settings: Evaluate) -> dict[str, tuple[str, ...]]:
     """Group -> its classes as "class" or "corpus/class".
 
     The groups of the config, and "difficult" if there is a baseline: MultiTalent calls the classes
     difficult that the baseline segments with a mean Dice below 0.75.
     """
-    found = {name: tuple(members) for name, members in settings.get("groups", {}).items()}
-    if settings.get("baseline"):
+    found = {name: tuple(members) for name, members in settings.groups.items()}
+    if settings.baseline:
         cells = runfolder.read_json(
-            Path(settings["baseline"]).expanduser() / "evaluation", "summary.json"
+            Path(settings.baseline).expanduser() / "evaluation", "summary.json"
         )["cells"]
         low = [
             f"{corpus}/{name}"
@@ -113,14 +114,14 @@ def groups(settings: Mapping) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _below(cell: Mapping, settings: Mapping) -> bool:
+def _below(cell: Mapping, settings: Evaluate) -> bool:
     mean = cell["Dice"]["mean"]
-    return mean is not None and mean < settings["difficult_below"]
+    return mean is not None and mean < settings.difficult_below
 
 
-def publish(result: Any, workdir: Path, settings: Mapping) -> None:
+def publish(result: Any, workdir: Path, settings: Evaluate) -> None:
     """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the table."""
     folder = workdir / "evaluation"
     result.write(folder)
-    page = present.present(result, folder, montages=settings["montages"])
+    page = present.present(result, folder, montages=settings.montages)
     print(f"\n{result.markdown()}\nnumbers   {folder}\npage      {page}", flush=True)

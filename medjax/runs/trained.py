@@ -19,6 +19,7 @@ from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build as network
 from medjax.runs import fitted, folder
+from medjax.runs.settings.schema import Config
 from medjax.weights.formats import archive as archives
 
 POSTPROCESS = "postprocess.json"
@@ -44,15 +45,15 @@ class Trained:
     """The facts of a run folder or an archive, without its arrays.
 
     Attributes:
-      path: its path. fields: the resolved config. space: as trained, views included. plan: spacing
-        and normalisation.
+      path: its path. config: of its run. space: as trained, views included. plan: spacing and
+        normalisation.
       postprocess: what `medjax postprocess` chose on validation data, if anything.
       archive: the checked archive it came from; None for a run folder.
       adapted: how an adapter file is joined to it; None: without one.
     """
 
     path: Path
-    fields: Mapping
+    config: Config
     space: LabelSpace
     plan: Plan
     postprocess: Mapping | None = None
@@ -78,7 +79,7 @@ class Trained:
             )
         with _refusing(self):
             attached = self.adapted.settings if self.adapted else None
-            made = network.make_network(self.fields, self.space, self.spacing_mm, attached)
+            made = network.make_network(self.config, self.space, self.spacing_mm, attached)
             if self.archive:
                 made.abstract()
             return made
@@ -106,8 +107,8 @@ class Trained:
             joined = self.adapted.joined(base, self.network.abstract())
             return joined, f"{identity} adapter={self.adapted.identity}"
         if self.archive is None:
-            which = checkpoint or self.fields["infer"].get("checkpoint", "last")
-            ema = self.fields["infer"].get("ema", "auto")
+            which = checkpoint or self.config.infer.checkpoint
+            ema = self.config.infer.ema
             step = checkpoints.find(self.path / "checkpoints", which)
             found = checkpoints.load_params(step, self.network.abstract(), ema=ema)
             digest = hashes.of_step(step)
@@ -136,18 +137,20 @@ def read_model(path: Path | str) -> Trained:
     path = Path(path)
     if archives.is_archive(path):
         return _of_archive(path, archives.read(path))
-    fields = folder.read_config(path)
+    fields = folder.read_fields(path)
     fitted.check_config(fields, path / folder.CONFIG, UsageError)
+    config = folder.config_of(fields, path / folder.CONFIG)
     space, plan = folder.read_space(path), folder.read_plan(path)
     folder.require_checkpoint(path)
     chosen = folder.read_json(path, POSTPROCESS) if (path / POSTPROCESS).is_file() else None
-    return Trained(path, fields, space, plan, chosen)
+    return Trained(path, config, space, plan, chosen)
 
 
 def _of_archive(path: Path, found: archives.Archive) -> Trained:
     try:
-        config = plain(found.documents["config"])
-        fitted.check_config(config, path, ModelError)
+        fields = plain(found.documents["config"])
+        fitted.check_config(fields, path, ModelError)
+        config = folder.config_of(fields, path)
         space, plan = (
             LabelSpace.from_json(found.documents["labels"]),
             Plan.from_json(found.documents["plan"]),
@@ -241,7 +244,7 @@ def load_predictor(
         raise UsageError("no model given")
     if fast:
         trained = [_companion(one) for one in trained]
-    given, devices = trained[0].fields["infer"], named_devices(device)
+    given, devices = trained[0].config.infer, named_devices(device)
     groups: dict[str, list[Trained]] = {}
     for one in trained:
         groups.setdefault(_architecture(one), []).append(one)
@@ -255,19 +258,19 @@ def load_predictor(
         axes = (
             {"none": (), "mirror": tuple(range(model.dims))}[tta]
             if tta
-            else tuple(given["mirror_axes"])
+            else tuple(given.mirror_axes)
         )
         return Segmenter(
             model,
             ensemble=[params for params, _ in ensemble],
             weights=[own, *(identity for _, identity in ensemble)],
             others=others,
-            overlap=given["overlap"] if overlap is None else overlap,
+            overlap=given.overlap if overlap is None else overlap,
             mirror_axes=axes,
-            average=given["average"],
-            activation=given.get("activation", "sigmoid"),
-            batch_windows=batch_windows or given["batch_windows"] or None,
-            precision=given.get("precision", ""),
+            average=given.average,
+            activation=given.activation,
+            batch_windows=batch_windows or given.batch_windows or None,
+            precision=given.precision,
             devices=devices,
             memory_gib=memory_gib,
             uncertainty=uncertainty,
@@ -297,8 +300,7 @@ def rules(model: Trained, wanted: str = "") -> Any:
                 f"no postprocessing {wanted!r}", expected="none, chosen, or a JSON file of rules"
             )
         return Rules.from_json(found.get("rules", found)) or None
-    configured = model.fields["infer"].get("postprocess") or {}
-    return Rules.from_json({**configured, "min_ml": dict(configured.get("min_ml") or {})}) or None
+    return Rules.from_json(model.config.infer.postprocess.to_json()) or None
 
 
 def named_devices(name: str) -> list | None:
@@ -354,7 +356,7 @@ def _model(
 
 def _tasks(one: Trained, conditions: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     """Task and corpus names -> task index, as the network was trained."""
-    numbers, names = network.tasks(one.fields, one.space)
+    numbers, names = network.tasks(one.config, one.space)
     own = {corpus: numbers[index] for corpus, (index, _) in conditions.items()}
     return own | {name: k for k, name in enumerate(names)}
 
@@ -396,7 +398,7 @@ def _companion(one: Trained) -> Trained:
 
     Its path is relative to a run, and beside an archive, which may not name other folders.
     """
-    name = one.fields["infer"].get("fast", "")
+    name = one.config.infer.fast
     if not name:
         raise UsageError(
             "the model offers no fast version",
@@ -421,10 +423,10 @@ def _architecture(one: Trained) -> str:
     if one.archive and one.archive.kind == "function":
         return one.archive.sha256
     kept = {
-        "model": one.fields["model"],
-        "patch": one.fields["train"]["patch"],
+        "model": one.config.model,
+        "patch": one.config.train.patch,
         "plan": one.plan.key(),
         "space": one.space.to_json(),
-        "adapters": one.adapted.identity if one.adapted else one.fields.get("adapters"),
+        "adapters": one.adapted.identity if one.adapted else one.config.adapters,
     }
     return repr(sorted(kept.items()))

@@ -10,6 +10,7 @@ from benchmarks import m4oe
 from medjax import main
 from medjax.registry import plain
 from medjax.runs import build
+from tests.support.configs import typed
 
 
 @pytest.mark.parametrize("steps", [2, 30, 41, 400, 1500])
@@ -27,7 +28,7 @@ def test_m4oes_jobs_have_a_schedule_at_any_length(steps, tmp_path, repository, m
             and fields["train"]["batch"] == 3
             and fields["train"]["validation_batches"] == 2
         )
-        rate = build.make_optimizer(fields).schedule
+        rate = build.make_optimizer(typed(fields)).schedule
         assert (
             0 < float(rate(steps - 1)) < float(rate(steps // 10)) <= fields["optim"]["lr"] * 1.001
         ), name

@@ -36,6 +36,7 @@ from medjax_verbs import add_modality, combine, gates, grow
 from medjax_verbs import gate_weights as measured
 from tests.metrics.test_compare import result as scores
 from tests.metrics.test_compare import row
+from tests.support.configs import typed
 from tests.support.raw import save, write_corpus
 from tests.support.run import make_run
 
@@ -400,9 +401,9 @@ def test_add_modality_reports_before_it_trains(monkeypatch, tmp_path):
 
     def fields(*places, **named):
         calls.append((places, named))
-        return {"data": {}}
+        return typed()
 
-    monkeypatch.setattr(grow, "grown_fields", fields)
+    monkeypatch.setattr(grow, "grown_config", fields)
     monkeypatch.setattr(grow, "check", lambda *a: growth)
     monkeypatch.setattr(stages, "say", said.append)
     monkeypatch.setattr("medjax.runs.open.open_data", lambda *a: argparse.Namespace(space=None))

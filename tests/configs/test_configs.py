@@ -14,6 +14,7 @@ from medjax.registry import build, plain
 from medjax.runs import build as network
 from medjax.runs import dry
 from medjax.runs import open as corpora
+from tests.support.configs import typed
 
 CONFIGS = sorted(
     p.stem
@@ -51,14 +52,20 @@ def test_every_config_is_read(name, variant, tmp_path):
     one and falls to almost nothing, the network takes the stated patch.
     """
     fields = _with_phantoms(_fields(name, variant), name)
-    space = corpora.open_data(fields["data"], tmp_path, files=False).space
+    space = corpora.open_data(typed(fields).data, tmp_path, files=False).space
     assert [c.name for c in space.corpora] == (list(fields["data"]["declared"]) or PHANTOMS)
     assert len(space.classes) and space.known.any(0).all() and space.known.any(1).all()
-    optimizer, steps, lr = network.make_optimizer(fields), fields["train"]["steps"], fields["optim"]
+    optimizer, steps, lr = (
+        network.make_optimizer(typed(fields)),
+        fields["train"]["steps"],
+        fields["optim"],
+    )
     rates = [float(optimizer.schedule(steps * k // 40)) for k in range(40)]
     assert 0.98 * lr["lr"] < max(rates) < lr["lr"] * (1 + 1e-6) and min(rates) > 0
     assert rates.index(max(rates)) <= 4 and float(optimizer.schedule(steps - 1)) < 0.13 * lr["lr"]
-    net = network.make_network(fields, space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0))
+    net = network.make_network(
+        typed(fields), space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0)
+    )
     assert net.patch == tuple(fields["train"]["patch"])
     assert net.channels == max(len(c.channels) for c in space.corpora)
     command = f"python -m medjax.main --config=configs/{name}.py"
@@ -69,7 +76,7 @@ def test_every_config_is_read(name, variant, tmp_path):
     ("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v
 )
 def test_configs_build_abstractly(name, variant, tmp_path):
-    text = dry.dry(_with_phantoms(_fields(name, variant), name), tmp_path)
+    text = dry.dry(typed(_with_phantoms(_fields(name, variant), name)), tmp_path)
     assert "parameters" in text and "annotated by" in text and "kept for backward" in text
 
 
@@ -93,8 +100,10 @@ def test_the_papers_networks_and_pools_have_their_sizes(
     name, variant, parameters, corpora_classes_cases, tmp_path
 ):
     fields = _fields(name, variant)
-    data = corpora.open_data(fields["data"], tmp_path, files=False)
-    net = network.make_network(fields, data.space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0))
+    data = corpora.open_data(typed(fields).data, tmp_path, files=False)
+    net = network.make_network(
+        typed(fields), data.space, fields["data"]["spacing_mm"] or (1.5, 1.0, 1.0)
+    )
     assert network.count(net.abstract()) == parameters
     assert (
         len(data.space.corpora),
@@ -117,7 +126,7 @@ def test_the_papers_recipes():
         2,
         (112, 160, 192),
     )
-    rate = network.make_optimizer(tsfm).schedule
+    rate = network.make_optimizer(typed(tsfm)).schedule
     for epoch, lr in {
         0: 1e-3,
         1: 9.990999550e-4,
@@ -129,7 +138,7 @@ def test_the_papers_recipes():
             == float(rate(250 * epoch + 249))
             == pytest.approx(lr, rel=1e-5)
         )
-    rate = network.make_optimizer(swin).schedule
+    rate = network.make_optimizer(typed(swin)).schedule
     assert float(rate(250_000)) == pytest.approx(2.679433656e-4, rel=1e-5)
     for epochs, lr in {
         10: 1.258925412e-3,
@@ -142,9 +151,9 @@ def test_the_papers_recipes():
             fields["train"]["steps"] == 250 * epochs
             and len(fields["data"]["declared"]["BraTS2020"]["channels"]) == 4
         )
-        assert float(network.make_optimizer(fields).schedule(250 * epochs - 1)) == pytest.approx(
-            lr, rel=1e-5
-        )
+        assert float(
+            network.make_optimizer(typed(fields)).schedule(250 * epochs - 1)
+        ) == pytest.approx(lr, rel=1e-5)
     for architecture in ("unet", "resenc", "swin"):
         softmax, finetuned = (
             _fields("multitalent", architecture + kind) for kind in ("_softmax", "_finetune")

@@ -9,6 +9,7 @@ import pytest
 from medjax.registry import plain
 from medjax.runs import build
 from tests.support import published_recipes as published
+from tests.support.configs import typed
 from tests.support.mutants import mutated
 from tests.support.recipes import differences, resolved
 
@@ -41,7 +42,7 @@ def test_the_table_has_every_variant_of_every_config(repository):
 
 @pytest.mark.parametrize(("config", "variant"), list(published.RATES), ids=lambda v: v)
 def test_the_rate_follows_the_published_schedule(config, variant):
-    rate = build.make_optimizer(_fields(config, variant)).schedule
+    rate = build.make_optimizer(typed(_fields(config, variant))).schedule
     for step, lr in published.RATES[config, variant].items():
         assert float(rate(step)) == pytest.approx(lr, rel=1e-5, abs=1e-9), step
 

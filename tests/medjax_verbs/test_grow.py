@@ -16,9 +16,11 @@ from medjax.registry import plain
 from medjax.runs import build, initial, stages
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
+from medjax.runs.config import with_field
 from medjax.train.checkpoint import Checkpoints
 from medjax.weights import experts
 from medjax_verbs import grow
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 
 TINY = dict(width=8, depths=(1, 1), heads=(1, 2), window=4, patch_size=2)
@@ -54,7 +56,7 @@ def run(raw, tmp_path_factory):
     fields["model"] |= {"experts": 2}
     made = stages.open_run(fields, folder)
     stages.prepare_stage(made)
-    net = build.make_network(fields, made.data.space, (1.0, 1.0, 1.0))
+    net = build.make_network(typed(fields), made.data.space, (1.0, 1.0, 1.0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32), net.abstract()
@@ -67,15 +69,15 @@ def run(raw, tmp_path_factory):
 
 
 def _grown(run, raw, workdir, **more):
-    fields = grow.grown_fields(run, [str(raw[2])], workdir, **more)
-    return fields, corpora.open_data(fields["data"], workdir)
+    config = grow.grown_config(run, [str(raw[2])], workdir, **more)
+    return config, corpora.open_data(config.data, workdir)
 
 
 @pytest.mark.parametrize(("begin", "gate"), [("copy", ""), ("fresh", "closed")])
 def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path, begin, gate):
-    fields, data = _grown(run, raw, tmp_path, begin=begin, gate=gate, source="MR")
-    assert data.space.modalities == ("MR", "CT") and fields["model"]["experts"] == 3
-    report = grow.check(run, fields, data.space)
+    config, data = _grown(run, raw, tmp_path, begin=begin, gate=gate, source="MR")
+    assert data.space.modalities == ("MR", "CT") and config.model.options["experts"] == 3
+    report = grow.check(run, config, data.space)
     assert (
         report.change < 1e-4 and report.modalities == ("CT",) and report.corpora == ("SarcomaCT",)
     )
@@ -94,7 +96,7 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
 
 def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
     """A run with words for its sockets and a vector per modality on the deepest tokens."""
-    fields = runfolder.read_config(run)
+    fields = runfolder.read_fields(run)
     folder, model = tmp_path / "told", dict(fields["model"])
     experts_in, routing = model.pop("experts_in"), model.pop("routing")
     assert (experts_in, routing, model.pop("experts")) == ("both", "gate", 2)
@@ -103,7 +105,9 @@ def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("store", "checkpoints"))
     fields = fields | {"model": model, "data": fields["data"] | {"store": str(run / "store")}}
     runfolder.write_json(folder / runfolder.CONFIG, fields)
-    net = build.make_network(fields, runfolder.read_space(run), (1.0, 1.0, 1.0))
+    net = build.make_network(
+        runfolder.read_config(folder), runfolder.read_space(run), (1.0, 1.0, 1.0)
+    )
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, jnp.float32), net.abstract()
@@ -112,9 +116,9 @@ def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
         checkpoints.save(2, {"params": params}, {"recipe": {}, "progress": {}})
 
     new, data = _grown(folder, raw, tmp_path / "new", source="MR", freeze=True)
-    assert new["model"]["mlp"]["experts"] == 3
-    assert ("^context/table$", 0, "modalities") in new["init"]["heads"]
-    assert ("^context/table$", (0, (1,))) in new["optim"]["only"]
+    assert new.model.options["mlp"]["experts"] == 3
+    assert ("^context/table$", 0, "modalities") in new.init.heads
+    assert ("^context/table$", (0, (1,))) in new.optim.only
     report = grow.check(folder, new, data.space)
     assert report.change < 1e-4 and report.added["context"] == 16
     grown = build.make_network(new, data.space, (1.0, 1.0, 1.0))
@@ -127,19 +131,16 @@ def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
 
 @pytest.mark.slow
 def test_a_fresh_gate_column_changes_old_answers_and_only_that_is_allowed(run, raw, tmp_path):
-    fields, data = _grown(run, raw, tmp_path, begin="copy", gate="fresh", source="MR")
-    assert grow.check(run, fields, data.space).change > 1e-3
-    fields["init"]["gate"], fields["init"]["experts"] = (
-        "closed",
-        {"CT": "expert1", "expert2": "expert1"},
-    )
-    grow.check(run, fields, data.space)  # closed keeps them
-    fields["init"]["classes"] = {"SarcomaMR/tumour": ""}
-    fields["init"]["heads"] = (
-        (r"^head", None),
-    )  # heads begin anew: old answers change, and that is an error
+    config, data = _grown(run, raw, tmp_path, begin="copy", gate="fresh", source="MR")
+    assert grow.check(run, config, data.space).change > 1e-3
+    config = with_field(config, "init.gate", "closed")
+    config = with_field(config, "init.experts", {"CT": "expert1", "expert2": "expert1"})
+    grow.check(run, config, data.space)  # closed keeps them
+    config = with_field(config, "init.classes", {"SarcomaMR/tumour": ""})
+    # heads begin anew: old answers change, and that is an error
+    config = with_field(config, "init.heads", ((r"^head", None),))
     with pytest.raises(TrainError, match="changes the outputs for old corpora"):
-        grow.check(run, fields, data.space)
+        grow.check(run, config, data.space)
 
 
 def test_patients_stay_on_their_side(run, raw, tmp_path):
@@ -154,10 +155,10 @@ def test_patients_stay_on_their_side(run, raw, tmp_path):
 
 
 def test_frozen_training_moves_the_new_slices_only(run, raw, tmp_path):
-    fields, data = _grown(run, raw, tmp_path, source="MR", freeze=True)
-    net = build.make_network(fields, data.space, (1.0, 1.0, 1.0))
-    optimizer = build.make_optimizer(fields)
-    start = initial.borrower(fields, data.space, net, tmp_path, report=False)(
+    config, data = _grown(run, raw, tmp_path, source="MR", freeze=True)
+    net = build.make_network(config, data.space, (1.0, 1.0, 1.0))
+    optimizer = build.make_optimizer(config)
+    start = initial.borrower(config, data.space, net, tmp_path, report=False)(
         jax.jit(net.init)(jax.random.key(0))
     )
     start = jax.tree.map(jnp.asarray, start)
@@ -190,8 +191,8 @@ def test_a_known_modality_adds_a_head_alone(run, raw, tmp_path):
     more = write_corpus(
         tmp_path / "Task05_More", n=3, shape=(6, 16, 16), labels={"atrium": 1}, seed=9
     )
-    fields = grow.grown_fields(run, [str(more)], tmp_path)
-    report = grow.check(run, fields, corpora.open_data(fields["data"], tmp_path).space)
+    config = grow.grown_config(run, [str(more)], tmp_path)
+    report = grow.check(run, config, corpora.open_data(config.data, tmp_path).space)
     assert report.added == {"experts": 0, "gate": 0, "heads": 8 * 2} and report.change < 1e-5
 
 
@@ -202,7 +203,7 @@ def test_what_cannot_grow_is_refused(run, raw, tmp_path):
         ({"begin": "fresh", "gate": "split"}, "copy can share"),
     ):
         with pytest.raises(UsageError, match=message):
-            grow.grown_fields(run, [str(raw[2])], tmp_path, **more)
+            grow.grown_config(run, [str(raw[2])], tmp_path, **more)
     with pytest.raises(UsageError, match=r"two corpora|already knows"):
-        grow.grown_fields(run, [str(raw[0])], tmp_path)
+        grow.grown_config(run, [str(raw[0])], tmp_path)
     assert json.loads((run / "config.json").read_text())["model"]["experts"] == 2

@@ -19,6 +19,7 @@ from medjax.report.present import present
 from medjax.runs import test
 from medjax_verbs import gate_weights as gates
 from tests.report.test_pages import save
+from tests.support.configs import typed
 from tests.support.old_run import extract
 
 EVIL = "<script>alert(1)</script>|x\x1b[2J\n[a](http://b) `c`"
@@ -136,7 +137,7 @@ def test_a_run_refuses_before_it_predicts(tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "table.md").write_text("mine")
     with pytest.raises(UsageError, match="did not write"):
-        test.predict_and_score(None, {}, tmp_path, {}, lambda what: None)
+        test.predict_and_score(None, {}, tmp_path, typed().evaluate, lambda what: None)
 
 
 def test_tables_choices_and_gates_refuse_files_of_somebody_else(folders, tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 from medjax.errors import UsageError
 from medjax.labels import Corpus, merge
 from medjax.runs import adapt
+from tests.support.configs import typed
 
 LIVER, SPLEEN, TUMOUR = ((1, ("liver",)),), ((1, ("spleen",)),), ((1, ("liver", "tumour")),)
 CT, MR = {"modality": "CT", "channels": ("CT",)}, {"modality": "MR", "channels": ("T1w",)}
@@ -14,7 +15,7 @@ ONE = merge([Corpus("A", LIVER, **CT)])
 
 
 def config(init=(), **model):
-    return {"model": {"name": "swin_unet", **model}, "init": dict(init)}
+    return typed({"model": {"name": "swin_unet", **model}, "init": dict(init)})
 
 
 def tree(experts, value=0.0, gate=True):
@@ -98,7 +99,7 @@ def test_leaves_are_offered_under_a_second_path():
 def test_sigmoid_heads_have_the_classes_of_the_label_space():
     sigmoid = config(head="sigmoid")
     assert adapt.channel_names((sigmoid, BOTH), (sigmoid, ONE)) == (BOTH.classes, ONE.classes)
-    unet = {"model": {"name": "unet"}}  # sigmoid by default, other than swin_unet
+    unet = typed({"model": {"name": "unet"}})  # sigmoid by default, other than swin_unet
     assert adapt.channel_names((unet, BOTH), (unet, ONE)) == (BOTH.classes, ONE.classes)
 
 

@@ -15,9 +15,11 @@ from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus
 from medjax.registry import plain
 from medjax.runs import adapters, build, stages
+from medjax.runs.settings import schema
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train import checkpoint
 from medjax.weights.formats import adapter as form
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 from tests.support.run import make_run, small_unet
 
@@ -212,16 +214,16 @@ def test_adapters_need_a_source_and_rules_that_fit(raw, base, tmp_path):
     with pytest.raises(UsageError, match="both say what is trained"):
         stages.train(stages.open_run(fields, tmp_path / "c"))
     with pytest.raises(UsageError, match=r"config\.adapters has no field 'ranks'"):
-        build.adapter_settings({"adapters": {"rules": RULES, "ranks": 4}})
+        schema.strict({"adapters": {"rules": RULES, "ranks": 4}})
     with pytest.raises(UsageError, match="both say where"):
-        build.adapter_settings({"adapters": {"rules": RULES, "kernels": "unet"}})
+        build.adapter_settings(typed({"adapters": {"rules": RULES, "kernels": "unet"}}))
     with pytest.raises(UsageError, match="unknown kernels 'unets'"):
-        build.adapter_settings({"adapters": {"kernels": "unets"}})
+        build.adapter_settings(typed({"adapters": {"kernels": "unets"}}))
     words = {"kernels": "every", "rank": 2, "whole": HEAD}
-    found = build.adapter_settings({"adapters": words})
+    found = build.adapter_settings(typed({"adapters": words}))
     assert found.rules == ((HEAD, "whole"), (r"(^|/)kernel$", 2), (".*", 0))
-    assert build.adapter_settings({"adapters": {"rules": ()}}) is None
-    assert build.adapter_settings({}) is None
+    assert build.adapter_settings(typed({"adapters": {"rules": ()}})) is None
+    assert build.adapter_settings(typed()) is None
 
 
 def test_a_run_goes_on_with_the_adapters_of_another(run, raw, tmp_path):

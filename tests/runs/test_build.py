@@ -9,7 +9,9 @@ from medjax.errors import ModelError, UsageError
 from medjax.labels import merge
 from medjax.registry import plain
 from medjax.runs import build, stages
+from medjax.runs.config import with_field
 from medjax.runs.open import open_data
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 from tests.support.run import ORGANS, small_unet
 
@@ -22,7 +24,7 @@ def _fields(precision="", **model):
 
 
 def _network(fields):
-    return build.make_network(fields, merge([ORGANS]), (1.0, 1.0, 1.0))
+    return build.make_network(typed(fields), merge([ORGANS]), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("word", ["", "highest"])
@@ -37,7 +39,7 @@ def test_training_uses_the_precision_of_the_config_and_prediction_its_own(word):
     assert ("HIGHEST" in text(True)) == bool(word) and "HIGHEST" not in text(False)
 
     def gradient(p, x):
-        with build.precision(fields):
+        with build.precision(word):
             return jax.grad(lambda p: net.apply(p, x, {}, True)["logits"].sum())(p)
 
     products = str(jax.make_jaxpr(gradient)(params, image)).split("precision=")[1:]
@@ -45,27 +47,25 @@ def test_training_uses_the_precision_of_the_config_and_prediction_its_own(word):
 
 
 def test_a_training_runs_under_its_precision(monkeypatch, tmp_path):
-    raw = write_corpus(tmp_path / "Task01_Blobs", n=2, shape=(6, 6, 6))
+    raw = write_corpus(tmp_path / "Task01_Blobs", n=5, shape=(6, 6, 6))
     seen = []
     monkeypatch.setattr(
         stages, "_train", lambda run: seen.append(jax.config.jax_default_matmul_precision)
     )
     for word in ("high", ""):
-        fields = _fields(word)
-        split = fields["data"]["split"] | {"folds": 2}
-        data = open_data(fields["data"] | {"folders": str(raw), "split": split}, tmp_path)
-        stages.train(stages.Run(fields, tmp_path, data))
+        config = with_field(typed(_fields(word)), "data.folders", str(raw))
+        stages.train(stages.Run(config, tmp_path, open_data(config.data, tmp_path)))
     assert seen == ["high", None] and jax.config.jax_default_matmul_precision is None
     with pytest.raises(UsageError, match=r"unknown train\.precision 'higest'.*highest"):
-        build.precision(_fields("higest"))
+        build.precision("higest")
 
 
 def test_the_precision_and_the_tasks_are_part_of_what_decides_the_weights():
-    plain_run, exact = stages.recipe_fields(_fields()), stages.recipe_fields(_fields("highest"))
+    plain_run, exact = (stages.recipe_fields(typed(_fields(word))) for word in ("", "highest"))
     assert exact == plain_run | {"precision": "highest"}
     fields = _fields()
     fields["data"] |= {"tasks": {"Organs": "organs"}}
-    assert stages.recipe_fields(fields) == plain_run | {"tasks": {"Organs": "organs"}}
+    assert stages.recipe_fields(typed(fields)) == plain_run | {"tasks": {"Organs": "organs"}}
 
 
 def test_words_of_a_config_become_sockets_with_the_facts_of_the_data():

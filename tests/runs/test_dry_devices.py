@@ -12,7 +12,9 @@ from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs import build, dry_devices, hosts
 from medjax.runs import open as corpora
+from medjax.runs.config import with_field
 from medjax.train import rules
+from tests.support.configs import typed
 
 SPACING = (5.0, 4.0, 4.0)
 
@@ -25,9 +27,9 @@ def small(tmp_path_factory):
     c.train.patch = (8, 8, 8)
     c.augment.on = False
     c.optim.name = "sgd"
-    fields = plain(c)
-    space = corpora.open_data(fields["data"], tmp_path_factory.mktemp("x"), files=False).space
-    return fields, space, build.make_network(fields, space, SPACING)
+    config = typed(plain(c))
+    space = corpora.open_data(config.data, tmp_path_factory.mktemp("x"), files=False).space
+    return config, space, build.make_network(config, space, SPACING)
 
 
 def test_ways_to_share_a_model():
@@ -45,28 +47,31 @@ def test_ways_to_share_a_model():
 def test_the_rehearsal_has_the_layout_and_the_batch_of_the_training(
     small, monkeypatch, batch, count, fsdp, accumulate
 ):
-    fields = _changed(small[0], batch, accumulate=accumulate)
-    fields["sharding"] = fields["sharding"] | {"fsdp": fsdp}
+    config = _changed(small[0], batch, accumulate=accumulate)
+    config = with_field(config, "sharding.fsdp", fsdp)
     monkeypatch.setattr(jax, "devices", lambda *_: [None] * count)
-    assert dry_devices.layout_of(fields, count, fsdp) == hosts.layout(fields)
-    assert hosts.layout(fields).batch == batch
+    assert dry_devices.layout_of(config, count, fsdp) == hosts.layout(config)
+    assert hosts.layout(config).batch == batch
 
 
 def test_an_old_run_folder_has_one_micro_batch(small):
-    fields = _changed(small[0], 4)
-    del fields["train"]["accumulate"]
-    assert dry_devices.layout_of(fields, 2, 1).accumulate == hosts.layout(fields).accumulate == 1
+    older = _changed(small[0], 4).to_json()
+    del older["train"]["accumulate"]
+    config = typed(older)
+    assert dry_devices.layout_of(config, 2, 1).accumulate == hosts.layout(config).accumulate == 1
 
 
-def _changed(fields, batch, **train):
-    return fields | {"train": fields["train"] | {"batch": batch, **train}}
+def _changed(config, batch, **train):
+    for name, value in {"batch": batch, **train}.items():
+        config = with_field(config, f"train.{name}", value)
+    return config
 
 
 def test_bytes_per_device_are_those_of_the_shards(small):
-    fields, space, net = small
+    config, space, net = small
     kept = {"batch": 1000, "kept for backward": 5000}
     alone, shared = (
-        dry_devices.per_device(fields, net, space, dry_devices.layout_of(fields, 8, fsdp), kept)
+        dry_devices.per_device(config, net, space, dry_devices.layout_of(config, 8, fsdp), kept)
         for fsdp in (1, 8)
     )
     leaves = jax.tree.leaves(net.abstract())
@@ -87,15 +92,15 @@ def test_bytes_per_device_are_those_of_the_shards(small):
     )
     assert shared["together"] == 3 * split + (shared["optimizer"] - split) + 6000
     with pytest.raises(UsageError, match="fsdp=9, 8 devices"):
-        dry_devices.layout_of(fields, 8, 9)
+        dry_devices.layout_of(config, 8, 9)
 
 
 def test_only_trained_leaves_have_gradients_and_one_micro_batch_has_activations(small):
-    fields, space, net = small
-    layout = dry_devices.layout_of(_changed(fields, 4), 2, 1)
-    whole = dry_devices.per_device(_changed(fields, 4), net, space, layout)
+    config, space, net = small
+    layout = dry_devices.layout_of(_changed(config, 4), 2, 1)
+    whole = dry_devices.per_device(_changed(config, 4), net, space, layout)
     head = (("head", True), (".*", False))
-    frozen = _changed(fields, 4) | {"optim": fields["optim"] | {"trainable": head}}
+    frozen = with_field(_changed(config, 4), "optim.trainable", head)
     found = dry_devices.per_device(frozen, net, space, layout)
     heads = sum(
         leaf.size
@@ -106,7 +111,7 @@ def test_only_trained_leaves_have_gradients_and_one_micro_batch_has_activations(
     )
     assert found["gradients"] == 4 * heads < whole["gradients"] == found["parameters"]
     assert found["optimizer"] - 4 * heads < 100 and found["kept"] < 0.7 * whole["kept"]
-    divided = _changed(fields, 4, accumulate=2)
+    divided = _changed(config, 4, accumulate=2)
     parts = dry_devices.per_device(divided, net, space, dry_devices.layout_of(divided, 2, 1))
     assert parts["gradients"] == 2 * whole["gradients"], "the sum and one micro-batch's"
     assert parts["kept"] == pytest.approx(whole["kept"] / 2, rel=0.1)
@@ -117,9 +122,9 @@ def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
     """The program for CUDA is another one than the CPU's (whose convolutions are planar), and is
     split over the devices asked for.
     """
-    fields, space, _ = small
+    config, space, _ = small
     request = {
-        "fields": fields,
+        "fields": config.to_json(),
         "space": space.to_json(),
         "spacing_mm": SPACING,
         "devices": 4,
@@ -139,18 +144,18 @@ def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
 
 @pytest.mark.slow
 def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(small):
-    fields, space, net = small
-    found = dry_devices.ask(fields, space, 4, 4, SPACING)
+    config, space, net = small
+    found = dry_devices.ask(config, space, 4, 4, SPACING)
     assert (
         (found["batch"], found["mesh"]) == (2, "1 x 4")
         and set(found["lines"]) == {"cpu", "cuda", "tpu"}
         and min(found["lines"].values()) > 100
     )
-    layout = dry_devices.layout_of(fields, 4, 4)
-    state = dry_devices.per_device(fields, net, space, layout, {"batch": 0, "kept for backward": 0})
+    layout = dry_devices.layout_of(config, 4, 4)
+    state = dry_devices.per_device(config, net, space, layout, {"batch": 0, "kept for backward": 0})
     assert found["arguments"] == pytest.approx(state["parameters"] + state["optimizer"], rel=0.2)
     assert math.isfinite(found["compile_s"])
-    text = dry_devices.report(fields, net, space, (1, 4), SPACING, compiled=False)
+    text = dry_devices.report(config, net, space, (1, 4), SPACING, compiled=False)
     assert (
         "4        1 x 4               2             0" in text
         and "4        2 x 1               1             2" in text

@@ -19,6 +19,7 @@ from medjax.prepare import fingerprint as fingerprints
 from medjax.registry import plain
 from medjax.runs import catalogues, stages
 from medjax.runs.open import open_data
+from tests.support.configs import typed
 from tests.support.published import tree_of, write
 from tests.support.raw import write_corpus
 
@@ -53,8 +54,8 @@ def store(tmp_path_factory):
     return folder / "store"
 
 
-def _data(**changes) -> dict:
-    return plain(base_config().data) | changes
+def _data(**changes):
+    return typed({"data": plain(base_config().data) | changes}).data
 
 
 def test_a_pool_trains_from_a_store_that_the_ingestion_filled(store, tmp_path):
@@ -95,7 +96,7 @@ def test_a_subset_by_seed_or_by_list_is_all_that_a_run_knows(tmp_path):
         fields = plain(base_config())
         fields["data"] |= {"folders": f"{first},{second}", "subset": {"First": rule}}
         fields["data"]["split"] |= {"folds": 2}
-        return open_data(fields["data"], tmp_path / "run")
+        return open_data(typed(fields).data, tmp_path / "run")
 
     drawn, again = opened(count=3, seed=1), opened(count=3, seed=1)
     assert drawn.splits == again.splits and drawn.counts == {"First": 3, "Second": 5}
@@ -112,21 +113,23 @@ def test_a_subset_by_seed_or_by_list_is_all_that_a_run_knows(tmp_path):
     (tmp_path / "mine.txt").write_text("case_044\n")
     with pytest.raises(UsageError, match=r"1 cases are not in First, first 'case_044'"):
         opened(file=str(tmp_path / "mine.txt"))
-    with pytest.raises(UsageError, match="no field 'n'"):
-        opened(n=3)
+    with pytest.raises(UsageError, match=r"config\.data\.subset\.First has no field 'n'"):
+        fields = plain(base_config())
+        fields["data"] |= {"folders": str(first), "subset": {"First": {"n": 3}}}
+        stages.open_run(fields, tmp_path / "run")
 
 
 def test_tsfms_abdomen_recipe_knows_fifty_cases(tmp_path):
-    found = open_data(plain(tsfm.get_config("abdomen_10").data), tmp_path, files=False)
+    found = open_data(typed(plain(tsfm.get_config("abdomen_10"))).data, tmp_path, files=False)
     assert found.counts == {"AbdomenCT_1K": 50} and found.space.classes == (
         "liver",
         "kidney",
         "spleen",
         "pancreas",
     )
-    assert open_data(plain(tsfm.get_config("kits19_10").data), tmp_path, files=False).counts == {
-        "KiTS19": 210
-    }
+    assert open_data(
+        typed(plain(tsfm.get_config("kits19_10"))).data, tmp_path, files=False
+    ).counts == {"KiTS19": 210}
 
 
 def test_ingested_corpora_are_verified_and_prepared_like_any_other(store, tmp_path, capsys):

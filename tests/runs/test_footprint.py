@@ -10,6 +10,7 @@ from medjax.registry import plain
 from medjax.runs import build, footprint
 from medjax.runs import open as corpora
 from medjax.train import state as states
+from tests.support.configs import typed
 
 PATCH, BATCH = (8, 16, 8), 3
 
@@ -22,23 +23,23 @@ def small(tmp_path_factory):
     c.augment.on = False
     c.optim.name = "sgd"
     fields = plain(c)
-    space = corpora.open_data(fields["data"], tmp_path_factory.mktemp("x"), files=False).space
-    return fields, build.make_network(fields, space, (3.0, 2.0, 2.0)), space
+    space = corpora.open_data(typed(fields).data, tmp_path_factory.mktemp("x"), files=False).space
+    return fields, build.make_network(typed(fields), space, (3.0, 2.0, 2.0)), space
 
 
 def test_a_batch_as_the_sampler_cuts_it(small):
     fields, net, _ = small
-    batch = footprint.abstract_batch(fields, net)
+    batch = footprint.abstract_batch(typed(fields), net)
     assert batch["image"].shape == (BATCH, *PATCH, net.channels)
     assert batch["label"].shape == (BATCH, *PATCH) and batch["spacing_mm"].shape == (BATCH, 3)
-    enlarged = footprint.abstract_batch(fields | {"augment": {"on": True}}, net)
+    enlarged = footprint.abstract_batch(typed(fields | {"augment": {"on": True}}), net)
     grown = np.array(enlarged["label"].shape[1:])
     assert (grown >= PATCH).all() and (grown > PATCH).any()  # room for rotations
 
 
 def test_every_part_by_hand(small):
     fields, net, space = small
-    found = footprint.memory(fields, net, space)
+    found = footprint.memory(typed(fields), net, space)
     count = sum(leaf.size for leaf in jax.tree.leaves(net.abstract()))
     assert found["parameters"] == found["gradients"] == 4 * count
     assert 4 * count <= found["optimizer"] < 4 * count + 100  # one momentum, and a step
@@ -50,7 +51,7 @@ def test_every_part_by_hand(small):
 def test_the_backward_pass_grows_with_the_batch_alone(small):
     fields, net, space = small
     double = fields | {"train": fields["train"] | {"batch": 2 * BATCH}}
-    once, twice = (footprint.memory(f, net, space) for f in (fields, double))
+    once, twice = (footprint.memory(typed(f), net, space) for f in (fields, double))
     for part in ("parameters", "optimizer", "gradients"):
         assert once[part] == twice[part]
     assert twice["batch"] == 2 * once["batch"]
@@ -70,11 +71,11 @@ def test_what_the_step_computes_is_kept_and_what_it_is_given_is_not(small):
             return jnp.sum(w * w * v).astype(jnp.float32), {}
 
     params = {name: jnp.ones(1000) for name in "wv"}
-    batch, key = footprint.abstract_batch(fields, net), jax.random.key(0)
+    batch, key = footprint.abstract_batch(typed(fields), net), jax.random.key(0)
 
     def kept(dtype, *trainable):
         optim = fields["optim"] | {"trainable": (*trainable, (".*", True))}
-        optimizer = build.make_optimizer(fields | {"optim": optim})
+        optimizer = build.make_optimizer(typed(fields | {"optim": optim}))
         state = jax.eval_shape(states.maker(lambda key: params, optimizer), key)
         return footprint._kept(Task(dtype), state, batch, key)
 
@@ -103,7 +104,7 @@ def test_bytes_for_people(n, text):
 def test_frozen_parameters_have_no_gradient_and_no_moments(small):
     fields, net, space = small
     part = {"trainable": (("^head", True), (".*", False)), "ema": 0.9, "name": "adamw"}
-    found = footprint.memory(fields | {"optim": fields["optim"] | part}, net, space)
+    found = footprint.memory(typed(fields | {"optim": fields["optim"] | part}), net, space)
     heads = {name: tree for name, tree in net.abstract().items() if name.startswith("head")}
     trained, whole = (build.bytes_of(tree) for tree in (heads, net.abstract()))
     assert 0 < trained < whole / 4

@@ -31,6 +31,7 @@ from medjax.scans import nifti
 from medjax.train.checkpoint import Checkpoints
 from tests.prepare.test_geometry import ORIENTATIONS, affine_of, volume_of
 from tests.prepare.test_grid import SIZES, SPACINGS, resampled
+from tests.support.configs import typed
 from tests.support.raw import save, write_corpus
 
 ORGANS = Corpus("Organs", ((1, ("liver",)),), modality="MR", channels=("MR", "organ"))
@@ -215,14 +216,15 @@ def test_a_training_on_the_grid_and_its_predictions(tmp_path, grid):
 def test_masks_have_one_position_in_all_corpora():
     other = Corpus("B", ((1, ("liver",)),), modality="MR", channels=("organ", "MR"))
     plan = Plan({"*": (1.0, 1.0, 1.0)}, SCHEMES)
-    fields = {"augment": {"on": True}}
+    fields = typed({"augment": {"on": True}})
     found = config.with_masks(fields, plan, [ORGANS])
-    assert found["augment"] == {"on": True, "spare_channels": (1,)}
-    assert config.with_masks({"augment": {"on": True, "kind": "turns"}}, plan, [ORGANS])["augment"][
-        "spare_channels"
-    ] == (1,)
+    assert found.augment.as_given() == {"on": True, "spare_channels": (1,)}
+    turned = typed({"augment": {"on": True, "kind": "turns"}})
+    turned = config.with_masks(turned, plan, [ORGANS])
+    assert turned.augment.options["spare_channels"] == (1,)
     for same in ({"on": False}, {"on": True, "kind": "flips"}):
-        assert config.with_masks({"augment": same}, plan, [ORGANS])["augment"] == same
+        unchanged = config.with_masks(typed({"augment": same}), plan, [ORGANS])
+        assert unchanged.augment.as_given() == same
     with pytest.raises(UsageError, match=r"channel 0 is an image.*Organs/MR and B/organ"):
         config.with_masks(fields, plan, [ORGANS, other])
 
@@ -231,22 +233,22 @@ def test_a_trained_run_keeps_its_scheme_of_a_channel_called_mask(tmp_path):
     fields = {"data": {"intensity": {"MR": {"scheme": "foreground"}}}}
     old = {"mask": Intensity("zscore", masked=True), "MR": Intensity("zscore")}
     runfolder.write_json(tmp_path / runfolder.PLAN, Plan({"*": (1.0, 1.0, 1.0)}, old).to_json())
-    assert config.schemes(fields, tmp_path) == fields["data"]["intensity"]  # not trained yet
+    assert config.schemes(typed(fields), tmp_path) == fields["data"]["intensity"]  # not trained yet
     with Checkpoints(tmp_path / "checkpoints") as target:
         target.save(3, {"params": {"a": np.ones(2, np.float32)}}, {"recipe": {}})
-    kept = config.schemes(fields, tmp_path)
+    kept = config.schemes(typed(fields), tmp_path)
     assert kept == {
         "MR": {"scheme": "foreground"},
         "mask": {"scheme": "zscore", "masked": True},
     }
     assert decide("mask", {}, kept) == old["mask"] and decide("mask", {}).role == "mask"
-    assert config.schemes({"data": {}}, tmp_path) == {"mask": kept["mask"]}
+    assert config.schemes(typed({"data": {}}), tmp_path) == {"mask": kept["mask"]}
 
 
 def test_a_plan_file_decides_size_and_intensity(tmp_path):
     runfolder.write_json(tmp_path / "plan.json", Plan({"*": (1.0, 1.0, 1.0)}, SCHEMES).to_json())
     data = {"plan": str(tmp_path / "plan.json")}
-    assert config.load({"data": data}).intensity == SCHEMES
+    assert config.load(typed({"data": data})).intensity == SCHEMES
     for name, value in {"size": (4, 4, 4), "intensity": {"MR": {"scheme": "zscore"}}}.items():
         with pytest.raises(UsageError, match=f"config.data.{name} is decided by config.data.plan"):
-            config.load({"data": data | {name: value}})
+            config.load(typed({"data": data | {name: value}}))

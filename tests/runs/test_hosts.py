@@ -11,6 +11,7 @@ from medjax import main
 from medjax.errors import UsageError
 from medjax.runs import hosts, trained
 from medjax.train import log
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 
 
@@ -73,8 +74,8 @@ def test_a_layout_that_cannot_work_is_refused_before_anything_is_prepared(flags,
     assert main.main([*arguments, "--config.train.accumulate=4"]) == 2
     assert "train.batch=2, train.accumulate=4" in capsys.readouterr().err
     with pytest.raises(UsageError, match="micro-batches"):
-        hosts.layout({"train": {"batch": 3, "accumulate": 2}, "sharding": {"fsdp": 1}})
-    found = hosts.layout({"train": {"batch": 6}, "sharding": {"fsdp": 1}})
+        hosts.layout(typed({"train": {"batch": 3, "accumulate": 2}, "sharding": {"fsdp": 1}}))
+    found = hosts.layout(typed({"train": {"batch": 6}, "sharding": {"fsdp": 1}}))
     assert (found.data, found.accumulate, found.idle) == (6, 1, 2)
 
 

@@ -15,6 +15,7 @@ from medjax.registry import plain
 from medjax.runs import build, initial
 from medjax.runs import folder as runfolder
 from medjax.train import checkpoint
+from tests.support.configs import typed
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -25,12 +26,12 @@ def _space(name, channels, *classes):
     )
 
 
-def _fields(**init):
+def _config(**init):
     c = base_config().unlock()
     c.model.update(dict(base_features=4, max_features=8, max_stages=2, deep_supervision=True))
     c.train.patch = (8, 8, 8)
     c.init.update(init)
-    return plain(c)
+    return typed(plain(c))
 
 
 def _some(net, seed):
@@ -46,16 +47,16 @@ def source(tmp_path_factory):
     """A run folder of a small network that knows liver and spleen on one channel; and its
     parameters.
     """
-    folder, space, fields = (
+    folder, space, config = (
         tmp_path_factory.mktemp("source"),
         _space("Old", ("CT",), "liver", "spleen"),
-        _fields(),
+        _config(),
     )
-    net = build.make_network(fields, space, SPACING)
+    net = build.make_network(config, space, SPACING)
     params = _some(net, 1)
     plan = Plan({"Old": SPACING}, {}, "RAS", "nonzero")
     for name, value in (
-        (runfolder.CONFIG, fields),
+        (runfolder.CONFIG, config.to_json()),
         (runfolder.LABELS, space.to_json()),
         (runfolder.PLAN, plan.to_json()),
     ):
@@ -69,10 +70,10 @@ def source(tmp_path_factory):
 
 def test_a_network_with_other_classes_and_channels_begins_from_a_run(source, tmp_path, capsys):
     folder, old = source
-    fields, space = _fields(source=str(folder)), _space("New", ("T1", "T2"), "kidney", "liver")
-    net = build.make_network(fields, space, SPACING)
+    config, space = _config(source=str(folder)), _space("New", ("T1", "T2"), "kidney", "liver")
+    net = build.make_network(config, space, SPACING)
     fresh = _some(net, 2)
-    params = initial.borrower(fields, space, net, tmp_path)(fresh)
+    params = initial.borrower(config, space, net, tmp_path)(fresh)
     first = old["encoder_0"]["conv_0"]["conv"]["kernel"]
     np.testing.assert_array_equal(
         params["encoder_0"]["conv_0"]["conv"]["kernel"], np.repeat(first, 2, 3)
@@ -105,13 +106,13 @@ def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
         ({"source": str(folder), "classes": {"kidnee": "liver"}}, "kidnee"),
         ({"source": str(folder), "classes": {"kidney": "livr"}}, "livr"),
     ):
-        fields = _fields(**changes)
+        config = _config(**changes)
         with pytest.raises(UsageError, match=message):
-            initial.borrower(fields, space, build.make_network(fields, space, SPACING), tmp_path)
-    fields = _fields(source=str(folder))
+            initial.borrower(config, space, build.make_network(config, space, SPACING), tmp_path)
+    config = _config(source=str(folder))
     with pytest.raises(UsageError, match="begin from itself"):
-        initial.borrower(fields, space, build.make_network(fields, space, SPACING), folder)
+        initial.borrower(config, space, build.make_network(config, space, SPACING), folder)
     assert (
-        initial.borrower(_fields(), space, build.make_network(_fields(), space, SPACING), tmp_path)
+        initial.borrower(_config(), space, build.make_network(_config(), space, SPACING), tmp_path)
         is None
     )

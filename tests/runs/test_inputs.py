@@ -22,6 +22,7 @@ from medjax.runs.trained import read_model
 from medjax.weights.formats import archive, stablehlo
 from medjax_verbs import grow
 from tests.support import toy_inputs
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 from tests.support.run import make_run
 
@@ -72,7 +73,7 @@ def _fields(raw, which):
 def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeypatch, which, given):
     toy_inputs.installed(monkeypatch)
     fields, run = _fields(raw, which), tmp_path / "run"
-    assert "toy_inputs" in dry.dry(fields, run)
+    assert "toy_inputs" in dry.dry(typed(fields), run)
 
     stages.train(stages.open_run(fields, run))
     trained = read_model(run)
@@ -100,16 +101,16 @@ def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeyp
     same = np.asarray(trained.network.apply(params, image[jnp.array([0, 0])], inside)["logits"])
     assert np.abs(same[0] - same[1]).max() > 1e-4
 
-    fields, space = _grown(raw, run, tmp_path / "grown")
-    report = grow.check(run, fields, space)
+    config, space = _grown(raw, run, tmp_path / "grown")
+    report = grow.check(run, config, space)
     assert report.change < 1e-5 and report.added["heads"] == 5  # a class: 4 weights and a bias
 
 
 def _grown(raw, run, workdir):
-    fields = grow.grown_fields(
+    config = grow.grown_config(
         run, [str(raw["Lesion"])], workdir, **{"data.tasks": TASKS | {"Lesion": "tumours"}}
     )
-    return fields, corpora.open_data(fields["data"], workdir).space
+    return config, corpora.open_data(config.data, workdir).space
 
 
 @pytest.mark.parametrize("which", ["volume", "task"])
@@ -141,9 +142,9 @@ def test_every_form_of_such_a_model_predicts_the_same(raw, tmp_path, monkeypatch
 def test_tasks_are_corpora_unless_they_are_grouped():
     names = ("A", "B", "C")
     space = merge([Corpus(name, ((1, ("organ",)),), channels=("CT",)) for name in names])
-    assert build.tasks({}, space) == ((0, 1, 2), names)
+    assert build.tasks(typed({}), space) == ((0, 1, 2), names)
     grouped = {"data": {"tasks": {"C": "first", "A": "first"}}}
-    assert build.tasks(grouped, space) == ((0, 1, 0), ("first", "B"))
+    assert build.tasks(typed(grouped), space) == ((0, 1, 0), ("first", "B"))
     with pytest.raises(UsageError, match=r"data\.tasks names an unknown corpus 'D'"):
-        build.tasks({"data": {"tasks": {"D": "x"}}}, space)
-    assert build.tasks({"data": {"tasks": {"D": "x"}, "only": "A,B,C"}}, space)[1] == names
+        build.tasks(typed({"data": {"tasks": {"D": "x"}}}), space)
+    assert build.tasks(typed({"data": {"tasks": {"D": "x"}, "only": "A,B,C"}}), space)[1] == names

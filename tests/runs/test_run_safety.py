@@ -309,7 +309,7 @@ def test_a_kill_between_document_and_hash_leaves_a_run_that_opens(tmp_path, monk
             patch.setattr(files, "write_text", killed)
             runfolder.write_json(run / "config.json", fields)
         trained.read_model(run)
-    assert runfolder.read_config(run)["seed"] == 5
+    assert runfolder.read_config(run).seed == 5
 
 
 # -- an earlier version ----------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from configs.base import base_config
 from medjax.registry import plain
 from medjax.runs import folder as runfolder
 from medjax.runs import sampling, stages
+from medjax.runs.config import with_field, with_stream_version
 from medjax.sample import draw
 from medjax.sample.stream import Recipe, dataset
 from medjax.train.checkpoint import Checkpoints
 from tests.sample.test_draw import VERSION_1, Backwards, digest, pools  # noqa: F401
 from tests.support import old_run
+from tests.support.configs import typed
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def trained(folder, sampler):
 
 
 def version(fields, folder):
-    return sampling.recipe_arguments(sampling.resolved(fields, folder)["sampler"])["version"]
+    sampler = with_stream_version(typed(fields), folder).sampler
+    return sampling.recipe_arguments(sampler)["version"]
 
 
 def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
@@ -39,7 +42,7 @@ def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, s
     trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
     trained(tmp_path / "first", {"version": 1})
     assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
-    unnamed = sampling.resolved(fields, tmp_path / "before")["sampler"]
+    unnamed = with_stream_version(typed(fields), tmp_path / "before").sampler.as_given()
     assert "version" not in unnamed  # the documents of a trained run do not change
     begun = tmp_path / "begun"
     runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
@@ -52,11 +55,11 @@ def test_a_run_of_version_1_continues_its_stream(tmp_path, second, pools):  # no
     fields = plain(base_config())
     fields["sampler"] |= {"foreground": 0.33, "exponent": 0.5}
     trained(tmp_path / "run", {"draw": "iid"})
-    sampler = sampling.resolved(fields, tmp_path / "run")["sampler"]
+    sampler = with_stream_version(typed(fields), tmp_path / "run").sampler
     recipe = Recipe(patch=(6, 6, 6), batch=4, seed=3, **sampling.recipe_arguments(sampler))
     batches = dataset(pools, recipe)
     assert digest(batches[k] for k in range(6)) == VERSION_1["iid"][1]
-    other = sampling.resolved(fields, tmp_path / "other")["sampler"]
+    other = with_stream_version(typed(fields), tmp_path / "other").sampler
     newer = Recipe(patch=(6, 6, 6), batch=4, seed=3, **sampling.recipe_arguments(other))
     assert digest(dataset(pools, newer)[k] for k in range(6)) != VERSION_1["iid"][1]
 
@@ -64,20 +67,25 @@ def test_a_run_of_version_1_continues_its_stream(tmp_path, second, pools):  # no
 def test_later_fields_do_not_make_an_old_run_another_one(tmp_path):
     folder = old_run.unpack(tmp_path)
     old = runfolder.read_config(folder / "run")
-    assert "version" not in old["sampler"] and "whole" not in old["sampler"]
-    new = json.loads(json.dumps(old))
+    assert "version" not in old.sampler.given and "whole" not in old.sampler.given
+    new = json.loads(json.dumps(old.as_given()))
     new["sampler"] |= {"version": 0, "whole": 0.0, "threads": 7}
-    new = sampling.resolved(plain(new), folder / "run")
+    new = with_stream_version(typed(new), folder / "run")
     assert stages.recipe_fields(new)["sampler"] == stages.recipe_fields(old)["sampler"]
     for change in ({"version": 2}, {"whole": 0.5}, {"draw": "mix"}):
-        other = new | {"sampler": new["sampler"] | change}
+        [(name, value)] = change.items()
+        other = with_field(new, f"sampler.{name}", value)
         assert runfolder.differences(stages.recipe_fields(old), stages.recipe_fields(other))
 
 
 def test_the_recipe_takes_every_field_of_the_section():
     section = plain(base_config())["sampler"] | {"version": 1, "whole": 0.25}
-    recipe = Recipe((4, 4, 4), 2, **sampling.recipe_arguments(section))
+    sampler = typed({"sampler": section}).sampler
+    recipe = Recipe((4, 4, 4), 2, **sampling.recipe_arguments(sampler))
     for name in set(section) - set(sampling.ON_HOST):
         assert getattr(recipe, name) == section[name]
-    assert sampling.recipe_arguments({"draw": "mix"}) == {"draw": "mix", "version": 1, "whole": 0.0}
-    assert list(itertools.islice(sampling.decisive(section), 1))
+    old = typed({"sampler": {"draw": "mix"}}).sampler
+    assert sampling.decisive(old) == {"draw": "mix"}
+    found = sampling.recipe_arguments(old)
+    assert (found["draw"], found["version"], found["whole"]) == ("mix", 1, 0.0)
+    assert list(itertools.islice(sampling.decisive(sampler), 1))

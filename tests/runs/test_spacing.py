@@ -12,6 +12,7 @@ from medjax.prepare.fingerprint import fingerprint, make_plan
 from medjax.registry import plain
 from medjax.runs import build, config, spacing
 from medjax.runs import open as corpora
+from tests.support.configs import typed
 from tests.support.raw import write_corpus
 
 COARSE = (5.0, 0.8, 0.8)
@@ -25,8 +26,8 @@ def fields_of(folders, **data):
 
 
 def expected(fields, workdir):
-    data = corpora.open_data(fields["data"], workdir, files=False)
-    return spacing.expected(config.resolve(fields), data, workdir), data
+    data = corpora.open_data(typed(fields).data, workdir, files=False)
+    return spacing.expected(config.with_plan(typed(fields)), data, workdir), data
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +127,10 @@ def test_sizes_after_the_crop_decide_and_are_said_until_they_are_known(tmp_path)
 def test_scans_without_a_readable_header_are_left_out(scans, tmp_path):
     folder = write_corpus(tmp_path / "Task03_Broken", n=3, shape=(6, 30, 30), spacing_mm=COARSE)
     fields = fields_of([folder])
-    data = corpora.open_data(fields["data"], tmp_path, files=False)
+    data = corpora.open_data(typed(fields).data, tmp_path, files=False)
     victim = sorted((folder / "imagesTr").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:100])
-    found = spacing.expected(fields, data, tmp_path)
+    found = spacing.expected(typed(fields), data, tmp_path)
     assert found.spacing_mm == pytest.approx(COARSE)
     assert "headers of 2 scans (1 could not be read)" in found.source
 
@@ -156,10 +157,12 @@ def test_the_parameters_of_the_rehearsal_are_those_of_the_training(scans, tmp_pa
     assert not dry.startswith("at an assumed") and "5 x 0.8 x 0.8 mm, from the headers" in dry
     count = next(line for line in dry.splitlines() if line.startswith("parameters ")).split()[1]
     at_1_mm = build.make_network(
-        fields_of(scans[:1])
-        | {"model": plain(get_config("demo"))["model"] | {"base_features": 4}}
-        | {"train": {"patch": (8, 32, 32)}},
-        corpora.open_data(fields_of(scans[:1])["data"], tmp_path, files=False).space,
+        typed(
+            fields_of(scans[:1])
+            | {"model": plain(get_config("demo"))["model"] | {"base_features": 4}}
+            | {"train": {"patch": (8, 32, 32)}}
+        ),
+        corpora.open_data(typed(fields_of(scans[:1])).data, tmp_path, files=False).space,
         (1.0, 1.0, 1.0),
     )
     assert f"{build.count(at_1_mm.abstract()):,}" != count, "the spacing matters here"

@@ -13,6 +13,7 @@ from medjax.runs import folder as runfolder
 from medjax.train import optim, sharding
 from medjax.train import state as states
 from medjax.train.checkpoint import Checkpoints
+from tests.support.configs import typed
 from tests.support.run import make_run
 
 PART = (("^head", True), (".*", False))
@@ -57,10 +58,10 @@ def test_a_word_that_means_nothing_is_refused(tmp_path):
 
 
 def test_runs_without_the_field_have_the_same_recipe(tmp_path):
-    fields = runfolder.read_config(make_run(tmp_path / "run"))
+    fields = runfolder.read_fields(make_run(tmp_path / "run"))
     assert fields["optim"]["ema"] == 0.0 and fields["infer"]["ema"] == "auto"
     older = fields | {"optim": {k: v for k, v in fields["optim"].items() if k != "ema"}}
     averaged = fields | {"optim": fields["optim"] | {"ema": 0.9}}
-    recipes = [stages.recipe_fields(f) for f in (fields, older, averaged)]
+    recipes = [stages.recipe_fields(typed(f)) for f in (fields, older, averaged)]
     assert recipes[0] == recipes[1]
     assert runfolder.differences(recipes[1], recipes[2]) == ["optim.ema: was nothing, is 0.9"]

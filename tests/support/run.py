@@ -18,6 +18,7 @@ from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import folder as runfolder
 from medjax.train.checkpoint import Checkpoints
+from tests.support.configs import typed
 
 
 def small_unet(dims: int) -> dict:
@@ -70,7 +71,7 @@ def make_run(
     runfolder.write_json(folder / runfolder.CONFIG, fields)
     runfolder.write_json(folder / runfolder.LABELS, space.to_json())
     runfolder.write_json(folder / runfolder.PLAN, plan.to_json())
-    params = random_params(build.make_network(fields, space, spacing_mm).abstract(), seed)
+    params = random_params(build.make_network(typed(fields), space, spacing_mm).abstract(), seed)
     with Checkpoints(folder / "checkpoints") as target:
         target.save(7, {"params": params}, {"recipe": {}})
     return folder

@@ -393,7 +393,7 @@ def test_predictions_record_the_hash_of_the_file_that_holds_the_weights(root, tm
 
 def test_precision_comes_from_the_config(root, tmp_path):
     shutil.copytree(root / "run", tmp_path / "run")
-    config = folder.read_config(tmp_path / "run")
+    config = folder.read_fields(tmp_path / "run")
     assert "precision" not in load_predictor(tmp_path / "run").settings()
     for value, expected in (("highest", "highest"), ("", None)):
         config["infer"]["precision"] = value

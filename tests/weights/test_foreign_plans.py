@@ -16,6 +16,7 @@ from medjax.prepare.plan import Intensity, Plan
 from medjax.runs import config
 from medjax.weights.foreign_plans.convert import from_v1, read_plans
 from medjax.weights.foreign_plans.read import read_plans_v1
+from tests.support.configs import typed
 
 STATISTICS = {
     "mean": 100.0,
@@ -252,31 +253,28 @@ def test_a_config_takes_what_its_plan_says(tmp_path):
         "train": {"patch": (1, 1, 1), "batch": 1, "steps": 5},
         "augment": {"on": True},
     }
-    found = config.resolve(fields)
-    assert (
-        found["train"] == {"patch": (28, 256, 224), "batch": 2, "steps": 5}
-        and fields["train"]["batch"] == 1
-    )
-    assert (
-        found["model"]["name"] == "unet"
-        and found["model"]["strides"][1] == (1, 2, 2)
-        and found["model"]["dtype"] == "bfloat16"
-    )
+    given = typed(fields)
+    found = config.with_plan(given)
+    assert found.train.as_given() == {"patch": (28, 256, 224), "batch": 2, "steps": 5}
+    assert given.train.batch == 1
+    assert found.model.name == "unet"
+    assert found.model.options["strides"][1] == (1, 2, 2)
+    assert found.model.options["dtype"] == "bfloat16"
     corpora = [
         Corpus("A", ((1, ("x",)),), channels=("CT", "PET")),
         Corpus("B", ((1, ("x",)),), channels=("PET",)),
     ]
-    masked = config.with_masks(found, config.load(fields), corpora)["augment"]
-    assert masked == {"on": True, "mask_channels": (0, 1)} and config.with_masks(
-        found, config.load(fields), corpora[:1]
-    ) == found | {"augment": {"on": True, "mask_channels": (1,)}}
-    assert config.with_masks(found | {"augment": {"on": False}}, config.load(fields), corpora)[
-        "augment"
-    ] == {"on": False}
-    assert config.resolve(fields | {"model": {"name": "swin_unetr"}})["model"] == {
-        "name": "swin_unetr"
-    }
+    plan = config.load(given)
+    masked = config.with_masks(typed(found), plan, corpora).augment
+    assert masked.as_given() == {"on": True, "mask_channels": (0, 1)}
+    alone = config.with_masks(typed(found), plan, corpora[:1])
+    expected = found.as_given() | {"augment": {"on": True, "mask_channels": (1,)}}
+    assert alone.as_given() == expected
+    off = config.with_field(found, "augment", {"on": False})
+    assert config.with_masks(off, plan, corpora).augment.as_given() == {"on": False}
+    other = config.with_plan(typed(fields | {"model": {"name": "swin_unetr"}})).model
+    assert other.as_given() == {"name": "swin_unetr"}
     with pytest.raises(UsageError, match="has no configuration '3d_ful'"):
-        config.resolve(fields | {"data": {"plan": str(path), "configuration": "3d_ful"}})
+        config.with_plan(typed(fields | {"data": {"plan": str(path), "configuration": "3d_ful"}}))
     with pytest.raises(UsageError, match="names no plan"):
-        config.resolve(fields | {"data": {"plan": "", "configuration": ""}})
+        config.with_plan(typed(fields | {"data": {"plan": "", "configuration": ""}}))

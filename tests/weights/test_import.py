@@ -15,7 +15,6 @@ from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity
 from medjax.prompts.request import Request
-from medjax.registry import plain
 from medjax.runs import build, folder, imported, trained
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint
@@ -244,8 +243,7 @@ def test_a_checkpoint_of_version_2_predicts_the_same_and_begins_other_runs(saved
     assert len(np.unique(found)) > 1
 
     space = merge([Corpus("new", ((1, ("tumour",)), (2, ("spleen",))))])
-    fields = plain(folder.read_config(run))
-    target = build.make_network(fields, space, (3.0, 1.0, 1.5)).abstract()
+    target = build.make_network(folder.read_config(run), space, (3.0, 1.0, 1.5)).abstract()
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), target)
     _, report = transfer(
         fresh,
@@ -289,7 +287,7 @@ def test_a_file_of_layers_makes_a_beginning_only(tmp_path):
 
     np.savez(tmp_path / "vit.npz", **_vit_tensors())
     text = imported.import_weights(tmp_path / "vit.npz", "vit", tmp_path / "run", patch=(8, 8, 16))
-    assert folder.read_config(tmp_path / "run")["train"]["patch"] == (8, 8, 16)
+    assert folder.read_config(tmp_path / "run").train.patch == (8, 8, 16)
     assert (
         "cannot predict" in text and r"--config.init.fresh='^(?!(vit/layer\d+|vit/ln_f)/)'" in text
     )

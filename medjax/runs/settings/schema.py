@@ -11,6 +11,8 @@ earlier runs stay as they are.
 from collections.abc import Mapping
 from typing import Any
 
+from medjax.errors import UsageError
+from medjax.runs.settings import section as sections
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
@@ -465,6 +467,22 @@ def listed() -> dict[str, Any]:
     return Config().to_json()
 
 
-def resolve(fields: Mapping[str, Any]) -> Config:
-    """The config of a run as one frozen value."""
-    return Config.from_fields(fields)
+def resolve(fields: Mapping[str, Any] | Config) -> Config:
+    """The config of a run as one frozen value; a value that is one already is returned.
+
+    Raises: `UsageError` for a section that is none, or that lacks a field without a default.
+    """
+    return fields if isinstance(fields, Config) else Config.from_fields(fields)
+
+
+def strict(fields: Mapping[str, Any]) -> Config:
+    """As `resolve`, for the plain values of a new config: `UsageError` for unknown fields too."""
+    if found := unknown(fields):
+        section, _, name = f"config.{found[0]}".rpartition(".")
+        raise UsageError(f"{section} has no field {name!r}", fix="leave it out, or see --help")
+    return resolve(fields)
+
+
+def unknown(fields: Mapping[str, Any]) -> list[str]:
+    """Paths of the fields that no section has, such as those of another version."""
+    return list(sections.unknown(Config, fields))

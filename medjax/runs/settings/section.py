@@ -7,9 +7,10 @@ In: plain values. Out: sections, and plain values again. The sections themselves
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from medjax.errors import UsageError
 from medjax.registry import plain
 
 S = TypeVar("S", bound="Section")
@@ -52,13 +53,26 @@ class Section:
     given: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @classmethod
-    def from_fields(cls: type[S], fields: Mapping[str, Any]) -> S:
-        """The section from plain values.
+    def from_fields(cls: type[S], fields: Any, where: str = "config") -> S:
+        """The section from plain values; None has the defaults.
 
         Missing fields have their defaults, fields that are unknown are left out unless `OPEN`.
+
+        Args:
+          where: the path of the section, for messages.
+
+        Raises: `UsageError` for what is no section, and for a missing field without a default.
         """
+        fields = {} if fields is None else fields
+        if not isinstance(fields, Mapping):
+            raise UsageError(f"unusable {where}", found=repr(fields)[:80], expected="a section")
         known = fields_of(cls)
-        values = {k: _typed(known[k].type, v) for k, v in fields.items() if k in known}
+        values = {
+            k: typed(known[k].type, v, f"{where}.{k}") for k, v in fields.items() if k in known
+        }
+        for one in known.values():
+            if one.default is REQUIRED and one.name not in values:
+                raise UsageError(f"{where} needs {one.name}", fix=one.meaning)
         if cls.OPEN:
             values["options"] = {k: plain(v) for k, v in fields.items() if k not in known}
         return cls(**values, given=tuple(map(str, fields)))
@@ -69,12 +83,25 @@ class Section:
         Fields that are not listed appear only if they were given, or have another value than the
         default.
         """
+        return self._plain_values(lambda one: one.listed, Section.to_json)
+
+    def as_given(self) -> dict[str, Any]:
+        """The section as plain values, without the defaults that nobody gave.
+
+        For documents: a config that is read and written again stays the same, also one of an
+        earlier version that lacks fields.
+        """
+        return self._plain_values(lambda one: False, Section.as_given)
+
+    def _plain_values(
+        self, always: Callable[[Setting], bool], inner: Callable[[Any], dict]
+    ) -> dict[str, Any]:
         found = {}
         for one in fields_of(type(self)).values():
             value = getattr(self, one.name)
-            if one.listed or one.name in self.given or value != one.default:
-                found[one.name] = _plain(value)
-        found |= dict(self.options)
+            if always(one) or one.name in self.given or value != one.default:
+                found[one.name] = _plain(value, inner)
+        found |= {name: _plain(value, inner) for name, value in self.options.items()}
         return {k: found[k] for k in (*self.given, *found) if k in found}
 
 
@@ -100,19 +127,42 @@ def is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _typed(kind: Any, value: Any) -> Any:
+def unknown(kind: Any, fields: Any, where: str = "") -> Iterator[str]:
+    """Paths of the given fields that no section below `kind` has."""
+    if not isinstance(fields, Mapping):
+        return
     if is_section(kind):
-        return kind.from_fields(value)
-    if isinstance(value, Mapping) and len(typing.get_args(kind)) == 2:
-        return {k: _typed(typing.get_args(kind)[1], v) for k, v in value.items()}
+        known = fields_of(kind)
+        for name, value in fields.items():
+            path = f"{where}.{name}".lstrip(".")
+            if name in known:
+                yield from unknown(known[name].type, value, path)
+            elif not kind.OPEN:
+                yield path
+    elif len(inner := typing.get_args(kind)) == 2:
+        for name, value in fields.items():
+            yield from unknown(inner[1], value, f"{where}.{name}")
+
+
+def typed(kind: Any, value: Any, where: str) -> Any:
+    """A plain value as a field of this type holds it: sections become sections, lists tuples."""
+    if is_section(kind):
+        return kind.from_fields(value, where)
+    inner = typing.get_args(kind) if typing.get_origin(kind) is Mapping else ()
+    if inner and value is None:
+        return {}
+    if inner and isinstance(value, Mapping):
+        return {str(k): typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
+    if inner:
+        raise UsageError(f"unusable {where}", found=repr(value)[:80], expected="fields by name")
     return plain(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, inner: Callable[[Section], dict]) -> Any:
     if isinstance(value, Section):
-        return value.to_json()
+        return inner(value)
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _plain(v, inner) for k, v in value.items()}
     return value
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.base import base_config
+from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs.settings import schema
 from medjax.runs.settings.section import REQUIRED, Section, fields_of, is_section
@@ -75,6 +76,25 @@ def test_fields_that_are_not_listed_are_written_where_they_are_given():
     assert config.to_json()["train"]["keep"] == 2 and config.to_json()["optim"]["b1"] == 0.9
     changed = dataclasses.replace(config, train=dataclasses.replace(schema.Train(), keep=5))
     assert changed.to_json()["train"]["keep"] == 5
+
+
+def test_what_was_given_is_written_again_without_defaults():
+    given = {"train": {"steps": 3, "patch": (4, 4, 4)}, "losses": {"dice": {"pool": True}}}
+    config = schema.resolve(given)
+    assert json.dumps(config.as_given()) == json.dumps(given)
+    train = dataclasses.replace(config.train, batch=5, steps=4)
+    changed = dataclasses.replace(config, train=train, seed=2).as_given()
+    expected = given | {"train": {"steps": 4, "patch": (4, 4, 4), "batch": 5}, "seed": 2}
+    assert json.dumps(changed) == json.dumps(expected)
+    assert schema.Config().as_given() == {}
+
+
+def test_only_new_configs_may_have_no_unknown_field():
+    fields = {"train": {"brandnew": 1}, "data": {"views": {"A": {"x": 1}}}, "model": {"any": 1}}
+    assert schema.unknown(fields) == ["train.brandnew", "data.views.A.x"]
+    with pytest.raises(UsageError, match=r"config\.train has no field 'brandnew'"):
+        schema.strict(fields)
+    assert schema.strict({"model": {"any": 1}}).model.options == {"any": 1}
 
 
 def test_a_config_is_frozen():
