@@ -37,7 +37,7 @@ def read(kind: str, path: Path) -> None:
 
 
 def _read_torch(path: Path) -> None:
-    from medjax.runs import imported
+    from medjax.runs.exchange import imported
     from medjax.weights import accounts
     from medjax.weights.foreign_plans import read as plans
 
@@ -53,7 +53,7 @@ def _read_torch(path: Path) -> None:
 def _read_npz(path: Path) -> None:
     """As weights, and as a mask of a corpus (whose name holds the shape)."""
     from medjax.errors import MedjaxError
-    from medjax.runs import imported
+    from medjax.runs.exchange import imported
     from medjax.scans import arrays
     from medjax.weights import accounts
 
@@ -121,7 +121,7 @@ def seeds(folder: Path, kinds: list[str]) -> dict[str, list[bytes]]:
     if "npz" in kinds:
         found["npz"] = _npz_files()
     if "archive" in kinds or "stablehlo" in kinds:
-        from medjax.runs.export import export
+        from medjax.runs.exchange.export import export
         from tests.support.run import make_run
 
         run = make_run(folder / "run")

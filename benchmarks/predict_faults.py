@@ -101,7 +101,7 @@ class Medjax:
         import pickle
         import zipfile
 
-        from medjax.runs.export import export
+        from medjax.runs.exchange.export import export
 
         folder.mkdir()
         export(self.model, folder / "model.medjax")

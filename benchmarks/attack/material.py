@@ -139,7 +139,7 @@ def function(site: Site) -> Path:
 
 
 def _export(source: Path, path: Path, kind: str) -> None:
-    from medjax.runs.export import export
+    from medjax.runs.exchange.export import export
 
     made = path.with_name(f"x-{path.name}.medjax" if path.suffix != ".medjax" else path.name)
     export(source, made, kind, **({"platforms": ("cpu",)} if kind == "function" else {}))

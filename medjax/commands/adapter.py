@@ -49,7 +49,7 @@ def add(verbs) -> None:
 
 
 def _extract(args) -> int:
-    from medjax.runs import adapters, export
+    from medjax.runs.exchange import adapters, export
 
     print(
         adapters.extract(
@@ -65,14 +65,14 @@ def _extract(args) -> int:
 
 
 def _info(args) -> int:
-    from medjax.runs import adapters
+    from medjax.runs.exchange import adapters
 
     print(adapters.about(Path(args.file)))
     return 0
 
 
 def _merge(args) -> int:
-    from medjax.runs import adapters
+    from medjax.runs.exchange import adapters
 
     print(
         adapters.merge(
@@ -88,7 +88,7 @@ def _merge(args) -> int:
 
 
 def _stack(args) -> int:
-    from medjax.runs import adapters
+    from medjax.runs.exchange import adapters
 
     print(
         adapters.stack(

@@ -40,7 +40,7 @@ def add(verbs) -> None:
 
 
 def _export(args) -> int:
-    from medjax.runs import export
+    from medjax.runs.exchange import export
 
     kind = "function" if args.stablehlo else "orbax" if args.orbax else "weights"
     print(

@@ -47,7 +47,7 @@ def add(verbs) -> None:
 
 
 def _import(args) -> int:
-    from medjax.runs.imported import import_weights
+    from medjax.runs.exchange.imported import import_weights
 
     optional = {
         "plan": Path(args.plan) if args.plan else None,

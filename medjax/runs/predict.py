@@ -60,7 +60,8 @@ def predict(
       frame, replace_nan: see `scans.formats.Reading`.
       overwrite: also replace files that medjax did not write. page: the caller will also write
         report.html.
-      adapter, expert, force_base: an adapter file to join to the model, see `runs.adapters.attach`.
+      adapter, expert, force_base: an adapter file to join to the model, see
+        `runs.exchange.adapters.attach`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
@@ -149,7 +150,7 @@ def adapted(
         raise UsageError(
             "an adapter belongs to one model", found=f"{len(trained)} models", fix="give its base"
         )
-    from medjax.runs import adapters
+    from medjax.runs.exchange import adapters
 
     return [adapters.attach(trained[0], file, expert=expert, force=force)]
 

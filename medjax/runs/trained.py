@@ -27,7 +27,7 @@ POSTPROCESS = "postprocess.json"
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """An adapter file beside its base, see `runs.adapters.attach`.
+    """An adapter file beside its base, see `runs.exchange.adapters.attach`.
 
     Attributes:
       base: the model it is joined to. settings: of its adapters. identity: of the file.

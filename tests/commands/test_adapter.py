@@ -4,7 +4,7 @@ import pytest
 
 from medjax import cli
 from medjax.commands import adapter
-from medjax.runs import adapters
+from medjax.runs.exchange import adapters
 
 
 @pytest.mark.parametrize(

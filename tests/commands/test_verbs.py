@@ -28,9 +28,10 @@ from medjax.infer import cases
 from medjax.metrics.counts import Counts
 from medjax.prepare import store
 from medjax.report import prediction
-from medjax.runs import export as exports
-from medjax.runs import imported, stages
 from medjax.runs import predict as predictions
+from medjax.runs import stages
+from medjax.runs.exchange import export as exports
+from medjax.runs.exchange import imported
 from medjax.weights.formats import archive
 from medjax_verbs import add_modality, combine, gates, grow
 from medjax_verbs import gate_weights as measured

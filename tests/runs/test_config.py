@@ -9,7 +9,7 @@ from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs import config, stages
 from medjax.runs import folder as runfolder
-from medjax.runs.export import describe
+from medjax.runs.exchange.export import describe
 from medjax.runs.trained import read_model
 from tests.support import old_run
 from tests.support.configs import typed

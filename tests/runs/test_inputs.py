@@ -17,7 +17,7 @@ from medjax.models import context
 from medjax.registry import plain
 from medjax.runs import build, dry, stages
 from medjax.runs import open as corpora
-from medjax.runs.export import export
+from medjax.runs.exchange.export import export
 from medjax.runs.trained import read_model
 from medjax.weights.formats import archive, stablehlo
 from medjax_verbs import grow

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medjax.errors import UsageError
-from medjax.runs import export, stages, trained
 from medjax.runs import folder as runfolder
+from medjax.runs import stages, trained
+from medjax.runs.exchange import export
 from medjax.train import optim, sharding
 from medjax.train import state as states
 from medjax.train.checkpoint import Checkpoints

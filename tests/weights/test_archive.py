@@ -22,7 +22,7 @@ from medjax.errors import ModelError, TrainError, UsageError
 from medjax.labels import Corpus
 from medjax.prompts.request import Request
 from medjax.runs import folder
-from medjax.runs.export import export
+from medjax.runs.exchange.export import export
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train import hashes
 from medjax.weights.formats import archive

@@ -24,7 +24,7 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Intensity, Plan
 from medjax.registry import build
 from medjax.runs import fitted
-from medjax.runs.export import export
+from medjax.runs.exchange.export import export
 from medjax.runs.info import about_run, as_text
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train.checkpoint import Checkpoints

@@ -15,7 +15,8 @@ from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity
 from medjax.prompts.request import Request
-from medjax.runs import build, folder, imported, trained
+from medjax.runs import build, folder, trained
+from medjax.runs.exchange import imported
 from medjax.scans.nifti import Volume
 from medjax.train import checkpoint
 from medjax.weights.foreign_plans import description

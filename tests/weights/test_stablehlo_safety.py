@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError
-from medjax.runs.export import export
+from medjax.runs.exchange.export import export
 from medjax.runs.trained import load_predictor
 from medjax.weights.formats import archive, stablehlo, verification
 from medjax.weights.formats.verification import Verifier

@@ -12,7 +12,7 @@ from medjax import cli, main
 from medjax.errors import ModelError, UsageError
 from medjax.prepare.plan import Intensity, Plan
 from medjax.runs import folder as runfolder
-from medjax.runs import imported
+from medjax.runs.exchange import imported
 from medjax.train import checkpoint
 from tests.support.raw import write_corpus
 

@@ -19,8 +19,8 @@ from scipy import sparse
 
 from medjax import cli
 from medjax.errors import DataError, MedjaxError, ModelError, UsageError
-from medjax.runs import imported
-from medjax.runs.imported import import_weights
+from medjax.runs.exchange import imported
+from medjax.runs.exchange.imported import import_weights
 from medjax.scans import arrays, zipped
 from medjax.weights import accounts
 from medjax.weights.foreign_plans import description

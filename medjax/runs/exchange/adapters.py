@@ -20,8 +20,9 @@ from medjax.files import checksum_of
 from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
-from medjax.runs import build, export, fitted
+from medjax.runs import build, fitted
 from medjax.runs.config import with_merged_adapter
+from medjax.runs.exchange import export
 from medjax.runs.folder import config_of
 from medjax.runs.settings.schema import Config
 from medjax.runs.trained import Adapted, Trained, read_model

@@ -14,7 +14,8 @@ from medjax import cli
 from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus
 from medjax.registry import plain
-from medjax.runs import adapters, build, stages
+from medjax.runs import build, stages
+from medjax.runs.exchange import adapters
 from medjax.runs.settings import schema
 from medjax.runs.trained import load_predictor, read_model
 from medjax.train import checkpoint
@@ -237,7 +238,7 @@ def test_a_run_goes_on_with_the_adapters_of_another(run, raw, tmp_path):
 
 
 def test_an_archive_of_an_adapted_run_predicts_the_same(run, tmp_path):
-    from medjax.runs.export import export
+    from medjax.runs.exchange.export import export
 
     export(run, tmp_path / "a.medjax")
     one, two = read_model(run), read_model(tmp_path / "a.medjax")

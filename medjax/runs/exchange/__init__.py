@@ -1,0 +1,1 @@
+"""Models that leave or enter medjax: exports, imported weights, adapter files."""
