@@ -13,7 +13,7 @@ from configs import tsfm
 from configs.base import base_config
 from data_pipelines import ingest, pools
 from data_pipelines.catalogue import corpora
-from medjax import cli
+from medjax import cli, plugins
 from medjax.errors import UsageError
 from medjax.prepare import fingerprint as fingerprints
 from medjax.registry import plain
@@ -190,7 +190,7 @@ def test_the_catalogue_command_lists_all_shows_one_and_answers_programs(capsys, 
         and "pool multitalent: 003_Liver, 006_Lung" in text
     )
     monkeypatch.setattr(
-        catalogues, "entry_points", lambda group: [EntryPoint("public", CATALOGUE, group)]
+        plugins, "points", lambda group: {"public": EntryPoint("public", CATALOGUE, group)}
     )
     assert cli.main(["info", "AMOS22_MR", "--corpora"]) == 0
     assert "distinguished from CT by the case number alone" in capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_the_catalogue_command_lists_all_shows_one_and_answers_programs(capsys, 
     ]
     assert cli.main(["info", "KiTS22", "--corpora"]) == 2
     assert "did you mean KiTS2" in capsys.readouterr().err
-    monkeypatch.setattr(catalogues, "entry_points", lambda group: [])
+    monkeypatch.setattr(plugins, "points", lambda group: {})
     assert cli.main(["info", "--corpora"]) == 2
     assert "pip install -e ." in capsys.readouterr().err
     assert cli.main(["info", "--corpora", "--catalogue", "nowhere:nothing"]) == 2
@@ -216,5 +216,5 @@ def test_the_package_registers_its_catalogue(repository):
     ]["medjax.corpora"]
     assert (
         points == {"public": CATALOGUE}
-        and EntryPoint("public", CATALOGUE, "medjax.corpora").load()()["corpora"]
+        and EntryPoint("public", CATALOGUE, catalogues.GROUP).load()()["corpora"]
     )

@@ -34,7 +34,7 @@ STAGES = {
     "birth": "from medjax.train import state\nstate.born = lambda *a: busy()",
     "compilation": (
         "from medjax.train import update\nmake = update.make\n"
-        "def made(*a):\n    step, validate = make(*a)\n    return (lambda *b: busy() or "
+        "def made(*a, **k):\n    step, validate = make(*a, **k)\n    return (lambda *b: busy() or "
         "step(*b)), validate\n"
         "update.make = made"
     ),
@@ -43,8 +43,8 @@ STAGES = {
     "loop": "",
     "validation": (
         "from medjax.train import update\nmake = update.make\n"
-        "def made(*a):\n    step, validate = make(*a)\n    return step, (lambda *b: busy() or "
-        "validate(*b))\n"
+        "def made(*a, **k):\n    step, validate = make(*a, **k)\n"
+        "    return step, (lambda *b: busy() or validate(*b))\n"
         "update.make = made"
     ),
 }
