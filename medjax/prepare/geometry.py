@@ -183,7 +183,7 @@ def fit(
     orientation: str = "RAS",
     crop: str = "nonzero",
     transpose: Sequence[int] = (0, 1, 2),
-    size: Sequence[int] | None = None,
+    size: Sequence[float] | None = None,
     above: Sequence[float | None] | None = None,
 ) -> Transform:
     """The transform of a volume to a network's grid.

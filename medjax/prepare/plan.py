@@ -281,7 +281,7 @@ def make_plan(
     orientation: str = "RAS",
     crop: str = "nonzero",
     transpose: str = "none",
-    size: Sequence[int] | None = None,
+    size: Sequence[float] | None = None,
     intensity: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decides grid and normalisation.
@@ -338,7 +338,7 @@ def make_plan(
     return Plan(spacings, decided, orientation, crop, order, guard=guard, grid=kind, size=size)
 
 
-def _frame(size: Sequence[int]) -> tuple[int, int, int]:
+def _frame(size: Sequence[float]) -> tuple[int, int, int]:
     found = plan_json.check_size([int(n) if float(n).is_integer() else n for n in size])
     if found is None:
         raise UsageError(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medjax.models.context import initialise
 from medjax.models.parts import adapters as listener
 from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
@@ -21,7 +22,7 @@ def _network(name):
     case = golden.CASES[name]
     module = golden.build("models", case.model, **case.arguments)
     image, context = golden.inputs(case)
-    abstract = jax.eval_shape(lambda key: golden.initialise(module, key, image), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: initialise(module, key, image), jax.random.key(0))
     params = jax.tree.map(jnp.asarray, golden.parameters(abstract))
 
     def apply(variables):
@@ -80,7 +81,7 @@ def test_a_fresh_adapter_is_the_base_in_half_precision_too():
     case = golden.CASES["unet"]
     module = golden.build("models", case.model, **case.arguments, dtype="bfloat16")
     image, context = golden.inputs(case)
-    params = golden.initialise(module, jax.random.key(0), image)
+    params = initialise(module, jax.random.key(0), image)
     tree = adapters.graft(params, SETTINGS, jax.random.key(1))
     variables = adapters.variables(tree, SETTINGS, image, context or {})
     assert listener.COLLECTION in variables

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -168,9 +168,9 @@ def test_unchanged_shape_is_untouched():
     assert resample.resample_label(ids, (5, 6, 7), (5, 1, 1), (5, 1, 1)) is ids
 
 
-def expected_label(ids, shape, axis):
+def expected_label(ids, shape, axis, tie=0.0):
     """Arg-max over one linearly resampled indicator per label; ties to the nearest neighbour if it
-    takes part, else to the lowest.
+    takes part, else to the lowest. Scores that differ by at most `tie` are equal.
     """
 
     def resize(part, size):
@@ -178,7 +178,7 @@ def expected_label(ids, shape, axis):
         scores = np.stack([zoom(part == v, size, 1) for v in values])
         near = zoom(part, size, 0)
         out = values[scores.argmax(0)]
-        tied = (scores == scores.max(0)) & (values.reshape(-1, *[1] * part.ndim) == near)
+        tied = (scores >= scores.max(0) - tie) & (values.reshape(-1, *[1] * part.ndim) == near)
         return np.where(tied.any(0), near, out)
 
     if axis is None:
@@ -213,6 +213,7 @@ def test_labels_match_indicator_argmax(name):
     st.integers(0, 1 << 30),
     st.integers(1, 40),
 )
+@example(shape=(4, 5, 6), new=(3, 8, 5), count=1, seed=1, piece=1)
 def test_labels_of_any_size(shape, new, count, seed, piece):
     ids = np.random.default_rng(seed).integers(0, count + 1, shape).astype(np.uint16) * 200
     spacing, target = ISO, tuple(a / b for a, b in zip(shape, new, strict=True))
@@ -222,10 +223,10 @@ def test_labels_of_any_size(shape, new, count, seed, piece):
         found = resample.resample_label(ids, new, spacing, target)
     finally:
         resample.PIECE = whole
-    expected = (
-        ids if shape == new else expected_label(ids, new, resample.separate_axis(spacing, target))
-    )
-    np.testing.assert_array_equal(found, expected)
+    axis = resample.separate_axis(spacing, target)
+    # where two labels have half each, the order of a sum decides
+    expected = [ids if shape == new else expected_label(ids, new, axis, t) for t in (0.0, 1e-12)]
+    assert ((found == expected[0]) | (found == expected[1])).all()
     assert set(np.unique(found)) <= set(np.unique(ids))
 
 

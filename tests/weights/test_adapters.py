@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import ModelError, TrainError, UsageError
+from medjax.models.context import initialise
 from medjax.models.parts import adapters as listener
 from medjax.models.parts.conv import Conv, Down, Up
 from medjax.models.parts.patch import PatchEmbed
@@ -228,7 +229,7 @@ def test_words_name_the_kernels_of_a_family(word, name, sites):
     case = golden.CASES[name]
     module = golden.build("models", case.model, **case.arguments)
     image, _ = golden.inputs(case)
-    params = jax.eval_shape(lambda k: golden.initialise(module, k, image), jax.random.key(0))
+    params = jax.eval_shape(lambda k: initialise(module, k, image), jax.random.key(0))
     settings = Adapters(adapters.rules_of(word, 3))
     tree = jax.eval_shape(lambda p: adapters.graft(p, settings, jax.random.key(0)), params)
     found = {path[: -len("lora_a")] for path in adapters._flat(tree) if path.endswith("lora_a")}
