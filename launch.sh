@@ -91,6 +91,7 @@ case "$command" in
   parity)
     environment "test,formats,parity"
     if [ "${1:-}" = install ]; then exit 0; fi
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # PyTorch's threads of several processes hinder each other
     python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   train)
