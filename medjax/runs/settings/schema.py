@@ -19,6 +19,7 @@ FROM_PLAN = "plan"  # the name of the network that a plan chooses
 Number = float | int
 Rules = tuple[tuple[str, Any], ...]
 Words = tuple[str, ...]
+NamedAxes = tuple[tuple[Any, ...], ...]  # (regex, axis) or (regex, axis, word)
 
 
 @section
@@ -307,7 +308,7 @@ class Init(Section):
     )
     checkpoint: str = setting("last", "of the source, or best, or a step")
     rename: Rules = setting((), "(regex, replacement) over the source's parameter paths")
-    heads: Rules = setting(
+    heads: NamedAxes = setting(
         ((r"^(head|out)_?\d*/", -1),),
         "(regex, axis, classes, modalities, tasks or corpora; left out: classes): entries of the "
         "same name along the axis are copied; axis None: never",
