@@ -71,7 +71,7 @@ def test_every_kernel_listens(name):
     theirs = jax.jit(apply)({"params": adapters.merge(tree, SETTINGS)})
     for path, y in theirs.items():
         scale = max(float(jnp.std(y)), 1e-3)
-        np.testing.assert_allclose(mine[1][path], y, atol=1e-4 * scale, err_msg=path)
+        np.testing.assert_allclose(mine[1][path], y, atol=1e-3 * scale, err_msg=path)
     assert any(float(jnp.abs(y - base[path]).max()) > 1e-2 for path, y in theirs.items())
     flat = adapters._flat(gradient)
     assert [p for p in flat if "lora" in p and not np.any(np.asarray(flat[p]))] == []
