@@ -18,6 +18,7 @@ import numpy as np
 
 from medjax.augment import kinds
 from medjax.errors import UsageError, did_you_mean
+from medjax.infer.model import PRECISIONS
 from medjax.labels import LabelSpace
 from medjax.models import context as contexts
 from medjax.models.parts import sockets
@@ -149,9 +150,6 @@ def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str
     words = [named.get(c.name, named.get(c.store, c.name)) for c in space.corpora]
     names = tuple(dict.fromkeys(words))
     return tuple(names.index(word) for word in words), names
-
-
-PRECISIONS = ("", "default", "high", "highest")
 
 
 def precision(word: str | None) -> contextlib.AbstractContextManager:

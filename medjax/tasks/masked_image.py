@@ -85,11 +85,8 @@ class MaskedImage:
         parts: int = 1,
     ) -> tuple[Array, dict[str, Array]]:
         """See `Supervised.prepared_loss`."""
-        key = jax.random.fold_in(key, 1)
-        key = key if part is None else jax.random.fold_in(key, part)
-        context = self.batches.context(prepared)
-        outputs = self.batches.apply(params, prepared["image"], context, True, key)
-        losses = self.batches.losses if parts == 1 else self.batches.losses_of_part(parts)
+        outputs = self.batches.outputs(params, prepared, key, part)
+        losses = self.batches.losses_of_part(parts)
         found = {name: f(outputs, prepared) for name, _, f in losses}
         total = sum((weight * found[name] for name, weight, _ in losses), start=jnp.zeros(()))
         return total, {f"loss/{name}": one for name, one in found.items()}

@@ -65,15 +65,23 @@ class Supervised:
         Args:
           key: of the step, as for `loss`. part: number of the micro-batch; its dropout differs.
         """
-        key = jax.random.fold_in(key, 1)
-        key = key if part is None else jax.random.fold_in(key, part)
-        outputs = self.apply(params, prepared["image"], self.context(prepared), True, key)
-        losses = self.losses if parts == 1 else self.losses_of_part(parts)
+        outputs = self.outputs(params, prepared, key, part)
+        losses = self.losses_of_part(parts)
         value, found = deep.total(losses, outputs, prepared, self.deep_weights)
         return value, {f"loss/{name}": one for name, one in found.items()}
 
-    def losses_of_part(self, parts: int) -> tuple:
+    def outputs(
+        self, params: Any, prepared: Mapping[str, Any], key: Array, part: Array | None
+    ) -> dict[str, Any]:
+        """What the network makes of a prepared batch in training; see `prepared_loss`."""
+        key = jax.random.fold_in(key, 1)
+        key = key if part is None else jax.random.fold_in(key, part)
+        return self.apply(params, prepared["image"], self.context(prepared), True, key)
+
+    def losses_of_part(self, parts: int) -> Sequence[tuple]:
         """The losses of a micro-batch: those that are sums over samples count `parts` times."""
+        if parts == 1:
+            return self.losses
 
         def scaled(f: Callable) -> Callable:
             return lambda outputs, batch: parts * f(outputs, batch)
