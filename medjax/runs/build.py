@@ -118,13 +118,16 @@ def make_network(
 
     def apply(params, image, context=None, train=False, key=None):
         with precision(config.train.precision) if train else contextlib.nullcontext():
-            return module.apply(
+            outputs = module.apply(
                 adapter_weights.variables(params, settings, image, context or {}),
                 image,
                 context,
                 train,
                 rngs=None if key is None else {"dropout": key},
             )
+        if train and settings and (shares := adapter_weights.balance(params, image)):
+            outputs = outputs | {"balance": {**outputs.get("balance", {}), **shares}}
+        return outputs
 
     def init(key):
         fresh = contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))

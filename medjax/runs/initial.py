@@ -124,7 +124,7 @@ def borrower(
         )
         begun = adapt.rearranged(begun, (trained.config, source), fresh, (config, space))
         begins = given.fresh
-        if grafted and not adapters.has_adapters(begun):
+        if grafted and grafted.grafts and not adapters.has_adapters(begun):
             begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
         params, account = transfer(
             fresh,
