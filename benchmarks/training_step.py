@@ -12,7 +12,7 @@ from typing import Any
 CLIP = 12.0
 
 
-class _Task:
+class Task:
     """Losses of a network on a batch that is already normalised."""
 
     def __init__(self, net: Any, losses: Sequence[tuple], context: Sequence[str]):
@@ -20,17 +20,18 @@ class _Task:
 
     def loss(self, params: Any, batch: Mapping, key: Any) -> tuple[Any, dict]:
         """The weighted sum over losses and resolutions."""
+        return self._total(params, batch, True, rngs={"dropout": key}), {}
+
+    def validate(self, params: Any, batch: Mapping) -> dict:
+        """The same sum without what is random in training, as `loss` (1,)."""
+        return {"loss": self._total(params, batch, False)[None]}
+
+    def _total(self, params: Any, batch: Mapping, train: bool, **more: Any) -> Any:
         from medjax.losses.parts import deep
 
         context = {name: batch[name] for name in self.context} or None
-        outputs = self.net.apply(
-            {"params": params}, batch["image"], context, True, rngs={"dropout": key}
-        )
-        return deep.total(self.losses, outputs, batch)[0], {}
-
-    def validate(self, params: Any, batch: Mapping) -> dict:
-        """Not timed."""
-        raise NotImplementedError
+        outputs = self.net.apply({"params": params}, batch["image"], context, train, **more)
+        return deep.total(self.losses, outputs, batch)[0]
 
 
 class Ours:
@@ -66,7 +67,7 @@ class Ours:
         mesh = sharding.make_mesh(devices=[device])
         init = init or begin
         target = state.abstract(init, optimizer, mesh, sharding.REPLICATE)
-        task = _Task(net, losses, context)
+        task = Task(net, losses, context)
         self.function = update.make(task, optimizer, 0, mesh, target)[0]
         self.state = state.born(init, optimizer, target, 0)
         self.batch = jax.device_put(

@@ -25,7 +25,7 @@ from data_pipelines.declare import PublicCorpus, first_template
 from data_pipelines.find import Found, find_cases
 from medjax import files
 from medjax.border import guarded
-from medjax.commands import progress, report_failures
+from medjax.commands import add_preparing, progress, report_failures
 from medjax.corpora.layouts import corpus_json
 from medjax.errors import EXIT_OK, LabelError, UsageError, VerificationError, did_you_mean
 from medjax.prepare.targets import check_plan_file, check_targets
@@ -96,15 +96,7 @@ def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
         default="",
         help="plan.json to follow, so that corpora of one pool are prepared alike",
     )
-    parser.add_argument(
-        "--spacing-mm",
-        nargs=3,
-        type=float,
-        metavar=("Z", "Y", "X"),
-        help="target spacing; default: nnU-Net's median rule",
-    )
-    parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
-    parser.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one per core")
+    add_preparing(parser)
     parser.add_argument(
         "--keep-suspects", action="store_true", help="also take cases that are known to be bad"
     )
@@ -131,7 +123,6 @@ def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
         action="store_true",
         help="print what the corpus is, how to obtain it and how its files must lie",
     )
-    parser.add_argument("--quiet", action="store_true")
     return parser
 
 

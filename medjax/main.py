@@ -278,10 +278,11 @@ def _reason(error: Exception) -> str:
 def _hint(config: str) -> str:
     path = config.split(":")[0]
     if path and not Path(path).is_file():
-        return did_you_mean(
-            path,
-            [str(p) for p in Path("configs").glob("*.py") if p.stem not in ("__init__", "base")],
-        )
+        own = Path(__file__).resolve().parents[1] / "configs"  # called from another folder
+        for folder in (Path("configs"), own):
+            if known := [p for p in folder.glob("*.py") if p.stem not in ("__init__", "base")]:
+                return did_you_mean(path, map(str, known))
+        return "give the path of a config file"
     return f"see `python -m medjax.main --config={config or 'FILE'} --help`"
 
 

@@ -417,6 +417,21 @@ def get_config():
 """
 
 
+def test_a_config_is_found_from_another_folder(repository, tmp_path, monkeypatch, capsys):
+    """A missing file is answered by those of the checkout, which are read from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--config=configs/multitalent.py:unet", "--workdir=x"]) == 2
+    path = repository / "configs" / "multitalent.py"
+    said = capsys.readouterr().err
+    assert "configs/multitalent.py: no such config file" in said and str(path) in said
+    found = main.parse(["medjax", f"--config={path}:unet", "--mode=dry"])
+    assert found.config.name == "multitalent_unet"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text("")
+    assert main.main(["--config=configs/mien.py", "--workdir=x"]) == 2
+    assert "did you mean configs/mine.py? Known: configs/mine.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -66,8 +66,10 @@ def progress(quiet: bool, what: str, live: bool = True) -> Callable[[int, int, s
     return show
 
 
-def add_planning(parser: Any) -> None:
-    """Adds the arguments that decide how volumes are prepared; `plan_arguments` reads them."""
+def add_preparing(parser: Any) -> None:
+    """Adds the arguments of every command that prepares volumes: `spacing_mm`, `orientation`,
+    `workers`, `quiet`.
+    """
     parser.add_argument(
         "--spacing-mm",
         nargs=3,
@@ -75,6 +77,19 @@ def add_planning(parser: Any) -> None:
         metavar=("Z", "Y", "X"),
         help="target spacing; default: nnU-Net's median rule",
     )
+    parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="cases at a time; 0: one per core, fewer where memory is short",
+    )
+    parser.add_argument("--quiet", action="store_true")
+
+
+def add_planning(parser: Any) -> None:
+    """Adds the arguments that decide how volumes are prepared; `plan_arguments` reads them."""
+    add_preparing(parser)
     parser.add_argument(
         "--spacing-rule",
         choices=("median", "per_corpus", "native"),
@@ -88,7 +103,6 @@ def add_planning(parser: Any) -> None:
         metavar=("Z", "Y", "X"),
         help="resample each cropped volume to these numbers of voxels instead (a fixed frame)",
     )
-    parser.add_argument("--orientation", choices=("RAS", "stored"), default="RAS")
     parser.add_argument(
         "--crop",
         choices=("nonzero", "foreground", "none"),
@@ -108,13 +122,6 @@ def add_planning(parser: Any) -> None:
         action="store_true",
         help="continue although a declared class occurs in no case",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="cases at a time; 0: one per core, fewer where memory is short",
-    )
-    parser.add_argument("--quiet", action="store_true")
 
 
 def plan_arguments(args: Any) -> dict:

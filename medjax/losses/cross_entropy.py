@@ -10,27 +10,10 @@ mean BCE.
 
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import separable, targets
-
-NORMALISATIONS = ("batch", "per_annotating", "sum")
-REDUCTIONS = ("sum", "mean")
-
-
-@jax.custom_jvp
-def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 + exp(x)), stable for large |x|.
-
-    Its derivative is written as sigmoid(x), which is cheaper than differentiating the formula.
-    """
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
+from medjax.losses.parts import voxelwise
+from medjax.losses.parts.voxelwise import softplus
 
 
 def make(
@@ -49,30 +32,6 @@ def make(
 
     Raises: `UsageError` for unknown names.
     """
-    for name, allowed in ((normalise, NORMALISATIONS), (reduction, REDUCTIONS)):
-        if name not in allowed:
-            raise UsageError(
-                f"unknown cross-entropy option {name!r}", fix=did_you_mean(name, allowed)
-            )
-
-    def cross_entropy(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
-        logits, target, known, weight = targets.unpack(outputs, batch)
-        voxels = jnp.maximum(targets.voxel_count(logits.shape, weight), 1e-7)
-        per_class = (
-            targets.spatial_sum(softplus(logits) - logits * target, weight) / voxels * known
-        ).sum(0)
-        annotating = known.sum(0)
-        divisor = {
-            "batch": known.shape[0],
-            "per_annotating": jnp.maximum(annotating, 1),
-            "sum": ranks,
-        }[normalise]
-        total = (per_class / divisor).sum()
-        return total if reduction == "sum" else total / jnp.maximum((annotating > 0).sum(), 1)
-
-    def over_samples(complete: bool, weighted: bool) -> str:
-        if not complete and (normalise == "per_annotating" or reduction == "mean"):
-            return separable.BATCH  # divided by counts of the annotations in the batch
-        return separable.SUM if normalise == "sum" else separable.MEAN
-
-    return separable.marked(cross_entropy, over_samples)
+    return voxelwise.make(
+        "cross-entropy", lambda x, g: softplus(x) - x * g, normalise, reduction, ranks
+    )

@@ -109,7 +109,8 @@ class Supervised:
         corpus annotates it, and only voxels that the loss would use.
         """
         prepared = self.prepare(batch, None)
-        logits = self.apply(params, prepared["image"], self.context(batch), False, None)["logits"]
+        context = self.context(prepared)
+        logits = self.apply(params, prepared["image"], context, False, None)["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
         values = self.decision.class_logits(logits, truth.shape[-1])
         implied = exclusive.implied(prepared["table"])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from benchmarks import m4oe_step, network_steps, training_step
 from medjax.losses import cross_entropy, dice
@@ -40,6 +41,32 @@ def test_a_step_is_the_gradient_step_it_says():
         expected,
     )
     assert one.parameters == sum(v.size for v in jax.tree.leaves(before))
+
+
+def test_its_task_validates_by_the_same_losses():
+    """Without what is random in training: here dropout, which changes the loss."""
+
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, image, context=None, train=False):
+            x = nn.Dropout(0.5, deterministic=not train)(nn.Conv(2, (1, 1, 1))(image))
+            return {"logits": x}
+
+    net, losses = Dropping(), [("cross_entropy", 2.0, cross_entropy.make())]
+    batch = {
+        "image": jnp.linspace(-1, 1, 2 * 64).reshape(2, 4, 4, 4, 1),
+        "label": jnp.arange(2 * 64).reshape(2, 4, 4, 4) % 3,
+        "table": jnp.eye(3, 2, -1, dtype=bool)[None].repeat(2, 0),
+        "known": jnp.ones((2, 2), bool),
+    }
+    params = net.init(jax.random.key(0), batch["image"])["params"]
+    task = training_step.Task(net, losses, ())
+    found = task.validate(params, batch)["loss"]
+    expected = 2 * cross_entropy.make()(net.apply({"params": params}, batch["image"]), batch)
+    assert found.shape == (1,) and float(found[0]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(task.loss(params, batch, jax.random.key(1))[0]) != pytest.approx(
+        float(expected), rel=1e-3
+    )
 
 
 def test_steps_lower_the_loss_after_compilation():

@@ -196,9 +196,19 @@ def test_a_network_is_given_what_it_declares_and_nothing_else(tmp_path):
 
 
 def test_nothing_is_cut_for_a_network_without_moving_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(entries, "Moving", None)  # calling it would fail
+    cut, scan = [], volume(tmp_path, (8, 8, 8))
+
+    class Counted(entries.Moving):
+        def __init__(self, spec, *facts):
+            cut.append(set(spec))
+            super().__init__(spec, *facts)
+
+    monkeypatch.setattr(entries, "Moving", Counted)
     plain = model(apply=lambda p, image, c: {"logits": jnp.repeat(image, 3, -1)}, reads={})
-    Segmenter(plain).segment(volume(tmp_path, (8, 8, 8)), Request("A"))
+    Segmenter(plain).segment(scan, Request("A"))
+    assert cut == []
+    Segmenter(model()).segment(scan, Request("A", prompts=prompts((8, 8, 8))))
+    assert cut == [set(READS)]
 
 
 def test_arrays_of_voxels_count_as_channels_of_the_image():

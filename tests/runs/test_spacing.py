@@ -1,4 +1,4 @@
-"""The spacing of the rehearsal is the one that preparation chooses, or is said to be assumed."""
+"""A rehearsal uses the spacing that preparation will choose, or says first that it assumes one."""
 
 import json
 

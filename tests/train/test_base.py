@@ -208,11 +208,14 @@ def test_what_is_trained_may_differ_from_what_was(run):
     _, state = fresh(adamw(**plain))
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(1, state, {})
-    for part in ((("^encoder/kernel", True), (".*", False)), ((".*", True),)):
+    every = rules.paths(states.weights(state))
+    other = (("^encoder/kernel", True), (".*", False))
+    for part, trained in ((other, ["encoder/kernel"]), (((".*", True),), every)):
         target, _ = fresh(adamw(**plain | {"trainable": part}))
         with Checkpoints(folder) as checkpoints:
             restored, _ = checkpoints.restore(target)
             same(states.weights(restored), states.weights(state))
+            assert rules.paths(restored["params"]) == trained
             checkpoints.save(2, restored, {})
             same(states.weights(checkpoints.restore(target)[0]), states.weights(state))
         shutil.rmtree(folder / "2")

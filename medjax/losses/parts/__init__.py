@@ -1,1 +1,1 @@
-"""Shared parts of the losses: targets, exclusive classes, deep supervision."""
+"""Shared parts of the losses: targets, averages of voxels, exclusive classes, deep supervision."""

@@ -16,7 +16,6 @@ import numpy as np
 from flax import traverse_util
 
 from medjax.errors import ModelError, UsageError
-from medjax.files import checksum_of
 from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
@@ -117,13 +116,18 @@ def _experts(trained: Trained, settings: Adapters, name: str) -> tuple[dict, ...
 
 
 def attach(
-    base: Trained | Path | str, file: Path | str, *, expert: str = "", force: bool = False
+    base: Trained | Path | str,
+    file: Path | str | form.Adapter,
+    *,
+    expert: str = "",
+    force: bool = False,
 ) -> Trained:
     """A base with an adapter file, as a model to predict with.
 
     Label space, preparation and config are those of the adapter.
 
     Args:
+      file: its path, or its contents as `form.read` returns them.
       expert: name of the expert that all cases go through; empty: as the file routes. force: accept
         another base than the one it was trained on.
 
@@ -132,11 +136,11 @@ def attach(
     base = base if isinstance(base, Trained) else read_model(base)
     if base.adapted:
         raise UsageError("one model takes one adapter", fix="stack them: `medjax adapter stack`")
-    found = form.read(file)
-    settings = found.settings
+    found = file if isinstance(file, form.Adapter) else form.read(file)
+    settings, path = found.settings, Path(found.path)
     fields = plain(found.documents["config"])
-    fitted.check_config(fields, file, ModelError)
-    config = config_of(fields, Path(file))
+    fitted.check_config(fields, path, ModelError)
+    config = config_of(fields, path)
     space, plan = (
         LabelSpace.from_json(found.documents["labels"]),
         Plan.from_json(found.documents["plan"]),
@@ -152,10 +156,10 @@ def attach(
         tree = form.join(params, found, force=force)
         flat = traverse_util.flatten_dict(adapters.split(tree)[0], sep="/")
         arrays = {path: np.asarray(leaf) for path, leaf in flat.items()}
-        fitted.fitted(arrays, abstract, Path(str(file)))
+        fitted.fitted(arrays, abstract, path)
         return jax.tree.map(jnp.asarray, tree)
 
-    how = Adapted(base, settings, checksum_of(file), joined)
+    how = Adapted(base, settings, found.checksum, joined)
     return Trained(base.path, config, space, plan, None, None, how)
 
 
@@ -198,8 +202,9 @@ def merge(
             found=", ".join(merged),
             fix="take the model it was merged into",
         )
-    one = attach(trained, file, expert=expert, force=force)
-    found, settings = form.read(file), one.adapted.settings
+    found = form.read(file)
+    one = attach(trained, found, expert=expert, force=force)
+    settings = one.adapted.settings
     share = None
     if settings.experts > 1:
         if not expert:

@@ -145,7 +145,9 @@ def unknown(kind: Any, fields: Any, where: str = "") -> Iterator[str]:
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
-    """A plain value as a field of this type holds it: sections become sections, lists tuples."""
+    """A plain value as a field of this type holds it: sections become sections, lists tuples, and
+    a whole number that is written as 5.0 an integer where one is needed.
+    """
     if is_section(kind):
         return kind.from_fields(value, where)
     inner = typing.get_args(kind) if typing.get_origin(kind) is Mapping else ()
@@ -155,6 +157,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return {str(k): typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
     if inner:
         raise UsageError(f"unusable {where}", found=repr(value)[:80], expected="fields by name")
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     return plain(value)
 
 

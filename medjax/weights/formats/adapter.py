@@ -40,7 +40,8 @@ class Adapter:
       experts: of every stored expert its name and the modalities, corpora and tasks it was trained
         on.
       documents: config, labels and plan of the run that trained it.
-      facts: origin and licences. path: of the file, once it has one.
+      facts: origin and licences.
+      path, checksum: of the file, and `files.checksum` of its bytes, once it has been read.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -50,6 +51,7 @@ class Adapter:
     documents: Mapping[str, Any]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     path: str = ""
+    checksum: str = ""
 
     @property
     def numbers(self) -> int:
@@ -124,7 +126,8 @@ def read(path: Path | str) -> Adapter:
         raise _refused(path, "it is no adapter file", f"a file written by medjax, NAME{SUFFIX}")
     try:
         said = json.loads(text)
-        arrays = load(path.read_bytes())
+        content = path.read_bytes()
+        arrays = load(content)
     except Exception as error:  # the library raises its own errors, and numpy's for unknown types
         raise _refused(path, f"damaged ({type(error).__name__}: {str(error)[:200]})") from error
     if metadata.get("sha256") != _seal(text, arrays):
@@ -157,6 +160,7 @@ def read(path: Path | str) -> Adapter:
         said["documents"],
         said.get("facts", {}),
         str(path),
+        files.checksum(content),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from flax import traverse_util
 
 import medjax
 from configs.base import base_config
-from medjax import cli
+from medjax import cli, files
 from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus
 from medjax.registry import plain
@@ -154,6 +155,28 @@ def test_a_merged_model_predicts_the_same_and_is_not_merged_again(base, file, ru
     load_predictor(tmp_path / "merged.medjax")
     with pytest.raises(UsageError, match="exists already"):
         adapters.merge(base, file, tmp_path / "merged.medjax")
+
+
+def test_a_file_is_read_once_and_named_by_its_hash(base, file, tmp_path, monkeypatch):
+    reads = []
+
+    def counted(function):
+        def called(path):
+            reads.append(Path(path))
+            return function(path)
+
+        return called
+
+    monkeypatch.setattr(Path, "read_bytes", counted(Path.read_bytes))
+    monkeypatch.setattr(files, "checksum_of", counted(files.checksum_of))
+    text = adapters.merge(base, file, tmp_path / "merged.medjax")
+    assert reads.count(file) == 1 and "merged.medjax" in text
+    found = form.read(file)
+    monkeypatch.undo()
+    assert (
+        found.checksum == files.checksum_of(file) == adapters.attach(base, found).adapted.identity
+    )
+    assert adapters.attach(base, str(file)).adapted.identity == found.checksum
 
 
 def test_another_base_is_refused(file, tmp_path):

@@ -193,10 +193,19 @@ def test_a_right_field_is_accepted(path, value):
         node = node[key]
     node[last] = value
     accepted.check(fields)
+    found = schema.resolve(fields).to_json()
+    for key in (*above, last):
+        found = found[key]
+    assert plain(found) == value, "a run keeps it"
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "m4oe", "multitalent", "tsfm"])
 def test_every_shipped_config_is_accepted(name):
     module = importlib.import_module(f"configs.{name}")
     for variant in getattr(module, "KNOWN", module.VARIANTS):
-        accepted.check(plain(module.get_config(variant)), variant)
+        fields = plain(module.get_config(variant))
+        accepted.check(fields, variant)
+        fields["train"]["stepz"] = 1
+        with pytest.raises(UsageError, match="no field 'stepz'") as error:
+            accepted.check(fields, variant)
+        assert str(error.value).startswith(f"{variant}: ")
