@@ -12,7 +12,7 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint
+from medjax.runs import build, dry_devices, footprint, head_prior
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.config import with_plan
@@ -33,6 +33,7 @@ def dry(
         for. compiled: also compile it (minutes).
     """
     config = with_plan(config)
+    head_prior.check(config)
     data = corpora.open_data(config.data, workdir, files=False)
     expected = spacings.expected(config, data, workdir)
     net = build.make_network(config, data.space, expected.spacing_mm)
@@ -61,6 +62,8 @@ def _network(
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {config.train.batch}, "
         f"{config.train.steps:,}",
         f"spacing              {expected.sentence()}",
+        *["heads                start at the share of every class in the drawn patches"]
+        * head_prior.measures(config),
         f"this machine         {_here(config)}",
         "memory of one step   "
         + ", ".join(f"{name} {footprint.size(n)}" for name, n in sizes.items())
