@@ -12,7 +12,7 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint, head_prior
+from medjax.runs import build, dry_devices, footprint, head_prior, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.config import with_plan
@@ -34,6 +34,7 @@ def dry(
     """
     config = with_plan(config)
     head_prior.check(config)
+    config = initial.with_topology(config, workdir)
     data = corpora.open_data(config.data, workdir, files=False)
     expected = spacings.expected(config, data, workdir)
     net = build.make_network(config, data.space, expected.spacing_mm)
