@@ -44,4 +44,5 @@ def get_config(variant: str = "partial"):
         c.data.views = VIEWS
     c.model.base_features = 16
     c.model.max_features = 128
+    c.init.head_prior = "prevalence"
     return c.lock()

@@ -203,6 +203,8 @@ def _finetune(c, variant):
     if variant == "single":
         c.init.upcycle = True
     if variant.startswith(("demo", "small")):
+        c.model.head_bias = True
+        c.init.head_prior = "prevalence"
         c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = (
             16,
             1000,

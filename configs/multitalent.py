@@ -152,7 +152,10 @@ def _small(c, architecture: str) -> None:
     else:
         if architecture == "resenc":
             c.model = ordered(dict(name="resenc", blocks=(1, 2, 2, 2)))
+        if architecture == "unet":
+            c.model.head_bias = True
         c.model.update(dict(base_features=16, max_features=128))
+    c.init.head_prior = "prevalence"
     c.sampler.oversample = "probabilistic"
     c.sampler.foreground = 0.67
 
@@ -164,6 +167,7 @@ def _demo(c) -> None:
     c.optim.lr = 2e-3
     c.model.base_features = 16
     c.model.max_features = 128
+    c.init.head_prior = "prevalence"
     c.train.patch = (24, 48, 48)
     c.train.batch = 2
     c.sampler.oversample = "probabilistic"

@@ -109,6 +109,7 @@ def _small(c) -> None:
     c.model.update(dict(variant="t", dtype="float32", vit_dropout=0.0))
     _transfer(c)
     c.init.checkpoint = "last"
+    c.init.head_prior = "prevalence"
     c.optim.steps_per_epoch = 1
     c.optim.lr = 1e-3
     c.optim.weight_decay = 1e-3

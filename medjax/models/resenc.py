@@ -34,6 +34,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
+from medjax.models.parts.heads import Prior, checked_prior
 from medjax.models.parts.sockets import Socket, Words
 from medjax.models.topology import stages
 
@@ -120,7 +121,7 @@ class ResEncUNet(nn.Module):
     up_bias: bool
     head_bias: bool
     skip: str
-    prior: float | int
+    prior: Prior
     dtype: jnp.dtype
     remat: str
     head: Callable[..., nn.Module] | None = None
@@ -220,7 +221,7 @@ def make(
     mlp: Socket | Words | None = None,
     bottleneck: Socket | Words | None = None,
     context: Socket | Words | None = None,
-    prior: float | int = 0.0,
+    prior: float | int | Sequence[float | int] = 0.0,
     dtype: str = "float32",
     remat: str = "none",
 ) -> ResEncUNet:
@@ -248,7 +249,8 @@ def make(
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
         corpora share a head.
       mlp, bottleneck, context: sockets, as in `unet.make`.
-      prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
+      prior: initial bias of the heads: of all outputs, e.g. -2 for rare sigmoid classes, or one per
+        output (`parts.heads.bias_init`).
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
         "units" (convolutions too), "block" (every block whole); see `parts.remat`.
@@ -307,7 +309,7 @@ def make(
         chosen["up_bias"],
         chosen["head_bias"],
         chosen["skip"],
-        prior,
+        checked_prior(prior, chosen["head_bias"]),
         jnp.dtype(dtype),
         remat,
         head=sockets.own_head(head),

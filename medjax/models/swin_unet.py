@@ -26,6 +26,7 @@ from medjax.models.context import Spec
 from medjax.models.parts import moe, sockets
 from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, call, linear_init
+from medjax.models.parts.heads import Prior, bias_init, checked_prior
 from medjax.models.parts.patch import PatchExpanding
 from medjax.models.parts.sockets import Socket, Words
 from medjax.models.parts.swin_tower import SwinTower, check, check_image, tower_and_decoder
@@ -61,6 +62,8 @@ class SwinUNet(nn.Module):
     bottleneck: Socket | None = None
     conditioning: Socket | None = None
     reads: Spec = FrozenDict()
+    head_bias: bool = False
+    prior: Prior = 0.0
 
     @nn.compact
     def __call__(
@@ -77,7 +80,8 @@ class SwinUNet(nn.Module):
         width = self.encoder.width
         head = self.head(
             self.classes,
-            use_bias=False,
+            use_bias=self.head_bias,
+            bias_init=bias_init(self.prior),
             dtype=self.dtype,
             name="head",
             **_kernel_only("torch", width),
@@ -153,6 +157,8 @@ def make(
     epsilon: float = 1e-5,
     dtype: str = "float32",
     remat: str = "none",
+    head_bias: bool = False,
+    prior: float | int | Sequence[float | int] = 0.0,
 ) -> SwinUNet:
     """Builds the network; the defaults are Swin-Unet's at 224 x 224.
 
@@ -181,6 +187,8 @@ def make(
         epsilon 1e-6.
       dtype: of the computation, "float32" or "bfloat16". remat: "none" or "block" (recomputed in
         the backward pass).
+      head_bias: bias in the head. prior: its start: of all outputs, or one number per output
+        (`parts.heads.bias_init`).
 
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
       grids windows cannot fill.
@@ -246,4 +254,6 @@ def make(
         bottleneck=bottleneck,
         conditioning=context,
         reads=sockets.reads(mlp, head, bottleneck, context),
+        head_bias=head_bias,
+        prior=checked_prior(prior, head_bias),
     )

@@ -33,6 +33,7 @@ from medjax.models.parts.attention import (
     rematerialised,
 )
 from medjax.models.parts.conv import Conv, Up
+from medjax.models.parts.heads import Prior, bias_init, checked_prior
 from medjax.models.parts.norm import InstanceNorm, leaky_relu
 from medjax.models.parts.patch import PatchEmbed, PatchMerging, merging_order
 from medjax.models.parts.sockets import Socket, Words
@@ -173,7 +174,7 @@ class SwinUNETR(nn.Module):
     bottleneck: Socket | None = None
     weight_axes: str = "zyx"
     intermediates: bool = False
-    prior: float | None = None
+    prior: Prior | None = None
     dtype: Any = jnp.float32
     head: Callable[..., nn.Module] | None = None
     conditioning: Socket | None = None
@@ -187,7 +188,7 @@ class SwinUNETR(nn.Module):
             setattr(self, f"decoder{level}", self.up_block(width))
         init = linear_init("torch", f)
         if self.prior is not None:
-            init["bias_init"] = nn.initializers.constant(self.prior)
+            init["bias_init"] = bias_init(self.prior)
         self.out = (self.head or Dense)(self.classes, use_bias=True, dtype=self.dtype, **init)
 
     def encode(
@@ -303,7 +304,7 @@ def make(
     bias_index: str = "corner",
     weight_axes: str = "zyx",
     intermediates: bool = False,
-    prior: float | None = None,
+    prior: float | int | Sequence[float | int] | None = None,
     mlp: Socket | Words | None = None,
     bottleneck: Socket | Words | None = None,
     context: Socket | Words | None = None,
@@ -335,7 +336,8 @@ def make(
       weight_axes: axis order of the arrays that the weights were trained on; "xyz" (MONAI) turns
         the image before and the maps after.
       intermediates: also return {"features": {name: map}}.
-      prior: initial bias of the head, e.g. -2 for rare sigmoid classes; otherwise PyTorch's.
+      prior: initial bias of the head: of all outputs, e.g. -2 for rare sigmoid classes, or one per
+        output (`parts.heads.bias_init`); otherwise PyTorch's.
       mlp, bottleneck, context: sockets (`parts.sockets`): the MLPs of the Swin blocks; a module on
         the deepest map; what is added to that map before.
       head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
@@ -409,7 +411,7 @@ def make(
         bottleneck,
         weight_axes,
         intermediates,
-        prior,
+        None if prior is None else checked_prior(prior, True),
         precision,
         head=sockets.own_head(head),
         conditioning=context,

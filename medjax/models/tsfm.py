@@ -34,6 +34,7 @@ from medjax.models.parts.blocks import (
     rematerialised,
 )
 from medjax.models.parts.conv import Conv
+from medjax.models.parts.heads import Prior, checked_prior
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.remat import UNIT, mark
 from medjax.models.parts.repeat import repeat
@@ -211,7 +212,7 @@ class TSFM(nn.Module):
     shortcut_from: str
     final_norm: bool
     deep_supervision: bool
-    prior: float | int
+    prior: Prior
     scan: bool
     remat: str
     dtype: Any
@@ -338,7 +339,7 @@ def make(
     mlp: Socket | Words | None = None,
     bottleneck: Socket | Words | None = None,
     context: Socket | Words | None = None,
-    prior: float | int = 0.0,
+    prior: float | int | Sequence[float | int] = 0.0,
     scan: str = "vit",
     remat: str | None = None,
     dtype: str = "float32",
@@ -374,7 +375,8 @@ def make(
         deepest map before it.
       bottleneck: another socket in place of the transformer that `vit...`, `position`,
         `proj_kernel` and `bottleneck_residual` describe.
-      prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
+      prior: initial bias of the heads: of all outputs, e.g. -2 for rare sigmoid classes, or one per
+        output (`parts.heads.bias_init`).
       scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a
         stage as well, which stacks their kernels). Names and shapes of the parameters do not depend
         on it.
@@ -462,7 +464,7 @@ def make(
         chosen["shortcut_from"],
         chosen["final_norm"],
         deep_supervision,
-        prior,
+        checked_prior(prior, True),
         scan == "all",
         chosen["remat"],
         precision,

@@ -29,6 +29,7 @@ from medjax.models.parts.blocks import (
     head,
     rematerialised,
 )
+from medjax.models.parts.heads import Prior, checked_prior
 from medjax.models.parts.sockets import Socket, Words
 from medjax.models.topology import stages
 
@@ -45,7 +46,7 @@ class UNet(nn.Module):
     deep_supervision: bool
     up_bias: bool
     head_bias: bool
-    prior: float | int
+    prior: Prior
     dtype: jnp.dtype
     remat: str
     head: Callable[..., nn.Module] | None = None
@@ -125,7 +126,7 @@ def make(
     mlp: Socket | Words | None = None,
     bottleneck: Socket | Words | None = None,
     context: Socket | Words | None = None,
-    prior: float | int = 0.0,
+    prior: float | int | Sequence[float | int] = 0.0,
     dtype: str = "float32",
     remat: str = "none",
 ) -> UNet:
@@ -148,7 +149,8 @@ def make(
         corpora share a head.
       mlp, bottleneck, context: sockets (`parts.sockets`): the MLPs of a transformer in the
         bottleneck; a module on the deepest map; what is added to that map before.
-      prior: initial bias of the heads, e.g. -2 for rare sigmoid classes.
+      prior: initial bias of the heads: of all outputs, e.g. -2 for rare sigmoid classes, or one per
+        output (`parts.heads.bias_init`).
       dtype: of the computation, "float32" or "bfloat16"; parameters and logits are float32.
       remat: what is recomputed in the backward pass: "none", "convs" (norms and activations),
         "units" (convolutions too), "block" (every stage whole); see `parts.remat`.
@@ -184,7 +186,7 @@ def make(
         deep_supervision,
         up_bias,
         head_bias,
-        prior,
+        checked_prior(prior, head_bias),
         jnp.dtype(dtype),
         remat,
         head=sockets.own_head(head),

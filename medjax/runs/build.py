@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,11 +82,13 @@ def make_network(
     space: LabelSpace,
     spacing_mm: tuple[float, float, float],
     attached: Adapters | None = None,
+    prior: Sequence[float] = (),
 ) -> Network:
     """Builds `config.model` for a label space, with the adapters of `config.adapters`.
 
     Args:
       spacing_mm: (z, y, x) of the prepared volumes; the mean if corpora have their own spacing.
+      prior: where the outputs of fresh heads start (`runs.head_prior`); empty: as the config says.
       attached: settings of adapters that the parameters have already; fresh parameters then have
         none, whatever the config says.
     """
@@ -107,6 +109,7 @@ def make_network(
     known = accepted(name)
     if known:
         given = sockets.resolved(name, tuple(known), given, offered)
+    given |= {"prior": tuple(prior)} if prior else {}
     module = build("models", name, **{k: v for k, v in offered.items() if k in known} | given)
 
     planned = None if attached else adapter_settings(config)

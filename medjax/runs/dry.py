@@ -12,7 +12,7 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint, initial
+from medjax.runs import build, dry_devices, footprint, head_prior, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.config import with_plan
@@ -32,7 +32,9 @@ def dry(
       devices: numbers of devices to show the memory per device, and to lower the training step,
         for. compiled: also compile it (minutes).
     """
-    config = initial.with_topology(with_plan(config), workdir)
+    config = with_plan(config)
+    head_prior.check(config)
+    config = initial.with_topology(config, workdir)
     data = corpora.open_data(config.data, workdir, files=False)
     expected = spacings.expected(config, data, workdir)
     net = build.make_network(config, data.space, expected.spacing_mm)
@@ -61,6 +63,8 @@ def _network(
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {config.train.batch}, "
         f"{config.train.steps:,}",
         f"spacing              {expected.sentence()}",
+        *["heads                start at the share of every class in the drawn patches"]
+        * head_prior.measures(config),
         f"this machine         {_here(config)}",
         "memory of one step   "
         + ", ".join(f"{name} {footprint.size(n)}" for name, n in sizes.items())

@@ -33,6 +33,7 @@ CONFIG, LABELS, PLAN, SPLITS, ENVIRONMENT = (
 )
 SOURCES = "sources.json"  # case -> hash of the files it was prepared from
 HASHES = "hashes.json"
+HEAD_PRIOR = "head_prior.json"  # where the outputs of the heads started, and why
 HASHED = (CONFIG, LABELS, PLAN)
 NEEDED = {
     "model": ("name",),
@@ -50,6 +51,7 @@ WRITTEN = (  # what a training writes into its folder, apart from predictions an
     ENVIRONMENT,
     SOURCES,
     HASHES,
+    HEAD_PRIOR,
     "saved.json",
     "metrics.jsonl",
     "system.jsonl",

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import adapt, build, fitted
+from medjax.runs import adapt, build, fitted, head_prior
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
@@ -141,6 +141,8 @@ def borrower(
             widen=given.widen,
             fresh=begins,
         )
+        if head_prior.measures(config):
+            params = head_prior.without_loaded(params, account, here)
         if grafted:
             _check_base(params, begun, grafted)
         if report and jax.process_index() == 0:

@@ -19,7 +19,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, evaluations, hosts, initial, sampling
+from medjax.runs import build, evaluations, head_prior, hosts, initial, sampling
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -74,6 +74,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     config = fields if isinstance(fields, Config) else schema.strict(fields)
     config = configs.with_plan(config)
     evaluations.chosen(config.evaluate)  # checked before the training, not after it
+    head_prior.check(config)
     runfolder.check_target(workdir)
     config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
@@ -145,7 +146,8 @@ def recipe_fields(config: Config) -> dict:
     kept = ("seed", "model", "losses", "deep_weights", "task", "task_options")
     kept += ("mask_padding", "augment", "optim")
     given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
-    begun = {k: v for k, v in config.init.as_given().items() if k != "source"}
+    left_out = (("source", config.init.source), ("head_prior", ""))
+    begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
     trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
     if config.train.accumulate != 1:
         trained["accumulate"] = config.train.accumulate
@@ -347,6 +349,8 @@ def _train(run: Run) -> None:
     shared = {"host": host, "hosts": count, "threads": given.threads}
     drawn, held = pools(run, "train"), pools(run, "val")
     _refuse_other_data(run, begun_with := _recipe(run, drawn))
+    if prior := head_prior.start(config, space, run.workdir, drawn, recipe):
+        net = build.make_network(config, space, run.plan.mean_spacing(), prior=prior)
     own = {field.name for field in dataclasses.fields(loop.Settings)}
     settings = {name: getattr(config.train, name) for name in own & set(fields_of(schema.Train))}
     say(

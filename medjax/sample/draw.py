@@ -273,6 +273,10 @@ class Samples:
             if recipe.whole or name not in OPTIONAL
         }
 
+    def pool_of(self, index: int, choice: tuple[int, int] | tuple[()] = ()) -> int:
+        """Position of the pool that the sample with number `index` comes from; reads nothing."""
+        return (choice or self._draw(np.random.default_rng((self.recipe.seed, int(index)))))[0]
+
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
         k = min(
             int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1

@@ -90,24 +90,32 @@ def dataset(
     Element k is this host's share of global batch k. Host h takes samples h, h + hosts, ... of the
     one global stream, batch // hosts of them per batch.
     """
-    import grain
-
     _check(pools, recipe, host, hosts)
     samples = VERSIONS[recipe.version](pools, recipe, cache_bytes)
-    if recipe.draw == "iid":
-        chosen = grain.MapDataset.source(_Endless())
-    else:
-        parts = [
-            grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed))
-            for k, pool in enumerate(pools)
-        ]
-        shares = corpus_probabilities(
-            [len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools]
-        )
-        chosen = grain.MapDataset.mix(parts, shares.tolist())
-    return chosen.map_with_index(samples)[host::hosts].batch(
-        recipe.batch // hosts, drop_remainder=True
+    return (
+        choices(pools, recipe)
+        .map_with_index(samples)[host::hosts]
+        .batch(recipe.batch // hosts, drop_remainder=True)
     )
+
+
+def choices(pools: Sequence[Pool], recipe: Recipe):
+    """Number of a sample -> what the mixture draws for it, as an endless `grain.MapDataset`.
+
+    (pool, case) with the draw "mix", () with "iid", whose samples draw for themselves.
+    """
+    import grain
+
+    if recipe.draw == "iid":
+        return grain.MapDataset.source(_Endless())
+    parts = [
+        grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed))
+        for k, pool in enumerate(pools)
+    ]
+    shares = corpus_probabilities(
+        [len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools]
+    )
+    return grain.MapDataset.mix(parts, shares.tolist())
 
 
 def stream(

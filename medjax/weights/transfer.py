@@ -303,6 +303,16 @@ def _by_name(
     return placed(leaf, axis, rows), tuple(target_names[i] for i in pairs)
 
 
+def with_entries(params: Any, entries: Mapping[str, Mapping[int, Any]]) -> Any:
+    """The tree with some entries of the last axis replaced: path -> index -> value."""
+    names, leaves = rule_lists.paths(params), jax.tree.leaves(params)
+    changed = [
+        placed(leaf, -1, entries[name]) if name in entries else leaf
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), changed)
+
+
 def placed(leaf: Any, axis: int, entries: Mapping[int, Any], shift: Any = None) -> Any:
     """A leaf with some entries along an axis replaced; under jit, as it may be spread over
     processes.

@@ -226,6 +226,24 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "c.optim.lr = 2e-3\n    c.train.patience = 3\n",
         "multitalent:demo train.patience",
     ),  # a new field
+    (
+        "configs.multitalent",
+        "c.model.head_bias = True",
+        "c.model.head_bias = False",
+        "multitalent:unet_small model.head_bias",
+    ),
+    (
+        "configs.m4oe",
+        'head_prior = "prevalence"',
+        'head_prior = ""',
+        "m4oe:small init.head_prior",
+    ),
+    (
+        "configs.tsfm",
+        "_transfer(c)\n    per_corpus_softmax",
+        "_transfer(c)\n    c.init.head_prior = 'prevalence'\n    per_corpus_softmax",
+        "tsfm:finetune_10 init.head_prior",
+    ),  # a paper's recipe starts as published
     ("configs.hippocampus", '"part": "1/2"', '"part": "0/2"', "hippocampus:partial data.views"),
     # defaults in the code that a recipe relies on
     (

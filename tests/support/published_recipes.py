@@ -232,7 +232,9 @@ def _model(table: Table, model: Table) -> Table:
 
 
 # what trains on two cores; chosen by this project, no paper: learning notes 4 and 5
-TWO_CORES = {
+# heads start at the share of every class: learning notes 1.2; the papers' recipes never do
+PREVALENCE = {"init.head_prior": "prevalence"}
+TWO_CORES = PREVALENCE | {
     "data.spacing_rule": "per_corpus",
     "optim.name": "adamw",
     "optim.lr": 2e-3,
@@ -448,7 +450,11 @@ SMALL_RESENC = {  # nnU-Net v2's residual encoder, narrower
     "dtype": "float32",
     "remat": "none",
 }
-NARROW = {"model.base_features": 16, "model.max_features": 128}
+NARROW = {
+    "model.base_features": 16,
+    "model.max_features": 128,
+    "model.head_bias": True,  # which the prior needs
+}
 MT = {
     "unet": _multitalent(MT_UNET, {}, _phases(5e-4, 1e-2, 1e-2, True), NARROW),
     "resenc": _multitalent(MT_RESENC, {}, _phases(5e-4, 1e-2, 1e-2, True), {}),
@@ -472,6 +478,7 @@ MULTITALENT["demo"] = (
     BASE
     | TWO_IN_THREE
     | NARROW
+    | PREVALENCE
     | {  # phantoms; no paper
         "data.phantom_cases": 10,
         "data.spacing_mm": (5.0, 4.0, 4.0),
@@ -672,6 +679,8 @@ SWIN_UNET = {  # 3.1
     "expert_of": None,  # one per modality: 4, row 3
     "dispatch": "auto",
     "head": "corpus_softmax",
+    "head_bias": False,
+    "prior": 0.0,  # without a bias
     "share_heads": (0, 1, 2, 2),  # FLARE22, ATLAS23, and AMOS22's for CT and MR: 4, row 3
     "dtype": "bfloat16",
     "remat": "none",
@@ -810,7 +819,8 @@ FOLDERS = PHANTOMS | {  # real scans on two cores; no paper
     "model.width": 48,
     "model.heads": (3, 6, 12, 24),
 }
-SHORT = {  # of both
+SHORT = PREVALENCE | {  # of both
+    "model.head_bias": True,
     "train.batch": 16,
     "train.steps": 1000,
     "train.checkpoint_every": 250,

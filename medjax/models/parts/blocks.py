@@ -16,6 +16,7 @@ from medjax.errors import ModelError, did_you_mean
 from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, call
 from medjax.models.parts.conv import Conv, Up
+from medjax.models.parts.heads import Prior, bias_init
 from medjax.models.parts.norm import LEAK, InstanceNorm, leaky_relu
 from medjax.models.parts.patch import space_to_depth
 from medjax.models.parts.remat import REMAT, UNIT, mark, policy
@@ -158,14 +159,14 @@ def head(
     x: Float[Array, "b *vol c"],
     classes: int,
     bias: bool,
-    prior: float | int,
+    prior: Prior,
     dtype: Any,
     name: str,
     socket: Callable[..., nn.Module] | None = None,
     context: Context = None,
 ) -> Float[Array, "b *vol k"]:
     """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial
-    bias.
+    bias (`parts.heads.bias_init`).
 
     `socket` makes another kind of head (`parts.heads.socket`), which is called with the context if
     it asks for it.
@@ -174,14 +175,12 @@ def head(
         made = socket(
             classes,
             use_bias=bias,
-            bias_init=nn.initializers.constant(prior),
+            bias_init=bias_init(prior),
             dtype=dtype,
             name=name,
         )
         return call(made, x, context)
-    return Dense(classes, bias, dtype, bias_init=nn.initializers.constant(prior), name=name)(
-        x
-    ).astype(jnp.float32)
+    return Dense(classes, bias, dtype, bias_init=bias_init(prior), name=name)(x).astype(jnp.float32)
 
 
 def check_sides(image: Float[Array, "b *vol m"], strides: Sequence[Sides], what: str) -> None:

@@ -28,6 +28,51 @@ from medjax.models.parts.attention import Context
 
 KINDS = ("sigmoid", "corpus_softmax")
 SHARES = ("corpus", "channels")
+Prior = float | int | tuple[float | int, ...]  # initial bias: of all outputs, or one per output
+
+
+def checked_prior(prior: float | int | Sequence[float | int], use_bias: bool) -> Prior:
+    """The initial bias of a network's heads, from its argument `prior`.
+
+    Args:
+      prior: one number, which a head without a bias ignores, or one per output of the head.
+      use_bias: whether the heads have a bias.
+
+    Raises: `ModelError` for numbers per output of heads without a bias.
+    """
+    if not isinstance(prior, Sequence):
+        return prior
+    if not use_bias:
+        raise ModelError(
+            "the heads of this network have no bias that could start at a number per class",
+            found=f"{len(prior)} numbers",
+            fix="set model.head_bias=True",
+        )
+    return tuple(prior)
+
+
+def bias_init(prior: Prior) -> Callable:
+    """The initialiser of a head's bias.
+
+    Args:
+      prior: one number for all outputs; or one per output: per class of the label space, and with
+        "corpus_softmax" per column but the backgrounds' (see `columns`).
+
+    Raises: `ModelError`, when it is called, for another number of outputs.
+    """
+    if not isinstance(prior, tuple):
+        return nn.initializers.constant(prior)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        if shape != (len(prior),):
+            raise ModelError(
+                "the prior does not fit the outputs of the head",
+                found=f"{len(prior)} numbers",
+                expected=f"one, or {shape[0]}",
+            )
+        return jnp.asarray(prior, dtype)
+
+    return init
 
 
 class DenseHead(nn.Module):

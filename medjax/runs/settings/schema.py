@@ -321,6 +321,12 @@ class Init(Section):
         "repeat", "leaves that read the image, if channels differ; or average, fresh"
     )
     fresh: str = setting("", "regex over parameter paths that stay as initialised")
+    head_prior: str = setting(
+        "",
+        "prevalence: the outputs of fresh heads start at the share of their class in the patches "
+        "that the sampler draws (docs/training.md); empty: as the network starts them",
+        listed=False,
+    )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")
     upcycle: bool = setting(False, "copy the plain MLPs of the source to every expert")
     experts: Mapping[str, str] = setting(
