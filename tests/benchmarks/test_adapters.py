@@ -50,7 +50,7 @@ def test_arms_differ_in_what_is_trained_only(given, repository, monkeypatch):
     arms = {}
     for arm in adapters.arms("unet", given.out):
         fields = _fields(found[f"unet_Heart_{arm}_1"], repository, monkeypatch)
-        arms[arm] = fields.pop("adapters"), fields
+        arms[arm] = fields.pop("adapters", {}), fields
     first = next(iter(arms.values()))[1]
     assert all(fields == first for _, fields in arms.values())
     settings = {
