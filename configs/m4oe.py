@@ -146,6 +146,7 @@ def _small_network(c):
             window=4,
             patch_size=2,
             share_heads="corpus",
+            initial="xavier",  # Swin's 0.02 is made for width 96: too small a start below it
         )
     )
     c.infer.batch_windows = 16

@@ -147,7 +147,7 @@ def _small(c, architecture: str) -> None:
     c.model.dtype = "float32"
     if architecture == "swin":
         c.optim.lr = 5e-4
-        c.model.update(dict(feature_size=12, remat="none"))
+        c.model.update(dict(feature_size=12, remat="none", initial="xavier"))
         c.train.patch = (32, 64, 64)
     else:
         if architecture == "resenc":

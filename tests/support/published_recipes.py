@@ -350,6 +350,7 @@ MT_SWIN = {  # 3.6
     "bottleneck": None,
     "head": "sigmoid",
     "share_heads": "corpus",
+    "initial": "torch",  # MONAI's linear layers
     "dtype": "bfloat16",
     "remat": "block",  # checkpointing, as in the paper: 4, row 8
 }
@@ -461,6 +462,7 @@ MT = {
             "train.patch": (32, 64, 64),
             "model.feature_size": 12,
             "model.remat": "none",
+            "model.initial": "xavier",
         },
     ),
 }
@@ -508,6 +510,7 @@ TSFM_NETWORK = {  # 3.2 and 4: rows 1, 3, 5, 8, 15 to 19; size h: 3.3
     "position": "learned",
     "proj_kernel": (3, 3),
     "bottleneck_residual": False,
+    "initial": "xavier",  # 3.2: 3D-TransUNet's
     "strides": None,
     "deep_supervision": True,
     "head": "sigmoid",
@@ -664,6 +667,7 @@ SWIN_UNET = {  # 3.1
     "mlp_ratio": 4.0,
     "drop_path": 0.2,
     "epsilon": 1e-5,
+    "initial": "swin",  # 3.1: truncated normal .02
     "keep_shift": False,
     "experts_in": "both",
     "routing": "gate",
@@ -800,6 +804,7 @@ PHANTOMS = {  # the demonstration; no paper
     "model.heads": (1, 2, 4, 8),
     "model.window": 4,
     "model.patch_size": 2,
+    "model.initial": "xavier",  # Swin's 0.02 is made for width 96: learning notes 1.1
     "model.dtype": "float32",
 }
 FOLDERS = PHANTOMS | {  # real scans on two cores; no paper
