@@ -204,6 +204,7 @@ def _finetune(c, variant):
     if variant == "single":
         c.init.upcycle = True
     if variant.startswith(("demo", "small")):
+        c.augment.lateral = "auto"
         c.train.batch, c.train.steps, c.train.checkpoint_every, c.train.log_every = (
             16,
             1000,

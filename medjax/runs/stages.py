@@ -353,6 +353,8 @@ def _train(run: Run) -> None:
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{config.train.steps:,} steps of {recipe.batch}"
     )
+    if text := build.about_sides(config, space):
+        say(text)
     task = build.make_task(config, space, net, mesh, layout.batch_axes)
     if layout.used + layout.idle > 1 or layout.accumulate > 1:
         say(layout.sentence())

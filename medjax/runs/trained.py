@@ -8,6 +8,7 @@ several models form an ensemble.
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from medjax.registry import plain
 from medjax.runs import build as network
 from medjax.runs import fitted, folder
 from medjax.runs.settings.schema import Config
+from medjax.scans.header import DataWarning
 from medjax.weights.formats import archive as archives
 
 POSTPROCESS = "postprocess.json"
@@ -260,6 +262,8 @@ def load_predictor(
             if tta
             else tuple(given.mirror_axes)
         )
+        with _refusing(members[0]):
+            axes = _upright(members[0], axes)
         return Segmenter(
             model,
             ensemble=[params for params, _ in ensemble],
@@ -321,6 +325,21 @@ def named_devices(name: str) -> list | None:
     except (RuntimeError, IndexError, ValueError) as error:
         known = [f"{d.platform}:{d.id}" for d in jax.devices()]
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
+
+
+def _upright(one: Trained, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of test-time mirroring without those that would mix left and right: trained with
+    `augment.lateral`, a network sees the other side in a mirrored image.
+    """
+    mixed = set(axes) & set(network.exchanging_axes(one.config, one.space)) if axes else set()
+    if mixed:
+        warnings.warn(
+            f"{one.path}: axes {sorted(mixed)} are not mirrored in prediction: it would mix left "
+            "and right (augment.lateral)",
+            DataWarning,
+            stacklevel=3,
+        )
+    return tuple(axis for axis in axes if axis not in mixed)
 
 
 def _model(

@@ -233,6 +233,7 @@ def _model(table: Table, model: Table) -> Table:
 
 # what trains on two cores; chosen by this project, no paper: learning notes 4 and 5
 TWO_CORES = {
+    "augment.lateral": "auto",
     "data.spacing_rule": "per_corpus",
     "optim.name": "adamw",
     "optim.lr": 2e-3,
@@ -475,6 +476,7 @@ MULTITALENT["demo"] = (
     | TWO_IN_THREE
     | NARROW
     | {  # phantoms; no paper
+        "augment.lateral": "auto",
         "data.phantom_cases": 10,
         "data.spacing_mm": (5.0, 4.0, 4.0),
         "optim.name": "adamw",
@@ -816,6 +818,7 @@ FOLDERS = PHANTOMS | {  # real scans on two cores; no paper
     "model.heads": (3, 6, 12, 24),
 }
 SHORT = {  # of both
+    "augment.lateral": "auto",
     "train.batch": 16,
     "train.steps": 1000,
     "train.checkpoint_every": 250,

@@ -172,7 +172,7 @@ class Augment(Section):
     lateral: str | tuple[tuple[str, str], ...] = setting(
         (),
         "auto, or pairs of class names: left and right classes are exchanged when the left-right "
-        "axis is mirrored",
+        "axis is mirrored; auto mirrors it only where every class with a side has a partner",
         listed=False,
     )
 
