@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from medjax.errors import UsageError
+from medjax.losses import masked_pixels
 from medjax.tasks import supervised
 
 HELD_OUT = 0  # seed of the masks in validation, fixed so that its losses are comparable
@@ -98,7 +99,8 @@ class MaskedImage:
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """The loss without augmentation under fixed masks.
 
-        Its sum `error` (n,) over the samples of each modality, and their number `weight` (n,).
+        Its sum `error` (n,) over the samples of each modality that have a hidden token within the
+        image, and their number `weight` (n,).
         """
         prepared = self.batches.prepare(batch, None)
         masked = block_mask(
@@ -115,7 +117,9 @@ class MaskedImage:
             )
 
         errors = jax.vmap(of_sample)(outputs, prepared)
+        _, counted = masked_pixels.per_sample(outputs, prepared["inside"])
         own = batch["modality"][:, None] == jnp.arange(len(self.names))
+        own = own & (counted > 0)[:, None]
         return {"error": jnp.sum(jnp.where(own, errors[:, None], 0), 0), "weight": jnp.sum(own, 0)}
 
 
@@ -155,7 +159,9 @@ def make(
     grid = tuple(side // patch_size for side in patch)
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
     return MaskedImage(
-        supervised.make(apply, losses, patch=patch, **batches),
+        dataclasses.replace(
+            supervised.make(apply, losses, patch=patch, **batches), with_inside=True
+        ),
         grid,
         block,
         float(ratio),

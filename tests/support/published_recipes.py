@@ -775,6 +775,7 @@ MASKING = {  # 3.6
     "task_options.patch_size": 4,
     "losses.masked_pixels.weight": 1.0,
     "losses.masked_pixels.normalise": False,
+    "losses.masked_pixels.balance": "samples",
     "optim.name": "adamw",
     "optim.lr": 1e-3,
     "optim.b1": 0.9,
@@ -837,6 +838,8 @@ SHORT_MASKED = {
     "optim.warmup_steps": 40,
     "optim.lr": 4e-4,  # 1e-3 x sqrt(16 / 96)
     "task_options.patch_size": 2,
+    "losses.masked_pixels.normalise": True,  # learning notes 1.3
+    "losses.masked_pixels.balance": "modalities",
 }
 OWN_HEADS = {"model.share_heads": "corpus"}
 _SHORT_FINETUNE = _model(_SLICES, SWIN_UNET) | M4OE_RECIPE | SHORT | OWN_HEADS
