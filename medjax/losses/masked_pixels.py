@@ -74,7 +74,7 @@ def per_sample(
             )
         error = jnp.square(outputs["pixels"] - truth).mean(-1)
     else:
-        pixels = _pixels_inside(inside, truth)
+        pixels = _pixels_inside(jnp.asarray(inside), jnp.asarray(truth))
         count = pixels.sum(-1)
         if normalise:
             mean = (truth * pixels).sum(-1) / jnp.maximum(count, 1)
@@ -88,7 +88,7 @@ def per_sample(
 
 
 def _pixels_inside(
-    inside: Bool[Array | np.ndarray, "b *vol"], patches: Float[Array | np.ndarray, "b *grid d"]
+    inside: Bool[Array, "b *vol"], patches: Float[Array, "b *grid d"]
 ) -> Float[Array, "b *grid d"]:
     """1 for the pixels of every patch that lie within the image; d runs over (offsets, channel)."""
     size = [n // g for n, g in zip(inside.shape[1:], patches.shape[1:-1], strict=True)]

@@ -216,6 +216,7 @@ def load_predictor(
     memory_gib: float | None = None,
     uncertainty: bool = False,
     postprocess: str = "",
+    conflicts: str = "",
     fast: bool = False,
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
@@ -230,6 +231,7 @@ def load_predictor(
       memory_gib: memory limit of a case. uncertainty: compute the disagreement of mirrors and
         members.
       postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
+      conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
       fast: use the coarser companion that the models name in `infer.fast`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
@@ -277,6 +279,7 @@ def load_predictor(
             precision=given.precision,
             devices=devices,
             memory_gib=memory_gib,
+            conflicts=conflicts or given.conflicts,
             uncertainty=uncertainty,
             postprocess=rules(trained[0], postprocess) if postprocess else configured,
         )
