@@ -139,7 +139,7 @@ def _case_scores(
     probabilities, _ = scorer.scores(formats.read_case(case.images), Request(name))
     mask = dataclasses.replace(scorer.decision, average="prob").decide(probabilities)
     if scorer.conflicts == conflicts.ARGMAX:
-        among = conflicts.exclusive(space, name, space.classes)
+        among = conflicts.excluding(space, name, space.classes)
         where = conflicts.overlapping(mask, among)
         order = conflicts.strength(space, space.classes)
         mask = conflicts.settled(mask, probabilities, among, order, where)

@@ -22,7 +22,7 @@ ORDERED, ARGMAX = "ordered", "argmax"
 RULES = (ORDERED, ARGMAX)
 
 
-def exclusive(space: LabelSpace, corpus: str, names: Sequence[str]) -> Bool[np.ndarray, "c c"]:
+def excluding(space: LabelSpace, corpus: str, names: Sequence[str]) -> Bool[np.ndarray, "c c"]:
     """Whether two classes of a corpus exclude each other, for some classes of the space.
 
     A class that the corpus does not annotate excludes none.

@@ -107,7 +107,7 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
     label_map = found.label_map
     if changes:
         cropped = masks.transform.image(label_map)
-        among = conflicts.exclusive(space, corpus, masks.names)
+        among = conflicts.excluding(space, corpus, masks.names)
         for number, region in enumerate(masks.regions):
             mask = masks.block(number)
             if masks.beaten is not None:

@@ -237,7 +237,7 @@ class Segmenter:
             for name in (UNCERTAINTIES if self.uncertain else ())
         }
         views = {name: transform.image(array) for name, array in maps.items()}
-        excluding = rules.exclusive(space, corpus, names)
+        excluding = rules.excluding(space, corpus, names)
         if self.conflicts == rules.ARGMAX:
             masks.beaten = Masks(names, transform)
         whole = bool(on_scores or maps or len(self.networks) > 1)  # all classes in every block

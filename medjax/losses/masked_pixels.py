@@ -11,12 +11,10 @@ the truth of every patch has mean 0 and standard deviation 1, as in MAE.
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from medjax.errors import UsageError, did_you_mean
 from medjax.losses.parts import separable
-from medjax.models.parts.patch import space_to_depth
 
 EPSILON = 1e-6
 BALANCES = ("samples", "modalities")
@@ -28,7 +26,8 @@ def make(
     """The loss f(outputs, batch) -> scalar >= 0.
 
     outputs: `pixels` and `patches` (b, *grid, d), `masked` (b, *grid) bool. batch: `inside` (b,
-    *vol) bool, true within the image (default everywhere), and `modality` (b,) for "modalities".
+    *grid, p) bool, true for the pixels of a patch that lie within the image (default: all), and
+    `modality` (b,) for "modalities". d runs over (pixel, channel).
 
     Args:
       normalise: predict every patch up to its own mean and (unbiased) standard deviation. Without
@@ -59,7 +58,7 @@ def make(
 
 def per_sample(
     outputs: Mapping,
-    inside: Bool[Array | np.ndarray, "b *vol"] | None = None,
+    inside: Bool[Array, "b *grid p"] | None = None,
     normalise: bool = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """The loss of every sample, and 1 where it has a hidden patch that counts, else 0 (so is its
@@ -74,7 +73,8 @@ def per_sample(
             )
         error = jnp.square(outputs["pixels"] - truth).mean(-1)
     else:
-        pixels = _pixels_inside(jnp.asarray(inside), jnp.asarray(truth))
+        channels = truth.shape[-1] // inside.shape[-1]
+        pixels = jnp.repeat(inside.astype(truth.dtype), channels, -1)
         count = pixels.sum(-1)
         if normalise:
             mean = (truth * pixels).sum(-1) / jnp.maximum(count, 1)
@@ -85,12 +85,3 @@ def per_sample(
         hidden = hidden * (count > 0)
     patches = hidden.sum(axes)
     return (error * hidden).sum(axes) / jnp.maximum(patches, 1), (patches > 0).astype(jnp.float32)
-
-
-def _pixels_inside(
-    inside: Bool[Array, "b *vol"], patches: Float[Array, "b *grid d"]
-) -> Float[Array, "b *grid d"]:
-    """1 for the pixels of every patch that lie within the image; d runs over (offsets, channel)."""
-    size = [n // g for n, g in zip(inside.shape[1:], patches.shape[1:-1], strict=True)]
-    found = space_to_depth(inside[..., None], size).astype(patches.dtype)
-    return jnp.repeat(found, patches.shape[-1] // found.shape[-1], -1)

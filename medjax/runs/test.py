@@ -108,7 +108,7 @@ def _own_channels(predictor: Any, corpus: Corpus) -> Callable | None:
     """Counts every class' own channel, for the sidecars; None where the classes compete in one
     softmax, and have no channel of their own.
     """
-    if predictor.decision.name != "sigmoid":
+    if predictor.decision.competes:
         return None
     space = predictor.model.space
     channel_of = dict(space.names[space.corpus_index(corpus.name)])

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool
 
 from medjax.errors import UsageError
 from medjax.losses import masked_pixels
+from medjax.models.parts.patch import space_to_depth
 from medjax.tasks import supervised
 
 HELD_OUT = 0  # seed of the masks in validation, fixed so that its losses are comparable
@@ -71,11 +72,19 @@ class MaskedImage:
         return self.prepared_loss(params, self.prepare(batch, key), key)
 
     def prepare(self, batch: Mapping[str, Any], key: Array) -> dict[str, Any]:
-        """The batch as `Supervised.prepare` returns it, with the tokens that are hidden."""
-        prepared = self.batches.prepare(batch, key)
+        """The batch as `Supervised.prepare` returns it, with the tokens that are hidden, and
+        `inside` (b, *grid, pixels): which pixels of a token lie within the image.
+        """
+        prepared = self._prepared(batch, key)
         count = prepared["image"].shape[0]
         masked = block_mask(jax.random.fold_in(key, 2), count, self.grid, self.block, self.ratio)
         return prepared | {"masked": masked}
+
+    def _prepared(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
+        prepared = self.batches.prepare(batch, key)
+        inside = jnp.asarray(prepared["inside"])[..., None]
+        size = [n // g for n, g in zip(inside.shape[1:-1], self.grid, strict=True)]
+        return prepared | {"inside": space_to_depth(inside, size)}
 
     def prepared_loss(
         self,
@@ -102,7 +111,7 @@ class MaskedImage:
         Its sum `error` (n,) over the samples of each modality that have a hidden token within the
         image, and their number `weight` (n,).
         """
-        prepared = self.batches.prepare(batch, None)
+        prepared = self._prepared(batch, None)
         masked = block_mask(
             jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
         )

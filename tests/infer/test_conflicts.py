@@ -32,7 +32,7 @@ ABDOMEN = Corpus(
 OTHER = Corpus("Other", ((1, ("kidney", "spleen")), (2, ("kidney",)), (3, ("bone",))))
 SPACE = merge([ABDOMEN, OTHER])
 NAMES = ABDOMEN.classes
-EXCLUDING = conflicts.exclusive(SPACE, "Abdomen", NAMES)
+EXCLUDING = conflicts.excluding(SPACE, "Abdomen", NAMES)
 
 
 def test_classes_exclude_each_other_where_no_label_value_holds_both():
@@ -42,7 +42,7 @@ def test_classes_exclude_each_other_where_no_label_value_holds_both():
     assert pairs == {
         (a, b) for a in NAMES for b in NAMES if a != b and frozenset((a, b)) not in together
     }
-    other = conflicts.exclusive(SPACE, "Other", SPACE.classes)
+    other = conflicts.excluding(SPACE, "Other", SPACE.classes)
     names = {
         name: {SPACE.classes[j] for j in np.flatnonzero(row)}
         for name, row in zip(SPACE.classes, other, strict=True)

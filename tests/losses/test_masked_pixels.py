@@ -22,6 +22,11 @@ def outputs(samples=4, grid=(3, 5)):
     return {"patches": patches, "pixels": pixels, "masked": masked}
 
 
+def tokens(inside):
+    """(b, *vol) -> (b, *grid, pixels)."""
+    return space_to_depth(jnp.asarray(inside)[..., None], (SIDE,) * (inside.ndim - 1))
+
+
 def by_hand(found, inside, normalise, sample):
     """The loss of one sample, patch by patch; None if none counts."""
     losses, grid = [], found["masked"].shape[1:]
@@ -54,14 +59,14 @@ def test_only_pixels_within_the_image_are_counted(normalise):
     found, inside = outputs(), _inside()
     expected = [by_hand(found, inside, normalise, k) for k in range(4)]
     assert expected[3] is None and None not in expected[:3]
-    each, counted = masked_pixels.per_sample(found, jnp.asarray(inside), normalise)
+    each, counted = masked_pixels.per_sample(found, tokens(inside), normalise)
     np.testing.assert_allclose(each, [*expected[:3], 0], rtol=1e-4)
     assert counted.tolist() == [1, 1, 1, 0]
     loss = masked_pixels.make(normalise)
-    batch = {"inside": jnp.asarray(inside)}
+    batch = {"inside": tokens(inside)}
     np.testing.assert_allclose(loss(found, batch), sum(expected[:3]) / 4, rtol=1e-4)
     # whatever is guessed or true outside changes nothing, and gets no gradient
-    outside = 1 - masked_pixels._pixels_inside(jnp.asarray(inside), found["patches"])
+    outside = 1.0 - jnp.repeat(tokens(inside), CHANNELS, -1)
     moved = {k: found[k] + 1e3 * outside for k in ("patches", "pixels")} | {
         "masked": found["masked"]
     }
@@ -73,7 +78,7 @@ def test_only_pixels_within_the_image_are_counted(normalise):
 @pytest.mark.parametrize("normalise", [False, True])
 def test_an_image_without_an_outside_has_the_published_loss(normalise):
     found = outputs()
-    whole = jnp.ones((4, 6, 10), bool)
+    whole = tokens(np.ones((4, 6, 10), bool))
     loss = masked_pixels.make(normalise)
     np.testing.assert_allclose(loss(found, {"inside": whole}), loss(found, {}), rtol=1e-5)
 
@@ -82,8 +87,8 @@ def test_modalities_weigh_alike_whatever_their_number_of_samples():
     found, inside = outputs(6, (2, 3)), np.ones((6, 4, 6), bool)
     inside[5] = False
     modality = jnp.array([0, 0, 0, 2, 1, 1])
-    each, _ = masked_pixels.per_sample(found, jnp.asarray(inside))
-    batch = {"inside": jnp.asarray(inside), "modality": modality}
+    each, _ = masked_pixels.per_sample(found, tokens(inside))
+    batch = {"inside": tokens(inside), "modality": modality}
     expected = (each[:3].mean() + each[3] + each[4]) / 3  # sample 5 shows nothing
     balanced = masked_pixels.make(balance="modalities")
     np.testing.assert_allclose(balanced(found, batch), expected, rtol=1e-5)
