@@ -159,6 +159,7 @@ def _small(c, architecture: str) -> None:
 
 def _demo(c) -> None:
     c.augment.lateral = "auto"
+    c.infer.conflicts = "argmax"
     c.data.phantom_cases = 10
     c.data.spacing_mm = (5.0, 4.0, 4.0)
     c.optim.name = "adamw"

@@ -234,6 +234,7 @@ def _model(table: Table, model: Table) -> Table:
 # what trains on two cores; chosen by this project, no paper: learning notes 4 and 5
 TWO_CORES = {
     "augment.lateral": "auto",
+    "infer.conflicts": "argmax",
     "data.spacing_rule": "per_corpus",
     "optim.name": "adamw",
     "optim.lr": 2e-3,
@@ -477,6 +478,7 @@ MULTITALENT["demo"] = (
     | NARROW
     | {  # phantoms; no paper
         "augment.lateral": "auto",
+        "infer.conflicts": "argmax",
         "data.phantom_cases": 10,
         "data.spacing_mm": (5.0, 4.0, 4.0),
         "optim.name": "adamw",
