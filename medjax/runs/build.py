@@ -30,6 +30,8 @@ from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
 from medjax.weights.adapters import Adapters
 
+TOPOLOGY = ("strides", "kernels")  # arguments that a patch and a spacing decide if they are open
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -43,6 +45,7 @@ class Network:
       channels: m.
       reads: what the model reads beside the image (`models.context`).
       tasks: per corpus of the label space, the number of its task.
+      topology: strides and kernels of every stage, of networks that have them.
     """
 
     apply: Callable[..., dict]
@@ -51,6 +54,7 @@ class Network:
     channels: int
     reads: contexts.Spec = dataclasses.field(default_factory=lambda: contexts.DEFAULT)
     tasks: tuple[int, ...] = ()
+    topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def abstract(self) -> Any:
         """Shapes of the parameters; allocates nothing."""
@@ -114,13 +118,16 @@ def make_network(
 
     def apply(params, image, context=None, train=False, key=None):
         with precision(config.train.precision) if train else contextlib.nullcontext():
-            return module.apply(
+            outputs = module.apply(
                 adapter_weights.variables(params, settings, image, context or {}),
                 image,
                 context,
                 train,
                 rngs=None if key is None else {"dropout": key},
             )
+        if train and settings and (shares := adapter_weights.balance(params, image)):
+            outputs = outputs | {"balance": {**outputs.get("balance", {}), **shares}}
+        return outputs
 
     def init(key):
         fresh = contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
@@ -129,7 +136,8 @@ def make_network(
         key = jax.random.fold_in(key, 1)
         return adapter_weights.graft(fresh, planned, key, channels=channels)
 
-    return Network(apply, init, patch, channels, reads, own)
+    topology = {k: getattr(module, k) for k in TOPOLOGY if k in known and hasattr(module, k)}
+    return Network(apply, init, patch, channels, reads, own, topology)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -12,7 +12,7 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint
+from medjax.runs import build, dry_devices, footprint, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.config import with_plan
@@ -32,7 +32,7 @@ def dry(
       devices: numbers of devices to show the memory per device, and to lower the training step,
         for. compiled: also compile it (minutes).
     """
-    config = with_plan(config)
+    config = initial.with_topology(with_plan(config), workdir)
     data = corpora.open_data(config.data, workdir, files=False)
     expected = spacings.expected(config, data, workdir)
     net = build.make_network(config, data.space, expected.spacing_mm)

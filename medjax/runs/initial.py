@@ -20,8 +20,9 @@ from medjax.runs import adapt, build, fitted
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
+from medjax.runs.config import with_field
 from medjax.runs.settings.schema import Config
-from medjax.train import checkpoint
+from medjax.train import checkpoint, stepfolder
 from medjax.weights import adapters
 from medjax.weights.transfer import transfer
 
@@ -37,6 +38,35 @@ def trilinear(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 RESIZERS: Mapping[str, Callable] = {"trilinear": trilinear}
+
+
+def with_topology(config: Config, workdir: Path) -> Config:
+    """The config with strides and kernels of the network of `config.init.source`, if it leaves them
+    open.
+
+    Another patch or spacing would lead to other strides, with which the same kernels compute
+    something else although every shape fits. A trained run keeps those that it started with.
+
+    Raises: what `read_model` and `Trained.network` raise for a source that cannot be used.
+    """
+    given, model = config.init, config.model
+    wanted = [name for name in build.TOPOLOGY if name in build.accepted(model.name)]
+    wanted = [name for name in wanted if model.options.get(name) is None]
+    if not given.source or len(wanted) == 0:
+        return config
+    if stepfolder.latest_step(workdir / "checkpoints") is not None:
+        found = runfolder.read_config(workdir).model.options
+    else:
+        source = models.read_model(Path(given.source).expanduser())
+        if source.config.model.name != model.name:
+            return config
+        if len(source.config.train.patch) != len(config.train.patch):
+            return config
+        found = source.network.topology
+    for name in wanted:
+        if found.get(name) is not None:
+            config = with_field(config, f"model.{name}", found[name])
+    return config
 
 
 def borrower(
@@ -78,6 +108,11 @@ def borrower(
             f"config.init.classes names unknown classes {wrong}",
             expected=f"here: {list(space.classes)}; source: {list(source.classes)}",
         )
+    other = _other_topology(trained, net)
+    if other and grafted:
+        raise UsageError(
+            "adapters need the network of their source", found=other, fix="leave these fields out"
+        )
     channels = (max(len(c.channels) for c in source.corpora), net.channels)
     here, there = adapt.channel_names((config, space), (trained.config, source))
 
@@ -89,7 +124,7 @@ def borrower(
         )
         begun = adapt.rearranged(begun, (trained.config, source), fresh, (config, space))
         begins = given.fresh
-        if grafted and not adapters.has_adapters(begun):
+        if grafted and grafted.grafts and not adapters.has_adapters(begun):
             begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
         params, account = transfer(
             fresh,
@@ -109,13 +144,24 @@ def borrower(
         if grafted:
             _check_base(params, begun, grafted)
         if report and jax.process_index() == 0:
-            print(f"{account.text()}\n  source          {folder}", flush=True)
+            differs = f"\n  other topology  {other}" if other else ""
+            print(f"{account.text()}\n  source          {folder}{differs}", flush=True)
             runfolder.write_json(
                 workdir / TRANSFER, {"source": str(folder.resolve())} | account.to_json()
             )
         return params
 
     return borrow
+
+
+def _other_topology(source: models.Trained, net: Network) -> str:
+    """Strides and kernels that differ between two networks of one kind, in words."""
+    theirs = source.network.topology
+    return "; ".join(
+        f"{name} {net.topology[name]}, of the source {theirs[name]}"
+        for name in build.TOPOLOGY
+        if name in theirs and theirs[name] != net.topology.get(name, theirs[name])
+    )
 
 
 def _check_base(params: Any, source: Any, settings: adapters.Adapters) -> None:

@@ -75,7 +75,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     config = configs.with_plan(config)
     evaluations.chosen(config.evaluate)  # checked before the training, not after it
     runfolder.check_target(workdir)
-    config = configs.with_stream_version(config, workdir)
+    config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
     settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
 
@@ -324,7 +324,7 @@ def train(run: Run) -> None:
 
 
 def _train(run: Run) -> None:
-    from medjax.train import accumulate, loop, sharding
+    from medjax.train import accumulate, loop, sharding, stepfolder
 
     layout = hosts.layout(run.config)  # refused before anything is prepared
     mesh = layout.mesh()
@@ -360,6 +360,7 @@ def _train(run: Run) -> None:
         say(layout.sentence())
     if text := accumulate.sentence(task, layout.accumulate):
         say(text)
+    resumes = stepfolder.latest_step(run.workdir / "checkpoints") is not None
     loop.fit(
         task=task,
         init=net.init,
@@ -372,7 +373,7 @@ def _train(run: Run) -> None:
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
-        borrow=initial.borrower(config, space, net, run.workdir),
+        borrow=None if resumes else initial.borrower(config, space, net, run.workdir),
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,

@@ -117,6 +117,11 @@ class Adapters:
         return max(self.experts - 1, 1)
 
     @property
+    def grafts(self) -> bool:
+        """Whether any kernel gets an adapter; otherwise only whole leaves are trained."""
+        return any(value not in (WHOLE, 0) for _, value in self.rules)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Name of the context entry that routes a sample, if any."""
         return (self.routing,) if self.routing in ("modality", "corpus", "task") else ()
@@ -147,7 +152,7 @@ class Adapters:
         return share[:, 1:]
 
     def _gate(self, router: Mapping[str, Array], features: Array) -> Array:
-        share = jax.nn.softmax(features @ router["kernel"] + router["bias"], -1)
+        share = _softened(router, features)
         if self.top_k == self.experts:
             return share
         least = jax.lax.top_k(share, self.top_k)[0][:, -1:]
@@ -218,8 +223,8 @@ def graft(params: Any, settings: Adapters, key: Array, *, channels: int = 1) -> 
 
 def trainable(settings: Adapters) -> Rules:
     """The `optim.trainable` rules of a run with adapters: their leaves and the whole ones."""
-    whole = [(p, r == WHOLE) for p, r in settings.rules]
-    return ((TRAINED, True), *whole)
+    whole = tuple((p, r == WHOLE) for p, r in settings.rules)
+    return ((TRAINED, True), *whole) if settings.grafts else whole
 
 
 def frozen(params: Any, settings: Adapters) -> set[str]:
@@ -260,6 +265,21 @@ def variables(
     features = image_features(base, image) if router else None
     share = settings.route(router, features, context, image.shape[0])
     return {"params": base, COLLECTION: routed(own, share, settings)}
+
+
+def balance(
+    params: Mapping, image: Float[Array | np.ndarray, "b *vol m"]
+) -> dict[str, Float[Array, "b e"]]:
+    """What a loss needs to keep all experts of the learned gate in use (`losses.balance`): the
+    share of every expert, the identity included, before the choice of the largest; empty without a
+    gate.
+    """
+    base, _, router = split(params)
+    return {"adapters": _softened(router, image_features(base, image))} if router else {}
+
+
+def _softened(router: Mapping[str, Array], features: Array) -> Array:
+    return jax.nn.softmax(features @ router["kernel"] + router["bias"], -1)
 
 
 def routed(own: Mapping, share: Float[Array, "b e"], settings: Adapters) -> dict:

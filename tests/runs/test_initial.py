@@ -2,6 +2,8 @@
 and what is refused before training.
 """
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build, initial
 from medjax.runs import folder as runfolder
+from medjax.runs.config import with_field
 from medjax.train import checkpoint
 from tests.support.configs import typed
 
@@ -116,3 +119,45 @@ def test_what_cannot_be_meant_is_refused_before_training(source, tmp_path):
         initial.borrower(_config(), space, build.make_network(_config(), space, SPACING), tmp_path)
         is None
     )
+
+
+FLAT = (5.0, 1.0, 1.0)  # mm: the rule would halve only the second and third axis
+
+
+def test_strides_left_open_are_those_of_the_source(source, tmp_path):
+    folder, _ = source
+    space = _space("New", ("CT",), "kidney")
+    alone = build.make_network(_config(), space, FLAT).topology
+    assert alone["strides"] == ((1, 1, 1), (1, 2, 2))
+    config = initial.with_topology(_config(source=str(folder)), tmp_path)
+    found = build.make_network(config, space, FLAT).topology
+    assert found["strides"] == ((1, 1, 1), (2, 2, 2))
+    assert found["kernels"] == ((3, 3, 3), (3, 3, 3)) != alone["kernels"]
+    assert initial.with_topology(_config(), tmp_path) == _config()
+
+
+def test_a_trained_run_keeps_the_strides_it_started_with(source, tmp_path):
+    folder, _ = source
+    given = _config(source=str(folder))
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    for begun in (given, with_field(given, "model.strides", ((1, 1, 1), (1, 2, 2)))):
+        runfolder.write_json(tmp_path / runfolder.CONFIG, begun.as_given())
+        found = initial.with_topology(given, tmp_path)
+        assert found.model.options.get("strides") == begun.model.options.get("strides")
+
+
+def test_other_strides_than_the_source_s_are_shown_and_refused_with_adapters(
+    source, tmp_path, capsys
+):
+    folder, _ = source
+    space = _space("New", ("CT",), "liver", "spleen")
+    config = _config(source=str(folder), fresh="^up_0/")
+    config = with_field(config, "model.strides", ((1, 1, 1), (1, 2, 2)))
+    net = build.make_network(config, space, SPACING)
+    initial.borrower(config, space, net, tmp_path)(_some(net, 2))
+    assert "strides ((1, 1, 1), (1, 2, 2)), of the source ((1, 1, 1), (2, 2, 2))" in (
+        capsys.readouterr().out
+    )
+    config = with_field(config, "adapters.kernels", "unet")
+    with pytest.raises(UsageError, match="need the network of their source"):
+        initial.borrower(config, space, build.make_network(config, space, SPACING), tmp_path)

@@ -28,7 +28,11 @@ from medjax.train import state as states
 from tests.train import test_toy as toy
 
 RULES = tsfm.get_config("t").sharding.rules  # biases and scales replicated, all else spread
-KILLED = ("toy", pytest.param("partly", marks=pytest.mark.slow))
+KILLED = (
+    "toy",
+    pytest.param("partly", marks=pytest.mark.slow),
+    pytest.param("adapted", marks=pytest.mark.slow),
+)
 NETS = ("toy", pytest.param("tsfm", marks=pytest.mark.slow))
 
 
@@ -293,6 +297,24 @@ def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(references, tm
     assert_result_of(
         reference, eight, toy.run(eight, net=net, devices=8, fsdp=4, **rules)["params"]
     )
+
+
+@pytest.mark.slow
+def test_adapters_train_alike_on_eight_devices_beside_a_base_that_stays(references, tmp_path):
+    """Scanned and recomputed layers, the base spread over four devices, twice; the base's leaves
+    stay, and the optimizer holds two numbers for each that is trained.
+    """
+    reference = references("adapted")
+    fresh, _, _ = toy.network("adapted", 12)
+    begun = flat(jax.jit(fresh)(jax.random.key(0)))
+    state = toy.run(tmp_path / "eight", net="adapted", devices=8, fsdp=4, sharding_rules=RULES)
+    assert split_share(state["frozen"]) > 0.7
+    assert_same(toy.weights_of(state), reference[1], atol=1e-5)
+    moved = {name for name, v in flat(toy.weights_of(state)).items() if np.any(v != begun[name])}
+    trained = {name for name in begun if "lora" in name or "head" in name}
+    assert moved == trained and len(trained) < len(begun)
+    numbers = sum(np.size(v) for v in jax.tree.leaves(state["opt"]))
+    assert 0 <= numbers - 2 * sum(begun[name].size for name in trained) <= 3
 
 
 def test_another_recipe_is_refused(reference):

@@ -25,6 +25,7 @@ from medjax.models import tsfm
 from medjax.tasks import supervised
 from medjax.train import loop, optim, sharding
 from medjax.train import state as states
+from medjax.weights import adapters
 
 PATCH, CUT, BATCH = (4, 6, 6), (6, 8, 8), 8
 CLASSES = ("liver", "tumour", "kidney")
@@ -112,9 +113,9 @@ def tsfm_init_and_apply():
         remat="block",
     )
 
-    def apply(params, image, context, train, key=None):
+    def apply(params, image, context, train, key=None, **collections):
         return net.apply(
-            {"params": params},
+            {"params": params} | collections,
             image,
             context,
             train,
@@ -124,9 +125,26 @@ def tsfm_init_and_apply():
     return lambda key: net.init(key, jnp.zeros((1, *PATCH, 1)))["params"], apply
 
 
+def adapted(fresh, forward, steps):
+    """TSFM with adapters beside every kernel, a trained head, and everything else frozen."""
+    rules = (("^head", adapters.WHOLE), (r"kernel$", 2), (".*", 0))
+    settings = adapters.Adapters(rules, alpha=2.0)
+
+    def init(key):
+        return adapters.graft(fresh(key), settings, jax.random.fold_in(key, 1))
+
+    def apply(params, image, context, train, key=None):
+        variables = adapters.variables(params, settings, image, context or {})
+        return forward(variables.pop("params"), image, context, train, key, **variables)
+
+    trained = adapters.trainable(settings)
+    return init, task(apply), optim.make(name="adamw", lr=0.01, steps=steps, trainable=trained)
+
+
 def network(net, steps):
     """(init, task, optimizer) of "toy", of "partly": the toy with a frozen head and a moving
-    average, or of "tsfm" with its own recipe at ten times the rate.
+    average, of "adapted": TSFM with adapters and a trained head, or of "tsfm" with its own recipe
+    at ten times the rate.
     """
     if net == "toy":
         return init, task(), optim.make(lr=0.05, momentum=0.9, steps=steps)
@@ -135,6 +153,8 @@ def network(net, steps):
         plain = dict(name="adamw", lr=0.01, steps=steps)
         return init, task(), optim.make(**plain, trainable=part, ema=0.5)
     fresh, forward = tsfm_init_and_apply()
+    if net == "adapted":
+        return adapted(fresh, forward, steps)
     return fresh, task(forward), optim.make(lr=1e-2, weight_decay=1e-3, steps=steps)
 
 
@@ -172,7 +192,7 @@ def run(
 
     fields = set(loop.Settings.__dataclass_fields__)
     plain = dict(
-        validate_every=0 if net == "tsfm" else 4,
+        validate_every=0 if net in ("tsfm", "adapted") else 4,
         validation_batches=2,
         checkpoint_every=4,
         log_every=3,

@@ -274,3 +274,46 @@ def test_the_digest_depends_on_names_shapes_types_and_numbers():
         {"a": {"bias": base["a"]["kernel"]}, "b": base["b"]},
     ):
         assert adapters.digest(other) != first
+
+
+def test_the_balance_of_the_learned_gate_is_its_soft_share():
+    settings = Adapters(EVERY, experts=3, routing="image", top_k=1)
+    _, _, tree, image = _made(settings)
+    tree = _drawn(tree)
+    base, _, router = adapters.split(tree)
+    given = adapters.image_features(base, image) @ router["kernel"] + router["bias"]
+    found = adapters.balance(tree, image)
+    np.testing.assert_allclose(found["adapters"], jax.nn.softmax(given), rtol=1e-6)
+    assert adapters.balance(_made()[2], image) == {}
+
+
+def test_the_gradient_of_adapters_costs_less_than_that_of_all_kernels():
+    """Without the kernels' own gradients, about a third of a step's products is left out."""
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for k in range(6):
+                x = nn.gelu(listener.Dense(96, name=f"layer{k}")(x))
+            return x
+
+    x = jnp.ones((1, 64, 96))
+    settings = Adapters(((r"kernel$", 4), (".*", 0)))
+    base = jax.eval_shape(lambda k: Stack().init(k, x)["params"], jax.random.key(0))
+    tree = jax.eval_shape(lambda p: adapters.graft(p, settings, jax.random.key(1)), base)
+    own = adapters._flat(tree)
+    pairs = {k: v for k, v in own.items() if "lora" in k}
+    frozen = {k: v for k, v in own.items() if "lora" not in k}
+
+    def beside(pairs, frozen):
+        tree = adapters._nested(frozen | pairs)
+        return Stack().apply(adapters.variables(tree, settings, x, {}), x).sum()
+
+    def whole(params):
+        return Stack().apply({"params": params}, x).sum()
+
+    def flops(function, *arguments):
+        return jax.jit(jax.grad(function)).lower(*arguments).compile().cost_analysis()["flops"]
+
+    share = flops(beside, pairs, frozen) / flops(whole, base)
+    assert 0.6 < share < 0.85  # 2/3 of the products, and those of the pairs (rank 4 beside 96)

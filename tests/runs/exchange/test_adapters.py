@@ -101,6 +101,26 @@ def test_only_adapters_and_whole_leaves_are_trained(run, base):
     assert steps and (run / "checkpoints" / "base").is_dir() and max(sizes) < 1 << 20
 
 
+def test_a_head_alone_is_an_adapter_too(raw, base, tmp_path):
+    """Rules without a rank: only the head is trained, and the file holds only it."""
+    fields = _fields(raw, base, rules=((HEAD, "whole"), (".*", 0)))
+    stages.train(stages.open_run(fields, tmp_path / "run"))
+    trained, before = (
+        _flat(read_model(tmp_path / "run").params()),
+        _flat(checkpoint.read_params(base)),
+    )
+    moved = {p for p in trained if not np.array_equal(trained[p], before.get(p, ()))}
+    assert moved == {p for p in trained if re.search(HEAD, p)} != set(trained)
+    path = tmp_path / f"head{SUFFIX}"
+    adapters.extract(tmp_path / "run", path)
+    assert set(form.read(path).arrays) == moved
+    image = np.random.default_rng(0).normal(size=(8, 10, 12)).astype(np.float32)
+    ours = medjax.Predictor(base, adapter=path).predict(image, np.eye(4))
+    np.testing.assert_array_equal(
+        ours, medjax.Predictor(tmp_path / "run").predict(image, np.eye(4))
+    )
+
+
 def test_predicting_with_the_file_is_predicting_with_the_run(run, base, file, raw, tmp_path):
     assert file.stat().st_size < 4 * form.read(file).numbers + (1 << 15)
     scan = next((raw["New"] / "imagesTr").glob("*"))
