@@ -138,7 +138,7 @@ def _case_scores(
     space = scorer.model.space
     probabilities, _ = scorer.scores(formats.read_case(case.images), Request(name))
     mask = dataclasses.replace(scorer.decision, average="prob").decide(probabilities)
-    if scorer.conflicts == conflicts.ARGMAX:
+    if getattr(scorer, "conflicts", conflicts.ORDERED) == conflicts.ARGMAX:
         among = conflicts.excluding(space, name, space.classes)
         where = conflicts.overlapping(mask, among)
         order = conflicts.strength(space, space.classes)

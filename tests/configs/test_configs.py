@@ -81,7 +81,7 @@ def test_configs_build_abstractly(name, variant, tmp_path):
     if not _fields(name, variant)["data"]["declared"]:  # phantoms have two kidneys
         lateral = _fields(name, variant)["augment"].get("lateral")
         masked = _fields(name, variant)["task"] == "masked_image"
-        assert ("left kidney and right kidney" in text) == (lateral == "auto") != masked
+        assert ("right kidney and left kidney" in text) == (lateral == "auto") != masked
 
 
 @pytest.mark.parametrize(
