@@ -2,7 +2,10 @@
 
 import argparse
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,22 @@ def test_a_flag_that_nobody_takes_is_noticed(monkeypatch):
     assert _taken("multitalent.py:demo", ["--config.optim.lr=1", "--config.model.remat"])
     for flags in (["--config.optim.lrr=1"], ["--config.model.gate_scope"], ["--config.seed=x"]):
         assert not _taken("multitalent.py:demo", flags)
+
+
+@pytest.mark.slow
+def test_the_example_of_adapters_runs(tmp_path):
+    """Its commands and its Python text, with trainings of two steps."""
+    section = (ROOT / "docs/adapters.md").read_text().split("## Try it")[1].split("\n## ")[0]
+    lines, text = (
+        re.search(rf"```{kind}\n(.*?)```", section, re.S)[1] for kind in ("bash", "python")
+    )
+    lines = re.sub(r"train\.steps=\d+", "train.steps=2 --config.data.phantom_cases=5", lines)
+    lines = lines.replace("configs/", f"{ROOT}/configs/")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    for words in (["bash", "-ec", lines], [sys.executable, "-c", text]):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "voxels of liver" in done.stdout and "'liver tumour'" in done.stdout
+    masks = {p.name for p in (tmp_path / "masks").glob("*.nii.gz")}
+    assert masks == {f"mr_{k:03d}.nii.gz" for k in range(5)}
