@@ -31,6 +31,8 @@ def for_two_cores(c) -> None:
     """Settings of the small recipes on real corpora: each corpus on its own spacing, AdamW, 1500
     steps.
     """
+    c.augment.lateral = "auto"
+    c.infer.conflicts = "argmax"
     # 1 mm crops of a hippocampus and 2.5 mm hearts share no sensible grid
     c.data.spacing_rule = "per_corpus"
     # after 200 steps SGD with momentum 0.99 segments no hippocampus, AdamW has Dice 0.69

@@ -147,7 +147,7 @@ def _small(c, architecture: str) -> None:
     c.model.dtype = "float32"
     if architecture == "swin":
         c.optim.lr = 5e-4
-        c.model.update(dict(feature_size=12, remat="none"))
+        c.model.update(dict(feature_size=12, remat="none", initial="xavier"))
         c.train.patch = (32, 64, 64)
     else:
         if architecture == "resenc":
@@ -161,6 +161,8 @@ def _small(c, architecture: str) -> None:
 
 
 def _demo(c) -> None:
+    c.augment.lateral = "auto"
+    c.infer.conflicts = "argmax"
     c.data.phantom_cases = 10
     c.data.spacing_mm = (5.0, 4.0, 4.0)
     c.optim.name = "adamw"

@@ -32,12 +32,14 @@ class Decision(abc.ABC):
       average: what is averaged over windows, mirrors, members and networks: "prob" or "logit". In
         what follows, "values" are of this kind, and c is the number of classes.
       name: how a config names it, in `infer.activation`.
+      competes: a voxel has one class at most; otherwise every class has a channel of its own.
 
     Raises: `UsageError` for another word.
     """
 
     average: str = "prob"
     name: ClassVar[str] = ""
+    competes: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.average not in AVERAGES:
@@ -216,6 +218,7 @@ class Softmax(Decision):
     """
 
     name: ClassVar[str] = "softmax"
+    competes: ClassVar[bool] = True
 
     def activated(self, logits: Any) -> Any:
         """exp(logit) / (1 + the sum of exp over the classes), see `Decision`."""

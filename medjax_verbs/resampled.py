@@ -17,6 +17,7 @@ import numpy as np
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import DataError, UsageError
+from medjax.infer import conflicts
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.store import again, open_case
 from medjax.prompts.request import Request
@@ -137,6 +138,11 @@ def _case_scores(
     space = scorer.model.space
     probabilities, _ = scorer.scores(formats.read_case(case.images), Request(name))
     mask = dataclasses.replace(scorer.decision, average="prob").decide(probabilities)
+    if getattr(scorer, "conflicts", conflicts.ORDERED) == conflicts.ARGMAX:
+        among = conflicts.excluding(space, name, space.classes)
+        where = conflicts.overlapping(mask, among)
+        order = conflicts.strength(space, space.classes)
+        mask = conflicts.settled(mask, probabilities, among, order, where)
     ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
     label = open_case(prepared).label()
     if label.shape != ids.shape:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from medjax.augment import lateral, nnunet, turns
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
@@ -41,9 +43,11 @@ class Flips:
 
     Attributes:
       flip_axes: spatial axes that are mirrored; None: the last one.
+      swap_axis: the left-right axis; None is the last one (x, in RAS).
     """
 
     flip_axes: tuple[int, ...] | None = None
+    swap_axis: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,24 +56,22 @@ class Kind:
 
     Attributes:
       settings: the dataclass of its settings.
-      make: (settings of the config, facts) -> the function of batches.
+      make: (settings of the config, facts, what mirroring does to left and right) -> the function
+        of batches.
       cut: the patch that the sampler has to cut for the network's patch.
     """
 
     settings: type
-    make: Callable[[dict, Facts], Callable]
+    make: Callable[[dict, Facts, lateral.Sides], Callable]
     cut: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
 
 
-def _nnunet(given: dict, facts: Facts) -> Callable:
-    if pairs := given.pop("lateral", ()):
-        given["swap"] = lateral.swaps(facts.corpora, pairs)
-        if facts.orientation != "RAS" and "swap_axis" not in given:
-            raise UsageError(
-                "left and right are known in RAS orientation only",
-                fix="name the axis: --config.augment.swap_axis=2",
-            )
+def _nnunet(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
+    if sides.swap:
+        given["swap"] = sides.swap
     settings = fill(nnunet.Augmentation, given, "config.augment")
+    if sides.reason:
+        settings = dataclasses.replace(settings, mirror_axes=_upright(settings, facts))
     devices = {"mesh": facts.mesh, "batch_axes": facts.batch_axes}
 
     def augmented(key, image, label, corpus=None):
@@ -79,15 +81,64 @@ def _nnunet(given: dict, facts: Facts) -> Callable:
     return augmented
 
 
-def _turns(given: dict, facts: Facts) -> Callable:
+def _upright(settings: nnunet.Augmentation, facts: Facts) -> tuple[int, ...]:
+    """The mirrored axes without those that exchange left and right; none if these are unknown."""
+    if not _axis_known(settings.swap_axis, facts):
+        return ()
+    every = range(len(facts.patch)) if settings.mirror_axes is None else settings.mirror_axes
+    exchanging = nnunet.exchanging_axes(settings, facts.patch)
+    return tuple(axis for axis in every if axis not in exchanging)
+
+
+def _turns(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
     settings = fill(turns.Turns, given, "config.augment")
-    return lambda key, image, label: turns.turns(key, image, label, facts.patch, settings)
+    if sides.reason:  # every quarter turn comes with a flip
+        settings = dataclasses.replace(settings, turn=0.0)
+    table = _table(sides)
+
+    def turned(key, image, label, corpus=None):
+        exchange = None if table is None else table[_samples(corpus)]
+        return turns.turns(key, image, label, facts.patch, settings, exchange)
+
+    turned.by_corpus = table is not None
+    return turned
 
 
-def _flips(given: dict, facts: Facts) -> Callable:
-    axes = fill(Flips, given, "config.augment").flip_axes
-    axes = (len(facts.patch) - 1,) if axes is None else tuple(axes)
-    return lambda key, image, label: turns.flips(key, image, label, facts.patch, axes)
+def _flips(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
+    settings, dims = fill(Flips, given, "config.augment"), len(facts.patch)
+    axes = (dims - 1,) if settings.flip_axes is None else tuple(settings.flip_axes)
+    own = dims - 1 if settings.swap_axis is None else settings.swap_axis
+    if sides.reason:
+        known = _axis_known(settings.swap_axis, facts)
+        axes = tuple(axis for axis in axes if axis % dims != own) if known else ()
+    table = _table(sides)
+
+    def flipped(key, image, label, corpus=None):
+        exchange = None if table is None else table[_samples(corpus)]
+        return turns.flips(key, image, label, facts.patch, axes, exchange, own)
+
+    flipped.by_corpus = table is not None
+    return flipped
+
+
+def _table(sides: lateral.Sides) -> Any:
+    """Per corpus, the id that each id becomes in a mirrored image; None if none changes."""
+    table = nnunet.exchanges(nnunet.Augmentation(swap=sides.swap))
+    return None if table is None else jnp.asarray(table)
+
+
+def _samples(corpus: Any) -> Any:
+    if corpus is None:
+        raise UsageError(
+            "lateral classes are swapped per corpus",
+            found="no corpus of the samples",
+            fix="pass batch['corpus']",
+        )
+    return corpus
+
+
+def _axis_known(named: int | None, facts: Facts) -> bool:
+    return named is not None or facts.orientation == "RAS"
 
 
 KINDS: Mapping[str, Kind] = {
@@ -108,15 +159,63 @@ def make(given: Mapping, facts: Facts) -> Callable | None:
     """The function of `config.augment`; None if it is off.
 
     Args:
-      given: the section: `on`, `kind` ("nnunet" if left out) and the settings of the kind; those of
-        "nnunet" are `nnunet.Augmentation` and `lateral`, "auto" or pairs of class names.
+      given: the section: `on`, `kind` ("nnunet" if left out), `lateral` (see `sides`) and the
+        settings of the kind.
 
     Raises: `UsageError` for unknown kinds and settings.
     """
     given = dict(given)
     if not given.pop("on"):
         return None
-    return find(given.pop("kind", "nnunet")).make(given, facts)
+    found = sides(given, facts)
+    given.pop("lateral", None)
+    return find(given.pop("kind", "nnunet")).make(given, facts, found)
+
+
+def sides(given: Mapping, facts: Facts) -> lateral.Sides:
+    """What the augmentation does to left and right, see `lateral.sides`.
+
+    Args:
+      given: the section `config.augment`; its `lateral` is "auto" or pairs of class names.
+    """
+    known = _axis_known(given.get("swap_axis"), facts)
+    return lateral.sides(facts.corpora, given.get("lateral", ()), known)
+
+
+def exchanging_axes(given: Mapping, facts: Facts) -> tuple[int, ...]:
+    """The axes whose mirroring shows a network trained so the other side of every lateral class.
+
+    Predictions of mirrored images along them cannot be averaged with others. Empty without
+    `lateral`, and where no class has a side.
+
+    Args:
+      given: the section `config.augment`.
+    """
+    fields, every = dict(given), tuple(range(len(facts.patch)))
+    found = sides(fields, facts)
+    if not fields.pop("on") or not found:
+        return ()
+    kind = fields.pop("kind", "nnunet")
+    fields.pop("lateral")
+    if kind == "turns" or not _axis_known(fields.get("swap_axis"), facts):
+        return every
+    if kind == "nnunet":
+        settings = fill(nnunet.Augmentation, fields, "config.augment")
+        return nnunet.exchanging_axes(settings, facts.patch)
+    own = fields.get("swap_axis")
+    return every[-1:] if own is None else (own,)
+
+
+def sentence(given: Mapping, facts: Facts) -> str:
+    """What happens to classes with a side, in one line; empty if there are none.
+
+    Args:
+      given: the section `config.augment`.
+    """
+    if not given["on"]:
+        return ""
+    known = _axis_known(given.get("swap_axis"), facts)
+    return lateral.sentence(facts.corpora, given.get("lateral", ()), known)
 
 
 def cut(given: Mapping, patch: Sequence[int]) -> tuple[int, ...]:

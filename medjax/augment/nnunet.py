@@ -14,6 +14,7 @@ drawn costs nothing; the volume of one sample already fills a device.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ class Augmentation:
         (axial, of (z, y, x)), which must have equal sides.
       swap: pairs of label ids (left, right) to exchange wherever the left-right axis is mirrored,
         so that sides stay correct; per corpus, in the order of the batch's `corpus` index.
-      swap_axis: the left-right axis; None is the last one (x, in RAS).
+      swap_axis: the left-right axis; None is the last one (x, in RAS). See `exchanging_axes`.
       mask_channels: channels that are 0 outside their normalisation mask, where the label is -1;
         they are set to 0 there again at the end.
       spare_channels: channels of role "mask", which hold 0 and 1: space and mirroring apply to them
@@ -258,13 +259,10 @@ def apply(
     if settings.mirror and settings.mirror_axes != ():
         image, label = spatial.mirror(image, drawn.flips), spatial.mirror(label, drawn.flips)
         if exchange is not None:
-            axis = len(out_shape) - 1 if settings.swap_axis is None else settings.swap_axis
-            other = jnp.where(
-                (label >= 0) & (label < len(exchange)),
-                jnp.take(exchange, label, mode="clip"),
-                label,
-            )
-            label = jnp.where(drawn.flips[axis], other.astype(label.dtype), label)
+            axes = np.array(exchanging_axes(settings, out_shape))
+            other = spatial.exchanged(label, exchange)
+            odd = jnp.sum(drawn.flips[axes]) % 2 == 1
+            label = jnp.where(odd, other, label)
     if drawn.quarter is not None:
         image, label = (
             spatial.quarter_turns(a, drawn.quarter, len(out_shape)) for a in (image, label)
@@ -273,6 +271,24 @@ def apply(
         masked = np.isin(np.arange(image.shape[-1]), settings.mask_channels)
         image = jnp.where((label < 0)[..., None] & masked, 0.0, image)
     return image, label
+
+
+def exchanging_axes(settings: Augmentation, out_shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes along which an odd number of mirrorings exchanges left and right.
+
+    That is the left-right axis alone, as long as images stay about upright: a class lies on the
+    side where it is seen. Where slices are turned by more than a quarter, mirroring y and turning
+    by 180 degrees is mirroring x, so that both count alike; in space turned so far, all three do.
+    """
+    axes = len(out_shape)
+    own = axes - 1 if settings.swap_axis is None else settings.swap_axis
+    limit = rotation_limit(out_shape) if settings.rotation_rad is None else settings.rotation_rad
+    turned: set[int] = set()
+    if settings.rotation and limit > math.pi / 2:
+        turned = set(range(int(settings.within_slices(out_shape)), axes))
+    if settings.quarter:
+        turned |= {axes - 2, axes - 1}
+    return tuple(sorted(turned)) if own in turned else (own,)
 
 
 def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:

@@ -23,6 +23,12 @@ def crop_start(in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, 
     return tuple(n // 2 - k // 2 for n, k in zip(in_shape, out_shape, strict=True))
 
 
+def exchanged(label: Int[Array, "*vol"], table: Int[Array, "ids"]) -> Int[Array, "*vol"]:
+    """Label ids through a table; ids outside it, such as the outside label, stay."""
+    inside = (label >= 0) & (label < len(table))
+    return jnp.where(inside, jnp.take(table, label, mode="clip"), label).astype(label.dtype)
+
+
 def centre_crop(
     array: Shaped[Array | np.ndarray, "..."], out_shape: tuple[int, ...], first: int = 0
 ) -> Shaped[Array | np.ndarray, "..."]:

@@ -3,17 +3,19 @@
 In: image (b, y, x, m) normalised float32, label (b, y, x) ids (-1 outside the image), a key. Out:
 the same at `out_shape`. With probability 1/2: a uniformly drawn number of quarter turns, then a
 flip along one uniformly drawn axis. Otherwise, with probability 1/2: a rotation by an integer
-number of degrees in [-20, 19]. Otherwise: no change. Labels move with the image and are not
-exchanged.
+number of degrees in [-20, 19]. Otherwise: no change. Labels move with the image; ids of lateral
+classes are exchanged in mirrored images if a table of them is given.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
+from medjax.augment import spatial
 from medjax.augment.spatial import centre_crop
 from medjax.errors import UsageError
 from medjax.sample.patches import PADDING
@@ -55,8 +57,13 @@ def turns(
     label: Int[Array, "b y x"],
     out_shape: tuple[int, ...],
     settings: Turns = Turns(),
+    exchange: Int[Array, "b ids"] | None = None,
 ) -> tuple[Float[Array, "b v u m"], Int[Array, "b v u"]]:
     """Augments a batch; sample i uses fold_in(key, i).
+
+    Args:
+      exchange: per sample, the id that each id becomes in a mirrored image. Quarter turns with a
+        flip always mirror, whatever the axis.
 
     Raises `UsageError` for a patch that is not square.
     """
@@ -68,15 +75,20 @@ def turns(
         )
     image, label = centre_crop(image, out_shape, first=1), centre_crop(label, out_shape, first=1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
-    return jax.vmap(lambda k, a, b: _one(k, a, b, settings))(keys, image, label)
+    one = functools.partial(_one, settings=settings)
+    return jax.vmap(one)(keys, image, label, exchange)
 
 
-def _one(key: Array, image: Array, label: Array, settings: Turns) -> tuple[Array, Array]:
+def _one(
+    key: Array, image: Array, label: Array, exchange: Array | None, settings: Turns
+) -> tuple[Array, Array]:
     which, quarter, axis, angle, rotates = jax.random.split(key, 5)
     turned = _quarter(
         image, label, jax.random.randint(quarter, (), 0, 4), jax.random.randint(axis, (), 0, 2)
     )
     radians = jnp.deg2rad(jax.random.randint(angle, (), *DEGREES).astype(jnp.float32))
+    if exchange is not None:
+        turned = (turned[0], spatial.exchanged(turned[1], exchange))
     rotated = rotate(image, label, radians, settings.nearest, settings.spare_channels)
     turn = jax.random.uniform(which) < settings.turn
     rotation = ~turn & (jax.random.uniform(rotates) < settings.rotation)
@@ -125,8 +137,14 @@ def flips(
     label: Int[Array, "b *vol_in"],
     out_shape: tuple[int, ...],
     axes: tuple[int, ...] = (1,),
+    exchange: Int[Array, "b ids"] | None = None,
+    exchange_axis: int = -1,
 ) -> tuple[Float[Array, "b *vol m"], Int[Array, "b *vol"]]:
-    """Crops the centre of every patch and mirrors it along each given axis with probability 1/2."""
+    """Crops the centre of every patch and mirrors it along each given axis with probability 1/2.
+
+    Args:
+      exchange: per sample, the id that each id becomes under mirroring of `exchange_axis`.
+    """
     image, label = centre_crop(image, out_shape, first=1), centre_crop(label, out_shape, first=1)
     for axis in axes:
         chosen = jax.random.bernoulli(jax.random.fold_in(key, axis), 0.5, (image.shape[0],))
@@ -134,4 +152,7 @@ def flips(
             jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), jnp.flip(a, 1 + axis), a)
             for a in (image, label)
         )
+        if exchange is not None and axis % len(out_shape) == exchange_axis % len(out_shape):
+            other = jax.vmap(spatial.exchanged)(label, exchange)
+            label = jnp.where(chosen.reshape(-1, *(1,) * (label.ndim - 1)), other, label)
     return image, label

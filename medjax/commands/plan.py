@@ -94,6 +94,7 @@ def _write(path: Path, fields: dict) -> None:
 
 
 def _made(args):
+    from medjax.augment.lateral import AUTO, sentence
     from medjax.corpora.sources import scan_corpus
     from medjax.labels import merge
     from medjax.prepare.planner import explain, plan_experiment
@@ -109,7 +110,11 @@ def _made(args):
         transpose="none" if args.keep_axes else "coarsest",
         **given,
     )
-    return plan, explain(prints, plan, given["spacing"])
+    lines = explain(prints, plan, given["spacing"])
+    known = plan.orientation == "RAS"
+    if text := sentence([corpus for corpus, _, _ in corpora], AUTO, known):
+        lines.append(f"{text} (augment.lateral=auto)")
+    return plan, lines
 
 
 def _imported(args):

@@ -90,6 +90,14 @@ def add(verbs) -> None:
     )
 
     p.add_argument(
+        "--conflicts",
+        choices=("ordered", "argmax"),
+        default="",
+        help="which of exclusive classes in one voxel the label map shows: the last in precedence, "
+        "or the most probable; default: the config's",
+    )
+
+    p.add_argument(
         "--overwrite",
         action="store_true",
         help="also replace files that medjax did not write (never the scans)",
@@ -196,6 +204,7 @@ def _predict(args) -> int:
         device=args.device,
         uncertainty=args.uncertainty,
         postprocess=args.postprocess,
+        conflicts=args.conflicts,
         fast=args.fast,
         overwrite=args.overwrite,
         page=page,

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medjax import files
 from medjax.corpora.cases import failure
@@ -32,6 +33,7 @@ Progress = Callable[[int, int, str, str], None]  # done, total, case name, statu
 Extra = Callable[
     [Case, nifti.Volume, Segmentation, Path], list[str]
 ]  # further files of a case; returns their names
+Facts = Callable[[Case, nifti.Volume, Segmentation], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Files:
         folder), returns their names.
       endings: what the names of these files add to that of the case, so that they can be checked
         beforehand.
+      facts: makes further fields of the sidecar from (case, volume, segmentation).
       suffix: distinguishes run.json and statistics.csv of parallel calls on one folder.
     """
 
@@ -54,6 +57,7 @@ class Files:
     extra: Extra | None = None
     suffix: str = ""
     endings: tuple[str, ...] = ()
+    facts: Facts | None = None
 
     @property
     def manifest(self) -> str:
@@ -215,23 +219,27 @@ def predict_cases(
 
     def export(case: Case, given: dict) -> None:
         started = time.perf_counter()
-        said = guard.warnings(given["segmentation"].masks.voxels, given["doubts"])
+        volume, segmentation = given["volume"], given["segmentation"]
+        said = guard.warnings(segmentation.masks.voxels, given["doubts"])
         try:
             written = write.write_case(
                 folder,
                 case.name,
-                given["segmentation"],
-                given["volume"],
+                segmentation,
+                volume,
                 described,
                 files=files,
                 probabilities=given["probabilities"],
-                notes={"images": list(case.images), "inputs": given["inputs"], "warnings": said}
-                | wanted,
+                notes={
+                    **(files.facts(case, volume, segmentation) if files.facts else {}),
+                    "images": list(case.images),
+                    "inputs": given["inputs"],
+                    "warnings": said,
+                    **wanted,
+                },
                 step=stop.check,
                 extra=lambda: (
-                    files.extra(case, given["volume"], given["segmentation"], folder)
-                    if files.extra
-                    else []
+                    files.extra(case, volume, segmentation, folder) if files.extra else []
                 ),
             )
         finally:

@@ -24,9 +24,14 @@ class Masks(Mapping):
       names: the classes, in channel order.
       voxels: class name -> number of voxels.
       regions: the blocks that were put, in order.
+      beaten: voxels that a class lost to an exclusive one, which the label map shows there; None if
+        the label map is painted in order. See `infer.conflicts`.
+      conflicting, foreground: number of voxels with two exclusive classes, and with any class.
     """
 
     def __init__(self, names: Sequence[str], transform: Transform):
+        self.beaten: Masks | None = None
+        self.conflicting = self.foreground = 0
         self.names, self.transform = tuple(names), transform
         self.voxels = dict.fromkeys(self.names, 0)
         self.regions: list[Region] = []

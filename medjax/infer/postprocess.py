@@ -14,6 +14,7 @@ from jaxtyping import Bool, Shaped
 from scipy import ndimage
 
 from medjax.errors import UsageError, did_you_mean
+from medjax.infer import conflicts
 from medjax.infer.model import Segmentation
 from medjax.labels import LabelSpace
 
@@ -106,8 +107,12 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
     label_map = found.label_map
     if changes:
         cropped = masks.transform.image(label_map)
+        among = conflicts.excluding(space, corpus, masks.names)
         for number, region in enumerate(masks.regions):
-            cropped[region] = paint(space, masks.block(number), masks.names, corpus)
+            mask = masks.block(number)
+            if masks.beaten is not None:
+                mask = conflicts.standing(mask, masks.beaten.block(number), among)
+            cropped[region] = paint(space, mask, masks.names, corpus)
     return Segmentation(label_map, masks, found.maps, changes)
 
 

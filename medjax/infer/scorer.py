@@ -21,6 +21,7 @@ from medjax import decision, files
 from medjax.corpora.cases import check_channels
 from medjax.errors import UsageError, did_you_mean
 from medjax.infer import entries, memory, step, tta
+from medjax.infer.conflicts import ORDERED
 from medjax.infer.model import PRECISIONS, Model, Prepared
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
@@ -56,7 +57,7 @@ class Scorer:
         it, their values are hashed when `settings` is called for the first time.
 
     Attributes:
-      decision: what its scores mean.
+      decision: what its scores mean. conflicts: how the label map is painted, see `Segmenter`.
       members: how many parameter trees there are. channels: of the image. batch_windows: windows
         per step, of all devices.
     Raises: `UsageError` for unknown words, and sizes or axes that do not match.
@@ -79,6 +80,7 @@ class Scorer:
         weights: Sequence[str] = (),
     ):
         self.decision = decision.make(activation, average)
+        self.conflicts = ORDERED
         if precision not in PRECISIONS:
             raise UsageError(
                 f"unknown precision {precision!r}", fix=did_you_mean(precision, PRECISIONS[1:])

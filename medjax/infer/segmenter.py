@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from medjax.corpora.cases import free_memory
-from medjax.errors import PredictError, UsageError
+from medjax.errors import PredictError, UsageError, did_you_mean
+from medjax.infer import conflicts as rules
 from medjax.infer import memory, postprocess
 from medjax.infer.model import UNCERTAINTIES, Model, Prepared, Segmentation
 from medjax.infer.packed import Masks, Region
@@ -55,6 +56,8 @@ class Segmenter:
       memory_gib: what the prediction of one case may use; default half of the free memory.
       postprocess: what is done to the masks afterwards, see `postprocess.Rules`; by default
         nothing.
+      conflicts: which of exclusive classes that share a voxel the label map shows, a word of
+        `infer.conflicts.RULES`; only sigmoid classes can.
       options: windows, mirrors, members and devices of the network, see `Scorer`.
 
     Attributes:
@@ -71,13 +74,22 @@ class Segmenter:
         others: Sequence["Segmenter"] = (),
         memory_gib: float | None = None,
         postprocess: Rules | None = None,
+        conflicts: str = rules.ORDERED,
         **options: Any,
     ):
+        if conflicts not in rules.RULES:
+            raise UsageError(
+                f"unknown rule for conflicts {conflicts!r}",
+                fix=did_you_mean(conflicts, rules.RULES),
+            )
+        self.conflicts = conflicts
         first = Scorer(model, **options)
         self.model, self.decision, self.device = model, first.decision, first.device
         self.networks = (first, *(network for other in others for network in other.networks))
         self.postprocess = postprocess.checked(model.space) if postprocess else None
         self.limit = None if memory_gib is None else int(memory_gib * 2**30)
+        for network in self.networks:
+            network.conflicts = conflicts
         self.name, self.warn = "", _warned
         self._others = tuple(others)
         self._check_networks()
@@ -99,9 +111,11 @@ class Segmenter:
 
     def settings(self, *, earlier: bool = False) -> dict:
         """What the predictions depend on; JSON-ready. `earlier`: see `Scorer.settings`."""
-        rules = {"postprocess": self.postprocess.to_json() if self.postprocess else {}}
+        done = {"postprocess": self.postprocess.to_json() if self.postprocess else {}}
         others = [other.settings(earlier=earlier) for other in self._others]
-        found = self.networks[0].settings(earlier=earlier) | rules
+        found = self.networks[0].settings(earlier=earlier) | done
+        if self.conflicts != rules.ORDERED:
+            found["conflicts"] = self.conflicts
         return found | ({"others": others} if others else {})
 
     def compile(self, classes: Sequence[str]) -> None:
@@ -223,6 +237,9 @@ class Segmenter:
             for name in (UNCERTAINTIES if self.uncertain else ())
         }
         views = {name: transform.image(array) for name, array in maps.items()}
+        excluding = rules.excluding(space, corpus, names)
+        if self.conflicts == rules.ARGMAX:
+            masks.beaten = Masks(names, transform)
         whole = bool(on_scores or maps or len(self.networks) > 1)  # all classes in every block
         for block in self._blocks(prepared, request, asked, whole):
             owners, region = block.classes, block.region
@@ -234,14 +251,36 @@ class Segmenter:
             if maps:
                 views["entropy"][region] = self.decision.entropy(probabilities)
                 views["disagreement"][region] = block.spread
-            mask = self.decision.decide(block.values, block.total)
+            mask, values = self.decision.decide(block.values, block.total), block.values
             if names != asked:  # a softmax is decided over all classes, whichever are wanted
                 inside = [k for k, name in enumerate(owners) if name in names]
                 mask, owners = np.ascontiguousarray(mask[..., inside]), [owners[k] for k in inside]
+                values = values[..., inside]
             masks.put(region, owners, mask)
-            cropped[region] = postprocess.paint(space, mask, owners, corpus)
-        found, rules = Segmentation(label_map, masks, maps), self.postprocess
-        return postprocess.apply(found, rules, space, corpus) if rules else found
+            shown = self._shown(masks, mask, values, owners, excluding)
+            if masks.beaten is not None:
+                masks.beaten.put(region, owners, mask & ~shown)
+            cropped[region] = postprocess.paint(space, shown, owners, corpus)
+        found, done = Segmentation(label_map, masks, maps), self.postprocess
+        return postprocess.apply(found, done, space, corpus) if done else found
+
+    def _shown(
+        self,
+        masks: Masks,
+        mask: np.ndarray,
+        values: np.ndarray,
+        owners: Sequence[str],
+        excluding: np.ndarray,
+    ) -> np.ndarray:
+        """The channels of a block that its label map shows; counts its conflicts in `masks`."""
+        chosen = [masks.names.index(name) for name in owners]
+        among = excluding[np.ix_(chosen, chosen)]
+        where = rules.overlapping(mask, among)
+        masks.conflicting += int(np.count_nonzero(where))
+        masks.foreground += int(np.count_nonzero(mask.any(-1)))
+        if self.conflicts == rules.ORDERED:
+            return mask
+        return rules.settled(mask, values, among, rules.strength(self.model.space, owners), where)
 
     def _blocks(
         self, prepared: Sequence[Prepared], request: Request, asked: tuple[str, ...], whole: bool

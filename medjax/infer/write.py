@@ -147,6 +147,10 @@ def _write_files(
         "corpus": corpus.name,
         "labels": {str(value): name for value, name in names.items()},
         "classes": _classes(segmentation.masks, volume, files.statistics),
+        "conflicts": {
+            "voxels": segmentation.masks.conflicting,
+            "foreground": segmentation.masks.foreground,
+        },
         "maps": {name: UNCERTAINTIES[name] for name in segmentation.maps},
         "postprocessing": {name: dict(steps) for name, steps in segmentation.changes.items()},
         "files": {name: (folder / name).stat().st_size for name in written},

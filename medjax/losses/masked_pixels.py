@@ -1,39 +1,87 @@
 """Mean squared error of predicted pixels, over the hidden patches only.
 
-    L = sum over hidden patches of (mean over its pixels of (guess - truth)^2) / (hidden patches)
+    L[b] = mean over the hidden patches of a sample of (mean over its pixels of (guess - truth)^2)
 
-Source: Swin-MAE (Xu et al. 2022) as released; with `normalise` the truth of every patch has mean 0
-and standard deviation 1, as in MAE.
+Pixels outside the image, which the sampler adds where a patch sticks out, are neither guessed nor
+counted: a patch that holds some has the mean over the others, a patch of nothing else counts not at
+all. Source: Swin-MAE (Xu et al. 2022) as released, whose images have no outside; with `normalise`
+the truth of every patch has mean 0 and standard deviation 1, as in MAE.
 """
 
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from medjax.errors import UsageError, did_you_mean
 from medjax.losses.parts import separable
 
 EPSILON = 1e-6
+BALANCES = ("samples", "modalities")
 
 
-def make(normalise: bool = False) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
+def make(
+    normalise: bool = False, balance: str = "samples"
+) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
     """The loss f(outputs, batch) -> scalar >= 0.
 
-    outputs: `pixels` and `patches` (b, *grid, d), `masked` (b, *grid) bool.
+    outputs: `pixels` and `patches` (b, *grid, d), `masked` (b, *grid) bool. batch: `inside` (b,
+    *grid, p) bool, true for the pixels of a patch that lie within the image (default: all), and
+    `modality` (b,) for "modalities". d runs over (pixel, channel).
 
     Args:
-      normalise: predict every patch up to its own mean and (unbiased) standard deviation.
+      normalise: predict every patch up to its own mean and (unbiased) standard deviation. Without
+        it, an intensity scheme with large values (CT's air) outweighs the others.
+      balance: what is averaged: "samples" alike (Swin-MAE), or first the samples of each modality,
+        then the "modalities" of the batch.
+
+    Raises: `UsageError` for another word.
     """
+    if balance not in BALANCES:
+        raise UsageError(
+            f"unknown balance {balance!r} of masked_pixels", fix=did_you_mean(balance, BALANCES)
+        )
 
     def masked_pixels(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
-        truth = outputs["patches"]
+        each, counted = per_sample(outputs, batch.get("inside"), normalise)
+        if balance == "samples":
+            return each.mean()
+        alike = batch["modality"][:, None] == batch["modality"][None]
+        share = counted / jnp.maximum((alike * counted).sum(-1), 1)  # of its modality's mean
+        return (each * share).sum() / jnp.maximum(share.sum(), 1)
+
+    def over_samples(complete: bool, weighted: bool) -> str:
+        return separable.MEAN if balance == "samples" else separable.BATCH
+
+    return separable.marked(masked_pixels, over_samples)
+
+
+def per_sample(
+    outputs: Mapping,
+    inside: Bool[Array, "b *grid p"] | None = None,
+    normalise: bool = False,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """The loss of every sample, and 1 where it has a hidden patch that counts, else 0 (so is its
+    loss). Arguments: see `make`.
+    """
+    truth, hidden = outputs["patches"], outputs["masked"].astype(jnp.float32)
+    axes = tuple(range(1, hidden.ndim))
+    if inside is None:
         if normalise:
             truth = (truth - truth.mean(-1, keepdims=True)) / jnp.sqrt(
                 truth.var(-1, ddof=1, keepdims=True) + EPSILON
             )
         error = jnp.square(outputs["pixels"] - truth).mean(-1)
-        hidden = outputs["masked"].astype(error.dtype)
-        return (error * hidden).sum() / jnp.maximum(hidden.sum(), 1)
-
-    # every sample hides the same number of patches (tasks.masked_image.block_mask)
-    return separable.marked(masked_pixels, lambda complete, weighted: separable.MEAN)
+    else:
+        channels = truth.shape[-1] // inside.shape[-1]
+        pixels = jnp.repeat(inside.astype(truth.dtype), channels, -1)
+        count = pixels.sum(-1)
+        if normalise:
+            mean = (truth * pixels).sum(-1) / jnp.maximum(count, 1)
+            squares = (jnp.square(truth - mean[..., None]) * pixels).sum(-1)
+            spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1) + EPSILON)
+            truth = (truth - mean[..., None]) / spread[..., None]
+        error = (jnp.square(outputs["pixels"] - truth) * pixels).sum(-1) / jnp.maximum(count, 1)
+        hidden = hidden * (count > 0)
+    patches = hidden.sum(axes)
+    return (error * hidden).sum(axes) / jnp.maximum(patches, 1), (patches > 0).astype(jnp.float32)

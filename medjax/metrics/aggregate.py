@@ -23,7 +23,16 @@ import numpy as np
 from medjax.metrics import counts as overlap
 from medjax.metrics import surface
 
-PERFECT = {"Dice": 1.0, "IoU": 1.0, "NSD": 1.0, "HD95": 0.0, "ASSD": 0.0, "volume_error_ml": 0.0}
+OWN_CHANNEL = "Dice_own_channel"  # of a class before the label map is painted: `metrics.channels`
+PERFECT = {
+    "Dice": 1.0,
+    OWN_CHANNEL: 1.0,
+    "IoU": 1.0,
+    "NSD": 1.0,
+    "HD95": 0.0,
+    "ASSD": 0.0,
+    "volume_error_ml": 0.0,
+}
 FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_positive"
 
 
@@ -120,8 +129,10 @@ def aggregate(
         }
         for metric in metrics:
             described = _describe([row.scores[metric] for row in members if metric in row.scores])
-            absent = [PERFECT[metric]] * summary["n_absent"] + [
-                row.scores[metric] for row in members if metric in row.scores
+            absent = [
+                row.scores.get(metric, PERFECT[metric])
+                for row in members
+                if metric in row.scores or row.status == ABSENT
             ]
             described["interval"] = _interval(draws[metric][:, [column]])
             if metric == "volume_error_ml":

@@ -24,7 +24,7 @@ from medjax import __version__, files
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.infer.owned import MARK, mark
 from medjax.metrics import written
-from medjax.metrics.aggregate import ABSENT, FOUND, PERFECT, Row, aggregate
+from medjax.metrics.aggregate import ABSENT, FOUND, OWN_CHANNEL, PERFECT, Row, aggregate
 from medjax.metrics.result import Result
 from medjax.metrics.tables import DECIMALS, TITLES, chance, escaped, mean
 
@@ -159,7 +159,9 @@ def compare(
             "results with different settings", found=second.settings, expected=first.settings
         )
     metrics = tuple(
-        m for m in PERFECT if m in first.tables["metrics"] and m in second.tables["metrics"]
+        m
+        for m in PERFECT  # masks are compared, not what is behind them
+        if m != OWN_CHANNEL and m in first.tables["metrics"] and m in second.tables["metrics"]
     )
     a, b = (
         {(row.corpus, row.case, row.name): row for row in result.rows} for result in (first, second)

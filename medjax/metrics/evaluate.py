@@ -16,8 +16,8 @@ from medjax.corpora.cases import Progress, each
 from medjax.corpora.inputs import Case
 from medjax.errors import MetricError, UsageError, did_you_mean
 from medjax.labels import Corpus
+from medjax.metrics import channels, side
 from medjax.metrics import counts as overlap
-from medjax.metrics import side
 from medjax.metrics.aggregate import ABSENT, Row, score_masks
 from medjax.metrics.result import Pair, Result, build_result, join
 from medjax.metrics.surface import DEFINITION
@@ -191,6 +191,7 @@ def _score(
             scores["volume_error_ml"] = overlap.volume_ml(
                 counts.n_prediction - counts.n_reference, spacing
             )
+        scores |= channels.scores((pair.channels or {}).get(name))
         rows.append(
             Row(
                 pair.case,

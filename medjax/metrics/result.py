@@ -36,7 +36,8 @@ class Pair:
     """The two label files of one case (or folders with one mask per class).
 
     A missing prediction is None and becomes a failed case. `source` is the case they belong to: its
-    scan for pictures, and its masks if the reference is not a single label map.
+    scan for pictures, and its masks if the reference is not a single label map. `channels`: counts
+    of the classes' own channels, if they are known (`metrics.channels`).
     """
 
     case: str
@@ -44,6 +45,7 @@ class Pair:
     prediction: str | None
     patient: str = ""
     source: Case | None = None
+    channels: Mapping[str, overlap.Counts] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Result:
       unmatched: prediction files without a reference.
       tables: see `aggregate.aggregate`.
       settings: settings that determine the numbers (tolerance, definition, ...).
+      conflicts: corpus -> voxels of two exclusive classes, predicted foreground, share, and the
+        rule that painted the label map; empty if unknown. See `metrics.channels`.
     """
 
     corpora: Mapping[str, Corpus]
@@ -69,6 +73,7 @@ class Result:
     unmatched: tuple[str, ...]
     tables: dict
     settings: dict
+    conflicts: dict = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict:
         """Contents of summary.json: nnU-Net's keys, then medjax'; None in place of nan."""
@@ -147,6 +152,7 @@ class Result:
             | ours
             | self.tables
             | {"settings": self.settings}
+            | ({"conflicts": self.conflicts} if self.conflicts else {})
         )
 
     @classmethod
@@ -341,6 +347,7 @@ def _restored(summary: Mapping) -> Result:
         tuple(summary["unmatched"]),
         kept,
         summary["settings"],
+        dict(summary.get("conflicts", {})),
     )
 
 

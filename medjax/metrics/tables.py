@@ -11,9 +11,26 @@ from medjax import __version__
 from medjax.errors import shown
 from medjax.metrics.surface import DEFINITION
 
-REPORTED = ("Dice", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
-TITLES = {"HD95": "HD95 (mm)", "ASSD": "ASSD (mm)", "volume_error_ml": "volume error (ml)"}
-DECIMALS = {"Dice": 3, "IoU": 3, "NSD": 3, "HD95": 2, "ASSD": 2, "volume_error_ml": 2}
+REPORTED = ("Dice", "Dice_own_channel", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
+TITLES = {
+    "Dice_own_channel": "Dice (own channel)",
+    "HD95": "HD95 (mm)",
+    "ASSD": "ASSD (mm)",
+    "volume_error_ml": "volume error (ml)",
+}
+DECIMALS = {
+    "Dice": 3,
+    "Dice_own_channel": 3,
+    "IoU": 3,
+    "NSD": 3,
+    "HD95": 2,
+    "ASSD": 2,
+    "volume_error_ml": 2,
+}
+CONFLICTS = {
+    "ordered": "the last in precedence",
+    "argmax": "the most probable",
+}
 
 
 def markdown(result) -> str:
@@ -102,6 +119,12 @@ def notes(result) -> list[str]:
     ]
     if result.settings["surface"]:
         said.append(f"NSD tolerance {_tolerance(result.settings['tolerance_mm'])}; {DEFINITION}.")
+    said += [
+        f"{escaped(corpus)}: {100 * found['share']:.2f} % of the predicted foreground holds two "
+        f"exclusive classes; the label map shows {CONFLICTS.get(found['rule'], found['rule'])}."
+        for corpus, found in result.conflicts.items()
+        if found["share"] is not None
+    ]
     b = result.tables["bootstrap"]
     said.append(
         f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each "

@@ -72,18 +72,15 @@ class MaskedSwin(nn.Module):
             x, self.conditioning, self.bottleneck, context, train, dtype=self.dtype
         )
         offered = sockets.together(sockets.of_blocks("encoder", inside), below)
-        linear = linear_init(self.initial, 0)
-        shared = {
-            "epsilon": self.epsilon,
-            "dtype": self.dtype,
-            "kernel_init": linear["kernel_init"],
-        }
         for k, stage in enumerate(self.up, 1):
+            kernel_init = linear_init(self.initial, x.shape[-1])["kernel_init"]
+            shared = {"epsilon": self.epsilon, "dtype": self.dtype, "kernel_init": kernel_init}
             x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k - 1}", **shared)(x)
             x = stage(name=f"up{k}")(x, context, train)
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name="dec_norm")(
             x
         )
+        linear = linear_init(self.initial, x.shape[-1])
         pixels = Dense(patches.shape[-1], dtype=self.dtype, name="pixels", **linear)(x)
         return {
             "pixels": pixels.astype(jnp.float32),
@@ -139,7 +136,8 @@ def make(
       mlp, bottleneck, context: sockets, as in `swin_unet.make`; `mlp` in the encoder only.
       keep_shift, epsilon: true and 1e-6 in Swin-MAE; by default as in Swin-Unet, so that the
         encoder's features are the same in both phases.
-      initial: initialisation of the linear maps, "xavier" or "swin".
+      initial: how the linear maps start, a word of `parts.attention.INITIAL`. Fine-tuning that
+        is compared with training from scratch gives `swin_unet.make` the same word.
 
     Raises: `ModelError` for arguments that describe no network, or (at call time) an image whose
       grids windows cannot fill.

@@ -97,17 +97,17 @@ class SwinUNet(nn.Module):
     ) -> tuple[Array, dict]:
         """Features (b, *vol, w) before the head, and what the decoder's mlps offer."""
         dims, levels, offered = x.ndim - 2, len(self.up), {}
-        shared = {
-            "epsilon": self.epsilon,
-            "dtype": self.dtype,
-            "kernel_init": linear_init(self.initial, 0)["kernel_init"],
-        }
+
+        def expand(features: int, size: tuple[int, ...], name: str, x: Array) -> Array:
+            kernel = _kernel_only(self.initial, x.shape[-1])
+            shared = {"epsilon": self.epsilon, "dtype": self.dtype, "name": name, **kernel}
+            return PatchExpanding(features, size, **shared)(x)
 
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(self.epsilon, dtype=self.dtype, use_fast_variance=False, name=name)
 
         x = norm("enc_norm")(x)
-        x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name="expand0", **shared)(x)
+        x = expand(x.shape[-1] // 2, (2,) * dims, "expand0", x)
         for k, stage in enumerate(self.up, 1):
             skip = entering[levels - k]
             dense = Dense(
@@ -119,9 +119,9 @@ class SwinUNet(nn.Module):
             x = dense(jnp.concatenate([x, skip], -1))
             x, offered[f"up{k}"] = stage(name=f"up{k}", offers=True)(x, context, train)
             if k < levels:
-                x = PatchExpanding(x.shape[-1] // 2, (2,) * dims, name=f"expand{k}", **shared)(x)
+                x = expand(x.shape[-1] // 2, (2,) * dims, f"expand{k}", x)
         x = norm("dec_norm")(x)
-        return PatchExpanding(x.shape[-1], self.encoder.patch, name="final", **shared)(x), offered
+        return expand(x.shape[-1], self.encoder.patch, "final", x), offered
 
 
 def _kernel_only(kind: str, inputs: int) -> Mapping[str, Callable]:
@@ -155,6 +155,7 @@ def make(
     drop_path: float | int = 0.2,
     keep_shift: bool = False,
     epsilon: float = 1e-5,
+    initial: str = "swin",
     dtype: str = "float32",
     remat: str = "none",
     head_bias: bool = False,
@@ -185,6 +186,9 @@ def make(
       drop_path: highest rate; needs the rng "dropout" in training.
       keep_shift, epsilon: Swin-MAE shifts the windows of the deepest stage too and has LayerNorm
         epsilon 1e-6.
+      initial: how the linear maps of blocks, mergings, expansions and skips start, a word of
+        `parts.attention.INITIAL`: "swin" (Swin's, for widths of 96 and more), "xavier" or "torch".
+        Token embedding and head start as in PyTorch.
       dtype: of the computation, "float32" or "bfloat16". remat: "none" or "block" (recomputed in
         the backward pass).
       head_bias: bias in the head. prior: its start: of all outputs, or one number per output
@@ -236,7 +240,7 @@ def make(
         outside=sockets.mlp_at(mlp, "decoder"),
         dtype=dtype,
         remat=remat,
-        initial="swin",
+        initial=initial,
         epsilon=epsilon,
         mlp_ratio=mlp_ratio,
         keep_shift=keep_shift,
@@ -249,6 +253,7 @@ def make(
         head.make,
         (window,) * dims,
         in_channels,
+        initial=initial,
         epsilon=epsilon,
         dtype=jnp.dtype(dtype),
         bottleneck=bottleneck,

@@ -28,6 +28,7 @@ from medjax.models.parts.attention import (
     SwinBlock,
     SwinStage,
     call,
+    check_initial,
     drop_path_rates,
     linear_init,
     rematerialised,
@@ -114,6 +115,7 @@ class SwinEncoder(nn.Module):
       conv_block: constructor of the residual convolution blocks that `use_v2` applies to the tokens
         before every stage.
       normalise: the returned maps are whitened over the channels; the chain itself is not.
+      initial: of the mergings, see `make`.
     """
 
     features: int
@@ -123,6 +125,7 @@ class SwinEncoder(nn.Module):
     normalise: bool = True
     conv_block: Callable = ResBlock
     dtype: Any = jnp.float32
+    initial: str = "torch"
 
     @nn.compact
     def __call__(
@@ -143,7 +146,7 @@ class SwinEncoder(nn.Module):
                 x = self.conv_block(x.shape[-1], name=f"conv{number}")(x)
             name = f"stage{number}"
             x, offered[name] = stage(name=name, offers=True)(x, context, train)
-            init = linear_init("torch", 2 ** len(size) * x.shape[-1])["kernel_init"]
+            init = linear_init(self.initial, 2 ** len(size) * x.shape[-1])["kernel_init"]
             x = PatchMerging(
                 self.merging, kernel_init=init, dtype=self.dtype, name=f"merge{number}"
             )(x)
@@ -311,6 +314,7 @@ def make(
     head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
     share_heads: str | Sequence[int] = "corpus",
+    initial: str = "torch",
     dtype: str = "float32",
     remat: str = "none",
 ) -> SwinUNETR:
@@ -344,6 +348,9 @@ def make(
         see `parts.heads`.
       corpus_channels, share_heads: of "corpus_softmax": the classes of each corpus, and which
         corpora share a head.
+      initial: how the linear maps of Swin blocks and mergings start, a word of
+        `parts.attention.INITIAL`: "torch" (MONAI's), "xavier" or "swin". Token embedding, head and
+        convolutions start as in PyTorch.
       dtype: compute type, "float32" or "bfloat16".
       remat: what is recomputed in the backward pass: "none", "block" (every Swin block), "all" (the
         convolution blocks as well).
@@ -386,6 +393,7 @@ def make(
         "mlp_ratio": mlp_ratio,
         "bias_index": bias_index,
         "mlp": sockets.mlp_at(mlp, "encoder"),
+        "initial": check_initial(initial),
         "dtype": precision,
     }
     block = SwinBlock if remat == "none" else rematerialised()
@@ -400,7 +408,8 @@ def make(
         nn.remat(ResBlock) if remat == "all" else ResBlock, norm=instance_norm, dtype=precision
     )
     up_block = functools.partial(UpBlock, block=conv_block, dtype=precision)
-    swin = SwinEncoder(feature_size, stages, merging, use_v2, normalise, conv_block, precision)
+    encoder = (merging, use_v2, normalise, conv_block, precision, initial)
+    swin = SwinEncoder(feature_size, stages, *encoder)
     return SwinUNETR(
         classes,
         swin,

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError
 from medjax.models.context import Spec
 from medjax.models.parts import sockets
-from medjax.models.parts.attention import Context
+from medjax.models.parts.attention import Context, check_initial
 from medjax.models.parts.blocks import (
     check_precision,
     check_sides,
@@ -332,6 +332,7 @@ def make(
     position: str = "learned",
     proj_kernel: Sequence[int] | None = None,
     bottleneck_residual: bool = False,
+    initial: str = "xavier",
     deep_supervision: bool = True,
     head: Socket | Words = "sigmoid",
     corpus_channels: Sequence[Sequence[int]] | None = None,
@@ -365,6 +366,7 @@ def make(
         to another grid.
       proj_kernel: sides of its convolutions (in, out), 1 or 3.
       bottleneck_residual: add the transformer's input to its output.
+      initial: how the transformer's linear maps start, a word of `parts.attention.INITIAL`.
       deep_supervision: logits at every level but the lowest (`deep`, finest first); otherwise
         `deep` is empty.
       head: "sigmoid", one linear map for all classes, or "corpus_softmax", one softmax per corpus;
@@ -374,7 +376,7 @@ def make(
       mlp, context: sockets (`parts.sockets`): the MLPs of the transformer; what is added to the
         deepest map before it.
       bottleneck: another socket in place of the transformer that `vit...`, `position`,
-        `proj_kernel` and `bottleneck_residual` describe.
+        `proj_kernel`, `bottleneck_residual` and `initial` describe.
       prior: initial bias of the heads: of all outputs, e.g. -2 for rare sigmoid classes, or one per
         output (`parts.heads.bias_init`).
       scan: which layers of equal shape are one scanned program: "none", "vit", "all" (blocks of a
@@ -433,6 +435,7 @@ def make(
             expected="one stride per level below the finest, blocks in every stage, "
             "shortcut_from=activated with order=pre only",
         )
+    check_initial(initial)
     mlp = sockets.filled(mlp, "mlp")
     bottleneck = sockets.filled(bottleneck, "bottleneck")
     context = sockets.filled(context, "context")
@@ -449,6 +452,7 @@ def make(
             position=position,
             scan=scan != "none",
             remat=chosen["remat"],
+            initial=initial,
         )
     bottleneck = sockets.in_transformer(bottleneck, mlp, "TSFM")
     head = sockets.head(head, corpus_channels, share_heads)

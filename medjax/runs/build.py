@@ -233,9 +233,27 @@ def _augmenter(
     space: LabelSpace,
     batch_axes: tuple[str, ...] = AXES,
 ) -> Callable | None:
-    orientation = config.data.orientation or "stored"
-    facts = kinds.Facts(patch, space.corpora, orientation, mesh, batch_axes)
+    facts = dataclasses.replace(
+        _augmented(config, space), patch=patch, mesh=mesh, batch_axes=batch_axes
+    )
     return kinds.make(config.augment.to_json(), facts)
+
+
+def _augmented(config: Config, space: LabelSpace) -> kinds.Facts:
+    orientation = config.data.orientation or "stored"
+    return kinds.Facts(tuple(config.train.patch), space.corpora, orientation)
+
+
+def exchanging_axes(config: Config, space: LabelSpace) -> tuple[int, ...]:
+    """Axes whose test-time mirroring would mix left and right, see `kinds.exchanging_axes`."""
+    return kinds.exchanging_axes(config.augment.to_json(), _augmented(config, space))
+
+
+def about_sides(config: Config, space: LabelSpace) -> str:
+    """What training does to left and right, in one line; empty if no class has a side."""
+    if config.task == "masked_image":  # uses no labels
+        return ""
+    return kinds.sentence(config.augment.to_json(), _augmented(config, space))
 
 
 def sampled_patch(config: Config) -> tuple[int, ...]:

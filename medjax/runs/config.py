@@ -90,7 +90,10 @@ def with_plan(config: Config) -> Config:
         model = Model.from_fields(network_fields(chosen) | dict(model.options), "config.model")
     if plan.transpose != (0, 1, 2) and augment.lateral and "swap_axis" not in augment.options:
         axis = plan.transpose.index(2) - (3 - len(chosen.patch))
-        augment = dataclasses.replace(augment, options={**augment.options, "swap_axis": axis})
+        if axis < 0:  # slices across the left-right axis: mirroring them exchanges no sides
+            augment = dataclasses.replace(augment, lateral=())
+        elif augment.kind != "turns":  # which mirror in every plane alike
+            augment = dataclasses.replace(augment, options={**augment.options, "swap_axis": axis})
     return dataclasses.replace(config, train=train, model=model, augment=augment)
 
 

@@ -45,6 +45,8 @@ def dry(
         _mixture(config, data),
         _classes(data.space),
     ]
+    if said := build.about_sides(config, data.space):
+        parts.append(said)
     if devices:
         table = dry_devices.report(
             config, net, data.space, devices, expected.spacing_mm, compiled=compiled

@@ -12,6 +12,7 @@ import numpy as np
 
 from medjax.decision import ACTIVATIONS, AVERAGES
 from medjax.errors import MedjaxError, ModelError, shown
+from medjax.infer.conflicts import RULES
 from medjax.infer.model import PRECISIONS
 from medjax.weights.formats.stablehlo import SIDE
 
@@ -71,6 +72,7 @@ def check_config(config: Any, path: object, error: Callable[..., MedjaxError]) -
         ("average", AVERAGES),
         ("activation", ACTIVATIONS),
         ("precision", PRECISIONS),
+        ("conflicts", RULES),
     ):
         if infer.get(name, known[0]) not in known:
             raise refuse(f"infer.{name}", infer[name], " or ".join(filter(None, known)))

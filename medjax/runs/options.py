@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medjax.errors import UsageError, did_you_mean
+from medjax.infer.conflicts import RULES
 from medjax.runs.trained import load_predictor
 
 
@@ -59,6 +60,7 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
         lambda v: v is None or isinstance(v, str),
         '"none", "chosen" or the path of a JSON file',
     ),
+    "conflicts": (lambda v: v in ("", None, *RULES), '"ordered" or "argmax"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
 }

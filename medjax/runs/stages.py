@@ -299,7 +299,8 @@ def pools(run: Run, side: str) -> list[stream.Pool]:
         ]
         if names:
             modality = run.data.space.modalities.index(corpus.modality)
-            folder, classes = str(run.store / corpus.store), corpus_classes(corpus)
+            folder = str(run.store / corpus.store)
+            classes = tuple(corpus.ids_of(name) for name in corpus.annotated)
             group = run.data.groups.get(corpus.store, "")
             found.append(
                 stream.Pool(
@@ -312,11 +313,6 @@ def pools(run: Run, side: str) -> list[stream.Pool]:
                 fix="check split, view and failed cases",
             )
     return found
-
-
-def corpus_classes(corpus: Corpus) -> tuple[tuple[int, ...], ...]:
-    """Dense ids of every annotated class of a corpus, for sampling by class."""
-    return tuple(corpus.ids_of(name) for name in corpus.annotated)
 
 
 def train(run: Run) -> None:
@@ -357,6 +353,8 @@ def _train(run: Run) -> None:
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
         f"{config.train.steps:,} steps of {recipe.batch}"
     )
+    if text := build.about_sides(config, space):
+        say(text)
     task = build.make_task(config, space, net, mesh, layout.batch_axes)
     if layout.used + layout.idle > 1 or layout.accumulate > 1:
         say(layout.sentence())

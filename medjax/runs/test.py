@@ -5,16 +5,18 @@ pictures and report.html in the run folder; the table on the screen; the records
 failed.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medjax.corpora.inputs import Case
-from medjax.infer.cases import predict_cases
+from medjax.errors import MedjaxError
+from medjax.infer.cases import Files, predict_cases
 from medjax.labels import Corpus
+from medjax.metrics import channels, written
 from medjax.metrics import evaluate as metrics
-from medjax.metrics import written
 from medjax.prompts.request import Request
 from medjax.report import present
 from medjax.runs import folder as runfolder
@@ -47,6 +49,7 @@ def predict_and_score(
                 cases,
                 out,
                 Request(name),
+                files=Files(facts=_own_channels(predictor, corpus)),
                 continue_=True,
                 progress=line(f"predict {name}"),
                 warn=say,
@@ -80,7 +83,14 @@ def score(
     grouping = groups(settings)
     for corpus, found in masks.values():
         pairs = [
-            metrics.Pair(case.name, case.label_files[0], str(mask), case.patient, case)
+            metrics.Pair(
+                case.name,
+                case.label_files[0],
+                str(mask),
+                case.patient,
+                case,
+                channels.read(mask.parent, case.name, corpus.annotated),
+            )
             for case, mask in found
         ]
         if pairs:
@@ -88,9 +98,40 @@ def score(
                 metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
             )
     failed = [record for result in results for record in result.failed]
-    return failed, (
-        metrics.join(results, grouping) if len(results) > 1 else results[0] if results else None
-    )
+    if not results:
+        return failed, None
+    result = metrics.join(results, grouping) if len(results) > 1 else results[0]
+    return failed, dataclasses.replace(result, conflicts=_conflicts(masks))
+
+
+def _own_channels(predictor: Any, corpus: Corpus) -> Callable | None:
+    """Counts every class' own channel, for the sidecars; None where the classes compete in one
+    softmax, and have no channel of their own.
+    """
+    if predictor.decision.competes:
+        return None
+    space = predictor.model.space
+    channel_of = dict(space.names[space.corpus_index(corpus.name)])
+
+    def facts(case: Case, volume: Any, segmentation: Any) -> dict:
+        try:
+            counted = channels.count(case, volume, segmentation.masks, corpus, channel_of)
+        except MedjaxError:  # a reference that cannot be read: the evaluation reports it
+            return {}
+        return {channels.FIELD: counted}
+
+    return facts
+
+
+def _conflicts(
+    masks: Mapping[str, tuple[Corpus, list[tuple[Case, Path]]]],
+) -> dict[str, dict]:
+    """Corpus -> share of the foreground with two exclusive classes, and how they were painted."""
+    counted = {
+        name: channels.conflicts([(mask.parent, case.name) for case, mask in found])
+        for name, (_, found) in masks.items()
+    }
+    return {name: entry for name, entry in counted.items() if entry}
 
 
 def groups(settings: Evaluate) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ several models form an ensemble.
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from medjax.registry import plain
 from medjax.runs import build as network
 from medjax.runs import fitted, folder
 from medjax.runs.settings.schema import Config
+from medjax.scans.header import DataWarning
 from medjax.weights.formats import archive as archives
 
 POSTPROCESS = "postprocess.json"
@@ -214,6 +216,7 @@ def load_predictor(
     memory_gib: float | None = None,
     uncertainty: bool = False,
     postprocess: str = "",
+    conflicts: str = "",
     fast: bool = False,
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
@@ -228,6 +231,7 @@ def load_predictor(
       memory_gib: memory limit of a case. uncertainty: compute the disagreement of mirrors and
         members.
       postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
+      conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
       fast: use the coarser companion that the models name in `infer.fast`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
@@ -260,6 +264,8 @@ def load_predictor(
             if tta
             else tuple(given.mirror_axes)
         )
+        with _refusing(members[0]):
+            axes = _upright(members[0], axes)
         return Segmenter(
             model,
             ensemble=[params for params, _ in ensemble],
@@ -273,6 +279,7 @@ def load_predictor(
             precision=given.precision,
             devices=devices,
             memory_gib=memory_gib,
+            conflicts=conflicts or given.conflicts,
             uncertainty=uncertainty,
             postprocess=rules(trained[0], postprocess) if postprocess else configured,
         )
@@ -321,6 +328,21 @@ def named_devices(name: str) -> list | None:
     except (RuntimeError, IndexError, ValueError) as error:
         known = [f"{d.platform}:{d.id}" for d in jax.devices()]
         raise UsageError(f"no device {name!r}", expected=", ".join(known)) from error
+
+
+def _upright(one: Trained, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of test-time mirroring without those that would mix left and right: trained with
+    `augment.lateral`, a network sees the other side in a mirrored image.
+    """
+    mixed = set(axes) & set(network.exchanging_axes(one.config, one.space)) if axes else set()
+    if mixed:
+        warnings.warn(
+            f"{one.path}: axes {sorted(mixed)} are not mirrored in prediction: it would mix left "
+            "and right (augment.lateral)",
+            DataWarning,
+            stacklevel=3,
+        )
+    return tuple(axis for axis in axes if axis not in mixed)
 
 
 def _model(

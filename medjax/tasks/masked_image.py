@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from medjax.errors import UsageError
+from medjax.losses import masked_pixels
+from medjax.models.parts.patch import space_to_depth
 from medjax.tasks import supervised
 
 HELD_OUT = 0  # seed of the masks in validation, fixed so that its losses are comparable
@@ -70,11 +72,19 @@ class MaskedImage:
         return self.prepared_loss(params, self.prepare(batch, key), key)
 
     def prepare(self, batch: Mapping[str, Any], key: Array) -> dict[str, Any]:
-        """The batch as `Supervised.prepare` returns it, with the tokens that are hidden."""
-        prepared = self.batches.prepare(batch, key)
+        """The batch as `Supervised.prepare` returns it, with the tokens that are hidden, and
+        `inside` (b, *grid, pixels): which pixels of a token lie within the image.
+        """
+        prepared = self._prepared(batch, key)
         count = prepared["image"].shape[0]
         masked = block_mask(jax.random.fold_in(key, 2), count, self.grid, self.block, self.ratio)
         return prepared | {"masked": masked}
+
+    def _prepared(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
+        prepared = self.batches.prepare(batch, key)
+        inside = jnp.asarray(prepared["inside"])[..., None]
+        size = [n // g for n, g in zip(inside.shape[1:-1], self.grid, strict=True)]
+        return prepared | {"inside": space_to_depth(inside, size)}
 
     def prepared_loss(
         self,
@@ -98,9 +108,10 @@ class MaskedImage:
     def validate(self, params: Any, batch: Mapping[str, Any]) -> dict[str, Array]:
         """The loss without augmentation under fixed masks.
 
-        Its sum `error` (n,) over the samples of each modality, and their number `weight` (n,).
+        Its sum `error` (n,) over the samples of each modality that have a hidden token within the
+        image, and their number `weight` (n,).
         """
-        prepared = self.batches.prepare(batch, None)
+        prepared = self._prepared(batch, None)
         masked = block_mask(
             jax.random.key(HELD_OUT), prepared["image"].shape[0], self.grid, self.block, self.ratio
         )
@@ -115,7 +126,9 @@ class MaskedImage:
             )
 
         errors = jax.vmap(of_sample)(outputs, prepared)
+        _, counted = masked_pixels.per_sample(outputs, prepared["inside"])
         own = batch["modality"][:, None] == jnp.arange(len(self.names))
+        own = own & (counted > 0)[:, None]
         return {"error": jnp.sum(jnp.where(own, errors[:, None], 0), 0), "weight": jnp.sum(own, 0)}
 
 
@@ -155,7 +168,9 @@ def make(
     grid = tuple(side // patch_size for side in patch)
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
     return MaskedImage(
-        supervised.make(apply, losses, patch=patch, **batches),
+        dataclasses.replace(
+            supervised.make(apply, losses, patch=patch, **batches), with_inside=True
+        ),
         grid,
         block,
         float(ratio),

@@ -23,7 +23,7 @@ from medjax.losses.parts import deep, exclusive, separable, targets
 from medjax.models import context as contexts
 from medjax.sample.batch import dequantise, facts
 
-PREPARED = ("table", "known", "weight")  # what `prepare` adds for the losses
+PREPARED = ("table", "known", "weight", "inside")  # what `prepare` adds for the losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Supervised:
     names: tuple[str, ...] = ()
     reads: contexts.Spec | None = None
     tasks: tuple[int, ...] = ()
+    with_inside: bool = False
 
     def loss(
         self, params: Any, batch: Mapping[str, Any], key: Array
@@ -133,7 +134,8 @@ class Supervised:
         """The batch for the losses: normalised, augmented (with a key) or centre-cropped.
 
         With table and known rows. `weight` is present only if something can be masked: the ignore
-        id of a corpus, or padding under `mask_padding`.
+        id of a corpus, or padding under `mask_padding`; `inside` (b, *patch), true within the
+        image, only with `with_inside`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
         image = dequantise(batch)
@@ -153,6 +155,8 @@ class Supervised:
             "table": jnp.asarray(self.table)[corpus],
             "known": jnp.asarray(self.known)[corpus],
         }
+        if self.with_inside:
+            prepared["inside"] = label >= 0
         masks = []
         if (self.ignore_ids >= 0).any():
             masks.append(label == jnp.expand_dims(jnp.asarray(self.ignore_ids)[corpus], axes))

@@ -53,7 +53,8 @@ def test_lateral_classes_want_the_corpora():
     with pytest.raises(UsageError, match="per corpus"):
         found(jax.random.key(0), image, label)
     with pytest.raises(UsageError, match="RAS orientation only"):
-        kinds.make(given, kinds.Facts((6, 6, 6), (KIDNEYS,), "stored"))
+        pairs = (tuple(KIDNEYS.classes),)
+        kinds.make(given | {"lateral": pairs}, kinds.Facts((6, 6, 6), (KIDNEYS,), "stored"))
     chosen = kinds.make(given | {"swap_axis": 0}, kinds.Facts((6, 6, 6), (KIDNEYS,), "stored"))
     assert chosen.by_corpus
 

@@ -210,6 +210,19 @@ def test_plan_prepare_and_preview(raw, tmp_path, capsys):
     assert all((out / "preview" / name).is_file() for name in names)
 
 
+def test_a_plan_says_what_mirroring_does_to_sides(tmp_path, capsys):
+    labels = {"left lung": 1, "right lung": 2}
+    raw = write_corpus(tmp_path / "Task01_Two", n=2, shape=(9, 11, 10), labels=labels)
+    given = ["plan", str(raw), "-o", str(tmp_path / "plan.json"), "--quiet"]
+    assert cli.main(given) == 0
+    said = "left and right: exchanged in mirrored images: left lung and right lung"
+    assert said in capsys.readouterr().out
+    one = write_corpus(tmp_path / "Task02_One", n=2, shape=(9, 11, 10), labels={"lung left": 1})
+    assert cli.main(["plan", str(raw), str(one), *given[2:]]) == 0
+    said = "left and right: not mirrored, because lung left of One has no annotated partner"
+    assert said in capsys.readouterr().out
+
+
 def test_grids_and_schemes_by_flag(tmp_path, capsys):
     raw = write_corpus(tmp_path / "Task01_Two", n=2, shape=(9, 11, 10), channels=("CT", "organ"))
     schemes = ["--intensity", "CT=window:-100,100", "organ=mask"]

@@ -78,6 +78,10 @@ def test_every_config_is_read(name, variant, tmp_path):
 def test_configs_build_abstractly(name, variant, tmp_path):
     text = dry.dry(typed(_with_phantoms(_fields(name, variant), name)), tmp_path)
     assert "parameters" in text and "annotated by" in text and "kept for backward" in text
+    if not _fields(name, variant)["data"]["declared"]:  # phantoms have two kidneys
+        lateral = _fields(name, variant)["augment"].get("lateral")
+        masked = _fields(name, variant)["task"] == "masked_image"
+        assert ("right kidney and left kidney" in text) == (lateral == "auto") != masked
 
 
 @pytest.mark.parametrize(

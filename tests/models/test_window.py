@@ -349,7 +349,7 @@ def test_initial_values(kind, spread):
     p = jax.jit(attention.Mlp(256, initial=kind).init)(KEY, jnp.zeros((1, 64)))["params"]
     assert np.std(p["fc1"]["kernel"]) == pytest.approx(spread, rel=0.03)
     assert np.std(p["fc1"]["bias"]) == pytest.approx(spread if kind == "torch" else 0.0, rel=0.15)
-    with pytest.raises(ModelError, match="torch, swin or xavier"):
+    with pytest.raises(ModelError, match="swin or xavier or torch"):
         attention.linear_init("kaiming", 3)
 
 

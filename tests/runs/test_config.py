@@ -6,6 +6,8 @@ import pytest
 
 from configs.base import base_config
 from medjax.errors import UsageError
+from medjax.prepare.plan import Plan
+from medjax.prepare.presets import Configuration
 from medjax.registry import plain
 from medjax.runs import config, stages
 from medjax.runs import folder as runfolder
@@ -100,3 +102,22 @@ def test_what_is_no_section_is_refused_and_the_file_named(tmp_path, change, mess
     with pytest.raises(UsageError) as caught:
         read_model(run)
     assert message in str(caught.value) and "config.json" in str(caught.value)
+
+
+def test_slices_across_the_left_right_axis_exchange_no_sides(monkeypatch):
+    """Of a plan that turns x to the front, slices are sagittal: a mirror shows the same side."""
+    sizes = ((1.0, 1.0), (40, 40), (32, 32), 2, "unet", ((1, 1),), ((3, 3),), (8,), (2,), ())
+    chosen = Configuration("2d", "default", 8.0, *sizes)
+    fields = {
+        "data": {"plan": "plan.json", "configuration": "2d"},
+        "augment": {"on": True, "lateral": "auto"},
+    }
+    for order, lateral, options in (
+        ((2, 0, 1), (), {}),
+        ((0, 2, 1), "auto", {"swap_axis": 0}),
+        ((0, 1, 2), "auto", {}),
+    ):
+        plan = Plan({}, {}, transpose=order, configurations={"2d": chosen})
+        monkeypatch.setattr(config, "load", lambda given, plan=plan: plan)
+        augment = config.with_plan(typed(fields)).augment
+        assert augment.lateral == lateral and augment.options == options, order

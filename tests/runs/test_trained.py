@@ -2,15 +2,22 @@
 average if the run keeps one.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 import pytest
 
 from medjax.errors import UsageError
+from medjax.labels import Corpus
+from medjax.prompts.request import Request
 from medjax.runs import folder as runfolder
 from medjax.runs import stages, trained
 from medjax.runs.exchange import export
+from medjax.scans import nifti
+from medjax.scans.header import DataWarning
 from medjax.train import optim, sharding
 from medjax.train import state as states
 from medjax.train.checkpoint import Checkpoints
@@ -66,3 +73,53 @@ def test_runs_without_the_field_have_the_same_recipe(tmp_path):
     recipes = [stages.recipe_fields(typed(f)) for f in (fields, older, averaged)]
     assert recipes[0] == recipes[1]
     assert runfolder.differences(recipes[1], recipes[2]) == ["optim.ema: was nothing, is 0.9"]
+
+
+def test_mirrors_that_would_mix_left_and_right_are_left_out(tmp_path):
+    kidneys = Corpus("Kidneys", ((1, ("kidney left",)), (2, ("kidney right",))))
+    infer = {"mirror_axes": (1, 2)}
+    run = make_run(tmp_path / "run", (kidneys,), infer=infer)
+    assert trained.load_predictor(run).networks[0].mirror_axes == (1, 2)
+    run = make_run(tmp_path / "auto", (kidneys,), infer=infer, augment={"lateral": "auto"})
+    with pytest.warns(DataWarning, match=r"axes \[2\] are not mirrored in prediction"):
+        assert trained.load_predictor(run).networks[0].mirror_axes == (1,)
+    export.export(run, tmp_path / "m.medjax")
+    with pytest.warns(DataWarning, match=r"m.medjax: axes \[2\]"):
+        found = trained.load_predictor(tmp_path / "m.medjax", tta="mirror")
+    assert found.networks[0].mirror_axes == (0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert trained.load_predictor(run, tta="none").networks[0].mirror_axes == ()
+
+
+SIDES = Corpus("Sides", ((1, ("left",)), (2, ("right",)), (3, ("right", "cyst"))))
+
+
+def test_run_archive_and_function_paint_alike(tmp_path):
+    """The rule for conflicts travels with the config; an older config has the old one."""
+    run = make_run(tmp_path / "run", (SIDES,), infer={"conflicts": "argmax"})
+    export.export(run, tmp_path / "weights.medjax")
+    export.export(run, tmp_path / "function.medjax", "function", platforms=("cpu",))
+    old = make_run(tmp_path / "old", (SIDES,))
+    values = np.random.default_rng(0).normal(50, 100, (8, 9, 10)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values.T, np.eye(4)), tmp_path / "a.nii")
+    volume = nifti.read(tmp_path / "a.nii")
+
+    def painted(path, **options):
+        predictor = trained.load_predictor(path, **options)
+        found = predictor.segment(volume, Request("Sides"))
+        return predictor.conflicts, found.masks.conflicting, found.label_map
+
+    rule, shared, expected = painted(run)
+    assert rule == "argmax" and shared > 0
+    for other in (tmp_path / "weights.medjax", tmp_path / "function.medjax"):
+        rule, count, label_map = painted(other)
+        assert (rule, count) == ("argmax", shared)
+        np.testing.assert_array_equal(label_map, expected)
+    rule, count, ordered = painted(old)
+    assert (rule, count) == ("ordered", shared) and (ordered != expected).any()
+    np.testing.assert_array_equal(painted(run, conflicts="ordered")[2], ordered)
+    np.testing.assert_array_equal(painted(old, conflicts="argmax")[2], expected)
+    wrong = make_run(tmp_path / "wrong", (SIDES,), infer={"conflicts": "argmx"})
+    with pytest.raises(UsageError, match=r"infer.conflicts; found 'argmx'.*ordered or argmax"):
+        trained.read_model(wrong)

@@ -235,6 +235,8 @@ def _model(table: Table, model: Table) -> Table:
 # heads start at the share of every class: learning notes 1.2; the papers' recipes never do
 PREVALENCE = {"init.head_prior": "prevalence"}
 TWO_CORES = PREVALENCE | {
+    "augment.lateral": "auto",
+    "infer.conflicts": "argmax",
     "data.spacing_rule": "per_corpus",
     "optim.name": "adamw",
     "optim.lr": 2e-3,
@@ -352,6 +354,7 @@ MT_SWIN = {  # 3.6
     "bottleneck": None,
     "head": "sigmoid",
     "share_heads": "corpus",
+    "initial": "torch",  # MONAI's linear layers
     "dtype": "bfloat16",
     "remat": "block",  # checkpointing, as in the paper: 4, row 8
 }
@@ -467,6 +470,7 @@ MT = {
             "train.patch": (32, 64, 64),
             "model.feature_size": 12,
             "model.remat": "none",
+            "model.initial": "xavier",
         },
     ),
 }
@@ -480,6 +484,8 @@ MULTITALENT["demo"] = (
     | NARROW
     | PREVALENCE
     | {  # phantoms; no paper
+        "augment.lateral": "auto",
+        "infer.conflicts": "argmax",
         "data.phantom_cases": 10,
         "data.spacing_mm": (5.0, 4.0, 4.0),
         "optim.name": "adamw",
@@ -515,6 +521,7 @@ TSFM_NETWORK = {  # 3.2 and 4: rows 1, 3, 5, 8, 15 to 19; size h: 3.3
     "position": "learned",
     "proj_kernel": (3, 3),
     "bottleneck_residual": False,
+    "initial": "xavier",  # 3.2: 3D-TransUNet's
     "strides": None,
     "deep_supervision": True,
     "head": "sigmoid",
@@ -671,6 +678,7 @@ SWIN_UNET = {  # 3.1
     "mlp_ratio": 4.0,
     "drop_path": 0.2,
     "epsilon": 1e-5,
+    "initial": "swin",  # 3.1: truncated normal .02
     "keep_shift": False,
     "experts_in": "both",
     "routing": "gate",
@@ -778,6 +786,7 @@ MASKING = {  # 3.6
     "task_options.patch_size": 4,
     "losses.masked_pixels.weight": 1.0,
     "losses.masked_pixels.normalise": False,
+    "losses.masked_pixels.balance": "samples",
     "optim.name": "adamw",
     "optim.lr": 1e-3,
     "optim.b1": 0.9,
@@ -809,6 +818,7 @@ PHANTOMS = {  # the demonstration; no paper
     "model.heads": (1, 2, 4, 8),
     "model.window": 4,
     "model.patch_size": 2,
+    "model.initial": "xavier",  # Swin's 0.02 is made for width 96: learning notes 1.1
     "model.dtype": "float32",
 }
 FOLDERS = PHANTOMS | {  # real scans on two cores; no paper
@@ -821,6 +831,7 @@ FOLDERS = PHANTOMS | {  # real scans on two cores; no paper
 }
 SHORT = PREVALENCE | {  # of both
     "model.head_bias": True,
+    "augment.lateral": "auto",
     "train.batch": 16,
     "train.steps": 1000,
     "train.checkpoint_every": 250,
@@ -839,6 +850,8 @@ SHORT_MASKED = {
     "optim.warmup_steps": 40,
     "optim.lr": 4e-4,  # 1e-3 x sqrt(16 / 96)
     "task_options.patch_size": 2,
+    "losses.masked_pixels.normalise": True,  # learning notes 1.3
+    "losses.masked_pixels.balance": "modalities",
 }
 OWN_HEADS = {"model.share_heads": "corpus"}
 _SHORT_FINETUNE = _model(_SLICES, SWIN_UNET) | M4OE_RECIPE | SHORT | OWN_HEADS

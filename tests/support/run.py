@@ -46,13 +46,14 @@ def make_run(
     model: Mapping | None = None,
     infer: Mapping | None = None,
     data: Mapping | None = None,
+    augment: Mapping | None = None,
 ) -> Path:
     """Writes the run.
 
     Args:
       patch: of the network, (z, y, x) or (y, x). seed: of the parameters. spacing_mm: target
         spacing of every corpus.
-      model, infer, data: fields of the config to set.
+      model, infer, data, augment: fields of the config to set.
 
     Returns: the folder.
     """
@@ -61,6 +62,7 @@ def make_run(
     fields["train"]["patch"] = tuple(patch)
     fields["infer"] |= infer or {}
     fields["data"] |= data or {}
+    fields["augment"] |= augment or {}
     space = merge(corpora)
     channels = {c for corpus in corpora for c in corpus.channels}
     clip = Intensity("ct", (-200.0, 300.0), 50.0, 100.0)

@@ -74,6 +74,35 @@ def test_the_loss_is_that_of_the_hidden_pixels_of_normalised_images():
     assert float(other) != float(value)
 
 
+def test_tokens_outside_the_image_are_neither_trained_on_nor_validated():
+    """The sampler's padding, label -1, of a patch that sticks out; one sample is nothing else."""
+    batch, key, guess = _batch(3), jax.random.key(3), jnp.float32(0.25)
+    batch["label"][0, :, 9:] = batch["label"][2] = -1
+    task = _task()
+    masked = np.asarray(masked_image.block_mask(jax.random.fold_in(key, 2), 3, (8, 8), 4, 0.75))
+    held = masked_image.block_mask(jax.random.key(masked_image.HELD_OUT), 3, (8, 8), 4, 0.75)
+    pixels, inside = batch["image"][..., 0] * 0.5 + 1.0, batch["label"] >= 0
+
+    def by_hand(hidden, k):
+        """Mean over tokens of the mean over their pixels within the image."""
+        means = []
+        for y, x in zip(*np.nonzero(hidden[k]), strict=True):
+            block = (k, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))
+            if inside[block].any():
+                means.append(((pixels[block][inside[block]] - 0.25) ** 2).mean())
+        return np.mean(means)
+
+    _, parts = jax.jit(task.loss)(guess, batch, key)
+    expected = (by_hand(masked, 0) + by_hand(masked, 1)) / 3
+    np.testing.assert_allclose(parts["loss/masked_pixels"], expected, rtol=1e-5)
+    found = jax.jit(task.validate)(guess, batch)
+    held = np.asarray(held)
+    np.testing.assert_allclose(
+        found["error"], [2 * (by_hand(held, 0) + by_hand(held, 1))], rtol=1e-5
+    )
+    assert found["weight"].tolist() == [2]
+
+
 def test_augmented_images_are_what_is_guessed():
     def darker(key, image, label):
         return image - 100.0, label

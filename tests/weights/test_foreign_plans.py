@@ -272,6 +272,9 @@ def test_a_config_takes_what_its_plan_says(tmp_path):
     assert alone.as_given() == expected
     off = config.with_field(found, "augment", {"on": False})
     assert config.with_masks(off, plan, corpora).augment.as_given() == {"on": False}
+    for kind, options in (("nnunet", {"swap_axis": 2}), ("turns", {})):  # the plan swaps y and z
+        sided = typed(fields | {"augment": {"on": True, "kind": kind, "lateral": "auto"}})
+        assert config.with_plan(sided).augment.options == options
     other = config.with_plan(typed(fields | {"model": {"name": "swin_unetr"}})).model
     assert other.as_given() == {"name": "swin_unetr"}
     with pytest.raises(UsageError, match="has no configuration '3d_ful'"):

@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from medjax.errors import ModelError
+from medjax.errors import ModelError, did_you_mean
 from medjax.models.parts import window as geometry
 from medjax.models.parts.adapters import Dense
 
+INITIAL = ("swin", "xavier", "torch")  # how linear maps start, see `linear_init`
 # entries of the call; for a head also what other parts of the network offer, by name
 Context = Mapping[str, Any] | None
 Offered = Float[Array, "b *grid c"] | tuple[Float[Array, "b *grid c"], dict[str, Any]]
@@ -46,24 +47,34 @@ def split_offer(module: Any, result: Any) -> tuple[Array, dict[str, Any]]:
     return result if getattr(module, "offers", False) else (result, {})
 
 
-def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
-    """`kernel_init` and `bias_init` of a linear map: "torch" uniform within 1/sqrt(inputs), "swin"
-    normal 0.02 and zero, "xavier" and zero.
+def check_initial(word: str) -> str:
+    """The word, if it is one of `INITIAL`; otherwise `ModelError`."""
+    if word not in INITIAL:
+        raise ModelError(
+            f"unknown initial values {word!r}",
+            expected=" or ".join(INITIAL),
+            fix=did_you_mean(word, INITIAL),
+        )
+    return word
 
-    Swin's code truncates at +-2, which is 100 standard deviations: a plain normal.
+
+def linear_init(kind: str, inputs: int) -> dict[str, Callable]:
+    """`kernel_init` and `bias_init` of a linear map by a word of `INITIAL`, for `inputs` channels.
+
+    Standard deviation of a kernel (inputs, outputs):
+
+      swin    0.02, whatever the width: made for widths of 96 and more
+      xavier  sqrt(2 / (inputs + outputs))
+      torch   sqrt(1 / (3 inputs)), uniform within 1 / sqrt(inputs)
+
+    Biases are 0, with "torch" as its kernels. Swin's code truncates at +-2, which is 100 standard
+    deviations: a plain normal. Raises: `ModelError` for another word.
     """
-    if kind in ("swin", "xavier"):
+    if check_initial(kind) != "torch":
         kernel_init = (
             nn.initializers.normal(0.02) if kind == "swin" else nn.initializers.xavier_uniform()
         )
         return {"kernel_init": kernel_init, "bias_init": nn.initializers.zeros}
-    if kind != "torch":
-        raise ModelError(
-            "unknown initial values",
-            found=kind,
-            expected="torch, swin or xavier",
-            fix="use one of these words",
-        )
     bound = inputs**-0.5
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

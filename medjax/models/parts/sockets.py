@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import STANDARD, Spec, needed, union
 from medjax.models.parts import adapters, heads, moe
-from medjax.models.parts.attention import Context, Mlp, call, split_offer
+from medjax.models.parts.attention import Context, Mlp, call, check_initial, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
 
@@ -163,6 +163,7 @@ def vit(
     position: str = "learned",
     scan: bool = True,
     remat: str = "none",
+    initial: str = "xavier",
 ) -> Socket:
     """A vision transformer on the voxels of the deepest map; see `parts.vit.Bottleneck`.
 
@@ -174,6 +175,7 @@ def vit(
       position: its table, "learned" or "sincos".
       scan: its layers are one scanned program.
       remat: any word but "none": its layers are recomputed in the backward pass.
+      initial: how its linear maps start, a word of `parts.attention.INITIAL`.
     """
     made = functools.partial(
         Bottleneck,
@@ -188,6 +190,7 @@ def vit(
         scan,
         remat,
         offers=True,
+        initial=check_initial(initial),
     )
     return Socket("vit", made)
 

@@ -17,6 +17,7 @@ from medjax.models.parts.attention import (
     Context,
     SwinBlock,
     SwinStage,
+    check_initial,
     drop_path_rates,
     linear_init,
     rematerialised,
@@ -77,7 +78,7 @@ class SwinTower(nn.Module):
                 x, context, train
             )
             if number + 1 < len(self.stages):
-                init = linear_init(self.initial, 0)["kernel_init"]
+                init = linear_init(self.initial, 2 ** len(self.patch) * x.shape[-1])["kernel_init"]
                 x = PatchMerging(
                     epsilon=self.epsilon, kernel_init=init, dtype=self.dtype, name=f"merge{number}"
                 )(x)
@@ -144,7 +145,7 @@ def tower_and_decoder(
             ("remat", remat, remat in REMAT, " or ".join(REMAT)),
         ],
     )
-    alike = {"initial": initial, "epsilon": epsilon, "dtype": jnp.dtype(dtype)}
+    alike = {"initial": check_initial(initial), "epsilon": epsilon, "dtype": jnp.dtype(dtype)}
     down, up = (
         stages(heads, depths, (window,) * dims, drop_path, mlp=mlp, remat=remat, **alike, **shared)
         for mlp in (inside, outside)

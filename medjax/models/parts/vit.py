@@ -17,7 +17,15 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
 from medjax.models.parts.adapters import Dense
-from medjax.models.parts.attention import Context, Offered, attend, call, split_offer
+from medjax.models.parts.attention import (
+    Context,
+    Offered,
+    attend,
+    call,
+    check_initial,
+    linear_init,
+    split_offer,
+)
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.conv import Conv
 from medjax.models.parts.position import POSITIONS, sincos_table
@@ -34,6 +42,8 @@ class Layer(nn.Module):
     Attributes:
       heads: must divide the width. hidden: width inside the MLP. dropout: after both linear maps of
         the MLP, in training; after the whole of another `mlp`.
+      initial: how the linear maps start, see `attention.linear_init`; with "xavier" their biases
+        have a standard deviation of 1e-6, as in ViT's code.
       mlp: constructor of another MLP, see `parts.attention`.
       offers: return (x, what the mlp offers) instead of x.
     """
@@ -44,17 +54,20 @@ class Layer(nn.Module):
     dtype: Any = jnp.float32
     mlp: Callable | None = None
     offers: bool = False
+    initial: str = "xavier"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n c"], context: Context = None, train: bool = False
     ) -> Offered:
         width = x.shape[-1]
-        init = {
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "bias_init": nn.initializers.normal(1e-6),
-        }
-        dense = functools.partial(Dense, dtype=self.dtype, **init)
+
+        def dense(features: int, name: str, inputs: int = width) -> nn.Module:
+            init = linear_init(self.initial, inputs)
+            if self.initial == "xavier":
+                init["bias_init"] = nn.initializers.normal(1e-6)
+            return Dense(features, dtype=self.dtype, name=name, **init)
+
         drop = nn.Dropout(self.dropout, deterministic=not train)
         norm = functools.partial(nn.LayerNorm, EPSILON, dtype=self.dtype, use_fast_variance=False)
         y = norm(name="ln1")(x)
@@ -63,9 +76,9 @@ class Layer(nn.Module):
         y, offered = norm(name="ln2")(x), {}
         if self.mlp is None:
             y = nn.gelu(dense(self.hidden, name="fc1")(y), approximate=False)
-            y = dense(width, name="fc2")(drop(y))
+            y = dense(width, "fc2", self.hidden)(drop(y))
         else:
-            mlp = self.mlp(self.hidden, initial="xavier", dtype=self.dtype, name="mlp")
+            mlp = self.mlp(self.hidden, initial=self.initial, dtype=self.dtype, name="mlp")
             y, offered = split_offer(mlp, call(mlp, y, context, train))
         x = x + drop(y)
         return (x, offered) if self.offers else x
@@ -80,7 +93,7 @@ class Encoder(nn.Module):
     Parameters: `pos` (*grid, c), `layer<i>`, `ln_f`.
 
     Attributes:
-      layers, heads, mlp_ratio, dropout, mlp: see `Layer`.
+      layers, heads, mlp_ratio, dropout, mlp, initial: see `Layer`.
       position: "learned" (starts at zero) or "sincos" (no parameters).
       scan: one program for all layers.
       remat: "none", or the layers are recomputed in the backward pass.
@@ -97,6 +110,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     mlp: Callable | None = None
     offers: bool = False
+    initial: str = "xavier"
     contextual = True
     stochastic = True
 
@@ -133,6 +147,7 @@ def _encode(
         self.dtype,
         self.mlp,
         self.mlp is not None,
+        check_initial(self.initial),
         parent=None,
     )
     names = [f"layer{i}" for i in range(self.layers)]
@@ -177,6 +192,7 @@ class Bottleneck(nn.Module):
     kernel_init: Callable | None = None
     mlp: Callable | None = None
     offers: bool = False
+    initial: str = "xavier"
     contextual = True
     stochastic = True
 

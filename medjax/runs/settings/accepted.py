@@ -91,10 +91,7 @@ def members(place: Place, given: Mapping[str, Any]) -> dict[str, Setting]:
     elif kind is schema.TaskOptions:
         found |= _task(place.name)
     elif kind is schema.Augment:
-        chosen = given.get("kind", found["kind"].default)
-        found |= augmentation(chosen)
-        if chosen != found["kind"].default:
-            del found["lateral"]  # only that chain exchanges classes
+        found |= augmentation(given.get("kind", found["kind"].default))
     elif kind is schema.Evaluate:
         for name in plugins.points(plugins.EVALUATIONS):
             found.setdefault(

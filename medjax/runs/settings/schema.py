@@ -172,7 +172,7 @@ class Augment(Section):
     lateral: str | tuple[tuple[str, str], ...] = setting(
         (),
         "auto, or pairs of class names: left and right classes are exchanged when the left-right "
-        "axis is mirrored",
+        "axis is mirrored; auto mirrors it only where every class with a side has a partner",
         listed=False,
     )
 
@@ -400,6 +400,12 @@ class Infer(Section):
     mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
     average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
     activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
+    conflicts: str = setting(
+        "ordered",
+        "of exclusive classes in one voxel the label map shows the last in precedence; argmax: the "
+        "most probable",
+        listed=False,
+    )
     batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
     precision: str = setting(
         "", "of matrix products: highest, high or default; empty: the device's own"
