@@ -402,8 +402,7 @@ class Infer(Section):
     activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
     conflicts: str = setting(
         "ordered",
-        "of exclusive classes in one voxel the label map shows the last in precedence; argmax: the "
-        "most probable",
+        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
         listed=False,
     )
     batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
