@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medjax import decision
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import BACKGROUND, LabelSpace
 from medjax.losses.parts import exclusive
@@ -199,7 +200,7 @@ def without_loaded(params: Any, account: transfer.Report, names: Sequence[str]) 
 
 def _softmax(config: Config) -> bool:
     by_corpus = sockets.words(config.model.to_json(), "head")["kind"] == "corpus_softmax"
-    return by_corpus or config.infer.activation == "softmax"
+    return by_corpus or decision.make(config.infer.activation).competes
 
 
 def _members(space: LabelSpace, softmax: bool) -> np.ndarray:
