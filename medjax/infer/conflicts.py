@@ -45,6 +45,8 @@ def overlapping(
     """Voxels in which two exclusive classes are predicted."""
     found = np.zeros(mask.shape[:-1], bool)
     places = np.flatnonzero(mask.sum(-1, dtype=np.uint16) > 1)
+    if not len(places):
+        return found
     rows = mask.reshape(-1, mask.shape[-1])[places]
     found.reshape(-1)[places] = (rows & _excluded(rows, excluding)).any(-1)
     return found

@@ -150,6 +150,17 @@ def test_the_label_map_follows_the_rule_and_the_masks_do_not(volume, average):
     assert ordered.masks.beaten is None and settled.masks.beaten.voxels["left"] == 2 * 30
 
 
+@pytest.mark.parametrize("rule", conflicts.RULES)
+def test_a_scan_in_which_nothing_is_found_has_no_conflict(tmp_path, rule):
+    """Not even a candidate: the blocks hold no channel at all."""
+    nib.save(nib.Nifti1Image(np.full((12, 6, 5), -9.0), np.eye(4)), tmp_path / "b.nii")
+    found = predictor(conflicts=rule).segment(nifti.read(tmp_path / "b.nii"), Request("Sides"))
+    assert not found.label_map.any() and not any(found.masks.voxels.values())
+    assert (found.masks.conflicting, found.masks.foreground) == (0, 0)
+    none = conflicts.overlapping(np.zeros((2, 3, 0), bool), np.zeros((0, 0), bool))
+    assert none.shape == (2, 3) and not none.any()
+
+
 def test_the_rule_holds_in_strips_and_ensembles(volume):
     whole = predictor(conflicts="argmax")
     need = whole.forecast(volume, Request("Sides")).bytes
