@@ -188,6 +188,7 @@ def test_the_command_predicts_isolating_a_broken_scan_and_evaluates(
     assert json.loads((tmp_path / "scores" / "summary.json").read_text())["metric_per_case"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_equals_the_one_that_was_not(trained, corpora, tmp_path):
     workdir = tmp_path / "killed"
     for kill_after in (3, 7):

@@ -403,6 +403,7 @@ def _descriptions(images):
 
 @settings(deadline=None, max_examples=400)
 @given(st.data())
+@pytest.mark.slow
 def test_any_value_of_a_wrong_type_is_a_sentence(pairs, data):
     from medjax.corpora.twins import by_name, rules_of
 

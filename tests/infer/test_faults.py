@@ -489,6 +489,7 @@ print(result.ok, result.skipped)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_half_file_and_the_next_call_finishes_the_rest(tmp_path):
     for name in ("a", "b", "c"):
         put(tmp_path / "in" / f"{name}.nii.gz", phantom())

@@ -12,9 +12,7 @@ from medjax.weights.adapters import Adapters
 from tests.support import golden
 
 SETTINGS = Adapters(((r"(^|/)kernel$", 1), (".*", 0)), alpha=1.0)
-SLOW = {
-    name for name in golden.CASES if name not in ("unet", "resenc_2d", "tsfm", "swin_unet_gate")
-}
+SLOW = set(golden.CASES) - {"unet", "tsfm_2d"}
 
 
 def _network(name):

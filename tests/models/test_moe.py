@@ -191,6 +191,7 @@ def test_the_pixel_loss_counts_hidden_patches_only(normalise):
     np.testing.assert_allclose(masked_pixels.make(normalise)(outputs, {}), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_tokens_say_nothing_and_both_phases_have_the_same_features():
     net = masked_swin.make(modalities=2, **TINY)
     image = jax.random.normal(jax.random.key(0), (2, 32, 32, 1))

@@ -121,6 +121,9 @@ def _flat(tree):
     return {"/".join(k.key for k in keys): leaf for keys, leaf in leaves}
 
 
+QUICK = (("tsfm", "gated experts"), ("swin_unet", "vit with experts"))
+
+
 def _cases():
     for name in NETWORKS:
         for asked, (words, *_) in WORDS.items():
@@ -128,7 +131,7 @@ def _cases():
                 continue  # refused, see below
             if "mlp" in words and "bottleneck" not in words and name in ("unet", "resenc"):
                 continue
-            quick = name in ("unet", "swin_unet") or (name, asked) == ("tsfm", "gated experts")
+            quick = name == "unet" or (name, asked) in QUICK
             yield pytest.param(name, asked, marks=() if quick else pytest.mark.slow)
 
 
@@ -164,7 +167,7 @@ def test_a_socket_learns_and_offers_by_name(name, asked):
         assert all("/" in place for place in found["gates"])
 
 
-@pytest.mark.parametrize("name", ["unet", "swin_unet"])
+@pytest.mark.parametrize("name", ["unet", pytest.param("swin_unet", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["embedding", "linear"])
 def test_a_fresh_context_changes_nothing_and_a_trained_one_its_own_samples(name, kind):
     plain, image = _made(name, {})
@@ -185,6 +188,7 @@ def test_a_fresh_context_changes_nothing_and_a_trained_one_its_own_samples(name,
     assert moved[0] > 1e-3 and (moved[1] == 0 if kind == "embedding" else moved[1] > 0)
 
 
+@pytest.mark.slow
 def test_heads_see_what_other_parts_offer():
     """A head that weighs its logits by the first expert's share in the deepest block."""
     from flax import linen as nn
@@ -230,6 +234,7 @@ def test_scanned_layers_offer_what_single_ones_do():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
+@pytest.mark.slow
 def test_words_say_the_same_as_the_older_fields():
     def tree(**given):
         arguments, image = NETWORKS["swin_unet"]

@@ -233,6 +233,7 @@ def test_what_a_network_offers_and_what_it_depends_on(routing):
         assert "gates" not in out
 
 
+@pytest.mark.slow
 def test_training_drops_paths_remat_changes_nothing_and_no_gradient_is_nan():
     options = dict(corpus_channels=((0,), (1,)), modalities=2, experts_in="both", **TWO)
     image, context = (

@@ -517,6 +517,7 @@ def _small(classes=2, **arguments):
     return module, params, jnp.asarray(rng.normal(size=(1, *sides, 1)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_axis_reversed_weights_give_axis_reversed_maps():
     """`weight_axes="xyz"` on a turned image is the network on the image, turned; the network on the
     turned image is something else.
@@ -534,6 +535,7 @@ def test_axis_reversed_weights_give_axis_reversed_maps():
     assert np.abs(jnp.swapaxes(other, 1, 2) - logits).max() > 0.1
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient():
     module, params, image = _small()
     loss = jax.grad(
@@ -543,6 +545,7 @@ def test_every_parameter_gets_a_gradient():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.slow
 def test_heads_by_corpus_are_the_linear_map_of_each_samples_corpus():
     """A sample's logits are its corpus' columns, relative to the background's; the rest is -inf."""
     channels, corpus = ((0, 2), (1, 3)), jnp.array([1, 0])

@@ -109,6 +109,7 @@ def test_two_axes():
 
 
 @pytest.mark.parametrize(("remat", "share"), [("convs", 0.85), ("units", 0.7), ("block", 0.5)])
+@pytest.mark.slow
 def test_remat_changes_memory_not_numbers(remat, share):
     image = jax.random.normal(jax.random.key(1), (1, 8, 16, 8, 1))
     plain, saving = unet.make(2, **TINY), unet.make(2, **TINY, remat=remat)

@@ -128,6 +128,7 @@ def test_truncated_arrays_in_every_step_are_refused_without_a_new_start(copy, ca
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_said_by_predict_and_by_training(copy, capsys, monkeypatch):
     (copy / "run" / "checkpoints" / "6" / checkpoint.FACTS).unlink()
     scan = str(copy / "Task01_Blobs" / "imagesTr" / "case_000.nii.gz")
@@ -353,6 +354,7 @@ def test_a_run_of_an_earlier_version_resumes_evaluates_and_predicts_as_before(
 # -- locks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_training_on_a_run_folder_is_refused_while_the_first_runs(
     copy, capsys, monkeypatch
 ):

@@ -86,9 +86,9 @@ def left(folder):
     [
         ("fingerprint", signal.SIGTERM, 143),
         ("preparation", signal.SIGINT, 130),
-        ("birth", signal.SIGINT, 130),
+        pytest.param("birth", signal.SIGINT, 130, marks=pytest.mark.slow),
         ("compilation", signal.SIGTERM, 143),
-        ("evaluation", signal.SIGINT, 130),
+        pytest.param("evaluation", signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
 def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number, code):
@@ -107,7 +107,8 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number,
 
 
 @pytest.mark.parametrize(
-    ("stage", "number"), [("loop", signal.SIGTERM), ("validation", signal.SIGINT)]
+    ("stage", "number"),
+    [("loop", signal.SIGTERM), pytest.param("validation", signal.SIGINT, marks=pytest.mark.slow)],
 )
 def test_in_the_loop_the_state_is_saved(tmp_path, stage, number):
     folder = unpack(tmp_path)

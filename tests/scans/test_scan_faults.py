@@ -399,6 +399,7 @@ SOUND = {
     max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 @given(data=st.data())
+@pytest.mark.slow
 def test_headers_of_random_bytes_give_a_volume_or_a_sentence(tmp_path_factory, data):
     version = data.draw(st.sampled_from([1, 2]))
     raw = bytearray(SOUND[version])
@@ -631,6 +632,7 @@ def fuzz_text_headers(folder, ending, compressed, count, seed=0):
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 @pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.slow
 def test_text_headers_of_random_words_crash_nothing(repository, tmp_path, ending, compressed):
     """In another process: ITK writes beyond its memory for a MetaImage header of 99999999
     dimensions.

@@ -173,6 +173,7 @@ def test_bytes_after_or_between_the_members_are_refused(root, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["three of 60 MB", "one of many values", "deep"])
+@pytest.mark.slow
 def test_json_that_grows_is_refused_at_once(root, tmp_path, form):
     bombs = {
         "three of 60 MB": {

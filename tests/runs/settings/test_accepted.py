@@ -1,6 +1,7 @@
 """What the sections of a config accept follows from schema, signatures and docstrings."""
 
 import importlib
+import inspect
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -24,7 +25,8 @@ def _fields(name="multitalent", variant="demo"):
 )
 def test_every_argument_has_a_meaning(package, name):
     found = accepted.parameters(package, name)
-    assert found
+    made = importlib.import_module(f"medjax.{package}.{name}").make
+    assert bool(found) == bool(inspect.signature(made).parameters)
     assert [
         key for key, one in found.items() if len(one.meaning) < 4 and key not in accepted.FROM_DATA
     ] == []
