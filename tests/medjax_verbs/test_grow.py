@@ -45,7 +45,8 @@ def run(raw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mri"
     fields = plain(get_config("small"))
     fields["model"] = TINY | {
-        k: fields["model"][k] for k in ("name", "experts_in", "routing", "drop_path", "share_heads")
+        k: fields["model"][k]
+        for k in ("name", "experts_in", "routing", "drop_path", "share_heads", "head_bias")
     }
     fields["data"] |= {
         "folders": ",".join(map(str, raw[:2])),
@@ -85,7 +86,7 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
     assert report.added == {
         "experts": sum(8 * c * c + 5 * c for c in widths),
         "gate": sum(c + 1 for c in widths),
-        "heads": 8 * 3,
+        "heads": (8 + 1) * 3,
     }
     assert report.after - report.before == sum(report.added.values())
     assert (
@@ -182,6 +183,8 @@ def test_frozen_training_moves_the_new_slices_only(run, raw, tmp_path):
             assert moved[..., 1].all() and not moved[..., [0, 2]].any(), name
         elif name == "head/kernel":
             assert moved.sum() == 8 * 3  # the columns of SarcomaCT
+        elif name == "head/bias":
+            assert moved.sum() == 3
         else:
             assert not moved.any(), name
 
@@ -193,7 +196,7 @@ def test_a_known_modality_adds_a_head_alone(run, raw, tmp_path):
     )
     config = grow.grown_config(run, [str(more)], tmp_path)
     report = grow.check(run, config, corpora.open_data(config.data, tmp_path).space)
-    assert report.added == {"experts": 0, "gate": 0, "heads": 8 * 2} and report.change < 1e-5
+    assert report.added == {"experts": 0, "gate": 0, "heads": (8 + 1) * 2} and report.change < 1e-5
 
 
 def test_what_cannot_grow_is_refused(run, raw, tmp_path):
