@@ -118,7 +118,7 @@ def table(config: Config, space: LabelSpace, found: Sequence[prevalence.Count]) 
     "corpora": per corpus the patches, its probability and the share of every class that it
     annotates, without its ignored voxels. "outputs": one entry per output of the heads, in their
     order, with its corpora, share, and "bias", where it starts. With a softmax a voxel counts for
-    one class (`losses/parts/exclusive.py`), and "share" is relative to background and class together.
+    one class (`losses/parts/exclusive.py`), and "share" is relative to background plus class.
     """
     softmax = _softmax(config)
     members = _members(space, softmax)
