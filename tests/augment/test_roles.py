@@ -73,6 +73,7 @@ def test_the_draws_are_those_of_earlier_versions(extra):
     st.sampled_from([0, 1, 2]),
     st.sampled_from([((9, 10, 11), (6, 8, 8)), ((4, 20, 20), (4, 16, 16)), ((11, 12), (8, 8))]),
 )
+@pytest.mark.slow
 def test_masks_stay_binary_and_images_are_as_without_them(seed, position, shapes):
     shape, out = shapes
     one, label = volume(shape)

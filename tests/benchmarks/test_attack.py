@@ -4,6 +4,8 @@ passes.
 
 import dataclasses
 
+import pytest
+
 from benchmarks.attack import __main__ as attack
 from benchmarks.attack import harness, surfaces
 from benchmarks.attack.harness import Said
@@ -84,6 +86,7 @@ def test_a_row_that_hangs_has_failed_and_the_next_one_runs(tmp_path):
     assert next_one["verdict"] == "pass", attack.line(next_one)
 
 
+@pytest.mark.slow
 def test_a_fast_subset_passes(tmp_path):
     rows = [surfaces.load()[name] for name in FAST]
     results = attack.attack(rows, tmp_path, workers=1)

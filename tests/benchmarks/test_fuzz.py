@@ -10,6 +10,7 @@ from medjax.errors import ModelError
 KINDS = ["torch", "npz", "archive", "stablehlo"]
 
 
+@pytest.mark.slow
 def test_120_mutants_are_read_or_refused_with_a_sentence(tmp_path):
     found = fuzz.fuzz(120, 7, KINDS, tmp_path / "failures", workers=1)
     assert sum(found[kind][outcome] for kind in KINDS for outcome in ("read", "refused")) == 120

@@ -18,6 +18,7 @@ PATCH = (8, 8, 8)
 SHAPE = {"features": (2, 3), "strides": ((1,) * 3, (2,) * 3), "kernels": ((3,) * 3,) * 2}
 
 
+@pytest.mark.slow
 def test_a_step_is_the_gradient_step_it_says():
     net = unet.make(2, **SHAPE)
     one = training_step.supervised(net, PATCH, 2, 2)

@@ -12,7 +12,7 @@ from medjax.weights.adapters import Adapters
 from tests.support import golden
 
 SETTINGS = Adapters(((r"(^|/)kernel$", 1), (".*", 0)), alpha=1.0)
-SLOW = set(golden.CASES) - {"unet", "tsfm_2d"}
+SLOW = set(golden.CASES) - {"unet"}
 
 
 def _network(name):
@@ -75,6 +75,7 @@ def test_every_kernel_listens(name):
     assert [p for p in flat if "lora" in p and not np.any(np.asarray(flat[p]))] == []
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_is_the_base_in_half_precision_too():
     case = golden.CASES["unet"]
     module = golden.build("models", case.model, **case.arguments, dtype="bfloat16")

@@ -128,6 +128,7 @@ def test_only_linear_maps_follow_the_word(name):
     ("name", "word"),
     [("swin_unet", "swin"), ("masked_swin", "xavier"), ("swin_unetr", "torch"), ("tsfm", "xavier")],
 )
+@pytest.mark.slow
 def test_the_default_is_what_the_published_code_does(name, word):
     default, named = _started(name), _started(name, initial=word)
     assert all(np.array_equal(default[path], named[path]) for path in named)

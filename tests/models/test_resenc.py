@@ -115,6 +115,7 @@ def test_residual_blocks_start_as_identities():
 
 
 @pytest.mark.parametrize(("remat", "share"), [("convs", 0.75), ("units", 0.5), ("block", 0.4)])
+@pytest.mark.slow
 def test_remat_changes_memory_not_numbers(remat, share):
     image = jax.random.normal(jax.random.key(1), (1, 2, 4, 4, 1))
     plain, saving = resenc.make(2, **TINY), resenc.make(2, **TINY, remat=remat)

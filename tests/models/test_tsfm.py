@@ -209,6 +209,7 @@ def _close(a, b):
     "change",
     [{"remat": "block", "scan": "none"}, {"scan": "all", "remat": "convs"}, {"remat": "units"}],
 )
+@pytest.mark.slow
 def test_recomputing_and_scanning_change_no_number_and_no_name(tiny, change):
     image, params, logits, gradients = tiny
     found, slopes = _step(tsfm.make(2, **TINY | change), params, image)

@@ -48,6 +48,7 @@ def test_parameter_counts_are_nnunets(classes, arguments, expected):
         assert _count({k: v for k, v in params.items() if k.startswith("head")}) == 36_190
 
 
+@pytest.mark.slow
 def test_outputs_are_float32_and_coarser_by_the_strides():
     net = unet.make(
         3,

@@ -175,7 +175,9 @@ HEADS = {
 SHARES = (0.3, 0.02, 0.0005)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("swin")) for n in NETWORKS]
+)
 def test_every_head_of_every_network_starts_there_and_nothing_else_moves(name):
     side = 64 if name == "swin_unetr" else 32 if name == "swin_unet" else 8
     image, prior = jnp.zeros((1, *(side,) * 3, 1)), [_odds(share) for share in SHARES]

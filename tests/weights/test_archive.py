@@ -302,6 +302,7 @@ def test_weights_that_do_not_fit_their_config_are_listed(root, tmp_path):
         read_model(target).params()
 
 
+@pytest.mark.slow
 def test_functions_with_other_shapes_or_calls_are_refused(root, tmp_path):
     import jax
     import jax.numpy as jnp

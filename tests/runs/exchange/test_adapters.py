@@ -220,6 +220,7 @@ def twins(raw, tmp_path_factory):
     return base, files
 
 
+@pytest.mark.slow
 def test_stacked_adapters_are_routed_by_name(twins, raw, tmp_path):
     base, files = twins
     out = tmp_path / f"both{SUFFIX}"
@@ -247,6 +248,7 @@ def test_stacked_adapters_are_routed_by_name(twins, raw, tmp_path):
         medjax.Predictor(base, adapter=out, expert="Less", corpus="New")
 
 
+@pytest.mark.slow
 def test_adapters_need_a_source_and_rules_that_fit(raw, base, tmp_path):
     with pytest.raises(UsageError, match="adapters need a trained network"):
         stages.train(stages.open_run(_fields(raw, ""), tmp_path / "a"))
