@@ -122,6 +122,22 @@ def test_a_head_alone_is_an_adapter_too(raw, base, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_the_balance_of_a_learned_gate_is_a_loss_of_the_run(raw, base, tmp_path):
+    fields = _fields(raw, base, experts=3, routing="image")
+    fields["losses"] = {**fields["losses"], "balance": {"weight": 0.1}}
+    stages.train(stages.open_run(fields, tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    said = [row["loss/balance"] for row in rows if "loss/balance" in row]
+    assert said and all(0 <= value < 2 for value in said)  # 3 experts: at most 2
+    gate = _flat(read_model(tmp_path / "run").params())["adapter_router/bias"]
+    assert np.any(np.asarray(gate))
+    plain_run = _fields(raw, base)
+    plain_run["losses"] = fields["losses"]
+    with pytest.raises(UsageError, match="needs a learned gate"):
+        stages.train(stages.open_run(plain_run, tmp_path / "plain"))
+
+
 def test_predicting_with_the_file_is_predicting_with_the_run(run, base, file, raw, tmp_path):
     assert file.stat().st_size < 4 * form.read(file).numbers + (1 << 15)
     scan = next((raw["New"] / "imagesTr").glob("*"))
