@@ -206,7 +206,8 @@ class Step:
 
         trained = read_model(folder)
         config, net = trained.config, trained.network
-        optimizer, mesh = build.make_optimizer(config), sharding.make_mesh(devices=jax.devices()[:1])
+        optimizer = build.make_optimizer(config)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
         target = state.abstract(net.init, optimizer, mesh, sharding.REPLICATE)
         task = build.make_task(config, trained.space, net)
         self.function = update.make(task, optimizer, 0, mesh, target)[0]
