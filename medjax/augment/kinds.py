@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 
 from medjax.augment import lateral, nnunet, turns
 from medjax.errors import UsageError, did_you_mean
@@ -94,14 +93,12 @@ def _turns(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
     settings = fill(turns.Turns, given, "config.augment")
     if sides.reason:  # every quarter turn comes with a flip
         settings = dataclasses.replace(settings, turn=0.0)
-    table = _table(sides)
-
-    def turned(key, image, label, corpus=None):
-        exchange = None if table is None else table[_samples(corpus)]
-        return turns.turns(key, image, label, facts.patch, settings, exchange)
-
-    turned.by_corpus = table is not None
-    return turned
+    return _exchanging(
+        sides,
+        lambda key, image, label, exchange: turns.turns(
+            key, image, label, facts.patch, settings, exchange
+        ),
+    )
 
 
 def _flips(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
@@ -111,30 +108,22 @@ def _flips(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
     if sides.reason:
         known = _axis_known(settings.swap_axis, facts)
         axes = tuple(axis for axis in axes if axis % dims != own) if known else ()
-    table = _table(sides)
-
-    def flipped(key, image, label, corpus=None):
-        exchange = None if table is None else table[_samples(corpus)]
-        return turns.flips(key, image, label, facts.patch, axes, exchange, own)
-
-    flipped.by_corpus = table is not None
-    return flipped
+    return _exchanging(
+        sides,
+        lambda key, image, label, exchange: turns.flips(
+            key, image, label, facts.patch, axes, exchange, own
+        ),
+    )
 
 
-def _table(sides: lateral.Sides) -> Any:
-    """Per corpus, the id that each id becomes in a mirrored image; None if none changes."""
-    table = nnunet.exchanges(nnunet.Augmentation(swap=sides.swap))
-    return None if table is None else jnp.asarray(table)
+def _exchanging(sides: lateral.Sides, function: Callable) -> Callable:
+    """The function of batches; its last argument is filled in, see `nnunet.exchange_rows`."""
 
+    def made(key, image, label, corpus=None):
+        return function(key, image, label, nnunet.exchange_rows(sides.swap, corpus))
 
-def _samples(corpus: Any) -> Any:
-    if corpus is None:
-        raise UsageError(
-            "lateral classes are swapped per corpus",
-            found="no corpus of the samples",
-            fix="pass batch['corpus']",
-        )
-    return corpus
+    made.by_corpus = any(sides.swap)
+    return made
 
 
 def _axis_known(named: int | None, facts: Facts) -> bool:

@@ -291,15 +291,35 @@ def exchanging_axes(settings: Augmentation, out_shape: Sequence[int]) -> tuple[i
     return tuple(sorted(turned)) if own in turned else (own,)
 
 
-def exchanges(settings: Augmentation) -> Int[np.ndarray, "corpora ids"] | None:
+def exchange_rows(swap: Sequence, corpus: Int[Array, " b"] | None) -> Int[Array, "b ids"] | None:
+    """Per sample, the id that each id becomes in a mirrored image; None if none changes.
+
+    Args:
+      swap: see `Augmentation`. corpus: of each sample.
+
+    Raises: `UsageError` for lateral classes without the corpus of the samples.
+    """
+    table = exchanges(swap)
+    if table is None:
+        return None
+    if corpus is None:
+        raise UsageError(
+            "lateral classes are swapped per corpus",
+            found="no corpus of the samples",
+            fix="pass batch['corpus']",
+        )
+    return jnp.asarray(table)[corpus]
+
+
+def exchanges(swap: Sequence) -> Int[np.ndarray, "corpora ids"] | None:
     """Per corpus, the id that each id maps to under mirroring; None without lateral classes."""
-    if not any(settings.swap):
+    if not any(swap):
         return None
     table = np.tile(
-        np.arange(1 + max(i for pairs in settings.swap for pair in pairs for i in pair)),
-        (len(settings.swap), 1),
+        np.arange(1 + max(i for pairs in swap for pair in pairs for i in pair)),
+        (len(swap), 1),
     )
-    for row, pairs in zip(table, settings.swap, strict=True):
+    for row, pairs in zip(table, swap, strict=True):
         for left, right in pairs:
             row[left], row[right] = right, left
     return table
@@ -430,14 +450,7 @@ def augment(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(image.shape[0]))
     images = image.shape[-1] - len(settings.spare_channels)
 
-    table = exchanges(settings)
-    if table is not None and corpus is None:
-        raise UsageError(
-            "lateral classes are swapped per corpus",
-            found="no corpus of the samples",
-            fix="pass batch['corpus']",
-        )
-    rows = None if table is None else jnp.asarray(table)[corpus]
+    rows = exchange_rows(settings.swap, corpus)
 
     def one(args):
         key, image, label, exchange = args

@@ -52,7 +52,7 @@ def with_topology(config: Config, workdir: Path) -> Config:
     given, model = config.init, config.model
     wanted = [name for name in build.TOPOLOGY if name in build.accepted(model.name)]
     wanted = [name for name in wanted if model.options.get(name) is None]
-    if not given.source or len(wanted) == 0:
+    if not given.source or not wanted:
         return config
     if stepfolder.latest_step(workdir / "checkpoints") is not None:
         found = runfolder.read_config(workdir).model.options

@@ -138,7 +138,7 @@ def test_a_fresh_gate_column_changes_old_answers_and_only_that_is_allowed(run, r
     config = with_field(config, "init.experts", {"CT": "expert1", "expert2": "expert1"})
     grow.check(run, config, data.space)  # closed keeps them
     config = with_field(config, "init.classes", {"SarcomaMR/tumour": ""})
-    # heads begin anew: old answers change, and that is an error
+    # re-initialised heads change old answers, which is an error
     config = with_field(config, "init.heads", ((r"^head", None),))
     with pytest.raises(TrainError, match="changes the outputs for old corpora"):
         grow.check(run, config, data.space)
