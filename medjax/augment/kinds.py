@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-
 from medjax.augment import lateral, nnunet, turns
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
