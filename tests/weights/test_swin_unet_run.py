@@ -167,12 +167,12 @@ def test_an_imported_network_trains_on(kind, raw, tmp_path, monkeypatch, reposit
         main.main(["--config=configs/m4oe.py:small", f"--workdir={tmp_path / 'run'}", *line]) == 0
     )
     transfer = json.loads((tmp_path / "run" / "transfer.json").read_text())
-    assert not transfer["fresh"] and not transfer["skipped"], (
-        "the whole network, heads and gates too"
-    )
+    assert transfer["fresh"] == ["head/bias"], "the file's heads have no bias; all else is loaded"
+    assert not transfer["skipped"], "the whole network, heads and gates too"
     before, after = (checkpoint.read_params(folder) for folder in (source, tmp_path / "run"))
     moved = np.abs(after["head"]["kernel"] - before["head"]["kernel"])
     assert 0 < moved.max() < 0.01  # two steps of AdamW at 1e-3 from where the file left off
+    assert np.abs(after["head"]["bias"]).max() < 0.01, "a loaded output starts at the file's 0"
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
