@@ -19,7 +19,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, evaluations, head_prior, hosts, initial, recipe, sampling
+from medjax.runs import build, during, evaluations, head_prior, hosts, initial, recipe, sampling
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -318,6 +318,11 @@ def _train(run: Run) -> None:
     if text := accumulate.sentence(task, layout.accumulate):
         say(text)
     resumes = stepfolder.latest_step(run.workdir / "checkpoints") is not None
+    measure = None
+    if run.config.evaluate.on and (every := run.config.evaluate.during):
+        settings["measure_every"] = every
+        cases = held_cases(run, space.unveiled())
+        measure = during.Volumes(run.config, space, run.plan, run.workdir, list(cases.values()))
     loop.fit(
         task=task,
         init=net.init,
@@ -335,7 +340,18 @@ def _train(run: Run) -> None:
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,
         sharding_rules=config.sharding.rules,
+        measure=measure,
     )
+
+
+def held_cases(run: Run, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
+    """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
+    found = {}
+    for corpus in space.corpora:
+        wanted = set(run.data.side(corpus.name, "val"))
+        cases = [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled]
+        found[corpus.name] = (corpus, cases)
+    return found
 
 
 def evaluate(run: Run) -> int:
@@ -358,13 +374,7 @@ def evaluate(run: Run) -> int:
         return EXIT_OK
     predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
-    held: dict[str, tuple[Corpus, list[Case]]] = {}
-    for corpus in space.corpora:
-        wanted = set(run.data.side(corpus.name, "val"))
-        held[corpus.name] = (
-            corpus,
-            [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled],
-        )
+    held = held_cases(run, space)
     run.failed += test.predict_and_score(predictor, held, run.workdir, run.config.evaluate, _line)
     for name, (module, value) in evaluations.chosen(run.config.evaluate).items():
         path = run.workdir / "evaluation" / f"{name}.json"
