@@ -164,9 +164,12 @@ class SegVol(nn.Module):
         return {"logits": logits} | outputs
 
     def _per_query(self, x: Array | None, queries: int) -> Array | None:
-        """What was computed once for every group of neighbouring queries, for every query."""
-        if x is None:
-            return None
+        """What was computed once for every group of neighbouring queries, for every query.
+
+        One group stays one: it is broadcast where queries meet it.
+        """
+        if x is None or x.shape[1] == 1:
+            return x
         if queries % x.shape[1]:
             raise ModelError(
                 "the tasks do not fit the queries",

@@ -55,8 +55,8 @@ class MaskDecoder(nn.Module):
         exists: Bool[Array, "b q s"],
         text: Float[Array, "b q c"],
         spoken: Bool[Array, "b q"],
-        posterior: Float[Array, "b q m c"] | None = None,
-        prototype: Float[Array, "b q f"] | None = None,
+        posterior: Float[Array, "b p m c"] | None = None,
+        prototype: Float[Array, "b p f"] | None = None,
     ) -> dict[str, Array]:
         """{"low": (b, q, *low) float32 logits}, four values per token and axis.
 
@@ -64,7 +64,7 @@ class MaskDecoder(nn.Module):
           image: r is 1 or q. positions: of its tokens.
           prompts, exists: see `PromptEncoder`. text, spoken: the text's vector, and whether there
             is one.
-          posterior: added to the mask tokens behind the transformer.
+          posterior: added to the mask tokens behind the transformer; p is 1 or q.
           prototype: added to the first mask's filter, or in its place (`replaced`); f = c / 8.
         """
         b, q, _, width = prompts.shape
@@ -93,7 +93,7 @@ class MaskDecoder(nn.Module):
         ]
         if prototype is not None:
             first = prototype.astype(self.dtype)
-            filters[0] = first if self.replaced else filters[0] + first
+            filters[0] = (0 if self.replaced else 1) * filters[0] + first
         words = Dense(width // 8, dtype=self.dtype, name="text", **linear_init(self.initial, width))
         words = jnp.where(spoken[..., None], words(text), 0)
         filters = jnp.stack(filters, -2) + words[..., None, :]
