@@ -1,8 +1,8 @@
 """CLIP's tokenizer: text to the numbers of word pieces, by byte-pair encoding.
 
 In: text. Out: numbers below 49,408, between a start and an end token. The vocabulary follows from
-the merges in `assets/clip_merges.txt.gz` (LICENSES.txt is beside it): 256 bytes, the same at the end
-of a word, one piece per merge, start and end. Sources: Sennrich et al. (arXiv 1508.07909); CLIP
+the merges in `assets/clip_merges.txt.gz` (LICENSES.txt is beside it): 256 bytes, the same at the
+end of a word, one piece per merge, start and end. Sources: Sennrich et al. (arXiv 1508.07909); CLIP
 (arXiv 2103.00020).
 """
 
