@@ -416,6 +416,20 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
     ),
     ("shift not kept", "masked_swin_experts", "parts.window", "if keep_shift:", "if False:"),
     (
+        "classes that a corpus lacks are keys",
+        "hermes",
+        "parts.context_priors",
+        "(features, priors, exists), priors",
+        "(features, priors), priors",
+    ),
+    (
+        "skip and enlarged swapped",
+        "hermes",
+        "hermes",
+        "[skip, enlarged(x, skip.shape[1:-1])]",
+        "[enlarged(x, skip.shape[1:-1]), skip]",
+    ),
+    (
         "volume's tokens not hidden",
         "masked_vit",
         "parts.vit",
@@ -473,6 +487,7 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
     ),
 ]
 SLOW = {  # of the mutants: noticed as well, but the quick run has enough of each kind
+    "skip and enlarged swapped",
     "unknown tasks are the last known one",
     "prototype not added",
     "prompt not placed among the keys",

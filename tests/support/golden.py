@@ -252,6 +252,20 @@ CASES = {
     "masked_swin_3d": Case(
         "masked_swin", {**SPACE, "experts_in": "none"}, (2, 8, 16, 8, 1), masked=(4, 8, 4)
     ),
+    "hermes": Case(
+        "hermes",
+        {
+            "classes": 3,
+            "base": 4,
+            "blocks": (1, 1, 2, 1, 1),
+            "modality_tokens": 2,
+            "modalities": 2,
+            "corpus_channels": ((0, 2), (0, 1, 2)),
+        },
+        (2, 16, 32, 1),
+        corpus=(1, 0),
+        modality=(0, -1),
+    ),
     "masked_vit": Case("masked_vit", VOLUME, (2, 4, 8, 8, 1), masked=(2, 2, 2)),
     "segvol": Case("segvol", {"classes": 3, **PROMPTED}, (2, 4, 8, 8, 1), prompts=QUERIES),
     "segvol_release_with_masks": Case(
