@@ -195,11 +195,12 @@ def test_t17_experts_with_an_identity(tiny):
     images, prompts = jnp.concatenate([image, image]), _prompts(("text", "box"))
     prompts = {name: jnp.concatenate([value, value]) for name, value in prompts.items()}
 
-    @functools.partial(jax.jit, compiler_options=FAST)
-    def run(tree, modality):
+    def low(tree, modality):
         context = prompts | {"modality": modality}
         given = adapters.variables(tree, settings, images, context)
         return net.apply(given, images, context)["low"]
+
+    run = jax.jit(low, compiler_options=FAST)
 
     plain = jax.jit(
         lambda params: net.apply({"params": params}, images, prompts)["low"], compiler_options=FAST
@@ -208,7 +209,7 @@ def test_t17_experts_with_an_identity(tiny):
     np.testing.assert_array_equal(mixed[0], plain[0])
     assert float(jnp.abs(mixed[1] - plain[1]).max()) > 1e-3
     slopes = jax.jit(
-        jax.grad(lambda tree: (run(tree, jnp.array([0, 2])) ** 2).sum()), compiler_options=FAST
+        jax.grad(lambda tree: (low(tree, jnp.array([0, 2])) ** 2).sum()), compiler_options=FAST
     )(tree)
     for path, slope in adapters._flat(slopes).items():
         if "lora" in path:  # stored: experts 1 and 2
