@@ -259,9 +259,8 @@ def test_t2_t29_what_gets_a_gradient_and_how_much_that_is(tiny):
     assert 117_710_724 + MASK_BRANCH == 117_724_112  # marked as trained in the published code
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "text" else pytest.mark.slow) for n in SETS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
 def test_t27_masked_slots_equal_prompts_of_that_length(tiny, name):
     """One program with 25 slots for prompts against a call with exactly the tokens that exist."""
     net, params, image, apply = tiny
