@@ -33,6 +33,7 @@ from medjax.runs import (
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
+from medjax.runs import texts as texts_of_run
 from medjax.runs.info import environment
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
@@ -346,7 +347,7 @@ def _train(run: Run) -> None:
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
-        borrow=None if resumes else initial.borrower(config, space, net, run.workdir),
+        borrow=None if resumes else texts_of_run.filling(config, space, net, run.workdir),
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,

@@ -14,6 +14,7 @@ from typing import Any
 from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
+from medjax.runs.settings.text import Text
 from medjax.runs.settings.use import Evaluate, Infer
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
@@ -411,6 +412,7 @@ class Config(Section):
     task_options: TaskOptions = setting(TaskOptions, TaskOptions.__doc__)
     optim: Optim = setting(Optim, Optim.__doc__)
     adapters: Adapters = setting(Adapters, Adapters.__doc__, listed=False)
+    text: Text = setting(Text, Text.__doc__, listed=False)
     init: Init = setting(Init, Init.__doc__)
     train: Train = setting(Train, Train.__doc__)
     sharding: Sharding = setting(Sharding, Sharding.__doc__)
