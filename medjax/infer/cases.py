@@ -26,6 +26,7 @@ from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
 from medjax.infer.model import UNCERTAINTIES, Prepared, Segmentation
 from medjax.infer.segmenter import Segmenter
+from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
 from medjax.scans import formats, nifti
 
@@ -118,6 +119,7 @@ def predict_cases(
     reading: formats.Reading = formats.AS_STORED,
     checked: outputs.Checked | None = None,
     ahead: Mapping[str, Forecast] | None = None,
+    objects: Mapping[str, tuple[Prompt, ...]] = {},
 ) -> Result:
     """Predicts every case and writes its files.
 
@@ -134,6 +136,7 @@ def predict_cases(
       warn: receives what a user should know of a prediction; default Python's warnings.
       checked: what `outputs.check` returned for these cases, if it was called before.
       ahead: what `forecasts` returned for these cases, if it was called before.
+      objects: case -> what a promptable network is asked for, in place of the request's objects.
 
     Returns: `Result`.
     Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash,
@@ -151,6 +154,11 @@ def predict_cases(
     )
     settings = segmenter.settings() | files.settings(request) | reading.settings()
     wanted = {"settings": settings} | request.settings()
+
+    def of(case: Case) -> Request:
+        given = objects.get(case.name, request.objects)
+        return dataclasses.replace(request, objects=given)
+
     manifest = (
         _manifest(folder, files, notes)
         | {"versions": write.versions(), "device": _device(segmenter)}
@@ -158,11 +166,15 @@ def predict_cases(
     )
 
     @functools.cache
-    def earlier() -> dict:
-        """`wanted` as version 0.1 recorded it."""
-        return wanted | {"settings": settings | segmenter.settings(earlier=True)}
+    def old() -> dict:
+        """The settings as version 0.1 recorded them."""
+        return {"settings": settings | segmenter.settings(earlier=True)}
 
-    kept = _complete(folder, fine, wanted, earlier, manifest["cases"], warn) if continue_ else []
+    def expected(case: Case, as_now: bool = True) -> dict:
+        own = wanted | of(case).settings()
+        return own if as_now else own | old()
+
+    kept = _complete(folder, fine, expected, manifest["cases"], warn) if continue_ else []
     todo = [case for case in fine if case.name not in set(kept)]
     result = Result([], list(too_long), kept, manifest)
     manifest["failed"] = result.failed
@@ -182,7 +194,7 @@ def predict_cases(
             segmenter.forecast(formats.read_geometry(case.images[0]), request)
         volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
-        prepared = segmenter.prepare_all(volume, request)
+        prepared = segmenter.prepare_all(volume, of(case))
         doubts = guard.doubts(segmenter.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(
@@ -208,7 +220,7 @@ def predict_cases(
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
             found = segmenter.segment(
-                given["volume"], request, prepared=prepared, on_scores=gathered
+                given["volume"], of(case), prepared=prepared, on_scores=gathered
             )
         except BaseException:
             if gathered:
@@ -221,13 +233,14 @@ def predict_cases(
         started = time.perf_counter()
         volume, segmentation = given["volume"], given["segmentation"]
         said = guard.warnings(segmentation.masks.voxels, given["doubts"])
+        said += segmentation.notes
         try:
             written = write.write_case(
                 folder,
                 case.name,
                 segmentation,
                 volume,
-                described,
+                segmentation.corpus or described,
                 files=files,
                 probabilities=given["probabilities"],
                 notes={
@@ -235,7 +248,7 @@ def predict_cases(
                     "images": list(case.images),
                     "inputs": given["inputs"],
                     "warnings": said,
-                    **wanted,
+                    **expected(case),
                 },
                 step=stop.check,
                 extra=lambda: (
@@ -312,12 +325,11 @@ def forecasts(segmenter: Segmenter, cases: Sequence[Case], request: Request) -> 
 def _complete(
     folder: Path,
     cases: Sequence[Case],
-    wanted: dict,
-    earlier: Callable[[], dict],
+    wanted: Callable[[Case, bool], dict],
     listed: dict,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Names of the cases that are finished, as `wanted`, or as version 0.1 recorded the same."""
+    """Names of the cases that are finished, as `wanted` of (case, now or as version 0.1)."""
     kept, unhashed = [], 0
     for case in cases:
 
@@ -327,7 +339,7 @@ def _complete(
         recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
         as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:
         state = write.is_complete(
-            folder, case.name, wanted if as_now else earlier(), inputs, listed.get(case.name)
+            folder, case.name, wanted(case, as_now), inputs, listed.get(case.name)
         )
         kept += [case.name] if state else []
         unhashed += state == "unhashed"

@@ -125,6 +125,11 @@ class Scorer:
         return len(self._programs)
 
     @property
+    def params(self) -> Any:
+        """The parameters on the devices."""
+        return self._params
+
+    @property
     def device(self) -> Any:
         """The first of the devices that it runs on."""
         return self._devices[0]

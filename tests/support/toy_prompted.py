@@ -51,7 +51,7 @@ class Toy(nn.Module):
 
     def encode(self, image: Any, context: Any = None, train: bool = False) -> Any:
         """(b, *frame, m) -> (b, *frame / 2, width)."""
-        return nn.relu(self.mix(nn.relu(self.embed(image))))
+        return nn.gelu(self.mix(nn.gelu(self.embed(image))))
 
     def decode(self, embedding: Any, context: Any, train: bool = False) -> dict[str, Any]:
         """The logits of every query, from an embedding."""
@@ -59,7 +59,7 @@ class Toy(nn.Module):
         grid = jnp.stack(jnp.meshgrid(*map(jnp.arange, self.low), indexing="ij"), -1) * 2 + 0.5
         box = context[types.BOX]
         low, high = (part[:, :, None, None, None] for part in (box[..., :3], box[..., 3:]))
-        maps = [jnp.all((grid >= low) & (grid <= high), -1) & _of(has[..., 1])]
+        maps = [jnp.all((grid >= low - 0.5) & (grid <= high + 0.5), -1) & _of(has[..., 1])]
         for kind in (types.POSITIVE, types.NEGATIVE):
             counts = (context[types.KIND] == kind) & has[..., :1]
             away = jnp.square(grid[..., None, :] - context[types.POINTS][:, :, None, None, None])
@@ -76,7 +76,7 @@ class Toy(nn.Module):
         image = jnp.broadcast_to(embedding[:, None], shape)
         words = jnp.broadcast_to(_of(text), shape)
         x = jnp.concatenate([image, maps, image * words], -1)
-        x = nn.relu(self.second(nn.relu(self.first(x))))
+        x = nn.gelu(self.second(nn.gelu(self.first(x))))
         logits = self.last(x)[..., 0]
         full = jax.image.resize(logits, (*logits.shape[:2], *self.frame), "trilinear")
         return {"logits": full, "low": logits}

@@ -13,6 +13,7 @@ from typing import Any
 
 from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
+from medjax.runs.settings.prediction import Infer
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
@@ -376,42 +377,6 @@ class Sharding(Section):
     )
     rules: Rules = setting(
         ((".*", "replicate"),), "(regex over parameter paths, replicate or fsdp)"
-    )
-
-
-@section
-class Postprocess(Section):
-    """Rules for predicted masks; classes by name, or "*" for all."""
-
-    holes: Words = setting((), "classes whose holes are filled")
-    largest: Words = setting((), "classes of which only the largest component stays")
-    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
-
-
-@section
-class Infer(Section):
-    """Prediction."""
-
-    checkpoint: str = setting("last", "or best, or a step")
-    ema: str = setting(
-        "auto", "the moving average of the parameters if the run keeps one; off: never"
-    )
-    overlap: Number = setting(0.5, "share of neighbouring windows")
-    mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
-    average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
-    activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
-    conflicts: str = setting(
-        "ordered",
-        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
-        listed=False,
-    )
-    batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
-    precision: str = setting(
-        "", "of matrix products: highest, high or default; empty: the device's own"
-    )
-    postprocess: Postprocess = setting(Postprocess, "rules for the masks")
-    fast: str = setting(
-        "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
     )
 
 

@@ -1,0 +1,64 @@
+"""The section of a config about prediction; see `settings/schema.py`."""
+
+from collections.abc import Mapping
+
+from medjax.runs.settings.section import Section, section, setting
+
+Number = float | int
+Words = tuple[str, ...]
+
+
+@section
+class Zoom(Section):
+    """How a promptable network finds an object (docs/segvol.md)."""
+
+    zoom: str = setting("in", "look again at full resolution, or out: at the overview only")
+    roi: str = setting("prediction", "where: around it, the box, or union")
+    overlap: Number = setting(0.5, "share of neighbouring windows")
+    blend: str = setting("constant", "weights of windows, or gaussian")
+    scores: str = setting("trilinear", "of the overview at full resolution, or nearest")
+    overview: str = setting("area", "how the scan is shrunk, or nearest")
+    pad: bool = setting(True, "a scan smaller than the frame gets margins")
+    map_pad: bool = setting(True, "prompts move with a padded window; the published code: no")
+    points: str = setting("redraw", "five points per window are drawn from those given, or own")
+    empty: str = setting("mask", "a window without point or box gets none, or encode: -1")
+    both: bool = setting(True, "a box and points together are allowed")
+    max_windows: int = setting(128, "per object")
+    seed: int = setting(0, "of points that are drawn again")
+
+
+@section
+class Postprocess(Section):
+    """Rules for predicted masks; classes by name, or "*" for all."""
+
+    holes: Words = setting((), "classes whose holes are filled")
+    largest: Words = setting((), "classes of which only the largest component stays")
+    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
+
+
+@section
+class Infer(Section):
+    """Prediction."""
+
+    checkpoint: str = setting("last", "or best, or a step")
+    ema: str = setting(
+        "auto", "the moving average of the parameters if the run keeps one; off: never"
+    )
+    overlap: Number = setting(0.5, "share of neighbouring windows")
+    mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
+    average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
+    activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
+    conflicts: str = setting(
+        "ordered",
+        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
+        listed=False,
+    )
+    batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
+    precision: str = setting(
+        "", "of matrix products: highest, high or default; empty: the device's own"
+    )
+    postprocess: Postprocess = setting(Postprocess, "rules for the masks")
+    fast: str = setting(
+        "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
+    )
+    zoom: Zoom = setting(Zoom, Zoom.__doc__, listed=False)
