@@ -2,10 +2,8 @@
 
 In: a config as plain values (`registry.plain`). Out: `Config`, a frozen value; missing fields have
 their defaults, so configs of earlier versions are read as well. `configs/base.py` is `listed()`.
-
-To add a field, add one line here: configs, flags, checks and `--help` then know it. A field with
-`listed=False` is written into a config only where somebody gives it, so configs and recipes of
-earlier runs stay as they are.
+A field is one line: configs, flags, checks and `--help` then know it. With `listed=False` it is
+written only where somebody gives it: configs and recipes of earlier runs stay as they are.
 """
 
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
 from medjax.runs.settings.prediction import Infer
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
+from medjax.runs.settings.text import Text
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
 Number = float | int
@@ -432,6 +431,7 @@ class Config(Section):
     task_options: TaskOptions = setting(TaskOptions, TaskOptions.__doc__)
     optim: Optim = setting(Optim, Optim.__doc__)
     adapters: Adapters = setting(Adapters, Adapters.__doc__, listed=False)
+    text: Text = setting(Text, Text.__doc__, listed=False)
     init: Init = setting(Init, Init.__doc__)
     train: Train = setting(Train, Train.__doc__)
     sharding: Sharding = setting(Sharding, Sharding.__doc__)

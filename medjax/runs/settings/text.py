@@ -1,0 +1,15 @@
+"""The section `text` of a config."""
+
+from medjax.runs.settings.section import Section, section, setting
+
+
+@section
+class Text(Section):
+    """Vectors of class names, for networks that read texts."""
+
+    source: str = setting("", "clip, file, hash or learned; empty: the network reads no texts")
+    file: str = setting("", "CLIP's weights, or NAME.text.npz made by `medjax text`")
+    template: str = setting(
+        "A computerized tomography of a {}.", 'text of a name, with "{}" for it, of clip'
+    )
+    pooled: bool = setting(True, "vectors before CLIP's projection (SegVol), not behind it (MAST)")
