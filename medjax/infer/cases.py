@@ -25,11 +25,13 @@ from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
 from medjax.infer.model import UNCERTAINTIES, Prepared, Segmentation
+from medjax.infer.prompted import PromptedSegmenter
 from medjax.infer.segmenter import Segmenter
 from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
 from medjax.scans import formats, nifti
 
+AnySegmenter = Segmenter | PromptedSegmenter  # both have the same face
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 Extra = Callable[
     [Case, nifti.Volume, Segmentation, Path], list[str]
@@ -105,7 +107,7 @@ class Result:
 
 
 def predict_cases(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     cases: Sequence[Case],
     out_folder: str | os.PathLike,
     request: Request,
@@ -145,8 +147,10 @@ def predict_cases(
     """
     folder, space = Path(out_folder), segmenter.model.space
     described = space.corpora[space.corpus_index(request.corpus)]
-    request = files.settled(request, space.classes)
-    classes = request.wanted(space)
+    if not (objects or request.objects):
+        request = files.settled(request, space.classes)
+    named = [one.name for found in (request.objects, *objects.values()) for one in found]
+    classes = tuple(dict.fromkeys(named)) or request.wanted(space)
     segmenter.warn = warn = warn or segmenter.warn
     maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
     fine, too_long = checked or outputs.check(
@@ -311,7 +315,9 @@ def predict_cases(
     return result
 
 
-def forecasts(segmenter: Segmenter, cases: Sequence[Case], request: Request) -> dict[str, Forecast]:
+def forecasts(
+    segmenter: AnySegmenter, cases: Sequence[Case], request: Request
+) -> dict[str, Forecast]:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
     are left out: they fail later.
     """
@@ -370,7 +376,7 @@ def _in_words(case: Case, error: Exception) -> Exception:
 
 
 def _fit_together(
-    segmenter: Segmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
+    segmenter: AnySegmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
 ) -> bool:
     """Whether the memory holds what three neighbouring cases need at a time: one being read, one
     predicted, one written.
@@ -404,7 +410,7 @@ def _is_there(folder: Path, case: str) -> bool:
     )
 
 
-def _device(segmenter: Segmenter) -> str:
+def _device(segmenter: AnySegmenter) -> str:
     return f"{segmenter.device.platform}:{segmenter.device.id} {segmenter.device.device_kind}"
 
 

@@ -20,7 +20,7 @@ from medjax.infer import zoom
 from medjax.infer.model import Model, Prepared
 from medjax.infer.scorer import Scorer
 from medjax.infer.windows import gaussian
-from medjax.infer.zoom import Asked, Settings
+from medjax.infer.zoom import Asked, Region, Settings
 from medjax.models import context
 from medjax.prepare.frame import Frame
 from medjax.prompts import types
@@ -55,13 +55,18 @@ class Found:
     Attributes:
       logits: (z, y, x) float32 on the network's grid. low: those of the overview at the decoder's
         resolution, for the next round, if the network reads them.
-      lows: the same of every window, by its first voxel. windows: how many were looked at.
+      lows: the same of every window, by its first voxel. area: that was looked at in windows.
     """
 
     logits: np.ndarray
     low: np.ndarray | None = None
     lows: Mapping[tuple, np.ndarray] = dataclasses.field(default_factory=dict)
-    windows: int = 0
+    area: Region | None = None
+
+    @property
+    def windows(self) -> int:
+        """How many windows were looked at."""
+        return 0 if self.area is None else len(self.area.places)
 
 
 class Prompter:
@@ -136,13 +141,14 @@ class Prompter:
         self,
         scene: Scene,
         asked: Sequence[Asked],
-        earlier: Sequence[Mapping[tuple, np.ndarray]] = (),
+        earlier: Sequence[Found | None] = (),
     ) -> list[Found]:
         """The objects, on the network's grid.
 
         Args:
-          asked: on the network's grid, with the logits of the round before where there are any.
-          earlier: of each object, what `Found.lows` of the round before was.
+          asked: on the network's grid.
+          earlier: of each object, what was found in the round before. Its logits guide the network
+            if it reads them; windows stay where they are as long as they cover what is found.
 
         Raises: `UsageError` for prompts that the network or the settings do not allow;
           `PredictError` for logits that are not finite, and for too many windows.
@@ -150,12 +156,12 @@ class Prompter:
         found = []
         for first in range(0, len(asked), self.queries):
             part = slice(first, first + self.queries)
-            before = earlier[part] if earlier else [{}] * len(asked[part])
+            before = earlier[part] if earlier else [None] * len(asked[part])
             found += self._find(scene, asked[part], before)
         return found
 
     def _find(
-        self, scene: Scene, asked: Sequence[Asked], earlier: Sequence[Mapping]
+        self, scene: Scene, asked: Sequence[Asked], earlier: Sequence[Found | None]
     ) -> list[Found]:
         lies, settings = scene.frame, self.settings
         spacing = np.asarray(scene.prepared.transform.target_spacing_mm)
@@ -170,8 +176,9 @@ class Prompter:
                 one,
                 points=lies.points(one.points) if len(one.points) else one.points,
                 box=None if one.box is None else lies.box(one.box),
+                low=before.low if before else None,
             )
-            for one in asked
+            for one, before in zip(asked, earlier, strict=True)
         ]
         logits, lows = self._decode(scene, scene.overview, queries, spacing / lies.scale)
         found = [
@@ -185,14 +192,16 @@ class Prompter:
         scene: Scene,
         asked: Sequence[Asked],
         found: Sequence[Found],
-        earlier: Sequence[Mapping],
+        earlier: Sequence[Found | None],
     ) -> list[Found]:
         """With the logits of windows in the region of each object; objects share windows."""
         settings, spacing = self.settings, scene.prepared.transform.target_spacing_mm
         masks = [one.logits > 0 for one in found]
         areas = [
-            zoom.region(mask, one.box, self.window, settings)
-            for mask, one in zip(masks, asked, strict=True)
+            before.area
+            if before and before.area and before.area.covers(mask)
+            else zoom.region(mask, one.box, self.window, settings)
+            for mask, one, before in zip(masks, asked, earlier, strict=True)
         ]
         jobs: dict[tuple, list[tuple[int, tuple]]] = {}
         for k, area in enumerate(areas):
@@ -220,7 +229,8 @@ class Prompter:
                 if one.empty and settings.empty == "mask":
                     continue  # the overview's logits stay
                 one = self._encoded_absence(one, asked[k])
-                queries.append(dataclasses.replace(one, low=earlier[k].get(start)))
+                before = earlier[k]
+                queries.append(dataclasses.replace(one, low=before and before.lows.get(start)))
                 owners.append((k, place))
             if not queries:
                 continue
@@ -237,7 +247,7 @@ class Prompter:
                 seen = weights[k] > 0
                 found[k].logits[cut][seen] = sums[k][seen] / weights[k][seen]
         return [
-            dataclasses.replace(one, lows=lows, windows=0 if area is None else len(area.places))
+            dataclasses.replace(one, lows=lows, area=area)
             for one, lows, area in zip(found, kept, areas, strict=True)
         ]
 

@@ -87,6 +87,7 @@ class Asked:
       points: (n, 3) voxel indices (z, y, x). kinds: (n,), positive or negative.
       box: (6,) inclusive, or None. text: row of the table of texts. vector: of a free text.
       low: logits of the round before at the decoder's resolution, or None.
+      own: windows use the points where they are, whatever the settings say.
     """
 
     points: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))
@@ -95,6 +96,7 @@ class Asked:
     text: int = NO_TEXT
     vector: np.ndarray | None = None
     low: np.ndarray | None = None
+    own: bool = False
 
     @property
     def empty(self) -> bool:
@@ -121,6 +123,14 @@ class Region:
     def start(self, place: Sequence[int]) -> tuple[int, int, int]:
         """First voxel of a window on the grid; negative in the padding."""
         return tuple(a + p - b for a, p, (b, _) in zip(self.low, place, self.margins, strict=True))
+
+    def covers(self, found: Bool[np.ndarray, "z y x"]) -> bool:
+        """Whether a mask on the grid has a voxel, and none outside the region."""
+        box = draw.box(found)
+        if box[0] < 0:
+            return False
+        ends = zip(self.low, self.shape, box[:3], box[3:], strict=True)
+        return all(a <= first and last < a + n for a, n, first, last in ends)
 
     def inside(self, place: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """(of the region, of the window) the voxels that both have."""
@@ -249,7 +259,7 @@ def _points(
     positive = asked.kinds == POSITIVE
     negatives = own[inside & ~positive]
     positives = own[inside & positive]
-    if settings.points == "redraw":
+    if settings.points == "redraw" and not asked.own:
         cells = np.floor((asked.points[positive] + 0.5) / voxel)
         low = np.maximum(np.ceil(cells * voxel - 0.5) - shift, 0)
         high = np.minimum(np.ceil((cells + 1) * voxel - 0.5) - 1 - shift, size - 1)

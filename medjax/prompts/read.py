@@ -84,9 +84,13 @@ class Prompt:
 
     def settings(self) -> dict[str, Any]:
         """JSON-ready; without its source."""
-        found = dataclasses.asdict(self)
+        found = dataclasses.asdict(self) | {
+            "points": [[float(v) for v in point] for point in self.points],
+            "kinds": [int(kind) for kind in self.kinds],
+            "box": self.box and [float(v) for v in self.box],
+        }
         del found["source"]
-        return {k: v for k, v in found.items() if v not in ("", (), None)}
+        return {k: v for k, v in found.items() if v not in ("", [], None)}
 
 
 @dataclasses.dataclass(frozen=True)

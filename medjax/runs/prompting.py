@@ -11,6 +11,7 @@ from typing import Any
 from medjax.errors import UsageError
 from medjax.prompts import read, types
 from medjax.prompts.read import Prompt
+from medjax.prompts.request import Request
 from medjax.runs.settings.prediction import Infer
 
 
@@ -75,6 +76,36 @@ def objects_of(
     for path in files:
         for name, more in read.by_case(read.of_file(path, space), cases, path).items():
             found[name] = read.distinct([*found.get(name, ()), *more])
+    return found
+
+
+def asked(
+    one: Any,
+    request: Request,
+    cases: Sequence[str],
+    flags: Sequence[tuple[str, str]],
+    files: Sequence[Path | str],
+    space: str = "",
+) -> dict[str, tuple[Prompt, ...]]:
+    """`objects_of` for a model (`runs.trained.Trained`).
+
+    Raises: `UsageError` also for a model that reads no prompts, classes beside prompts, and texts
+      that it does not know.
+    """
+    if not (flags or files or space):
+        return {}
+    if not promptable(one):
+        raise UsageError(
+            "the model reads no prompts",
+            path=one.path,
+            fix="leave them out, or use a promptable model (docs/segvol.md)",
+        )
+    if request.classes is not None and (flags or files):
+        raise UsageError("classes and prompts exclude each other", fix="use --text CLASS")
+    found = objects_of(cases, flags, files, space)
+    for prompt in (prompt for prompts in found.values() for prompt in prompts):
+        if prompt.text:
+            read.row_of(prompt.text, one.space.classes)
     return found
 
 
