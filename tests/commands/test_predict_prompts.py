@@ -35,10 +35,8 @@ def run(tmp_path_factory):
 
 def predict(run, out, *flags, scans=("A", "B")):
     inputs = [str(run / "scans" / f"{name}.nii.gz") for name in scans]
-    return cli.main(
-        ["predict", "-m", str(run / "run"), "-i", *inputs, "-o", str(out), "--no-html", "--quiet"]
-        + list(flags)
-    )
+    words = ["predict", "-m", str(run / "run"), "-i", *inputs, "-o", str(out)]
+    return cli.main([*words, "--no-html", "--quiet", *flags])
 
 
 def side(out, name="A"):
