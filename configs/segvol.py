@@ -254,9 +254,11 @@ def _adapted(c, name):
 
 
 def _experts(c):
-    """Expert of every modality of the label space, in its order: 0, the network itself, is CT's."""
-    found = dict.fromkeys(entry["modality"] for entry in c.data.declared.values())
-    return tuple(0 if name == "CT" else 1 for name in sorted(found))
+    """Expert of every modality of the label space, in its order: 0, the network itself, is CT's
+    where there are others.
+    """
+    found = sorted({entry["modality"] for entry in c.data.declared.values()})
+    return tuple(0 if name == "CT" and len(found) > 1 else 1 for name in found)
 
 
 def _switch(c, name, word):

@@ -140,7 +140,7 @@ def make(
     modalities: Sequence[str],
     ratio: float = 0.75,
     block: int = 4,
-    patch_size: int | Sequence[int] = 4,
+    patch_size: int = 4,
     **batches: Any,
 ) -> MaskedImage:
     """Builds the task.
@@ -152,22 +152,20 @@ def make(
       modalities: their names, which become the task's `names`: validation reports a loss for each.
       ratio: share of hidden blocks.
       block: tokens per block and axis.
-      patch_size: voxels per token and axis, as in the network; one number for all axes, or one
-        each.
+      patch_size: voxels per token and axis, as in the network.
       batches: the other arguments of `supervised.make` (label space, augmentation): batches are
         prepared the same way.
 
     Raises: `UsageError` for a patch that tokens or blocks do not fill.
     """
-    size = (patch_size,) * len(patch) if isinstance(patch_size, int) else tuple(patch_size)
-    if len(size) != len(patch) or any(n % p for n, p in zip(patch, size, strict=True)):
+    if any(side % patch_size for side in patch):
         raise UsageError(
             "tokens do not fill the patch",
             found=tuple(patch),
             expected=f"multiples of {patch_size}",
             fix="change train.patch",
         )
-    grid = tuple(side // p for side, p in zip(patch, size, strict=True))
+    grid = tuple(side // patch_size for side in patch)
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
     return MaskedImage(
         dataclasses.replace(
