@@ -103,13 +103,13 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "multitalent:unet sampler.exponent",
     ),
     (
-        "medjax.runs.settings.schema",
+        "medjax.runs.settings.prediction",
         'average: str = setting("prob"',
         'average: str = setting("logit"',
         "multitalent:unet infer.average",
     ),
     (
-        "medjax.runs.settings.schema",
+        "medjax.runs.settings.prediction",
         "overlap: Number = setting(0.5",
         "overlap: Number = setting(0.25",
         "multitalent:unet infer.overlap",

@@ -1,5 +1,6 @@
 """Every variant of configs/segvol.py builds: corpora, network, adapters, optimizer and task."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs import segvol
+from medjax.infer import zoom
 from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
 from medjax.runs.settings import schema
+from medjax.runs.settings.prediction import Zoom
 from medjax.sample import batch as batches
 from medjax.train import rules
 from medjax.weights import adapters
@@ -72,6 +75,13 @@ def test_variants_build(variant, tmp_path):
 @pytest.mark.parametrize("variant", [v for v in segvol.KNOWN if v not in QUICK])
 def test_the_other_variants_build(variant, tmp_path):
     check(variant, tmp_path)
+
+
+def test_the_section_of_a_config_has_the_settings_of_zooming():
+    assert Zoom().to_json() == dataclasses.asdict(zoom.Settings())
+    released = fields("release").infer.zoom.to_json()
+    found = zoom.Settings(**released)
+    assert (found.map_pad, found.empty, found.both, found.pad) == (False, "encode", False, False)
 
 
 def test_unknown_variants_are_refused():
