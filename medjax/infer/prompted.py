@@ -49,7 +49,7 @@ class PromptedSegmenter:
       options: devices, precision and weights of the network, see `Scorer`.
 
     Attributes:
-      prompter: the two programs. limit, name, warn: see `Segmenter`.
+      prompter: the two programs. networks, limit, name, warn: see `Segmenter`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class PromptedSegmenter:
                 fix="leave out --conflicts",
             )
         self._scorer = Scorer(model, average="logit", **options)
+        self.networks = (self._scorer,)
         self.prompter = Prompter(model, self._scorer, zoom or Settings())
         self.model, self.decision = model, self._scorer.decision
         self.device = self._scorer.device

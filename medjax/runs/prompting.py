@@ -12,7 +12,7 @@ from medjax.errors import UsageError
 from medjax.prompts import read, types
 from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
-from medjax.runs.settings.prediction import Infer
+from medjax.runs.settings.use import Infer
 
 
 def promptable(one: Any) -> bool:

@@ -103,13 +103,13 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "multitalent:unet sampler.exponent",
     ),
     (
-        "medjax.runs.settings.prediction",
+        "medjax.runs.settings.use",
         'average: str = setting("prob"',
         'average: str = setting("logit"',
         "multitalent:unet infer.average",
     ),
     (
-        "medjax.runs.settings.prediction",
+        "medjax.runs.settings.use",
         "overlap: Number = setting(0.5",
         "overlap: Number = setting(0.25",
         "multitalent:unet infer.overlap",

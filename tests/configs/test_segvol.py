@@ -13,7 +13,7 @@ from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
 from medjax.runs.settings import schema
-from medjax.runs.settings.prediction import Zoom
+from medjax.runs.settings.use import Zoom
 from medjax.sample import batch as batches
 from medjax.train import rules
 from medjax.weights import adapters

@@ -2,8 +2,10 @@
 
 In: a config as plain values (`registry.plain`). Out: `Config`, a frozen value; missing fields have
 their defaults, so configs of earlier versions are read as well. `configs/base.py` is `listed()`.
-A field is one line: configs, flags, checks and `--help` then know it. With `listed=False` it is
-written only where somebody gives it: configs and recipes of earlier runs stay as they are.
+
+To add a field, add one line here, or in `use.py` for prediction and evaluation: configs, flags,
+checks and `--help` then know it. A field with `listed=False` is written into a config only where
+somebody gives it, so configs and recipes of earlier runs stay as they are.
 """
 
 from collections.abc import Mapping
@@ -11,9 +13,9 @@ from typing import Any
 
 from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
-from medjax.runs.settings.prediction import Infer
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
 from medjax.runs.settings.text import Text
+from medjax.runs.settings.use import Evaluate, Infer
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
 Number = float | int
@@ -377,31 +379,6 @@ class Sharding(Section):
     rules: Rules = setting(
         ((".*", "replicate"),), "(regex over parameter paths, replicate or fsdp)"
     )
-
-
-@section
-class Evaluate(Section):
-    """Scores of the held-out cases."""
-
-    OPEN = True  # evaluations that installed packages offer
-
-    on: bool = setting(True, "whether a training ends with an evaluation")
-    surface: bool = setting(True, "NSD, HD95 and ASSD as well")
-    montages: int = setting(8, "number of pictures")
-    groups: Mapping[str, Words] = setting(
-        dict,
-        "group -> classes (CLASS or CORPUS/CLASS) whose mean is an additional row of the table",
-    )
-    resampled: str = setting(
-        "",
-        "or standard, released: also score on the network's grid, with that rule for empty classes",
-    )
-    baseline: str = setting(
-        "",
-        "run folder of a baseline: classes with a Dice below difficult_below there form the group "
-        "difficult",
-    )
-    difficult_below: Number = setting(0.75, "see baseline")
 
 
 def _losses() -> dict[str, Loss]:

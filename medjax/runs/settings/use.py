@@ -1,4 +1,7 @@
-"""The section of a config about prediction; see `settings/schema.py`."""
+"""The sections of a config for the use of a trained network: prediction and evaluation.
+
+See `schema.py`, which holds the other sections and puts all together.
+"""
 
 from collections.abc import Mapping
 
@@ -6,6 +9,15 @@ from medjax.runs.settings.section import Section, section, setting
 
 Number = float | int
 Words = tuple[str, ...]
+
+
+@section
+class Postprocess(Section):
+    """Rules for predicted masks; classes by name, or "*" for all."""
+
+    holes: Words = setting((), "classes whose holes are filled")
+    largest: Words = setting((), "classes of which only the largest component stays")
+    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
 
 
 @section
@@ -25,15 +37,6 @@ class Zoom(Section):
     both: bool = setting(True, "a box and points together are allowed")
     max_windows: int = setting(128, "per object")
     seed: int = setting(0, "of points that are drawn again")
-
-
-@section
-class Postprocess(Section):
-    """Rules for predicted masks; classes by name, or "*" for all."""
-
-    holes: Words = setting((), "classes whose holes are filled")
-    largest: Words = setting((), "classes of which only the largest component stays")
-    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
 
 
 @section
@@ -62,3 +65,35 @@ class Infer(Section):
         "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
     )
     zoom: Zoom = setting(Zoom, Zoom.__doc__, listed=False)
+
+
+@section
+class Evaluate(Section):
+    """Scores of the held-out cases."""
+
+    OPEN = True  # evaluations that installed packages offer
+
+    on: bool = setting(True, "whether a training ends with an evaluation")
+    surface: bool = setting(True, "NSD, HD95 and ASSD as well")
+    montages: int = setting(8, "number of pictures")
+    during: int = setting(
+        0,
+        "> 0: steps of a training between predictions of a few whole held-out cases, whose Dice is "
+        "shown",
+        listed=False,
+    )
+    during_cases: int = setting(2, "of each corpus, for `during`", listed=False)
+    groups: Mapping[str, Words] = setting(
+        dict,
+        "group -> classes (CLASS or CORPUS/CLASS) whose mean is an additional row of the table",
+    )
+    resampled: str = setting(
+        "",
+        "or standard, released: also score on the network's grid, with that rule for empty classes",
+    )
+    baseline: str = setting(
+        "",
+        "run folder of a baseline: classes with a Dice below difficult_below there form the group "
+        "difficult",
+    )
+    difficult_below: Number = setting(0.75, "see baseline")
