@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.labels import LabelSpace
 from medjax.prompts.request import Request
-from medjax.runs import prompting
+from medjax.runs.prompted import prompting
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -67,7 +67,7 @@ def predict(
       adapter, expert, force_base: an adapter file to join to the model, see
         `runs.exchange.adapters.attach`.
       flags, prompts, space: objects that a promptable model is asked for, see
-        `runs.prompting.objects_of`.
+        `runs.prompted.prompting.objects_of`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 

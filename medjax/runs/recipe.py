@@ -38,7 +38,7 @@ def fields(config: Config) -> dict:
         "precision": config.train.precision,
         "tasks": config.data.tasks,
         "adapters": given.get("adapters"),
-        "text": given.get("text"),
+        "text": {k: v for k, v in given.get("text", {}).items() if k != "file"},
     }
     return found | {k: v for k, v in optional.items() if v}
 

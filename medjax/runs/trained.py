@@ -19,7 +19,8 @@ from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build as network
-from medjax.runs import fitted, folder, prompting
+from medjax.runs import fitted, folder
+from medjax.runs.prompted import prompting
 from medjax.runs.settings.schema import Config
 from medjax.scans.header import DataWarning
 from medjax.weights.formats import archive as archives

@@ -10,7 +10,7 @@ import medjax
 from medjax import cli
 from medjax.errors import UsageError
 from medjax.labels import Corpus
-from medjax.runs import prompting
+from medjax.runs.prompted import prompting
 from tests.support import toy_prompted
 from tests.support.raw import make_case, save
 from tests.support.run import make_run

@@ -439,6 +439,12 @@ def test_arguments_that_describe_no_network_are_refused(arguments, message):
         segvol.make(3, **TINY | arguments)
 
 
+def test_the_order_of_positions_is_known_of_the_network():
+    assert segvol.make(3, **TINY).pe_order == "consistent"
+    assert segvol.make(3, **TINY, mode="release").pe_order == "release"
+    assert segvol.make(3, **TINY, mode="release", pe_order="consistent").pe_order == "consistent"
+
+
 def test_what_a_call_lacks_is_named(tiny):
     net, params, image, _ = tiny
     context = zeros(declared(net), 1, net.frame)

@@ -14,9 +14,11 @@ from medjax.models import segvol as network
 from medjax.models.context import initialise
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prompts import texts
+from medjax.runs import initial
 from medjax.runs.exchange import foreign
 from medjax.runs.exchange.imported import import_weights
-from medjax.runs.texts import by_encoder
+from medjax.runs.prompted.texts import by_encoder
+from medjax.runs.settings import schema
 from medjax.train import checkpoint
 from medjax.weights import accounts
 from medjax.weights.families import segvol
@@ -140,6 +142,19 @@ def test_the_table_of_a_run_is_a_file_of_vectors(imported, tmp_path, capsys):
     )
     assert main(["text", "--run", str(run), "--names", "livre", "-o", str(out)]) == 2
     assert "did you mean liver" in capsys.readouterr().err
+
+
+def test_a_run_that_starts_from_the_weights_keeps_their_order_of_positions(imported, tmp_path):
+    _, _, run, _ = imported
+    fields = {"train": {"patch": (2, 16, 16)}, "init": {"source": str(run)}}
+    open_, fixed = (
+        schema.resolve(fields | {"model": {"name": "segvol", **own}})
+        for own in ({}, {"pe_order": "consistent"})
+    )
+    workdir = tmp_path / "new"
+    assert initial.with_topology(open_, workdir).model.options["pe_order"] == "release"
+    assert initial.with_topology(fixed, workdir).model.options["pe_order"] == "consistent"
+    assert json.loads((run / "config.json").read_text())["task"] == "prompted"
 
 
 def test_keys_of_newer_versions_are_ignored_and_position_numbers_may_lack():
