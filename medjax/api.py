@@ -34,7 +34,7 @@ class Predictor:
       adapter: an adapter file that was trained on the model. expert: of one with several, the one
         to use. force_base: accept another base.
       options: tta ("none", "mirror"), overlap, window, batch_windows, device, memory_gib,
-        uncertainty, postprocess, conflicts, fast, checkpoint: as in `medjax predict` (see
+        uncertainty, postprocess, conflicts, fast, zoom, checkpoint: as in `medjax predict` (see
         `runs.trained.load_predictor`).
 
     Attributes:

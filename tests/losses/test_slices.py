@@ -31,6 +31,7 @@ def test_t11_a_perfect_prediction_of_ten_slices_keeps_a_loss():
     assert 1 + dice.make("sample", 1.0, "mean")(outputs, batch) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_t12_an_empty_prediction_of_nothing():
     outputs, batch = given(np.zeros((1, 32, 256, 256), bool))
     released = dice.make("slice", 1.0, "mean", smooth_in="denominator")

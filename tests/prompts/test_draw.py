@@ -87,10 +87,17 @@ def test_points_that_do_not_fit_are_refused():
         draw.training_counts(np.zeros(2), (0, 15), (0, 10))
 
 
-def jittered(kind, amount, tight, draws=4000, frame=FRAME, **kw):
+def jittered(kind, amount, tight, draws=2000, frame=FRAME, **kw):
     uniform = np.random.default_rng(3).random((draws, 6)).astype(np.float32)
-    one = jax.vmap(lambda u: draw.jitter(u, jnp.asarray(tight), frame, kind, amount, **kw))
-    return np.asarray(one(jnp.asarray(uniform)))
+    return np.stack([draw.jitter(u, tight, frame, kind, amount, **kw) for u in uniform])
+
+
+def test_boxes_are_jittered_alike_on_host_and_device():
+    tight = middle(OBJECTS["prostate"])
+    uniform = np.random.default_rng(3).random((20, 6)).astype(np.float32)
+    one = jax.jit(jax.vmap(lambda u: draw.jitter(u, jnp.asarray(tight), FRAME, "fraction", 0.4)))
+    host = [draw.jitter(u, tight, FRAME, "fraction", 0.4) for u in uniform]
+    np.testing.assert_array_equal(one(jnp.asarray(uniform)), np.stack(host))
 
 
 @pytest.mark.parametrize(("name", "amount"), sorted(PUBLISHED))
