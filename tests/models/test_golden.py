@@ -32,7 +32,12 @@ def _with_gradients(name):
 
 
 def _wrong(found, name):
-    return {k: v for k, v in golden.deviations(found, golden.stored()[name]).items() if v > 1}
+    slack = golden.CASES[name].slack
+    return {
+        k: v
+        for k, v in golden.deviations(found, golden.stored()[name]).items()
+        if v > (slack if k.startswith("gradient") else 1)
+    }
 
 
 def _cases(quick):
