@@ -26,7 +26,7 @@ class Zoom(Section):
 
     zoom: str = setting("in", "look again at full resolution, or out: at the overview only")
     roi: str = setting("prediction", "where: around it, the box, or union")
-    overlap: Number = setting(0.5, "share of neighbouring windows")
+    overlap: int | float = setting(0.5, "share of neighbouring windows")
     blend: str = setting("constant", "weights of windows, or gaussian")
     scores: str = setting("trilinear", "of the overview at full resolution, or nearest")
     overview: str = setting("area", "how the scan is shrunk, or nearest")
