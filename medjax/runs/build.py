@@ -300,8 +300,8 @@ def make_optimizer(config: Config) -> optim.Optimizer:
             )
         given["trainable"] = adapter_weights.trainable(settings)
     if in_turn:
-        return phases.make(in_turn, given, config.train.steps)
-    return optim.make(**given, steps=config.train.steps)
+        return phases.make(in_turn, given, config.train.steps, config.train.continued)
+    return optim.make(**given, steps=config.train.steps, restarts=config.train.continued)
 
 
 def count(tree: Any) -> int:

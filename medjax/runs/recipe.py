@@ -28,6 +28,8 @@ def fields(config: Config) -> dict:
     left_out = (("source", config.init.source), ("head_prior", ""))
     begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
     trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
+    if config.train.continued:  # continuations are declared in config.json
+        trained["steps"] = config.train.continued[0]
     if config.train.accumulate != 1:
         trained["accumulate"] = config.train.accumulate
     found = {k: given.get(k, {}) for k in kept}

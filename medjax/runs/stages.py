@@ -19,7 +19,17 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, during, evaluations, head_prior, hosts, initial, recipe, sampling
+from medjax.runs import (
+    build,
+    continued,
+    during,
+    evaluations,
+    head_prior,
+    hosts,
+    initial,
+    recipe,
+    sampling,
+)
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -77,6 +87,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     evaluations.chosen(config.evaluate)  # checked before the training, not after it
     head_prior.check(config)
     runfolder.check_target(workdir)
+    config = continued.applied(config, workdir)
     config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
     settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}

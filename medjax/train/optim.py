@@ -7,11 +7,12 @@ clipping norm. For several optimizers in sequence see `train/phases.py`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from medjax.errors import UsageError, did_you_mean
@@ -70,6 +71,7 @@ def make(
     decay: Rules = ALL_ONE,
     only: Rules = (),
     ema: float = 0.0,
+    restarts: Sequence[int] = (),
 ) -> Optimizer:
     """Builds the optimizer; the defaults are nnU-Net's.
 
@@ -101,6 +103,10 @@ def make(
         update t = 0, 1, ... average = r average + (1 - r) p with r = min(d, (1 + t) / (10 + t)), so
         that the initial parameters lose their share early (tf.train.ExponentialMovingAverage).
 
+      restarts: steps, in order and before `steps`, after which the schedule begins again, over the
+        steps to the next one or to the end; span and shift hold before the first only. Moments of
+        the gradients are kept.
+
     Raises: `UsageError` for unknown names or a decay out of range; `TrainError` (from `trained`)
       for rules that do not cover the parameters.
     """
@@ -112,8 +118,13 @@ def make(
             found=f"optim.ema={ema}",
             expected="0 (no average), or a number below 1 such as 0.999",
         )
-    unit = dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps, span=span, shift=shift)
-    rate = make_schedule(schedule, lr, steps, power=power, final=final, **unit)
+    common = dict(power=power, final=final)
+    common |= dict(steps_per_epoch=steps_per_epoch, warmup_steps=warmup_steps)
+    first, *further = np.diff([0, *restarts, steps]).tolist()
+    rate = make_schedule(schedule, lr, first, span=span, shift=shift, **common)
+    if further:
+        again = [make_schedule(schedule, lr, length, **common) for length in further]
+        rate = optax.join_schedules([rate, *again], list(restarts))
     slices = (*only, (".*", None))
     add_decay = _per_leaf(
         lambda g, p, factor: g + weight_decay * float(factor) * p, decay, "weight decay rules"

@@ -20,10 +20,15 @@ from medjax.train import optim
 from medjax.train.optim import Optimizer
 
 OWN = ("steps", "continues")  # fields of a phase that are not arguments of `optim.make`
-WHOLE = ("ema",)  # arguments of `optim.make` that hold for the whole run
+WHOLE = ("ema", "restarts")  # arguments of `optim.make` that hold for the whole run
 
 
-def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: int) -> Optimizer:
+def make(
+    phases: Sequence[Mapping[str, Any]],
+    common: Mapping[str, Any],
+    steps: int,
+    restarts: Sequence[int] = (),
+) -> Optimizer:
     """One optimizer from several.
 
     Args:
@@ -32,7 +37,9 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
         differ), and any argument of `optim.make` that differs from `common`. Schedules count from
         the phase's first step.
       common: arguments of `optim.make` that the phases share.
-      steps: of the whole run; must be the phases' sum.
+      steps: of the whole run; must be the phases' sum, or with `restarts` above it.
+      restarts: steps after which the schedule of the last phase begins again (`optim.make`); the
+        first is the phases' sum.
 
     Leaves that a phase does not train keep their value and do not count for its clipping norm.
     Raises: `UsageError` for fields that do not exist, lengths that do not add up, or a phase that
@@ -49,13 +56,18 @@ def make(phases: Sequence[Mapping[str, Any]], common: Mapping[str, Any], steps: 
                     else did_you_mean(key, known),
                 )
     lengths = [int(phase.get("steps", 0)) for phase in phases]
-    if not phases or min(lengths) < 1 or sum(lengths) != steps:
+    planned = restarts[0] if restarts else steps
+    if not phases or min(lengths) < 1 or sum(lengths) != planned:
         raise UsageError(
             "the phases do not fill the run",
             found=f"{lengths}, together {sum(lengths)}",
-            expected=f"config.train.steps = {steps}",
+            expected=f"config.train.steps = {planned}",
             fix="set train.steps to the sum of config.optim.phases",
         )
+    if restarts:
+        before = planned - lengths[-1]
+        own = {"steps": steps - before, "restarts": tuple(at - before for at in restarts)}
+        phases = (*phases[:-1], {**phases[-1], **own})
     made = [
         optim.make(**{**common, **{key: v for key, v in phase.items() if key != "continues"}})
         for phase in phases
@@ -157,6 +169,7 @@ def _arguments(phase: Mapping[str, Any], common: Mapping[str, Any]) -> dict:
         "span",
         "shift",
         "steps_per_epoch",
+        "restarts",
         *OWN,
     )
     return {key: value for key, value in {**common, **phase}.items() if key not in rate}

@@ -304,8 +304,7 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
 )
 def test_a_wrong_edit_is_noticed(module, old, new, where):
     recipe, field = where.split()
-    sections = module.startswith("medjax.runs.settings.")
-    also = ("configs",) if sections else ()
+    also = ("configs",) if module.startswith("medjax.runs.settings.") else ()
     with mutated(module, old, new, *also):
         wrong = _wrong(recipe)
     assert any(line.startswith(f"{field}: ") for line in wrong), wrong

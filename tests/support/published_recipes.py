@@ -488,6 +488,7 @@ MULTITALENT["demo"] = (
     | NARROW
     | PREVALENCE
     | {  # phantoms; no paper
+        "augment.mirror": 0.0,
         "augment.lateral": "auto",
         "infer.conflicts": "argmax",
         "data.phantom_cases": 10,
@@ -496,7 +497,7 @@ MULTITALENT["demo"] = (
         "optim.lr": 2e-3,
         "train.patch": (24, 48, 48),
         "train.batch": 2,
-        "train.steps": 700,
+        "train.steps": 1000,
         "train.validate_every": 100,
         "train.validation_batches": 8,
         "train.checkpoint_every": 100,

@@ -52,7 +52,9 @@ def resolved(fields: Mapping) -> dict[str, Any]:
     found |= {f"model.{k}": v for k, v in _model(fields["model"]).items()}
     for name in fields["losses"]:
         found |= {f"losses.{name}.{k}": v for k, v in _defaults(f"medjax.losses.{name}").items()}
-    found |= {f"optim.{k}": v for k, v in _defaults("medjax.train.optim").items()}
+    optim = _defaults("medjax.train.optim")
+    optim.pop("restarts")  # of a run that was continued
+    found |= {f"optim.{k}": v for k, v in optim.items()}
     found |= {f"augment.{k}": v for k, v in _augment(fields["augment"]).items()}
     if fields["task"] == "masked_image":
         task = _defaults("medjax.tasks.masked_image")

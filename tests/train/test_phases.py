@@ -13,7 +13,6 @@ from medjax.errors import UsageError
 from medjax.train import optim, phases, sharding
 from medjax.train import state as states
 from tests.train import test_toy as toy
-from tests.train.test_loop import compile_once as compile_once
 from tests.train.test_optim import PARAMS, gradient
 
 HEADS = (("^head", True), (".*", False))

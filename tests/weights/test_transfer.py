@@ -13,7 +13,6 @@ from medjax.train import checkpoint, optim
 from medjax.train import state as states
 from medjax.weights.transfer import transfer
 from tests.train import test_toy as toy
-from tests.train.test_loop import compile_once as compile_once
 
 HEADS = (("^head", -1),)
 OLD, NEW = ("liver", "spleen", "kidney"), ("kidney", "tumour", "liver", "aorta")

@@ -64,6 +64,8 @@ def split(
             if k == len(argv):
                 raise UsageError(f"--{name} has no value", fix=f"write --{name}=VALUE")
             value, k = argv[k], k + 1
+        if path == "train.steps" and (value or "").startswith("+"):
+            path, value = "train.more", (value or "")[1:]
         found.pop(path, None)
         found[path] = Override(path, value, argument)
     return rest, sorted(found.values(), key=_rank)

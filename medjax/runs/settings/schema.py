@@ -348,7 +348,11 @@ class Init(Section):
 class Train(Section):
     """The training loop."""
 
-    steps: int = setting(250_000, "number of updates")
+    steps: int = setting(250_000, "number of updates; +N: so many more of a finished run")
+    more: int = setting(0, "the same as steps=+N", listed=False)
+    continued: tuple[int, ...] = setting(
+        (), "steps after which the run was continued; written by medjax", listed=False
+    )
     batch: int = setting(2, "patches per update, over all devices")
     accumulate: int = setting(1, "micro-batches of a step, for batches that do not fit in memory")
     patch: tuple[int, ...] = setting((128, 128, 128), "voxels (z, y, x), or (y, x) for slices")

@@ -111,7 +111,7 @@ def test_every_field_has_a_meaning_and_every_section_a_description(section):
 def test_the_optimizer_takes_what_the_schema_lists_with_the_same_defaults():
     signature = inspect.signature(optim.make).parameters
     known = fields_of(schema.Optimizer)
-    assert set(known) == set(signature) - {"steps"}
+    assert set(known) == set(signature) - {"steps", "restarts"}
     assert set(fields_of(schema.Optim)) == set(known) | {"phases"}
     assert set(fields_of(schema.Phase)) == set(phases.OWN)
     for name, one in known.items():
@@ -124,7 +124,10 @@ def test_the_loop_takes_what_the_schema_lists():
     known = fields_of(schema.Train)
     # set by the run: where it writes, its seed, and `evaluate.during`
     assert set(own) - set(known) == {"seed", "tensorboard", "measure_every"}
-    assert set(known) - set(own) == {"batch", "patch", "accumulate", "precision"}
+    assert set(known) - set(own) == {
+        *("batch", "patch", "accumulate", "precision"),
+        *("more", "continued"),  # decided before the loop
+    }
     for name in ("keep", "print_seconds", "picture"):
         assert known[name].default == own[name] and not known[name].listed
 
