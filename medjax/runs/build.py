@@ -49,6 +49,8 @@ class Network:
       tasks: per corpus of the label space, the number of its task.
       topology: strides and kernels of every stage, and the order of positions, of networks that
         have them.
+      methods: further functions of the network, (params, array (b, ...), context, train, key) ->
+        outputs: those that its module lists in its attribute `programs` ("encode", "decode").
     """
 
     apply: Callable[..., dict]
@@ -58,6 +60,7 @@ class Network:
     reads: contexts.Spec = dataclasses.field(default_factory=lambda: contexts.DEFAULT)
     tasks: tuple[int, ...] = ()
     topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    methods: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
     def abstract(self) -> Any:
         """Shapes of the parameters; allocates nothing."""
@@ -106,6 +109,7 @@ def make_network(
         "spacing_mm": spacing_mm[3 - len(patch) :],
         "modalities": len(space.modalities),
         "corpora": len(space.corpora),
+        "text_rows": len(space.classes),
         "tasks": len(names),
         "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
     }
@@ -135,6 +139,20 @@ def make_network(
             outputs = outputs | {"balance": {**outputs.get("balance", {}), **shares}}
         return outputs
 
+    def method(name: str) -> Callable:
+        def call(params, array, context=None, train=False, key=None):
+            with precision(config.train.precision) if train else contextlib.nullcontext():
+                return module.apply(
+                    adapter_weights.variables(params, settings, array, context or {}),
+                    array,
+                    context,
+                    train,
+                    rngs=None if key is None else {"dropout": key},
+                    method=name,
+                )
+
+        return call
+
     def init(key):
         fresh = contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
         if planned is None:
@@ -143,7 +161,8 @@ def make_network(
         return adapter_weights.graft(fresh, planned, key, channels=channels)
 
     topology = {k: getattr(module, k) for k in TOPOLOGY if k in known and hasattr(module, k)}
-    return Network(apply, init, patch, channels, reads, own, topology)
+    methods = {name: method(name) for name in getattr(module, "programs", ())}
+    return Network(apply, init, patch, channels, reads, own, topology, methods)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -206,9 +225,9 @@ def make_task(
         (name, loss.weight, build("losses", name, **loss.options))
         for name, loss in config.losses.items()
     ]
-    named = (
-        {"modalities": space.modalities} if "modalities" in accepted(config.task, "tasks") else {}
-    )
+    offered = {"modalities": space.modalities, "methods": network.methods}
+    known = accepted(config.task, "tasks")
+    named = {name: value for name, value in offered.items() if name in known}
     return build(
         "tasks",
         config.task,

@@ -16,6 +16,7 @@ from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.labels import LabelSpace
 from medjax.prompts.request import Request
+from medjax.runs.prompted import prompting
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -43,6 +44,9 @@ def predict(
     adapter: Path | str = "",
     expert: str = "",
     force_base: bool = False,
+    flags: Sequence[tuple[str, str]] = (),
+    prompts: Sequence[Path | str] = (),
+    space: str = "",
     say: Callable[[str], None] = lambda line: None,
     progress: Any = None,
     warn: Callable[[str], None] | None = None,
@@ -62,6 +66,8 @@ def predict(
         report.html.
       adapter, expert, force_base: an adapter file to join to the model, see
         `runs.exchange.adapters.attach`.
+      flags, prompts, space: objects that a promptable model is asked for, see
+        `runs.prompted.prompting.objects_of`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
@@ -77,17 +83,20 @@ def predict(
     reading = Reading(frame, replace_nan)
     known.check(options)
     trained = adapted([read_model(model) for model in models], adapter, expert, force_base)
-    space = trained[0].space.unveiled()
-    request = protocol(space, request, one_file_per_class)
-    described = space.corpora[space.corpus_index(request.corpus)]
+    labels = trained[0].space.unveiled()
+    request = protocol(labels, request, one_file_per_class)
+    described = labels.corpora[labels.corpus_index(request.corpus)]
     cases = find_inputs(inputs, channels=len(described.channels))
+    names = [case.name for case in cases]
+    objects = prompting.asked(trained[0], request, names, flags, prompts, space)
     mine = share(cases, *part)
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     endings = ("_preview.png",) if preview else ()
     files = Files(one_file_per_class, probabilities, statistics, picture, suffix, endings)
-    request = files.settled(request, space.classes)
-    written = request.wanted(space)
+    if not objects:
+        request = files.settled(request, labels.classes)
+    written = prompting.names_of(objects) if objects else request.wanted(labels)
     maps = tuple(UNCERTAINTIES) if options.get("uncertainty") else ()
     checked = outputs.check(
         cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page
@@ -125,6 +134,7 @@ def predict(
         reading=reading,
         checked=checked,
         ahead=ahead,
+        objects=objects,
     )
     if report:
         write.write_json(report, result.manifest)

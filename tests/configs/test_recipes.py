@@ -20,7 +20,7 @@ def _fields(config, variant):
 
 def _wrong(recipe):
     """What differs from the table's row "config:variant"."""
-    config, variant = recipe.split(":")
+    config, variant = recipe.split(":", 1)
     return differences(resolved(_fields(config, variant)), published.RECIPES[config, variant])
 
 

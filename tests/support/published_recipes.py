@@ -10,7 +10,10 @@ config's value and the comment the reason. Numbers like 3.8 are sections of the 
 specification. Axes are z, y, x.
 """
 
+import re
 from typing import Any
+
+from tests.support import segvol_recipes
 
 Table = dict[str, Any]
 EPOCH = 250  # steps; nnU-Net, MultiTalent 3.8, TSFM 3.7
@@ -105,6 +108,7 @@ SIGMOID_LOSSES = _under(
         "dice.smooth": 0.0,
         "dice.reduction": "sum",
         "dice.ranks": 1,
+        "dice.smooth_in": "both",
     },
 )
 
@@ -788,6 +792,7 @@ MASKING = {  # 3.6
     "losses.masked_pixels.weight": 1.0,
     "losses.masked_pixels.normalise": False,
     "losses.masked_pixels.balance": "samples",
+    "losses.masked_pixels.power": 2,
     "optim.name": "adamw",
     "optim.lr": 1e-3,
     "optim.b1": 0.9,
@@ -922,9 +927,10 @@ PAPERS = {
     "tsfm": TSFM,
     "m4oe": M4OE,
     "hippocampus": HIPPOCAMPUS,
+    "segvol": segvol_recipes.rows(BASE),
 }
 RECIPES: dict[tuple[str, str], Table] = {
-    (config, variant): row | {"name": f"{config}_{variant}"}
+    (config, variant): row | {"name": f"{config}_{re.sub('[:,]', '_', variant)}"}
     for config, rows in PAPERS.items()
     for variant, row in rows.items()
 }

@@ -17,8 +17,8 @@ from medjax.prompts import texts
 from medjax.runs import initial
 from medjax.runs.exchange import foreign
 from medjax.runs.exchange.imported import import_weights
+from medjax.runs.prompted.texts import by_encoder
 from medjax.runs.settings import schema
-from medjax.runs.texts import by_encoder
 from medjax.train import checkpoint
 from medjax.weights import accounts
 from medjax.weights.families import segvol
