@@ -40,7 +40,8 @@ class Case:
 
     Attributes:
       model: a module of `medjax.models`. arguments: of its `make`.
-      image: (b, *patch, m). corpus, modality: of every sample. masked: grid of the hidden tokens.
+      image: (b, *patch, m). corpus, modality, task: of every sample. masked: grid of the hidden
+        tokens.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Case:
     corpus: tuple[int, ...] = ()
     modality: tuple[int, ...] = ()
     masked: tuple[int, ...] = ()
+    task: tuple[int, ...] = ()
 
 
 SIDES = {
@@ -80,6 +82,8 @@ DEEP = {**TOKENS, "depths": (2, 1, 1), "heads": (1, 2, 3)}
 SWIN = {**TOKENS, "depths": (2, 1), "heads": (1, 2)}
 SPACE = {"width": 6, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch_size": 2, "dims": 3}
 THREE = {"experts_in": "both", "modalities": 3}
+TWO_TASKS = {**UNETR, "dims": 2, "in_channels": 2, "tasks": 2, "fusion_width": 12}
+LOW_RANK = {"kind": "dynamic_low_rank", "rank": 2, "k2": 3}
 SLICES = (3, 24, 48)  # of the two-stage ones the deeper grid is 6 x 12, of the others 3 x 6
 
 CASES = {
@@ -143,6 +147,37 @@ CASES = {
         },
         (2, 64, 128, 1),
         corpus=(1, 0),
+    ),
+    "mast_pro": Case(
+        "mast_pro",
+        {**TWO_TASKS, "mlp": LOW_RANK, "theta_hidden": 10},
+        (2, 64, 96, 2),
+        task=(1, 0),
+    ),
+    "mast_pro_dynamic": Case(
+        "mast_pro",
+        {
+            **TWO_TASKS,
+            "mlp": {**LOW_RANK, "specific": "pooled", "router": "sample", "placement": "after_mlp"},
+            "theta": "dynamic_head",
+            "theta_all": True,
+            "theta_hidden": 10,
+            "query": "token_concat",
+            "fusion_heads": 3,
+            "fusion_levels": "multi",
+            "weight_axes": "xyz",
+        },
+        (2, 64, 128, 2),
+        task=(1, 0),
+    ),
+    "mast_pro_off": Case(
+        "mast_pro",
+        {**TWO_TASKS, "mlp": LOW_RANK, "text": False, "anatomy": False},
+        (2, 64, 96, 2),
+        task=(1, 0),
+    ),
+    "universal": Case(
+        "universal", {"classes": 3, **UNETR, "dims": 2, "merging": "legacy"}, (2, 64, 96, 1)
     ),
     "swin_unet": Case("swin_unet", {"classes": 3, **DEEP, "head": "sigmoid"}, (*SLICES, 1)),
     "swin_unet_heads": Case(
@@ -267,7 +302,7 @@ def path_of(keys: Any) -> str:
 
 def inputs(case: Case) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """(image, context)."""
-    context = {"corpus": case.corpus, "modality": case.modality}
+    context = {"corpus": case.corpus, "modality": case.modality, "task": case.task}
     context = {name: jnp.array(given, jnp.int32) for name, given in context.items() if given}
     if case.masked:
         context["masked"] = jnp.asarray(random("masked", (case.image[0], *case.masked)) > 0.3)

@@ -1,6 +1,7 @@
 """Sockets: places inside a network that a config fills by a word.
 
     model.mlp         {"kind": "experts", "routing": "gate"}      the MLPs of transformer blocks
+                      {"kind": "dynamic_low_rank", "rank": 32}    the same with experts beside them
     model.bottleneck  {"kind": "vit", "width": 192, "heads": 3}   the deepest map
     model.context     {"kind": "embedding", "of": "modality"}     what the deepest map is told
     model.head        {"kind": "corpus_softmax"}                  features to logits
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import STANDARD, Spec, needed, union
-from medjax.models.parts import adapters, heads, moe
+from medjax.models.parts import adapters, dmoe, heads, moe
 from medjax.models.parts.attention import Context, Mlp, call, check_initial, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
@@ -44,12 +45,14 @@ class Socket:
       make: the constructor; None if the network uses its own (or nothing).
       reads: entries of the call's context.
       place: "all", or the side of the network that is filled.
+      swin_only: only blocks of window attention can hold it.
     """
 
     kind: str
     make: Callable[..., nn.Module] | None = None
     reads: Spec = dataclasses.field(default_factory=dict)
     place: str = "all"
+    swin_only: bool = False
 
     def at(self, side: str) -> Callable[..., nn.Module] | None:
         """The constructor for "encoder" or "decoder"; None where the network uses its own."""
@@ -146,6 +149,40 @@ def experts(
     return Socket("experts", made, moe.reads(routing), place)
 
 
+def dynamic_low_rank(
+    *,
+    tasks: int = 1,
+    k1: int = 2,
+    k2: int = 2,
+    top_k: int = 2,
+    rank: int = 32,
+    placement: str = "parallel",
+    expert_input: str = "ln2",
+    specific: str = "per_task",
+    generic_path: bool = True,
+    router: str = "token",
+    router_noise: bool = False,
+    activation: str = "none",
+    scale: float | int = 1.0,
+    expert_dropout: float | int = 0.0,
+    place: str = "all",
+) -> Socket:
+    """A dynamic mixture of low-rank experts beside every MLP (MAST-Pro).
+
+    Args:
+      tasks: how many there are.
+      place: one of `PLACES`. The others: see `parts.dmoe.DynamicExperts`.
+    """
+    check_word("place", place, PLACES)
+    words = {"placement": placement, "expert_input": expert_input, "specific": specific}
+    words |= {"router": router, "router_noise": router_noise, "activation": activation}
+    numbers = {"k1": k1, "k2": k2, "top_k": top_k, "rank": rank, "generic_path": generic_path}
+    sizes = {"scale": float(scale), "expert_dropout": float(expert_dropout)}
+    made = dmoe.socket(tasks, **words, **numbers, **sizes)
+    inside = placement == "qkv_lora" or expert_input == "residual"
+    return Socket("dynamic_low_rank", made, {"task": STANDARD["task"]}, place, inside)
+
+
 def nothing() -> Socket:
     """The map as it is."""
     return Socket("none")
@@ -240,7 +277,7 @@ def linear(*, of: str = "spacing_mm") -> Socket:
 
 
 KINDS: Mapping[str, Mapping[str, Callable[..., Socket]]] = {
-    "mlp": {"dense": dense, "experts": experts},
+    "mlp": {"dense": dense, "experts": experts, "dynamic_low_rank": dynamic_low_rank},
     "bottleneck": {"none": nothing, "vit": vit},
     "context": {"none": nothing, "embedding": embedding, "linear": linear},
     "head": {"sigmoid": sigmoid, "corpus_softmax": corpus_softmax},
@@ -400,6 +437,12 @@ def in_transformer(bottleneck: Socket | None, mlp: Socket | None, owner: str) ->
             fix='set model.bottleneck.kind to "vit"',
         )
     only_encoder(mlp, owner)
+    if mlp.swin_only:
+        raise ModelError(
+            f"{owner} has no window attention, which experts of this kind need",
+            found="placement qkv_lora or expert_input residual",
+            fix="leave them out of model.mlp",
+        )
     return dataclasses.replace(
         bottleneck,
         make=functools.partial(bottleneck.make, mlp=mlp.make),
