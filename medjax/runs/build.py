@@ -45,6 +45,8 @@ class Network:
       channels: m.
       reads: what the model reads beside the image (`models.context`).
       tasks: per corpus of the label space, the number of its task.
+      texts: of networks with a table of text vectors (`runs.texts`), what its rows stand for: names
+        of tasks or classes.
       topology: strides and kernels of every stage, of networks that have them.
     """
 
@@ -54,6 +56,7 @@ class Network:
     channels: int
     reads: contexts.Spec = dataclasses.field(default_factory=lambda: contexts.DEFAULT)
     tasks: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
     topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def abstract(self) -> Any:
@@ -140,7 +143,9 @@ def make_network(
         return adapter_weights.graft(fresh, planned, key, channels=channels)
 
     topology = {k: getattr(module, k) for k in TOPOLOGY if k in known and hasattr(module, k)}
-    return Network(apply, init, patch, channels, reads, own, topology)
+    rows = {"tasks": names, "classes": tuple(space.classes)}
+    texts = rows.get(getattr(module, "text_rows", ""), ())
+    return Network(apply, init, patch, channels, reads, own, texts, topology)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -148,6 +148,7 @@ def recipe_fields(config: Config) -> dict:
     given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
     left_out = (("source", config.init.source), ("head_prior", ""))
     begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
+    begun.pop("also", None)  # paths, like `source`
     trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
     if config.train.accumulate != 1:
         trained["accumulate"] = config.train.accumulate
@@ -159,6 +160,7 @@ def recipe_fields(config: Config) -> dict:
         "precision": config.train.precision,
         "tasks": config.data.tasks,
         "adapters": given.get("adapters"),
+        "text": {k: v for k, v in given.get("text", {}).items() if k != "file"},
     }
     return found | {k: v for k, v in optional.items() if v}
 

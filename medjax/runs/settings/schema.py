@@ -14,6 +14,7 @@ from typing import Any
 from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
+from medjax.runs.settings.text import Text
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
 Number = float | int
@@ -328,6 +329,7 @@ class Init(Section):
         listed=False,
     )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")
+    also: NamedAxes = setting((), "(regex, path, run): leaves of further runs", listed=False)
     upcycle: bool = setting(False, "copy the plain MLPs of the source to every expert")
     experts: Mapping[str, str] = setting(
         dict,
@@ -374,9 +376,7 @@ class Sharding(Section):
         1,
         "devices that share one copy of parameters and optimizer state; the rest is data parallel",
     )
-    rules: Rules = setting(
-        ((".*", "replicate"),), "(regex over parameter paths, replicate or fsdp)"
-    )
+    rules: Rules = setting(((".*", "replicate"),), "(regex over parameters, replicate or fsdp)")
 
 
 @section
@@ -410,9 +410,7 @@ class Infer(Section):
         "", "of matrix products: highest, high or default; empty: the device's own"
     )
     postprocess: Postprocess = setting(Postprocess, "rules for the masks")
-    fast: str = setting(
-        "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
-    )
+    fast: str = setting("", "a run with a coarser spacing, for `medjax predict --fast`")
 
 
 @section
@@ -467,6 +465,7 @@ class Config(Section):
     task_options: TaskOptions = setting(TaskOptions, TaskOptions.__doc__)
     optim: Optim = setting(Optim, Optim.__doc__)
     adapters: Adapters = setting(Adapters, Adapters.__doc__, listed=False)
+    text: Text = setting(Text, Text.__doc__, listed=False)
     init: Init = setting(Init, Init.__doc__)
     train: Train = setting(Train, Train.__doc__)
     sharding: Sharding = setting(Sharding, Sharding.__doc__)
