@@ -63,4 +63,5 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
     "conflicts": (lambda v: v in ("", None, *RULES), '"ordered" or "argmax"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
+    "every_task": (lambda v: isinstance(v, bool), "True or False"),
 }

@@ -218,6 +218,7 @@ def load_predictor(
     postprocess: str = "",
     conflicts: str = "",
     fast: bool = False,
+    every_task: bool = False,
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
 
@@ -233,6 +234,7 @@ def load_predictor(
       postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
       conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
       fast: use the coarser companion that the models name in `infer.fast`.
+      every_task: the task of a scan is unknown: see `infer.tasks`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
       network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
@@ -255,6 +257,7 @@ def load_predictor(
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
         model, own = _model(members[0], checkpoint, tuple(window), devices)
+        model = _asking_all(model, members[0]) if every_task else model
         ensemble = [member.weights(checkpoint) for member in members[1:]]
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
@@ -381,6 +384,19 @@ def _tasks(one: Trained, conditions: Mapping[str, tuple[int, int]]) -> dict[str,
     numbers, names = network.tasks(one.config, one.space)
     own = {corpus: numbers[index] for corpus, (index, _) in conditions.items()}
     return own | {name: k for k, name in enumerate(names)}
+
+
+def _asking_all(model: Any, one: Trained) -> Any:
+    """The model with the task "all"; `UsageError` for one that reads no task."""
+    from medjax.infer import tasks
+
+    if "task" not in model.reads:
+        raise UsageError(
+            "this model reads no task", path=one.path, found="task all", fix="leave --task out"
+        )
+    count = len(network.tasks(one.config, one.space)[1])
+    apply = tasks.over_all(model.apply, count)
+    return dataclasses.replace(model, apply=apply, tasks={**model.tasks, tasks.ALL: 0})
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
