@@ -8,8 +8,9 @@ anterior and the posterior hippocampus (two corpora on the same scans: without a
 has no answer), the left atrium, and sarcomas in CT and MR. A U-Net learns the whole hippocampus in
 two folds; its masks of held-out scans are the organ masks, the other tasks have none. Stage 1
 learns all five as classes, then every row begins with it. Runs that have been scored are not
-repeated. Prompts: the full row predicts held-out hippocampi with the right organ mask, none, and one shifted
-by 8 voxels, and with the sentence of the other task. Writes mast_pro.json and mast_pro.md.
+repeated. Prompts: the full row predicts held-out hippocampi with the right organ mask, none, and
+one shifted by 8 voxels, and with the sentence of the other task. Writes mast_pro.json and
+mast_pro.md.
 """
 
 import argparse

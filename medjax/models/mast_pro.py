@@ -186,7 +186,7 @@ class MastPro(nn.Module):
 
 
 def make(
-    classes: int = 1,
+    classes: int,
     in_channels: int = 1,
     tasks: int = 1,
     feature_size: int = 48,
@@ -233,7 +233,10 @@ def make(
       theta_hidden: width inside the map from prompts to theta.
       theta_all: theta is also made of the sentences of all other tasks, and the score of a task is
         taken from its own theta, so that the sentence does not give the answer away.
-      Others: of the backbone, see `swin_unetr.make`. The organ encoder has the same size.
+      feature_size, depths, heads, window: of backbone and organ encoder, see `swin_unetr.make`.
+      merging, weight_axes: how imported weights were trained, see `swin_unetr.make`.
+      dims: 2 or 3 axes.
+      drop_path, bias_index, initial, dtype, remat: of the backbone, see `swin_unetr.make`.
 
     Raises: `ModelError` for arguments that describe no network.
     """

@@ -89,7 +89,7 @@ class Universal(nn.Module):
 
 
 def make(
-    classes: int = 32,
+    classes: int,
     in_channels: int = 1,
     feature_size: int = 48,
     *,
@@ -114,7 +114,12 @@ def make(
       classes: of the label space; each has a text vector (`config.text`).
       encoding: "word": vectors of texts (512 numbers) and a linear map; "rand": 256 learned numbers
         per class.
-      Others: of the backbone, see `swin_unetr.make`; its published weights are "legacy" and "xyz".
+      in_channels: of the image.
+      feature_size, depths, heads, window, mlp_ratio, use_v2: size of the backbone, see
+        `swin_unetr.make`.
+      merging, weight_axes: see `swin_unetr.make`; published weights are "legacy" and "xyz".
+      dims: 2 or 3 axes.
+      drop_path, bias_index, initial, dtype, remat: of the backbone, see `swin_unetr.make`.
 
     Raises: `ModelError` for arguments that describe no network.
     """

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax import files
+from medjax.corpora import organs
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import digest, provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
@@ -101,7 +102,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
 
 
 def _about_twins(data: corpora.Data) -> list[str]:
-    """Messages about scans that several corpora share."""
+    """Messages about scans that several corpora share, and about organ masks."""
     lines = (
         [
             f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of "
@@ -116,7 +117,7 @@ def _about_twins(data: corpora.Data) -> list[str]:
             f"LEAK: {len(leaks)} of {len(data.twins)} pairs of shared scans are split between "
             f"training and validation: {first}"
         ]
-    return lines
+    return [*lines, *organs.about(data.cases)]
 
 
 def _refuse_another_recipe(config: Config, data: corpora.Data, workdir: Path) -> None:
@@ -146,9 +147,8 @@ def recipe_fields(config: Config) -> dict:
     kept = ("seed", "model", "losses", "deep_weights", "task", "task_options")
     kept += ("mask_padding", "augment", "optim")
     given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
-    left_out = (("source", config.init.source), ("head_prior", ""))
+    left_out = (("source", config.init.source), ("head_prior", ""), ("also", config.init.also))
     begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
-    begun.pop("also", None)  # paths, like `source`
     trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
     if config.train.accumulate != 1:
         trained["accumulate"] = config.train.accumulate

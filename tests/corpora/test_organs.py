@@ -64,6 +64,9 @@ def test_masks_from_the_labels_of_the_corpus(corpus, tmp_path, capsys):
     for name, mask in _written(out).items():
         np.testing.assert_array_equal(mask > 0, cases[name] == 1)
     assert corpus_json.facts(out)["organ"] == organs.REFERENCE
+    members = read_corpus(out)[1]
+    (sentence,) = organs.about({"A": members, "B": read_corpus(corpus)[1], "C": ()})
+    assert sentence.startswith("A: organ masks are its own labels")
     with pytest.raises(UsageError, match="has a channel 'mask' already"):
         described, members, _ = corpus_json.scan(out)
         organs.write(tmp_path / "again", described, members, lambda *_: None, "files")

@@ -48,6 +48,12 @@ WORDS = {  # what is asked for -> words, its parameters, what it offers, what it
         None,
         {"modality"},
     ),
+    "low-rank experts": (
+        {"mlp": {"kind": "dynamic_low_rank", "rank": 2, "k1": 1}},
+        "/mlp/(specific/B|generic/b|router_task)$",
+        "task_gates",
+        {"task"},
+    ),
     "vit": ({"bottleneck": VIT}, "^(bottleneck|vit)/layer1/fc2/kernel$", None, set()),
     "vit with experts": (
         {"bottleneck": VIT, "mlp": {"kind": "experts", "gate_scope": "image"}},
@@ -159,12 +165,13 @@ def test_a_socket_learns_and_offers_by_name(name, asked):
     own = {k: v for k, v in _flat(gradient).items() if re.search(pattern, k)}
     assert own, sorted(_flat(gradient))
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in own.values())
-    assert (offer is None) == ("gates" not in found)
+    assert {name for name in ("gates", "task_gates") if name in found} == ({offer} - {None})
     if offer:
-        assert all(g.shape[0] == 2 and g.shape[-1] == 2 for g in found["gates"].values())
-        for gate in found["gates"].values():
+        number = {"gates": 2, "task_gates": 3}[offer]
+        assert all(g.shape[0] == 2 and g.shape[-1] == number for g in found[offer].values())
+        for gate in found[offer].values():
             np.testing.assert_allclose(gate.sum(-1), 1, rtol=1e-5)
-        assert all("/" in place for place in found["gates"])
+        assert all("/" in place for place in found[offer])
 
 
 @pytest.mark.parametrize("name", ["unet", pytest.param("swin_unet", marks=pytest.mark.slow)])
@@ -330,4 +337,4 @@ def test_every_network_says_its_sockets():
     assert there == {
         name: [s for s in sockets.KINDS if s != "head" or name != "masked_swin"]
         for name in NETWORKS
-    }
+    } | {"mast_pro": ["mlp"], "universal": []}

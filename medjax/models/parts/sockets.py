@@ -171,7 +171,19 @@ def dynamic_low_rank(
 
     Args:
       tasks: how many there are.
-      place: one of `PLACES`. The others: see `parts.dmoe.DynamicExperts`.
+      k1, k2: experts of every task, and of all tasks together.
+      top_k: experts that are kept of the two kinds together.
+      rank: of the experts.
+      placement: parallel, replace, after_mlp or qkv_lora, see `parts.dmoe.DynamicExperts`.
+      expert_input: ln2, or residual: the tokens before the norm.
+      specific: per_task, pooled or none.
+      generic_path: whether the experts of all tasks have a router of their own as well.
+      router: token, or sample: the mean token decides.
+      router_noise: noise of a learned size on the router in training.
+      activation: none or relu, within an expert.
+      scale: factor of the experts' outputs.
+      expert_dropout: rate within an expert, in training.
+      place: one of `PLACES`.
     """
     check_word("place", place, PLACES)
     words = {"placement": placement, "expert_input": expert_input, "specific": specific}
