@@ -205,6 +205,7 @@ def _stage2(c, row: str) -> None:
     c.init.rename = ((r"^anatomy/", "anatomy/"), (r"^", "backbone/"))
     c.init.copy = ((r"^swin/", "anatomy/"),)
     c.init.fresh = NEW + "|^text/"
+    c.init.heads = ()
     c.optim.trainable = PEFT
     if row == "swin_unetr":
         c.optim.trainable = ((".*", True),)

@@ -161,6 +161,7 @@ FROM_STAGE1 = {
     "init.rename": ((r"^anatomy/", "anatomy/"), (r"^", "backbone/")),
     "init.copy": ((r"^swin/", "anatomy/"),),
     "init.fresh": NEW + "|^text/",
+    "init.heads": (),
 }
 LATER = {
     "init.rename": (),
