@@ -111,7 +111,8 @@ def write_texts(path: Path) -> None:
     """The sentences as hashes of their words: no text encoder is at hand."""
     from medjax.prompts import texts
 
-    texts.write(path, texts.hashed({name: sentence for name, (*_, sentence) in TASKS.items()}))
+    sentences = [sentence for *_, sentence in TASKS.values()]
+    texts.write(path, texts.hashed(tuple(TASKS), sentences=sentences))
 
 
 # -- trainings -------------------------------------------------------------------------------------

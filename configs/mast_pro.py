@@ -153,7 +153,7 @@ def _paper_data(c, row: str, *, public: bool) -> None:
     if row == "stage1":
         return
     given = _class_sentences(declared, rename) if first else _sentences(declared)
-    c.text = ordered(dict(source="", file="", sentences=ordered(given)))
+    c.text = ordered(dict(source="", file="", pooled=False, sentences=ordered(given)))
 
 
 def _sentences(declared) -> dict:
@@ -242,7 +242,7 @@ def _small(c, first: bool) -> None:
         c.model.update(dict(fusion_width=192, theta_hidden=192))
         if "mlp" in c.model:
             c.model.mlp.rank = 8
-        c.text = ordered(dict(source="hash", file="", sentences=ordered()))
+        c.text = ordered(dict(source="hash", file="", pooled=False, sentences=ordered()))
     c.train.patch, c.train.batch = (32, 64, 64), 2
     c.optim.lr = 1e-3 if first else 2e-3
 

@@ -21,6 +21,14 @@ def add(verbs) -> None:
         action="store_true",
         help="a slim run folder: config, labels, plan and an Orbax checkpoint of the weights",
     )
+    form.add_argument(
+        "--family",
+        default="",
+        help="the weight file of the program that the weights came from (segvol): NAME.safetensors",
+    )
+    p.add_argument(
+        "--extras", default="", help="of --family: extras.safetensors of the imported run"
+    )
     p.add_argument("--checkpoint", default="", help="last, best or a step; default: the config's")
     p.add_argument(
         "--platforms",
@@ -40,8 +48,20 @@ def add(verbs) -> None:
 
 
 def _export(args) -> int:
-    from medjax.runs.exchange import export
+    from medjax.runs.exchange import export, foreign
 
+    if args.family:
+        print(
+            foreign.export(
+                Path(args.run_folder),
+                Path(args.output),
+                args.family,
+                extras=Path(args.extras) if args.extras else None,
+                checkpoint=args.checkpoint,
+                overwrite=args.overwrite,
+            )
+        )
+        return 0
     kind = "function" if args.stablehlo else "orbax" if args.orbax else "weights"
     print(
         export.export(

@@ -1,150 +1,178 @@
-"""Vectors of texts: a file of them, and a source that needs no network.
+"""Vectors of texts: files of them, and vectors without a text encoder.
 
-A file `NAME.text.npz` holds `names` (n,), `texts` (n,), `vectors` (n, width) float32 and `facts`,
-JSON: {"kind": "clip-pooled" | "clip-projected" | "hash" | "learned", ...}. Nothing is pickled.
-
-`hashed` tells texts apart and knows no anatomy: every word is a fixed random vector, a text is the
-sum of its words, scaled to the length of CLIP's vectors.
+In: names and texts. Out: `Vectors`, one row per name, and files `NAME.text.npz`. A network holds a
+table of such rows and no text encoder; `medjax text` makes them, `medjax.runs.texts` puts them into
+a network. Nothing in a file can be executed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medjax import files
-from medjax.errors import UsageError, did_you_mean, shown
+from medjax.errors import ModelError, UsageError, did_you_mean
+from medjax.files import write_bytes
+from medjax.prompts import bpe
+from medjax.scans import zipped
 
+SUFFIX = ".text.npz"
 KINDS = ("clip-pooled", "clip-projected", "hash", "learned")
-LENGTH = 9.0  # CLIP's vectors are 8.1 to 9.6 long
-WARNING = (
-    "text vectors are hashes of words: they tell texts apart, they know nothing of their meaning"
-)
+WIDTH = 512  # of CLIP's vectors
+NORM = 9.0  # those of CLIP's texts are 8.1 to 9.6
+TEMPLATE = "A computerized tomography of a {}."  # SegVol's, for every modality
+HASH_NOTE = "text vectors are hashes of word pieces: they tell names apart, they know no anatomy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Texts:
-    """Texts with their vectors.
+class Vectors:
+    """Rows of texts.
 
     Attributes:
-      names: what each stands for, such as a task or a class. texts: the sentences.
-      vectors: (n, width) float32. facts: "kind" of the vectors, and what else is known of them.
+      names: what the rows are called. texts: what was encoded.
+      vectors: (n, width) float32.
+      facts: "kind", one of `KINDS`, and for CLIP the template and the encoder's sha256.
+
+    Raises: `UsageError` for repeated names, other kinds, and numbers of rows that differ.
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
     vectors: np.ndarray
-    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any]
 
-    @property
-    def kind(self) -> str:
-        """A word of `KINDS`."""
-        return str(self.facts.get("kind", ""))
-
-    def rows(self, names: Sequence[str], where: object = None) -> np.ndarray:
-        """(len(names), width) float32, the vectors of some names in their order.
-
-        Raises: `UsageError` for a name without a vector; `where` is the file to name.
-        """
-        missing = [name for name in names if name not in self.names]
-        if missing:
+    def __post_init__(self):
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise UsageError("a name of a text comes twice", found=twice[0], fix="leave out one")
+        if self.facts.get("kind") not in KINDS:
             raise UsageError(
-                f"no text vector for {shown(missing[0])!r}",
-                path=where,
-                expected=", ".join(map(shown, self.names)),
-                fix=did_you_mean(missing[0], self.names) or "add its sentence to the file",
+                "unknown kind of text vectors",
+                found=self.facts.get("kind"),
+                fix=did_you_mean(str(self.facts.get("kind")), KINDS),
             )
+        if not len(self.names) == len(self.texts) == len(self.vectors) or self.vectors.ndim != 2:
+            raise UsageError(
+                "names, texts and vectors do not fit",
+                found=f"{len(self.names)}, {len(self.texts)}, {self.vectors.shape}",
+            )
+
+    def rows(self, names: Sequence[str], path: Path | None = None) -> np.ndarray:
+        """The vectors of these names, in their order, (n, width).
+
+        Raises: `UsageError` with the nearest names for one that has no row.
+        """
+        for name in names:
+            if name not in self.names:
+                raise UsageError(
+                    f"no text vector for {name!r}",
+                    path=path,
+                    found=", ".join(self.names[:12]),
+                    fix=did_you_mean(name, self.names),
+                )
         return self.vectors[[self.names.index(name) for name in names]]
 
 
-def hashed(texts: Mapping[str, str], width: int = 512) -> Texts:
-    """Name -> text as deterministic vectors; equal on every machine and in every version of numpy.
+def filled(template: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Texts: the template with every name in the place of "{}"; without a template, the names.
 
-    A word (lower-case letters and digits) is `width` numbers whose distribution is nearly normal:
-    sums of bytes of SHA-256, scaled to mean 0 and deviation 1.
+    Underscores stay, as in SegVol's training.
+
+    Raises: `UsageError` for a template without exactly one place.
     """
-    rows = [
-        sum((_word(w, width) for w in _words(text)), np.zeros(width)) for text in texts.values()
-    ]
-    vectors = np.array(rows).reshape(len(rows), width)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled = LENGTH * vectors / np.maximum(norms, 1e-12)
-    facts = {"kind": "hash"}
-    return Texts(tuple(texts), tuple(texts.values()), scaled.astype(np.float32), facts)
+    if not template:
+        return tuple(names)
+    if template.count("{}") != 1:
+        raise UsageError(
+            "a template needs exactly one place for the name",
+            found=template,
+            expected='one "{}"',
+        )
+    return tuple(template.replace("{}", name) for name in names)
 
 
-def read(path: str | Path) -> Texts:
-    """The texts of a file.
+def hashed(
+    names: Sequence[str], width: int = WIDTH, sentences: Sequence[str] | None = None
+) -> Vectors:
+    """Vectors that depend on word pieces alone: equal pieces make vectors alike.
 
-    Raises: `UsageError` for a file that is missing or holds something else.
+    Args:
+      sentences: of the names, whose pieces count in place of those of the names.
+
+    The sum of one fixed normal vector per piece, scaled to `NORM`; a template would only make all
+    of them alike, so names are taken as they are. `HASH_NOTE` says what they are good for.
+
+    Raises: `UsageError` for a name without letters, digits or signs.
     """
-    path, fix = Path(path).expanduser(), "write it with `medjax text`"
-    if not path.is_file():
-        raise UsageError("no such file of text vectors", path=path, fix=fix)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot be read ({error})", path=path, fix=fix) from error
-    try:
-        names, texts = (tuple(map(str, found[key].tolist())) for key in ("names", "texts"))
-        vectors, facts = np.asarray(found["vectors"], np.float32), json.loads(str(found["facts"]))
-        kind = facts["kind"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            "no file of text vectors",
-            path=path,
-            found=", ".join(sorted(found)),
-            expected="names, texts, vectors, facts",
-            fix=fix,
-        ) from error
-    if kind not in KINDS or len(set(names)) != len(names):
-        raise UsageError(
-            "unusable text vectors",
-            path=path,
-            found=f"kind {shown(kind)}, names {', '.join(map(shown, names))}",
-            expected=f"one of {', '.join(KINDS)}, and every name once",
-            fix=fix,
-        )
-    if vectors.shape[:1] != (len(names),) or vectors.ndim != 2 or len(texts) != len(names):
-        raise UsageError(
-            "names and vectors of a file do not fit together",
-            path=path,
-            found=f"{len(names)} names, {len(texts)} texts, vectors {vectors.shape}",
-            fix=fix,
-        )
-    if not np.isfinite(vectors).all():
-        raise UsageError("text vectors with numbers that are not finite", path=path, fix=fix)
-    return Texts(names, texts, vectors, facts)
+    rows, said = [], [name.replace("_", " ") for name in names] if sentences is None else sentences
+    for text in said:
+        own = [piece for word in bpe.words(text) for piece in bpe.pieces(word)]
+        if not own:
+            raise UsageError("a name without any letter has no vector", found=repr(text))
+        total = np.sum([_of_piece(piece, width) for piece in own], 0)
+        rows.append(NORM * total / np.linalg.norm(total))
+    vectors = np.asarray(rows, np.float32).reshape(len(names), width)
+    given = names if sentences is None else sentences
+    return Vectors(tuple(names), tuple(given), vectors, {"kind": "hash"})
 
 
-def write(path: str | Path, given: Texts) -> None:
-    """Writes a file of text vectors atomically."""
+@functools.lru_cache(maxsize=4096)
+def _of_piece(piece: str, width: int) -> np.ndarray:
+    digest = hashlib.sha256(piece.encode()).digest()
+    seed = np.frombuffer(digest, np.uint32).tolist()
+    return np.random.Generator(np.random.PCG64(seed)).normal(size=width)
+
+
+def write(path: Path, vectors: Vectors) -> None:
+    """Writes `NAME.text.npz`.
+
+    Raises: `UsageError` for another name.
+    """
+    if not path.name.endswith(SUFFIX):
+        raise UsageError("unusable name", path=path, expected=f"a name that ends in {SUFFIX}")
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        names=np.array(given.names, np.str_),
-        texts=np.array(given.texts, np.str_),
-        vectors=np.asarray(given.vectors, np.float32),
-        facts=np.array(json.dumps(dict(given.facts), sort_keys=True)),
+        names=_encoded(vectors.names),
+        texts=_encoded(vectors.texts),
+        vectors=np.asarray(vectors.vectors, np.float32),
+        facts=_encoded([json.dumps(dict(vectors.facts), sort_keys=True)]),
     )
-    files.write_bytes(Path(path), buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+def read(path: Path) -> Vectors:
+    """Reads `NAME.text.npz`.
+
+    Raises: `ModelError` for a missing or damaged file, and for one without the arrays of `write`.
+    """
+    if not path.is_file():
+        raise ModelError("no such file of text vectors", path=path, fix="make it: medjax text")
+    found = zipped.read_npz(path, error=ModelError, strings=True)
+    try:
+        names, texts = (_decoded(found[name]) for name in ("names", "texts"))
+        facts = json.loads(_decoded(found["facts"])[0])
+        vectors = np.asarray(found["vectors"], np.float32)
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors that are not finite")
+        return Vectors(names, texts, vectors, facts)
+    except (KeyError, ValueError, IndexError, AttributeError, UsageError) as error:
+        raise ModelError(
+            "not a file of text vectors",
+            path=path,
+            found=f"{type(error).__name__}: {error}"[:200],
+            fix="make it again: medjax text",
+        ) from error
 
 
-def _word(word: str, width: int) -> np.ndarray:
-    """`width` numbers of mean 0 and deviation 1: each the sum of eight bytes of a hash."""
-    blocks = -(-width // 4)  # 32 bytes are four numbers
-    data = b"".join(hashlib.sha256(f"{word}\0{k}".encode()).digest() for k in range(blocks))
-    sums = np.frombuffer(data, np.uint8).reshape(-1, 8)[:width].sum(1, dtype=np.float64)
-    return (sums - 8 * 127.5) / (8 * (256**2 - 1) / 12) ** 0.5
+def _encoded(texts: Sequence[str]) -> np.ndarray:
+    return np.array([text.encode() for text in texts], np.bytes_)
+
+
+def _decoded(array: np.ndarray) -> tuple[str, ...]:
+    return tuple(text.decode() for text in array.tolist())

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import adapt, build, fitted, head_prior, texts
+from medjax.runs import adapt, build, fitted, head_prior
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
@@ -72,9 +72,9 @@ def with_topology(config: Config, workdir: Path) -> Config:
 def borrower(
     config: Config, space: LabelSpace, net: Network, workdir: Path, report: bool = True
 ) -> Callable[[Any], Any] | None:
-    """fresh parameters -> parameters initialised from `config.init.source`, text vectors filled.
+    """fresh parameters -> parameters initialised from `config.init.source`.
 
-    None if no source is named and no text is read.
+    None if no source is named.
 
     Args:
       report: print and write the account of the copied parameters.
@@ -83,7 +83,6 @@ def borrower(
       config expects; the function raises what `weights.transfer` raises.
     """
     given, grafted = config.init, build.adapter_settings(config)
-    fill = texts.filler(config, net.texts)
     if not given.source:
         if grafted and not grafted.from_scratch:
             raise UsageError(
@@ -91,7 +90,7 @@ def borrower(
                 fix="give --config.init.source=RUN, or --config.adapters.from_scratch=True to "
                 "adapt random parameters",
             )
-        return fill if net.texts else None
+        return None
     folder = Path(given.source).expanduser()
     trained = models.read_model(folder)
     source = trained.space
@@ -124,7 +123,7 @@ def borrower(
             else fitted.check_finite(checkpoint.read_params(folder, given.checkpoint), folder)
         )
         begun = adapt.rearranged(begun, (trained.config, source), fresh, (config, space))
-        fresh, begins = fill(fresh), given.fresh
+        begins = given.fresh
         if grafted and grafted.grafts and not adapters.has_adapters(begun):
             begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
         params, account = transfer(

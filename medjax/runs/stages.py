@@ -20,7 +20,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, evaluations, head_prior, hosts, initial, sampling
+from medjax.runs import build, evaluations, head_prior, hosts, initial, sampling, texts
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -375,7 +375,7 @@ def _train(run: Run) -> None:
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
-        borrow=None if resumes else initial.borrower(config, space, net, run.workdir),
+        borrow=None if resumes else texts.filling(config, space, net, run.workdir),
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,

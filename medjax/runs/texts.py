@@ -1,86 +1,214 @@
-"""Fills the table of text vectors of a network from what the config says.
+"""Texts of a run: vectors of names by CLIP, from a file or as hashes, and the network's table.
 
-In: `config.text`, the names of the rows, fresh parameters. Out: parameters whose leaf `text/table`
-holds a vector per row. The table is a parameter like any other; whether it is trained is decided by
-the rules of the optimizer.
+In: `config.text` and the class names. Out: the rows of the leaf `text/table` (rows, width), put
+into fresh or borrowed parameters. A network holds no text encoder.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from medjax.errors import UsageError, did_you_mean, shown
-from medjax.prompts import texts
+from medjax.errors import UsageError, did_you_mean
+from medjax.files import sha256
+from medjax.labels import LabelSpace
+from medjax.prompts import bpe, texts
+from medjax.prompts.texts import Vectors
+from medjax.runs import initial
+from medjax.runs import trained as models
+from medjax.runs.build import Network
 from medjax.runs.settings.schema import Config
+from medjax.weights import accounts
+from medjax.weights.families import clip
 
 TABLE = "text/table"
-SOURCES = ("file", "hash", "learned")
-KIND = "clip-projected"  # of the vectors that a network with a text table is made for
+SOURCES = ("clip", "file", "hash", "learned")
+SCOPE = "CLIP's model card calls deployment, and languages other than English, out of scope"
 
 
-def filler(
-    config: Config, names: Sequence[str], say: Callable[[str], None] = print
-) -> Callable[[Any], Any]:
-    """fresh parameters -> the same with `text/table` filled; others pass unchanged.
+def encoded(
+    tensors: accounts.Tensors,
+    names: Sequence[str],
+    sentences: Sequence[str],
+    *,
+    pooled: bool = True,
+    facts: Mapping[str, Any] | None = None,
+) -> Vectors:
+    """Vectors of sentences by a text tower.
 
     Args:
-      names: of the rows of the table, in order.
+      tensors: of a file, see `weights.families.clip`.
+      pooled: the tower's own vectors, as SegVol takes them; otherwise those in the space shared
+        with images.
 
-    Raises: `UsageError` now for an unknown source, and from the function for a table that nothing
-      fills, a name without a sentence or vector, vectors of another width or kind.
+    Raises: `ModelError` for a file without a tower, `UsageError` for one without projection.
+    """
+    tower, params, _ = clip.tower(tensors)
+    if not pooled and not tower.projection:
+        raise UsageError(
+            "the text encoder has no projection",
+            fix="take the file of a whole CLIP, or vectors before the projection",
+        )
+    tokens = jnp.asarray(bpe.padded(sentences, tower.length))
+    found = jax.jit(tower.apply)({"params": params}, tokens)["pooled" if pooled else "projected"]
+    kind = "clip-pooled" if pooled else "clip-projected"
+    return Vectors(
+        tuple(names), tuple(sentences), np.asarray(found), {**(facts or {}), "kind": kind}
+    )
+
+
+def by_encoder(
+    path: Path, names: Sequence[str], sentences: Sequence[str], *, pooled: bool = True
+) -> Vectors:
+    """`encoded` with the tower of a file."""
+    tensors = accounts.tensors_of(accounts.read(path))
+    return encoded(tensors, names, sentences, pooled=pooled, facts={"encoder": sha256(path)})
+
+
+def of_config(config: Config, names: Sequence[str], width: int) -> Vectors | None:
+    """The vectors of `config.text` for these names; None if they are learned.
+
+    Raises: `UsageError` for unknown sources, files that lack a name, and vectors of another kind or
+      width.
     """
     given = config.text
-    if given.source and given.source not in SOURCES:
+    if given.source not in SOURCES:
         raise UsageError(
-            f"unknown config.text.source {given.source!r}", fix=did_you_mean(given.source, SOURCES)
+            f"config.text: unknown source {given.source!r}",
+            fix=did_you_mean(given.source, SOURCES),
         )
-
-    def fill(params: Any) -> Any:
-        leaves = traverse_util.flatten_dict(params, sep="/")
-        if TABLE not in leaves or given.source == "learned":
-            return params
-        rows = vectors(config, names)
-        if rows.shape != leaves[TABLE].shape:
+    if given.source == "learned":
+        return None
+    sentences = tuple(given.sentences.get(name, "") for name in names)
+    if given.sentences and not all(sentences):
+        raise UsageError(
+            f"config.text.sentences has no sentence for {names[sentences.index('')]!r}",
+            expected=", ".join(given.sentences),
+            fix="add it, or leave config.text.sentences out",
+        )
+    if given.source == "hash":
+        return texts.hashed(names, width, sentences if given.sentences else None)
+    if not given.file:
+        raise UsageError(
+            f"config.text: the source {given.source!r} needs a file",
+            fix="give --config.text.file=FILE, made by `medjax text` or with CLIP's weights",
+        )
+    path = Path(given.file).expanduser()
+    wanted = "clip-pooled" if given.pooled else "clip-projected"
+    if given.source == "clip":
+        if not given.sentences:
+            sentences = texts.filled(given.template, names)
+        found = by_encoder(path, names, sentences, pooled=given.pooled)
+    else:
+        found = texts.read(path)
+        kind = found.facts["kind"]
+        if kind.startswith("clip") and kind != wanted:
             raise UsageError(
-                "text vectors of another width",
-                path=given.file or None,
-                found=rows.shape,
-                expected=tuple(leaves[TABLE].shape),
+                "the text vectors are not of the kind that the network expects",
+                path=path,
+                found=kind,
+                expected=wanted,
+                fix="make them again with medjax text, or change config.text.pooled",
             )
-        if given.source == "hash":
-            say(texts.WARNING)
-        return traverse_util.unflatten_dict(leaves | {TABLE: rows}, sep="/")
+    rows = found.rows(names, path)
+    if rows.shape[1] != width:
+        raise UsageError(
+            "the text vectors do not have the width of the network's table",
+            path=path,
+            found=rows.shape[1],
+            expected=width,
+            fix="change model.text_width",
+        )
+    return Vectors(tuple(names), tuple(names), rows, found.facts)
 
-    return fill
+
+def with_table(params: Any, vectors: np.ndarray) -> Any:
+    """The parameters with other rows of the table.
+
+    Raises: `UsageError` for a network without a table, or of other rows.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if TABLE not in flat:
+        raise UsageError(
+            "config.text is given, and the network reads no texts",
+            fix="leave config.text out, or take a network with texts",
+        )
+    if flat[TABLE].shape != vectors.shape:
+        raise UsageError(
+            "the texts do not fit the network's table",
+            found=vectors.shape,
+            expected=flat[TABLE].shape,
+            fix="change model.text_rows or the names",
+        )
+    return traverse_util.unflatten_dict(flat | {TABLE: jnp.asarray(vectors)}, sep="/")
 
 
-def vectors(config: Config, names: Sequence[str]) -> np.ndarray:
-    """(rows, width) float32 by the config's source; see `filler` for the errors."""
-    given = config.text
-    if not given.source:
+def filling(
+    config: Config, space: LabelSpace, net: Network, workdir: Path
+) -> Callable[[Any], Any] | None:
+    """fresh parameters -> those to begin with: borrowed ones (`runs.initial`), then the table of
+    `config.text`, a row per task or class in order (`Network.texts`). None: the fresh ones.
+
+    Where `config.init.heads` has a rule for the table, its rows that the source has stay.
+
+    Raises: `UsageError` for a network of tasks whose texts nothing says.
+    """
+    borrow, names = initial.borrower(config, space, net, workdir), net.texts or space.classes
+    says = jax.process_index() == 0
+    if net.texts and not config.text.source:
         raise UsageError(
             "this network reads texts, and config.text says nothing about their vectors",
             expected=f"config.text.source: {', '.join(SOURCES)}",
             fix="give --config.text.source=file --config.text.file=NAME.text.npz, or hash",
         )
-    if given.source == "file":
-        found = texts.read(given.file)
-        if found.kind not in (KIND, "hash", "learned"):
-            raise UsageError(
-                "these text vectors are not of the kind that the network reads",
-                path=given.file,
-                found=found.kind,
-                expected=KIND,
-                fix="write them with `medjax text --projected`",
+    if not config.text.source or config.text.source == "learned":
+        if config.text.source and says:
+            print("text vectors are learned: only names of the training have one", flush=True)
+        return borrow
+
+    by_name = any(re.search(str(rule[0]), TABLE) for rule in config.init.heads)
+
+    def fill(fresh: Any) -> Any:
+        flat = traverse_util.flatten_dict(fresh, sep="/")
+        width = flat[TABLE].shape[1] if TABLE in flat else texts.WIDTH
+        found = of_config(config, names, width)
+        kind, about = found.facts["kind"], f"of {len(names)} names"
+        if says:
+            print(
+                texts.HASH_NOTE if kind == "hash" else f"text vectors: {kind} {about}", flush=True
             )
-        return found.rows(names, given.file)
-    missing = [name for name in names if name not in given.sentences]
-    if missing:
+        filled = with_table(fresh, found.vectors)
+        if borrow is None:
+            return filled
+        params = borrow(filled)
+        return params if by_name else with_table(params, found.vectors)
+
+    return fill
+
+
+def of_run(path: Path, names: Sequence[str] = ()) -> Vectors:
+    """The table that a run holds, by class name; of `names` only, if any are given.
+
+    Raises: `UsageError` for a run whose network reads no texts, and for unknown names.
+    """
+    found = models.read_model(path)
+    flat = traverse_util.flatten_dict(found.params(), sep="/")
+    classes = found.space.classes
+    if TABLE not in flat or len(flat[TABLE]) != len(classes):
         raise UsageError(
-            f"config.text.sentences has no sentence for the task {shown(missing[0])!r}",
-            expected=", ".join(given.sentences) or None,
-            fix="add it, or name the task as there: config.data.tasks",
+            "the network of this run has no text of every class",
+            path=path,
+            fix="give a run of a promptable network",
         )
-    return texts.hashed({name: given.sentences[name] for name in names}).vectors
+    source = found.config.text
+    kind = {"hash": "hash", "clip": "clip-pooled"}.get(source.source, "learned")
+    if source.source == "clip" and not source.pooled:
+        kind = "clip-projected"
+    whole = Vectors(classes, classes, np.asarray(flat[TABLE]), {"kind": kind, "run": path.name})
+    wanted = tuple(names) or classes
+    return Vectors(wanted, wanted, whole.rows(wanted, path), whole.facts)

@@ -40,7 +40,7 @@ def test_tasks_are_corpora_on_the_same_scans(given):
         ("tumour",)
     }
     written = texts.read(given.out / "tasks.text.npz")
-    assert written.names == tuple(mast_pro.TASKS) and written.kind == "hash"
+    assert written.names == tuple(mast_pro.TASKS) and written.facts["kind"] == "hash"
 
 
 def test_rows_differ_in_their_row_only(given, repository, monkeypatch):

@@ -129,7 +129,7 @@ def test_both_stages_on_the_phantoms(tmp_path, capsys):
     source = f"--config.init.source={tmp_path / 'demo_stage1'}"
     assert _steps("demo", tmp_path, shared, source) == 0
     said = capsys.readouterr().out
-    assert "hashes of words" in said
+    assert "hashes of word pieces" in said
     first = flat(checkpoint.read_params(tmp_path / "demo_stage1"))
     second = flat(checkpoint.read_params(tmp_path / "demo"))
     for path, leaf in first.items():

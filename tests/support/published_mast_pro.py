@@ -247,6 +247,7 @@ def _tasks(public: bool) -> Table:
         "data.rename": {f"{name}/{TUMOURS[name]}": "tumour" for name in cases},
         "text.source": "",
         "text.file": "",
+        "text.pooled": False,
         "text.sentences": {name: names[name].sentence for name in cases},
     }
 
@@ -291,10 +292,11 @@ def rows(base: Mapping[str, Any]) -> dict[str, Table]:
             "optim.trainable": ((r"^text/", False), (".*", True)),
             "text.source": "",
             "text.file": "",
+            "text.pooled": False,
             "text.sentences": {n: f"A computerized tomography of a {n}" for n in TEMPLATE},
         },
     }
-    hashed = {"text.source": "hash", "text.file": "", "text.sentences": {}}
+    hashed = {"text.source": "hash", "text.file": "", "text.pooled": False, "text.sentences": {}}
     small_unetr = unetr | {f"model.{name}": value for name, value in SMALL_SWIN.items()}
     for row in ROWS:
         found[row] = base | _row(row, False) | _tasks(False)

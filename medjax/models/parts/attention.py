@@ -94,15 +94,17 @@ def split_heads(qkv: Shaped[Array, "*b n c3"], heads: int) -> tuple[Shaped[Array
 
 
 def attend(
-    q: Float[Array, "*b h q d"],
-    k: Float[Array, "*b h n d"],
-    v: Float[Array, "*b h n d"],
+    q: Float[Array, "*b h n d"],
+    k: Float[Array, "*k h m d"],
+    v: Float[Array, "*k h m d"],
     bias: Float[Array, "..."] | None = None,
-) -> Float[Array, "*b q c"]:
+) -> Float[Array, "... n c"]:
     """softmax(q k' / sqrt(d) + bias) v, heads joined to c = h d channels; softmax in float32.
 
+    The leading axes of queries and keys are broadcast to each other.
+
     Args:
-      bias: broadcast to (*b, h, q, n).
+      bias: broadcast to (..., h, n, m).
     """
     scores = jnp.einsum(
         "...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32

@@ -25,6 +25,7 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import adapt, folder
+from medjax.runs.exchange import foreign
 from medjax.runs.settings import schema
 from medjax.weights import accounts
 from medjax.weights.foreign_plans import description
@@ -87,6 +88,11 @@ def import_weights(
         described = _describe(structure, path, plan, datasets, configuration, name)
         tensors = description.in_image_order(accounts.tensors_of(structure), described.backward)
         found = module.architecture(tensors)
+        _check_bound(module, model or {}, family)
+        if getattr(module, "CLASSES_FROM_DATA", False) and described.space is not None:
+            found = dataclasses.replace(found, channels_out=len(described.space.classes))
+        extras = module.extras(tensors) if hasattr(module, "extras") else {}
+        prefix = module.prefix_of(tensors) if extras else ""
         ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
         tensors = getattr(module, "gathered", dict)(tensors)
         found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
@@ -104,6 +110,8 @@ def import_weights(
             check_name(corpus.name, "corpus name", path=path, error=ModelError)
         if described.plan is not None:
             plan_json.check(described.plan.to_json(), plan or path)
+        if described.space is not None and hasattr(module, "TEXTS") and extras:
+            params, account = _with_texts(params, account, module.TEXTS, extras, space.classes)
     whole = described.plan is not None and described.space is not None and not account.absent
     patch = tuple(patch) or described.patch or accounts.sides_of(found)
     fields = {
@@ -119,8 +127,11 @@ def import_weights(
             "activation": activation,
         },
     }
+    fields |= getattr(module, "FIELDS", {})
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / folder.CONFIG, plain(fields))
+    if extras:
+        foreign.keep(out, family, prefix, extras)
     folder.write_json(out / folder.LABELS, space.to_json())
     if described.plan is not None:
         folder.write_json(out / folder.PLAN, described.plan.to_json())
@@ -157,6 +168,32 @@ def import_weights(
         if account.absent:
             lines.append(f"  with --config.init.fresh='{_fresh(params)}'")
     return "\n".join(lines)
+
+
+def _check_bound(module: Any, given: Mapping[str, Any], family: str) -> None:
+    """`UsageError` for an argument that contradicts what the weights were trained with."""
+    for name, value in getattr(module, "BOUND", {}).items():
+        if given.get(name, value) != value:
+            raise UsageError(
+                f"weights of {family} compute something else with another {name}",
+                found=f"--model {name}={given[name]}",
+                expected=value,
+                fix=f"leave out {name}",
+            )
+
+
+def _with_texts(
+    params: dict, account: accounts.Account, path: str, extras: Mapping, names: Sequence[str]
+) -> tuple[dict, accounts.Account]:
+    """The parameters with the vectors of class names by the file's own text tower."""
+    from medjax.prompts.texts import TEMPLATE, filled
+    from medjax.runs.texts import encoded
+
+    owner, leaf = path.split("/")
+    rows = encoded(extras, names, filled(TEMPLATE, names)).vectors
+    left = {r: tuple(p for p in paths if p != path) for r, paths in account.absent.items()}
+    account = dataclasses.replace(account, absent={r: paths for r, paths in left.items() if paths})
+    return {**params, owner: {**params[owner], leaf: rows}}, account
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 In: a config as plain values (`registry.plain`). Out: `Config`, a frozen value; missing fields have
 their defaults, so configs of earlier versions are read as well. `configs/base.py` is `listed()`.
-
-To add a field, add one line here: configs, flags, checks and `--help` then know it. A field with
-`listed=False` is written into a config only where somebody gives it, so configs and recipes of
-earlier runs stay as they are.
+A field is one line: configs, flags, checks and `--help` then know it. With `listed=False` it is
+written only where somebody gives it: configs and recipes of earlier runs stay as they are.
 """
 
 from collections.abc import Mapping

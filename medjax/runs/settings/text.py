@@ -1,4 +1,4 @@
-"""The section `text` of a config: where the vectors of sentences come from."""
+"""The section `text` of a config."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,14 @@ from medjax.runs.settings.section import Section, section, setting
 
 @section
 class Text(Section):
-    """Vectors of the texts that a network reads, one per task (docs/mast_pro.md)."""
+    """Vectors of class names, for networks that read texts."""
 
-    source: str = setting("", "file, hash (of the sentences' words) or learned")
-    file: str = setting("", "NAME.text.npz of `medjax text`, with a vector per task")
-    sentences: Mapping[str, str] = setting(dict, "task -> sentence, for the source hash")
+    source: str = setting("", "clip, file, hash or learned; empty: the network reads no texts")
+    file: str = setting("", "CLIP's weights, or NAME.text.npz made by `medjax text`")
+    template: str = setting(
+        "A computerized tomography of a {}.", 'text of a name, with "{}" for it, of clip'
+    )
+    pooled: bool = setting(True, "vectors before CLIP's projection (SegVol), not behind it (MAST)")
+    sentences: Mapping[str, str] = setting(
+        dict, "name -> its text in place of the template, of clip and hash", listed=False
+    )
