@@ -151,29 +151,7 @@ CASES = {
     "mast_pro": Case(
         "mast_pro",
         {**TWO_TASKS, "mlp": LOW_RANK, "theta_hidden": 10},
-        (2, 64, 96, 2),
-        task=(1, 0),
-    ),
-    "mast_pro_dynamic": Case(
-        "mast_pro",
-        {
-            **TWO_TASKS,
-            "mlp": {**LOW_RANK, "specific": "pooled", "router": "sample", "placement": "after_mlp"},
-            "theta": "dynamic_head",
-            "theta_all": True,
-            "theta_hidden": 10,
-            "query": "token_concat",
-            "fusion_heads": 3,
-            "fusion_levels": "multi",
-            "weight_axes": "xyz",
-        },
-        (2, 64, 128, 2),
-        task=(1, 0),
-    ),
-    "mast_pro_off": Case(
-        "mast_pro",
-        {**TWO_TASKS, "mlp": LOW_RANK, "text": False, "anatomy": False},
-        (2, 64, 96, 2),
+        (2, 64, 32, 2),
         task=(1, 0),
     ),
     "universal": Case(
