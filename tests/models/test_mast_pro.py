@@ -78,7 +78,13 @@ ROWS = [  # arguments, prompts, experts, routers: spec 3.7 and the ablation rows
 ]
 
 
-@pytest.mark.parametrize(("given", "prompts", "experts", "routers"), ROWS)
+QUICK = (0, 5, 9)  # the default, a row without text, feature size 12
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts", "experts", "routers"),
+    [pytest.param(*r, marks=[pytest.mark.slow] * (k not in QUICK)) for k, r in enumerate(ROWS)],
+)
 def test_the_budget_of_every_row(given, prompts, experts, routers):
     sizes = _sizes(**given)
     assert _sum(sizes, *PROMPTS) == prompts
@@ -104,6 +110,7 @@ def test_the_sums_of_the_budget():
     assert decoders + 1_259_704 + 129_920 + 37_440 == 21_024_888
 
 
+@pytest.mark.slow
 def test_the_experts_cost_of_a_patch():
     """3.694 GMAC per patch of 96^3 (spec 3.2), counted in the Swin encoder alone."""
 
@@ -176,6 +183,7 @@ def test_attended_prompts_are_what_the_equation_says(query, heads):
     assert not np.asarray(zero.apply({"params": fresh}, *given)[0]).any()
 
 
+@pytest.mark.slow
 def test_a_mask_is_theta_times_the_decoder():
     """Equations 6 to 8 and the category by hand, from the network's own maps."""
     net, image = _tiny(mlp=SMALL_EXPERTS, weight_axes="xyz")
@@ -209,8 +217,11 @@ def test_a_mask_is_theta_times_the_decoder():
     assert outputs["task_gates"]["backbone/swin/stage1/block0"].shape == (2, 32, 16, 3)
 
 
+@pytest.mark.slow
 def test_a_fresh_network_without_prompts_is_the_plain_backbone():
-    """Experts that start at zero change nothing; every sample has the output of its task."""
+    """Experts that start at zero change nothing, bit for bit (operation by operation: XLA may fuse
+    two programs differently); every sample has the output of its task.
+    """
     net, image = _tiny(mlp=SMALL_EXPERTS, text=False, anatomy=False, in_channels=1)
     image = image[..., :1]
     params = context.initialise(net, jax.random.key(0), image)
@@ -325,6 +336,7 @@ def test_what_else_can_be_chosen(given):
         assert params["fusion"]["query"].shape == (2, 1, 96)
 
 
+@pytest.mark.slow
 def test_theta_of_all_tasks_scores_each_by_its_own():
     net, image = _tiny(theta_all=True)
     params = _params(net, image)

@@ -11,7 +11,7 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import context, swin_unet, tsfm, unet
-from medjax.models.parts import sockets
+from medjax.models.parts import conditioning, sockets
 from medjax.registry import build, known
 
 SIDES = {"features": (3, 4, 6), "strides": ((1, 1), (2, 2), (2, 2)), "kernels": ((3, 3),) * 3}
@@ -278,6 +278,8 @@ def test_a_network_is_made_of_words_in_python_as_well():
     )
     assert shapes["bottleneck"]["layer1"]["mlp"]["w1"].shape == (1, 6, 12)
     assert unet.make(2, **SIDES, head={"kind": "sigmoid"}).reads == {}
+    told = sockets.make("context", "linear", {})
+    assert told.make.func is conditioning.Linear and told.reads == module.reads
 
 
 def _shared(heads):

@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
-from medjax.models.context import STANDARD, Spec, needed, union
-from medjax.models.parts import adapters, dmoe, heads, moe
+from medjax.models.context import STANDARD, Spec, union
+from medjax.models.parts import conditioning, dmoe, heads, moe
 from medjax.models.parts.attention import Context, Mlp, call, check_initial, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
@@ -62,52 +61,6 @@ class Socket:
         if self.make is None:
             raise ModelError(f"the socket {self.kind!r} makes no module of its own")
         return self.make(*arguments, **named)
-
-
-class Embedding(nn.Module):
-    """x plus one learned vector per value of an entry of the context.
-
-    Parameter `table` (values, c), which starts at zero: a fresh network equals one without it.
-
-    Attributes:
-      of: the entry. values: how many it has.
-    """
-
-    of: str
-    values: int
-    dtype: Any = jnp.float32
-    contextual = True
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *grid c"], context: Context = None
-    ) -> Float[Array, "b *grid c"]:
-        table = self.param("table", nn.initializers.zeros, (self.values, x.shape[-1]))
-        own = table[needed(context, self.of, "embeddings")].astype(x.dtype)
-        return x + jnp.expand_dims(own, tuple(range(1, x.ndim - 1)))
-
-
-class Linear(nn.Module):
-    """x plus a linear map of log(1 + an entry of the context), e.g. of the spacing in mm.
-
-    Parameter `map/kernel` (entries, c) starts at zero: a fresh network equals one without it.
-
-    Attributes:
-      of: the entry, (b, entries) of numbers that are not negative.
-    """
-
-    of: str
-    dtype: Any = jnp.float32
-    contextual = True
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *grid c"], context: Context = None
-    ) -> Float[Array, "b *grid c"]:
-        given = jnp.log1p(needed(context, self.of, "linear maps"))
-        zero = nn.initializers.zeros
-        own = adapters.Dense(x.shape[-1], use_bias=False, kernel_init=zero, name="map")(given)
-        return x + jnp.expand_dims(own.astype(x.dtype), tuple(range(1, x.ndim - 1)))
 
 
 def dense() -> Socket:
@@ -266,7 +219,7 @@ def corpus_softmax(
 def embedding(
     *, of: str = "modality", modalities: int = 1, corpora: int = 1, tasks: int = 1
 ) -> Socket:
-    """A learned vector per corpus, modality or task, added to the deepest map; see `Embedding`.
+    """A learned vector per corpus, modality or task, added to the deepest map (`conditioning`).
 
     Args:
       of: "corpus", "modality" or "task".
@@ -274,18 +227,18 @@ def embedding(
     """
     check_word("entry of an embedding", of, tuple(EMBEDDED))
     values = {"modalities": modalities, "corpora": corpora, "tasks": tasks}[EMBEDDED[of]]
-    made = functools.partial(Embedding, of=of, values=values)
+    made = functools.partial(conditioning.Embedding, of=of, values=values)
     return Socket("embedding", made, {of: STANDARD[of]})
 
 
 def linear(*, of: str = "spacing_mm") -> Socket:
-    """A linear map of the spacing, added to the deepest map; see `Linear`.
+    """A linear map of the spacing, added to the deepest map; see `conditioning.Linear`.
 
     Args:
       of: "spacing_mm".
     """
     check_word("entry of a linear map", of, ("spacing_mm",))
-    return Socket("linear", functools.partial(Linear, of=of), {of: STANDARD[of]})
+    return Socket("linear", functools.partial(conditioning.Linear, of=of), {of: STANDARD[of]})
 
 
 KINDS: Mapping[str, Mapping[str, Callable[..., Socket]]] = {
