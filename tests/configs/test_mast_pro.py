@@ -10,11 +10,11 @@ from configs.mast_pro import KNOWN, get_config
 from medjax import cli, main
 from medjax.labels import Corpus, merge
 from medjax.registry import plain
-from medjax.runs import build, dry, footprint, initial
+from medjax.runs import build, dry, footprint, texts
 from medjax.runs import open as corpora
 from medjax.runs.settings import text
 from medjax.runs.trained import read_model
-from medjax.train import checkpoint
+from medjax.train import checkpoint, rules
 from medjax.weights.experts import flat
 from tests.support.configs import typed
 from tests.support.raw import write_corpus
@@ -82,6 +82,9 @@ def test_what_a_recipe_trains(variant, trained, frozen, tmp_path):
     assert found["trained"] == trained
     assert frozen is None or found["frozen"] == frozen
     if variant == "full":
+        halves = ((r"^backbone/.*kernel$", "fsdp"), (".*", "replicate"))
+        spread = jax.tree.leaves(rules.assign(net.abstract(), halves))
+        assert spread.count("fsdp") == 68  # what a run over several devices splits
         said = footprint.budget_sentence(found)
         assert said == "5,515,064 (21.04 MiB, 7.3%) trained, 70,252,708 frozen"
 
@@ -94,24 +97,25 @@ def test_the_dry_run_states_the_budget(tmp_path):
     assert "67,701,674 (258.26 MiB" in whole
 
 
-def _steps(stage, root, *more):
-    """A short training of a demo variant on small volumes, in this process."""
-    flags = {
-        "train.steps": 6,
-        "train.batch": 2,
-        "train.patch": "32,64,64",
-        "train.validate_every": 3,
-        "train.validation_batches": 1,
-        "train.checkpoint_every": 6,
-        "optim.warmup_steps": 0,
-        "data.phantom_cases": 5,
-        "train.log_every": 1,
-        "evaluate.montages": 0,
-        "evaluate.surface": False,
-    }
-    given = [f"--config.{name}={value}" for name, value in flags.items()]
-    config = f"--config=configs/mast_pro.py:{stage}"
-    return main.main([config, f"--workdir={root / stage}", *given, *more])
+SHORT = {
+    "train.steps": 6,
+    "train.batch": 2,
+    "train.validate_every": 3,
+    "train.validation_batches": 1,
+    "train.checkpoint_every": 6,
+    "train.log_every": 1,
+    "optim.warmup_steps": 0,
+    "evaluate.montages": 0,
+    "evaluate.surface": False,
+    "data.split.folds": 2,
+}
+
+
+def _steps(variant, root, fields, *more):
+    """A short training, in this process."""
+    given = [f"--config.{name}={value}" for name, value in (SHORT | fields).items()]
+    config = f"--config=configs/mast_pro.py:{variant}"
+    return main.main([config, f"--workdir={root / variant}", *given, *more])
 
 
 def _losses(folder):
@@ -119,71 +123,133 @@ def _losses(folder):
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
-@pytest.mark.slow
-def test_both_stages_on_the_phantoms(tmp_path, capsys):
-    """Stage 2 begins with stage 1, frozen leaves stay bit for bit, the run predicts; another task
-    is added, and what the old ones answer stays.
-    """
-    shared = f"--config.data.store={tmp_path / 'store'}"
-    assert _steps("demo_stage1", tmp_path, shared, "--config.evaluate.on=False") == 0
-    source = f"--config.init.source={tmp_path / 'demo_stage1'}"
-    assert _steps("demo", tmp_path, shared, source) == 0
-    said = capsys.readouterr().out
-    assert "hashes of word pieces" in said
-    first = flat(checkpoint.read_params(tmp_path / "demo_stage1"))
-    second = flat(checkpoint.read_params(tmp_path / "demo"))
-    for path, leaf in first.items():
+def _check_stages(first, second):
+    """Stage 2 began with stage 1, of which no bit moved; every expert did."""
+    old, new = (flat(checkpoint.read_params(folder)) for folder in (first, second))
+    for path, leaf in old.items():
         if not path.startswith("out/"):
-            np.testing.assert_array_equal(second[f"backbone/{path}"], leaf)
+            np.testing.assert_array_equal(new[f"backbone/{path}"], leaf)
         if path.startswith("swin/"):
-            np.testing.assert_array_equal(second[path.replace("swin/", "anatomy/", 1)], leaf)
-    moved = [path for path, leaf in second.items() if path.endswith("/B") and np.any(leaf)]
-    assert len(moved) == 16
-    for stage in ("demo_stage1", "demo"):
-        losses = _losses(tmp_path / stage)
+            np.testing.assert_array_equal(new[path.replace("swin/", "anatomy/", 1)], leaf)
+    experts = [leaf for path, leaf in new.items() if path.endswith("/B")]
+    assert experts and all(np.any(leaf) for leaf in experts)
+    for folder in (first, second):
+        losses = _losses(folder)
         assert len(losses) == 6 and np.isfinite(losses).all()
+
+
+@pytest.mark.slow
+def test_both_stages_on_slices_with_an_organ_mask(tmp_path, capsys):
+    """The way of a small recipe: stage 1, organ masks, stage 2, prediction, another task."""
+    names = {f"Dataset00{k}_{name}": name for k, name in enumerate("AB", 1)}
+    for k, folder in enumerate(names):
+        write_corpus(
+            tmp_path / folder,
+            4,
+            (4, 66, 40),
+            "nnunet",
+            {"tumour": 1},
+            channels=("CT",),
+            seed=10 * k,
+        )
+    masks = tmp_path / "organs" / "A"
+    first = tmp_path / next(iter(names))
+    assert cli.main(["organs", str(first), "--from-labels", "tumour", "-o", str(masks)]) == 0
+    shared = {
+        "model.feature_size": 6,
+        "model.depths": "1,1,1,1",
+        "model.heads": "1,1,2,2",
+        "model.window": 2,
+        "model.dims": 2,
+        "train.patch": "64,32",
+        "augment.quarter": 0.0,  # sides differ
+    }
+    plain = ",".join(str(tmp_path / folder) for folder in names)
+    fields = shared | {"data.folders": plain, "data.share": "per_corpus", "evaluate.on": False}
+    assert _steps("small_stage1", tmp_path, fields) == 0
+    fields = shared | {
+        "data.folders": f"{masks},{tmp_path / 'Dataset002_B'}",
+        "init.source": tmp_path / "small_stage1",
+        "optim.lr": 0.05,
+    }
+    assert _steps("small_full", tmp_path, fields) == 0
+    said = capsys.readouterr().out
+    assert "hashes of word pieces" in said and "A: organ masks are its own labels" in said
+    run = tmp_path / "small_full"
+    _check_stages(tmp_path / "small_stage1", run)
+    scan = tmp_path / "Dataset001_A" / "imagesTr" / "case_000_0000.nii.gz"
+    organ = sorted((masks / "organs").glob("*.nii.gz"))[0]
+    given = ["-m", str(run), "-i", str(scan), "--no-html", "--corpus", "A", "--probabilities"]
+    found = {}
+    for name, more in {
+        "own": ["--organ", str(organ)],
+        "none": ["--organ", "none"],
+        "other": ["--organ", str(organ), "--task", "B"],
+        "all": ["--organ", str(organ), "--task", "all"],
+    }.items():
+        assert cli.main(["predict", *given, "-o", str(tmp_path / name), *more]) == 0
+        with np.load(next((tmp_path / name).glob("*.npz")), allow_pickle=False) as file:
+            found[name] = {key: np.asarray(file[key], np.float64) for key in file.files}
+    kinds = [key for key in found["own"] if found["own"][key].ndim > 2]
+    for name in ("none", "other", "all"):
+        assert any(np.abs(found["own"][k] - found[name][k]).max() > 1e-6 for k in kinds), name
+    wrong = ["predict", *given, "-o", str(tmp_path / "x"), "--organ", "none", "--task", "lung"]
+    assert cli.main(wrong) != 0 and "knows no task 'lung'" in capsys.readouterr().err
+    assert cli.main(["info", str(run)]) == 0 and " trained, " in capsys.readouterr().out
+    _add_a_task(run, tmp_path, (64, 32))
+
+
+@pytest.mark.slow
+def test_both_stages_on_the_phantoms(tmp_path):
+    """Stage 1 and stage 2 of the demo, a few steps of each."""
+    fields = {"data.phantom_cases": 5, "data.store": tmp_path / "store"}
+    assert _steps("demo_stage1", tmp_path, fields | {"evaluate.on": False}) == 0
+    source = {"init.source": tmp_path / "demo_stage1"}
+    assert _steps("demo", tmp_path, fields | source) == 0
+    _check_stages(tmp_path / "demo_stage1", tmp_path / "demo")
     scan = sorted((tmp_path / "demo" / "phantoms").glob("Task02*/imagesTr/*.nii.gz"))[0]
     given = ["-m", str(tmp_path / "demo"), "-i", str(scan), "--no-html", "--corpus", "PhantomMR"]
-    for task in ("PhantomCE_tumour", "all"):
-        out = tmp_path / f"out_{task}"
-        assert cli.main(["predict", *given, "-o", str(out), "--task", task]) == 0
-        assert len(list(out.glob("*.nii.gz"))) == 1
-    assert cli.main(["predict", *given, "-o", str(tmp_path / "x"), "--task", "lung"]) != 0
-    assert "knows no task 'lung'" in capsys.readouterr().err
-    assert cli.main(["info", str(tmp_path / "demo")]) == 0
-    assert "trained" in capsys.readouterr().out
-    _add_a_task(tmp_path)
+    out = tmp_path / "out"
+    assert cli.main(["predict", *given, "-o", str(out), "--task", "all"]) == 0
+    assert len(list(out.glob("*.nii.gz"))) == 1
+    _add_a_task(tmp_path / "demo", tmp_path, (32, 64, 64))
 
 
-def _add_a_task(root):
-    """Parameters that `add_task` begins with: rows of old tasks are those of the run."""
-    old = read_model(root / "demo")
+def _add_a_task(run, root, patch):
+    """What `add_task` begins with: rows of old tasks are those of the run, which answer as before,
+    bit for bit.
+    """
+    old = read_model(run)
     fields = plain(get_config("small_add_task"))
-    third = write_corpus(root / "Dataset009_Third", 2, (8, 8, 8), "nnunet", {"tumour": 1})
-    fields["init"]["source"] = str(root / "demo")
-    sentences = dict(old.config.text.sentences) | {"Third": "A tumour."}
-    fields["text"] = {"source": "hash", "file": "", "sentences": sentences}
+    fields["init"]["source"] = str(run)
+    sentences = dict(old.config.text.sentences)
+    if sentences:
+        sentences["Third"] = "A tumour."
+    fields["text"] = fields["text"] | {"sentences": sentences}
     fields["model"] = old.config.model.to_json()
-    config = typed(fields)
-    corpora_ = [*old.space.corpora, Corpus("Third", ((1, ("tumour",)),), channels=("MRI",))]
-    rename = {f"{c.name}/{n}": "tumour" for c in corpora_ for n in c.annotated}
-    space = merge(corpora_, "by_name", rename)
-    net = build.make_network(config, space, (5.0, 4.0, 4.0))
-    assert net.texts == (*old.network.texts, "Third") and third.is_dir()
+    fields["train"]["patch"] = patch
+    config, channels = typed(fields), old.space.corpora[0].channels
+    members = [*old.space.corpora, Corpus("Third", ((1, ("tumour",)),), channels=channels)]
+    rename = {f"{c.name}/{name}": "tumour" for c in members for name in c.annotated}
+    space = merge(members, "by_name", rename)
+    net = build.make_network(config, space, (1.0, 1.0, 1.0))
+    assert net.texts == (*old.network.texts, "Third")
     fresh = jax.tree.map(np.asarray, jax.jit(net.init)(jax.random.key(3)))
-    begun = initial.borrower(config, space, net, root / "new", report=False)(fresh)
+    begun = texts.filling(config, space, net, root / "new")(fresh)
     mine, theirs = flat(begun), flat(old.params())
+    grown = []
     for path, leaf in theirs.items():
         new = np.asarray(mine[path])
         if new.shape == leaf.shape:
             np.testing.assert_array_equal(new, leaf)
-        else:
-            axis = next(
-                k for k, (a, b) in enumerate(zip(new.shape, leaf.shape, strict=True)) if a != b
-            )
-            assert new.shape[axis] == 3
-            np.testing.assert_array_equal(np.take(new, [0, 1], axis), leaf)
-    image = np.random.default_rng(0).normal(size=(2, 32, 64, 64, 1)).astype(np.float32)
+            continue
+        axis = next(k for k, (a, b) in enumerate(zip(new.shape, leaf.shape, strict=True)) if a != b)
+        assert new.shape[axis] == 3
+        np.testing.assert_array_equal(np.take(new, [0, 1], axis), leaf)
+        grown.append(path)
+    assert "text/table" in grown and "category/kernel" in grown and len(grown) > 5
+    shape = (2, *patch, net.channels)
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     given = {"task": np.array([1, 0], np.int32)}
     answers = [
         jax.jit(n.apply)(p, image, given)["logits"]
