@@ -283,7 +283,8 @@ def test_the_loss_reaches_the_tasks_of_a_batch_only(trained):
     assert len(per_task) == 4 * 5
     for path in per_task:
         assert not np.asarray(found[path][0]).any(), path
-        assert np.asarray(found[path][1]).any(), path
+        if "stage1" in path:  # of the few tokens of deeper stages none may keep an expert
+            assert np.asarray(found[path][1]).any(), path
     assert not np.asarray(found["text/table"][0]).any()
     for part in ("generic/", "router_generic", "fusion", "theta", "category"):
         assert all(
