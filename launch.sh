@@ -86,7 +86,7 @@ case "$command" in
       all) shift; chosen=() ;;
       slow) shift; chosen=(-m "slow and not parity") ;;
     esac
-    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
+    python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
     ;;
   parity)
     environment "test,formats,parity"

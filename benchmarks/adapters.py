@@ -40,7 +40,7 @@ NETS = {
 }
 LAID = {  # how a batch of the targets is laid out
     "unet": {"train.patch": "24,48,48", "train.batch": 2},
-    "swin": {"train.patch": "32,64,64", "train.batch": 1},
+    "swin": {"train.patch": "32,64,32", "train.batch": 1},
 }
 BASE_STEPS = {"unet": 1500, "swin": 600}
 RANKS = (4, 16)

@@ -5,6 +5,7 @@ Also converts the plan of another engine.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from medjax.commands import add_planning, fingerprints, plan_arguments
@@ -12,6 +13,7 @@ from medjax.errors import EXIT_OK, UsageError
 from medjax.files import read_json, refused, write_json
 
 PRESETS = ("default", "resenc_m", "resenc_l", "resenc_xl")
+BUDGETS = ("cpu", "8gb", "24gb", "80gb")
 
 
 def add(verbs) -> None:
@@ -34,6 +36,14 @@ def add(verbs) -> None:
         default=None,
         help="accelerator memory to plan for; default: the preset's (8, 8, 24, 40)",
     )
+    p.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="",
+        help="plan patch, batch, width and number of steps for a machine: two cores, or a GPU with "
+        "that memory; the plan then needs no --config.data.configuration",
+    )
+    p.add_argument("--steps", type=int, default=0, help="with --budget: another number of steps")
     p.add_argument(
         "--keep-axes",
         action="store_true",
@@ -70,10 +80,8 @@ def _plan(args) -> int:
     first = next(iter(plan.configurations), "3d_fullres")
     print("\n".join(lines))
     print(f"\nWritten to {args.output}. Prepare with: medjax prepare ... --plan {args.output}")
-    print(
-        f"Train with: --config.data.plan={args.output} --config.data.configuration={first} "
-        "--config.model.name=plan"
-    )
+    named = f" --config.data.configuration={first} --config.model.name=plan"
+    print(f"Train with: --config.data.plan={args.output}{'' if args.budget else named}")
     return EXIT_OK
 
 
@@ -101,6 +109,12 @@ def _made(args):
 
     corpora = [scan_corpus(folder) for folder in args.folders]
     given = plan_arguments(args)
+    if args.budget and (args.memory_gib or args.preset != "default"):
+        raise UsageError(
+            "--budget decides preset and memory", fix="leave out --preset and --memory-gib"
+        )
+    if args.steps < 0 or (args.steps and not args.budget):
+        raise UsageError("--steps needs a --budget and a positive number", found=args.steps)
     prints = fingerprints(args, corpora, given["intensity"])
     plan = plan_experiment(
         prints,
@@ -108,8 +122,12 @@ def _made(args):
         preset=args.preset,
         memory_gib=args.memory_gib,
         transpose="none" if args.keep_axes else "coarsest",
+        budget=args.budget,
         **given,
     )
+    if args.steps:
+        own = {n: replace(c, steps=args.steps) for n, c in plan.configurations.items()}
+        plan = replace(plan, configurations=own)
     lines = explain(prints, plan, given["spacing"])
     known = plan.orientation == "RAS"
     if text := sentence([corpus for corpus, _, _ in corpora], AUTO, known):

@@ -124,6 +124,18 @@ class Scorer:
         """
         return len(self._programs)
 
+    def renew(self, params: Any) -> None:
+        """Takes other parameters of the same shapes; what is compiled stays.
+
+        Raises: `UsageError` for an ensemble, whose members have parameters of their own.
+        """
+        if self.members > 1:
+            raise UsageError("an ensemble does not take the parameters of one network")
+        self._params = jax.device_put(params, self._everywhere)
+        self._weights = ()
+        for name in ("_identity", "_earlier_identity"):
+            self.__dict__.pop(name, None)
+
     @property
     def device(self) -> Any:
         """The first of the devices that it runs on."""

@@ -208,13 +208,23 @@ class Plan:
         return self.configurations[name]
 
     def at(self, name: str) -> "Plan":
-        """This plan with the spacing of a configuration ("3d_lowres" has its own grid)."""
-        chosen = self.configuration(name)
+        """This plan at the grid of a configuration, which may be coarser ("3d_lowres").
+
+        Corpora with their own spacings are all coarsened by the same factor.
+        """
+        chosen, common = self.configuration(name), len(set(self.spacing_mm.values())) == 1
         if len(chosen.spacing_mm) < 3 or name == "3d_fullres":
             return self
+        factor = np.asarray(chosen.spacing_mm) / np.asarray(self.mean_spacing())
+        if np.allclose(factor, 1):
+            return self
+        scaled = {
+            store: chosen.spacing_mm if common else tuple(float(s) for s in spacing * factor)
+            for store, spacing in self.spacing_mm.items()
+        }
         return dataclasses.replace(
             self,
-            spacing_mm={store: chosen.spacing_mm for store in self.spacing_mm},
+            spacing_mm=scaled,
             grid="spacing",
             size=None,
         )

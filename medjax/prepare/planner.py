@@ -18,7 +18,7 @@ from medjax.prepare.plan import (
     make_plan,
     target_spacing,
 )
-from medjax.prepare.presets import PRESETS, Configuration, configurations
+from medjax.prepare.presets import PRESETS, Configuration, configurations, for_budget
 from medjax.prepare.resample import ANISOTROPY
 
 AXES = ("z", "y", "x")
@@ -36,11 +36,14 @@ def plan_experiment(
     transpose: str = "coarsest",
     size: Sequence[int] | None = None,
     intensity: Mapping[str, Any] | None = None,
+    budget: str = "",
 ) -> Plan:
     """Preparation (see `plan.make_plan`) and its configurations (see `presets.configurations`).
 
     Args:
       outputs: channels of the network's head, background included.
+      budget: a word of `presets.BUDGETS` instead of preset and memory: one configuration, with the
+        number of steps.
 
     Corpora with their own spacing are planned at their mean spacing, because one network sees them
     all; cases with their own spacing, or a fixed size, at their typical one. A fixed size has no
@@ -56,6 +59,9 @@ def plan_experiment(
         intensity=intensity,
     )
     shapes = prepared_shapes(fingerprints, plan)
+    if budget:
+        found = for_budget(budget, plan.mean_spacing(), shapes, outputs)
+        return dataclasses.replace(plan, configurations=found)
     found = configurations(plan.mean_spacing(), shapes, outputs, preset, memory_gib)
     if plan.size is not None:
         found.pop("3d_lowres", None)
@@ -204,7 +210,8 @@ def _about_configuration(found: Configuration) -> str:
         if found.first_patch and found.first_patch != found.patch
         else "which fits"
     )
-    budget = f"{shrunk} {found.memory_gib:g} GiB ({found.preset})" if preset else "as imported"
+    memory = "two CPU cores" if found.preset == "cpu" else f"{found.memory_gib:g} GiB"
+    budget = f"{shrunk} {memory} ({found.preset})" if preset else "as imported"
     batch = f"batch {found.batch}"
     covers = np.prod(found.patch) / max(1.0, float(np.prod(found.median_shape)))
     return (
@@ -214,6 +221,7 @@ def _about_configuration(found: Configuration) -> str:
         "features, halving each axis "
         f"{_times(np.log2(np.prod(found.strides, 0)))} times"
         + ("" if len(found.spacing_mm) == 2 else f", at {_times(found.spacing_mm)} mm")
+        + (f"; {found.steps:,} steps" if found.steps else "")
         + "."
     )
 

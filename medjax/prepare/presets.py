@@ -20,7 +20,12 @@ from medjax.topology import Topology, features_per_stage, topology
 LOWRES_BELOW = 0.25
 LOWRES_STEP, LOWRES_LEAST = 1.03, 2.0
 LEAST_BATCH = 2
-BASE_FEATURES = 32
+BUDGETS = {  # word of `medjax plan --budget` -> preset, GiB
+    "cpu": ("cpu", 1.0),
+    "8gb": ("default", 8.0),
+    "24gb": ("resenc_l", 24.0),
+    "80gb": ("resenc_xl", 80.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Preset:
         (3D) or 12 (2D).
       memory_gib: the memory these numbers stand for; another budget scales them.
       covered: largest share of the collection's voxels in one batch.
+      base_features, max_features: channels of the first stage, and the most (3D).
+      steps: length of a training with this budget.
     """
 
     model: str
@@ -45,6 +52,9 @@ class Preset:
     values_2d: float
     memory_gib: float
     covered: float
+    base_features: int = 32
+    max_features: int = 320
+    steps: int = 250_000
 
 
 RESENC = {
@@ -59,6 +69,8 @@ PRESETS = {
     "resenc_m": Preset(values_3d=680e6, values_2d=135e6, memory_gib=8.0, **RESENC),
     "resenc_l": Preset(values_3d=2.1e9, values_2d=380e6, memory_gib=24.0, **RESENC),
     "resenc_xl": Preset(values_3d=3.6e9, values_2d=560e6, memory_gib=40.0, **RESENC),
+    # 2 patches of 24x48x48 voxels: a third of a second per step on two cores
+    "cpu": Preset("unet", False, (2,), 2, 6.5e6, 1.5e6, 1.0, 1.0, 16, 128, 3000),
 }
 
 
@@ -77,6 +89,7 @@ class Configuration:
       values, budget: convolution outputs of one patch (the proxy for memory) and what the budget
         allows at the reference batch.
       first_patch: the patch before it was shrunk to the budget.
+      steps: of a training; 0: the recipe decides.
     """
 
     name: str
@@ -96,10 +109,12 @@ class Configuration:
     values: int = 0
     budget: float = 0.0
     first_patch: tuple[int, ...] = ()
+    steps: int = 0
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it exactly."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return fields if self.steps else {k: v for k, v in fields.items() if k != "steps"}
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Configuration":
@@ -173,14 +188,14 @@ def configure(
     if budget <= 0:
         raise UsageError("no memory to plan for", found=budget, expected="a positive number of GiB")
     reference = (chosen.values_2d if axes == 2 else chosen.values_3d) * (budget / chosen.memory_gib)
-    batch_there, largest = (12, 512) if axes == 2 else (2, 320)
+    batch_there, largest = (12, 512) if axes == 2 else (2, chosen.max_features)
     limit = (
         reference if chosen.residual else reference * batch_there / 2
     )  # the plain planner shrinks for a batch of two
 
     def built(patch: Sequence[int]) -> tuple[Topology, tuple[int, ...], int]:
         found = topology(spacing, patch)
-        features = features_per_stage(len(found.strides), BASE_FEATURES, largest)
+        features = features_per_stage(len(found.strides), chosen.base_features, largest)
         return found, features, conv_values(found.patch, found, features, chosen, outputs)
 
     inverse = 1 / np.asarray(spacing)
@@ -266,6 +281,34 @@ def configurations(
             found["3d_lowres"] = low
     flat = configure("2d", target[1:], median[1:], voxels, outputs, preset, memory_gib)
     return found | {"2d": dataclasses.replace(flat, batch_dice=True)}
+
+
+def for_budget(
+    word: str, spacing_mm: Spacing, shapes: np.ndarray, outputs: int
+) -> dict[str, Configuration]:
+    """The one configuration for a machine, under the word that names it.
+
+    On a "cpu" the patch is small, and the grid is coarsened until it covers a quarter of the median
+    volume: what surrounds an organ tells it from its neighbours. The others are nnU-Net's full
+    resolution.
+
+    Args:
+      word: a key of `BUDGETS`. spacing_mm, shapes, outputs: see `configurations`.
+    """
+    if word not in BUDGETS:
+        raise UsageError(f"unknown budget {word!r}", fix=did_you_mean(word, BUDGETS))
+    preset, memory_gib = BUDGETS[word]
+    median, target = np.median(shapes, 0), np.asarray(spacing_mm, float)
+    if median[0] == 1:
+        raise UsageError(
+            "a budget plans volumes, and these are single slices", fix="leave out --budget"
+        )
+    voxels = float(median.prod() * len(shapes))
+    found = configure(word, target, median, voxels, outputs, preset, memory_gib)
+    if word == "cpu":
+        low = _lowres(found, target, median, len(shapes), outputs, preset, memory_gib)
+        found = dataclasses.replace(low, name=word) if low is not None else found
+    return {word: dataclasses.replace(found, steps=PRESETS[preset].steps)}
 
 
 def _lowres(full, target, median, cases, outputs, preset, memory_gib) -> Configuration | None:

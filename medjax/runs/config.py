@@ -14,13 +14,15 @@ from typing import Any
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.prepare.plan import Plan
-from medjax.prepare.presets import Configuration
+from medjax.prepare.presets import BUDGETS, Configuration
 from medjax.registry import plain
 from medjax.runs import folder
 from medjax.runs.settings.schema import FROM_PLAN, Adapters, Config, Model
 from medjax.runs.settings.section import Section, fields_of, typed
 from medjax.sample import draw
 from medjax.weights.foreign_plans.read import read_any_plan
+
+WIDTHS = ("base_features", "max_features", "features")
 
 
 def load(config: Config) -> Plan | None:
@@ -39,7 +41,13 @@ def load(config: Config) -> Plan | None:
                 fix=f"leave out one of both, or give `medjax plan` --{name}",
             )
     plan = read_any_plan(Path(given.plan).expanduser())
-    return plan.at(given.configuration) if given.configuration else plan
+    name = given.configuration or _for_budget(plan)
+    return plan.at(name) if name else plan
+
+
+def _for_budget(plan: Plan) -> str:
+    """The configuration of `medjax plan --budget`, which is used without being named; else ""."""
+    return next((name for name in plan.configurations if name in BUDGETS), "")
 
 
 def schemes(config: Config, workdir: Path) -> dict:
@@ -70,7 +78,9 @@ def with_plan(config: Config) -> Config:
       contain.
     """
     given, wants_network = config.data, config.model.name == FROM_PLAN
-    if not given.plan or not given.configuration:
+    plan = load(config)
+    name = given.configuration or (_for_budget(plan) if plan else "")
+    if not given.plan or not name:
         if given.configuration or wants_network:
             fix = (
                 "medjax plan FOLDERS -o plan.json, then --config.data.plan=plan.json "
@@ -82,10 +92,15 @@ def with_plan(config: Config) -> Config:
                 fix=fix,
             )
         return config
-    plan = load(config)
-    chosen = plan.configuration(given.configuration)
+    chosen = plan.configuration(name)
     train = dataclasses.replace(config.train, patch=chosen.patch, batch=chosen.batch)
     model, augment = config.model, config.augment
+    if chosen.steps:
+        train = dataclasses.replace(train, steps=chosen.steps)
+        if model.name == chosen.model:  # the width is part of the budget
+            kept = {k: v for k, v in model.options.items() if k not in WIDTHS}
+            fields = network_fields(chosen) | kept
+            model = Model.from_fields(fields, "config.model")
     if wants_network:
         model = Model.from_fields(network_fields(chosen) | dict(model.options), "config.model")
     if plan.transpose != (0, 1, 2) and augment.lateral and "swap_axis" not in augment.options:

@@ -22,6 +22,7 @@ from medjax.runs.settings.section import fields_of
 
 # fields of `config.evaluate` that the core reads itself
 CORE = {"on", "surface", "montages", "groups", "baseline", "difficult_below"}
+CORE |= {"during", "during_cases"}
 
 
 def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
@@ -29,6 +30,12 @@ def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
 
     Raises: `UsageError` for one that no installed package offers, and for unusable values.
     """
+    if given.during < 0 or given.during_cases < 1:
+        raise UsageError(
+            "config.evaluate.during must not be negative, and during_cases must be positive",
+            found=(given.during, given.during_cases),
+            fix="leave during at 0 to predict no volumes while training",
+        )
     points, found = plugins.points(plugins.EVALUATIONS), {}
     further = {name: getattr(given, name) for name in fields_of(Evaluate) if name not in CORE}
     for name, value in {**further, **given.options}.items():

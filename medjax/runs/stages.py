@@ -8,19 +8,29 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from medjax import files
 from medjax.corpora import organs
 from medjax.corpora.inputs import Case
-from medjax.corpora.splits import digest, provenance
-from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, TrainError, UsageError, sentence
+from medjax.corpora.splits import provenance
+from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
 from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import build, evaluations, head_prior, hosts, initial, sampling, texts
+from medjax.runs import (
+    build,
+    during,
+    evaluations,
+    head_prior,
+    hosts,
+    initial,
+    recipe,
+    sampling,
+    texts,
+)
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -82,7 +92,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
 
     def write() -> None:
-        _refuse_another_recipe(config, data, workdir)
+        recipe.refuse_another(config, data, workdir)
         runfolder.write_json(workdir / runfolder.CONFIG, config.as_given())
         runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
         runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
@@ -118,51 +128,6 @@ def _about_twins(data: corpora.Data) -> list[str]:
             f"training and validation: {first}"
         ]
     return [*lines, *organs.about(data.cases)]
-
-
-def _refuse_another_recipe(config: Config, data: corpora.Data, workdir: Path) -> None:
-    from medjax.train import stepfolder
-
-    stepfolder.require_readable(workdir / "checkpoints")
-    if stepfolder.latest_step(workdir / "checkpoints") is None:
-        return
-    runfolder.check(workdir)
-    old = runfolder.read_config(workdir)
-    changed = runfolder.differences(recipe_fields(old), recipe_fields(config))
-    if runfolder.read_space(workdir) != data.space:
-        changed.append("labels.json: other corpora, views or classes")
-    if digest(runfolder.read_json(workdir, runfolder.SPLITS)) != digest(data.splits):
-        changed.append("splits_final.json: other cases or folds")
-    if changed:
-        raise UsageError(
-            "this folder holds a run with another recipe",
-            path=workdir,
-            found="; ".join(changed[:12]),
-            fix="use another --workdir, or go back to the first recipe",
-        )
-
-
-def recipe_fields(config: Config) -> dict:
-    """The part of a config that determines the weights; without paths and numbers of threads."""
-    kept = ("seed", "model", "losses", "deep_weights", "task", "task_options")
-    kept += ("mask_padding", "augment", "optim")
-    given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
-    left_out = (("source", config.init.source), ("head_prior", ""), ("also", config.init.also))
-    begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
-    trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
-    if config.train.accumulate != 1:
-        trained["accumulate"] = config.train.accumulate
-    found = {k: given.get(k, {}) for k in kept}
-    # older runs have none of the fields below
-    found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
-    found |= {"init": begun, "sampler": sampling.decisive(config.sampler), "train": trained}
-    optional = {
-        "precision": config.train.precision,
-        "tasks": config.data.tasks,
-        "adapters": given.get("adapters"),
-        "text": {k: v for k, v in given.get("text", {}).items() if k != "file"},
-    }
-    return found | {k: v for k, v in optional.items() if v}
 
 
 def prepare_stage(run: Run) -> None:
@@ -339,21 +304,22 @@ def _train(run: Run) -> None:
         "dims": len(net.patch),
         "channels": net.channels,
     }
-    recipe = stream.Recipe(
+    draw = stream.Recipe(
         patch=patch, seed=config.seed, **common, **sampling.recipe_arguments(given)
     )
-    checked = dataclasses.replace(recipe, patch=net.patch, seed=config.seed + 1)
+    checked = dataclasses.replace(draw, patch=net.patch, seed=config.seed + 1)
     host, count = sharding.share(mesh, layout.batch_axes)
     shared = {"host": host, "hosts": count, "threads": given.threads}
     drawn, held = pools(run, "train"), pools(run, "val")
-    _refuse_other_data(run, begun_with := _recipe(run, drawn))
-    if prior := head_prior.start(config, space, run.workdir, drawn, recipe):
+    begun_with = recipe.complete(run.config, space, run.data.splits, run.plan, drawn)
+    recipe.refuse_other_data(run.workdir, begun_with, run.failed, run.altered)
+    if prior := head_prior.start(config, space, run.workdir, drawn, draw):
         net = build.make_network(config, space, run.plan.mean_spacing(), prior=prior)
     own = {field.name for field in dataclasses.fields(loop.Settings)}
     settings = {name: getattr(config.train, name) for name in own & set(fields_of(schema.Train))}
     say(
         f"{build.count(net.abstract()):,} parameters, {len(space.classes)} classes, "
-        f"{config.train.steps:,} steps of {recipe.batch}"
+        f"{config.train.steps:,} steps of {draw.batch}"
     )
     if text := build.about_sides(config, space):
         say(text)
@@ -363,12 +329,17 @@ def _train(run: Run) -> None:
     if text := accumulate.sentence(task, layout.accumulate):
         say(text)
     resumes = stepfolder.latest_step(run.workdir / "checkpoints") is not None
+    measure = None
+    if run.config.evaluate.on and (every := run.config.evaluate.during):
+        settings["measure_every"] = every
+        cases = held_cases(run, space.unveiled())
+        measure = during.Volumes(run.config, space, run.plan, run.workdir, list(cases.values()))
     loop.fit(
         task=task,
         init=net.init,
         optimizer=build.make_optimizer(config),
         stream=lambda start: stream.stream(
-            drawn, recipe, start=start, workers=given.workers, **shared
+            drawn, draw, start=start, workers=given.workers, **shared
         ),
         validation_stream=(lambda: stream.stream(held, checked, **shared)) if held else None,
         settings=loop.Settings(seed=config.seed, tensorboard=True, **settings),
@@ -380,54 +351,18 @@ def _train(run: Run) -> None:
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,
         sharding_rules=config.sharding.rules,
+        measure=measure,
     )
 
 
-def _recipe(run: Run, drawn: Sequence[stream.Pool]) -> dict:
-    """Everything that determines the weights, for the loop's own check on resume."""
-    return recipe_fields(run.config) | {
-        "plan": run.plan.key(),
-        "splits": digest(run.data.splits),
-        "labels": run.data.space.to_json(),
-        "cases": {
-            run.data.space.corpora[p.corpus].name: digest([{"train": list(p.cases)}]) for p in drawn
-        },
-    }
-
-
-def _refuse_other_data(run: Run, recipe: Mapping) -> None:
-    """`UsageError` if a trained run would continue with other cases or another plan.
-
-    The message lists the cases that are the reason.
-    """
-    from medjax.train import stepfolder
-
-    folder = run.workdir / "checkpoints"
-    if (step := stepfolder.latest_step(folder)) is None:
-        return
-    try:
-        began = stepfolder.read_facts(folder, step)["recipe"]
-        cases = dict(began["cases"])
-    except (DataError, TrainError, KeyError, TypeError, ValueError):
-        return  # the loop raises the error of the checkpoint
-    changed = [
-        f"the training cases of {name}"
-        for name in recipe["cases"]
-        if name in cases and cases[name] != recipe["cases"][name]
-    ]
-    if "plan" in began and began["plan"] != recipe["plan"]:
-        changed.append("spacing or normalisation, which follow from the images")
-    if not changed:
-        return
-    reasons = [f"{entry['case']}: {sentence(entry)}" for entry in run.failed]
-    reasons += [f"{name}: its files changed since the run began" for name in run.altered]
-    raise UsageError(
-        "the data are not those that this run began with",
-        path=run.workdir,
-        found="; ".join(changed),
-        fix="restore the data, or use another --workdir"
-        + (f". Concerned: {'; '.join(reasons[:4])}" if reasons else ""),
-    )
+def held_cases(run: Run, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
+    """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
+    found = {}
+    for corpus in space.corpora:
+        wanted = set(run.data.side(corpus.name, "val"))
+        cases = [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled]
+        found[corpus.name] = (corpus, cases)
+    return found
 
 
 def evaluate(run: Run) -> int:
@@ -450,13 +385,7 @@ def evaluate(run: Run) -> int:
         return EXIT_OK
     predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
-    held: dict[str, tuple[Corpus, list[Case]]] = {}
-    for corpus in space.corpora:
-        wanted = set(run.data.side(corpus.name, "val"))
-        held[corpus.name] = (
-            corpus,
-            [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled],
-        )
+    held = held_cases(run, space)
     run.failed += test.predict_and_score(predictor, held, run.workdir, run.config.evaluate, _line)
     for name, (module, value) in evaluations.chosen(run.config.evaluate).items():
         path = run.workdir / "evaluation" / f"{name}.json"

@@ -52,6 +52,7 @@ class Trained:
       postprocess: what `medjax postprocess` chose on validation data, if anything.
       archive: the checked archive it came from; None for a run folder.
       adapted: how an adapter file is joined to it; None: without one.
+      current: parameters in memory, of a training that has not ended; None: those of the files.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Trained:
     postprocess: Mapping | None = None
     archive: archives.Archive | None = None
     adapted: Adapted | None = None
+    current: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -104,6 +106,8 @@ class Trained:
         from medjax.train import checkpoint as checkpoints
         from medjax.train import hashes
 
+        if self.current is not None:
+            return self.current, ""
         if self.adapted:
             base, identity = self.adapted.base.weights(checkpoint)
             joined = self.adapted.joined(base, self.network.abstract())

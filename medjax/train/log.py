@@ -23,6 +23,7 @@ from medjax import files
 from medjax.errors import TrainError, WriteError
 
 OLD, NEW = 0.9, 0.1  # moving average of the pseudo Dice, as nnU-Net's
+SMOOTH = 0.95  # of the loss on the progress line
 MUST_BE_FINITE = ("loss", "grad_norm")
 
 
@@ -32,6 +33,9 @@ class Progress:
     Attributes:
       sums, count: scalars summed since the last line of the record.
       ema: class name -> moving average of its pseudo Dice, for classes seen so far.
+      now: class name -> its pseudo Dice in the last validation.
+      volumes: mean Dice of whole held-out volumes when they were last predicted; None: never.
+        measured: step at which they were.
       error: mean error of the last validation, for tasks that measure one.
       best: the highest rating of a validation so far (the mean of `ema`, or the negative error).
         waited: validations since.
@@ -47,6 +51,11 @@ class Progress:
             dict(stored["ema"]),
             stored.get("error"),
         )
+        self.now, self.volumes, self.measured = (
+            dict(stored.get("now", {})),
+            stored.get("volumes"),
+            stored.get("measured", 0),
+        )
         self.best, self.validated, self.waited = (
             stored["best"],
             stored["validated"],
@@ -59,6 +68,9 @@ class Progress:
             "sums": dict(self.sums),
             "count": self.count,
             "ema": dict(self.ema),
+            "now": dict(self.now),
+            "volumes": self.volumes,
+            "measured": self.measured,
             "error": self.error,
             "best": self.best,
             "validated": self.validated,
@@ -111,6 +123,7 @@ class Progress:
             for name, t, u in zip(self.names, tp, union, strict=True)
             if u > 0
         }
+        self.now = now
         for name, value in now.items():
             self.ema[name] = OLD * self.ema[name] + NEW * value if name in self.ema else value
         record = {f"dice/{name}": value for name, value in now.items()} | {
@@ -145,10 +158,21 @@ class Progress:
         return {"validation_loss": self.error} | record, None if self.error is None else -self.error
 
     def text(self) -> str:
-        """The result of the last validation, for the progress line; empty before the first."""
+        """The results of the last validation and of the last volumes, for the progress line; empty
+        before the first.
+
+        With several classes the least one is named.
+        """
         if self.error is not None:
             return f"validation loss {self.error:.4f}"
-        return f"Dice {math.fsum(self.ema.values()) / len(self.ema):.3f}" if self.ema else ""
+        found = []
+        if shown := self.now or self.ema:
+            name, least = min(shown.items(), key=lambda item: item[1])
+            found.append(f"Dice in patches {math.fsum(shown.values()) / len(shown):.3f}")
+            found[0] += f" (least {name} {least:.3f})" if len(shown) > 1 else ""
+        if self.volumes is not None:
+            found.append(f"in volumes {self.volumes:.3f}")
+        return ", ".join(found)
 
 
 class Compiles:
@@ -263,7 +287,9 @@ class Log:
                     fix="lower the learning rate, clip the gradients or compute in float32, and "
                     "check the data (medjax verify)",
                 )
-        self.loss = values.get("loss", self.loss)
+        if "loss" in values:  # smoothed: patches differ, a single step shows nothing
+            before = self.loss if math.isfinite(self.loss) else values["loss"]
+            self.loss = SMOOTH * before + (1 - SMOOTH) * values["loss"]
         self.progress.add(values)
         if step % self.log_every == 0 or step == self.steps:
             self._record(step, self.progress.take() | ({} if rate is None else {"lr": rate}))
@@ -279,6 +305,13 @@ class Log:
             self._draw()
             self.drawn = time.monotonic()
         return improved
+
+    def measured(self, step: int, dice: Mapping[str, float]) -> None:
+        """Records the Dice of whole held-out volumes: class -> mean over its cases."""
+        mean = math.fsum(dice.values()) / len(dice) if dice else None
+        self.progress.measured, self.progress.volumes = step, mean
+        record = {f"volume_dice/{name}": value for name, value in dice.items()}
+        self._record(step, {"volume_dice": mean} | record)
 
     def _draw(self) -> None:
         """Draws progress.png; a full disk does not end the run."""
@@ -411,7 +444,8 @@ def _parse(line: str) -> dict | None:
 def draw(workdir: Path) -> None:
     """Draws progress.png from metrics.jsonl.
 
-    Loss (of validation in black), moving average of the pseudo Dice per class, learning rate.
+    Loss (of validation in black), moving average of the pseudo Dice per class and the mean Dice of
+    whole volumes (dots), learning rate.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -431,6 +465,8 @@ def draw(workdir: Path) -> None:
     for key in classes:
         line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1)
     line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
+    volumes = dict(color="black", marker="o", linestyle="none")
+    line(panels[1], "volume_dice", label="mean of whole volumes", **volumes)
     line(panels[2], "lr", color="tab:blue")
     for panel, title in zip(
         panels, ("loss", "pseudo Dice, moving average", "learning rate"), strict=True

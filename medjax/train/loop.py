@@ -43,6 +43,7 @@ class Settings:
       validate_every, validation_batches: steps between validations (0: never) and batches in each.
       checkpoint_every, checkpoint_minutes: steps, and minutes, between checkpoints (0: disabled);
         the last step is always saved.
+      measure_every: steps between measurements of whole volumes (0: never).
       patience: validations without a better one after which training ends early (0: never).
       keep: number of newest checkpoints to keep, beside the best.
       log_every, print_seconds, tensorboard, picture: see `medjax.train.log.Log`.
@@ -52,6 +53,7 @@ class Settings:
     seed: int = 0
     validate_every: int = 0
     validation_batches: int = 50
+    measure_every: int = 0
     patience: int = 0
     checkpoint_every: int = 1000
     checkpoint_minutes: float = 0.0
@@ -65,7 +67,13 @@ class Settings:
         wrong = {f: v for f in ("steps", "log_every", "keep") if (v := getattr(self, f)) < 1}
         wrong |= {
             f: v
-            for f in ("validate_every", "patience", "checkpoint_every", "checkpoint_minutes")
+            for f in (
+                "validate_every",
+                "measure_every",
+                "patience",
+                "checkpoint_every",
+                "checkpoint_minutes",
+            )
             if (v := getattr(self, f)) < 0
         }
         if wrong or (self.validate_every and self.validation_batches < 1):
@@ -91,6 +99,7 @@ def fit(
     accumulate: int = 1,
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
+    measure: Callable[[Any], Mapping[str, float]] | None = None,
 ) -> states.State:
     """Trains to `settings.steps` and returns the final state (see `medjax.train.state`).
 
@@ -113,6 +122,8 @@ def fit(
       batch_axes, accumulate: how a batch lies on the mesh, see `medjax.train.sharding.Layout`, and
         the number of micro-batches, see `medjax.train.accumulate`.
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
+      measure: parameters -> class and its Dice on whole held-out volumes, called every
+        `settings.measure_every` steps by all processes.
       borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called
         on resume.
 
@@ -193,11 +204,18 @@ def fit(
                     and step % settings.validate_every == 0
                     and progress.validated < step
                 )
+                measured = (
+                    measure is not None
+                    and settings.measure_every
+                    and step > 0
+                    and step % settings.measure_every == 0
+                    and progress.measured < step
+                )
                 saved = step > start and (
                     step == settings.steps
                     or (settings.checkpoint_every and step % settings.checkpoint_every == 0)
                 )
-                if checked or saved or request:
+                if checked or measured or saved or request:
                     request = max(
                         request, log.settle()
                     )  # now this step too: nothing non-finite is ever saved
@@ -210,6 +228,8 @@ def fit(
                         sums = _evaluate(validate, states.weights(state), held_out, requests)
                     request = STOP if sums is None else request
                     improved = sums is not None and log.validated(step, sums)
+                if measured and request < STOP:
+                    log.measured(step, measure(states.weights(state)))
                 ended = settings.patience and progress.waited >= settings.patience
                 if saved or request or improved or (ended and step > start):
                     facts = {"recipe": recipe, "progress": progress.to_json()}

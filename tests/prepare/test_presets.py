@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from medjax.commands.plan import BUDGETS as WORDS
 from medjax.errors import UsageError
+from medjax.prepare import presets
 from medjax.prepare.presets import PRESETS, Configuration, configurations, configure, conv_values
 from medjax.topology import topology
 
@@ -84,6 +86,51 @@ COLLECTIONS = {
 }
 
 
+ABDOMEN = (np.tile((60, 320, 320), (12, 1)), (5.0, 1.25, 1.25))  # CT of an abdomen
+
+
+def test_a_cpu_sees_a_quarter_of_the_body():
+    shapes, spacing = ABDOMEN
+    assert tuple(presets.BUDGETS) == WORDS
+    (found,) = presets.for_budget("cpu", spacing, shapes, 14).values()
+    size = np.array(spacing) / found.spacing_mm * np.median(shapes, 0)
+    assert np.prod(found.patch) / np.prod(size) >= presets.LOWRES_BELOW
+    fits = PRESETS["cpu"].values_3d
+    shape = topology(found.spacing_mm, found.patch)
+    assert conv_values(found.patch, shape, found.features, PRESETS["cpu"], 14) <= fits
+    assert found.features[0] == 16 and max(found.features) <= 128
+    assert (found.name, found.batch, found.steps) == ("cpu", 2, 3000)
+    assert all(mm >= own for mm, own in zip(found.spacing_mm, spacing, strict=True))
+    assert Configuration.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_small_volume_keeps_its_grid():
+    """A hippocampus crop fits into the patch."""
+    (found,) = presets.for_budget(
+        "cpu", (1.0, 1.0, 1.0), np.tile((36, 50, 35), (20, 1)), 3
+    ).values()
+    assert found.spacing_mm == (1.0, 1.0, 1.0) and found.name == "cpu"
+
+
+@pytest.mark.parametrize("word", ["8gb", "24gb", "80gb"])
+def test_a_gpu_gets_the_full_resolution_of_its_preset(word):
+    shapes, spacing = ABDOMEN
+    preset, gib = presets.BUDGETS[word]
+    (found,) = presets.for_budget(word, spacing, shapes, 14).values()
+    full = configurations(spacing, shapes, 14, preset, gib)["3d_fullres"]
+    assert (found.patch, found.batch, found.features) == (full.patch, full.batch, full.features)
+    assert found.steps == 250_000 and full.steps == 0
+    assert "steps" not in full.to_json(), "plans of earlier versions stay as they are"
+
+
+def test_unknown_budgets_and_slices_are_refused():
+    shapes, spacing = ABDOMEN
+    with pytest.raises(UsageError, match=r"unknown budget 'cpus'.*cpu"):
+        presets.for_budget("cpus", spacing, shapes, 3)
+    with pytest.raises(UsageError, match="single slices"):
+        presets.for_budget("cpu", spacing, np.tile((1, 64, 64), (3, 1)), 3)
+
+
 def planner_of(peer, spacings, shapes, labels, channels, memory):
     """nnU-Net's planner for a collection of cases, without files."""
     from nnunetv2.experiment_planning.experiment_planners import (
@@ -129,7 +176,10 @@ PAIRS = [
     ("brain MR", "default"),
 ]
 LONG = [
-    (name, preset) for name in COLLECTIONS for preset in PRESETS if (name, preset) not in PAIRS
+    (name, preset)
+    for name in COLLECTIONS
+    for preset in PRESETS
+    if (name, preset) not in PAIRS and preset != "cpu"  # ours
 ]  # minutes: nnU-Net builds every network
 
 

@@ -8,7 +8,7 @@ from configs.base import base_config
 from medjax.errors import ModelError, UsageError
 from medjax.labels import merge
 from medjax.registry import plain
-from medjax.runs import build, stages
+from medjax.runs import build, recipe, stages
 from medjax.runs.config import with_field
 from medjax.runs.open import open_data
 from tests.support.configs import typed
@@ -61,11 +61,11 @@ def test_a_training_runs_under_its_precision(monkeypatch, tmp_path):
 
 
 def test_the_precision_and_the_tasks_are_part_of_what_decides_the_weights():
-    plain_run, exact = (stages.recipe_fields(typed(_fields(word))) for word in ("", "highest"))
+    plain_run, exact = (recipe.fields(typed(_fields(word))) for word in ("", "highest"))
     assert exact == plain_run | {"precision": "highest"}
     fields = _fields()
     fields["data"] |= {"tasks": {"Organs": "organs"}}
-    assert stages.recipe_fields(typed(fields)) == plain_run | {"tasks": {"Organs": "organs"}}
+    assert recipe.fields(typed(fields)) == plain_run | {"tasks": {"Organs": "organs"}}
 
 
 def test_words_of_a_config_become_sockets_with_the_facts_of_the_data():

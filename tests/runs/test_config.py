@@ -4,17 +4,21 @@ import json
 
 import pytest
 
+from configs import multitalent
 from configs.base import base_config
+from medjax import cli
 from medjax.errors import UsageError
 from medjax.prepare.plan import Plan
 from medjax.prepare.presets import Configuration
 from medjax.registry import plain
-from medjax.runs import config, stages
+from medjax.runs import build, config, stages
 from medjax.runs import folder as runfolder
 from medjax.runs.exchange.export import describe
+from medjax.runs.open import open_data
 from medjax.runs.trained import read_model
 from tests.support import old_run
 from tests.support.configs import typed
+from tests.support.raw import write_corpus
 from tests.support.run import make_run
 
 
@@ -121,3 +125,39 @@ def test_slices_across_the_left_right_axis_exchange_no_sides(monkeypatch):
         monkeypatch.setattr(config, "load", lambda given, plan=plan: plan)
         augment = config.with_plan(typed(fields)).augment
         assert augment.lateral == lateral and augment.options == options, order
+
+
+def test_a_plan_for_a_budget_decides_without_being_asked_again(tmp_path):
+    raw = write_corpus(tmp_path / "Task01_Thick", n=3, shape=(8, 30, 30), spacing_mm=(5, 0.8, 0.8))
+    path = tmp_path / "plan.json"
+    words = ["plan", str(raw), "--budget", "cpu", "--steps", "7", "-o", str(path)]
+    assert cli.main(words) == 0
+    given = plain(multitalent.get_config("unet_small"))
+    given["data"] |= {"folders": str(raw), "plan": str(path)}
+    given["data"]["split"]["folds"] = 3
+    planned = json.loads(path.read_text())["configurations"]["cpu"]
+    found = config.with_plan(typed(given))
+    assert (found.train.steps, found.train.batch) == (7, planned["batch"])
+    assert found.train.patch == tuple(planned["patch"])
+    options = found.model.options
+    assert options["features"] == tuple(planned["features"]) and options["head_bias"] is True
+    assert "base_features" not in options
+    space = open_data(found.data, tmp_path).space
+    build.make_network(found, space, tuple(planned["spacing_mm"]))
+    other = config.with_plan(typed(given | {"model": {"name": "resenc", "base_features": 8}}))
+    assert other.model.options == {"base_features": 8}, "another network keeps its width"
+    assert cli.main([*words[:-2], "-o", str(tmp_path / "x"), "--memory-gib", "4"]) == 2
+    assert cli.main(["plan", str(raw), "--steps", "7", "-o", str(tmp_path / "x")]) == 2
+
+
+def test_a_coarser_grid_scales_the_spacing_of_every_corpus():
+    sizes = ((4.0, 2.0, 2.0), (20, 40, 40), (8, 16, 16), 2, "unet", (), (), (8,), (2,), ())
+    chosen = Configuration("cpu", "cpu", 1.0, *sizes)
+    apart = {"A": (1.0, 1.0, 1.0), "B": (3.0, 1.0, 1.0)}  # mean 2 x 1 x 1
+    assert Plan(apart, {}, configurations={"cpu": chosen}).at("cpu").spacing_mm == {
+        "A": (2.0, 2.0, 2.0),
+        "B": (6.0, 2.0, 2.0),
+    }
+    together = {"A": (2.0, 1.0, 1.0), "B": (2.0, 1.0, 1.0)}
+    found = Plan(together, {}, configurations={"cpu": chosen}).at("cpu").spacing_mm
+    assert set(found.values()) == {chosen.spacing_mm}

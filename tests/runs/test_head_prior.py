@@ -16,7 +16,7 @@ from medjax.errors import ModelError, Preempted, UsageError
 from medjax.labels import Corpus, merge
 from medjax.registry import build as make
 from medjax.registry import plain
-from medjax.runs import build, dry, head_prior, initial, stages
+from medjax.runs import build, dry, head_prior, initial, recipe, stages
 from medjax.runs import folder as runfolder
 from medjax.sample.draw import Recipe
 from medjax.sample.prevalence import Count
@@ -398,9 +398,9 @@ def test_an_empty_field_is_no_other_recipe():
     old = plain(base_config())
     assert "head_prior" not in old["init"] and typed(old).init.head_prior == ""
     new = old | {"init": old["init"] | {"head_prior": ""}}
-    assert stages.recipe_fields(typed(new)) == stages.recipe_fields(typed(old))
+    assert recipe.fields(typed(new)) == recipe.fields(typed(old))
     asked = old | {"init": old["init"] | {"head_prior": "prevalence"}}
-    assert stages.recipe_fields(typed(asked)) != stages.recipe_fields(typed(old))
+    assert recipe.fields(typed(asked)) != recipe.fields(typed(old))
     assert hashes.of_json(typed(old).to_json()) == hashes.of_json(old)
 
 

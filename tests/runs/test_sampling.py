@@ -9,7 +9,7 @@ import pytest
 from configs.base import base_config
 from medjax.registry import plain
 from medjax.runs import folder as runfolder
-from medjax.runs import sampling, stages
+from medjax.runs import recipe, sampling
 from medjax.runs.config import with_field, with_stream_version
 from medjax.sample import draw
 from medjax.sample.stream import Recipe, dataset
@@ -71,11 +71,11 @@ def test_later_fields_do_not_make_an_old_run_another_one(tmp_path):
     new = json.loads(json.dumps(old.as_given()))
     new["sampler"] |= {"version": 0, "whole": 0.0, "threads": 7}
     new = with_stream_version(typed(new), folder / "run")
-    assert stages.recipe_fields(new)["sampler"] == stages.recipe_fields(old)["sampler"]
+    assert recipe.fields(new)["sampler"] == recipe.fields(old)["sampler"]
     for change in ({"version": 2}, {"whole": 0.5}, {"draw": "mix"}):
         [(name, value)] = change.items()
         other = with_field(new, f"sampler.{name}", value)
-        assert runfolder.differences(stages.recipe_fields(old), stages.recipe_fields(other))
+        assert runfolder.differences(recipe.fields(old), recipe.fields(other))
 
 
 def test_the_recipe_takes_every_field_of_the_section():

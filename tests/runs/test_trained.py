@@ -14,7 +14,7 @@ from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.prompts.request import Request
 from medjax.runs import folder as runfolder
-from medjax.runs import stages, trained
+from medjax.runs import recipe, trained
 from medjax.runs.exchange import export
 from medjax.scans import nifti
 from medjax.scans.header import DataWarning
@@ -70,7 +70,7 @@ def test_runs_without_the_field_have_the_same_recipe(tmp_path):
     assert fields["optim"]["ema"] == 0.0 and fields["infer"]["ema"] == "auto"
     older = fields | {"optim": {k: v for k, v in fields["optim"].items() if k != "ema"}}
     averaged = fields | {"optim": fields["optim"] | {"ema": 0.9}}
-    recipes = [stages.recipe_fields(typed(f)) for f in (fields, older, averaged)]
+    recipes = [recipe.fields(typed(f)) for f in (fields, older, averaged)]
     assert recipes[0] == recipes[1]
     assert runfolder.differences(recipes[1], recipes[2]) == ["optim.ema: was nothing, is 0.9"]
 

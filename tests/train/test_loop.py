@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import tsfm
 from medjax.errors import Preempted, TrainError, UsageError
@@ -81,25 +80,6 @@ def stopped_by(number, at):
             yield toy.host_batch(i)
 
     return stream
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """A compilation cache on disk: every run of this file, in any process, compiles the same few
-    programs.
-    """
-    folder = str(tmp_path_factory.mktemp("cache"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(names, (folder, 0.0), strict=True):
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 In: a config as plain values (`registry.plain`). Out: `Config`, a frozen value; missing fields have
 their defaults, so configs of earlier versions are read as well. `configs/base.py` is `listed()`.
-A field is one line: configs, flags, checks and `--help` then know it. With `listed=False` it is
-written only where somebody gives it: configs and recipes of earlier runs stay as they are.
+
+To add a field, add one line here, or in `use.py` for prediction and evaluation: configs, flags,
+checks and `--help` then know it. A field with `listed=False` is written into a config only where
+somebody gives it, so configs and recipes of earlier runs stay as they are.
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from medjax.errors import UsageError
 from medjax.runs.settings import section as sections
 from medjax.runs.settings.section import REQUIRED, Section, section, setting
 from medjax.runs.settings.text import Text
+from medjax.runs.settings.use import Evaluate, Infer
 
 FROM_PLAN = "plan"  # the name of the network that a plan chooses
 Number = float | int
@@ -327,7 +330,11 @@ class Init(Section):
         listed=False,
     )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")
-    also: NamedAxes = setting((), "(regex, path, run): leaves of further runs", listed=False)
+    also: NamedAxes = setting(
+        (),
+        "(regex, path, run): leaves of further runs, e.g. an organ encoder of its own",
+        listed=False,
+    )
     upcycle: bool = setting(False, "copy the plain MLPs of the source to every expert")
     experts: Mapping[str, str] = setting(
         dict,
@@ -375,65 +382,6 @@ class Sharding(Section):
         "devices that share one copy of parameters and optimizer state; the rest is data parallel",
     )
     rules: Rules = setting(((".*", "replicate"),), "(regex over parameters, replicate or fsdp)")
-
-
-@section
-class Postprocess(Section):
-    """Rules for predicted masks; classes by name, or "*" for all."""
-
-    holes: Words = setting((), "classes whose holes are filled")
-    largest: Words = setting((), "classes of which only the largest component stays")
-    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
-
-
-@section
-class Infer(Section):
-    """Prediction."""
-
-    checkpoint: str = setting("last", "or best, or a step")
-    ema: str = setting(
-        "auto", "the moving average of the parameters if the run keeps one; off: never"
-    )
-    overlap: Number = setting(0.5, "share of neighbouring windows")
-    mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
-    average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
-    activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
-    conflicts: str = setting(
-        "ordered",
-        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
-        listed=False,
-    )
-    batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
-    precision: str = setting(
-        "", "of matrix products: highest, high or default; empty: the device's own"
-    )
-    postprocess: Postprocess = setting(Postprocess, "rules for the masks")
-    fast: str = setting("", "a run with a coarser spacing, for `medjax predict --fast`")
-
-
-@section
-class Evaluate(Section):
-    """Scores of the held-out cases."""
-
-    OPEN = True  # evaluations that installed packages offer
-
-    on: bool = setting(True, "whether a training ends with an evaluation")
-    surface: bool = setting(True, "NSD, HD95 and ASSD as well")
-    montages: int = setting(8, "number of pictures")
-    groups: Mapping[str, Words] = setting(
-        dict,
-        "group -> classes (CLASS or CORPUS/CLASS) whose mean is an additional row of the table",
-    )
-    resampled: str = setting(
-        "",
-        "or standard, released: also score on the network's grid, with that rule for empty classes",
-    )
-    baseline: str = setting(
-        "",
-        "run folder of a baseline: classes with a Dice below difficult_below there form the group "
-        "difficult",
-    )
-    difficult_below: Number = setting(0.75, "see baseline")
 
 
 def _losses() -> dict[str, Loss]:

@@ -122,8 +122,8 @@ def test_the_optimizer_takes_what_the_schema_lists_with_the_same_defaults():
 def test_the_loop_takes_what_the_schema_lists():
     own = {f.name: f.default for f in dataclasses.fields(loop.Settings)}
     known = fields_of(schema.Train)
-    # set by the run: where it writes, and its seed
-    assert set(own) - set(known) == {"seed", "tensorboard"}
+    # set by the run: where it writes, its seed, and `evaluate.during`
+    assert set(own) - set(known) == {"seed", "tensorboard", "measure_every"}
     assert set(known) - set(own) == {"batch", "patch", "accumulate", "precision"}
     for name in ("keep", "print_seconds", "picture"):
         assert known[name].default == own[name] and not known[name].listed

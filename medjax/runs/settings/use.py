@@ -1,0 +1,79 @@
+"""The sections of a config for the use of a trained network: prediction and evaluation.
+
+See `schema.py`, which holds the other sections and puts all together.
+"""
+
+from collections.abc import Mapping
+
+from medjax.runs.settings.section import Section, section, setting
+
+Number = float | int
+Words = tuple[str, ...]
+
+
+@section
+class Postprocess(Section):
+    """Rules for predicted masks; classes by name, or "*" for all."""
+
+    holes: Words = setting((), "classes whose holes are filled")
+    largest: Words = setting((), "classes of which only the largest component stays")
+    min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
+
+
+@section
+class Infer(Section):
+    """Prediction."""
+
+    checkpoint: str = setting("last", "or best, or a step")
+    ema: str = setting(
+        "auto", "the moving average of the parameters if the run keeps one; off: never"
+    )
+    overlap: Number = setting(0.5, "share of neighbouring windows")
+    mirror_axes: tuple[int, ...] = setting((), "axes of test-time mirroring")
+    average: str = setting("prob", "what overlapping windows and mirrors average, or logit")
+    activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
+    conflicts: str = setting(
+        "ordered",
+        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
+        listed=False,
+    )
+    batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
+    precision: str = setting(
+        "", "of matrix products: highest, high or default; empty: the device's own"
+    )
+    postprocess: Postprocess = setting(Postprocess, "rules for the masks")
+    fast: str = setting(
+        "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
+    )
+
+
+@section
+class Evaluate(Section):
+    """Scores of the held-out cases."""
+
+    OPEN = True  # evaluations that installed packages offer
+
+    on: bool = setting(True, "whether a training ends with an evaluation")
+    surface: bool = setting(True, "NSD, HD95 and ASSD as well")
+    montages: int = setting(8, "number of pictures")
+    during: int = setting(
+        0,
+        "> 0: steps of a training between predictions of a few whole held-out cases, whose Dice is "
+        "shown",
+        listed=False,
+    )
+    during_cases: int = setting(2, "of each corpus, for `during`", listed=False)
+    groups: Mapping[str, Words] = setting(
+        dict,
+        "group -> classes (CLASS or CORPUS/CLASS) whose mean is an additional row of the table",
+    )
+    resampled: str = setting(
+        "",
+        "or standard, released: also score on the network's grid, with that rule for empty classes",
+    )
+    baseline: str = setting(
+        "",
+        "run folder of a baseline: classes with a Dice below difficult_below there form the group "
+        "difficult",
+    )
+    difficult_below: Number = setting(0.75, "see baseline")

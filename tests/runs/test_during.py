@@ -1,0 +1,114 @@
+"""Dice of whole held-out volumes while a network trains: the numbers of the final evaluation, and
+the same after an interruption.
+"""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.base import base_config
+from medjax.errors import Preempted, UsageError
+from medjax.registry import plain
+from medjax.runs import during, stages
+from medjax.runs.settings.use import Evaluate
+from medjax.runs.trained import read_model
+from medjax.train import loop
+from tests.support.raw import write_corpus
+from tests.support.run import small_unet
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Two corpora: organ and tumour; organ alone, in other scans."""
+    root = tmp_path_factory.mktemp("raw")
+    labels = {"Task01_Both": {"organ": 1, "tumour": 2}, "Task02_Organ": {"organ": 1}}
+    return [
+        write_corpus(root / name, n=4, shape=(10, 12, 11), labels=own, seed=k)
+        for k, (name, own) in enumerate(labels.items())
+    ]
+
+
+def _fields(raw, **evaluate):
+    fields = plain(base_config())
+    fields["model"] = {"name": "unet", **small_unet(3)}
+    fields["data"] |= {
+        "folders": ",".join(map(str, raw)),
+        "split": fields["data"]["split"] | {"folds": 2},
+        "spacing_mm": (1.0, 1.0, 1.0),
+        "workers": 1,
+    }
+    fields["optim"] |= {"name": "adamw", "lr": 1e-2}
+    fields["train"] |= {"patch": (8, 8, 8), "batch": 2, "steps": 4, "checkpoint_every": 4}
+    fields["train"] |= {"validate_every": 3, "validation_batches": 1, "log_every": 1}
+    fields["evaluate"] |= {"during": 2, "surface": False, "montages": 0} | evaluate
+    return fields
+
+
+def _rows(folder):
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "volume_dice" in row]
+
+
+@pytest.fixture(scope="module")
+def run(raw, tmp_path_factory):
+    """A finished and evaluated run of four steps."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    opened = stages.open_run(_fields(raw), folder)
+    stages.train(opened)
+    assert stages.evaluate(opened) == 0
+    return folder
+
+
+def test_the_last_measurement_is_the_final_evaluation(run):
+    """Two held-out cases per corpus, so the few cases are all of them."""
+    first, last = _rows(run)
+    assert (first["step"], last["step"]) == (2, 4) and first != last | {"step": 2}
+    cells = json.loads((run / "evaluation" / "summary.json").read_text())["cells"]
+    expected = {
+        f"volume_dice/{corpus}/{name}": cell["Dice_own_channel"]["mean"]
+        for corpus, row in cells.items()
+        for name, cell in row.items()
+    }
+    found = {name: value for name, value in last.items() if name.startswith("volume_dice/")}
+    assert found == pytest.approx(expected, abs=1e-4) and len(found) == 3
+    assert last["volume_dice"] == pytest.approx(math.fsum(found.values()) / 3)
+    assert 0 < last["volume_dice"] < 1
+
+
+def test_an_interrupted_run_measures_the_same(raw, run, tmp_path, monkeypatch):
+    folder, asked, real = tmp_path / "run", [], loop.Requests.array
+
+    def stop(self):
+        asked.append(1)
+        self.stopped = len(asked) >= 3
+        return real(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(loop.Requests, "array", stop)
+        stages.train(stages.open_run(_fields(raw), folder))
+    assert _rows(folder) == _rows(run)[:1]
+    stages.train(stages.open_run(_fields(raw), folder))
+    assert (folder / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()
+
+
+def test_it_is_off_by_default_and_needs_a_case(raw, tmp_path):
+    assert Evaluate().during == 0
+    for wrong in ({"during_cases": 0}, {"during": -1}):
+        with pytest.raises(UsageError, match="during_cases must be positive"):
+            stages.open_run(_fields(raw, **wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_program_serves_all_calls(raw, run):
+    opened = stages.open_run(_fields(raw), run)
+    trained = read_model(run)
+    held = list(stages.held_cases(opened, trained.space.unveiled()).values())
+    volumes = during.Volumes(trained.config, trained.space, trained.plan, run, held)
+    params = jax.tree.map(jnp.asarray, trained.params())
+    first = volumes(params)
+    other = volumes(jax.tree.map(jnp.zeros_like, params))
+    assert volumes(params) == first and first != other
+    assert volumes.segmenter.compiled == 2, "one per number of classes"
