@@ -11,7 +11,9 @@ def add(verbs) -> None:
     )
     p.add_argument("weights", help="checkpoint file: .pth, .pt, .model, .safetensors, .npz")
     p.add_argument(
-        "--family", required=True, help="nnunet, swin_unetr, swin_unet (and M4oE), stunet, vit, ..."
+        "--family",
+        required=True,
+        help="nnunet, swin_unetr, swin_unet (and M4oE), stunet, vit, segvol, ...",
     )
     p.add_argument("-o", "--output", required=True, help="run folder to create")
     p.add_argument(

@@ -242,7 +242,7 @@ def make(
       prior_gate: priors start without effect. prior_heads: of their attention.
       prior_scale: factor of what is added to the mask tokens.
       posterior: "additive", "learned" (a trained factor), "off"; of "inner_product" also "replace".
-      unknown_task: the pools have a row for unknown tasks and modalities.
+      unknown_task: there are learned tokens of unknown tasks and modalities.
       unknown_drop: in training, the share of known ones that are taken for unknown.
       queries: number of queries for which parameters are made; the network takes any number.
       dropout: of the encoder's positions and MLPs, in training.

@@ -106,3 +106,17 @@ def test_a_balanced_loss_is_one_of_the_whole_batch():
     assert separable.over_samples(masked_pixels.make(), **rule) == separable.MEAN
     balanced = masked_pixels.make(balance="modalities")
     assert separable.over_samples(balanced, **rule) == separable.BATCH
+
+
+def test_absolute_errors_as_in_simmim():
+    found, inside = outputs(), _inside()
+    loss = masked_pixels.make(power=1)
+    whole = float(loss(found, {}))
+    error = np.abs(np.asarray(found["pixels"]) - np.asarray(found["patches"])).mean(-1)
+    hidden = np.asarray(found["masked"])
+    expected = [error[k][hidden[k]].mean() for k in range(4)]
+    assert whole == pytest.approx(np.mean(expected), rel=1e-5)
+    part, counted = masked_pixels.per_sample(found, tokens(inside), power=1)
+    assert float(part[0]) == pytest.approx(expected[0], rel=1e-5) and counted.tolist()[3] == 0
+    with pytest.raises(UsageError, match="unknown power of masked_pixels; found 3"):
+        masked_pixels.make(power=3)

@@ -18,6 +18,8 @@ from tests.support.mutants import mutated
 # Parameters without a gradient: biases that an instance norm takes away, keys' biases in a softmax.
 # In TSFM a norm stands before every head, so that constants of the residual stream vanish as well.
 SILENT = re.compile(r"(^|/)(conv\d?|skip_conv|k)/bias$")
+# SegVol's matrix of positions is never trained.
+SILENT_SEGVOL = re.compile(r"(^|/)(k/bias|gaussian)$")
 SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|ln_f|k)/bias$")
 QUICK = ("unet_2d_multitalent", "resenc_2d", "tsfm_2d", "swin_unet_gate", "masked_swin_3d")
 
@@ -53,6 +55,7 @@ def test_every_parameter_takes_part(name):
     norms = {k: float(np.linalg.norm(g)) for k, g in _with_gradients(name)[1].items()}
     floor = 1e-5 * max(norms.values())
     allowed = SILENT_TSFM if golden.CASES[name].arguments.get("variant") == "t" else SILENT
+    allowed = SILENT_SEGVOL if golden.CASES[name].model == "segvol" else allowed
     silent = [k for k, norm in norms.items() if norm < floor and not allowed.search(k)]
     assert norms and silent == []
 
@@ -427,6 +430,69 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
     ),
     ("shift not kept", "masked_swin_experts", "parts.window", "if keep_shift:", "if False:"),
     (
+        "classes that a corpus lacks are keys",
+        "hermes",
+        "parts.context_priors",
+        "(features, priors, exists), priors",
+        "(features, priors), priors",
+    ),
+    (
+        "skip and enlarged swapped",
+        "hermes",
+        "hermes",
+        "[skip, enlarged(x, skip.shape[1:-1])]",
+        "[enlarged(x, skip.shape[1:-1]), skip]",
+    ),
+    (
+        "volume's tokens not hidden",
+        "masked_vit",
+        "parts.vit",
+        "jnp.where(masked[0][..., None], masked",
+        "jnp.where(masked[0][..., None] & False, masked",
+    ),
+    (
+        "prompt not placed among the keys",
+        "segvol",
+        "parts.two_way",
+        "back(there, tokens + entered, tokens, bias)",
+        "back(there, tokens, tokens, bias)",
+    ),
+    (
+        "absent tokens are keys",
+        "segvol",
+        "parts.two_way",
+        "jnp.where(exists, 0.0",
+        "jnp.where(exists | True, 0.0",
+    ),
+    (
+        "corners swapped",
+        "segvol_release_with_masks",
+        "parts.prompt_encoder",
+        "+ self.points[2:]",
+        "+ self.points[:1:-1]",
+    ),
+    (
+        "axes of positions",
+        "segvol_release_with_masks",
+        "parts.prompt_encoder",
+        "[z / frame[1], y / frame[0], x / frame[2]]",
+        "[y / frame[1], z / frame[0], x / frame[2]]",
+    ),
+    (
+        "unknown tasks are the last known one",
+        "segvol_priors",
+        "parts.priors",
+        "jnp.where(known, index, rows)",
+        "jnp.where(known, index, rows - 1)",
+    ),
+    (
+        "prototype not added",
+        "segvol_prototypes",
+        "parts.mask_decoder",
+        "* filters[0] + first",
+        "* filters[0]",
+    ),
+    (
         "no norm after the decoder",
         "masked_swin",
         "masked_swin",
@@ -435,6 +501,12 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
     ),
 ]
 SLOW = {  # of the mutants: noticed as well, but the quick run has enough of each kind
+    "skip and enlarged swapped",
+    "unknown tasks are the last known one",
+    "prototype not added",
+    "prompt not placed among the keys",
+    "corners swapped",
+    "axes of positions",
     "axes not turned back",
     "bias of the upsampling",
     "corner bias index",

@@ -42,6 +42,7 @@ class Case:
       model: a module of `medjax.models`. arguments: of its `make`.
       image: (b, *patch, m). corpus, modality, task: of every sample. masked: grid of the hidden
         tokens.
+      prompts: of every sample, a name for each of its queries, see `prompts`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Case:
     modality: tuple[int, ...] = ()
     masked: tuple[int, ...] = ()
     task: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
 
 
 SIDES = {
@@ -84,6 +86,22 @@ SPACE = {"width": 6, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch_size
 THREE = {"experts_in": "both", "modalities": 3}
 TWO_TASKS = {**UNETR, "dims": 2, "in_channels": 2, "tasks": 2, "fusion_width": 12}
 LOW_RANK = {"kind": "dynamic_low_rank", "rank": 2, "k2": 3}
+VOLUME = {
+    "patch_size": (2, 4, 4),
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "hidden": 24,
+}
+PROMPTED = {
+    **VOLUME,
+    "frame": (4, 8, 8),
+    "decoder_heads": 2,
+    "decoder_hidden": 12,
+    "text_width": 6,
+    "all_masks": True,
+}
+QUERIES = ("points+text", "box", "text", "points")
 SLICES = (3, 24, 48)  # of the two-stage ones the deeper grid is 6 x 12, of the others 3 x 6
 
 CASES = {
@@ -247,6 +265,42 @@ CASES = {
     "masked_swin_3d": Case(
         "masked_swin", {**SPACE, "experts_in": "none"}, (2, 8, 16, 8, 1), masked=(4, 8, 4)
     ),
+    "hermes": Case(
+        "hermes",
+        {
+            "classes": 3,
+            "base": 4,
+            "blocks": (1, 1, 2, 1, 1),
+            "modality_tokens": 2,
+            "modalities": 2,
+            "corpus_channels": ((0, 2), (0, 1, 2)),
+        },
+        (2, 16, 32, 1),
+        corpus=(1, 0),
+        modality=(0, -1),
+    ),
+    "masked_vit": Case("masked_vit", VOLUME, (2, 4, 8, 8, 1), masked=(2, 2, 2)),
+    "segvol": Case("segvol", {"classes": 3, **PROMPTED}, (2, 4, 8, 8, 1), prompts=QUERIES),
+    "segvol_release_with_masks": Case(
+        "segvol",
+        {"classes": 3, **PROMPTED, "mode": "release", "mask_input": True, "free_text": True},
+        (2, 4, 8, 8, 1),
+        prompts=QUERIES,
+    ),
+    "segvol_priors": Case(
+        "segvol",
+        {"classes": 3, **PROMPTED, "prior": "additive_token", "modalities": 2},
+        (2, 4, 8, 8, 1),
+        modality=(1, 0),
+        prompts=QUERIES,
+    ),
+    "segvol_prototypes": Case(
+        "segvol",
+        {"classes": 3, **PROMPTED, "prior": "inner_product", "modalities": 2},
+        (2, 4, 8, 8, 1),
+        modality=(1, -1),
+        prompts=QUERIES,
+    ),
 }
 
 
@@ -284,7 +338,38 @@ def inputs(case: Case) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     context = {name: jnp.array(given, jnp.int32) for name, given in context.items() if given}
     if case.masked:
         context["masked"] = jnp.asarray(random("masked", (case.image[0], *case.masked)) > 0.3)
+    if case.prompts:
+        context |= prompts(case)
     return jnp.asarray(random("image", case.image)), context or None
+
+
+def prompts(case: Case) -> dict[str, jax.Array]:
+    """A query for every name of prompts ("points+text"); what is not named is there and unused."""
+    b, q, sides = case.image[0], len(case.prompts), np.array(case.image[1:-1])
+    has = np.array([[k in name for k in ("points", "box", "text")] for name in case.prompts])
+    kind = np.tile([1, 0, -1, 1, *[-2] * 17], (b, q, 1))
+    first = np.abs(random("box", (b, q, 3))) % 2
+    grid = sides // case.arguments["patch_size"]
+    found = {
+        "points": np.abs(random("points", (b, q, 21, 3))) * sides / 3,
+        "point_kind": kind.astype(np.int32),
+        "box": np.concatenate([first, first + 2], -1),
+        "has": np.tile(has, (b, 1, 1)),
+        "text": np.tile(np.array([0, -1, 2, 1], np.int32), (b, 1)),
+    }
+    if case.arguments.get("free_text"):
+        found["text"][0, 2] = -2
+        found["vector"] = random("vector", (b, q, case.arguments["text_width"]))
+    if case.arguments.get("mask_input"):
+        found["mask"] = random("mask", (b, q, *(4 * n for n in grid)))
+        found["mask"][:, 0] = 0  # no mask
+    if case.arguments.get("prior"):
+        found["task"] = np.tile(np.array([0, 2, -1, 1], np.int32), (b, 1))
+    wide = {np.dtype("float64"): np.float32}
+    return {
+        f"prompt_{name}": jnp.asarray(value.astype(wide.get(value.dtype, value.dtype)))
+        for name, value in found.items()
+    }
 
 
 def run(

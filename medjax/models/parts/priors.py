@@ -33,13 +33,13 @@ POSTERIORS = {
 class Priors(nn.Module):
     """See the module docstring.
 
-    Parameters: `task` (tasks, c), `modality` (modalities, c), each with one more row for the
-    unknown; `group` (3, c: image, modality, task), `qkv`, `out`, `norm1`, `ffn1`, `ffn2`, `norm2`;
+    Parameters: `task` (tasks, c), `modality` (modalities, c), `unknown` (2, c: task, modality);
+    `group` (3, c: image, modality, task), `qkv`, `out`, `norm1`, `ffn1`, `ffn2`, `norm2`;
     `gate` (2,: image, masks); `posterior1`, `posterior2` or `prototype1`, `prototype2`; `scale` ().
 
     Attributes:
-      tasks, modalities: rows of the pools. unknown: the pools have a row for the unknown, which
-        otherwise has a token of zeros.
+      tasks, modalities: rows of the pools. unknown: there are tokens of the unknown, which are zero
+        otherwise.
       unknown_drop: in training, the share of known tasks and modalities that are hidden.
       heads: must divide the width. gate: see the module docstring.
       kind: "additive_token" or "inner_product".
@@ -84,8 +84,11 @@ class Priors(nn.Module):
                 found=f"{self.heads} heads, width {width}",
                 fix="change prior_heads or width",
             )
-        words = self._row("task", self.tasks, task, width, train)
-        kinds = self._row("modality", self.modalities, modality, width, train)
+        unknown = jnp.zeros((2, width))
+        if self.unknown:
+            unknown = self.param("unknown", nn.initializers.zeros, (2, width), jnp.float32)
+        words = self._row("task", self.tasks, task, unknown[0], train)
+        kinds = self._row("modality", self.modalities, modality, unknown[1], train)
         group = self.param("group", nn.initializers.zeros, (3, width), jnp.float32)
         tokens = image.reshape(b, 1, -1, width) + group[0].astype(self.dtype)
         count = tokens.shape[2]
@@ -115,12 +118,13 @@ class Priors(nn.Module):
         added, prototype = self._posterior(y[:, :, -1], gate[1].astype(self.dtype), dense)
         return changed, added, prototype
 
-    def _row(self, name: str, rows: int, index: Array, width: int, train: bool) -> Array:
-        """The tokens of a pool, those of unknown ones included."""
-        zeros = nn.initializers.zeros
-        pool = self.param(name, zeros, (rows + self.unknown, width), jnp.float32)
-        if not self.unknown:
-            pool = jnp.concatenate([pool, jnp.zeros((1, width))])
+    def _row(
+        self, name: str, rows: int, index: Array, unknown: Array, train: bool
+    ) -> Float[Array, "... c"]:
+        """The tokens of a pool; `unknown` (c,) is that of unknown ones."""
+        shape = (rows, len(unknown))
+        pool = self.param(name, nn.initializers.zeros, shape, jnp.float32)
+        pool = jnp.concatenate([pool, unknown[None]])
         known = (index >= 0) & (index < rows)
         if train and self.unknown_drop:
             drop = jax.random.bernoulli(self.make_rng("dropout"), self.unknown_drop, index.shape)
