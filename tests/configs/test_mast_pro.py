@@ -170,7 +170,7 @@ def test_both_stages_on_slices_with_an_organ_mask(tmp_path, capsys):
     fields = shared | {
         "data.folders": f"{masks},{tmp_path / 'Dataset002_B'}",
         "init.source": tmp_path / "small_stage1",
-        "optim.lr": 0.05,
+        "optim.lr": 0.01,
     }
     assert _steps("small_full", tmp_path, fields) == 0
     said = capsys.readouterr().out
