@@ -84,7 +84,7 @@ DEEP = {**TOKENS, "depths": (2, 1, 1), "heads": (1, 2, 3)}
 SWIN = {**TOKENS, "depths": (2, 1), "heads": (1, 2)}
 SPACE = {"width": 6, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch_size": 2, "dims": 3}
 THREE = {"experts_in": "both", "modalities": 3}
-TWO_TASKS = {**UNETR, "dims": 2, "in_channels": 2, "tasks": 2, "fusion_width": 12}
+TWO_TASKS = {**UNETR, "classes": 1, "dims": 2, "in_channels": 2, "tasks": 2, "fusion_width": 12}
 LOW_RANK = {"kind": "dynamic_low_rank", "rank": 2, "k2": 3}
 VOLUME = {
     "patch_size": (2, 4, 4),
