@@ -115,7 +115,7 @@ def grown(
         return mask
     if closing_mm:
         reach = [int(np.ceil(closing_mm / s)) + 1 for s in spacing_mm]
-        wide = np.pad(mask, [(n, n) for n in reach])
+        wide = np.pad(mask, [(n, n) for n in reach], "edge")  # nothing is known outside
         wide = ndimage.distance_transform_edt(~wide, spacing_mm) <= closing_mm
         wide = ndimage.distance_transform_edt(wide, spacing_mm) > closing_mm
         inner = tuple(slice(n, n + side) for n, side in zip(reach, mask.shape, strict=True))

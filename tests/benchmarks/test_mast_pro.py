@@ -11,6 +11,7 @@ from benchmarks import mast_pro
 from medjax import main
 from medjax.corpora.sources import read_corpus
 from medjax.prompts import texts
+from medjax.registry import plain
 from tests.support.configs import typed
 from tests.support.raw import write_corpus
 
@@ -51,7 +52,7 @@ def test_rows_differ_in_their_row_only(given, repository, monkeypatch):
     for name, job in found.items():
         assert job.after == ("" if name == "stage1" else "stage1")
         (line,) = job.lines
-        config = typed(main.parse(line[2:]).config)
+        config = typed(plain(main.parse(line[2:]).config))
         fields[name] = config
         if name != "stage1":
             assert config.text.file == str(given.out / "tasks.text.npz")
@@ -60,7 +61,7 @@ def test_rows_differ_in_their_row_only(given, repository, monkeypatch):
     assert all(r.train == rows[0].train and r.data == rows[0].data for r in rows)
     assert fields["stage1"].data.share == "per_corpus" and fields["stage1"].train.steps == 12
     (line,) = mast_pro.organ_job(given).lines
-    assert typed(main.parse([w for w in line[2:]]).config).data.split.folds == 2
+    assert typed(plain(main.parse(line[2:]).config)).data.split.folds == 2
 
 
 def test_what_the_network_is_told():

@@ -98,9 +98,9 @@ def test_closing_and_growing_in_millimetres():
     near = organs.grown(mask, (2.0, 1.0, 1.0), dilate_mm=1.0)
     assert near.sum() == 3 + 2 + 2 + 6 and not near[3].any()  # a row of 7, and 2 above and below
     slabs = np.zeros((9, 9, 9), bool)
-    slabs[:, :, [2, 4, 7]] = True
-    closed = organs.grown(slabs, (2.0, 1.0, 1.0), closing_mm=1.0)  # gaps of 1 and of 2 voxels
-    assert np.flatnonzero(closed.all((0, 1))).tolist() == [2, 3, 4, 7] and closed.sum() == 4 * 81
+    slabs[:, :, [2, 4, 8]] = True
+    closed = organs.grown(slabs, (2.0, 1.0, 1.0), closing_mm=1.0)  # gaps of 1 and of 3 mm
+    assert np.flatnonzero(closed.all((0, 1))).tolist() == [2, 3, 4, 8] and closed.sum() == 4 * 81
     edge = np.zeros((3, 3, 3), bool)
     edge[:, :, 0] = True
     np.testing.assert_array_equal(organs.grown(edge, (1.0,) * 3, closing_mm=2.0), edge)

@@ -297,7 +297,7 @@ def test_a_batch_of_two_tasks_is_the_mean_of_its_samples_in_one_program(trained)
     before = len(compiled)
     (both, _), _ = step(params, image, label, jnp.array([1, 0]))
     values = [
-        step(params, image[[n, n]], label[[n, n]], jnp.array([c, c]))[0][0]
+        step(params, image[np.array([n, n])], label[np.array([n, n])], jnp.array([c, c]))[0][0]
         for n, c in ((0, 1), (1, 0))
     ]
     assert float(both) == pytest.approx(float(sum(values) / 2), rel=1e-4)
