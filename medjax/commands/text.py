@@ -24,7 +24,13 @@ def add(verbs) -> None:
     source.add_argument(
         "--hash", action="store_true", help="no encoder: vectors of word pieces without meaning"
     )
-    source.add_argument("--run", default="", help="the table that a run holds, by class name")
+    source.add_argument(
+        "--run",
+        default="",
+        dest="of_run",
+        metavar="RUN",
+        help="the table that a run holds, by class name",
+    )
     p.add_argument(
         "--projected",
         action="store_true",
@@ -37,17 +43,17 @@ def add(verbs) -> None:
 def _text(args) -> int:
     from medjax.errors import UsageError
     from medjax.prompts import texts
-    from medjax.runs import texts as of_runs
+    from medjax.runs.prompts import texts as of_runs
 
     out = Path(args.output)
     if not out.name.endswith(texts.SUFFIX):
         raise UsageError("unusable name", path=out, expected=f"a name that ends in {texts.SUFFIX}")
     if args.projected and not args.encoder:
         raise UsageError("--projected is a choice of --encoder", fix="leave out --projected")
-    if args.run:
+    if args.of_run:
         if args.sentences or args.template is not None:
             raise UsageError("a run's table has no texts", fix="leave out --sentences, --template")
-        found = of_runs.of_run(Path(args.run), tuple(args.names))
+        found = of_runs.of_run(Path(args.of_run), tuple(args.names))
     else:
         names, sentences = _named(args)
         if args.hash:

@@ -110,6 +110,11 @@ class SegVol(nn.Module):
     dtype: Any = jnp.float32
     programs = ("encode", "decode")
 
+    @property
+    def pe_order(self) -> str:
+        """Which the weights are bound to, see `PromptEncoder`."""
+        return self.prompt.pe_order
+
     def __call__(
         self, image: Float[Array, "b z y x m"], context: Context = None, train: bool = False
     ) -> dict[str, Array]:

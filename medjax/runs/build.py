@@ -30,7 +30,9 @@ from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
 from medjax.weights.adapters import Adapters
 
-TOPOLOGY = ("strides", "kernels")  # arguments that a patch and a spacing decide if they are open
+# Arguments that weights are bound to although every shape fits without them; if they are open, a
+# patch and a spacing decide the first two, and a source of weights all of them.
+TOPOLOGY = ("strides", "kernels", "pe_order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,10 @@ class Network:
       channels: m.
       reads: what the model reads beside the image (`models.context`).
       tasks: per corpus of the label space, the number of its task.
-      texts: of networks with a table of text vectors (`runs.texts`), what its rows stand for: names
-        of tasks or classes.
-      topology: strides and kernels of every stage, of networks that have them.
+      texts: of networks with a table of text vectors (`runs.prompts.texts`), what its rows stand
+        for: names of tasks or classes.
+      topology: strides and kernels of every stage, and the order of positions, of networks that
+        have them.
     """
 
     apply: Callable[..., dict]

@@ -20,21 +20,12 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import (
-    build,
-    during,
-    evaluations,
-    head_prior,
-    hosts,
-    initial,
-    recipe,
-    sampling,
-    texts,
-)
+from medjax.runs import build, during, evaluations, head_prior, hosts, initial, recipe, sampling
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
+from medjax.runs.prompts import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of
@@ -346,7 +337,7 @@ def _train(run: Run) -> None:
         workdir=run.workdir,
         names=task.names,
         recipe=begun_with,
-        borrow=None if resumes else texts.filling(config, space, net, run.workdir),
+        borrow=None if resumes else texts_of_run.filling(config, space, net, run.workdir),
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,

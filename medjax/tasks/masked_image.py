@@ -140,7 +140,7 @@ def make(
     modalities: Sequence[str],
     ratio: float = 0.75,
     block: int = 4,
-    patch_size: int = 4,
+    patch_size: int | Sequence[int] = 4,
     **batches: Any,
 ) -> MaskedImage:
     """Builds the task.
@@ -152,20 +152,21 @@ def make(
       modalities: their names, which become the task's `names`: validation reports a loss for each.
       ratio: share of hidden blocks.
       block: tokens per block and axis.
-      patch_size: voxels per token and axis, as in the network.
+      patch_size: voxels per token, of every axis or one number for all, as in the network.
       batches: the other arguments of `supervised.make` (label space, augmentation): batches are
         prepared the same way.
 
     Raises: `UsageError` for a patch that tokens or blocks do not fill.
     """
-    if any(side % patch_size for side in patch):
+    size = (patch_size,) * len(patch) if isinstance(patch_size, int) else tuple(patch_size)
+    if len(size) != len(patch) or any(side % n for side, n in zip(patch, size, strict=True)):
         raise UsageError(
             "tokens do not fill the patch",
             found=tuple(patch),
             expected=f"multiples of {patch_size}",
             fix="change train.patch",
         )
-    grid = tuple(side // patch_size for side in patch)
+    grid = tuple(side // n for side, n in zip(patch, size, strict=True))
     jax.eval_shape(lambda key: block_mask(key, 1, grid, block, ratio), jax.random.key(0))
     return MaskedImage(
         dataclasses.replace(

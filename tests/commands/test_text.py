@@ -1,7 +1,6 @@
 """`medjax text` and `config.text`: vectors of names by CLIP, as hashes, from files and runs."""
 
 import json
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from medjax.cli import main
 from medjax.commands import text
 from medjax.errors import ModelError, UsageError
 from medjax.prompts import texts
-from medjax.runs import texts as of_runs
+from medjax.runs.prompts import texts as of_runs
 from medjax.runs.settings import schema
 from medjax.runs.settings.text import Text
 from medjax.weights.families import clip
@@ -103,7 +102,7 @@ def test_a_projection_that_is_not_there(encoder, tmp_path, capsys):
 
 
 def _config(**fields):
-    return SimpleNamespace(text=Text(**fields))
+    return schema.resolve({"text": fields})
 
 
 def test_the_table_of_a_run_is_filled_from_its_config(encoder, tmp_path):

@@ -10,8 +10,9 @@ from configs.mast_pro import KNOWN, get_config
 from medjax import cli, main
 from medjax.labels import Corpus, merge
 from medjax.registry import plain
-from medjax.runs import build, dry, footprint, texts
+from medjax.runs import build, dry, footprint
 from medjax.runs import open as corpora
+from medjax.runs.prompts import texts
 from medjax.runs.settings import text
 from medjax.runs.trained import read_model
 from medjax.train import checkpoint, rules

@@ -176,6 +176,46 @@ def test_t14_adapters_of_the_published_targets():
     assert 142_080 * 8 + 4_608 == 1_141_248 and 142_080 * 16 + 4_608 == 2_277_888
 
 
+@pytest.mark.slow
+def test_t17_experts_with_an_identity(tiny):
+    """Expert 0 is the network itself bit for bit, and only the expert in use gets a gradient."""
+    net, params, image, _ = tiny
+    settings = adapters.Adapters(
+        adapters.rules_of("segvol", 2), experts=3, routing="modality", alpha=2.0
+    )
+    tree = adapters.graft(params, settings, jax.random.key(0))
+    added = _count(tree) - _count(params)
+    sites = [path for path in adapters._flat(tree) if path.endswith("lora_a")]
+    assert len(sites) == 2 * 3 + 10  # two blocks here; twelve of them give 46
+    full = jax.eval_shape(lambda tree: adapters.graft(tree, settings, jax.random.key(0)), _shapes())
+    assert _count(full) - _count(_shapes()) == 2 * 142_080 * 2 and added > 0
+    tree = jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: leaf + 0.1 if "lora_b" in jax.tree_util.keystr(keys) else leaf, tree
+    )
+    images, prompts = jnp.concatenate([image, image]), _prompts(("text", "box"))
+    prompts = {name: jnp.concatenate([value, value]) for name, value in prompts.items()}
+
+    def low(tree, modality):
+        context = prompts | {"modality": modality}
+        given = adapters.variables(tree, settings, images, context)
+        return net.apply(given, images, context)["low"]
+
+    run = jax.jit(low, compiler_options=FAST)
+
+    plain = jax.jit(
+        lambda params: net.apply({"params": params}, images, prompts)["low"], compiler_options=FAST
+    )(params)
+    mixed = run(tree, jnp.array([0, 2]))
+    np.testing.assert_array_equal(mixed[0], plain[0])
+    assert float(jnp.abs(mixed[1] - plain[1]).max()) > 1e-3
+    slopes = jax.jit(
+        jax.grad(lambda tree: (low(tree, jnp.array([0, 2])) ** 2).sum()), compiler_options=FAST
+    )(tree)
+    for path, slope in adapters._flat(slopes).items():
+        if "lora" in path:  # stored: experts 1 and 2
+            assert not np.any(np.asarray(slope[0])) and np.any(np.asarray(slope[1])), path
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -397,6 +437,12 @@ def test_half_precision_gives_float32_masks_close_to_those_of_float32(tiny):
 def test_arguments_that_describe_no_network_are_refused(arguments, message):
     with pytest.raises(ModelError, match=message):
         segvol.make(3, **TINY | arguments)
+
+
+def test_the_order_of_positions_is_known_of_the_network():
+    assert segvol.make(3, **TINY).pe_order == "consistent"
+    assert segvol.make(3, **TINY, mode="release").pe_order == "release"
+    assert segvol.make(3, **TINY, mode="release", pe_order="consistent").pe_order == "consistent"
 
 
 def test_what_a_call_lacks_is_named(tiny):

@@ -286,6 +286,6 @@ def test_the_tower_is_that_of_transformers(monkeypatch):
     tower, params, account = clip.tower(state)
     assert isinstance(tower, clip_text.ClipText) and tower.projection == 64
     assert len(account.matched) == 2 + 3 * 16 + 2 + 1
-    found = tower.apply({"params": params}, jnp.asarray(tokens))
+    found = jax.jit(tower.apply)({"params": params}, jnp.asarray(tokens))
     _close(found["pooled"], pooled.numpy())
     _close(found["projected"], given.text_embeds.numpy())

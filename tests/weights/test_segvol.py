@@ -12,10 +12,13 @@ from medjax.cli import main
 from medjax.errors import ModelError, UsageError
 from medjax.models import segvol as network
 from medjax.models.context import initialise
+from medjax.prepare.plan import Intensity, Plan
 from medjax.prompts import texts
+from medjax.runs import initial
 from medjax.runs.exchange import foreign
 from medjax.runs.exchange.imported import import_weights
-from medjax.runs.texts import by_encoder
+from medjax.runs.prompts.texts import by_encoder
+from medjax.runs.settings import schema
 from medjax.train import checkpoint
 from medjax.weights import accounts
 from medjax.weights.families import segvol
@@ -71,9 +74,17 @@ def imported(tmp_path_factory):
     labels = {"background": 0} | {name: i for i, name in enumerate(NAMES, 1)}
     dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(dataset | {"numTraining": 1}))
+    plan = Plan({"Organs": (1.0, 1.0, 1.0)}, {"CT": Intensity("zscore")})
+    (folder / "plan.json").write_text(json.dumps(plan.to_json()))
     run = folder / "run"
     report = import_weights(
-        folder / "pytorch_model.safetensors", "segvol", run, dataset=folder / "dataset.json"
+        folder / "pytorch_model.safetensors",
+        "segvol",
+        run,
+        plan=folder / "plan.json",
+        dataset=folder / "dataset.json",
+        name="Organs",
+        patch=(2, 16, 16),
     )
     return folder / "pytorch_model.safetensors", tensors, run, report
 
@@ -117,6 +128,33 @@ def test_class_names_get_vectors_of_the_files_own_tower(imported):
     again = by_encoder(run / foreign.EXTRAS, NAMES, sentences).vectors
     np.testing.assert_array_equal(again, expected)
     assert json.loads((run / "config.json").read_text())["model"]["pe_order"] == "release"
+
+
+def test_the_table_of_a_run_is_a_file_of_vectors(imported, tmp_path, capsys):
+    _, _, run, report = imported
+    assert f"{run} predicts" in report
+    out = tmp_path / "organs.text.npz"
+    assert main(["text", "--run", str(run), "-o", str(out)]) == 0
+    found = texts.read(out)
+    assert found.names == NAMES and found.facts["kind"] == "learned"
+    np.testing.assert_array_equal(
+        found.vectors, checkpoint.read_params(run, "last")["text"]["table"]
+    )
+    assert main(["text", "--run", str(run), "--names", "livre", "-o", str(out)]) == 2
+    assert "did you mean liver" in capsys.readouterr().err
+
+
+def test_a_run_that_starts_from_the_weights_keeps_their_order_of_positions(imported, tmp_path):
+    _, _, run, _ = imported
+    fields = {"train": {"patch": (2, 16, 16)}, "init": {"source": str(run)}}
+    open_, fixed = (
+        schema.resolve(fields | {"model": {"name": "segvol", **own}})
+        for own in ({}, {"pe_order": "consistent"})
+    )
+    workdir = tmp_path / "new"
+    assert initial.with_topology(open_, workdir).model.options["pe_order"] == "release"
+    assert initial.with_topology(fixed, workdir).model.options["pe_order"] == "consistent"
+    assert json.loads((run / "config.json").read_text())["task"] == "prompted"
 
 
 def test_keys_of_newer_versions_are_ignored_and_position_numbers_may_lack():

@@ -6,6 +6,7 @@ bytes of the other program.
 """
 
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,10 +51,9 @@ def kept(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def families() -> list[str]:
     """The families that know their way back."""
-    from medjax.runs.exchange.imported import families as every
-
-    modules = {name: importlib.import_module(f"medjax.weights.families.{name}") for name in every()}
-    return [name for name, module in modules.items() if hasattr(module, "export")]
+    every = importlib.import_module("medjax.weights.families")
+    names = sorted(module.name for module in pkgutil.iter_modules(every.__path__))
+    return [n for n in names if hasattr(importlib.import_module(f"{every.__name__}.{n}"), "export")]
 
 
 def export(

@@ -23,6 +23,7 @@ from medjax.weights.accounts import Architecture, Row, Tensors
 HEADS = r"$^"  # no layer has an output per class
 # Arguments of the network that belong to the weights: another value would compute something else.
 BOUND: Mapping[str, Any] = {"pe_order": "release"}
+FIELDS: Mapping[str, Any] = {"task": "prompted"}  # of the run's config
 CLASSES_FROM_DATA = True  # the network has a text per class and no output of its own
 KEPT = "kept in extras.safetensors for the way back"
 EXTRAS = r"prompt_encoder\.mask_downscaling\..*|text_encoder\.clip_text_model\..*"

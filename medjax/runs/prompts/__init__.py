@@ -1,0 +1,1 @@
+"""What guides a network in a run: vectors of texts, masks of organs."""
