@@ -274,6 +274,7 @@ def trained():
     return params, jnp.asarray(image), jnp.asarray(label), step, compiled
 
 
+@pytest.mark.slow
 def test_the_loss_reaches_the_tasks_of_a_batch_only(trained):
     params, image, label, step, _ = trained
     (_, scalars), gradient = step(params, image, label, jnp.array([1, 2]))  # both of task 1
@@ -292,6 +293,7 @@ def test_the_loss_reaches_the_tasks_of_a_batch_only(trained):
         )
 
 
+@pytest.mark.slow
 def test_a_batch_of_two_tasks_is_the_mean_of_its_samples_in_one_program(trained):
     params, image, label, step, compiled = trained
     before = len(compiled)
