@@ -90,7 +90,7 @@ def with_organs(out: Path) -> None:
     """The two tasks of the hippocampus with the organ masks of the other folds' networks."""
     from medjax.corpora import organs
     from medjax.corpora.sources import read_corpus
-    from medjax.runs.prompts.organs import from_run
+    from medjax.runs.prompted.organs import from_run
 
     for name in HIPPOCAMPUS:
         corpus, cases = read_corpus(out / "corpora" / name)

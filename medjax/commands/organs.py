@@ -56,7 +56,7 @@ def _organs(args) -> int:
             raise UsageError("unusable --values", found=args.values, expected="2,3") from error
         mask_of, source = organs.from_files(args.files, values), "files"
     elif args.from_run:
-        from medjax.runs.prompts.organs import from_run
+        from medjax.runs.prompted.organs import from_run
 
         out = Path(args.output) / "predicted"
         mask_of = from_run(Path(args.from_run), args.classes, cases, out, print)

@@ -43,7 +43,7 @@ def add(verbs) -> None:
 def _text(args) -> int:
     from medjax.errors import UsageError
     from medjax.prompts import texts
-    from medjax.runs.prompts import texts as of_runs
+    from medjax.runs.prompted import texts as of_runs
 
     out = Path(args.output)
     if not out.name.endswith(texts.SUFFIX):

@@ -1,7 +1,7 @@
 """Vectors of texts: files of them, and vectors without a text encoder.
 
 In: names and texts. Out: `Vectors`, one row per name, and files `NAME.text.npz`. A network holds a
-table of such rows and no text encoder; `medjax text` makes them, `medjax.runs.prompts.texts` puts
+table of such rows and no text encoder; `medjax text` makes them, `medjax.runs.prompted.texts` puts
 them into a network. Nothing in a file can be executed.
 """
 

@@ -47,7 +47,7 @@ class Network:
       channels: m.
       reads: what the model reads beside the image (`models.context`).
       tasks: per corpus of the label space, the number of its task.
-      texts: of networks with a table of text vectors (`runs.prompts.texts`), what its rows stand
+      texts: of networks with a table of text vectors (`runs.prompted.texts`), what its rows stand
         for: names of tasks or classes.
       topology: strides and kernels of every stage, and the order of positions, of networks that
         have them.

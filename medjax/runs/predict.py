@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.labels import Corpus, LabelSpace
 from medjax.prompts.request import Request
-from medjax.runs.prompts import organs
+from medjax.runs.prompted import organs
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 

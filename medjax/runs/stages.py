@@ -25,7 +25,7 @@ from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
-from medjax.runs.prompts import texts as texts_of_run
+from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of

@@ -11,7 +11,7 @@ from medjax.cli import main
 from medjax.commands import text
 from medjax.errors import ModelError, UsageError
 from medjax.prompts import texts
-from medjax.runs.prompts import texts as of_runs
+from medjax.runs.prompted import texts as of_runs
 from medjax.runs.settings import schema
 from medjax.runs.settings.text import Text
 from medjax.weights.families import clip

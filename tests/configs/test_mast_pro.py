@@ -12,7 +12,7 @@ from medjax.labels import Corpus, merge
 from medjax.registry import plain
 from medjax.runs import build, dry, footprint
 from medjax.runs import open as corpora
-from medjax.runs.prompts import texts
+from medjax.runs.prompted import texts
 from medjax.runs.settings import text
 from medjax.runs.trained import read_model
 from medjax.train import checkpoint, rules

@@ -10,7 +10,7 @@ from medjax.corpora.sources import read_corpus
 from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.runs import folder as runfolder
-from medjax.runs.prompts import organs
+from medjax.runs.prompted import organs
 from medjax.scans import nifti
 from tests.support.raw import make_case, save, write_corpus
 from tests.support.run import make_run

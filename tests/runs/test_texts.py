@@ -12,7 +12,7 @@ from medjax.prompts import texts
 from medjax.prompts.texts import Vectors
 from medjax.registry import plain
 from medjax.runs.build import Network
-from medjax.runs.prompts.texts import filling, of_config
+from medjax.runs.prompted.texts import filling, of_config
 from tests.support.configs import typed
 
 NAMES = ("PhantomMR_tumour", "PhantomCE_tumour")

@@ -17,7 +17,7 @@ from medjax.prompts import texts
 from medjax.runs import initial
 from medjax.runs.exchange import foreign
 from medjax.runs.exchange.imported import import_weights
-from medjax.runs.prompts.texts import by_encoder
+from medjax.runs.prompted.texts import by_encoder
 from medjax.runs.settings import schema
 from medjax.train import checkpoint
 from medjax.weights import accounts

@@ -1,7 +1,7 @@
 """Vectors of texts as a parameter of a network.
 
 A network with such a table has an attribute `text_rows`: "tasks" or "classes", what its rows stand
-for. `medjax.runs.prompts.texts` fills the table when a training begins.
+for. `medjax.runs.prompted.texts` fills the table when a training begins.
 """
 
 import flax.linen as nn

@@ -187,7 +187,7 @@ def _with_texts(
 ) -> tuple[dict, accounts.Account]:
     """The parameters with the vectors of class names by the file's own text tower."""
     from medjax.prompts.texts import TEMPLATE, filled
-    from medjax.runs.prompts.texts import encoded
+    from medjax.runs.prompted.texts import encoded
 
     owner, leaf = path.split("/")
     rows = encoded(extras, names, filled(TEMPLATE, names)).vectors
