@@ -97,6 +97,27 @@ class Predictor:
         found.header.extensions.append(label_table.extension(self.labels))
         return found
 
+    def open(self, image: Any, affine: Any = None) -> Any:
+        """A scan that a promptable model is asked about step by step, see `infer.session.Session`.
+
+            session = medjax.Predictor("runs/segvol").open(nibabel.load("scan.nii.gz"))
+            liver = session.segment(text="liver")
+            lesion = session.segment(points=[(12.5, -30, 88)], name="lesion")
+            lesion = session.click((20, -31, 80), positive=False)
+
+        Raises: `UsageError` for a model that reads no prompts.
+        """
+        from medjax.infer.prompted import PromptedSegmenter
+        from medjax.infer.session import Session
+
+        if not isinstance(self._predictor, PromptedSegmenter):
+            raise UsageError(
+                "the model reads no prompts",
+                path=self._predictor.name,
+                fix="use predict, or a promptable model (docs/segvol.md)",
+            )
+        return Session(self._predictor, _volume(image, affine), self.request)
+
     def segment(self, image: Any, affine: Any = None) -> Segmentation:
         """Label map, masks per class (name -> (z, y, x) bool), uncertainty maps, changes."""
         return self._segment(_volume(image, affine))

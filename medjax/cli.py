@@ -8,12 +8,15 @@ preempted (run again to continue), 130 interrupted, 143 terminated.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
 from medjax import __version__, commands
 from medjax.border import guarded
 from medjax.errors import UsageError, did_you_mean
+
+COORDINATES = ("--point", "--box")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,11 +49,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _joined(words: Sequence[str]) -> list[str]:
+    """Coordinates that begin with a minus joined to their flag, which argparse takes for flags.
+
+    >>> _joined(["predict", "--point", "-1,2,3", "-i", "a"])
+    ['predict', '--point=-1,2,3', '-i', 'a']
+    """
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in COORDINATES and re.match(r"-[\d.]", word):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command line; turns errors into one message and an exit code."""
 
     def work() -> int:
-        args, rest = _parser().parse_known_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args, rest = _parser().parse_known_args(_joined(words))
         if rest and args.verb != "train":
             args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = rest

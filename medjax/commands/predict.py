@@ -1,10 +1,11 @@
 """`medjax predict`: segments scans with a trained run, an archive, or an ensemble of them."""
 
+import argparse
 import sys
 from pathlib import Path
 
 from medjax.commands import progress, report_failures
-from medjax.errors import shown
+from medjax.errors import EXIT_USAGE, shown
 
 
 def add(verbs) -> None:
@@ -116,6 +117,38 @@ def add(verbs) -> None:
         help="also replace files that medjax did not write (never the scans)",
     )
 
+    p = group.add_argument_group(
+        "prompts", "of a promptable model; without any, every class of the protocol by text"
+    )
+    for name, metavar, text in (
+        ("object", "NAME", "begins an object; prompts behind it belong to it"),
+        ("text", "TEXT", "what it is: a class that the model knows"),
+        ("point", "X,Y,Z[,neg]", "a point inside it, or with neg outside"),
+        ("box", "X0,Y0,Z0,X1,Y1,Z1", "a box around it"),
+    ):
+        p.add_argument(
+            f"--{name}", action=_Prompt, dest="flags", default=(), metavar=metavar, help=text
+        )
+    p.add_argument(
+        "--prompts",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="prompts.json, or Slicer markups (.mrk.json); see docs/segvol.md",
+    )
+    p.add_argument(
+        "--space",
+        choices=("ras", "lps", "voxel"),
+        default="",
+        help="of the coordinates: mm in RAS (default) or LPS, or voxels x,y,z from 0",
+    )
+    p.add_argument(
+        "--zoom",
+        choices=("in", "out"),
+        default="",
+        help="look again at full resolution, or at the overview only; default: the config's",
+    )
+
     p = group.add_argument_group("how")
     p.add_argument(
         "--adapter",
@@ -183,6 +216,14 @@ def add(verbs) -> None:
     group.set_defaults(run=_predict)
 
 
+class _Prompt(argparse.Action):
+    """Keeps the order of the flags of prompts."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        kept = (*namespace.flags, ((option_string or "").lstrip("-"), values))
+        namespace.flags = kept
+
+
 def _predict(args) -> int:
     from medjax.prompts.request import Request
     from medjax.runs import predict
@@ -225,11 +266,17 @@ def _predict(args) -> int:
         expert=args.expert,
         force_base=args.force_base,
         organ=args.organ,
+        zoom=args.zoom,
+        flags=args.flags,
+        prompts=args.prompts,
+        space=args.space,
         warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
     )
     if page and (result.ok or result.failed):
         _page(Path(args.output), args.overwrite, say)
-    return report_failures(result.failed)
+    code = report_failures(result.failed)
+    wrong = bool(result.failed) and all(one["error"] == "UsageError" for one in result.failed)
+    return EXIT_USAGE if wrong and not (result.ok or result.skipped) else code
 
 
 def _page(folder: Path, overwrite: bool, say) -> None:

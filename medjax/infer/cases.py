@@ -25,10 +25,13 @@ from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
 from medjax.infer.model import UNCERTAINTIES, Prepared, Segmentation
+from medjax.infer.prompted import PromptedSegmenter
 from medjax.infer.segmenter import Segmenter
+from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
 from medjax.scans import formats, nifti
 
+AnySegmenter = Segmenter | PromptedSegmenter  # both have the same face
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 Extra = Callable[
     [Case, nifti.Volume, Segmentation, Path], list[str]
@@ -104,7 +107,7 @@ class Result:
 
 
 def predict_cases(
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     cases: Sequence[Case],
     out_folder: str | os.PathLike,
     request: Request,
@@ -118,6 +121,7 @@ def predict_cases(
     reading: formats.Reading = formats.AS_STORED,
     checked: outputs.Checked | None = None,
     ahead: Mapping[str, Forecast] | None = None,
+    objects: Mapping[str, tuple[Prompt, ...]] = {},
 ) -> Result:
     """Predicts every case and writes its files.
 
@@ -134,6 +138,7 @@ def predict_cases(
       warn: receives what a user should know of a prediction; default Python's warnings.
       checked: what `outputs.check` returned for these cases, if it was called before.
       ahead: what `forecasts` returned for these cases, if it was called before.
+      objects: case -> what a promptable network is asked for, in place of the request's objects.
 
     Returns: `Result`.
     Raises: `UsageError` before any work: unknown corpus or class, no cases, names that clash,
@@ -142,8 +147,10 @@ def predict_cases(
     """
     folder, space = Path(out_folder), segmenter.model.space
     described = space.corpora[space.corpus_index(request.corpus)]
-    request = files.settled(request, space.classes)
-    classes = request.wanted(space)
+    if not (objects or request.objects):
+        request = files.settled(request, space.classes)
+    named = [one.name for found in (request.objects, *objects.values()) for one in found]
+    classes = tuple(dict.fromkeys(named)) or request.wanted(space)
     segmenter.warn = warn = warn or segmenter.warn
     maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
     fine, too_long = checked or outputs.check(
@@ -151,6 +158,11 @@ def predict_cases(
     )
     settings = segmenter.settings() | files.settings(request) | reading.settings()
     wanted = {"settings": settings} | request.settings()
+
+    def of(case: Case) -> Request:
+        given = objects.get(case.name, request.objects)
+        return dataclasses.replace(request, objects=given)
+
     manifest = (
         _manifest(folder, files, notes)
         | {"versions": write.versions(), "device": _device(segmenter)}
@@ -158,11 +170,15 @@ def predict_cases(
     )
 
     @functools.cache
-    def earlier() -> dict:
-        """`wanted` as version 0.1 recorded it."""
-        return wanted | {"settings": settings | segmenter.settings(earlier=True)}
+    def old() -> dict:
+        """The settings as version 0.1 recorded them."""
+        return {"settings": settings | segmenter.settings(earlier=True)}
 
-    kept = _complete(folder, fine, wanted, earlier, manifest["cases"], warn) if continue_ else []
+    def expected(case: Case, as_now: bool = True) -> dict:
+        own = wanted | of(case).settings()
+        return own if as_now else own | old()
+
+    kept = _complete(folder, fine, expected, manifest["cases"], warn) if continue_ else []
     todo = [case for case in fine if case.name not in set(kept)]
     result = Result([], list(too_long), kept, manifest)
     manifest["failed"] = result.failed
@@ -182,7 +198,7 @@ def predict_cases(
             segmenter.forecast(formats.read_geometry(case.images[0]), request)
         volume = formats.read_case(case.images, reading, hashed=True)
         stop.check()
-        prepared = segmenter.prepare_all(volume, request)
+        prepared = segmenter.prepare_all(volume, of(case))
         doubts = guard.doubts(segmenter.model.plan, described.channels, volume, prepared[0])
         if not (files.statistics or files.extra):
             volume = dataclasses.replace(
@@ -208,7 +224,7 @@ def predict_cases(
         try:
             prepared: tuple[Prepared, ...] = given.pop("prepared")
             found = segmenter.segment(
-                given["volume"], request, prepared=prepared, on_scores=gathered
+                given["volume"], of(case), prepared=prepared, on_scores=gathered
             )
         except BaseException:
             if gathered:
@@ -221,13 +237,14 @@ def predict_cases(
         started = time.perf_counter()
         volume, segmentation = given["volume"], given["segmentation"]
         said = guard.warnings(segmentation.masks.voxels, given["doubts"])
+        said += segmentation.notes
         try:
             written = write.write_case(
                 folder,
                 case.name,
                 segmentation,
                 volume,
-                described,
+                segmentation.corpus or described,
                 files=files,
                 probabilities=given["probabilities"],
                 notes={
@@ -235,7 +252,7 @@ def predict_cases(
                     "images": list(case.images),
                     "inputs": given["inputs"],
                     "warnings": said,
-                    **wanted,
+                    **expected(case),
                 },
                 step=stop.check,
                 extra=lambda: (
@@ -298,7 +315,9 @@ def predict_cases(
     return result
 
 
-def forecasts(segmenter: Segmenter, cases: Sequence[Case], request: Request) -> dict[str, Forecast]:
+def forecasts(
+    segmenter: AnySegmenter, cases: Sequence[Case], request: Request
+) -> dict[str, Forecast]:
     """Case name -> what it will take, from the headers; cases that cannot be read or will not fit
     are left out: they fail later.
     """
@@ -312,12 +331,11 @@ def forecasts(segmenter: Segmenter, cases: Sequence[Case], request: Request) -> 
 def _complete(
     folder: Path,
     cases: Sequence[Case],
-    wanted: dict,
-    earlier: Callable[[], dict],
+    wanted: Callable[[Case, bool], dict],
     listed: dict,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Names of the cases that are finished, as `wanted`, or as version 0.1 recorded the same."""
+    """Names of the cases that are finished, as `wanted` of (case, now or as version 0.1)."""
     kept, unhashed = [], 0
     for case in cases:
 
@@ -327,7 +345,7 @@ def _complete(
         recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
         as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:
         state = write.is_complete(
-            folder, case.name, wanted if as_now else earlier(), inputs, listed.get(case.name)
+            folder, case.name, wanted(case, as_now), inputs, listed.get(case.name)
         )
         kept += [case.name] if state else []
         unhashed += state == "unhashed"
@@ -358,7 +376,7 @@ def _in_words(case: Case, error: Exception) -> Exception:
 
 
 def _fit_together(
-    segmenter: Segmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
+    segmenter: AnySegmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
 ) -> bool:
     """Whether the memory holds what three neighbouring cases need at a time: one being read, one
     predicted, one written.
@@ -392,7 +410,7 @@ def _is_there(folder: Path, case: str) -> bool:
     )
 
 
-def _device(segmenter: Segmenter) -> str:
+def _device(segmenter: AnySegmenter) -> str:
     return f"{segmenter.device.platform}:{segmenter.device.id} {segmenter.device.device_kind}"
 
 

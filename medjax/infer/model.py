@@ -10,7 +10,7 @@ import numpy as np
 
 from medjax.errors import UsageError, did_you_mean
 from medjax.infer.packed import Masks
-from medjax.labels import LabelSpace
+from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.geometry import Transform
 from medjax.prepare.plan import Plan
 from medjax.prompts.request import Request
@@ -49,6 +49,8 @@ class Model:
       reads: what the network reads beside the image, see `models.context`.
       tasks: name of a task, or of a corpus for its own, -> task index as the network was trained
         with; empty: the corpus index.
+      methods: of a promptable network "encode" and "decode": (params, array, context) -> value, see
+        `infer/scene.py`.
     """
 
     apply: Callable
@@ -60,6 +62,7 @@ class Model:
     conditions: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     reads: Mapping[str, Any] = dataclasses.field(default_factory=_standard)
     tasks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    methods: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
     def facts(self, request: Request) -> dict[str, Any]:
         """Facts of one case, from which `context.of_request` takes what the network reads.
@@ -114,9 +117,13 @@ class Segmentation(NamedTuple):
     maps: name -> (z, y, x) float32 on the stored grid, see `UNCERTAINTIES`.
     changes: what postprocessing did, class -> operation -> voxels removed or added; empty without
     postprocessing.
+    corpus: whose label values the map has, if they are not those of the request's corpus.
+    notes: sentences for the user.
     """
 
     label_map: np.ndarray
     masks: Masks
     maps: Mapping[str, np.ndarray] = {}
     changes: Mapping[str, Mapping[str, int]] = {}
+    corpus: Corpus | None = None
+    notes: tuple[str, ...] = ()

@@ -137,6 +137,11 @@ class Scorer:
             self.__dict__.pop(name, None)
 
     @property
+    def params(self) -> Any:
+        """The parameters on the devices."""
+        return self._params
+
+    @property
     def device(self) -> Any:
         """The first of the devices that it runs on."""
         return self._devices[0]

@@ -17,13 +17,18 @@ from jaxtyping import Array, Float
 from medjax.errors import UsageError, did_you_mean
 from medjax.losses.parts import separable, targets
 
-POOLS = ("global", "sample", "rank_index")
+POOLS = ("global", "sample", "rank_index", "slice")
+SMOOTHED = ("both", "denominator")
 REDUCTIONS = ("sum", "mean")
 SMALLEST_DENOMINATOR = 1e-7
 
 
 def make(
-    pool: str = "global", smooth: float = 0.0, reduction: str = "sum", ranks: int = 1
+    pool: str = "global",
+    smooth: float = 0.0,
+    reduction: str = "sum",
+    ranks: int = 1,
+    smooth_in: str = "both",
 ) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
     """The loss f(outputs, batch) -> scalar <= 0, at least -1 ("mean") or -classes ("sum").
 
@@ -32,21 +37,29 @@ def make(
         batch (under jit on a mesh the sums run over every device), "sample": each sample alone,
         "rank_index": sample j of each of `ranks` equal parts of the batch together, for every j
         (the released MultiTalent code on `ranks` GPUs; 1 equals "sample", the batch size equals
-        "global").
+        "global"), "slice": each z slice of each sample alone, whose scores are averaged (the
+        released SegVol code, which takes the depth for the batch where that is 1).
       smooth: s above.
       reduction: "sum" over the annotated (group, class) pairs, so that the weight of a class does
         not depend on the number of annotated classes; "mean" over those pairs.
       ranks: number of parts for pool="rank_index"; must divide the batch.
+      smooth_in: where s is added: "both", or "denominator" (SegVol: an empty prediction of an empty
+        class scores 0).
 
     Raises: `UsageError` for unknown names, or a batch that `ranks` does not divide.
     """
-    for name, allowed in ((pool, POOLS), (reduction, REDUCTIONS)):
+    for name, allowed in ((pool, POOLS), (reduction, REDUCTIONS), (smooth_in, SMOOTHED)):
         if name not in allowed:
             raise UsageError(f"unknown Dice option {name!r}", fix=did_you_mean(name, allowed))
 
     def dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
         logits, target, known, weight = targets.unpack(outputs, batch)
         probability = jax.nn.sigmoid(logits)
+        depth = logits.shape[1] if pool == "slice" else 1
+        if pool == "slice":
+            probability, target = (v.reshape(-1, *v.shape[2:]) for v in (probability, target))
+            weight = None if weight is None else weight.reshape(-1, *weight.shape[2:])
+            known = jnp.repeat(known, depth, axis=0)
         overlap = targets.spatial_sum(probability * target, weight) * known
         volume = (
             targets.spatial_sum(probability, weight) + targets.spatial_sum(target, weight)
@@ -58,19 +71,20 @@ def make(
                 found=samples,
                 expected=f"a multiple of {ranks}",
             )
-        parts = {"global": samples, "sample": 1, "rank_index": ranks}[pool]
+        parts = {"global": samples, "sample": 1, "slice": 1, "rank_index": ranks}[pool]
         overlap, volume, known = (
             v.reshape(parts, samples // parts, -1).sum(0) for v in (overlap, volume, known)
         )
-        annotated = (known > 0).astype(overlap.dtype)
+        annotated = (known > 0).astype(overlap.dtype) / depth
+        above = smooth if smooth_in == "both" else 0.0
         score = (
-            annotated * (2 * overlap + smooth) / jnp.maximum(volume + smooth, SMALLEST_DENOMINATOR)
+            annotated * (2 * overlap + above) / jnp.maximum(volume + smooth, SMALLEST_DENOMINATOR)
         )
         total = score.sum()
         return -(total if reduction == "sum" else total / jnp.maximum(annotated.sum(), 1))
 
     def over_samples(complete: bool, weighted: bool) -> str:
-        if not (pool == "sample" or (pool == "rank_index" and ranks == 1)):
+        if not (pool in ("sample", "slice") or (pool == "rank_index" and ranks == 1)):
             return separable.BATCH
         if reduction == "sum":
             return separable.SUM

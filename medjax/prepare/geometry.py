@@ -137,6 +137,25 @@ class Transform:
         out[tuple(slice(*ends) for ends in self.box)] = ids
         return np.ascontiguousarray(grid.stored(out, self.axes, self.flips))
 
+    def to_grid(self, stored: np.ndarray) -> np.ndarray:
+        """(n, 3) voxel indices (z, y, x) of the stored grid -> of the resampled one.
+
+        Not rounded, and not limited to the grid.
+        """
+        return self.to_resampled(self.to_box(stored))
+
+    def to_box(self, stored: np.ndarray) -> np.ndarray:
+        """(n, 3) voxel indices (z, y, x) of the stored grid -> of the cropped canonical one."""
+        found = np.asarray(stored, np.float64)[:, list(self.axes)]
+        last = np.array([self.stored_shape[axis] - 1 for axis in self.axes], np.float64)
+        found = np.where(self.flips, last - found, found)
+        return found - [start for start, _ in self.box]
+
+    def to_resampled(self, cropped: np.ndarray) -> np.ndarray:
+        """(n, 3) voxel indices of the cropped canonical grid -> of the resampled one."""
+        scale = np.array(self.shape, np.float64) / np.array(self.box_shape, np.float64)
+        return (np.asarray(cropped, np.float64) + 0.5) * scale - 0.5
+
     def affine(self, stored: np.ndarray) -> np.ndarray:
         """Affine of the resampled grid, from the affine of the stored one.
 

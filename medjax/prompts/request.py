@@ -12,6 +12,7 @@ import numpy as np
 
 from medjax import files
 from medjax.labels import LabelSpace
+from medjax.prompts.read import Prompt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class Request:
         (`infer.scorer.Scorer.prepare`). None: none.
       text: class name -> its description, for networks that read words.
       adapter: name of the adapter to apply; empty: none.
+      objects: what a promptable network is asked for, in the coordinates of the user; empty: the
+        classes, by text.
     """
 
     corpus: str
@@ -37,6 +40,7 @@ class Request:
     prompts: Mapping[str, Any] | None = None
     text: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapter: str = ""
+    objects: tuple[Prompt, ...] = ()
 
     def __post_init__(self):
         if self.classes is not None:
@@ -68,4 +72,5 @@ class Request:
             for name, value in sorted((self.prompts or {}).items())
             for array in [np.asarray(value)]
         }
+        given["objects"] = [one.settings() for one in self.objects]
         return {"corpus": self.corpus} | {name: value for name, value in given.items() if value}

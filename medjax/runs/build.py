@@ -51,6 +51,8 @@ class Network:
         for: names of tasks or classes.
       topology: strides and kernels of every stage, and the order of positions, of networks that
         have them.
+      methods: further functions of the network, (params, array (b, ...), context, train, key) ->
+        outputs: those that its module lists in its attribute `programs` ("encode", "decode").
     """
 
     apply: Callable[..., dict]
@@ -61,6 +63,7 @@ class Network:
     tasks: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
     topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    methods: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
     def abstract(self) -> Any:
         """Shapes of the parameters; allocates nothing."""
@@ -109,6 +112,7 @@ def make_network(
         "spacing_mm": spacing_mm[3 - len(patch) :],
         "modalities": len(space.modalities),
         "corpora": len(space.corpora),
+        "text_rows": len(space.classes),
         "tasks": len(names),
         "corpus_channels": tuple(tuple(np.flatnonzero(row).tolist()) for row in space.known),
     }
@@ -138,6 +142,20 @@ def make_network(
             outputs = outputs | {"balance": {**outputs.get("balance", {}), **shares}}
         return outputs
 
+    def method(name: str) -> Callable:
+        def call(params, array, context=None, train=False, key=None):
+            with precision(config.train.precision) if train else contextlib.nullcontext():
+                return module.apply(
+                    adapter_weights.variables(params, settings, array, context or {}),
+                    array,
+                    context,
+                    train,
+                    rngs=None if key is None else {"dropout": key},
+                    method=name,
+                )
+
+        return call
+
     def init(key):
         fresh = contexts.initialise(module, key, jnp.zeros((1, *patch, channels), jnp.float32))
         if planned is None:
@@ -148,7 +166,8 @@ def make_network(
     topology = {k: getattr(module, k) for k in TOPOLOGY if k in known and hasattr(module, k)}
     rows = {"tasks": names, "classes": tuple(space.classes)}
     texts = rows.get(getattr(module, "text_rows", ""), ())
-    return Network(apply, init, patch, channels, reads, own, texts, topology)
+    methods = {name: method(name) for name in getattr(module, "programs", ())}
+    return Network(apply, init, patch, channels, reads, own, texts, topology, methods)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -211,9 +230,9 @@ def make_task(
         (name, loss.weight, build("losses", name, **loss.options))
         for name, loss in config.losses.items()
     ]
-    named = (
-        {"modalities": space.modalities} if "modalities" in accepted(config.task, "tasks") else {}
-    )
+    offered = {"modalities": space.modalities, "methods": network.methods}
+    known = accepted(config.task, "tasks")
+    named = {name: value for name, value in offered.items() if name in known}
     return build(
         "tasks",
         config.task,

@@ -61,7 +61,7 @@ def check(config: Config) -> None:
     if not measures(config) or not known:  # `build` reports an unknown network
         return
     off = 'leave config.init.head_prior empty ("")'
-    if "prior" not in known:
+    if "prior" not in known or isinstance(known["prior"].default, str):  # context priors
         raise UsageError(
             f"the network {name!r} has no heads whose bias can be set, which "
             "config.init.head_prior asks for",

@@ -61,6 +61,7 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
         '"none", "chosen" or the path of a JSON file',
     ),
     "conflicts": (lambda v: v in ("", None, *RULES), '"ordered" or "argmax"'),
+    "zoom": (lambda v: v in ("", None, "in", "out"), '"in" or "out"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
     "every_task": (lambda v: isinstance(v, bool), "True or False"),

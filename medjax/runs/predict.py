@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.labels import Corpus, LabelSpace
 from medjax.prompts.request import Request
-from medjax.runs.prompted import organs
+from medjax.runs.prompted import organs, prompting
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -45,6 +45,9 @@ def predict(
     expert: str = "",
     force_base: bool = False,
     organ: str = "",
+    flags: Sequence[tuple[str, str]] = (),
+    prompts: Sequence[Path | str] = (),
+    space: str = "",
     say: Callable[[str], None] = lambda line: None,
     progress: Any = None,
     warn: Callable[[str], None] | None = None,
@@ -66,6 +69,8 @@ def predict(
         `runs.exchange.adapters.attach`.
       organ: masks of the organ that the network reads as its last channel: a file for one scan, a
         folder with files called as the scans, or "none"; empty: further images of each case.
+      flags, prompts, space: objects that a promptable model is asked for, see
+        `runs.prompted.prompting.objects_of`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
@@ -101,6 +106,9 @@ def _predict(
     expert: str,
     force_base: bool,
     organ: str,
+    flags: Sequence[tuple[str, str]],
+    prompts: Sequence[Path | str],
+    space: str,
     say: Callable[[str], None],
     progress: Any,
     warn: Callable[[str], None] | None,
@@ -118,12 +126,14 @@ def _predict(
         options["every_task"] = True
     known.check(options)
     trained = adapted([read_model(model) for model in models], adapter, expert, force_base)
-    space = trained[0].space.unveiled()
-    request = protocol(space, request, one_file_per_class)
-    described = space.corpora[space.corpus_index(request.corpus)]
+    labels = trained[0].space.unveiled()
+    request = protocol(labels, request, one_file_per_class)
+    described = labels.corpora[labels.corpus_index(request.corpus)]
     if organ:
         require_organ(trained[0], described)
     cases = find_inputs(inputs, channels=len(described.channels) - bool(organ))
+    names = [case.name for case in cases]
+    objects = prompting.asked(trained[0], request, names, flags, prompts, space)
     mine = share(cases, *part)
     if organ:
         mine = organs.with_masks(mine, organ, masks, warn or say)
@@ -131,8 +141,9 @@ def _predict(
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     endings = ("_preview.png",) if preview else ()
     files = Files(one_file_per_class, probabilities, statistics, picture, suffix, endings)
-    request = files.settled(request, space.classes)
-    written = request.wanted(space)
+    if not objects:
+        request = files.settled(request, labels.classes)
+    written = prompting.names_of(objects) if objects else request.wanted(labels)
     maps = tuple(UNCERTAINTIES) if options.get("uncertainty") else ()
     checked = outputs.check(
         cases, out, files, written, maps, mine=mine, overwrite=overwrite, page=page
@@ -170,6 +181,7 @@ def _predict(
         reading=reading,
         checked=checked,
         ahead=ahead,
+        objects=objects,
     )
     if report:
         write.write_json(report, result.manifest)

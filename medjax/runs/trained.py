@@ -20,6 +20,7 @@ from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build as network
 from medjax.runs import fitted, folder
+from medjax.runs.prompted import prompting
 from medjax.runs.settings.schema import Config
 from medjax.scans.header import DataWarning
 from medjax.weights.formats import archive as archives
@@ -223,6 +224,7 @@ def load_predictor(
     conflicts: str = "",
     fast: bool = False,
     every_task: bool = False,
+    zoom: str = "",
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
 
@@ -239,6 +241,8 @@ def load_predictor(
       conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
       fast: use the coarser companion that the models name in `infer.fast`.
       every_task: the task of a scan is unknown: see `infer.tasks`.
+      zoom: "in" or "out" in place of the config's, of a promptable model, which becomes an
+        `infer.prompted.PromptedSegmenter`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
       network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
@@ -255,6 +259,23 @@ def load_predictor(
     if fast:
         trained = [_companion(one) for one in trained]
     given, devices = trained[0].config.infer, named_devices(device)
+    if prompting.promptable(trained[0]):
+        refused = {"tta": tta not in ("", "none"), "window": window, "uncertainty": uncertainty}
+        prompting.check(trained, [name for name, value in refused.items() if value])
+        model, own = _model(trained[0], checkpoint, (), devices)
+        return prompting.segmenter(
+            model,
+            given,
+            zoom=zoom,
+            overlap=overlap,
+            memory_gib=memory_gib,
+            postprocess=rules(trained[0], postprocess),
+            conflicts=conflicts or given.conflicts,
+            devices=devices,
+            weights=[own],
+        )
+    if zoom:
+        raise UsageError("only promptable models zoom", path=trained[0].path, found=f"zoom {zoom}")
     groups: dict[str, list[Trained]] = {}
     for one in trained:
         groups.setdefault(_architecture(one), []).append(one)
@@ -378,7 +399,16 @@ def _model(
     params, identity = one.weights(checkpoint)
     tasks = _tasks(one, conditions)
     found = Model(
-        net.apply, params, one.plan, space, window, len(net.patch), conditions, net.reads, tasks
+        net.apply,
+        params,
+        one.plan,
+        space,
+        window,
+        len(net.patch),
+        conditions,
+        net.reads,
+        tasks,
+        net.methods,
     )
     return found, identity
 

@@ -92,6 +92,7 @@ class Recipe:
         stored, the same in all pools.
       whole: share of samples that show the whole case, resampled to `final` (see `sample/frame.py`)
         instead of a patch of it; 3D only. If it is 0 nothing is drawn for it.
+      whole_image, whole_label: how its image and label are resampled, see `frame.whole`.
       version: of the draw, see `VERSIONS`; None takes the newest.
     """
 
@@ -108,6 +109,8 @@ class Recipe:
     channels: int | None = None
     by: str = "set"
     whole: float = 0.0
+    whole_image: str = "spline"
+    whole_label: str = "vote"
     version: int | None = None
 
     def __post_init__(self):
@@ -125,6 +128,8 @@ class Recipe:
             ("balance", BALANCES),
             ("by", UNITS),
             ("dims", (2, 3)),
+            ("whole_image", frame.IMAGE_WAYS),
+            ("whole_label", frame.LABEL_WAYS),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -132,6 +137,12 @@ class Recipe:
                     f"unknown {name} {value!r} in the sampling recipe",
                     fix=did_you_mean(str(value), map(str, known)),
                 )
+        if (self.whole_image == "spline") != (self.whole_label == "vote"):
+            raise UsageError(
+                "whole_image and whole_label of the sampling recipe do not belong together",
+                found=(self.whole_image, self.whole_label),
+                expected="spline with vote, or area or nearest with nearest or area",
+            )
         if self.balance == "class" and self.draw == "mix":
             raise UsageError(
                 'balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"'
@@ -340,7 +351,9 @@ class Samples:
         with self._lock:
             held = self._frames.get(folder)
         if held is None:
-            held = frame.whole(case, self.patch, self.final)
+            held = frame.whole(
+                case, self.patch, self.final, self.recipe.whole_image, self.recipe.whole_label
+            )
             size = sum(array.nbytes for array in held)
             with self._lock:
                 if folder not in self._frames and size <= self.cache_bytes - self._held_bytes:

@@ -20,7 +20,7 @@ def _fields(config, variant):
 
 def _wrong(recipe):
     """What differs from the table's row "config:variant"."""
-    config, variant = recipe.split(":")
+    config, variant = recipe.split(":", 1)
     return differences(resolved(_fields(config, variant)), published.RECIPES[config, variant])
 
 
@@ -103,13 +103,13 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "multitalent:unet sampler.exponent",
     ),
     (
-        "medjax.runs.settings.schema",
+        "medjax.runs.settings.use",
         'average: str = setting("prob"',
         'average: str = setting("logit"',
         "multitalent:unet infer.average",
     ),
     (
-        "medjax.runs.settings.schema",
+        "medjax.runs.settings.use",
         "overlap: Number = setting(0.5",
         "overlap: Number = setting(0.25",
         "multitalent:unet infer.overlap",

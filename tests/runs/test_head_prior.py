@@ -414,6 +414,7 @@ def test_an_empty_field_is_no_other_recipe():
         ({"head_bias": False}, "prevalence", "have no bias.*--config.model.head_bias=True"),
         ({"name": "swin_unet"}, "prevalence", "have no bias.*--config.model.head_bias=True"),
         ({"name": "masked_swin"}, "prevalence", "masked_swin.*no heads.*leave config.init.head"),
+        ({"name": "segvol"}, "prevalence", "segvol.*no heads.*leave config.init.head"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_prepared(

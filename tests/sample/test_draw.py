@@ -126,6 +126,16 @@ def test_unusable_shares_are_refused():
             Recipe(**{"patch": (6, 6, 6), "batch": 4} | fields)
 
 
+def test_ways_of_shrinking_belong_together(pools):
+    for fields in ({"whole_image": "area"}, {"whole_label": "nearest"}):
+        with pytest.raises(UsageError, match="belong together"):
+            Recipe((6, 6, 6), 4, whole=0.5, **fields)
+    with pytest.raises(UsageError, match="whole_image"):
+        Recipe((6, 6, 6), 4, whole_image="areas", whole_label="nearest")
+    recipe = Recipe((6, 6, 6), 4, seed=3, whole=1.0, whole_image="area", whole_label="nearest")
+    assert all(batch["whole"].all() for batch in take(2, pools, recipe))
+
+
 def test_hosts_share_whole_cases(pools):
     recipe = Recipe((6, 6, 6), 4, seed=3, whole=0.5)
     both = [itertools.islice(stream(pools, recipe, host=h, hosts=2), 2) for h in range(2)]

@@ -60,3 +60,19 @@ def test_it_is_the_grid_of_a_fixed_size(tmp_path, spacing):
     assert image[inside][..., 1].mean() == pytest.approx(0.5, abs=0.1)
     assert (label[:, [0, 9]] == -1).all()
     np.testing.assert_allclose(values(image[:, [0, 9]], found["native"]), 0, atol=2e-3)
+
+
+def test_a_small_volume_keeps_its_shape_where_areas_are_averaged(tmp_path):
+    folder = write_corpus(tmp_path / "Dataset001_A", 1, (6, 20, 16), "nnunet", channels=("MR",))
+    corpus, cases = read_corpus(folder)
+    plan = Plan({"A": (1.0, 1.0, 1.0)}, {"MR": Intensity("window", (100.0, 500.0))}, grid="native")
+    prepare(corpus, cases, plan, tmp_path / "store")
+    case = store.open_case(tmp_path / "store" / "A" / "case_000")
+    image, label, shown = frame.whole(case, (8, 10, 8), (8, 10, 8), "area", "nearest")
+    np.testing.assert_allclose(shown, (1, 2, 2))
+    assert (label[[0, 7]] == -1).all() and (label[1:7] >= 0).all()
+    full = values(case.image(), case)[..., 0]
+    means = full.reshape(6, 10, 2, 8, 2).mean((2, 4))
+    np.testing.assert_allclose(values(image, case)[1:7, ..., 0], means, atol=3e-3)
+    assert np.abs(values(image, case)[0]).max() < 3e-3
+    np.testing.assert_array_equal(label[1:7], case.label()[:, 1::2, 1::2])

@@ -275,7 +275,7 @@ CASES = {
             "modalities": 2,
             "corpus_channels": ((0, 2), (0, 1, 2)),
         },
-        (2, 16, 32, 1),
+        (2, 48, 64, 1),
         corpus=(1, 0),
         modality=(0, -1),
     ),

@@ -10,9 +10,10 @@ config's value and the comment the reason. Numbers like 3.8 are sections of the 
 specification. Axes are z, y, x.
 """
 
+import re
 from typing import Any
 
-from tests.support import published_mast_pro
+from tests.support import published_mast_pro, segvol_recipes
 
 Table = dict[str, Any]
 EPOCH = 250  # steps; nnU-Net, MultiTalent 3.8, TSFM 3.7
@@ -107,6 +108,7 @@ SIGMOID_LOSSES = _under(
         "dice.smooth": 0.0,
         "dice.reduction": "sum",
         "dice.ranks": 1,
+        "dice.smooth_in": "both",
     },
 )
 
@@ -789,6 +791,7 @@ MASKING = {  # 3.6
     "losses.masked_pixels.weight": 1.0,
     "losses.masked_pixels.normalise": False,
     "losses.masked_pixels.balance": "samples",
+    "losses.masked_pixels.power": 2,
     "optim.name": "adamw",
     "optim.lr": 1e-3,
     "optim.b1": 0.9,
@@ -926,9 +929,10 @@ PAPERS = {
     "m4oe": M4OE,
     "hippocampus": HIPPOCAMPUS,
     "mast_pro": MAST_PRO,
+    "segvol": segvol_recipes.rows(BASE),
 }
 RECIPES: dict[tuple[str, str], Table] = {
-    (config, variant): row | {"name": f"{config}_{variant}"}
+    (config, variant): row | {"name": f"{config}_{re.sub('[:,]', '_', variant)}"}
     for config, rows in PAPERS.items()
     for variant, row in rows.items()
 }

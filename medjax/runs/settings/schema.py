@@ -155,9 +155,9 @@ class Sampler(Section):
         "classes are drawn as label sets, or class: as classes, nested ones sharing voxels "
         "(nnU-Net's regions)",
     )
-    whole: Number = setting(
-        0.0, "share of samples that show the whole case, resampled to the patch"
-    )
+    whole: Number = setting(0.0, "share of samples that show the whole case, shrunk to the patch")
+    whole_image: str = setting("spline", "how it is shrunk, or area, nearest", listed=False)
+    whole_label: str = setting("vote", "its label; or with area: nearest, area", listed=False)
     version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
     threads: int = setting(2, "that read patches")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")

@@ -21,6 +21,25 @@ class Postprocess(Section):
 
 
 @section
+class Zoom(Section):
+    """How a promptable network finds an object (docs/segvol.md)."""
+
+    zoom: str = setting("in", "look again at full resolution, or out: at the overview only")
+    roi: str = setting("prediction", "where: around it, the box, or union")
+    overlap: Number = setting(0.5, "share of neighbouring windows")
+    blend: str = setting("constant", "weights of windows, or gaussian")
+    scores: str = setting("trilinear", "of the overview at full resolution, or nearest")
+    overview: str = setting("area", "how the scan is shrunk, or nearest")
+    pad: bool = setting(True, "a scan smaller than the frame gets margins")
+    map_pad: bool = setting(True, "prompts move with a padded window; the published code: no")
+    points: str = setting("redraw", "five points per window are drawn from those given, or own")
+    empty: str = setting("mask", "a window without point or box gets none, or encode: -1")
+    both: bool = setting(True, "a box and points together are allowed")
+    max_windows: int = setting(128, "per object")
+    seed: int = setting(0, "of points that are drawn again")
+
+
+@section
 class Infer(Section):
     """Prediction."""
 
@@ -45,6 +64,7 @@ class Infer(Section):
     fast: str = setting(
         "", "a run with a coarser spacing, relative to this one, for `medjax predict --fast`"
     )
+    zoom: Zoom = setting(Zoom, Zoom.__doc__, listed=False)
 
 
 @section
