@@ -3,14 +3,31 @@
 In: a network as a function that reads `task`. Out: one that does not need to be told.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from medjax.errors import UsageError
+from medjax.infer.model import Model
+
 ALL = "all"  # in place of the name of a task
 SMALLEST = 1e-6  # probability, so that logits stay finite
+
+
+def asking_all(model: Model, count: int, path: object = None) -> Model:
+    """A model with the task "all", see `over_all`.
+
+    Raises: `UsageError`, naming `path`, for one that reads no task.
+    """
+    if "task" not in model.reads:
+        raise UsageError(
+            "this model reads no task", path=path, found=f"task {ALL}", fix="leave --task out"
+        )
+    apply = over_all(model.apply, count)
+    return dataclasses.replace(model, apply=apply, tasks={**model.tasks, ALL: 0})
 
 
 def over_all(apply: Callable[..., dict], count: int) -> Callable[..., dict]:

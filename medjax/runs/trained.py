@@ -249,6 +249,7 @@ def load_predictor(
       weights that do not fit their config.
     """
     from medjax.infer.segmenter import Segmenter
+    from medjax.infer.tasks import asking_all
 
     single = isinstance(models, Path | str | Trained)
     trained = [
@@ -282,7 +283,9 @@ def load_predictor(
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
         model, own = _model(members[0], checkpoint, tuple(window), devices)
-        model = _asking_all(model, members[0]) if every_task else model
+        if every_task:
+            count = len(network.tasks(members[0].config, members[0].space)[1])
+            model = asking_all(model, count, members[0].path)
         ensemble = [member.weights(checkpoint) for member in members[1:]]
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None
@@ -418,19 +421,6 @@ def _tasks(one: Trained, conditions: Mapping[str, tuple[int, int]]) -> dict[str,
     numbers, names = network.tasks(one.config, one.space)
     own = {corpus: numbers[index] for corpus, (index, _) in conditions.items()}
     return own | {name: k for k, name in enumerate(names)}
-
-
-def _asking_all(model: Any, one: Trained) -> Any:
-    """The model with the task "all"; `UsageError` for one that reads no task."""
-    from medjax.infer import tasks
-
-    if "task" not in model.reads:
-        raise UsageError(
-            "this model reads no task", path=one.path, found="task all", fix="leave --task out"
-        )
-    count = len(network.tasks(one.config, one.space)[1])
-    apply = tasks.over_all(model.apply, count)
-    return dataclasses.replace(model, apply=apply, tasks={**model.tasks, tasks.ALL: 0})
 
 
 def _check_window(one: Trained, window: tuple[int, ...]) -> None:
