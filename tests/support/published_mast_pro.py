@@ -34,6 +34,7 @@ BOTH = {
     "losses.dice.smooth": 1e-5,
     "losses.dice.reduction": "mean",
     "losses.dice.ranks": 1,
+    "losses.dice.smooth_in": "both",
 }
 BCE = {
     "losses.cross_entropy.weight": 1.0,
