@@ -339,4 +339,4 @@ def test_every_network_says_its_sockets():
     assert there == {
         name: [s for s in sockets.KINDS if s != "head" or name != "masked_swin"]
         for name in NETWORKS
-    } | {"mast_pro": ["mlp"], "universal": []}
+    } | {"mast_pro": ["mlp"], "universal": [], "hermes": [], "masked_vit": [], "segvol": []}
