@@ -20,6 +20,7 @@ MACHINERY = (
     "find",
     "ingest",
     "multitalent",
+    "organs",
     "pools",
     "tfds",
 )  # files that declare no corpus

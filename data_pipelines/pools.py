@@ -418,6 +418,37 @@ mast_pro = Pool(
     share="per_corpus",
 )
 
+HEPATIC_SET_TUMOUR = "tumour of the hepatic vessel set"
+
+mast_pro_stage1 = Pool(
+    "MAST-Pro, pre-training of the backbone (2025)",
+    (
+        Member("BTCV"),
+        Member("CT_ORG", annotated=("liver", "bladder", "lungs", "kidneys")),
+        Member("BTCV_TCIA"),
+        Member("CHAOS_CT"),
+        Member("IRCADb"),
+        Member("WORD"),
+        Member("AMOS22_CT"),
+        Member("AbdomenCT_1K"),
+        Member("LiTS"),
+        Member("KiTS21"),
+        Member("MSD_Liver"),
+        Member("MSD_Lung"),
+        Member("MSD_Pancreas"),
+        Member("MSD_HepaticVessel"),
+        Member("MSD_Spleen"),
+        Member("MSD_Colon"),
+    ),
+    renamed={
+        "CT_ORG/kidneys": "kidney",
+        "MSD_HepaticVessel/liver tumour": HEPATIC_SET_TUMOUR,
+    },
+)
+"""32 classes. Of the Universal Model's template, left and right lung are one class here (only
+CT-ORG has them), nobody annotates the celiac trunk, and two classes have no side: kidney and
+adrenal glands."""
+
 SEGVOL_PROSTATE = ("MSD_Prostate", "PROMISE12", "SAML", "T2W_Prostate")
 SEGVOL_BRAIN = ("BraTS2021_FLAIR", "BraTS2021_T1", "BraTS2021_T1ce", "BraTS2021_T2")
 SEGVOL_CT = (
@@ -463,6 +494,7 @@ POOLS = {
     "m4oe": m4oe,
     "m4oe_ct": m4oe_ct,
     "mast_pro": mast_pro,
+    "mast_pro_stage1": mast_pro_stage1,
     "segvol_ct": segvol_ct,
     "segvol_mri": segvol_mri,
     "segvol_all": segvol_all,

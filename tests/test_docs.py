@@ -99,7 +99,12 @@ def test_every_verb_is_on_a_page(verbs):
 
 FLAG = re.compile(r"--config\.([\w./]+)(=(?:'[^']*'|\"[^\"]*\"|[^\s`'\"])*)?")
 FITTING = ("multitalent.py:demo", "multitalent.py:unet", "tsfm.py:h", "m4oe.py:finetune")
-FITTING += ("m4oe.py:pretrain", "multitalent.py:unet_finetune", "multitalent.py:swin")
+FITTING += (
+    "mast_pro.py:full",
+    "m4oe.py:pretrain",
+    "multitalent.py:unet_finetune",
+    "multitalent.py:swin",
+)
 
 
 def flags_of(page: str) -> list[tuple[str, ...]]:

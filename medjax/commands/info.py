@@ -39,13 +39,16 @@ def add(verbs) -> None:
 
 
 def _info(args) -> int:
-    from medjax.runs.info import about, about_run, as_text
+    from medjax.runs.info import about, about_parameters, about_run, as_text
 
     if args.corpora or args.catalogue:
         return _corpora(args)
     if args.accept:
         return _accept(args)
-    facts = about_run(Path(args.run_folder)) if args.run_folder else about()
+    if args.run_folder:
+        facts = about_run(Path(args.run_folder)) | about_parameters(Path(args.run_folder))
+    else:
+        facts = about()
     print(json.dumps(facts, indent=1) if args.json else as_text(facts))
     return EXIT_OK
 

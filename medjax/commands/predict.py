@@ -42,11 +42,24 @@ def add(verbs) -> None:
         help="replacement for NaN and infinite voxels: a number, or min (the smallest voxel)",
     )
 
+    p.add_argument(
+        "--organ",
+        default="",
+        metavar="MASK",
+        help="mask of the organ that the model is told: a file, a folder with masks called as the "
+        "scans, or none; any grid",
+    )
+
     p = (group := p).add_argument_group("what to write")
     p.add_argument(
         "--corpus",
         default="",
         help="corpus whose annotation protocol to write; required if the model has several",
+    )
+    p.add_argument(
+        "--task",
+        default="",
+        help="task to tell the model, or all if it is unknown; default: that of the corpus",
     )
     p.add_argument(
         "--classes",
@@ -224,7 +237,7 @@ def _predict(args) -> int:
         args.model,
         args.input,
         Path(args.output),
-        Request(args.corpus, tuple(args.classes) if args.classes else None),
+        Request(args.corpus, tuple(args.classes) if args.classes else None, args.task),
         part=(args.part_id, args.num_parts),
         continue_=args.continue_,
         one_file_per_class=args.one_file_per_class,
@@ -252,6 +265,7 @@ def _predict(args) -> int:
         adapter=args.adapter,
         expert=args.expert,
         force_base=args.force_base,
+        organ=args.organ,
         zoom=args.zoom,
         flags=args.flags,
         prompts=args.prompts,

@@ -7,7 +7,7 @@
 Shazeer et al. 2017 (arXiv 1701.06538), section 4 and equation 6.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,26 +18,32 @@ from medjax.losses.parts import separable
 EPSILON = 1e-10
 
 
-def make() -> Callable[[Mapping, Mapping], Float[Array, ""]]:
+def make(of: Sequence[str] = ("balance",)) -> Callable[[Mapping, Mapping], Float[Array, ""]]:
     """The loss f(outputs, batch) -> scalar >= 0.
 
-    outputs: `balance`, gate -> (n, e), shares of the experts in every sample or token, from what
-    the network offers or from adapters with routing "image".
+    outputs: by default `balance`, gate -> (*n, e), shares of the experts in every sample or token,
+    from adapters with routing "image".
+
+    Args:
+      of: the outputs that hold gates, such as ("task_gates", "generic_gates") of low-rank experts
+        (`models.parts.dmoe`) or ("gates",) of expert MLPs.
 
     Raises: `UsageError`, when it is called, for outputs without a gate.
     """
 
     def balance(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
-        if not (gates := outputs.get("balance")):
+        if not (gates := [gate for name in of for gate in (outputs.get(name) or {}).values()]):
             raise UsageError(
                 "the loss balance needs a learned gate, and this network has none",
-                fix="leave config.losses.balance out, or set config.adapters.routing=image",
+                found=f"outputs {', '.join(sorted(outputs))}",
+                fix="leave config.losses.balance out, name its gates in config.losses.balance.of, "
+                "or set config.adapters.routing=image",
             )
-        return sum(map(_varied, gates.values())) / len(gates)
+        return sum(map(_varied, gates)) / len(gates)
 
     return separable.marked(balance, lambda complete, weighted: separable.BATCH)
 
 
-def _varied(share: Float[Array, "n e"]) -> Float[Array, ""]:
-    importance = share.astype(jnp.float32).sum(0)
+def _varied(share: Float[Array, "*n e"]) -> Float[Array, ""]:
+    importance = share.astype(jnp.float32).sum(tuple(range(share.ndim - 1)))
     return importance.var() / (jnp.square(importance.mean()) + EPSILON)

@@ -201,12 +201,12 @@ class SwinUNETR(nn.Module):
 
         `deepest` has sides / 32 and 16 f channels.
         """
-        return self._encoded(image, context, train)[0]
+        return self.encode_offering(image, context, train)[0]
 
-    def _encoded(
-        self, image: Array, context: Context, train: bool
+    def encode_offering(
+        self, image: Float[Array, "b *vol m"], context: Context = None, train: bool = False
     ) -> tuple[dict[str, Array], dict[str, dict]]:
-        """The maps of `encode`, and what the mlps offer."""
+        """The maps of `encode`, and what the mlps offer (see `SwinEncoder`)."""
         image = image.astype(self.dtype)
         x, offered = self.swin(image, context, train)
         skips = [
@@ -239,8 +239,8 @@ class SwinUNETR(nn.Module):
         `decoded` is the map before the head.
         """
         self._check_image(image.shape)
-        flip = (lambda a: a) if self.weight_axes == "zyx" else _reverse_axes
-        maps, inside = self._encoded(flip(image), context, train)
+        flip = (lambda a: a) if self.weight_axes == "zyx" else reverse_axes
+        maps, inside = self.encode_offering(flip(image), context, train)
         maps["deepest"], below = self._deepest(maps["deepest"], context, train)
         offered = sockets.together(sockets.of_blocks("swin", inside), below)
         maps["decoded"] = self.decode(maps)
@@ -265,7 +265,8 @@ class SwinUNETR(nn.Module):
         check_sides(shape[1:-1])
 
 
-def _reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
+def reverse_axes(x: Float[Array, "b *vol c"]) -> Float[Array, "b *lov c"]:
+    """(b, z, y, x, c) <-> (b, x, y, z, c)."""
     return jnp.transpose(x, (0, *range(x.ndim - 2, 0, -1), x.ndim - 1))
 
 

@@ -96,23 +96,29 @@ def filled(template: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(template.replace("{}", name) for name in names)
 
 
-def hashed(names: Sequence[str], width: int = WIDTH) -> Vectors:
+def hashed(
+    names: Sequence[str], width: int = WIDTH, sentences: Sequence[str] | None = None
+) -> Vectors:
     """Vectors that depend on word pieces alone: equal pieces make vectors alike.
+
+    Args:
+      sentences: of the names, whose pieces count in place of those of the names.
 
     The sum of one fixed normal vector per piece, scaled to `NORM`; a template would only make all
     of them alike, so names are taken as they are. `HASH_NOTE` says what they are good for.
 
     Raises: `UsageError` for a name without letters, digits or signs.
     """
-    rows = []
-    for name in names:
-        own = [piece for word in bpe.words(name.replace("_", " ")) for piece in bpe.pieces(word)]
+    rows, said = [], [name.replace("_", " ") for name in names] if sentences is None else sentences
+    for text in said:
+        own = [piece for word in bpe.words(text) for piece in bpe.pieces(word)]
         if not own:
-            raise UsageError("a name without any letter has no vector", found=repr(name))
+            raise UsageError("a name without any letter has no vector", found=repr(text))
         total = np.sum([_of_piece(piece, width) for piece in own], 0)
         rows.append(NORM * total / np.linalg.norm(total))
     vectors = np.asarray(rows, np.float32).reshape(len(names), width)
-    return Vectors(tuple(names), tuple(names), vectors, {"kind": "hash"})
+    given = names if sentences is None else sentences
+    return Vectors(tuple(names), tuple(given), vectors, {"kind": "hash"})
 
 
 @functools.lru_cache(maxsize=4096)

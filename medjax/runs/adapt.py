@@ -4,6 +4,7 @@ In: the configs and label spaces of both runs and their parameters. Out: source 
 experts ordered by modality name; names along the axes of heads.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def rearranged(
 ) -> Any:
     """The source's parameters after `config.init`.
 
-    Applied are `copy`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
+    Applied are `copy`, `also`, `experts_from`, `upcycle`, `experts` and `gate`, in this order.
 
     Args:
       source, theirs: parameters of the source, its config and label space. fresh, ours: the
@@ -50,6 +51,8 @@ def rearranged(
     given = ours[0].init
     if given.copy:
         source = experts.copied(source, given.copy)
+    for rule in given.also:
+        source = _joined(source, rule)
     if given.upcycle:
         source = experts.upcycled(source, fresh)
     here, there = experts.count(fresh), experts.count(source)
@@ -73,6 +76,26 @@ def rearranged(
         params, where = _other(Path(other).expanduser(), name)
         source = experts.from_other(source, params, wanted.index(name), where)
     return source
+
+
+def _joined(source: Any, rule: tuple[Any, ...]) -> dict:
+    """The source with leaves of another run (or archive) below the paths that a rule of
+    `config.init.also` gives them, in place of those that are there.
+    """
+    from medjax.runs.trained import read_model
+
+    if len(rule) != 3:
+        raise UsageError(
+            "unusable rule in config.init.also", found=rule, expected="(regex, path, run)"
+        )
+    pattern, replacement, where = map(str, rule)
+    given = experts.flat(read_model(Path(where).expanduser()).params())
+    hits = {re.sub(pattern, replacement, n): v for n, v in given.items() if re.search(pattern, n)}
+    if not hits:
+        raise UsageError(
+            f"config.init.also: nothing matches {pattern!r}", path=where, found=sorted(given)[:6]
+        )
+    return experts.nested(experts.flat(source) | hits)
 
 
 def _other(folder: Path, name: str) -> tuple[Any, int]:

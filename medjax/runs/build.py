@@ -47,6 +47,8 @@ class Network:
       channels: m.
       reads: what the model reads beside the image (`models.context`).
       tasks: per corpus of the label space, the number of its task.
+      texts: of networks with a table of text vectors (`runs.prompted.texts`), what its rows stand
+        for: names of tasks or classes.
       topology: strides and kernels of every stage, and the order of positions, of networks that
         have them.
       methods: further functions of the network, (params, array (b, ...), context, train, key) ->
@@ -59,6 +61,7 @@ class Network:
     channels: int
     reads: contexts.Spec = dataclasses.field(default_factory=lambda: contexts.DEFAULT)
     tasks: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
     topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     methods: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
@@ -161,8 +164,10 @@ def make_network(
         return adapter_weights.graft(fresh, planned, key, channels=channels)
 
     topology = {k: getattr(module, k) for k in TOPOLOGY if k in known and hasattr(module, k)}
+    rows = {"tasks": names, "classes": tuple(space.classes)}
+    texts = rows.get(getattr(module, "text_rows", ""), ())
     methods = {name: method(name) for name in getattr(module, "programs", ())}
-    return Network(apply, init, patch, channels, reads, own, topology, methods)
+    return Network(apply, init, patch, channels, reads, own, texts, topology, methods)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -59,9 +59,10 @@ def dry(
 def _network(
     config: Config, net: build.Network, space: LabelSpace, expected: spacings.Expected
 ) -> str:
-    sizes = footprint.memory(config, net, space)
+    sizes, found = footprint.memory(config, net, space), footprint.budget(config, net)
     lines = [
         f"parameters           {build.count(net.abstract()):,}",
+        *[f"                     {footprint.budget_sentence(found)}"] * bool(found["frozen"]),
         f"patch, batch, steps  {'x'.join(map(str, net.patch))}, {config.train.batch}, "
         f"{config.train.steps:,}",
         f"spacing              {expected.sentence()}",

@@ -47,6 +47,22 @@ def memory(config: Config, net: build.Network, space: LabelSpace) -> dict[str, i
     }
 
 
+def budget(config: Config, net: build.Network) -> dict[str, int]:
+    """Numbers of "trained" and "frozen" parameters; with phases, trained in any of them."""
+    tree = net.abstract()
+    on = jax.tree.leaves(build.make_optimizer(config).trained(tree))
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
+    trained = sum(n for n, used in zip(sizes, on, strict=True) if used)
+    return {"trained": trained, "frozen": sum(sizes) - trained}
+
+
+def budget_sentence(found: dict[str, int]) -> str:
+    """A `budget` in words; sizes are those of float32."""
+    trained, frozen = found["trained"], found["frozen"]
+    share = trained / max(trained + frozen, 1)
+    return f"{trained:,} ({4 * trained / MIB:.2f} MiB, {share:.1%}) trained, {frozen:,} frozen"
+
+
 def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
     """Bytes that the forward pass computes and the backward pass of the trained leaves reads.
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from medjax import __version__
-from medjax.errors import UsageError, shown
+from medjax.errors import MedjaxError, UsageError, shown
 from medjax.files import read_json
 from medjax.labels import LabelSpace
 from medjax.runs import folder as runfolder
@@ -129,6 +129,24 @@ def about_run(folder: Path) -> dict:
         found = read_json(summary)
         facts["foreground_mean"] = found.get("foreground_mean") if isinstance(found, dict) else None
     return facts
+
+
+def about_parameters(folder: Path) -> dict:
+    """{"parameters": how many are trained and frozen} of a run that trains a part of its network;
+    {} of others, and where no network can be built.
+    """
+    from medjax.runs import footprint
+    from medjax.runs.trained import read_model
+
+    try:
+        trained = read_model(folder)
+        rules = trained.config.optim.trainable, trained.config.adapters.kernels
+        if rules == (((".*", True),), "") and not trained.config.adapters.rules:
+            return {}
+        found = footprint.budget(trained.config, trained.network)
+        return {"parameters": footprint.budget_sentence(found)}
+    except MedjaxError:
+        return {}
 
 
 def as_text(facts: dict, indent: int = 0) -> str:

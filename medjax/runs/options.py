@@ -64,4 +64,5 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
     "zoom": (lambda v: v in ("", None, "in", "out"), '"in" or "out"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
+    "every_task": (lambda v: isinstance(v, bool), "True or False"),
 }

@@ -14,9 +14,9 @@ from typing import Any
 
 from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
-from medjax.labels import LabelSpace
+from medjax.labels import Corpus, LabelSpace
 from medjax.prompts.request import Request
-from medjax.runs.prompted import prompting
+from medjax.runs.prompted import organs, prompting
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -44,6 +44,7 @@ def predict(
     adapter: Path | str = "",
     expert: str = "",
     force_base: bool = False,
+    organ: str = "",
     flags: Sequence[tuple[str, str]] = (),
     prompts: Sequence[Path | str] = (),
     space: str = "",
@@ -66,6 +67,8 @@ def predict(
         report.html.
       adapter, expert, force_base: an adapter file to join to the model, see
         `runs.exchange.adapters.attach`.
+      organ: masks of the organ that the network reads as its last channel: a file for one scan, a
+        folder with files called as the scans, or "none"; empty: further images of each case.
       flags, prompts, space: objects that a promptable model is asked for, see
         `runs.prompted.prompting.objects_of`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
@@ -75,21 +78,65 @@ def predict(
       no scan found, an output that must not or cannot be written, or a memory limit that the model
       alone exceeds.
     """
+    given = dict(locals())
+    with organs.temporary() as masks:
+        return _predict(masks=Path(masks), **given.pop("options"), **given)
+
+
+def _predict(
+    models: Sequence[Path | str],
+    inputs: Sequence[str],
+    out: Path,
+    request: Request,
+    *,
+    masks: Path,
+    part: tuple[int, int],
+    continue_: bool,
+    one_file_per_class: bool,
+    probabilities: bool,
+    statistics: bool,
+    preview: bool,
+    report: Path | None,
+    max_memory_gib: float | None,
+    frame: int | None,
+    replace_nan: float | str | None,
+    overwrite: bool,
+    page: bool,
+    adapter: Path | str,
+    expert: str,
+    force_base: bool,
+    organ: str,
+    flags: Sequence[tuple[str, str]],
+    prompts: Sequence[Path | str],
+    space: str,
+    say: Callable[[str], None],
+    progress: Any,
+    warn: Callable[[str], None] | None,
+    **options: Any,
+) -> Any:
+    """See `predict`; `masks` is a folder for organ masks on the grids of the scans."""
     from medjax.infer import guard, outputs, write
     from medjax.infer.cases import Files, forecasts, predict_cases
     from medjax.infer.model import UNCERTAINTIES
+    from medjax.infer.tasks import ALL
     from medjax.runs import options as known
 
     reading = Reading(frame, replace_nan)
+    if request.task == ALL:
+        options["every_task"] = True
     known.check(options)
     trained = adapted([read_model(model) for model in models], adapter, expert, force_base)
     labels = trained[0].space.unveiled()
     request = protocol(labels, request, one_file_per_class)
     described = labels.corpora[labels.corpus_index(request.corpus)]
-    cases = find_inputs(inputs, channels=len(described.channels))
+    if organ:
+        require_organ(trained[0], described)
+    cases = find_inputs(inputs, channels=len(described.channels) - bool(organ))
     names = [case.name for case in cases]
     objects = prompting.asked(trained[0], request, names, flags, prompts, space)
     mine = share(cases, *part)
+    if organ:
+        mine = organs.with_masks(mine, organ, masks, warn or say)
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
     picture = functools.partial(draw_preview, write.label_names(described)) if preview else None
     endings = ("_preview.png",) if preview else ()
@@ -143,6 +190,18 @@ def predict(
         f"failed; masks in {shown(out)}"
     )
     return result
+
+
+def require_organ(model: Trained, described: Corpus) -> None:
+    """`UsageError` unless the last of several channels of a corpus is a mask."""
+    roles = [model.plan.intensity_of(name).role for name in described.channels]
+    if roles[-1] != "mask" or len(roles) < 2:
+        raise UsageError(
+            "this model reads no organ mask",
+            path=model.path,
+            found=f"channels {', '.join(described.channels)}",
+            fix="leave --organ out, or train with the corpus that `medjax organs` describes",
+        )
 
 
 def adapted(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medjax import files
+from medjax.corpora import organs
 from medjax.corpora.inputs import Case
 from medjax.corpora.splits import provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
@@ -113,7 +114,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
 
 
 def _about_twins(data: corpora.Data) -> list[str]:
-    """Messages about scans that several corpora share."""
+    """Messages about scans that several corpora share, and about organ masks."""
     lines = (
         [
             f"{len(data.twins)} pairs of scans are shared between corpora and stay on one side of "
@@ -128,7 +129,7 @@ def _about_twins(data: corpora.Data) -> list[str]:
             f"LEAK: {len(leaks)} of {len(data.twins)} pairs of shared scans are split between "
             f"training and validation: {first}"
         ]
-    return lines
+    return [*lines, *organs.about(data.cases)]
 
 
 def prepare_stage(run: Run) -> None:

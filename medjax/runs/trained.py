@@ -223,6 +223,7 @@ def load_predictor(
     postprocess: str = "",
     conflicts: str = "",
     fast: bool = False,
+    every_task: bool = False,
     zoom: str = "",
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
@@ -239,6 +240,7 @@ def load_predictor(
       postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
       conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
       fast: use the coarser companion that the models name in `infer.fast`.
+      every_task: the task of a scan is unknown: see `infer.tasks`.
       zoom: "in" or "out" in place of the config's, of a promptable model, which becomes an
         `infer.prompted.PromptedSegmenter`.
 
@@ -247,6 +249,7 @@ def load_predictor(
       weights that do not fit their config.
     """
     from medjax.infer.segmenter import Segmenter
+    from medjax.infer.tasks import asking_all
 
     single = isinstance(models, Path | str | Trained)
     trained = [
@@ -280,6 +283,9 @@ def load_predictor(
 
     def build(members: list[Trained], others: Sequence[Any]) -> Any:
         model, own = _model(members[0], checkpoint, tuple(window), devices)
+        if every_task:
+            count = len(network.tasks(members[0].config, members[0].space)[1])
+            model = asking_all(model, count, members[0].path)
         ensemble = [member.weights(checkpoint) for member in members[1:]]
         with _refusing(trained[0]):
             configured = rules(trained[0], postprocess) if not postprocess else None

@@ -133,9 +133,9 @@ class Supervised:
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
         """The batch for the losses: normalised, augmented (with a key) or centre-cropped.
 
-        With table and known rows. `weight` is present only if something can be masked: the ignore
-        id of a corpus, or padding under `mask_padding`; `inside` (b, *patch), true within the
-        image, only with `with_inside`.
+        With table and known rows, and the task of every sample. `weight` is present only if
+        something can be masked: the ignore id of a corpus, or padding under `mask_padding`;
+        `inside` (b, *patch), true within the image, only with `with_inside`.
         """
         axes = tuple(range(1, batch["image"].ndim - 1))
         image = dequantise(batch)
@@ -150,7 +150,7 @@ class Supervised:
             centre_crop(label, self.patch, first=1),
         )
         corpus = batch["corpus"]
-        prepared = {**self.facts(batch), "image": image, "label": jnp.maximum(label, 0)}
+        prepared = {**self._with_task(batch), "image": image, "label": jnp.maximum(label, 0)}
         prepared |= {
             "table": jnp.asarray(self.table)[corpus],
             "known": jnp.asarray(self.known)[corpus],
@@ -172,12 +172,16 @@ class Supervised:
 
     def context(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What the network reads beside the image; see `models.context`."""
-        known = self.facts(batch)
         if self.reads is None:
-            return known
+            return self.facts(batch)
+        return contexts.of_batch(self.reads, self._with_task(batch))
+
+    def _with_task(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of the samples with `task` (b,), where corpora have tasks."""
+        known = self.facts(batch)
         if self.tasks and "task" not in known:
             known["task"] = jnp.asarray(self.tasks, jnp.int32)[batch["corpus"]]
-        return contexts.of_batch(self.reads, known)
+        return known
 
 
 def make(

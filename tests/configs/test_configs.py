@@ -43,7 +43,8 @@ def _with_phantoms(fields, name):
 BIG = {
     "tsfm": ("t_small",),
     "multitalent": ("demo", "unet_softmax", "resenc_small"),
-}  # of these two, what is traced step and all
+    "mast_pro": (),  # in tests/configs/test_mast_pro.py
+}  # of these, what is traced step and all
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)

@@ -77,6 +77,20 @@ def test_every_network_is_there():
 
 MUTANTS = [  # what is wrong, the network that shows it, module below medjax.models, old, new
     (
+        "sentence of another task",
+        "mast_pro",
+        "mast_pro",
+        "else jnp.take(table, task, 0)",
+        "else jnp.take(table, 0 * task, 0)",
+    ),
+    (
+        "text before image",
+        "universal",
+        "universal",
+        "jnp.broadcast_to(seen[:, None], shape), jnp.broadcast_to(text, shape)",
+        "jnp.broadcast_to(text, shape), jnp.broadcast_to(seen[:, None], shape)",
+    ),
+    (
         "skips swapped",
         "unet_2d_multitalent",
         "parts.blocks",

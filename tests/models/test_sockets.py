@@ -11,7 +11,7 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import context, swin_unet, tsfm, unet
-from medjax.models.parts import sockets
+from medjax.models.parts import conditioning, sockets
 from medjax.registry import build, known
 
 SIDES = {"features": (3, 4, 6), "strides": ((1, 1), (2, 2), (2, 2)), "kernels": ((3, 3),) * 3}
@@ -47,6 +47,12 @@ WORDS = {  # what is asked for -> words, its parameters, what it offers, what it
         "/mlp/w[12]$",
         None,
         {"modality"},
+    ),
+    "low-rank experts": (
+        {"mlp": {"kind": "dynamic_low_rank", "rank": 2, "k1": 1}},
+        "/mlp/(specific/B|generic/b|router_task)$",
+        "task_gates",
+        {"task"},
     ),
     "vit": ({"bottleneck": VIT}, "^(bottleneck|vit)/layer1/fc2/kernel$", None, set()),
     "vit with experts": (
@@ -159,12 +165,13 @@ def test_a_socket_learns_and_offers_by_name(name, asked):
     own = {k: v for k, v in _flat(gradient).items() if re.search(pattern, k)}
     assert own, sorted(_flat(gradient))
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in own.values())
-    assert (offer is None) == ("gates" not in found)
+    assert {name for name in ("gates", "task_gates") if name in found} == ({offer} - {None})
     if offer:
-        assert all(g.shape[0] == 2 and g.shape[-1] == 2 for g in found["gates"].values())
-        for gate in found["gates"].values():
+        number = {"gates": 2, "task_gates": 3}[offer]
+        assert all(g.shape[0] == 2 and g.shape[-1] == number for g in found[offer].values())
+        for gate in found[offer].values():
             np.testing.assert_allclose(gate.sum(-1), 1, rtol=1e-5)
-        assert all("/" in place for place in found["gates"])
+        assert all("/" in place for place in found[offer])
 
 
 @pytest.mark.parametrize("name", ["unet", pytest.param("swin_unet", marks=pytest.mark.slow)])
@@ -271,6 +278,8 @@ def test_a_network_is_made_of_words_in_python_as_well():
     )
     assert shapes["bottleneck"]["layer1"]["mlp"]["w1"].shape == (1, 6, 12)
     assert unet.make(2, **SIDES, head={"kind": "sigmoid"}).reads == {}
+    told = sockets.make("context", "linear", {})
+    assert told.make.func is conditioning.Linear and told.reads == module.reads
 
 
 def _shared(heads):
@@ -331,4 +340,4 @@ def test_every_network_says_its_sockets():
     assert there == without | {
         name: [s for s in sockets.KINDS if s != "head" or name != "masked_swin"]
         for name in NETWORKS
-    }
+    } | {"mast_pro": ["mlp"], "universal": [], "hermes": [], "masked_vit": [], "segvol": []}

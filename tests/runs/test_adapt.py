@@ -6,7 +6,10 @@ import pytest
 from medjax.errors import UsageError
 from medjax.labels import Corpus, merge
 from medjax.runs import adapt
+from medjax.runs.trained import read_model
+from medjax.weights import experts
 from tests.support.configs import typed
+from tests.support.run import make_run
 
 LIVER, SPLEEN, TUMOUR = ((1, ("liver",)),), ((1, ("spleen",)),), ((1, ("liver", "tumour")),)
 CT, MR = {"modality": "CT", "channels": ("CT",)}, {"modality": "MR", "channels": ("T1w",)}
@@ -117,3 +120,23 @@ def test_a_shared_head_is_called_after_the_corpus_that_both_runs_know():
         ours, _ = adapt.channel_names((fields, shared), (config(), other))
         assert ours[0] == f"{known}/background" and f"{known}/liver" in ours
         assert "B/tumour" in ours and len(ours) == 3
+
+
+def test_leaves_of_a_further_run_join_the_source(tmp_path):
+    """As the organ encoder of MAST-Pro, which comes from a run of its own."""
+    run = make_run(tmp_path / "run")
+    space, theirs = read_model(run).space, experts.flat(read_model(run).params())
+    own = {"swin": np.zeros(2), "organ": {"old": np.ones(1)}}
+
+    def joined(*rule):
+        config = typed({"init": {"also": (rule,)}})
+        return experts.flat(adapt.rearranged(own, (config, space), own, (config, space)))
+
+    found = joined(r"^(\w+)/", r"organ/\1/", str(run))
+    assert set(found) == {"swin", "organ/old"} | {f"organ/{path}" for path in theirs}
+    for path, leaf in theirs.items():
+        np.testing.assert_array_equal(found[f"organ/{path}"], leaf)
+    with pytest.raises(UsageError, match=r"nothing matches '\^swin/'"):
+        joined("^swin/", "organ/", str(run))
+    with pytest.raises(UsageError, match="unusable rule"):
+        joined("^swin/", "organ/")

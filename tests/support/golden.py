@@ -40,7 +40,8 @@ class Case:
 
     Attributes:
       model: a module of `medjax.models`. arguments: of its `make`.
-      image: (b, *patch, m). corpus, modality: of every sample. masked: grid of the hidden tokens.
+      image: (b, *patch, m). corpus, modality, task: of every sample. masked: grid of the hidden
+        tokens.
       prompts: of every sample, a name for each of its queries, see `prompts`.
       slack: factor on the tolerance of gradients, for networks whose norms amplify rounding.
     """
@@ -51,6 +52,7 @@ class Case:
     corpus: tuple[int, ...] = ()
     modality: tuple[int, ...] = ()
     masked: tuple[int, ...] = ()
+    task: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     slack: float = 1.0
 
@@ -84,6 +86,8 @@ DEEP = {**TOKENS, "depths": (2, 1, 1), "heads": (1, 2, 3)}
 SWIN = {**TOKENS, "depths": (2, 1), "heads": (1, 2)}
 SPACE = {"width": 6, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch_size": 2, "dims": 3}
 THREE = {"experts_in": "both", "modalities": 3}
+TWO_TASKS = {**UNETR, "classes": 1, "dims": 2, "in_channels": 2, "tasks": 2, "fusion_width": 12}
+LOW_RANK = {"kind": "dynamic_low_rank", "rank": 2, "k2": 3}
 VOLUME = {
     "patch_size": (2, 4, 4),
     "width": 16,
@@ -163,6 +167,15 @@ CASES = {
         },
         (2, 64, 128, 1),
         corpus=(1, 0),
+    ),
+    "mast_pro": Case(
+        "mast_pro",
+        {**TWO_TASKS, "mlp": LOW_RANK, "theta_hidden": 10},
+        (2, 64, 32, 2),
+        task=(1, 0),
+    ),
+    "universal": Case(
+        "universal", {"classes": 3, **UNETR, "dims": 2, "merging": "legacy"}, (2, 64, 96, 1)
     ),
     "swin_unet": Case("swin_unet", {"classes": 3, **DEEP, "head": "sigmoid"}, (*SLICES, 1)),
     "swin_unet_heads": Case(
@@ -324,7 +337,7 @@ def path_of(keys: Any) -> str:
 
 def inputs(case: Case) -> tuple[jax.Array, dict[str, jax.Array] | None]:
     """(image, context)."""
-    context = {"corpus": case.corpus, "modality": case.modality}
+    context = {"corpus": case.corpus, "modality": case.modality, "task": case.task}
     context = {name: jnp.array(given, jnp.int32) for name, given in context.items() if given}
     if case.masked:
         context["masked"] = jnp.asarray(random("masked", (case.image[0], *case.masked)) > 0.3)

@@ -13,7 +13,7 @@ specification. Axes are z, y, x.
 import re
 from typing import Any
 
-from tests.support import segvol_recipes
+from tests.support import published_mast_pro, segvol_recipes
 
 Table = dict[str, Any]
 EPOCH = 250  # steps; nnU-Net, MultiTalent 3.8, TSFM 3.7
@@ -922,11 +922,14 @@ HIPPOCAMPUS = {"full": BASE | TWO_CORES | NARROW}
 HIPPOCAMPUS["partial"] = HIPPOCAMPUS["full"] | HALVES
 HIPPOCAMPUS["joint"] = MULTITALENT["unet_small"] | HALVES | {"data.share": "per_corpus"}
 
+MAST_PRO = published_mast_pro.rows(SETTINGS | AUGMENTATION | SGD)
+
 PAPERS = {
     "multitalent": MULTITALENT,
     "tsfm": TSFM,
     "m4oe": M4OE,
     "hippocampus": HIPPOCAMPUS,
+    "mast_pro": MAST_PRO,
     "segvol": segvol_recipes.rows(BASE),
 }
 RECIPES: dict[tuple[str, str], Table] = {
@@ -952,5 +955,7 @@ RATES = {
     ("tsfm", "brats_10"): {250 * 5: 5.358867313e-3, 250 * 9: 1.258925412e-3},  # 6.1
     ("m4oe", "finetune"): {0: 5e-4, 66_750: 5e-4 * 0.5**0.9},
     ("m4oe", "release"): {0: 0.075, 1: 0.075, 66_751: 0.075 * 0.5**0.9},  # 3.8: one step late
+    # 3.9: 5 % of warm-up to 5e-5, then half a cosine
+    ("mast_pro", "full"): {22_449: 5e-5, 22_450 + 426_550 // 2: 2.5e-5, 448_999: 0.0},
     ("m4oe", "pretrain"): {5299: 1e-3, 5300 + 103_350: 5e-4, 211_999: 0.0},  # warm-up, half cosine
 }

@@ -16,7 +16,15 @@ from typing import Any
 
 from medjax.registry import plain
 
-FROM_DATA = {"classes", "in_channels", "patch", "spacing_mm", "modalities", "corpus_channels"}
+FROM_DATA = {
+    "classes",
+    "in_channels",
+    "patch",
+    "spacing_mm",
+    "modalities",
+    "corpus_channels",
+    "tasks",
+}
 MASKED = (
     "ratio",
     "block",
@@ -29,6 +37,7 @@ WHOLE = {
     "data.subset",
     "data.intensity",
     "evaluate.groups",
+    "text.sentences",
 }  # one value each
 ABSENT = "(absent)"
 

@@ -10,8 +10,12 @@ A socket's module is called by `call`: with (x, context) if it has a true attrib
 e.g. for routing by corpus, modality or task; with `train=` as well if it has a true attribute
 `stochastic`. One with a true attribute `offers` returns (y, {name: array}): gate weights, router
 loads. Blocks and stages built with `offers=True` pass these on, as (x, {...}); otherwise they are
-dropped. Axis 0 is always the sample. Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2;
-initial values as PyTorch's layers ("torch"), Swin's ("swin"), MAE's ("xavier").
+dropped. Axis 0 is always the sample. A `mlp` of a Swin block may also have true attributes
+`in_attention` (its `beside_qkv(x, context, train)` is added to queries, keys and values) and
+`wants_residual` (context["residual"] is the block's tokens before the norm); see `parts.dmoe`.
+
+Sources: Swin (arXiv 2103.14030), sections 3.1 and 3.2; initial values as PyTorch's layers
+("torch"), Swin's ("swin"), MAE's ("xavier").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +155,10 @@ class WindowAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *grid c"]) -> Float[Array, "b *grid c"]:
+    def __call__(
+        self, x: Float[Array, "b *grid c"], beside: Float[Array, "b *grid d"] | None = None
+    ) -> Float[Array, "b *grid c"]:
+        """Tokens after attention; `beside` (d = 3 c) is added to queries, keys and values."""
         grid, width = x.shape[1:-1], x.shape[-1]
         if width % self.heads:
             raise ModelError(
@@ -160,8 +167,12 @@ class WindowAttention(nn.Module):
                 fix="change heads or feature_size",
             )
         used, shift = geometry.fit(grid, self.window, self.shift, self.keep_shift)
-        x = geometry.roll(geometry.pad_to_windows(x, used), shift)
-        padded = x.shape[1:-1]
+
+        def windows(y: Array) -> Array:
+            y = geometry.roll(geometry.pad_to_windows(y, used), shift)
+            return geometry.partition(y, used)
+
+        padded = tuple(side + -side % w for side, w in zip(grid, used, strict=True))
         given = {"dtype": self.dtype, **linear_init(self.initial, width)}
         rows = int(np.prod([2 * w - 1 for w in self.window]))
         table = self.param("rel_bias", nn.initializers.normal(0.02), (rows, self.heads))
@@ -173,8 +184,9 @@ class WindowAttention(nn.Module):
                 jnp.asarray(geometry.regions(padded, used, shift))
             )
             bias = bias + geometry.shift_mask(region)[:, None]
-        tokens = geometry.partition(x, used)
-        qkv = Dense(3 * width, name="qkv", **given)(tokens)
+        qkv = Dense(3 * width, name="qkv", **given)(windows(x))
+        if beside is not None:
+            qkv = qkv + windows(beside)
         tokens = attend(*split_heads(qkv, self.heads), bias)
         tokens = Dense(width, name="proj", **given)(tokens)
         x = geometry.roll(geometry.reverse(tokens, used, padded), [-s for s in shift])
@@ -190,10 +202,20 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... c"]:
-        width = x.shape[-1]
-        first, second = (linear_init(self.initial, n) for n in (width, self.features))
-        x = Dense(self.features, name="fc1", dtype=self.dtype, **first)(x)
-        return Dense(width, name="fc2", dtype=self.dtype, **second)(nn.gelu(x, approximate=False))
+        return two_layers(x, self.features, self.initial, self.dtype)
+
+
+def two_layers(
+    x: Float[Array, "b ... c"], features: int, initial: str, dtype: Any
+) -> Float[Array, "b ... c"]:
+    """The layers of `Mlp` within a compact method of another module, which gets their parameters.
+
+    See `Mlp` for the arguments.
+    """
+    width = x.shape[-1]
+    first, second = (linear_init(initial, n) for n in (width, features))
+    x = Dense(features, name="fc1", dtype=dtype, **first)(x)
+    return Dense(width, name="fc2", dtype=dtype, **second)(nn.gelu(x, approximate=False))
 
 
 class SwinBlock(nn.Module):
@@ -246,10 +268,18 @@ class SwinBlock(nn.Module):
             **shared,
         )
         mlp = self.mlp(int(self.mlp_ratio * x.shape[-1]), name="mlp", **shared)
-        x = x + branch(attention(norm("norm1")(x)))
-        y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context))
+        y, before = norm("norm1")(x), {}
+        if getattr(mlp, "in_attention", False):
+            beside, before = mlp.beside_qkv(y, context, train)
+            y = attention(y, beside)
+        else:
+            y = attention(y)
         x = x + branch(y)
-        return (x, offered) if self.offers else x
+        if getattr(mlp, "wants_residual", False):
+            context = {**(context or {}), "residual": x}
+        y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context, train))
+        x = x + branch(y)
+        return (x, before | offered) if self.offers else x
 
 
 class SwinStage(nn.Module):

@@ -1,6 +1,7 @@
 """Sockets: places inside a network that a config fills by a word.
 
     model.mlp         {"kind": "experts", "routing": "gate"}      the MLPs of transformer blocks
+                      {"kind": "dynamic_low_rank", "rank": 32}    the same with experts beside them
     model.bottleneck  {"kind": "vit", "width": 192, "heads": 3}   the deepest map
     model.context     {"kind": "embedding", "of": "modality"}     what the deepest map is told
     model.head        {"kind": "corpus_softmax"}                  features to logits
@@ -19,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError, did_you_mean
-from medjax.models.context import STANDARD, Spec, needed, union
-from medjax.models.parts import adapters, heads, moe
+from medjax.models.context import STANDARD, Spec, union
+from medjax.models.parts import conditioning, dmoe, heads, moe
 from medjax.models.parts.attention import Context, Mlp, call, check_initial, split_offer
 from medjax.models.parts.blocks import check_word
 from medjax.models.parts.vit import Bottleneck
@@ -44,12 +44,14 @@ class Socket:
       make: the constructor; None if the network uses its own (or nothing).
       reads: entries of the call's context.
       place: "all", or the side of the network that is filled.
+      swin_only: only blocks of window attention can hold it.
     """
 
     kind: str
     make: Callable[..., nn.Module] | None = None
     reads: Spec = dataclasses.field(default_factory=dict)
     place: str = "all"
+    swin_only: bool = False
 
     def at(self, side: str) -> Callable[..., nn.Module] | None:
         """The constructor for "encoder" or "decoder"; None where the network uses its own."""
@@ -59,52 +61,6 @@ class Socket:
         if self.make is None:
             raise ModelError(f"the socket {self.kind!r} makes no module of its own")
         return self.make(*arguments, **named)
-
-
-class Embedding(nn.Module):
-    """x plus one learned vector per value of an entry of the context.
-
-    Parameter `table` (values, c), which starts at zero: a fresh network equals one without it.
-
-    Attributes:
-      of: the entry. values: how many it has.
-    """
-
-    of: str
-    values: int
-    dtype: Any = jnp.float32
-    contextual = True
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *grid c"], context: Context = None
-    ) -> Float[Array, "b *grid c"]:
-        table = self.param("table", nn.initializers.zeros, (self.values, x.shape[-1]))
-        own = table[needed(context, self.of, "embeddings")].astype(x.dtype)
-        return x + jnp.expand_dims(own, tuple(range(1, x.ndim - 1)))
-
-
-class Linear(nn.Module):
-    """x plus a linear map of log(1 + an entry of the context), e.g. of the spacing in mm.
-
-    Parameter `map/kernel` (entries, c) starts at zero: a fresh network equals one without it.
-
-    Attributes:
-      of: the entry, (b, entries) of numbers that are not negative.
-    """
-
-    of: str
-    dtype: Any = jnp.float32
-    contextual = True
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *grid c"], context: Context = None
-    ) -> Float[Array, "b *grid c"]:
-        given = jnp.log1p(needed(context, self.of, "linear maps"))
-        zero = nn.initializers.zeros
-        own = adapters.Dense(x.shape[-1], use_bias=False, kernel_init=zero, name="map")(given)
-        return x + jnp.expand_dims(own.astype(x.dtype), tuple(range(1, x.ndim - 1)))
 
 
 def dense() -> Socket:
@@ -144,6 +100,52 @@ def experts(
         )
     made = moe.socket(routing, count, gate_scope, expert_of=chosen, dispatch=dispatch)
     return Socket("experts", made, moe.reads(routing), place)
+
+
+def dynamic_low_rank(
+    *,
+    tasks: int = 1,
+    k1: int = 2,
+    k2: int = 2,
+    top_k: int = 2,
+    rank: int = 32,
+    placement: str = "parallel",
+    expert_input: str = "ln2",
+    specific: str = "per_task",
+    generic_path: bool = True,
+    router: str = "token",
+    router_noise: bool = False,
+    activation: str = "none",
+    scale: float | int = 1.0,
+    expert_dropout: float | int = 0.0,
+    place: str = "all",
+) -> Socket:
+    """A dynamic mixture of low-rank experts beside every MLP (MAST-Pro).
+
+    Args:
+      tasks: how many there are.
+      k1, k2: experts of every task, and of all tasks together.
+      top_k: experts that are kept of the two kinds together.
+      rank: of the experts.
+      placement: parallel, replace, after_mlp or qkv_lora, see `parts.dmoe.DynamicExperts`.
+      expert_input: ln2, or residual: the tokens before the norm.
+      specific: per_task, pooled or none.
+      generic_path: whether the experts of all tasks have a router of their own as well.
+      router: token, or sample: the mean token decides.
+      router_noise: noise of a learned size on the router in training.
+      activation: none or relu, within an expert.
+      scale: factor of the experts' outputs.
+      expert_dropout: rate within an expert, in training.
+      place: one of `PLACES`.
+    """
+    check_word("place", place, PLACES)
+    words = {"placement": placement, "expert_input": expert_input, "specific": specific}
+    words |= {"router": router, "router_noise": router_noise, "activation": activation}
+    numbers = {"k1": k1, "k2": k2, "top_k": top_k, "rank": rank, "generic_path": generic_path}
+    sizes = {"scale": float(scale), "expert_dropout": float(expert_dropout)}
+    made = dmoe.socket(tasks, **words, **numbers, **sizes)
+    inside = placement == "qkv_lora" or expert_input == "residual"
+    return Socket("dynamic_low_rank", made, {"task": STANDARD["task"]}, place, inside)
 
 
 def nothing() -> Socket:
@@ -217,7 +219,7 @@ def corpus_softmax(
 def embedding(
     *, of: str = "modality", modalities: int = 1, corpora: int = 1, tasks: int = 1
 ) -> Socket:
-    """A learned vector per corpus, modality or task, added to the deepest map; see `Embedding`.
+    """A learned vector per corpus, modality or task, added to the deepest map (`conditioning`).
 
     Args:
       of: "corpus", "modality" or "task".
@@ -225,22 +227,22 @@ def embedding(
     """
     check_word("entry of an embedding", of, tuple(EMBEDDED))
     values = {"modalities": modalities, "corpora": corpora, "tasks": tasks}[EMBEDDED[of]]
-    made = functools.partial(Embedding, of=of, values=values)
+    made = functools.partial(conditioning.Embedding, of=of, values=values)
     return Socket("embedding", made, {of: STANDARD[of]})
 
 
 def linear(*, of: str = "spacing_mm") -> Socket:
-    """A linear map of the spacing, added to the deepest map; see `Linear`.
+    """A linear map of the spacing, added to the deepest map; see `conditioning.Linear`.
 
     Args:
       of: "spacing_mm".
     """
     check_word("entry of a linear map", of, ("spacing_mm",))
-    return Socket("linear", functools.partial(Linear, of=of), {of: STANDARD[of]})
+    return Socket("linear", functools.partial(conditioning.Linear, of=of), {of: STANDARD[of]})
 
 
 KINDS: Mapping[str, Mapping[str, Callable[..., Socket]]] = {
-    "mlp": {"dense": dense, "experts": experts},
+    "mlp": {"dense": dense, "experts": experts, "dynamic_low_rank": dynamic_low_rank},
     "bottleneck": {"none": nothing, "vit": vit},
     "context": {"none": nothing, "embedding": embedding, "linear": linear},
     "head": {"sigmoid": sigmoid, "corpus_softmax": corpus_softmax},
@@ -400,6 +402,12 @@ def in_transformer(bottleneck: Socket | None, mlp: Socket | None, owner: str) ->
             fix='set model.bottleneck.kind to "vit"',
         )
     only_encoder(mlp, owner)
+    if mlp.swin_only:
+        raise ModelError(
+            f"{owner} has no window attention, which experts of this kind need",
+            found="placement qkv_lora or expert_input residual",
+            fix="leave them out of model.mlp",
+        )
     return dataclasses.replace(
         bottleneck,
         make=functools.partial(bottleneck.make, mlp=mlp.make),

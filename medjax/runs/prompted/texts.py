@@ -4,6 +4,7 @@ In: `config.text` and the class names. Out: the rows of the leaf `text/table` (r
 into fresh or borrowed parameters. A network holds no text encoder.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,15 @@ def of_config(config: Config, names: Sequence[str], width: int) -> Vectors | Non
         )
     if given.source == "learned":
         return None
+    sentences = tuple(given.sentences.get(name, "") for name in names)
+    if given.sentences and not all(sentences):
+        raise UsageError(
+            f"config.text.sentences has no sentence for {names[sentences.index('')]!r}",
+            expected=", ".join(given.sentences),
+            fix="add it, or leave config.text.sentences out",
+        )
     if given.source == "hash":
-        return texts.hashed(names, width)
+        return texts.hashed(names, width, sentences if given.sentences else None)
     if not given.file:
         raise UsageError(
             f"config.text: the source {given.source!r} needs a file",
@@ -93,7 +101,8 @@ def of_config(config: Config, names: Sequence[str], width: int) -> Vectors | Non
     path = Path(given.file).expanduser()
     wanted = "clip-pooled" if given.pooled else "clip-projected"
     if given.source == "clip":
-        sentences = texts.filled(given.template, names)
+        if not given.sentences:
+            sentences = texts.filled(given.template, names)
         found = by_encoder(path, names, sentences, pooled=given.pooled)
     else:
         found = texts.read(path)
@@ -143,18 +152,29 @@ def filling(
     config: Config, space: LabelSpace, net: Network, workdir: Path
 ) -> Callable[[Any], Any] | None:
     """fresh parameters -> those to begin with: borrowed ones (`runs.initial`), then the table of
-    `config.text`, a row per class of the label space in order. None: the fresh ones.
+    `config.text`, a row per task or class in order (`Network.texts`). None: the fresh ones.
+
+    Where `config.init.heads` has a rule for the table, its rows that the source has stay.
+
+    Raises: `UsageError` for a network of tasks whose texts nothing says.
     """
-    borrow, names = initial.borrower(config, space, net, workdir), space.classes
+    borrow, names = initial.borrower(config, space, net, workdir), net.texts or space.classes
     says = jax.process_index() == 0
+    if net.texts and not config.text.source:
+        raise UsageError(
+            "this network reads texts, and config.text says nothing about their vectors",
+            expected=f"config.text.source: {', '.join(SOURCES)}",
+            fix="give --config.text.source=file --config.text.file=NAME.text.npz, or hash",
+        )
     if not config.text.source or config.text.source == "learned":
         if config.text.source and says:
             print("text vectors are learned: only names of the training have one", flush=True)
         return borrow
 
+    by_name = any(re.search(str(rule[0]), TABLE) for rule in config.init.heads)
+
     def fill(fresh: Any) -> Any:
-        params = fresh if borrow is None else borrow(fresh)
-        flat = traverse_util.flatten_dict(params, sep="/")
+        flat = traverse_util.flatten_dict(fresh, sep="/")
         width = flat[TABLE].shape[1] if TABLE in flat else texts.WIDTH
         found = of_config(config, names, width)
         kind, about = found.facts["kind"], f"of {len(names)} names"
@@ -162,7 +182,11 @@ def filling(
             print(
                 texts.HASH_NOTE if kind == "hash" else f"text vectors: {kind} {about}", flush=True
             )
-        return with_table(params, found.vectors)
+        filled = with_table(fresh, found.vectors)
+        if borrow is None:
+            return filled
+        params = borrow(filled)
+        return params if by_name else with_table(params, found.vectors)
 
     return fill
 

@@ -330,6 +330,11 @@ class Init(Section):
         listed=False,
     )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")
+    also: NamedAxes = setting(
+        (),
+        "(regex, path, run): leaves of further runs, e.g. an organ encoder of its own",
+        listed=False,
+    )
     upcycle: bool = setting(False, "copy the plain MLPs of the source to every expert")
     experts: Mapping[str, str] = setting(
         dict,
@@ -380,9 +385,7 @@ class Sharding(Section):
         1,
         "devices that share one copy of parameters and optimizer state; the rest is data parallel",
     )
-    rules: Rules = setting(
-        ((".*", "replicate"),), "(regex over parameter paths, replicate or fsdp)"
-    )
+    rules: Rules = setting(((".*", "replicate"),), "(regex over parameters, replicate or fsdp)")
 
 
 def _losses() -> dict[str, Loss]:

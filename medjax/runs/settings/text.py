@@ -1,5 +1,7 @@
 """The section `text` of a config."""
 
+from collections.abc import Mapping
+
 from medjax.runs.settings.section import Section, section, setting
 
 
@@ -13,3 +15,6 @@ class Text(Section):
         "A computerized tomography of a {}.", 'text of a name, with "{}" for it, of clip'
     )
     pooled: bool = setting(True, "vectors before CLIP's projection (SegVol), not behind it (MAST)")
+    sentences: Mapping[str, str] = setting(
+        dict, "name -> its text in place of the template, of clip and hash", listed=False
+    )

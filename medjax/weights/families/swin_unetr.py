@@ -17,7 +17,7 @@ from medjax.weights.accounts import Architecture, Row, Tensors
 _SWIN = r"(?:swinViT\.)?"
 _BLOCK = rf"{_SWIN}layers(\d)\.0\.blocks\.(\d+)\."
 _OURS = r"swin/stage\1/block\2/"
-_TABLE = (
+TABLE = (
     Row(rf"{_SWIN}patch_embed\.proj\.weight", "swin/patch_embed/kernel", "conv"),
     Row(rf"{_SWIN}patch_embed\.proj\.bias", "swin/patch_embed/bias"),
     Row(rf"{_BLOCK}norm([12])\.weight", rf"{_OURS}norm\3/scale"),
@@ -117,4 +117,4 @@ def architecture(tensors: Tensors) -> Architecture:
 
 def table(tensors: Tensors) -> tuple[Row, ...]:
     """The rows; the same for every size."""
-    return _TABLE
+    return TABLE
