@@ -12,11 +12,12 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint, head_prior, initial
+from medjax.runs import build, dry_devices, footprint, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.config import with_plan
 from medjax.runs.settings.schema import Config
+from medjax.runs.start import head_prior
 from medjax.sample.draw import corpus_probabilities
 from medjax.train import accumulate
 

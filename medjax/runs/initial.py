@@ -16,12 +16,13 @@ from flax import traverse_util
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import adapt, build, fitted, head_prior
+from medjax.runs import adapt, build, fitted
 from medjax.runs import folder as runfolder
 from medjax.runs import trained as models
 from medjax.runs.build import Network
 from medjax.runs.config import with_field
 from medjax.runs.settings.schema import Config
+from medjax.runs.start import head_prior
 from medjax.train import checkpoint, stepfolder
 from medjax.weights import adapters
 from medjax.weights.transfer import transfer

@@ -20,17 +20,7 @@ from medjax.labels import Corpus, LabelSpace
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
-from medjax.runs import (
-    build,
-    continued,
-    during,
-    evaluations,
-    head_prior,
-    hosts,
-    initial,
-    recipe,
-    sampling,
-)
+from medjax.runs import build, during, evaluations, hosts, initial, recipe, sampling
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
@@ -39,6 +29,7 @@ from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of
+from medjax.runs.start import continued, head_prior
 from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 

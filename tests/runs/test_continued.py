@@ -9,8 +9,9 @@ from configs.base import base_config
 from medjax import main
 from medjax.errors import Preempted, UsageError
 from medjax.registry import plain
-from medjax.runs import continued, stages
 from medjax.runs import folder as runfolder
+from medjax.runs import stages
+from medjax.runs.start import continued
 from medjax.train import checkpoint, loop, optim, phases
 from tests.support.configs import typed
 from tests.support.raw import write_corpus

@@ -16,8 +16,9 @@ from medjax.errors import ModelError, Preempted, UsageError
 from medjax.labels import Corpus, merge
 from medjax.registry import build as make
 from medjax.registry import plain
-from medjax.runs import build, dry, head_prior, initial, recipe, stages
+from medjax.runs import build, dry, initial, recipe, stages
 from medjax.runs import folder as runfolder
+from medjax.runs.start import head_prior
 from medjax.sample.draw import Recipe
 from medjax.sample.prevalence import Count
 from medjax.train import checkpoint, hashes, loop

@@ -1,0 +1,1 @@
+"""How a run starts: heads by prevalence, and the continuation of a finished run."""
