@@ -281,7 +281,7 @@ TAKEN = [  # config, flag, value; fields that the config file does not list amon
     ("m4oe.py:finetune", "losses.softmax_dice.pool=corpus", "corpus"),
     ("multitalent.py:demo", "losses.softmax_cross_entropy.weight=1", 1.0),
     ("multitalent.py:demo", "losses.cross_entropy.reduction=mean", "mean"),
-    ("multitalent.py:demo", "augment.kind=turns", "turns"),
+    ("multitalent.py:unet", "augment.kind=turns", "turns"),
     ("multitalent.py:demo", "augment.rotation=0", 0.0),
     ("multitalent.py:demo", "augment.lateral=auto", "auto"),
     ("multitalent.py:demo", "augment.lateral=('a','b'),('c','d')", (("a", "b"), ("c", "d"))),
@@ -440,7 +440,7 @@ def test_a_config_is_found_from_another_folder(repository, tmp_path, monkeypatch
         ("c.optim.lrate = 5", "config.optim has no field 'lrate'. Fix: did you mean "),
         ("c.optm = c.optim", "config has no field 'optm'. Fix: did you mean optim?"),
         ("c.model.base_feature = 8", "did you mean base_features"),
-        ("c.losses.dice.smoth = 8", "did you mean smooth?"),
+        ("c.losses.dice.smoth = 8", "did you mean smooth"),
         ("c.augment.rotation = 'often'", "found 'often'; expected a number"),
     ],
 )

@@ -13,6 +13,8 @@ from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs import evaluations
 from medjax.runs.settings import accepted, schema
+from medjax.runs.settings.section import fields_of
+from medjax.runs.settings.use import Evaluate
 from medjax_verbs import resampled
 from tests.support.configs import typed
 
@@ -83,4 +85,4 @@ def test_an_evaluation_of_another_package_is_a_field(installed):
 
 def test_the_core_knows_its_own_fields():
     offered = set(plugins.points(plugins.EVALUATIONS))
-    assert set(plain(base_config())["evaluate"]) == evaluations.CORE | offered
+    assert set(fields_of(Evaluate)) == evaluations.CORE | offered

@@ -83,4 +83,4 @@ def test_an_unknown_corpus_is_named():
 
 
 def test_a_segmentation_has_no_maps_unless_asked_for():
-    assert Segmentation(None, None)[2:] == ({}, {})
+    assert Segmentation(None, None)[2:] == ({}, {}, None, ())

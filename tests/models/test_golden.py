@@ -271,8 +271,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "attention without residual",
         "swin_unet_heads_by_channels",
         "parts.attention",
-        "x = x + branch(attention",
-        "x = branch(attention",
+        "x = x + branch(attended)",
+        "x = branch(attended)",
     ),
     (
         "MLP without residual",

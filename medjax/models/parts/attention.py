@@ -271,10 +271,10 @@ class SwinBlock(nn.Module):
         y, before = norm("norm1")(x), {}
         if getattr(mlp, "in_attention", False):
             beside, before = mlp.beside_qkv(y, context, train)
-            y = attention(y, beside)
+            attended = attention(y, beside)
         else:
-            y = attention(y)
-        x = x + branch(y)
+            attended = attention(y)
+        x = x + branch(attended)
         if getattr(mlp, "wants_residual", False):
             context = {**(context or {}), "residual": x}
         y, offered = split_offer(mlp, call(mlp, norm("norm2")(x), context, train))
