@@ -49,7 +49,8 @@ WORDS = {  # what is asked for -> words, its parameters, what it offers, what it
         {"modality"},
     ),
     "low-rank experts": (
-        {"mlp": {"kind": "dynamic_low_rank", "rank": 2, "k1": 1}},
+        # all are kept: an expert that no token keeps has no gradient
+        {"mlp": {"kind": "dynamic_low_rank", "rank": 2, "k1": 1, "top_k": 3}},
         "/mlp/(specific/B|generic/b|router_task)$",
         "task_gates",
         {"task"},
