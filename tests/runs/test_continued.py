@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from configs.base import base_config
 from medjax import main
 from medjax.errors import Preempted, UsageError
 from medjax.registry import plain
@@ -13,31 +12,20 @@ from medjax.runs import folder as runfolder
 from medjax.runs import stages
 from medjax.runs.start import continued
 from medjax.train import checkpoint, loop, optim, phases
+from tests.support import tiny
 from tests.support.configs import typed
-from tests.support.raw import write_corpus
-from tests.support.run import small_unet
 
 LR = 1e-2
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("raw") / "Task01_Organ"
-    return write_corpus(folder, n=4, shape=(10, 12, 11), labels={"organ": 1})
+    return tiny.write(tmp_path_factory.mktemp("raw"))[1:]
 
 
-def _fields(raw, steps=4, **train):
-    fields = plain(base_config())
-    fields["model"] = {"name": "unet", **small_unet(3)}
-    fields["data"] |= {
-        "folders": str(raw),
-        "split": fields["data"]["split"] | {"folds": 2},
-        "spacing_mm": (1.0, 1.0, 1.0),
-        "workers": 1,
-    }
+def _fields(raw, **train):
+    fields = tiny.fields(raw, **{"checkpoint_every": 4, **train})
     fields["optim"] |= {"name": "adamw", "lr": LR}
-    fields["train"] |= {"patch": (8, 8, 8), "batch": 2, "steps": steps, "checkpoint_every": 4}
-    fields["train"] |= {"validate_every": 0, "log_every": 1, **train}
     return fields
 
 

@@ -9,40 +9,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs.base import base_config
 from medjax.errors import Preempted, UsageError
-from medjax.registry import plain
 from medjax.runs import during, stages
 from medjax.runs.settings.use import Evaluate
 from medjax.runs.trained import read_model
 from medjax.train import loop
-from tests.support.raw import write_corpus
-from tests.support.run import small_unet
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Two corpora: organ and tumour; organ alone, in other scans."""
-    root = tmp_path_factory.mktemp("raw")
-    labels = {"Task01_Both": {"organ": 1, "tumour": 2}, "Task02_Organ": {"organ": 1}}
-    return [
-        write_corpus(root / name, n=4, shape=(10, 12, 11), labels=own, seed=k)
-        for k, (name, own) in enumerate(labels.items())
-    ]
+    return tiny.write(tmp_path_factory.mktemp("raw"))
 
 
 def _fields(raw, **evaluate):
-    fields = plain(base_config())
-    fields["model"] = {"name": "unet", **small_unet(3)}
-    fields["data"] |= {
-        "folders": ",".join(map(str, raw)),
-        "split": fields["data"]["split"] | {"folds": 2},
-        "spacing_mm": (1.0, 1.0, 1.0),
-        "workers": 1,
-    }
+    fields = tiny.fields(raw, checkpoint_every=4, validate_every=3, validation_batches=1)
     fields["optim"] |= {"name": "adamw", "lr": 1e-2}
-    fields["train"] |= {"patch": (8, 8, 8), "batch": 2, "steps": 4, "checkpoint_every": 4}
-    fields["train"] |= {"validate_every": 3, "validation_batches": 1, "log_every": 1}
     fields["evaluate"] |= {"during": 2, "surface": False, "montages": 0} | evaluate
     return fields
 

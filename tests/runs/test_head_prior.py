@@ -23,8 +23,8 @@ from medjax.sample.draw import Recipe
 from medjax.sample.prevalence import Count
 from medjax.train import checkpoint, hashes, loop
 from medjax.weights import transfer
+from tests.support import tiny
 from tests.support.configs import typed
-from tests.support.raw import write_corpus
 from tests.support.run import small_unet
 
 FIRST = Corpus("First", ((1, ("liver",)), (2, ("liver", "tumour"))), ignore=3)
@@ -299,27 +299,12 @@ def test_entries_of_leaves_are_replaced_by_path():
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Two corpora: organ and tumour; organ alone, in other scans."""
-    root = tmp_path_factory.mktemp("raw")
-    labels = {"Task01_Both": {"organ": 1, "tumour": 2}, "Task02_Organ": {"organ": 1}}
-    return [
-        write_corpus(root / name, n=4, shape=(10, 12, 11), labels=own, seed=k)
-        for k, (name, own) in enumerate(labels.items())
-    ]
+    return tiny.write(tmp_path_factory.mktemp("raw"))
 
 
 def _fields(raw, steps=4, **model):
-    fields = plain(base_config())
-    fields["model"] = {"name": "unet", **small_unet(3), **model}
-    fields["data"] |= {
-        "folders": ",".join(map(str, raw)),
-        "split": fields["data"]["split"] | {"folds": 2},
-        "spacing_mm": (1.0, 1.0, 1.0),
-        "workers": 1,
-    }
+    fields = tiny.fields(raw, steps, model)
     fields["init"] |= {"head_prior": "prevalence"}
-    fields["train"] |= {"patch": (8, 8, 8), "batch": 2, "steps": steps, "checkpoint_every": 2}
-    fields["train"] |= {"validate_every": 0, "log_every": 1}
     return fields
 
 
