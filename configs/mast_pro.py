@@ -12,7 +12,7 @@ low-rank experts, routers and prompts, 5,515,064 parameters (21.04 MiB):
     # trained and frozen parameters, memory of a step:
     python -m medjax.main --config=configs/mast_pro.py:full --workdir=runs/full --mode=dry
 
-On the embedded phantoms (minutes on a CPU), and on real scans given as folders whose tumours are
+On the embedded phantoms (on a CPU), and on real scans given as folders whose tumours are
 called "tumour":
 
     python -m medjax.main --config=configs/mast_pro.py:demo_stage1 --workdir=runs/d1

@@ -1,7 +1,7 @@
 r"""SegVol (Du et al., 2024), a 3D network asked by texts, points and boxes; and its adaptation to
 other modalities with low-rank adapters, mixtures of them and context priors (SegEVOLution).
 
-On the embedded phantoms (a small network, minutes on a CPU), then a scan by text, or by a box:
+On the embedded phantoms (a small network, for a CPU), then a scan by text, or by a box:
 
     python -m medjax.main --config=configs/segvol.py:demo --workdir=runs/segvol_demo
     medjax predict -m runs/segvol_demo -i scan.nii.gz -o masks --text liver
