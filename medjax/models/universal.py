@@ -77,13 +77,12 @@ class Universal(nn.Module):
 
         x = nn.relu(dynamic_head.group_norm(deepest.shape[-1], self.dtype, "gap_norm")(deepest))
         seen = dense(WIDTH, "gap", x.mean(tuple(range(1, x.ndim - 1))))
+        width = TEXT_WIDTH if self.encoding == "word" else WIDTH
+        text = TextTable(self.classes, width, name="text")()
+        text = jnp.broadcast_to(text, (seen.shape[0], *text.shape))  # adapters need the samples
         if self.encoding == "word":
-            table = TextTable(self.classes, TEXT_WIDTH, name="text")()
-            text = nn.relu(dense(WIDTH, "text_to_vision", table))
-        else:
-            text = TextTable(self.classes, WIDTH, name="text")()
-        shape = (seen.shape[0], self.classes, WIDTH)
-        joined = [jnp.broadcast_to(seen[:, None], shape), jnp.broadcast_to(text, shape)]
+            text = nn.relu(dense(WIDTH, "text_to_vision", text))
+        joined = [jnp.broadcast_to(seen[:, None], text.shape), text]
         given = jnp.concatenate([part.astype(self.dtype) for part in joined], -1)
         return dense(dynamic_head.NUMBERS, "controller", given)
 

@@ -87,8 +87,8 @@ MUTANTS = [  # what is wrong, the network that shows it, module below medjax.mod
         "text before image",
         "universal",
         "universal",
-        "jnp.broadcast_to(seen[:, None], shape), jnp.broadcast_to(text, shape)",
-        "jnp.broadcast_to(text, shape), jnp.broadcast_to(seen[:, None], shape)",
+        "jnp.broadcast_to(seen[:, None], text.shape), text",
+        "text, jnp.broadcast_to(seen[:, None], text.shape)",
     ),
     (
         "skips swapped",
