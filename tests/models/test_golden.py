@@ -60,7 +60,8 @@ def test_gradients_are_the_stored_ones(name):
 @pytest.mark.parametrize("name", _cases(QUICK))
 def test_every_parameter_takes_part(name):
     norms = {k: float(np.linalg.norm(g)) for k, g in _with_gradients(name)[1].items()}
-    floor = 1e-5 * max(norms.values())
+    # MAST-Pro's organ encoder reaches the output through the weights of an attention alone
+    floor = (1e-6 if name == "mast_pro" else 1e-5) * max(norms.values())
     allowed = SILENT_TSFM if golden.CASES[name].arguments.get("variant") == "t" else SILENT
     own = {"segvol": SILENT_SEGVOL, "hermes": SILENT_HERMES}
     allowed = own.get(golden.CASES[name].model, allowed)
