@@ -17,6 +17,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.labels import Corpus, LabelSpace
 from medjax.metrics import channels
+from medjax.metrics.counts import Counts
 from medjax.prepare.plan import Plan
 from medjax.prompts.request import Request
 from medjax.runs.settings.schema import Config
@@ -57,7 +58,7 @@ class Volumes:
             return {}
         if self.segmenter is None:
             workdir, config, space, plan = self.facts
-            device = jax.default_backend() if jax.default_backend() == "cpu" else ""
+            device = "cpu" if jax.default_backend() == "cpu" else ""
             current = Trained(workdir, config, space, plan, current=params)
             self.segmenter = load_predictor(current, device=device)
         else:
@@ -80,7 +81,7 @@ class Volumes:
                 counted = channels.count(case, volume, masks, corpus, channel_of)
             except MedjaxError:  # reported by the evaluation; a training does not end for it
                 continue
-            scores = {name: channels.overlap.Counts(*n).dice for name, n in counted.items()}
+            scores = {name: Counts(*n).dice for name, n in counted.items()}
             found += [(name, dice) for name, dice in scores.items() if not math.isnan(dice)]
         return found
 

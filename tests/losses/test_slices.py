@@ -36,8 +36,8 @@ def test_t12_an_empty_prediction_of_nothing():
     outputs, batch = given(np.zeros((1, 32, 256, 256), bool))
     released = dice.make("slice", 1.0, "mean", smooth_in="denominator")
     assert 1 + released(outputs, batch) == 1
-    mended = dice.make("sample", 1.0, "mean")
-    both = 1 + mended(outputs, batch) + cross_entropy.make("per_annotating", "mean")(outputs, batch)
+    whole = dice.make("sample", 1.0, "mean")
+    both = 1 + whole(outputs, batch) + cross_entropy.make("per_annotating", "mean")(outputs, batch)
     assert float(both) == pytest.approx(0.004, abs=5e-4)
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from medjax import main
-from medjax.errors import Preempted, UsageError
+from medjax.errors import UsageError
 from medjax.registry import plain
 from medjax.runs import folder as runfolder
 from medjax.runs import stages
 from medjax.runs.start import continued
-from medjax.train import checkpoint, loop, optim, phases
+from medjax.train import checkpoint, optim, phases
 from tests.support import tiny
 from tests.support.configs import typed
 
@@ -72,17 +72,9 @@ def test_the_first_command_means_the_run_as_it_is(raw, run):
 def test_an_interrupted_continuation_is_resumed_by_the_same_command(
     raw, run, tmp_path, monkeypatch
 ):
-    folder, asked, real = tmp_path / "run", [], loop.Requests.array
+    folder = tmp_path / "run"
     _train(raw, folder)
-
-    def stop(self):
-        asked.append(1)
-        self.stopped = len(asked) >= 1
-        return real(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(loop.Requests, "array", stop)
-        _train(raw, folder, more=4)
+    tiny.interrupt(_fields(raw, more=4), folder, monkeypatch, 1)
     with pytest.raises(UsageError, match=r"not finished: step [67] of 8"):
         _train(raw, folder, more=5)
     _train(raw, folder, more=4)

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medjax.errors import Preempted, UsageError
+from medjax.errors import UsageError
 from medjax.runs import during, stages
 from medjax.runs.settings.use import Evaluate
 from medjax.runs.trained import read_model
-from medjax.train import loop
 from tests.support import tiny
 
 
@@ -61,16 +60,8 @@ def test_the_last_measurement_is_the_final_evaluation(run):
 
 
 def test_an_interrupted_run_measures_the_same(raw, run, tmp_path, monkeypatch):
-    folder, asked, real = tmp_path / "run", [], loop.Requests.array
-
-    def stop(self):
-        asked.append(1)
-        self.stopped = len(asked) >= 3
-        return real(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(loop.Requests, "array", stop)
-        stages.train(stages.open_run(_fields(raw), folder))
+    folder = tmp_path / "run"
+    tiny.interrupt(_fields(raw), folder, monkeypatch, 3)
     assert _rows(folder) == _rows(run)[:1]
     stages.train(stages.open_run(_fields(raw), folder))
     assert (folder / "metrics.jsonl").read_text() == (run / "metrics.jsonl").read_text()

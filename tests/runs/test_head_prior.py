@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 from configs.base import base_config
-from medjax.errors import ModelError, Preempted, UsageError
+from medjax.errors import ModelError, UsageError
 from medjax.labels import Corpus, merge
 from medjax.registry import build as make
 from medjax.registry import plain
@@ -21,7 +21,7 @@ from medjax.runs import folder as runfolder
 from medjax.runs.start import head_prior
 from medjax.sample.draw import Recipe
 from medjax.sample.prevalence import Count
-from medjax.train import checkpoint, hashes, loop
+from medjax.train import checkpoint, hashes
 from medjax.weights import transfer
 from tests.support import tiny
 from tests.support.configs import typed
@@ -338,16 +338,7 @@ def test_a_training_measures_records_and_starts_there(raw, tmp_path, capsys):
 
 def test_a_resumed_run_is_the_same_and_measures_nothing(raw, run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    step, real = [], loop.Requests.array
-
-    def stop(self):
-        step.append(1)
-        self.stopped = len(step) >= 2
-        return real(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(loop.Requests, "array", stop)
-        stages.train(stages.open_run(_fields(raw), folder))
+    tiny.interrupt(_fields(raw), folder, monkeypatch, 2)
     measured = (folder / runfolder.HEAD_PRIOR).read_bytes()
     monkeypatch.setattr(head_prior.prevalence, "count", None)  # would be an error
     capsys.readouterr()

@@ -3,8 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from configs.base import base_config
+from medjax.errors import Preempted
 from medjax.registry import plain
+from medjax.runs import stages
+from medjax.train import loop
 from tests.support.raw import write_corpus
 from tests.support.run import small_unet
 
@@ -32,3 +37,17 @@ def fields(raw: Sequence[Path], steps: int = 4, model: dict | None = None, **tra
     found["train"] |= {"patch": (8, 8, 8), "batch": 2, "steps": steps, "checkpoint_every": 2}
     found["train"] |= {"validate_every": 0, "log_every": 1, **train}
     return found
+
+
+def interrupt(given: dict, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Trains until a stop is requested in the given number of steps from the start of the call."""
+    asked, real = [], loop.Requests.array
+
+    def stop(self):
+        asked.append(1)
+        self.stopped = len(asked) >= steps
+        return real(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(loop.Requests, "array", stop)
+        stages.train(stages.open_run(given, folder))
