@@ -21,8 +21,10 @@ MACHINERY = (
     "ingest",
     "multitalent",
     "organs",
+    "pool",
     "pools",
     "tfds",
+    "tumour_tasks",
 )  # files that declare no corpus
 
 
