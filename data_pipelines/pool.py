@@ -23,6 +23,7 @@ class Member:
       annotated: the classes the paper uses; default all annotated ones.
       group: members of one group count as one data set: one head, one weight in sampling.
       number: the paper's number of the data set.
+      names: regular expression of the cases that are used (whole names); default all.
     """
 
     corpus: str
@@ -32,6 +33,7 @@ class Member:
     annotated: tuple[str, ...] = ()
     group: str = ""
     number: int = 0
+    names: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +125,16 @@ class Pool:
         return merged
 
     def data(self) -> dict:
-        """Everything a config's `c.data` needs to know of the pool: declared, share, rename."""
-        return {"declared": self.declared(), "share": self.share, "rename": self.rename()}
+        """Everything a config's `c.data` needs to know of the pool: declared, share, rename, and
+        subset if a member uses only some of its cases.
+        """
+        found = {"declared": self.declared(), "share": self.share, "rename": self.rename()}
+        chosen = {
+            name: {"names": member.names}
+            for name, member in zip(self.names, self.members, strict=True)
+            if member.names
+        }
+        return found | ({"subset": chosen} if chosen else {})
 
     def subset(self, *names: str) -> "Pool":
         """The pool with some of its members only."""
@@ -143,6 +153,24 @@ class Pool:
             members=kept,
             renamed={k: v for k, v in self.renamed.items() if k.split("/")[0] in names},
         )
+
+    def without(self, *names: str) -> "Pool":
+        """The pool without some of its members."""
+        self.subset(*names)  # which refuses unknown ones
+        return self.subset(*(name for name in self.names if name not in names))
+
+    def with_cases(self, name: str, pattern: str, cases: int) -> "Pool":
+        """The pool with those cases of a member whose whole names match.
+
+        Args:
+          pattern: regular expression. cases: how many these are.
+        """
+        self.subset(name)
+        members = tuple(
+            dataclasses.replace(member, names=pattern, cases=cases) if found == name else member
+            for found, member in zip(self.names, self.members, strict=True)
+        )
+        return dataclasses.replace(self, members=members)
 
     def summary(self) -> str:
         """One line for the catalogue."""

@@ -32,6 +32,18 @@ multitalent = Pool(
     share="per_corpus",
 )
 
+multitalent_btcv_test = dataclasses.replace(
+    multitalent.with_cases("046_BTCV2", r"PANCREAS_\d{4}|img00([0-3]\d|40)", 73),
+    title="MultiTalent without the 17 test scans of BTCV that data set 9 labels",
+)
+multitalent_without_btcv = dataclasses.replace(
+    multitalent.without("017_BTCV").with_cases("046_BTCV2", r"PANCREAS_\d{4}", 43),
+    title="MultiTalent without any scan of BTCV (released split 6)",
+)
+multitalent_without_kits = dataclasses.replace(
+    multitalent.without("064_KiTS19"), title="MultiTalent without KiTS19 (released split 7)"
+)
+
 tsfm = Pool(
     "TSFM (Xie et al., 2024)",
     (
@@ -50,9 +62,18 @@ tsfm = Pool(
     renamed={"MSD_HepaticVessel/liver tumour": "tumour of the hepatic vessel set"},
 )
 
+BRATS_REGIONS = {"whole brain tumour": (1, 2, 4), "brain tumour core": (1, 4)}
+"""Regions of BraTS that are scored, but are no classes of a softmax: they own no voxel."""
+
 tsfm_separate = dataclasses.replace(
     tsfm, title="TSFM with labels kept apart", share="per_corpus", renamed={}
 )
+
+tsfm_without_btcv = dataclasses.replace(tsfm.without("BTCV"), title="TSFM without BTCV")
+tsfm_without_amos = dataclasses.replace(
+    tsfm.without("AMOS22_CT", "AMOS22_MR"), title="TSFM without AMOS22"
+)
+tsfm_without_kits = dataclasses.replace(tsfm.without("KiTS21"), title="TSFM without KiTS21")
 
 TSFM_IDS = (
     "spleen",
@@ -200,8 +221,14 @@ segvol_released400 = _segvol("what the released evaluation used", SEGVOL_RELEASE
 
 POOLS = {
     "multitalent": multitalent,
+    "multitalent_btcv_test": multitalent_btcv_test,
+    "multitalent_without_btcv": multitalent_without_btcv,
+    "multitalent_without_kits": multitalent_without_kits,
     "tsfm": tsfm,
     "tsfm_separate": tsfm_separate,
+    "tsfm_without_btcv": tsfm_without_btcv,
+    "tsfm_without_amos": tsfm_without_amos,
+    "tsfm_without_kits": tsfm_without_kits,
     "m4oe": m4oe,
     "m4oe_ct": m4oe_ct,
     "mast_pro": mast_pro,

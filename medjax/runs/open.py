@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.patterns import Pattern
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
 from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
@@ -225,10 +226,19 @@ def _subset(
 
     The number is that of the rule if the corpus is only declared.
     """
-    known, wanted = [case.name for case in members], rule.count
-    if not rule.file and wanted < 1:
+    pattern = Pattern(rule.names, f"config.data.subset.{name}.names", error=UsageError)
+    known = [c.name for c in members if not rule.names or pattern.fullmatch(c.name)]
+    wanted = rule.count or (len(known) if rule.names else 0)
+    if members and rule.names and not known:
         raise UsageError(
-            f"config.data.subset.{name} restricts to nothing", expected="file, or count and seed"
+            f"no case of {name} matches config.data.subset.{name}.names",
+            found=rule.names,
+            expected=f"names like {members[0].name}",
+        )
+    if not rule.file and wanted < 1 and not rule.names:
+        raise UsageError(
+            f"config.data.subset.{name} restricts to nothing",
+            expected="file, names, or count and seed",
         )
     if path := rule.file:
         try:
@@ -243,7 +253,7 @@ def _subset(
                 f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path
             )
     elif not members:
-        return (), min(count, wanted)
+        return (), min(count, wanted or count)
     else:
         chosen = subset(known, name, wanted, rule.seed)
     kept = set(chosen)

@@ -17,6 +17,7 @@ from medjax.corpora.inputs import Case
 from medjax.corpora.splits import provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
 from medjax.labels import Corpus, LabelSpace
+from medjax.metrics import regions
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
@@ -82,6 +83,8 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     config = continued.applied(config, workdir)
     config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
+    scored, further = data.space.unveiled().corpora, config.evaluate
+    regions.check(scored, data.cases, further.regions, further.alone)
     settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
 
     def write() -> None:

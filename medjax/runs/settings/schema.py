@@ -63,6 +63,11 @@ class Subset(Section):
     )
     count: int = setting(0, "number of cases", listed=False)
     seed: int = setting(12345, "of the draw", listed=False)
+    names: str = setting(
+        "",
+        "regular expression: only cases whose whole name matches; all of them, or `count` of them",
+        listed=False,
+    )
 
 
 @section
