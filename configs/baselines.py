@@ -1,10 +1,10 @@
-r"""The networks that the papers compare themselves with, one data set at a time: nnU-Net as it plans
-itself, and SwinUNETR with the recipe of its own code.
+r"""The networks that the papers compare themselves with, one data set at a time: nnU-Net as it
+plans itself, and SwinUNETR with the recipe of its own code.
 
     # any data set; the plan decides spacing, patch, batch and network
     medjax plan /data/Dataset012_Y -o plan.json
-    python -m medjax.main --config=configs/baselines.py:nnunet --workdir=runs/nnunet --mode=crossval \
-      --config.data.folders=/data/Dataset012_Y --config.data.plan=plan.json \
+    python -m medjax.main --config=configs/baselines.py:nnunet --workdir=runs/nnunet \
+      --mode=crossval --config.data.folders=/data/Dataset012_Y --config.data.plan=plan.json \
       --config.data.configuration=3d_fullres --config.model=plan
     # a public corpus of the papers, without a plan: U-Net of 32 features, patch 128x128x128
     python -m medjax.main --config=configs/baselines.py:nnunet_KiTS19 --workdir=runs/kits --mode=dry
@@ -22,7 +22,7 @@ itself, and SwinUNETR with the recipe of its own code.
 """
 
 from configs.base import base_config, ordered
-from configs.multitalent import per_corpus_softmax
+from configs.multitalent import brats_exclusive, per_corpus_softmax, set_pool
 from data_pipelines import pools
 from data_pipelines.pool import Member, Pool
 
@@ -60,16 +60,18 @@ def get_config(variant: str = "nnunet"):
         c.optim.steps_per_epoch = EPOCH
     else:
         _swin_unetr(c)
+    if name in PARTS:
+        c.model.share_heads = (0,) * len(PARTS[name])
     return c.lock()
 
 
 def _corpus(c, name: str) -> None:
     """The data set with its own classes; the parts of one share their channels."""
-    members = tuple(Member(part, group=name) for part in PARTS.get(name, (name,)))
-    for field, value in Pool(name, members, exclusive=name == "BraTS2020").data().items():
-        c.data[field] = ordered(value) if isinstance(value, dict) else value
     if name == "BraTS2020":
-        c.evaluate.regions = tuple(pools.BRATS_REGIONS)
+        brats_exclusive(c)
+        return
+    members = tuple(Member(part, group=name) for part in PARTS.get(name, (name,)))
+    set_pool(c, Pool(name, members, share="per_corpus" if len(members) > 1 else "by_name"))
 
 
 def _swin_unetr(c) -> None:

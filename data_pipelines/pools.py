@@ -62,8 +62,12 @@ tsfm = Pool(
     renamed={"MSD_HepaticVessel/liver tumour": "tumour of the hepatic vessel set"},
 )
 
-BRATS_REGIONS = {"whole brain tumour": (1, 2, 4), "brain tumour core": (1, 4)}
-"""Regions of BraTS that are scored, but are no classes of a softmax: they own no voxel."""
+brats2020 = Pool("BraTS2020 as three exclusive classes", (Member("BraTS2020"),), exclusive=True)
+BRATS_REGIONS = {
+    "whole brain tumour": ("non-enhancing tumour core", "oedema", "enhancing tumour"),
+    "brain tumour core": ("non-enhancing tumour core", "enhancing tumour"),
+}
+"""Region -> its classes. Regions are scored; in a softmax they would be classes without a voxel."""
 
 tsfm_separate = dataclasses.replace(
     tsfm, title="TSFM with labels kept apart", share="per_corpus", renamed={}
@@ -229,6 +233,7 @@ POOLS = {
     "tsfm_without_btcv": tsfm_without_btcv,
     "tsfm_without_amos": tsfm_without_amos,
     "tsfm_without_kits": tsfm_without_kits,
+    "brats2020": brats2020,
     "m4oe": m4oe,
     "m4oe_ct": m4oe_ct,
     "mast_pro": mast_pro,

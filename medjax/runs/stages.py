@@ -30,7 +30,7 @@ from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of
-from medjax.runs.start import continued, head_prior
+from medjax.runs.start import continued, head_prior, source
 from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 
@@ -79,18 +79,25 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     config = configs.with_plan(config)
     evaluations.chosen(config.evaluate)  # checked before the training, not after it
     head_prior.check(config)
+    source.check(config)
     runfolder.check_target(workdir)
     config = continued.applied(config, workdir)
     config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
     scored, further = data.space.unveiled().corpora, config.evaluate
     regions.check(scored, data.cases, further.regions, further.alone)
-    settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
+    pairs = source.shared(config, data, workdir)
+    data, about_source = source.applied(config, data, pairs)
+    split = config.data.split
+    settings = {k: getattr(split, k) for k in ("file", "folds", "fold", "seed")}
+    settings |= {"test": True} if split.test else {}
 
     def write() -> None:
         recipe.refuse_another(config, data, workdir)
         runfolder.write_json(workdir / runfolder.CONFIG, config.as_given())
         runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
+        if pairs:
+            runfolder.write_json(workdir / source.SHARED, source.to_json(config, pairs))
         runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
         runfolder.write_json(
             workdir / runfolder.SPLITS_INFO,
@@ -99,7 +106,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
         runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
 
     hosts.first(write)
-    for text in _about_twins(data):
+    for text in (*_about_twins(data), *filter(None, (about_source,))):
         say(text)
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
     for entry in left_out:
@@ -136,6 +143,9 @@ def prepare_stage(run: Run) -> None:
     given = run.config.data
     workers, schemes = given.workers or None, configs.schemes(run.config, run.workdir)
     run.plan = configs.load(run.config)
+    channels = {name for corpus in run.data.stores for name in corpus.channels}
+    if run.plan is None:
+        schemes = source.intensity(run.config, sorted(channels), run.workdir) | schemes
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = (
@@ -328,7 +338,7 @@ def _train(run: Run) -> None:
     measure = None
     if run.config.evaluate.on and (every := run.config.evaluate.during):
         settings["measure_every"] = every
-        cases = held_cases(run, space.unveiled())
+        cases = held_cases(run, space.unveiled(), "val")
         measure = during.Volumes(run.config, space, run.plan, run.workdir, list(cases.values()))
     loop.fit(
         task=task,
@@ -351,11 +361,15 @@ def _train(run: Run) -> None:
     )
 
 
-def held_cases(run: Run, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
-    """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
+def held_cases(run: Run, space: LabelSpace, side: str = "") -> dict[str, tuple[Corpus, list[Case]]]:
+    """Corpus name -> corpus and its labelled held-out cases, for a space without views.
+
+    Args:
+      side: of the split; default the one that is evaluated.
+    """
     found = {}
     for corpus in space.corpora:
-        wanted = set(run.data.side(corpus.name, "val"))
+        wanted = set(run.data.side(corpus.name, side or run.data.scored))
         cases = [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled]
         found[corpus.name] = (corpus, cases)
     return found
@@ -376,7 +390,8 @@ def evaluate(run: Run) -> int:
             "(config.evaluate.on)"
         )
         return EXIT_OK
-    if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
+    side = run.data.scored
+    if run.data.splits and not any(run.data.side(c.name, side) for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
     predictor = load_predictor(run.workdir, device=jax.default_backend())

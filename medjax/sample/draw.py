@@ -25,6 +25,7 @@ DRAWS = ("iid", "mix")
 OVERSAMPLES = ("last", "probabilistic")
 BALANCES = ("case", "class")
 UNITS = ("set", "class")
+WEIGHTS = ("cases", "slices")
 CACHE_BYTES = 2 << 30
 SMALL_CASE_BYTES = (
     8 << 20
@@ -93,6 +94,9 @@ class Recipe:
       whole: share of samples that show the whole case, resampled to `final` (see `sample/frame.py`)
         instead of a patch of it; 3D only. If it is 0 nothing is drawn for it.
       whole_image, whole_label: how its image and label are resampled, see `frame.whole`.
+      weigh: "cases": the cases of a corpus are alike; "slices": a case, and a corpus, weighs by its
+        number of slices along z, as if all slices were in one list (2D networks; the exponent still
+        applies to the numbers of cases). Needs draw "iid" and balance "case".
       version: of the draw, see `VERSIONS`; None takes the newest.
     """
 
@@ -111,6 +115,7 @@ class Recipe:
     whole: float = 0.0
     whole_image: str = "spline"
     whole_label: str = "vote"
+    weigh: str = "cases"
     version: int | None = None
 
     def __post_init__(self):
@@ -130,6 +135,7 @@ class Recipe:
             ("dims", (2, 3)),
             ("whole_image", frame.IMAGE_WAYS),
             ("whole_label", frame.LABEL_WAYS),
+            ("weigh", WEIGHTS),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -146,6 +152,12 @@ class Recipe:
         if self.balance == "class" and self.draw == "mix":
             raise UsageError(
                 'balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"'
+            )
+        if self.weigh == "slices" and (self.balance == "class" or self.draw == "mix"):
+            raise UsageError(
+                'weigh "slices" draws the case by its number of slices',
+                found=f'draw "{self.draw}", balance "{self.balance}"',
+                fix='use draw "iid" and balance "case"',
             )
         for name in ("patch", "final"):
             value = getattr(self, name)
@@ -228,6 +240,7 @@ class Samples:
         self._held: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self._frames: dict[Path, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._held_bytes, self._holders, self._lock = 0, {}, threading.Lock()
+        self._by_slices: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
@@ -289,10 +302,30 @@ class Samples:
         return (choice or self._draw(np.random.default_rng((self.recipe.seed, int(index)))))[0]
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        if self.recipe.weigh == "slices":
+            return self._draw_by_slices(rng)
         k = min(
             int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1
         )
         return k, int(rng.integers(len(self.pools[k].cases)))
+
+    def _draw_by_slices(self, rng: np.random.Generator) -> tuple[int, int]:
+        """A case with probability ~ its slices x (weight of a case of its corpus)."""
+        with self._lock:
+            if self._by_slices is None:
+                counts = [len(pool.cases) for pool in self.pools]
+                groups = [pool.group for pool in self.pools]
+                shares = corpus_probabilities(counts, self.recipe.exponent, groups)
+                weights = [
+                    share / count * _open(Path(pool.folder) / name).meta["shape"][0]
+                    for pool, share, count in zip(self.pools, shares, counts, strict=True)
+                    for name in pool.cases
+                ]
+                self._by_slices = np.cumsum(weights) / np.sum(weights)
+        found = int(np.searchsorted(self._by_slices, rng.random(), side="right"))
+        found = min(found, len(self._by_slices) - 1)
+        k = int(np.searchsorted(self.first, found, side="right")) - 1
+        return k, found - int(self.first[k])
 
     def _draw_class(
         self, rng: np.random.Generator, drawn: tuple[int, int]

@@ -78,6 +78,11 @@ class Split(Section):
     folds: int = setting(5, "number of folds")
     fold: int = setting(0, "the fold that is held out; -1 trains on every case")
     seed: int = setting(12345, "of the draw")
+    test: bool = setting(
+        False,
+        "the next fold is a test part: neither trained nor validated on, and what is evaluated",
+        listed=False,
+    )
 
 
 @section
@@ -126,7 +131,7 @@ class Data(Section):
     size: tuple[int, ...] = setting(
         (),
         "(z, y, x) voxels: each cropped volume is resampled to this fixed frame, whatever its "
-        "spacing; empty: spacings decide",
+        "spacing; -1 keeps its own number, as in (-1, 224, 224) for slices; empty: spacings decide",
     )
     intensity: Mapping[str, Any] = setting(
         dict,
@@ -163,6 +168,11 @@ class Sampler(Section):
     whole: Number = setting(0.0, "share of samples that show the whole case, shrunk to the patch")
     whole_image: str = setting("spline", "how it is shrunk, or area, nearest", listed=False)
     whole_label: str = setting("vote", "its label; or with area: nearest, area", listed=False)
+    weigh: str = setting(
+        "cases",
+        "or slices: a case is drawn in proportion to its number of slices, as from one list of all",
+        listed=False,
+    )
     version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
     threads: int = setting(2, "that read patches")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")
@@ -332,6 +342,23 @@ class Init(Section):
         "",
         "prevalence: the outputs of fresh heads start at the share of their class in the patches "
         "that the sampler draws (docs/training.md); empty: as the network starts them",
+        listed=False,
+    )
+    intensity: str = setting(
+        "",
+        "source: CT is normalised with the statistics of the source's training data; empty: with "
+        "those of this run's (not used with data.plan)",
+        listed=False,
+    )
+    topology: str = setting(
+        "source",
+        "strides and kernels that the config leaves open are the source's; or own: those that "
+        "patch and spacing of this run lead to",
+        listed=False,
+    )
+    twins: str = setting(
+        "report",
+        "scans that the source was trained on and this run holds out: report, refuse, or leave_out",
         listed=False,
     )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")
