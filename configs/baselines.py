@@ -53,11 +53,13 @@ def get_config(variant: str = "nnunet"):
     c.name = f"baselines_{variant}"
     if name:
         _corpus(c, name)
+    if kind == "swin_unetr":
+        c.model = ordered(dict(name="swin_unetr", feature_size=48, dtype="bfloat16", remat="block"))
     per_corpus_softmax(c, reduction="mean")
     c.train.steps = 1000 * EPOCH
-    c.infer.mirror_axes = (0, 1, 2)
     if kind == "nnunet":
         c.optim.steps_per_epoch = EPOCH
+        c.infer.mirror_axes = (0, 1, 2)
     else:
         _swin_unetr(c)
     if name in PARTS:
@@ -76,7 +78,6 @@ def _corpus(c, name: str) -> None:
 
 def _swin_unetr(c) -> None:
     """Source: Project-MONAI/research-contributions, SwinUNETR/BTCV (main.py, data_utils.py)."""
-    c.model = ordered(dict(name="swin_unetr", feature_size=48, dtype="bfloat16", remat="block"))
     c.losses.softmax_dice.background = True  # DiceCELoss
     c.data.spacing_mm = (2.0, 1.5, 1.5)
     c.data.crop = "foreground"
@@ -91,4 +92,3 @@ def _swin_unetr(c) -> None:
     c.optim.update(dict(name="adamw", lr=1e-4, weight_decay=1e-5, schedule="cosine", clip_norm=0.0))
     c.optim.warmup_steps = 50 * EPOCH
     c.train.patch, c.train.batch = (96, 96, 96), 4
-    c.infer.mirror_axes = ()
