@@ -23,6 +23,7 @@ MACHINERY = (
     "organs",
     "pool",
     "pools",
+    "reproduce",
     "tfds",
     "tumour_tasks",
 )  # files that declare no corpus
