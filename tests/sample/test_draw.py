@@ -2,6 +2,7 @@
 whole cases among the patches.
 """
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -86,6 +87,30 @@ def test_unknown_versions_are_refused():
 
 
 # ---------------------------------------------------------------- whole cases
+
+
+def test_cases_by_their_number_of_slices(tmp_path):
+    """One list of all slices: of cases with 9, 3 and 6 slices, 3, 1 and 2 of 6 samples."""
+    for corpus, number, depth in (("a", 0, 9), ("a", 1, 3), ("b", 2, 6)):
+        write(tmp_path / corpus / f"case_{number}", number, shape=(depth, 10, 8))
+    both = (
+        Pool(0, str(tmp_path / "a"), ("case_0", "case_1"), (1, 2), 0),
+        Pool(1, str(tmp_path / "b"), ("case_2",), (1, 2), 0),
+    )
+    recipe = Recipe(patch=(6, 6), batch=4, dims=2, exponent=0.0, foreground=0.0, weigh="slices")
+    samples = Samples(both, recipe)
+    drawn = np.bincount([int(samples(i)["case"]) for i in range(1200)], minlength=3) / 1200
+    np.testing.assert_allclose(drawn, [1 / 2, 1 / 6, 1 / 3], atol=0.045)  # three deviations
+    assert [samples.pool_of(i) for i in range(9)] == [int(samples(i)["corpus"]) for i in range(9)]
+    # with exponent 1 a case of the first corpus has half the weight: 9/2, 3/2 and 6 of 12
+    evenly = Samples(both, dataclasses.replace(recipe, exponent=1.0))
+    drawn = np.bincount([int(evenly(i)["case"]) for i in range(1200)], minlength=3) / 1200
+    np.testing.assert_allclose(drawn, [3 / 8, 1 / 8, 1 / 2], atol=0.045)
+    for more in ({"draw": "mix"}, {"balance": "class"}):
+        with pytest.raises(UsageError, match='weigh "slices" draws the case'):
+            dataclasses.replace(recipe, **more)
+    with pytest.raises(UsageError, match="unknown weigh"):
+        dataclasses.replace(recipe, weigh="voxels")
 
 
 def test_the_share_of_whole_cases_and_what_they_show(pools):
