@@ -1,5 +1,6 @@
 """The networks that the papers compare themselves with, and the three classes of BraTS."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,28 +34,29 @@ def test_brats_has_three_exclusive_classes_and_regions_for_scoring(config, tmp_p
     }
 
 
-def _perfect(space, margin=16.0):
-    """Dice loss of a perfect prediction of four voxels, one per label value."""
-    ids = jnp.arange(4).reshape(1, 4, 1, 1)
+def _perfect(space, margin=12.0):
+    """Dice loss of a perfect prediction of 32768 voxels, as many of every label value."""
+    voxels = 1 << 15
+    ids = jnp.arange(voxels).reshape(1, voxels) % 4
     table, known = jnp.asarray(space.table), jnp.asarray(space.known)
     order = [space.classes.index(name) for name in ("non-enhancing tumour core", "oedema")]
     order.append(space.classes.index("enhancing tumour"))
-    logits = np.full((1, 4, 1, 1, len(space.classes)), -margin, np.float32)
-    for voxel, channel in enumerate(order, 1):
-        logits[0, voxel, 0, 0, channel] = margin
+    logits = np.full((1, voxels, len(space.classes)), -margin, np.float32)
+    for value, channel in enumerate(order, 1):
+        logits[0, value::4, channel] = margin
     batch = {"label": ids, "table": table, "known": known, "corpus": jnp.zeros(1, jnp.int32)}
     loss = softmax_dice.make(squared=False, background=False, smooth=1e-5)
-    return float(loss({"logits": jnp.asarray(logits)}, batch))
+    return float(jax.jit(loss)({"logits": jnp.asarray(logits)}, batch))
 
 
 def test_a_perfect_prediction_of_brats_costs_nothing(tmp_path):
     """Regions in the softmax own no voxel: two of five classes could never be right (loss 0.4)."""
     space = _space(plain(tsfm.get_config("brats_100")), tmp_path)
-    assert _perfect(space) == pytest.approx(0.0, abs=1e-5)
+    assert _perfect(space) == pytest.approx(0.0, abs=1e-4)
     labels = {1: ("whole", "core"), 2: ("whole",), 4: ("whole", "core")}
     names = {1: "non-enhancing tumour core", 2: "oedema", 4: "enhancing tumour"}
     nested = Corpus("B", tuple((v, (names[v], *more)) for v, more in labels.items()))
-    assert _perfect(merge([nested])) == pytest.approx(0.4, abs=1e-4)
+    assert _perfect(merge([nested])) == pytest.approx(0.4, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["KiTS19", "AMOS22"])

@@ -8,6 +8,7 @@ import pytest
 from configs.base import base_config
 from medjax.corpora.twins import Pair, Twin
 from medjax.errors import UsageError
+from medjax.labels import Corpus
 from medjax.registry import plain
 from medjax.runs import folder as runfolder
 from medjax.runs import initial, stages
@@ -27,7 +28,7 @@ def _fields(folders, begun="", **init):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """Two corpora, and a run on the first one that was opened but not trained."""
+    """Two corpora, and a run on the first fold of the first one."""
     root = tmp_path_factory.mktemp("overlap")
     first = write_corpus(root / "Task01_First", n=6)
     second = write_corpus(root / "Task02_Second", n=6)
@@ -35,7 +36,10 @@ def begun(tmp_path_factory):
     rule = {"corpus": "First", "cases": r"case_(\d+)", "other": r"case_\1"}
     described.setdefault("medjax", {})["twins"] = [rule]
     (second / "dataset.json").write_text(json.dumps(described))
-    stages.open_run(_fields([first]), root / "old")
+    splits = stages.open_run(_fields([first]), root / "untrained").data.splits
+    corpus = Corpus("First", ((1, ("organ",)), (2, ("tumour",))), channels=("MRI",))
+    make_run(root / "old", [corpus], data={"folders": str(first)})
+    runfolder.write_json(root / "old" / runfolder.SPLITS, splits)
     return root, first, second
 
 

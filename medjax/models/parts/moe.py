@@ -163,6 +163,27 @@ def mixture(
     return y + (share[..., None] * b2).sum(-2).astype(x.dtype)
 
 
+def mixture_by_vmap(
+    x: Float[Array, "b *grid c"],
+    w1: Float[Array, "e c h"],
+    b1: Float[Array, "e h"],
+    w2: Float[Array, "e h c"],
+    b2: Float[Array, "e c"],
+    share: Float[Array, "..."],
+) -> Float[Array, "b *grid c"]:
+    """`mixture` as one expert mapped over the stacked parameters, the form of the equations.
+
+    The outputs of all experts exist at once, which the products of `mixture` avoid:
+    benchmarks/experts.py measures both, and `mixture` is what networks use.
+    """
+
+    def expert(w1: Array, b1: Array, w2: Array, b2: Array) -> Array:
+        return nn.gelu(x @ w1 + b1, approximate=False) @ w2 + b2
+
+    outputs = jax.vmap(expert)(w1, b1, w2, b2)
+    return jnp.einsum("e...c,...e->...c", outputs, share.astype(x.dtype))
+
+
 def routed(
     x: Float[Array, "b *grid c"],
     w1: Float[Array, "e c h"],
