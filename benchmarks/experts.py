@@ -1,6 +1,6 @@
 """Gated experts as two matrix products over all of them, and as a `vmap` over stacked parameters.
 
-    python -m benchmarks.experts [--tokens 1024] [--width 96] [--hidden 384] [--experts 3] [--rounds 9]
+    python -m benchmarks.experts [--tokens 1024] [--width 96] [--hidden 384] [--experts 3]
 
 Both compute the same sum over experts (tests/models/test_moe.py). Times a value and its gradients,
 in turns; prints one JSON object: medians in seconds, the median ratio of neighbouring runs by wall

@@ -64,7 +64,7 @@ def test_a_baseline_has_one_head_for_its_data_set(name, tmp_path):
     fields = plain(baselines.get_config(f"nnunet_{name}"))
     space = _space(fields, tmp_path)
     net = build.make_network(typed(fields), space, (1.5, 1.0, 1.0))
-    outputs = net.abstract()["head0"]["kernel"].shape[-1]
+    outputs = net.abstract()["head_0"]["kernel"].shape[-1]
     assert outputs == {"KiTS19": 3, "AMOS22": 16}[name]  # the background is one
     assert fields["train"]["steps"] == 250_000 and fields["train"]["batch"] == 2
 

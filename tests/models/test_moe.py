@@ -89,6 +89,16 @@ def test_the_products_are_a_vmap_over_stacked_experts():
     assert float(jnp.abs(found[1]).max()) > 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", ["gate", "channel_gate", "hard"])
+def test_the_word_vmap_computes_the_same(routing):
+    x, context = _tokens(), {"modality": jnp.array([2, 0, 2])}
+    params = _params(_net(routing))
+    wanted = _apply(_net(routing), params, x, context)
+    found = _apply(_net(routing, dispatch="vmap"), params, x, context)
+    np.testing.assert_allclose(found, wanted, atol=5e-5)
+
+
 def test_permuting_experts_needs_the_gate_columns_to_follow():
     net = _net()
     params, x = _params(net), _tokens()
