@@ -75,8 +75,10 @@ class Recipe:
       batch: samples of one global batch, over all hosts.
       exponent: weight n^-exponent of each case of a corpus with n cases; 0.5 is MultiTalent's, 0
         draws cases evenly, 1 corpora evenly.
-      draw: "iid" draws every sample independently, with replacement; "mix" interleaves the corpora,
-        each without replacement per epoch.
+      draw: "iid" draws cases independently, with replacement; "mix" without replacement per epoch.
+        "mix", and "iid" from version 2 on, interleave the corpora in the exact proportions
+        (`grain.MapDataset.mix`), shuffled within each batch; version 1 of "iid" draws the corpus of
+        every sample independently, and so does `weigh` "slices".
       foreground: share of samples forced to hold an annotated class.
       oversample: "last" forces the last round-half-even share of every global batch,
         "probabilistic" each sample with that probability.
@@ -216,7 +218,7 @@ def forced_positions(batch: int, share: float) -> int:
 class Samples:
     """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
 
-    Version 1 of the draw. Picklable; can be used from several threads.
+    Versions 1 and 2 of the draw. Picklable; can be used from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
@@ -455,8 +457,9 @@ class Samples:
         )  # outside a normalisation mask: as outside the image
 
 
-# version of the draw -> class like `Samples`; numbers are never reused
-VERSIONS: dict[int, type] = {1: Samples}
+# version of the draw -> class like `Samples`; numbers are never reused. Version 2 differs in what
+# `stream.choices` hands to it.
+VERSIONS: dict[int, type] = {1: Samples, 2: Samples}
 
 
 def newest() -> int:

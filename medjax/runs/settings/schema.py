@@ -154,7 +154,9 @@ class Sampler(Section):
     exponent: Number = setting(
         0.5, "a case is drawn with probability ~ n^-exponent, n = cases of its corpus"
     )
-    draw: str = setting("iid", "iid: every sample by itself; mix: see medjax/sample/draw.py")
+    draw: str = setting(
+        "iid", "iid: cases with replacement, or mix: without; see medjax/sample/draw.py"
+    )
     foreground: Number = setting(0.33, "share of samples that contain foreground for certain")
     oversample: str = setting("last", "which samples of a batch these are, or probabilistic")
     balance: str = setting(
