@@ -1,12 +1,13 @@
 """The recipes of MAST-Pro: what each trains, and both stages on the phantoms."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from configs.mast_pro import KNOWN, get_config
+from configs.mast_pro import KNOWN, NEW, get_config
 from medjax import cli, main
 from medjax.labels import Corpus, merge
 from medjax.registry import plain
@@ -16,6 +17,7 @@ from medjax.runs.prompted import texts
 from medjax.runs.settings import text
 from medjax.runs.trained import read_model
 from medjax.train import checkpoint, rules
+from medjax.weights import experts, transfer
 from medjax.weights.experts import flat
 from tests.support.configs import typed
 from tests.support.raw import write_corpus
@@ -54,6 +56,29 @@ def test_every_variant_can_be_built(variant, tmp_path):
         assert "task" in net.reads and len(set(net.tasks)) == len(net.tasks) > 1
         assert net.texts == () or set(net.texts) == set(config.text.sentences or FOLDERS)
     assert isinstance(config.text, text.Text)
+
+
+@pytest.mark.parametrize("first", ["small_stage1", "stage1_um"])
+def test_either_stage_1_gives_backbone_and_organ_encoder(first, tmp_path):
+    """Every leaf of the backbone of stage 2 comes from stage 1, the Swin encoder twice."""
+    fields = _fields(first)
+    fields["model"] = fields["model"] | {"feature_size": 12}
+    config = typed(fields)
+    space = corpora.open_data(config.data, tmp_path, files=False).space
+    trees = []
+    for net in (
+        build.make_network(config, space, (1.5, 1.5, 1.5)),
+        _network("small_full", tmp_path)[1],
+    ):
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        trees.append(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    given = typed(_fields("small_full")).init
+    source = experts.copied(trees[0], given.copy)
+    named = {"rename": given.rename, "fresh": given.fresh, "heads": given.heads}
+    account = transfer.transfer(trees[1], source, **named)[1]
+    old = [p for p in flat(trees[1]) if not re.search(NEW, p)]
+    wanted = {p for p in old if p.startswith(("backbone/", "anatomy/"))}
+    assert wanted == set(account.loaded) and len(wanted) > 150
 
 
 BUDGETS = [  # trained and frozen; spec 3.7 and section 6
