@@ -10,6 +10,7 @@ import pytest
 from data_pipelines import reproduce
 from medjax import commands, main
 from medjax.errors import UsageError
+from medjax.prompts import rows as prompted
 from medjax.registry import plain
 from medjax.runs import build
 from medjax.runs import open as corpora
@@ -113,7 +114,9 @@ def test_the_other_commands_are_read():
     assert len(lines) > 20
     for line in lines:
         program, *words = shlex.split(line)
-        assert program == "medjax" and parser.parse_args(words), line
+        assert program == "medjax", line
+        given = parser.parse_args(words)
+        prompted.parsed(getattr(given, "rows", ()))
 
 
 COUNTED = {
