@@ -21,7 +21,7 @@ from tests.support.configs import typed
 
 @pytest.fixture
 def second(monkeypatch):
-    monkeypatch.setitem(draw.VERSIONS, 2, Backwards)
+    monkeypatch.setitem(draw.VERSIONS, 3, Backwards)
 
 
 def trained(folder, sampler):
