@@ -9,7 +9,7 @@ from configs import baselines, multitalent, tsfm
 from medjax.labels import Corpus, merge
 from medjax.losses import softmax_dice
 from medjax.registry import plain
-from medjax.runs import build
+from medjax.runs import build, evaluations
 from medjax.runs import open as corpora
 from tests.support.configs import typed
 
@@ -25,6 +25,7 @@ def test_brats_has_three_exclusive_classes_and_regions_for_scoring(config, tmp_p
     variant = "brats_100" if config is tsfm else "nnunet_BraTS2020"
     fields = plain(config.get_config(variant))
     space = _space(fields, tmp_path)
+    assert evaluations.chosen(typed(fields).evaluate) == {}  # scored by the core itself
     exclusive = ("non-enhancing tumour core", "oedema", "enhancing tumour")
     assert space.classes == exclusive
     assert [names for _, names in space.corpora[0].labels[1:]] == [(name,) for name in exclusive]
