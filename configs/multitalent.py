@@ -26,6 +26,7 @@ from data_pipelines import multitalent
 ARCHITECTURES = ("unet", "resenc", "swin")
 KINDS = ("", "_softmax", "_small", "_finetune")
 VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")
+TRY = ("demo", "unet_small")  # without the pool: on phantoms, on folders
 EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))

@@ -38,8 +38,10 @@ BASE = {
     "errors",
     "files",
     "labels",
+    "lines",
     "locks",
     "plugins",
+    "recipes",
     "registry",
     "topology",
 }

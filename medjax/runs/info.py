@@ -16,6 +16,7 @@ from medjax.files import read_json
 from medjax.labels import LabelSpace
 from medjax.runs import folder as runfolder
 
+TESTED_JAX = "0.10"  # the versions of jax that all tests passed on
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -85,7 +86,8 @@ def about() -> dict:
     """What this installation offers."""
     from medjax.registry import PACKAGES, known
 
-    return environment() | {"available": {package: known(package) for package in PACKAGES}}
+    available = {package: known(package) for package in PACKAGES}
+    return environment() | {"tested with jax": TESTED_JAX, "available": available}
 
 
 def about_run(folder: Path) -> dict:

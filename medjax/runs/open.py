@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.sources import read_labels, scan_corpus
@@ -142,17 +143,14 @@ def _folders(data: schema.Data, workdir: Path, files: bool) -> list[str | Path]:
     if data.phantom_cases and files:
         from medjax.phantom.corpora import write_corpora
 
+        place = workdir / "phantoms"
         print(
-            f"synthetic corpora, {data.phantom_cases} cases each, in {workdir / 'phantoms'} "
-            "(drawn once)",
+            f"synthetic corpora, {data.phantom_cases} cases each, in {place} (drawn once)",
             flush=True,
         )
-        folders += [
-            Path(f)
-            for f in write_corpora(
-                workdir / "phantoms", seed=data.phantom_seed, cases=data.phantom_cases
-            )
-        ]
+        with lines.busy("drawing the synthetic corpora"):
+            drawn = write_corpora(place, seed=data.phantom_seed, cases=data.phantom_cases)
+        folders += [Path(folder) for folder in drawn]
     return folders
 
 
@@ -176,17 +174,14 @@ def _declared(
         "meanings": tuple(given.meanings.items()),
     }
     corpus = Corpus(name, labels, tuple(given.annotated), **kind)
-    places = [Path(root or ".") / place for place in (name, given.source) if place]
-    folder = next(
-        (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
-    )
+    folder = folder_of(name, given, root)
     if folder is None:
         if files:
             raise UsageError(
                 "this corpus of the config is not on disk",
-                path=" or ".join(map(str, places)),
+                path=" or ".join(map(str, _places(name, given, root))),
                 fix="set --config.data.root to the folder that holds it, such as the --out of "
-                "`python -m data_pipelines.CORPUS`",
+                "`medjax ingest` (data_pipelines)",
             )
         return corpus, (), []
     found, members, wrong = scan_corpus(folder)
@@ -200,6 +195,18 @@ def _declared(
     labels = (*corpus.labels, *_further_labels(corpus, found, any(c.masks for c in members)))
     corpus = dataclasses.replace(corpus, labels=labels, ignore=found.ignore)
     return corpus, tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
+
+
+def folder_of(name: str, given: schema.Declared, root: str) -> Path | None:
+    """The folder of a declared corpus; None if it is not on disk."""
+    places = _places(name, given, root)
+    return next(
+        (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
+    )
+
+
+def _places(name: str, given: schema.Declared, root: str) -> list[Path]:
+    return [Path(root or ".") / place for place in (name, given.source) if place]
 
 
 def _further_labels(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.infer.cases import Files, predict_cases
@@ -43,6 +44,8 @@ def predict_and_score(
     written.check(workdir / "evaluation", written.NUMBERS)  # before the work of predicting
     for name, (corpus, cases) in held.items():
         out = workdir / "predictions" / name
+        if cases:
+            say(f"predict {name}: {len(cases)} held-out cases, the network is compiled first ...")
         done = (
             predict_cases(
                 predictor,
@@ -81,7 +84,7 @@ def score(
     """
     results = []
     grouping = groups(settings)
-    for corpus, found in masks.values():
+    for name, (corpus, found) in masks.items():
         pairs = [
             metrics.Pair(
                 case.name,
@@ -94,9 +97,10 @@ def score(
             for case, mask in found
         ]
         if pairs:
-            results.append(
-                metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
-            )
+            with lines.busy(f"scoring {len(pairs)} masks of {name}"):
+                results.append(
+                    metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
+                )
     failed = [record for result in results for record in result.failed]
     if not results:
         return failed, None
@@ -163,6 +167,7 @@ def _below(cell: Mapping, settings: Evaluate) -> bool:
 def publish(result: Any, workdir: Path, settings: Evaluate) -> None:
     """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the table."""
     folder = workdir / "evaluation"
-    result.write(folder)
-    page = present.present(result, folder, montages=settings.montages)
+    with lines.busy("writing numbers, plots, pictures and the report"):
+        result.write(folder)
+        page = present.present(result, folder, montages=settings.montages)
     print(f"\n{result.markdown()}\nnumbers   {folder}\npage      {page}", flush=True)
