@@ -263,6 +263,14 @@ def _check_fields(config: Any, path: str) -> None:
         )
     accepted.check(fields, path)
     train = fields["train"]
+    patch = train.get("patch", (0, 0, 0))
+    if len(patch) not in (2, 3):
+        raise UsageError(
+            "unusable config.train.patch",
+            path=path,
+            found=patch,
+            expected="3 sizes (z, y, x), like 48,96,96, or 2 (y, x) for a 2D network",
+        )
     for name in ("steps", "batch"):
         if name not in train or not isinstance(train[name], int) or train[name] < 1:
             found = train[name] if name in train else "nothing"

@@ -178,6 +178,12 @@ def hints(folder: Path) -> tuple[dict, Path]:
             if not isinstance(spec, dict) or not isinstance(spec.get("medjax", {}), dict):
                 raise UsageError("the file must be an object", path=path, found=str(spec)[:60])
             if name == HINT_FILE:
+                if "medjax" in spec:
+                    raise UsageError(
+                        'the key "medjax" belongs to dataset.json',
+                        path=path,
+                        fix=f"write its fields at the top level of {HINT_FILE}",
+                    )
                 for key in set(spec) - set(HINT_KEYS):
                     raise UsageError(
                         f"unknown key {key!r}", path=path, fix=did_you_mean(key, HINT_KEYS)

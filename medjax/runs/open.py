@@ -14,12 +14,14 @@ from pathlib import Path
 from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.layouts.common import UNNAMED
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
 from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare.targets import check_outside, check_targets
+from medjax.runs import folder as folder_of_run
 from medjax.runs.settings import schema
 from medjax.scans import records
 
@@ -90,6 +92,7 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
         corpus, members, wrong = scan_corpus(folder)
         if not members:
             raise wrong[0] if wrong else UsageError("no cases", path=folder)
+        corpus = _as_trained(corpus, workdir)
         stores.append(corpus)
         problems += wrong
         rules[corpus.name] = rules_of(folder)
@@ -135,6 +138,22 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
     return Data(
         tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups
     )
+
+
+def _as_trained(corpus: Corpus, workdir: Path) -> Corpus:
+    """The corpus with the channel names of a trained run: earlier versions called the channel of a
+    CT without channel names "image".
+    """
+    from medjax.train import stepfolder
+
+    if corpus.channels != ("CT",) or not (workdir / folder_of_run.LABELS).is_file():
+        return corpus
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
+        return corpus
+    stored = {c.name: c.channels for c in folder_of_run.read_space(workdir).unveiled().corpora}
+    if stored.get(corpus.name) != (UNNAMED,):
+        return corpus
+    return dataclasses.replace(corpus, channels=(UNNAMED,))
 
 
 def _folders(data: schema.Data, workdir: Path, files: bool) -> list[str | Path]:

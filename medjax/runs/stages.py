@@ -369,8 +369,8 @@ def evaluate(run: Run) -> int:
 
     if not run.config.evaluate.on:
         say(
-            "nothing to evaluate: this config only prepares weights for another one "
-            "(config.evaluate.on)"
+            "no held-out case is predicted or scored: evaluation is switched off "
+            "(config.evaluate.on=False)"
         )
         return EXIT_OK
     if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
