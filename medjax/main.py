@@ -116,7 +116,7 @@ def parse(argv: Sequence[str]) -> Command:
         )
     return Command(
         given,
-        Path(values.workdir) if values.workdir else _default_workdir(_plain(given)),
+        Path(values.workdir) if values.workdir else default_workdir(_plain(given)),
         values.mode,
         folds,
         devices,
@@ -126,7 +126,7 @@ def parse(argv: Sequence[str]) -> Command:
     )
 
 
-def _default_workdir(fields: Mapping[str, Any]) -> Path:
+def default_workdir(fields: Mapping[str, Any]) -> Path:
     """runs/NAME for a config of this name."""
     name = fields["name"]
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]*", name):
@@ -211,6 +211,25 @@ def _load(config: str) -> Any:
             "the config is empty", fix="let get_config() of the file return a ConfigDict"
         )
     return given
+
+
+def load(config: str) -> Any:
+    """The config of a recipe "FILE[:ARGUMENT]", a ConfigDict; `UsageError` if there is none."""
+    return _load(config)
+
+
+def change(config: Any, changes: Mapping[str, Any], path: str) -> None:
+    """Sets fields, dotted path -> value, and checks the config; `UsageError` names what is wrong.
+
+    Args:
+      path: where the config comes from, for messages.
+    """
+    for name, value in changes.items():
+        try:
+            _set(config, name.split("."), value)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"cannot set {name}", path=path, found=_reason(error)) from error
+    _check_fields(config, path)
 
 
 def _plain(config: Any) -> dict[str, Any]:

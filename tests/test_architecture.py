@@ -45,7 +45,7 @@ BASE = {
     "registry",
     "topology",
 }
-BORDER = {"api", "border", "cli", "commands", "main"}
+BORDER = {"api", "border", "cli", "commands", "experiment", "main", "show"}
 HOST_ONLY = (
     "scans",
     "corpora",

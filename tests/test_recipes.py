@@ -136,7 +136,12 @@ def test_the_build_puts_all_recipes_inside_the_package(repository, monkeypatch):
     inside = set(data["force_include"].values())
     assert {f"medjax/shipped/{n}/__init__.py" for n in recipes.NAMES} < inside
     assert "medjax/shipped/data_pipelines/tfds/builder.py" in inside
-    assert len(inside) == sum(1 for n in recipes.NAMES for _ in (repository / n).rglob("*.py"))
+    assert {n for n in inside if n.endswith(".py")} == {
+        f"medjax/shipped/{path.relative_to(repository)}"
+        for name in recipes.NAMES
+        for path in (repository / name).rglob("*.py")
+    }
+    assert "medjax/shipped/docs/data.md" in inside  # messages name it
 
 
 def test_without_corpora_the_rehearsal_says_what_runs_now(tmp_path, monkeypatch, capsys):

@@ -240,7 +240,11 @@ def _renamed(
     A data set may call the image liver_01_ct.nii.gz the case liver_01. Maps that lie beside a mask
     (entropy, ...) are left out.
     """
-    case_of = {re.sub(r"_0000$", "", stem(case.images[0])): name for name, case in sources.items()}
+    case_of = {
+        re.sub(r"_0000$", "", stem(case.images[0])): name
+        for name, case in sources.items()
+        if case.images
+    }
     kept = {
         name: path
         for name, path in found.items()

@@ -110,6 +110,37 @@ def markdown(result) -> str:
     return "\n".join([*lines, *notes(result), ""])
 
 
+def screen(result) -> str:
+    """Dice of every class in every corpus as aligned plain text, with the mean over all."""
+    found = result.tables
+    names = list(dict.fromkeys(n for cells in found["cells"].values() for n in cells))
+    rows = [("Dice", *(shown(corpus) for corpus in found["cells"]))]
+    for name in names:
+        cells = [row.get(name) for row in found["cells"].values()]
+        rows.append((shown(name), *(_short(cell) for cell in cells)))
+    means = [found["corpora"][corpus]["Dice"]["mean"] for corpus in found["cells"]]
+    rows.append(("mean over classes", *("-" if m is None else f"{m:.3f}" for m in means)))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0], *lines[1:], "", f"mean Dice  {mean(found['overall']['Dice'], 'Dice')}"]
+    )
+
+
+def _short(cell: Mapping | None) -> str:
+    """0.863 of 6 cases as "0.863"; with cases that were missed entirely: "0.431 (3/6 missed)"."""
+    if cell is None or cell["Dice"]["mean"] is None:
+        return "-"
+    missed = f" ({cell['n_missed']}/{cell['Dice']['n']} missed)" if cell["n_missed"] else ""
+    return f"{cell['Dice']['mean']:.3f}{missed}"
+
+
 def notes(result) -> list[str]:
     """How the numbers were computed, in sentences."""
     said = [

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from medjax import files
@@ -290,17 +290,8 @@ def _train(run: Run) -> None:
     space = run.data.space
     config = configs.with_masks(run.config, run.plan, space.corpora)
     net = build.make_network(config, space, run.plan.mean_spacing())
-    given, patch = config.sampler, build.sampled_patch(config)
-    common = {
-        "batch": config.train.batch,
-        "final": net.patch,
-        "dims": len(net.patch),
-        "channels": net.channels,
-    }
-    draw = stream.Recipe(
-        patch=patch, seed=config.seed, **common, **sampling.recipe_arguments(given)
-    )
-    checked = dataclasses.replace(draw, patch=net.patch, seed=config.seed + 1)
+    given = config.sampler
+    draw, checked = drawing(config, net)
     host, count = sharding.share(mesh, layout.batch_axes)
     shared = {"host": host, "hosts": count, "threads": given.threads}
     drawn, held = pools(run, "train"), pools(run, "val")
@@ -345,6 +336,45 @@ def _train(run: Run) -> None:
         accumulate=layout.accumulate,
         sharding_rules=config.sharding.rules,
         measure=measure,
+    )
+
+
+def drawing(config: Config, net: build.Network) -> tuple[stream.Recipe, stream.Recipe]:
+    """What the stream of a training draws, and that of its validation."""
+    draw = stream.Recipe(
+        patch=build.sampled_patch(config),
+        seed=config.seed,
+        batch=config.train.batch,
+        final=net.patch,
+        dims=len(net.patch),
+        channels=net.channels,
+        **sampling.recipe_arguments(config.sampler),
+    )
+    return draw, dataclasses.replace(draw, patch=net.patch, seed=config.seed + 1)
+
+
+def batches(run: Run, side: str = "train", start: int = 0) -> Iterator[dict]:
+    """The host batches of a prepared run, as its training ("train") or validation ("val") draws
+    them; endless.
+
+    Args:
+      start: completed steps.
+
+    Raises: `UsageError` without a case on that side.
+    """
+    config = configs.with_masks(run.config, run.plan, run.data.space.corpora)
+    net = build.make_network(config, run.data.space, run.plan.mean_spacing())
+    draw, checked = drawing(config, net)
+    found = pools(run, side)
+    if not found:
+        raise UsageError("no held-out cases", path=run.workdir, fix="see config.data.split")
+    given = config.sampler
+    return stream.stream(
+        found,
+        draw if side == "train" else checked,
+        start=start,
+        threads=given.threads,
+        workers=given.workers if side == "train" else 0,
     )
 
 

@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.infer.cases import Files, predict_cases
 from medjax.labels import Corpus
-from medjax.metrics import channels, written
+from medjax.metrics import channels, tables, written
 from medjax.metrics import evaluate as metrics
 from medjax.prompts.request import Request
 from medjax.report import present
@@ -165,9 +165,11 @@ def _below(cell: Mapping, settings: Evaluate) -> bool:
 
 
 def publish(result: Any, workdir: Path, settings: Evaluate) -> None:
-    """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the table."""
+    """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the Dice."""
     folder = workdir / "evaluation"
     with lines.busy("writing numbers, plots, pictures and the report"):
         result.write(folder)
         page = present.present(result, folder, montages=settings.montages)
-    print(f"\n{result.markdown()}\nnumbers   {folder}\npage      {page}", flush=True)
+    print(f"\n{tables.screen(result)}\n")
+    print(f"all numbers, with intervals and further metrics: {folder / 'table.md'}")
+    print(f"numbers   {folder}\npage      {page}", flush=True)

@@ -1,6 +1,7 @@
 """What a new user met: data sets with unusual names or descriptions, and predictions of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from medjax.corpora.verify import verify
 from medjax.errors import UsageError
 from medjax.labels import Corpus, merge
 from medjax.metrics.evaluate import find_pairs
+from medjax.runs import info
 from medjax.runs.open import open_data
 from tests.support.configs import typed
 from tests.support.raw import make_case, save, write_corpus
@@ -115,6 +117,16 @@ def test_names_that_are_missing_are_counted(tmp_path):
     save(raw / "a_seg.nii.gz", (np.arange(10 * 11 * 12) % 13).reshape(10, 11, 12).astype(np.uint8))
     said = [p["found"] for p in verify(raw).problems if p["what"] == "label values without names"]
     assert said[0].endswith("label_8, ... (12 in all)")
+
+
+def test_info_says_how_far_a_run_has_come(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert info.about_run(run)["state"].startswith("stopped at step")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"train": {"steps": 1}}))
+    assert info.about_run(run)["state"] == "trained to step 7, not evaluated"
+    shutil.rmtree(run / "checkpoints")
+    assert info.about_run(run)["state"] == "not trained yet"
 
 
 def test_a_patch_of_one_number_is_a_usage_error(repository, monkeypatch, capsys):
