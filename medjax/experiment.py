@@ -82,8 +82,8 @@ def stream(
       config, workdir: see `train`. side: "train", or "val" for those of validation. start: number
         of completed steps.
 
-    Yields: dictionaries of arrays (`medjax.sample.batch`): image (b, z, y, x, m) int16 with gain and
-      bias, label (b, z, y, x), corpus, modality, spacing_mm, case.
+    Yields: dictionaries of arrays (`medjax.sample.batch`): image (b, z, y, x, m) int16 with gain
+      and bias, label (b, z, y, x), corpus, modality, spacing_mm, case.
     """
     from medjax.runs import hosts, stages
     from medjax.runs.settings import schema

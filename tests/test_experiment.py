@@ -40,7 +40,7 @@ def test_a_config_is_changed_by_field(repository, monkeypatch, tmp_path):
     config = medjax.config(DEMO, {"train.steps": 7, "optim.lr": 1e-3})
     assert (config.train.steps, config.optim.lr, config.name) == (7, 1e-3, "multitalent_demo")
     config.train.batch = 3
-    with pytest.raises(UsageError, match="config.train has no field 'stepz'.*did you mean steps"):
+    with pytest.raises(UsageError, match=r"config.train has no field 'stepz'.*did you mean steps"):
         medjax.config(DEMO, {"train.stepz": 7})
     with pytest.raises(UsageError, match="expected a number"):
         medjax.config(DEMO, {"augment.rotation": "often"})
