@@ -126,7 +126,7 @@ def test_a_training_in_this_process_equals_the_command(tmp_path, repository):
     first, second = (
         next(experiment.stream(given.config, tmp_path / name)) for name in ("own", "other")
     )
-    assert set(first) == set(second) and first["image"].shape == (2, 16, 16, 16, 1)
+    assert set(first) == set(second) and len(first["image"]) == 2
     assert all(np.array_equal(first[name], second[name]) for name in first)
     later = next(experiment.stream(given.config, tmp_path / "own", start=2))
     assert not np.array_equal(first["image"], later["image"])

@@ -10,15 +10,18 @@ JSON-ready: numbers or None, never nan.
     not annotated    no row at all
 
 Means are never taken over (case, class) pairs: a corpus is the mean over its classes, a class over
-its corpora, a group over its (corpus, class) cells. Intervals are 95 % percentile bootstrap
-intervals; patients are drawn with replacement within each corpus, all classes of a patient
-together, and corpora are held fixed (stratified).
+its corpora, a group over its (corpus, class) cells. Intervals are 95 % bootstrap intervals of
+expanded percentiles (Hesterberg, What Teachers Should Know about the Bootstrap, 2015, section 5.4);
+patients are drawn with replacement within each corpus, all classes of a patient together, and
+corpora are held fixed (stratified). Fewer than 5 patients give no interval.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from medjax.metrics import counts as overlap
 from medjax.metrics import surface
@@ -33,6 +36,7 @@ PERFECT = {
     "ASSD": 0.0,
     "volume_error_ml": 0.0,
 }
+LEVEL, LEAST_PATIENTS = 0.95, 5
 FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_positive"
 
 
@@ -134,7 +138,7 @@ def aggregate(
                 for row in members
                 if metric in row.scores or row.status == ABSENT
             ]
-            described["interval"] = _interval(draws[metric][:, [column]])
+            described["interval"] = _interval(*draws[metric], [column])
             if metric == "volume_error_ml":
                 described["limits"] = agreement_limits(described["mean"], described["sd"])
             summary[metric] = described | {
@@ -150,7 +154,7 @@ def aggregate(
             values = [mean for mean in means if mean is not None]
             table[metric] = {
                 "mean": float(np.mean(values)) if values else None,
-                "interval": _interval(draws[metric][:, used]),
+                "interval": _interval(*draws[metric], used),
             }
             table[metric]["n_cells"] = len(used)
         return table
@@ -172,9 +176,10 @@ def aggregate(
     result["bootstrap"] = {
         "resamples": resamples,
         "seed": seed,
-        "level": 0.95,
+        "level": LEVEL,
         "unit": "patient within corpus",
-        "kind": "percentile",
+        "kind": "expanded percentile",
+        "least_patients": LEAST_PATIENTS,
     }
     return result
 
@@ -201,8 +206,12 @@ def _describe(values: Sequence[float]) -> dict:
 
 def _bootstrap(
     rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str, resamples: int, seed: int
-) -> np.ndarray:
-    """Resampled cell means (resamples, cell); nan if a resample has no scored case of a cell."""
+) -> tuple[np.ndarray, list[set[tuple[str, str]]]]:
+    """Resampled cell means (resamples, cell); nan if a resample has no scored case of a cell.
+
+    And the scored (corpus, patient) of every cell.
+    """
+    scored: list[set[tuple[str, str]]] = [set() for _ in keys]
     draws = np.full((resamples, len(keys)), np.nan)
     for position, corpus in enumerate(dict.fromkeys(k[0] for k in keys)):
         members = [row for row in rows if row.corpus == corpus]
@@ -214,6 +223,7 @@ def _bootstrap(
             if metric in row.scores:
                 total[place[row.patient], columns[row.name]] += row.scores[metric]
                 n[place[row.patient], columns[row.name]] += 1
+                scored[columns[row.name]].add((corpus, row.patient))
         if len(patients) < 2:
             continue  # one patient gives no interval over patients
         # How often each patient is drawn: the same for every metric, so that tables of one
@@ -226,18 +236,37 @@ def _bootstrap(
         used = list(columns.values())
         with np.errstate(invalid="ignore", divide="ignore"):
             draws[:, used] = (weights @ total[:, used]) / (weights @ n[:, used])
-    return draws
+    return draws, scored
 
 
-def _interval(draws: np.ndarray) -> list[float] | None:
-    """95 % percentile interval of the mean over cells; None if a cell has none.
+def tail(patients: int, corpora: int = 1) -> float:
+    """The lower percentile, between 0 and 0.025, of an interval over so many patients.
+
+    A bootstrap interval of the mean is too narrow by sqrt((m - 1) / m) for m patients per corpus,
+    and by the difference between a normal and a t quantile: Phi(sqrt(m / (m - 1)) t).
+    """
+    each = patients / corpora
+    t = stats.t.ppf((1 - LEVEL) / 2, patients - corpora)
+    return float(stats.norm.cdf(math.sqrt(each / (each - 1)) * t))
+
+
+def _interval(
+    draws: np.ndarray, scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
+) -> list[float] | None:
+    """95 % interval of the mean over cells; None if a cell has none, or below 5 patients.
 
     A resample ignores cells of which it holds no case.
     """
+    patients = set().union(*(scored[column] for column in columns))
+    corpora = len({corpus for corpus, _ in patients})
+    if len(patients) < LEAST_PATIENTS or len(patients) <= corpora:
+        return None
+    draws = draws[:, columns]
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():
         return None
     counts = finite.sum(1)
     means = np.where(finite, draws, 0).sum(1)[counts > 0] / counts[counts > 0]
-    low, high = np.percentile(means, [2.5, 97.5])
+    below = tail(len(patients), corpora)
+    low, high = np.quantile(means, [below, 1 - below])
     return [float(low), float(high)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from medjax import __version__
 from medjax.errors import shown
+from medjax.metrics.aggregate import LEAST_PATIENTS
 from medjax.metrics.surface import DEFINITION
 
 REPORTED = ("Dice", "Dice_own_channel", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
@@ -158,17 +159,20 @@ def notes(result) -> list[str]:
     ]
     b = result.tables["bootstrap"]
     said.append(
-        f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each "
-        f"corpus, seed {b['seed']}."
+        f"Intervals: {b['kind']} bootstrap, {b['resamples']} resamples of patients within each "
+        f"corpus, seed {b['seed']}"
+        + (f"; none below {b['least_patients']} patients." if "least_patients" in b else ".")
     )
     return [*said, f"Computed by medjax {__version__}."]
 
 
 def mean(cell: Mapping, metric: str) -> str:
-    """0.863 [0.851, 0.874], or a dash."""
+    """0.863 [0.851, 0.874], or 0.863 (n = 3: no interval), or a dash."""
     if cell["mean"] is None:
         return "-"
     digits = DECIMALS[metric]
+    if cell["interval"] is None and cell.get("n", LEAST_PATIENTS) < LEAST_PATIENTS:
+        return f"{cell['mean']:.{digits}f} (n = {cell['n']}: no interval)"
     return f"{cell['mean']:.{digits}f}" + (
         ""
         if cell["interval"] is None
