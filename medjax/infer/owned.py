@@ -66,7 +66,7 @@ def is_of(fields: Any, kind: str) -> bool:
     found = fields.get(MARK)
     if isinstance(found, Mapping):
         return found.get("kind") == kind and isinstance(found.get("version"), str)
-    if not _FIELDS[kind] <= set(fields):
+    if kind not in _FIELDS or not _FIELDS[kind] <= set(fields):
         return False
     versions = fields.get("versions")
     return kind not in _WITH_VERSIONS or (isinstance(versions, Mapping) and "medjax" in versions)

@@ -104,6 +104,13 @@ class PromptedSegmenter:
         for prompt in request.objects:
             self._row(prompt.text)
 
+    def knows(self, text: str) -> bool:
+        """Whether the network can be asked for a text."""
+        try:
+            return self._row(text) != NO_TEXT
+        except UsageError:
+            return False
+
     def prepare_all(self, volume: Volume, request: Request) -> tuple[Prepared, ...]:
         """The volume as the network sees it.
 

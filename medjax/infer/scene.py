@@ -7,6 +7,7 @@ the overview of a scan and its windows have the same shape, and prompts have fix
 
 import collections
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,6 +96,16 @@ class Prompter:
     def compiled(self) -> int:
         """Programs compiled so far: never more than two."""
         return len(self._programs)
+
+    def varied(self, *, zoom: str = "", roi: str = "") -> "Prompter":
+        """The same two programs with other settings of where objects are looked at; scenes of the
+        one can be asked by the other. Empty words: as now.
+        """
+        other = copy.copy(self)
+        given = {"zoom": zoom, "roi": roi}
+        changes = {name: word for name, word in given.items() if word}
+        other.settings = dataclasses.replace(self.settings, **changes)
+        return other
 
     def compile(self) -> None:
         """Compiles both programs."""

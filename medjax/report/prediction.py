@@ -19,7 +19,7 @@ from medjax.infer import owned
 from medjax.metrics import tables
 from medjax.metrics.compare import Comparison
 from medjax.metrics.result import Result
-from medjax.report import charts, evaluation, figures, page, viewer
+from medjax.report import charts, evaluation, figures, page, prompted, viewer
 from medjax.report.page import Cell, number, text
 
 REPORT = "report.html"
@@ -145,6 +145,8 @@ def evaluation_report(
     content = [("scores", "Scores", evaluation.scores(result))]
     if comparison is not None:
         content.append(("comparison", "Comparison", evaluation.comparison(comparison)))
+    if asked := prompted.section(folder):
+        content.append(("prompted", "Prompts", asked))
     if payloads or left:
         said = _left_out(left, len(result.pairs) - len(payloads))
         content.append(("viewer", "Scans and masks", said + (page.VIEWER if payloads else "")))

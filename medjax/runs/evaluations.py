@@ -17,12 +17,13 @@ from typing import Any
 
 from medjax import plugins
 from medjax.errors import UsageError
+from medjax.runs.prompted import evaluation as prompted
 from medjax.runs.settings.schema import Evaluate
 from medjax.runs.settings.section import fields_of
 
 # fields of `config.evaluate` that the core reads itself
 CORE = {"on", "surface", "montages", "groups", "baseline", "difficult_below"}
-CORE |= {"during", "during_cases"}
+CORE |= {"during", "during_cases", "prompted"}
 
 
 def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
@@ -36,6 +37,8 @@ def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
             found=(given.during, given.during_cases),
             fix="leave during at 0 to predict no volumes while training",
         )
+    if given.prompted.on:
+        prompted.check(given.prompted)
     points, found = plugins.points(plugins.EVALUATIONS), {}
     further = {name: getattr(given, name) for name in fields_of(Evaluate) if name not in CORE}
     for name, value in {**further, **given.options}.items():

@@ -69,6 +69,15 @@ class Data:
         """Twins on both sides of the chosen fold; only a split from a file can have any."""
         return straddling(self.splits[self.fold], self.twins) if self.splits else ()
 
+    def held_out(self, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
+        """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
+        found = {}
+        for corpus in space.corpora:
+            wanted = set(self.side(corpus.name, "val"))
+            cases = [c for c in self.cases[corpus.name] if c.name in wanted and c.labelled]
+            found[corpus.name] = (corpus, cases)
+        return found
+
     def training_cases(self, corpus: Corpus) -> list[str]:
         """Cases a corpus of the space may train on.
 

@@ -25,6 +25,7 @@ from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
 from medjax.runs.info import environment
+from medjax.runs.prompted import evaluation as prompted
 from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
@@ -290,6 +291,8 @@ def _train(run: Run) -> None:
     space = run.data.space
     config = configs.with_masks(run.config, run.plan, space.corpora)
     net = build.make_network(config, space, run.plan.mean_spacing())
+    if config.evaluate.prompted.on:
+        prompted.check(config.evaluate.prompted, net.reads)
     given = config.sampler
     draw, checked = drawing(config, net)
     host, count = sharding.share(mesh, layout.batch_axes)
@@ -380,12 +383,7 @@ def batches(run: Run, side: str = "train", start: int = 0) -> Iterator[dict]:
 
 def held_cases(run: Run, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
     """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
-    found = {}
-    for corpus in space.corpora:
-        wanted = set(run.data.side(corpus.name, "val"))
-        cases = [c for c in run.data.cases[corpus.name] if c.name in wanted and c.labelled]
-        found[corpus.name] = (corpus, cases)
-    return found
+    return run.data.held_out(space)
 
 
 def evaluate(run: Run) -> int:
@@ -410,6 +408,11 @@ def evaluate(run: Run) -> int:
     space: LabelSpace = predictor.model.space
     held = held_cases(run, space)
     run.failed += test.predict_and_score(predictor, held, run.workdir, run.config.evaluate, _line)
+    if (asked := run.config.evaluate.prompted).on:
+        found = prompted.evaluate(predictor, held, asked, progress=_line("ask"))
+        run.failed += [e for e in found["failed"] if e["case"] not in _names(run.failed)]
+        for text in prompted.write(found, run.workdir / "evaluation"):
+            say(text)
     for name, (module, value) in evaluations.chosen(run.config.evaluate).items():
         path = run.workdir / "evaluation" / f"{name}.json"
         found, lines = module.evaluate(predictor.networks[0], held, run.store, value)
@@ -425,6 +428,10 @@ def evaluate(run: Run) -> int:
     for entry in run.failed:
         say(f"failed: {entry['case']}: {sentence(entry)}")
     return EXIT_SOME_FAILED if run.failed else EXIT_OK
+
+
+def _names(failed: list[dict]) -> set[str]:
+    return {entry["case"] for entry in failed}
 
 
 def _line(what: str):

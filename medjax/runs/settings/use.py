@@ -9,6 +9,21 @@ from medjax.runs.settings.section import Section, section, setting
 
 Number = float | int
 Words = tuple[str, ...]
+ROWS = (
+    "text",
+    "box",
+    *(f"box@{share}" for share in ("0.05", "0.1", "0.2", "0.3", "0.5")),
+    "box@translate0.1",
+    "box@scale0.1",
+    "box@5mm",
+    "points1",
+    "points5",
+    "points5+-",
+    "box+text",
+    "points+text",
+    "clicks",
+    "clicks@points1",
+)  # of a prompted evaluation
 
 
 @section
@@ -18,6 +33,9 @@ class Postprocess(Section):
     holes: Words = setting((), "classes whose holes are filled")
     largest: Words = setting((), "classes of which only the largest component stays")
     min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
+    inside: Mapping[str, Words] = setting(
+        dict, "class -> its organs: what lies outside of them goes", listed=False
+    )
 
 
 @section
@@ -68,6 +86,20 @@ class Infer(Section):
 
 
 @section
+class Prompted(Section):
+    """How a promptable network is asked for the held-out cases (docs/segvol.md)."""
+
+    on: bool = setting(False, "whether a training ends with a prompted evaluation as well")
+    rows: Words = setting(ROWS, "ways to ask, e.g. text, box@0.1, points5+-, clicks, box/out")
+    draws: int = setting(5, "of prompts that depend on random numbers")
+    cases: int = setting(0, "of each corpus; 0: all")
+    clicks: int = setting(5, "corrections after the first prompt of a row with clicks")
+    classes: Words = setting((), "that are asked for; empty: all that are annotated")
+    largest: int = setting(0, "> 0: only so many of a scan's classes, the largest ones")
+    seed: int = setting(0, "of the random numbers")
+
+
+@section
 class Evaluate(Section):
     """Scores of the held-out cases."""
 
@@ -97,3 +129,4 @@ class Evaluate(Section):
         "difficult",
     )
     difficult_below: Number = setting(0.75, "see baseline")
+    prompted: Prompted = setting(Prompted, Prompted.__doc__, listed=False)
