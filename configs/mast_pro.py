@@ -202,8 +202,8 @@ def _stage2(c, row: str) -> None:
     )
     if text or anatomy:
         c.losses.category = ordered(dict(weight=1.0))
-    c.init.rename = ((r"^anatomy/", "anatomy/"), (r"^", "backbone/"))
-    c.init.copy = ((r"^swin/", "anatomy/"),)
+    c.init.rename = ((r"^anatomy/", "anatomy/"), (r"^(backbone/)?", "backbone/"))
+    c.init.copy = ((r"^(backbone/)?swin/", "anatomy/"),)
     c.init.fresh = NEW + "|^text/"
     c.init.heads = ()
     c.optim.trainable = PEFT

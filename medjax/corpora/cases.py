@@ -5,11 +5,14 @@ function over all cases, computed by threads that stay within the machine's memo
 separately. Verification, fingerprint and preparation use this module.
 """
 
+import _thread
 import contextlib
 import dataclasses
 import math
 import os
+import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,7 +42,8 @@ __all__ = [
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
 
 MEMORY_SHARE = 0.6  # share of free memory; the rest is for results, page cache and other processes
-_thread = threading.local()
+BEGUN_AFTER_S = 5.0  # a new thread has run its first line by then
+_local = threading.local()
 
 
 class Stopped(Exception):
@@ -51,7 +55,7 @@ def still_wanted() -> None:
 
     Long work calls it between its steps, so that it ends soon.
     """
-    stop = getattr(_thread, "stop", None)
+    stop = getattr(_local, "stop", None)
     if stop is not None and stop.is_set():
         raise Stopped
 
@@ -202,7 +206,7 @@ def each(
     gate, stop = MemoryGate(int(free_memory() * MEMORY_SHARE)), threading.Event()
 
     def one(case: Case) -> Outcome:
-        _thread.stop = stop
+        _local.stop = stop
         try:
             still_wanted()
             with gate(needs(case)):
@@ -211,18 +215,44 @@ def each(
         except Exception as error:
             return Outcome(case, failure=failure(case, error))
 
+    # (index, outcome) of a case, an error of the pool, or None at the end
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    states: list[str] = []
+
+    def all_cases() -> None:
+        states.append("begun")
+        try:
+            with ThreadPoolExecutor(
+                max(1, min(workers, len(cases))), thread_name_prefix="medjax-case"
+            ) as pool:
+                futures = {pool.submit(one, case): i for i, case in enumerate(cases)}
+                for future in as_completed(futures):
+                    told.put((futures[future], future.result()))
+        except BaseException as error:
+            told.put(error)
+        finally:
+            states.append("ended")
+            told.put(None)
+
+    # A signal's exception may appear in this thread between any two instructions. Within
+    # `threading.Condition.__enter__`, which pools, futures and `Thread.start` use, it leaves a lock
+    # taken that nobody gives back, and the process never ends. This thread therefore only starts
+    # another one and waits at a queue written in C.
     results: dict[int, Outcome] = {}
-    pool = ThreadPoolExecutor(max(1, min(workers, len(cases))), thread_name_prefix="medjax-case")
     try:
-        futures = {pool.submit(one, case): i for i, case in enumerate(cases)}
-        for future in as_completed(futures):
-            outcome = results[futures[future]] = future.result()
+        _thread.start_new_thread(all_cases, ())
+        while (found := told.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            results[found[0]] = outcome = found[1]
             if progress is not None:
                 word = "failed" if outcome.failure else status(outcome.value)
                 progress(len(results), len(cases), outcome.case.name, word)
     except BaseException:
         stop.set()
+        late = time.monotonic() + BEGUN_AFTER_S
+        while "ended" not in states and (states or time.monotonic() < late):
+            with contextlib.suppress(queue.Empty):
+                told.get(timeout=0.1)
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
     return [results[i] for i in range(len(cases))]

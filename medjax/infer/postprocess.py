@@ -1,9 +1,12 @@
-"""What may be done to predicted masks afterwards: largest component, hole filling, minimum volume.
-Never unless it was asked for.
+"""What may be done to predicted masks afterwards: largest component, hole filling, minimum volume,
+tumours only within their organs. Never unless it was asked for.
 
 In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, its label map
 painted anew, a record of every change. Components are 26-connected, holes are what a 6-connected
-background outside cannot reach. Order: largest, minimum volume, holes.
+background outside cannot reach. Order: largest, minimum volume, holes, and of classes that belong
+within organs: inside, largest, minimum volume, holes, when the organs are done.
+
+Source of `inside`: the organ filter of the Universal Model (Liu et al., 2023).
 """
 
 import dataclasses
@@ -19,7 +22,8 @@ from medjax.infer.model import Segmentation
 from medjax.labels import LabelSpace
 
 EVERY = "*"  # in place of a class name: all classes
-FIELDS = ("largest", "holes", "min_ml")
+FIELDS = ("largest", "holes", "min_ml", "inside")
+BOX = np.ones((5, 5, 5), bool)  # voxels by which an organ is closed and grown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +34,17 @@ class Rules:
       largest: classes of which only the largest component stays.
       holes: classes whose holes are filled.
       min_ml: (class, millilitres): components below that volume go.
+      inside: (class, its organs): what lies outside of them goes, see `within`. An organ that was
+        not found removes nothing.
     """
 
     largest: tuple[str, ...] = ()
     holes: tuple[str, ...] = ()
     min_ml: tuple[tuple[str, int | float], ...] = ()
+    inside: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.largest or self.holes or self.min_ml)
+        return bool(self.largest or self.holes or self.min_ml or self.inside)
 
     def checked(self, space: LabelSpace) -> "Rules":
         """With every name resolved to classes of the space; `LabelError` for unknown ones."""
@@ -55,7 +62,14 @@ class Rules:
             for n in space.classes
             if n in limits or EVERY in limits
         )
-        return Rules(resolved(self.largest), resolved(self.holes), pairs)
+        for name, organs in self.inside:
+            for one in (name, *organs):
+                space.class_index(one)
+            if name in organs or set(organs) & {other for other, _ in self.inside}:
+                raise UsageError(
+                    f"{name!r} must lie within organs that no such rule changes", found=organs
+                )
+        return Rules(resolved(self.largest), resolved(self.holes), pairs, self.inside)
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it."""
@@ -63,12 +77,12 @@ class Rules:
             "largest": list(self.largest),
             "holes": list(self.holes),
             "min_ml": dict(self.min_ml),
-        }
+        } | ({"inside": {n: list(o) for n, o in self.inside}} if self.inside else {})
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Rules":
-        """From a config's `infer.postprocess` or a file: lists of class names, `min_ml` a mapping;
-        `UsageError` for anything else.
+        """From a config's `infer.postprocess` or a file: `min_ml` and `inside` are mappings, the
+        others lists of class names; `UsageError` for anything else.
         """
         for key in fields:
             if key not in FIELDS:
@@ -82,6 +96,7 @@ class Rules:
             tuple(fields.get("largest") or ()),
             tuple(fields.get("holes") or ()),
             tuple((name, float(ml)) for name, ml in limits.items()),
+            _organs_of(fields.get("inside") or {}),
         )
 
 
@@ -91,10 +106,14 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
     """
     masks, changes = found.masks, {}
     voxel_ml = float(np.prod(masks.transform.spacing_mm)) / 1000
-    for name in masks.names:
+    hosts = dict(rules.inside)
+    for name in sorted(masks.names, key=lambda name: name in hosts):  # organs first
         if masks.voxels[name] == 0:
             continue
         mask, steps = masks.cropped(name), {}
+        if name in hosts:
+            organs = [masks.cropped(one) for one in hosts[name] if one in masks.names]
+            mask, steps["inside"] = within(mask, organs)
         if name in rules.largest:
             mask, steps["largest"] = largest(mask)
         if name in (limits := dict(rules.min_ml)):
@@ -141,6 +160,43 @@ def without_small(
 ) -> tuple[Bool[np.ndarray, "z y x"], int]:
     """Components of at least so many voxels, and how many voxels went."""
     return _kept(mask, lambda sizes: sizes >= voxels)
+
+
+def within(
+    mask: Bool[np.ndarray, "z y x"], organs: Sequence[Bool[np.ndarray, "z y x"]]
+) -> tuple[Bool[np.ndarray, "z y x"], int]:
+    """The part of a mask within its organs, and how many voxels went.
+
+    Of the organs' union as many of the largest components stay as there are organs; they are closed
+    and then grown by a box of 5 voxels. Without a voxel of an organ the mask stays as it is.
+    """
+    organs = [one for one in organs if one.any()]
+    if not organs:
+        return mask, 0
+    union = np.logical_or.reduce([mask, *organs])
+    box = tuple(
+        slice(max(one.start - 4, 0), one.stop + 4) for one in _box(union) or ()
+    )  # room for closing and growing
+    found = np.logical_or.reduce([one[box] for one in organs])
+    count = len(organs)
+    found, _ = _kept(found, lambda sizes: np.argsort(np.argsort(-sizes, kind="stable")) < count)
+    padded = np.pad(found, 4)
+    padded = ndimage.binary_dilation(ndimage.binary_closing(padded, BOX), BOX)
+    out = np.zeros_like(mask)
+    out[box] = mask[box] & padded[4:-4, 4:-4, 4:-4]
+    return out, int(np.count_nonzero(mask) - np.count_nonzero(out))
+
+
+def _organs_of(fields: Mapping) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(fields, Mapping) or not all(
+        isinstance(organs, list | tuple) and organs for organs in fields.values()
+    ):
+        raise UsageError(
+            "postprocessing inside names the organs of a class",
+            found=fields,
+            expected='{"liver tumour": ["liver"]}',
+        )
+    return tuple((str(name), tuple(map(str, organs))) for name, organs in fields.items())
 
 
 def filled(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:

@@ -16,6 +16,7 @@ from medjax.augment.nnunet import Augmentation, augment, draw
 from medjax.augment.turns import Turns
 from medjax.errors import UsageError
 from tests.augment.test_nnunet import NONE, volume
+from tests.support.marks import slow
 
 EVERY = Augmentation(
     rotation=1.0,
@@ -105,7 +106,7 @@ def test_a_mask_moves_with_the_image():
         assert differ.mean() < 0.02 and (np.asarray(label) > 0).any()
 
 
-@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("nearest", [slow(False), True])
 def test_turns_keep_masks_binary(nearest):
     image, label = volume((12, 12))
     image = image + 3.0

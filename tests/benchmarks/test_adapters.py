@@ -32,6 +32,7 @@ def _fields(job, repository, monkeypatch):
     return plain(main.parse(line[2:]).config)
 
 
+@pytest.mark.slow
 def test_every_run_follows_a_base_and_takes_its_flags(given, repository, monkeypatch):
     found = adapters.jobs(given)
     assert len(found) == 2 + 2 * 3 * 4 * 2 + 3

@@ -77,6 +77,7 @@ def test_verdicts():
     assert attack.verdict([]) == "FAIL"  # a row that judges nothing is a defect
 
 
+@pytest.mark.slow
 def test_a_row_that_hangs_has_failed_and_the_next_one_runs(tmp_path):
     rows = surfaces.load()
     hanging, next_one = attack.attack(

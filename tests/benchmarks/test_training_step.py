@@ -70,6 +70,7 @@ def test_its_task_validates_by_the_same_losses():
     )
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss_after_compilation():
     one = training_step.supervised(unet.make(2, **SHAPE), PATCH, 2, 2)
     one.compile()

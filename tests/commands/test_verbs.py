@@ -33,7 +33,7 @@ from medjax.runs import stages
 from medjax.runs.exchange import export as exports
 from medjax.runs.exchange import imported
 from medjax.weights.formats import archive
-from medjax_verbs import add_modality, combine, gates, grow
+from medjax_verbs import add_modality, combine, gates, grow, sides
 from medjax_verbs import gate_weights as measured
 from tests.metrics.test_compare import result as scores
 from tests.metrics.test_compare import row
@@ -94,6 +94,11 @@ VERBS = {
     ),
     "preview": (preview, "STORE", {"samples": 4, "variants": 3, "patch": None}),
     "report": (report, "OUT", {"viewer_cases": 8, "budget_mb": 60.0, "overwrite": False}),
+    "sides": (
+        sides,
+        "A -o OUT --classes kidney lung",
+        {"corpus": "A", "classes": ["kidney", "lung"]},
+    ),
     "train": (train, "configs/a.py:b", {"config": "configs/a.py:b"}),
     "verify": (verify, "A B --layout msd", {"folders": ["A", "B"], "layout": "msd", "fix": ""}),
 }
@@ -111,6 +116,7 @@ REQUIRED = {
     "prepare": "folders, -o/--output",
     "preview": "store",
     "report": "folder",
+    "sides": "corpus, -o/--output, --classes",
     "verify": "PATH",
 }
 

@@ -1,12 +1,13 @@
 """The recipes of MAST-Pro: what each trains, and both stages on the phantoms."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from configs.mast_pro import KNOWN, get_config
+from configs.mast_pro import KNOWN, NEW, get_config
 from medjax import cli, main
 from medjax.labels import Corpus, merge
 from medjax.registry import plain
@@ -16,6 +17,7 @@ from medjax.runs.prompted import texts
 from medjax.runs.settings import text
 from medjax.runs.trained import read_model
 from medjax.train import checkpoint, rules
+from medjax.weights import experts, transfer
 from medjax.weights.experts import flat
 from tests.support.configs import typed
 from tests.support.raw import write_corpus
@@ -54,6 +56,29 @@ def test_every_variant_can_be_built(variant, tmp_path):
         assert "task" in net.reads and len(set(net.tasks)) == len(net.tasks) > 1
         assert net.texts == () or set(net.texts) == set(config.text.sentences or FOLDERS)
     assert isinstance(config.text, text.Text)
+
+
+@pytest.mark.parametrize("first", ["small_stage1", "stage1_um"])
+def test_either_stage_1_gives_backbone_and_organ_encoder(first, tmp_path):
+    """Every leaf of the backbone of stage 2 comes from stage 1, the Swin encoder twice."""
+    fields = _fields(first)
+    fields["model"] = fields["model"] | {"feature_size": 12}
+    config = typed(fields)
+    space = corpora.open_data(config.data, tmp_path, files=False).space
+    trees = []
+    for net in (
+        build.make_network(config, space, (1.5, 1.5, 1.5)),
+        _network("small_full", tmp_path)[1],
+    ):
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        trees.append(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    given = typed(_fields("small_full")).init
+    source = experts.copied(trees[0], given.copy)
+    named = {"rename": given.rename, "fresh": given.fresh, "heads": given.heads}
+    account = transfer.transfer(trees[1], source, **named)[1]
+    old = [p for p in flat(trees[1]) if not re.search(NEW, p)]
+    wanted = {p for p in old if p.startswith(("backbone/", "anatomy/"))}
+    assert wanted == set(account.loaded) and len(wanted) > 150
 
 
 BUDGETS = [  # trained and frozen; spec 3.7 and section 6
@@ -190,6 +215,35 @@ def test_both_stages_on_slices_with_an_organ_mask(tmp_path, capsys):
     assert cli.main(wrong) != 0 and "knows no task 'lung'" in capsys.readouterr().err
     assert cli.main(["info", str(run)]) == 0 and " trained, " in capsys.readouterr().out
     _add_a_task(run, tmp_path, (64, 32))
+    _a_file_adds_it(run, tmp_path, shared, plain)
+
+
+def _a_file_adds_it(run, root, shared, folders):
+    """What was trained for a third task is a file that works with the finished run."""
+    third = write_corpus(
+        root / "Dataset003_C", 4, (4, 66, 40), "nnunet", {"tumour": 1}, channels=("CT",), seed=20
+    )
+    masks = root / "organs" / "A"
+    given = f"{masks},{root / 'Dataset002_B'},{third}"
+    fields = shared | {"data.folders": given, "init.source": run, "evaluate.on": False}
+    assert _steps("small_add_task", root, fields) == 0
+    file, grown = root / "third.adapter.safetensors", root / "small_add_task"
+    assert cli.main(["adapter", "extract", str(grown), "-o", str(file)]) == 0
+    assert file.stat().st_size < 0.5 * sum(
+        leaf.nbytes for leaf in flat(read_model(run).params()).values()
+    )
+    found = {}
+    for name, model, corpus, scan in (
+        ("third", ["-m", str(run), "--adapter", str(file)], "C", third),
+        ("third_run", ["-m", str(grown)], "C", third),
+        ("old", ["-m", str(run), "--adapter", str(file)], "A", root / "Dataset001_A"),
+        ("old_run", ["-m", str(run)], "A", root / "Dataset001_A"),
+    ):
+        image = str(scan / "imagesTr" / "case_000_0000.nii.gz")
+        words = ["-i", image, "-o", str(root / name), "--corpus", corpus, "--organ", "none"]
+        assert cli.main(["predict", *model, *words, "--no-html", "--probabilities"]) == 0
+        found[name] = {p.name: p.read_bytes() for p in (root / name).glob("*.nii.gz")}
+    assert found["third"] == found["third_run"] and found["old"] == found["old_run"]
 
 
 @pytest.mark.slow

@@ -103,6 +103,39 @@ def test_rules_change_masks_label_map_and_record(volume):
     }
 
 
+def test_within_keeps_what_touches_as_many_parts_as_there_are_organs():
+    organ, mask = np.zeros((12, 12, 40), bool), np.zeros((12, 12, 40), bool)
+    organ[4:8, 4:8, 4:10] = organ[4:8, 4:8, 11:14] = True
+    organ[5, 5, 30] = True
+    mask[5, 5, 2:17] = mask[5, 5, 30] = True
+    kept, gone = postprocess.within(mask, [organ])
+    assert np.flatnonzero(kept[5, 5]).tolist() == list(range(2, 12)) and gone == 6
+    other = np.zeros_like(organ)
+    other[5, 5, 31] = True  # two organs: two parts, the gap between them closed
+    kept, gone = postprocess.within(mask, [organ, other])
+    assert np.flatnonzero(kept[5, 5]).tolist() == list(range(2, 16)) and gone == 2
+    kept, gone = postprocess.within(mask, [np.zeros_like(organ)])
+    assert gone == 0 and kept is mask, "an organ that was not found vouches for nothing"
+
+
+def test_a_tumour_is_kept_within_its_organ_as_that_is_after_its_own_rules(volume):
+    """The speck lies 3 voxels from the island; the tumour of 3 within the liver stays."""
+    volume.array[3, 4, 16] = 2  # within the island: liver and tumour
+    plain = predictor().segment(volume, Request("Liver"))
+    assert plain.masks.voxels["tumour"] == 5
+    rules = Rules.from_json({"inside": {"tumour": ["liver"]}})
+    found = predictor(rules).segment(volume, Request("Liver"))
+    assert found.changes == {"tumour": {"inside": 1}}  # the island is the second component
+    assert rules == Rules.from_json(rules.to_json()) and "inside" not in Rules().to_json()
+    with pytest.raises(UsageError, match="organs that no such rule changes"):
+        predictor(Rules.from_json({"inside": {"tumour": ["tumour"]}}))
+    with pytest.raises(LabelError, match="did you mean liver"):
+        predictor(Rules.from_json({"inside": {"tumour": ["livr"]}}))
+    for wrong in ({"inside": {"tumour": "liver"}}, {"inside": {"tumour": []}}):
+        with pytest.raises(UsageError, match="names the organs of a class"):
+            Rules.from_json(wrong)
+
+
 def test_rules_from_json_name_what_is_wrong():
     assert Rules.from_json({"largest": ["a"], "min_ml": {"b": 2}}) == Rules(("a",), (), (("b", 2),))
     with pytest.raises(UsageError, match="did you mean largest"):

@@ -109,6 +109,7 @@ def test_unusable_numbers_and_names_are_refused():
         voxelwise.make("blur", lambda x, g: x - g, "batch", "avg", 1)
 
 
+@pytest.mark.slow
 def test_a_training_lowers_it(tmp_path):
     """Beside cross-entropy, as `--config.losses=cross_entropy,focal` asks for."""
     folder = write_corpus(tmp_path / "Task01_Organ", n=4, shape=(8, 10, 12), labels={"organ": 1})

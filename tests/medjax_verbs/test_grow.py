@@ -95,6 +95,7 @@ def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_vectors_by_modality_grow_by_name_and_begin_at_zero(run, raw, tmp_path):
     """A run with words for its sockets and a vector per modality on the deepest tokens."""
     fields = runfolder.read_fields(run)

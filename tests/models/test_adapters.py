@@ -12,7 +12,7 @@ from medjax.weights.adapters import Adapters
 from tests.support import golden
 
 SETTINGS = Adapters(((r"(^|/)kernel$", 1), (".*", 0)), alpha=1.0)
-SLOW = set(golden.CASES) - {"unet"}
+SLOW = set(golden.CASES) - {"tsfm_bare"}
 
 
 def _network(name):

@@ -10,6 +10,7 @@ from medjax.losses import balance
 from medjax.models import context
 from medjax.models.parts import dmoe, sockets
 from medjax.models.parts.attention import Mlp, SwinBlock
+from tests.support.marks import slow
 
 WIDTH, HIDDEN, TASKS, RANK = 6, 10, 3, 2
 GIVEN = {"k1": 2, "k2": 3, "top_k": 2, "rank": RANK}
@@ -151,7 +152,7 @@ def test_a_fresh_mixture_is_the_plain_mlp_bit_for_bit(dtype):
 @pytest.mark.parametrize(
     ("more", "names"),
     [
-        ({"placement": "after_mlp"}, {"fc1", "fc2"}),
+        slow({"placement": "after_mlp"}, {"fc1", "fc2"}),
         ({"placement": "qkv_lora"}, {"fc1", "fc2"}),
         ({"expert_input": "residual"}, {"fc1", "fc2"}),
         ({"placement": "replace"}, set()),

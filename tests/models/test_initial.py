@@ -18,6 +18,7 @@ from medjax.models import masked_swin, swin_unet, swin_unetr, tsfm
 from medjax.models.parts import sockets
 from medjax.models.parts.attention import INITIAL, check_initial
 from medjax.registry import plain
+from tests.support.marks import slow
 from tests.support.networks import fresh
 
 EXPECTED = {
@@ -93,7 +94,7 @@ def _linear(leaves):
 
 
 @pytest.mark.parametrize("word", INITIAL)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [slow(n) if n == "swin_unetr" else n for n in NETWORKS])
 def test_every_linear_map_has_the_standard_deviation_of_the_word(name, word):
     always = NETWORKS[name][2]
     kernels = {

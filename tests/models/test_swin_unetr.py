@@ -15,6 +15,7 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import swin_unetr
+from tests.support.marks import slow
 from tests.support.networks import fresh
 
 KEY = jax.random.key(0)
@@ -432,7 +433,7 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("sides, use_v2", [((32, 32, 64), False), ((64, 96), True)])
+@pytest.mark.parametrize("sides, use_v2", [((32, 32, 64), False), slow((64, 96), True)])
 def test_recorded_numbers_of_monai(sides, use_v2):
     """3D with padded, shifted and shrunken windows; 2D with the convolutions of V2."""
     module = swin_unetr.make(2, feature_size=12, dims=len(sides), use_v2=use_v2)

@@ -77,6 +77,7 @@ def test_outputs_are_float32_and_coarser_by_the_strides():
     assert params["params"]["encoder_0"]["conv_0"]["conv"]["kernel"].shape == (1, 3, 3, 2, 4)
 
 
+@pytest.mark.slow
 def test_without_deep_supervision_only_the_finest_head_exists():
     image = jnp.ones((1, 8, 16, 8, 1))
     net = unet.make(3, **DEEP | {"deep_supervision": False})
@@ -93,6 +94,7 @@ def test_the_prior_is_the_heads_first_answer():
     )
 
 
+@pytest.mark.slow
 def test_two_axes():
     assert unet.make(2, patch=(512, 512), spacing_mm=(1.0, 1.0)).features == (
         32,

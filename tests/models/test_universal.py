@@ -42,6 +42,7 @@ def _linear(x, p):
     return x @ np.asarray(p["kernel"], np.float64) + np.asarray(p["bias"], np.float64)
 
 
+@pytest.mark.slow
 def test_a_class_is_three_maps_of_its_text():
     net = universal.make(3, **TINY)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 32, 1)), jnp.float32)

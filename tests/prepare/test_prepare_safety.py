@@ -26,6 +26,7 @@ from medjax.prepare import store, targets
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prepare.prepare import prepare
 from medjax.scans.nifti import DataWarning
+from tests.support.marks import slow
 from tests.support.raw import make_case, save, write_corpus
 
 SHAPE = (8, 9, 10)
@@ -614,7 +615,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+    [(signal.SIGINT, 130, "interrupted"), slow(signal.SIGTERM, 143, "stopped by SIGTERM")],
 )
 def test_signals_end_a_preparation_quickly_and_leave_nothing(
     tmp_path, repository, number, code, word

@@ -69,6 +69,7 @@ def test_the_first_command_means_the_run_as_it_is(raw, run):
         _train(raw, folder, more=2, batch=3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_continuation_is_resumed_by_the_same_command(
     raw, run, tmp_path, monkeypatch
 ):

@@ -59,6 +59,7 @@ def test_the_last_measurement_is_the_final_evaluation(run):
     assert 0 < last["volume_dice"] < 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_measures_the_same(raw, run, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     tiny.interrupt(_fields(raw), folder, monkeypatch, 3)

@@ -336,6 +336,7 @@ def test_a_training_measures_records_and_starts_there(raw, tmp_path, capsys):
     assert "128 patches, Organ: organ " in shown
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_and_measures_nothing(raw, run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     tiny.interrupt(_fields(raw), folder, monkeypatch, 2)

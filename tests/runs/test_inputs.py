@@ -23,6 +23,7 @@ from medjax.weights.formats import archive, stablehlo
 from medjax_verbs import grow
 from tests.support import toy_inputs
 from tests.support.configs import typed
+from tests.support.marks import slow
 from tests.support.raw import write_corpus
 from tests.support.run import make_run
 
@@ -69,7 +70,7 @@ def _fields(raw, which):
     return fields
 
 
-@pytest.mark.parametrize("which, given", [("volume", "spacing_mm"), ("task", "task")])
+@pytest.mark.parametrize("which, given", [slow("volume", "spacing_mm"), ("task", "task")])
 def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeypatch, which, given):
     toy_inputs.installed(monkeypatch)
     fields, run = _fields(raw, which), tmp_path / "run"

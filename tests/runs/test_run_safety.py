@@ -153,6 +153,7 @@ def test_a_damaged_newest_checkpoint_is_said_by_predict_and_by_training(copy, ca
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_never_had_a_checkpoint_begins(copy, monkeypatch):
     shutil.rmtree(copy / "run" / "checkpoints")
     (copy / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')

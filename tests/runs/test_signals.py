@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.support.marks import slow
 from tests.support.old_run import CONFIG, start, unpack
 
 # what the config does besides: each stage says that it has begun and then takes a minute; `busy`
@@ -86,9 +87,9 @@ def left(folder):
     [
         ("fingerprint", signal.SIGTERM, 143),
         ("preparation", signal.SIGINT, 130),
-        pytest.param("birth", signal.SIGINT, 130, marks=pytest.mark.slow),
-        ("compilation", signal.SIGTERM, 143),
-        pytest.param("evaluation", signal.SIGINT, 130, marks=pytest.mark.slow),
+        slow("birth", signal.SIGINT, 130),
+        slow("compilation", signal.SIGTERM, 143),
+        slow("evaluation", signal.SIGINT, 130),
     ],
 )
 def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number, code):
@@ -108,7 +109,7 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number,
 
 @pytest.mark.parametrize(
     ("stage", "number"),
-    [("loop", signal.SIGTERM), pytest.param("validation", signal.SIGINT, marks=pytest.mark.slow)],
+    [("loop", signal.SIGTERM), slow("validation", signal.SIGINT)],
 )
 def test_in_the_loop_the_state_is_saved(tmp_path, stage, number):
     folder = unpack(tmp_path)

@@ -95,6 +95,7 @@ def test_mirrors_that_would_mix_left_and_right_are_left_out(tmp_path):
 SIDES = Corpus("Sides", ((1, ("left",)), (2, ("right",)), (3, ("right", "cyst"))))
 
 
+@pytest.mark.slow
 def test_run_archive_and_function_paint_alike(tmp_path):
     """The rule for conflicts travels with the config; an older config has the old one."""
     run = make_run(tmp_path / "run", (SIDES,), infer={"conflicts": "argmax"})

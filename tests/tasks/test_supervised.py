@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from medjax.losses import cross_entropy
 from medjax.models.context import Entry
@@ -20,6 +21,7 @@ class Pointed(supervised.Supervised):
         return prepared | {"point": jnp.stack(at, -1).astype(jnp.float32)}
 
 
+@pytest.mark.slow
 def test_what_a_task_prepares_is_an_input_of_the_network():
     seen = []
 

@@ -114,6 +114,7 @@ def test_a_loss_that_says_nothing_counts_as_one_of_the_batch():
     assert separable.over_samples(lambda o, b: 0.0, complete=True, weighted=False) == "batch"
 
 
+@pytest.mark.slow
 def test_hidden_tokens_and_pixels_are_those_of_the_whole_batch():
     def apply(params, image, context, train, key=None):
         rows = image.reshape(image.shape[0], 4, 2, 4, 2).transpose(0, 1, 3, 2, 4)

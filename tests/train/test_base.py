@@ -17,6 +17,7 @@ from medjax.errors import TrainError, UsageError
 from medjax.train import base, checkpoint, hashes, optim, rules, sharding, storage
 from medjax.train import state as states
 from medjax.train.checkpoint import Checkpoints
+from tests.support.marks import slow
 from tests.support.old_run import ROOT, extract
 from tests.train.test_checkpoint_hashes import flip
 
@@ -257,7 +258,7 @@ with Checkpoints({folder!r}) as checkpoints:
 """
 
 
-@pytest.mark.parametrize(("call", "left"), [(1, []), (2, [0])])
+@pytest.mark.parametrize(("call", "left"), [(1, []), slow(2, [0])])
 def test_a_kill_at_the_base_or_before_the_first_step(tmp_path, call, left):
     folder = tmp_path / "checkpoints"
     code = KILLED.format(root=str(ROOT), folder=str(folder), call=call)

@@ -17,6 +17,7 @@ import pytest
 from medjax.errors import TrainError
 from medjax.train import checkpoint, hashes, sharding
 from medjax.train.checkpoint import Checkpoints
+from tests.support.marks import slow
 from tests.support.old_run import ROOT
 from tests.train.test_checkpoint import at, fresh
 
@@ -194,7 +195,7 @@ with Checkpoints({folder!r}) as checkpoints:
 """
 
 
-@pytest.mark.parametrize("before", ["pass", "whole(folder, facts)"])
+@pytest.mark.parametrize("before", [slow("pass"), "whole(folder, facts)"])
 def test_a_kill_beside_the_hashes_leaves_the_earlier_checkpoint(tmp_path, before):
     folder = tmp_path / "checkpoints"
     code = KILLED.format(root=str(ROOT), folder=str(folder), before=before)

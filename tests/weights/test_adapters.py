@@ -16,6 +16,7 @@ from medjax.models.parts.patch import PatchEmbed
 from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
 from tests.support import golden
+from tests.support.marks import slow
 
 
 class Toy(nn.Module):
@@ -64,7 +65,7 @@ def _applied(module, tree, settings, image, context=None):
     return module.apply(adapters.variables(tree, settings, image, context or {}), image)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_fresh_adapters_change_nothing(dtype):
     settings = Adapters(EVERY)
     module, params, tree, image = _made(settings, dtype)
@@ -96,6 +97,7 @@ def _joined(base, tree):
     )
 
 
+@pytest.mark.slow
 def test_every_kernel_listens_and_its_gradient_follows_the_merged_form():
     settings = Adapters(EVERY)
     module, _, tree, image = _made(settings)
@@ -144,6 +146,7 @@ def test_a_routed_batch_equals_batches_of_one_expert():
         np.testing.assert_allclose(mixed[row], plain, atol=2e-5 * float(jnp.abs(plain).max()))
 
 
+@pytest.mark.slow
 def test_an_expert_that_nobody_uses_has_no_gradient():
     settings = Adapters(EVERY, experts=3, routing="corpus")
     module, _, tree, image = _made(settings)

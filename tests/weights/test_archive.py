@@ -125,6 +125,7 @@ def test_licences_come_from_the_data_sets(root, tmp_path):
     assert "add --licence" in export(root / "run", tmp_path / "m.medjax", overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_function_runs_without_the_code_of_the_model(root, tmp_path):
     """The block of docs/predict.md, with medjax out of reach."""
     export(root / "run", tmp_path / "function.medjax", "function", platforms=("cpu",))

@@ -33,6 +33,9 @@ class Postprocess(Section):
     holes: Words = setting((), "classes whose holes are filled")
     largest: Words = setting((), "classes of which only the largest component stays")
     min_ml: Mapping[str, Number] = setting(dict, "class -> millilitres below which components go")
+    inside: Mapping[str, Words] = setting(
+        dict, "class -> its organs: what lies outside of them goes", listed=False
+    )
 
 
 @section
