@@ -60,7 +60,7 @@ def test_affinities_have_the_perplexity_that_is_asked():
     assert found.sum() == pytest.approx(1) and np.allclose(found, found.T)
 
 
-def test_files_and_errors_of_the_verb(tmp_path, capsys):
+def test_files_of_the_verb(tmp_path):
     found = prior_tokens.measured(tokens())
     prior_tokens.write(found, tmp_path)
     assert json.loads((tmp_path / "priors.json").read_text())["analogies"][0]["rank"] == 1
@@ -70,6 +70,10 @@ def test_files_and_errors_of_the_verb(tmp_path, capsys):
     (tmp_path / "priors.svg").write_text("mine")
     with pytest.raises(UsageError, match="did not write"):
         prior_tokens.write(found, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_without_tokens_is_refused(tmp_path, capsys):
     make_run(tmp_path / "run")
     assert priors.add and cli.main(["priors", str(tmp_path / "run")]) == 2
     assert "no token of every class" in capsys.readouterr().err
