@@ -21,8 +21,11 @@ MACHINERY = (
     "ingest",
     "multitalent",
     "organs",
+    "pool",
     "pools",
+    "reproduce",
     "tfds",
+    "tumour_tasks",
 )  # files that declare no corpus
 
 

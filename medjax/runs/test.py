@@ -15,7 +15,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.infer.cases import Files, predict_cases
 from medjax.labels import Corpus
-from medjax.metrics import channels, written
+from medjax.metrics import channels, regions, written
 from medjax.metrics import evaluate as metrics
 from medjax.prompts.request import Request
 from medjax.report import present
@@ -81,7 +81,8 @@ def score(
     """
     results = []
     grouping = groups(settings)
-    for corpus, found in masks.values():
+    for plain, found in masks.values():
+        corpus, further = regions.extended(plain, settings.regions, settings.alone)
         pairs = [
             metrics.Pair(
                 case.name,
@@ -95,7 +96,13 @@ def score(
         ]
         if pairs:
             results.append(
-                metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
+                metrics.evaluate(
+                    pairs,
+                    corpus,
+                    apart=further,
+                    surface=settings.surface,
+                    groups=grouping,
+                )
             )
     failed = [record for result in results for record in result.failed]
     if not results:
