@@ -215,6 +215,35 @@ def test_both_stages_on_slices_with_an_organ_mask(tmp_path, capsys):
     assert cli.main(wrong) != 0 and "knows no task 'lung'" in capsys.readouterr().err
     assert cli.main(["info", str(run)]) == 0 and " trained, " in capsys.readouterr().out
     _add_a_task(run, tmp_path, (64, 32))
+    _a_file_adds_it(run, tmp_path, shared, plain)
+
+
+def _a_file_adds_it(run, root, shared, folders):
+    """What was trained for a third task is a file that works with the finished run."""
+    third = write_corpus(
+        root / "Dataset003_C", 4, (4, 66, 40), "nnunet", {"tumour": 1}, channels=("CT",), seed=20
+    )
+    masks = root / "organs" / "A"
+    given = f"{masks},{root / 'Dataset002_B'},{third}"
+    fields = shared | {"data.folders": given, "init.source": run, "evaluate.on": False}
+    assert _steps("small_add_task", root, fields) == 0
+    file, grown = root / "third.adapter.safetensors", root / "small_add_task"
+    assert cli.main(["adapter", "extract", str(grown), "-o", str(file)]) == 0
+    assert file.stat().st_size < 0.5 * sum(
+        leaf.nbytes for leaf in flat(read_model(run).params()).values()
+    )
+    found = {}
+    for name, model, corpus, scan in (
+        ("third", ["-m", str(run), "--adapter", str(file)], "C", third),
+        ("third_run", ["-m", str(grown)], "C", third),
+        ("old", ["-m", str(run), "--adapter", str(file)], "A", root / "Dataset001_A"),
+        ("old_run", ["-m", str(run)], "A", root / "Dataset001_A"),
+    ):
+        image = str(scan / "imagesTr" / "case_000_0000.nii.gz")
+        words = ["-i", image, "-o", str(root / name), "--corpus", corpus, "--organ", "none"]
+        assert cli.main(["predict", *model, *words, "--no-html", "--probabilities"]) == 0
+        found[name] = {p.name: p.read_bytes() for p in (root / name).glob("*.nii.gz")}
+    assert found["third"] == found["third_run"] and found["old"] == found["old_run"]
 
 
 @pytest.mark.slow

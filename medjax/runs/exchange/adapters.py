@@ -30,6 +30,8 @@ from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
 from medjax.weights.formats import adapter as form
 
+TEXTS = "text/table"  # has a row for every class or task, so it goes with what was trained
+
 
 def extract(
     run: Path,
@@ -43,16 +45,19 @@ def extract(
     """Writes the adapter of a run as a file; returns the text to print.
 
     Args:
-      run: run folder or archive that was trained with `config.adapters`. out:
-        NAME.adapter.safetensors. name: of its expert, by default that of the experiment.
+      run: run folder or archive that was trained with `config.adapters`, or of which
+        `optim.trainable` froze a part: all that was trained is then taken whole, for example what
+        a further task added. out: NAME.adapter.safetensors. name: of its expert, by default that
+        of the experiment.
 
-    Raises: `UsageError` for a run without adapters; what `read_model` and `form.write` raise.
+    Raises: `UsageError` for a run that trained everything; what `read_model` and `form.write`
+      raise.
     """
     trained = read_model(run)
-    settings = build.adapter_settings(trained.config)
+    settings = build.adapter_settings(trained.config) or _of_trained(trained.config)
     if settings is None:
         raise UsageError(
-            "this run has no adapters",
+            "this run has no adapters and trained everything",
             path=run,
             fix="train one with config.adapters (docs/adapters.md), or use `medjax export`",
         )
@@ -60,8 +65,9 @@ def extract(
     values = assign(params, adapters.trainable(settings), "config.adapters.rules")
     on = traverse_util.flatten_dict(values, sep="/")
     flat = traverse_util.flatten_dict(params, sep="/")
-    arrays = {path: np.asarray(leaf) for path, leaf in flat.items() if on[path]}
-    kept = {path: leaf for path, leaf in flat.items() if not on[path]}
+    taken = {path for path in flat if on[path] or path == TEXTS}
+    arrays = {path: np.asarray(leaf) for path, leaf in flat.items() if path in taken}
+    kept = {path: leaf for path, leaf in flat.items() if path not in taken}
     documents = export.describe(trained, licences or {})
     facts = {
         "licences": documents.pop("licences"),
@@ -83,6 +89,14 @@ def extract(
     )
     size = form.write(out, made, overwrite=overwrite)
     return f"{out}  {size:,} bytes, {made.numbers:,} numbers beside {base['parameters']:,}"
+
+
+def _of_trained(config: Config) -> Adapters | None:
+    """Every trained leaf as a whole one; None if all are trained."""
+    rules = config.optim.trainable
+    if all(on for _, on in rules):
+        return None
+    return Adapters(tuple((pattern, adapters.WHOLE if on else 0) for pattern, on in rules))
 
 
 def _experts(trained: Trained, settings: Adapters, name: str) -> tuple[dict, ...]:

@@ -1,0 +1,214 @@
+r"""A small SegVol on a CPU: what texts, boxes, points and clicks find, on phantoms and real scans,
+and what low-rank adapters add beside full fine-tuning.
+
+    python -m benchmarks.prompted --data DIR --out DIR [--steps 2000] [--adapt-steps 300]
+
+DIR holds Task04_Hippocampus, Task91_SarcomaCT, Task92_SarcomaMR and example_ct. A base
+(`configs/segvol.py:demo`) learns the phantoms. Then, each in equally many steps on the same patches
+and prompts, adapters of rank 8 or all parameters learn the two structures of the hippocampus and
+sarcomas in MR. Every model answers `medjax prompted`: the base on its held-out phantoms, on
+sarcomas in CT and MR and on a whole torso, none of which it was trained on; the others on the
+held-out scans of their data set. Trainings and evaluations that are complete are not repeated.
+Writes prompted.json and prompted.md.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import harness, trainings
+
+CONFIG = "configs/segvol.py"
+JITTERS = tuple(f"box@{share}" for share in (0.05, 0.1, 0.2, 0.3, 0.5))
+BOXES = ("box", *JITTERS)
+WORDS = ("text", "box+text", "points+text")
+POINTS = ("points1", "points5", "points5+-")
+CLICKS = ("clicks", "clicks@points1")
+OVERVIEW = ("text/out", "box/out")
+TARGETS = {"hippocampus": "Task04_Hippocampus", "sarcoma_mr": "Task92_SarcomaMR"}
+ARMS = ("lora", "full")
+LORA = {"adapters.kernels": "segvol", "adapters.rank": 8, "adapters.alpha": 8, "optim.lr": 2e-3}
+TORSO = "torso"
+LARGEST = 10  # organs of the torso
+
+
+def fields(given: argparse.Namespace, steps: int) -> dict[str, object]:
+    """Of every training: fewer queries and samples per step than the recipe, for two cores."""
+    return {
+        "augment.mirror": 0,
+        "task_options.organs": 2,
+        "task_options.sets": ("text", "box", "points", "points+text"),
+        "train.batch": 2,
+        "train.steps": steps,
+        "train.checkpoint_every": min(steps, 250),
+        "seed": given.seed,
+        "evaluate.on": False,
+    }
+
+
+def flags(found: Mapping[str, object]) -> tuple[str, ...]:
+    """Fields as words of a command line."""
+    return tuple(f"--config.{name}={value}" for name, value in found.items())
+
+
+def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
+    """The trainings that are not complete."""
+    out, base = given.out, given.out / "base"
+    words = flags(fields(given, given.steps))
+    found = {"base": trainings.training(f"{CONFIG}:demo", out, "base", words)}
+    for target, folder in TARGETS.items():
+        for arm in ARMS:
+            own = fields(given, given.adapt_steps) | {
+                "data.folders": given.data / folder,
+                "data.store": out / f"store_{target}",
+                "init.source": base,
+                "train.validate_every": 0,
+                "optim.warmup_steps": given.adapt_steps // 15,
+            }
+            if arm == "lora":
+                own |= LORA | {"optim.trainable": "((r'.*',True),)"}
+            name = f"{target}_{arm}"
+            found[name] = trainings.training(f"{CONFIG}:small", out, name, flags(own), "base")
+    left = {name: job for name, job in found.items() if not finished(out / name)}
+    if "base" not in left:
+        left = {name: trainings.Job(job.lines) for name, job in left.items()}
+    return left
+
+
+def finished(folder: Path) -> bool:
+    """Whether a training has reached its last step."""
+    from medjax.runs import folder as runfolder
+    from medjax.train import stepfolder
+
+    step = stepfolder.latest_step(folder / "checkpoints")
+    return step is not None and step >= runfolder.read_config(folder).train.steps
+
+
+def questions(given: argparse.Namespace) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name of an evaluation -> (run, words for `medjax prompted`)."""
+    every = (*WORDS, *BOXES, *POINTS, *CLICKS, *OVERVIEW)
+    found = {"phantoms": ("base", ("--rows", *every))}
+    unseen = (*BOXES, *POINTS, *CLICKS)
+    for name, folder in {"sarcoma_ct": "Task91_SarcomaCT", **TARGETS}.items():
+        words = ("--data", str(given.data / folder), "--corpus", corpus_like(name))
+        found[f"{name}_base"] = ("base", (*words, "--rows", *unseen, "--cases", str(given.cases)))
+    words = ("--data", str(given.out / TORSO), "--corpus", "PhantomCT", "--largest", str(LARGEST))
+    found[TORSO] = ("base", (*words, "--rows", *unseen))
+    for target in TARGETS:
+        for arm in ARMS:
+            rows = ("--rows", *WORDS, *unseen, "--cases", str(given.cases))
+            found[f"{target}_{arm}"] = (f"{target}_{arm}", rows)
+    return found
+
+
+def corpus_like(name: str) -> str:
+    """The phantoms whose preparation a data set follows in the base."""
+    return "PhantomCT" if name.endswith("_ct") else "PhantomMR"
+
+
+def describe_torso(data: Path, out: Path) -> None:
+    """The torso scan as a described corpus; its organs are called by their values."""
+    from medjax.corpora.inputs import Case
+    from medjax.corpora.layouts import corpus_json
+    from medjax.labels import Corpus
+    from medjax.scans import formats
+
+    image, label = data / "example_ct" / "ct.nii.gz", data / "example_ct" / "organs.nii.gz"
+    values = [int(v) for v in np.unique(formats.read(label, "label").array) if v]
+    corpus = Corpus("Torso", tuple((v, (f"organ {v}",)) for v in values))
+    case = Case("torso", (str(image),), str(label), corpus="Torso", modality="CT")
+    corpus_json.write(out / TORSO, corpus, [case])
+
+
+def ask(given: argparse.Namespace, name: str, run: str, words: Sequence[str]) -> dict[str, Any]:
+    """The numbers of an evaluation, which is made if it is not there."""
+    from medjax import cli
+
+    folder = given.out / "answers" / name
+    path = folder / "prompted.json"
+    if not path.is_file():
+        command = ["prompted", "-m", str(given.out / run), "-o", str(folder), "--quiet"]
+        code = cli.main([*command, "--draws", str(given.draws), *words])
+        if code not in (0, 3):
+            return {"failed": f"medjax {' '.join(command)}: exit code {code}"}
+    return json.loads(path.read_text())
+
+
+def shown(found: Mapping[str, Any] | None, sign: str = "") -> str:
+    """Mean and interval."""
+    if not found or found["mean"] is None:
+        return "-"
+    ends = found["interval"]
+    told = f" [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if ends else ""
+    return f"{found['mean']:{sign}.3f}{told}"
+
+
+def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """One table of rows, one of what texts choose, one of adapters beside all parameters."""
+    answers = {name: one for name, one in found.items() if "rows" in one}
+    lines = ["| scans | model | row | Dice | ellipsoid of the box | difference |"]
+    lines += ["|---|---|---|---:|---:|---:|"]
+    for name, one in answers.items():
+        scans, _, model = name.rpartition("_") if "_" in name else (name, "", "base")
+        for row, cells in one["rows"].items():
+            floor = shown(cells.get("ellipsoid")), shown(cells.get("minus_ellipsoid"), "+")
+            lines.append(
+                f"| {scans} | {model} | {row} | {shown(cells['dice'])} | {' | '.join(floor)} |"
+            )
+        for row, cells in one["clicks"].items():
+            steps = " ".join(f"{step['mean']:.3f}" for step in cells["steps"])
+            lines.append(
+                f"| {scans} | {model} | {row}, 0 to {len(cells['steps']) - 1} clicks: {steps} | "
+                f"{shown(cells['last'])} | | {shown(cells['gain'], '+')} |"
+            )
+    lines += [
+        "",
+        "| scans, model | Dice of the right text minus a wrong one | programs | seconds |",
+    ]
+    lines += ["|---|---:|---:|---:|"]
+    for name, one in answers.items():
+        told = shown(one["confusion"]["right_minus_wrong"], "+")
+        lines.append(f"| {name} | {told} | {one['programs']} | {one['seconds']} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module's text."""
+    p = harness.parser(
+        __doc__,
+        data=harness.flag(type=Path, required=True),
+        out=harness.flag(type=Path, required=True),
+        steps=harness.flag(2000, help="of the base"),
+        adapt_steps=harness.flag(300, help="of every adaptation"),
+        seed=harness.flag(0),
+        draws=harness.flag(2, help="of prompts that depend on random numbers"),
+        cases=harness.flag(20, help="of a real data set that are asked"),
+        parallel=harness.flag(1, help="trainings at a time"),
+        only=harness.flag((), nargs="*", help="evaluations; default all"),
+    )
+    given = p.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    describe_torso(given.data, given.out)
+    asked = questions(given)
+    chosen = {name: asked[name] for name in given.only or asked}
+    needed = {"base", *(run for run, _ in chosen.values())}
+    todo = {name: job for name, job in jobs(given).items() if name in needed}
+    done = trainings.run(todo, given.out, given.parallel)
+    found = {
+        name: ask(given, name, run, words)
+        for name, (run, words) in chosen.items()
+        if finished(given.out / run)
+    }
+    failed = {name: entry["log"] for name, entry in done.items() if "log" in entry}
+    failed |= {name: one["failed"] for name, one in found.items() if "rows" not in one}
+    made = {"machine": harness.machine(), "steps": given.steps, "failed": failed, "answers": found}
+    trainings.write(given.out, "prompted", made, markdown(found))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
