@@ -76,6 +76,7 @@ PRETRAIN = {
     "small_pretrain": "encoder",
 }
 KNOWN = (*ROWS, *PRETRAIN)
+TRY = ("demo", "small")  # without the pool: on phantoms, on folders
 VARIANTS = (
     "finetune",
     "pretrain",

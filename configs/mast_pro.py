@@ -57,6 +57,7 @@ ROWS = {  # text, organ mask, experts
     "freeze_generic": (True, True, True),
     "add_task": (True, True, True),
 }
+TRY = ("demo_stage1", "small_stage1")  # without the pool: on phantoms, on folders
 VARIANTS = ("stage1", "stage1_um", "full", "swin_unetr_public")  # in the tests of all configs
 KNOWN = (
     "stage1",

@@ -93,6 +93,7 @@ KNOWN = (
     *(f"{name}:{word}" for name, words in WORDS.items() for word in words),
     *OWN,
 )
+TRY = ("demo", "small")  # without the pool: on phantoms, on folders
 VARIANTS = ("demo",)  # what the tests of all configs build; tests/configs/test_segvol.py the rest
 
 FRAME, SMALL_FRAME = (32, 256, 256), (32, 64, 64)

@@ -1,8 +1,9 @@
 r"""The one command behind every corpus file: raw download -> checked, described and prepared cases
 in a store.
 
-    python -m data_pipelines.amos22 --raw /downloads/amos22 --out /data/store \
+    medjax ingest amos22 --raw /downloads/amos22 --out /data/store \
       [--only AMOS22_CT] [--where part=Tr]
+    python -m data_pipelines.amos22 ...     # the same, in a checkout
 
     <out>/<corpus>/corpus.json    what the corpus is and where its files are: read by `medjax
                                   verify`, `medjax prepare`, and trainings with data.root=<out>
@@ -36,13 +37,19 @@ def main(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> 
     sys.exit(run(corpora, argv))
 
 
-def run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None) -> int:
-    """Like `main`, but returns the exit code."""
-    return guarded(lambda: _run(corpora, argv))
+def run(
+    corpora: Sequence[PublicCorpus], argv: Sequence[str] | None = None, program: str | None = None
+) -> int:
+    """Like `main`, but returns the exit code.
+
+    Args:
+      program: how the command is called in its help; default: as it was.
+    """
+    return guarded(lambda: _run(corpora, argv, program))
 
 
-def _run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None) -> int:
-    args = _parser(corpora).parse_args(argv)
+def _run(corpora: Sequence[PublicCorpus], argv: Sequence[str] | None, program: str | None) -> int:
+    args = _parser(corpora, program).parse_args(argv)
     if args.describe:
         print("\n\n".join(describe(corpus) for corpus in corpora))
         return EXIT_OK
@@ -72,10 +79,10 @@ def _check_free(folder: Path) -> None:
             )
 
 
-def _parser(corpora: Sequence[PublicCorpus]) -> argparse.ArgumentParser:
+def _parser(corpora: Sequence[PublicCorpus], program: str | None) -> argparse.ArgumentParser:
     names = ", ".join(c.name for c in corpora)
     parser = argparse.ArgumentParser(
-        description=f"Bring a download of {names} into a store. Nothing is downloaded."
+        program, description=f"Bring a download of {names} into a store. Nothing is downloaded."
     )
     parser.add_argument("--raw", help="folder that the download was unpacked into")
     parser.add_argument(

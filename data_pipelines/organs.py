@@ -1,6 +1,6 @@
 """Organ masks of TotalSegmentator for a task of MAST-Pro: looks up the ids of its host organs.
 
-    python -m data_pipelines.organs CORPUS --task KiTS --files DIR --version 2 -o OUT
+    medjax ingest organs CORPUS --task KiTS --files DIR --version 2 -o OUT
 
 DIR holds a label map of the task "total" per case, called as the case. The ids differ between the
 versions; masks of the other one are refused.
@@ -18,7 +18,7 @@ from medjax.errors import MedjaxError
 
 def main(arguments: list[str] | None = None) -> int:
     """See the module's text; the exit code."""
-    p = argparse.ArgumentParser(prog="python -m data_pipelines.organs", description=__doc__)
+    p = argparse.ArgumentParser(prog="medjax ingest organs", description=__doc__)
     p.add_argument("corpus", help="folder of the corpus, in any layout")
     p.add_argument("--task", required=True, choices=list(MAST_PRO_TASKS))
     p.add_argument("--files", required=True, help="folder of TotalSegmentator's label maps")

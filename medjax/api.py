@@ -1,10 +1,10 @@
 """Public Python API: `medjax.predict(image, model)` and the reusable `medjax.Predictor(model)`.
 
-Inputs are nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give. Results
-have the same type and lie on the same grid.
+Inputs are paths, nibabel images, or arrays (z, y, x[, m]) with the affine that nibabel would give.
+Results are nibabel images, or arrays for arrays, on the same grid.
 
-    import medjax, nibabel
-    mask = medjax.predict(nibabel.load("scan.nii.gz"), "runs/liver")
+    import medjax
+    mask = medjax.predict("scan.nii.gz", "runs/liver")
     predictor = medjax.Predictor("liver.medjax", tta="mirror")
     masks = [predictor.predict(image) for image in images]
 """
@@ -17,10 +17,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from medjax import show
 from medjax.errors import DataError, UsageError
 from medjax.infer.model import Segmentation
+from medjax.scans import formats, label_table, nifti
 from medjax.scans import header as headers
-from medjax.scans import label_table, nifti
 
 
 class Predictor:
@@ -79,7 +80,8 @@ class Predictor:
         """The label map of a scan.
 
         Args:
-          image: a nibabel image, or (z, y, x[, m]) values with `affine`.
+          image: the path of a scan (NIfTI, NRRD, MetaImage, a DICOM folder), a nibabel image, or
+            (z, y, x[, m]) values with `affine`.
           affine: (4, 4) as nibabel has it, (x, y, z) voxel -> RAS+ mm; only with an array.
 
         Returns: a nibabel image with the input's geometry and header codes, or a (z, y, x) array of
@@ -92,10 +94,15 @@ class Predictor:
             return label_map
         header = headers.for_array(label_map, volume.header, volume.path)
         found = nib.Nifti1Image(
-            label_map.T.astype(header.get_data_dtype()), image.affine, header
+            label_map.T.astype(header.get_data_dtype()), _affine(image, volume), header
         )  # the codes stay: it fits the header
         found.header.extensions.append(label_table.extension(self.labels))
         return found
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = {"corpus": self.corpus} | {str(v): name for v, name in self.labels.items()}
+        return show.table(f"Predictor of {self._predictor.name}", rows)
 
     def open(self, image: Any, affine: Any = None) -> Any:
         """A scan that a promptable model is asked about step by step, see `infer.session.Session`.
@@ -183,13 +190,22 @@ def _check_arguments(models: Any, classes: Any) -> None:
         )
 
 
+def _affine(image: Any, volume: nifti.Volume) -> Any:
+    """The affine of a mask: the image's own, or that of its file."""
+    if hasattr(image, "affine"):
+        return image.affine
+    return headers.affine_of(volume.header, volume.path)
+
+
 def _volume(image: Any, affine: Any) -> nifti.Volume:
-    """A nibabel image or an array with its affine as the volume that the file would give."""
+    """A path, an image or an array with its affine as the volume that the file would give."""
+    if isinstance(image, str | Path) and affine is None:
+        return formats.read_case([image])
     if isinstance(image, np.ndarray) != (affine is not None):
         raise UsageError(
             "unusable image",
             found=type(image).__name__,
-            expected="a nibabel image, or an array (z, y, x[, m]) and affine=",
+            expected="a path, a nibabel image, or an array (z, y, x[, m]) and affine=",
         )
     if affine is not None and image.ndim in (3, 4) and image.dtype.kind in "iufb":
         header = nib.Nifti1Header()
@@ -211,7 +227,7 @@ def _volume(image: Any, affine: Any) -> nifti.Volume:
             raise UsageError(
                 "unusable image",
                 found=type(image).__name__,
-                expected="a nibabel image, or an array and affine=",
+                expected="a path, a nibabel image, or an array and affine=",
             )
         like = image if isinstance(image, nib.Nifti1Image) else nib.Nifti1Image.from_image(image)
         header, path = like.header.copy(), str(image.get_filename() or "image")

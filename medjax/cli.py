@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from medjax import __version__, commands
+from medjax import __version__, commands, recipes
 from medjax.border import guarded
 from medjax.errors import UsageError, did_you_mean
 
@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         words = sys.argv[1:] if argv is None else argv
         args, rest = _parser().parse_known_args(_joined(words))
-        if rest and args.verb != "train":
+        if rest and not getattr(args, "forwards", False):
             args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.rest = rest
-        return args.run(args)
+        with recipes.importable():
+            return args.run(args)
 
     return guarded(work)
 

@@ -29,6 +29,12 @@ _FIX = {
 }
 
 
+def home() -> Path:
+    """Where medjax keeps what it can make again: $MEDJAX_HOME, by default ~/.cache/medjax."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MEDJAX_HOME") or Path(cache) / "medjax")
+
+
 # -- names -----------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,10 @@
 """Entry point of the engine: `python -m medjax.main`.
 
-    python -m medjax.main --config=configs/x.py[:variant] --workdir=RUN
+    python -m medjax.main --config=configs/x.py[:variant] [--workdir=RUN]
                           [--mode=...] [--config.field=value ...]
+
+The config is a file, or one that comes with medjax: without a folder `configs/` of your own, the
+name `configs/x.py` means the shipped file. The run folder is runs/NAME unless --workdir is given.
 
 Modes: `train` prepares missing cases, trains (resuming from the last checkpoint of RUN) and
 evaluates; `evaluate` predicts and scores the validation cases of a trained RUN; `crossval` does
@@ -13,12 +16,13 @@ Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`
 """
 
 import contextlib
-import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medjax import recipes
 from medjax.border import guarded
 from medjax.errors import EXIT_OK, UsageError, did_you_mean
 from medjax.registry import plain
@@ -40,6 +44,7 @@ SECTIONS = (
     "infer",
     "evaluate",
 )
+PHANTOMS = 12  # cases per corpus, where a recipe does not say how many
 MODES = ("train", "evaluate", "crossval", "dry")
 
 
@@ -53,6 +58,7 @@ class Command(NamedTuple):
     devices: tuple[int, ...] = ()
     compile: bool = True
     flags: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -94,8 +100,6 @@ def parse(argv: Sequence[str]) -> Command:
         raise UsageError(
             "unusable run folder: it contains a NUL character", fix="add --workdir=runs/NAME"
         )
-    if not values.workdir and values.mode != "dry":
-        raise UsageError("no run folder given", fix="add --workdir=runs/NAME")
     try:
         folds, devices = (
             tuple(int(v) for v in values[name].value) for name in ("folds", "devices")
@@ -112,13 +116,26 @@ def parse(argv: Sequence[str]) -> Command:
         )
     return Command(
         given,
-        Path(values.workdir or "."),
+        Path(values.workdir) if values.workdir else default_workdir(_plain(given)),
         values.mode,
         folds,
         devices,
         values["compile"].value,
         tuple(argv[1:]),
+        config,
     )
+
+
+def default_workdir(fields: Mapping[str, Any]) -> Path:
+    """runs/NAME for a config of this name."""
+    name = fields["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise UsageError(
+            "no run folder given, and the config's name is not the name of a folder",
+            found=repr(name)[:80],
+            fix="add --workdir=runs/NAME",
+        )
+    return Path("runs") / name
 
 
 def _flags() -> Any:
@@ -128,7 +145,10 @@ def _flags() -> Any:
     values = flags.FlagValues()
     flags.DEFINE_string("config", "", "experiment, e.g. configs/multitalent.py:demo", values)
     flags.DEFINE_string(
-        "workdir", "", "run folder: checkpoints, logs, predictions, numbers", values
+        "workdir",
+        "",
+        "run folder: checkpoints, logs, predictions, numbers; default: runs/NAME",
+        values,
     )
     flags.DEFINE_enum("mode", "train", MODES, "what to do", values)
     flags.DEFINE_list(
@@ -161,19 +181,21 @@ def _load(config: str) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    if not Path(path := config.split(":")[0]).is_file():
-        raise UsageError("no such config file", path=path, fix=_hint(config))
+    named, mark, argument = config.partition(":")
+    if (path := recipes.find(named)) is None:
+        raise UsageError("no such config file", path=named, fix=_hint(config))
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
     sys.modules.pop(
         "config_config", None
     )  # ml_collections loads a config into the module of the previous one, with its definitions
-    argv = ["medjax.main", f"--config={config}"]
+    argv = ["medjax.main", f"--config={path}{mark}{argument}"]
     before, sys.argv = sys.argv, argv  # ml_collections looks for flags there
     try:
-        values(argv)
-        given = values.config
-        hasattr(given, "keys")  # a config that could not be loaded raises when it is accessed
+        with recipes.importable(path):
+            values(argv)
+            given = values.config
+            hasattr(given, "keys")  # a config that could not be loaded raises when it is accessed
     except Exception as error:  # a config file may raise anything
         raise UsageError(_reason(error), fix=_hint(config)) from error
     except SystemExit as error:
@@ -189,6 +211,25 @@ def _load(config: str) -> Any:
             "the config is empty", fix="let get_config() of the file return a ConfigDict"
         )
     return given
+
+
+def load(config: str) -> Any:
+    """The config of a recipe "FILE[:ARGUMENT]", a ConfigDict; `UsageError` if there is none."""
+    return _load(config)
+
+
+def change(config: Any, changes: Mapping[str, Any], path: str) -> None:
+    """Sets fields, dotted path -> value, and checks the config; `UsageError` names what is wrong.
+
+    Args:
+      path: where the config comes from, for messages.
+    """
+    for name, value in changes.items():
+        try:
+            _set(config, name.split("."), value)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"cannot set {name}", path=path, found=_reason(error)) from error
+    _check_fields(config, path)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -241,6 +282,14 @@ def _check_fields(config: Any, path: str) -> None:
         )
     accepted.check(fields, path)
     train = fields["train"]
+    patch = train.get("patch", (0, 0, 0))
+    if len(patch) not in (2, 3):
+        raise UsageError(
+            "unusable config.train.patch",
+            path=path,
+            found=patch,
+            expected="3 sizes (z, y, x), like 48,96,96, or 2 (y, x) for a 2D network",
+        )
     for name in ("steps", "batch"):
         if name not in train or not isinstance(train[name], int) or train[name] < 1:
             found = train[name] if name in train else "nothing"
@@ -277,27 +326,53 @@ def _reason(error: Exception) -> str:
 
 def _hint(config: str) -> str:
     path = config.split(":")[0]
-    if path and not Path(path).is_file():
-        own = Path(__file__).resolve().parents[1] / "configs"  # called from another folder
-        for folder in (Path("configs"), own):
-            if known := [p for p in folder.glob("*.py") if p.stem not in ("__init__", "base")]:
-                return did_you_mean(path, map(str, known))
-        return "give the path of a config file"
+    if path and recipes.find(path) is None:
+        return did_you_mean(path, recipes.known())
     return f"see `python -m medjax.main --config={config or 'FILE'} --help`"
+
+
+def _ways(recipe: str) -> list[tuple[str, str]]:
+    """Commands of a recipe's file that need none of its corpora, and what each is for.
+
+    A recipe names the variants in `TRY`: the one for phantoms, and the one for folders.
+    """
+    path = recipe.split(":")[0]
+    if not path or "config_config" not in sys.modules:
+        return []
+    found = []
+    for variant, purpose in zip(
+        getattr(sys.modules["config_config"], "TRY", ()),
+        ("synthetic scans", "scans of your own"),
+        strict=False,
+    ):
+        fields = _plain(_load(f"{path}:{variant}"))["data"]
+        command = f"python -m medjax.main --config={path}:{variant}"
+        if purpose == "scans of your own":
+            command += " --config.data.folders=/your/folder"
+        elif not fields["phantom_cases"]:
+            command += f" --config.data.phantom_cases={PHANTOMS}"
+        found.append((command, purpose))
+    return found
 
 
 def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
-    import jax
+    from medjax.runs import crossval, hosts, stages
+    from medjax.runs.start import programs, rehearsal
 
-    from medjax.runs import crossval, dry, hosts, stages
-
-    if cache := os.environ.get("MEDJAX_COMPILE_CACHE"):
-        jax.config.update("jax_compilation_cache_dir", cache)
+    programs.keep()
     config = schema.resolve(plain(command.config))
+    asked = rehearsal.Asked(
+        command.workdir,
+        command.recipe,
+        command.devices,
+        command.compile,
+        _ways(command.recipe) if config.data.declared else (),
+    )
     if command.mode == "dry":
-        print(dry.dry(config, command.workdir, command.devices, compiled=command.compile))
+        print(rehearsal.text(config, asked))
         return EXIT_OK
+    rehearsal.refuse_without_data(config, asked)
     hosts.connect()
     if command.mode == "crossval":
         return crossval.run(config, command.workdir, command.folds)

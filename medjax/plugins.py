@@ -13,6 +13,9 @@ import tomllib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
+
+from medjax import recipes
 
 VERBS, EVALUATIONS = "medjax.verbs", "medjax.evaluations"
 
@@ -23,6 +26,12 @@ def points(group: str) -> dict[str, EntryPoint]:
     for point in entry_points(group=group):
         found.setdefault(point.name, point)
     return found
+
+
+def load(point: EntryPoint) -> Any:
+    """What an entry point names; those of the shipped `data_pipelines` are found in a wheel too."""
+    with recipes.importable():
+        return point.load()
 
 
 @cache

@@ -38,12 +38,14 @@ BASE = {
     "errors",
     "files",
     "labels",
+    "lines",
     "locks",
     "plugins",
+    "recipes",
     "registry",
     "topology",
 }
-BORDER = {"api", "border", "cli", "commands", "main"}
+BORDER = {"api", "border", "cli", "commands", "experiment", "main", "show"}
 HOST_ONLY = (
     "scans",
     "corpora",

@@ -153,7 +153,7 @@ def test_predict_writes_what_was_asked_for_and_exits_3(run, tmp_path, capsys):
         and "2 predicted" in said
     )
     names = {p.name for p in out.iterdir()} - {"report.html"}
-    endings = (".nii.gz", ".json", "_entropy.nii.gz", "_disagreement.nii.gz", "_preview.png")
+    endings = (".nii.gz", ".json", "_entropy.nii.gz", "_preview.png")
     assert names == {f"c{i}{ending}" for i in (0, 2) for ending in endings} | {
         "run.json",
         "statistics.csv",

@@ -419,18 +419,21 @@ def get_config():
 
 
 def test_a_config_is_found_from_another_folder(repository, tmp_path, monkeypatch, capsys):
-    """A missing file is answered by those of the checkout, which are read from anywhere."""
+    """The shipped configs are read from anywhere; a missing file is answered by the known ones."""
     monkeypatch.chdir(tmp_path)
-    assert main.main(["--config=configs/multitalent.py:unet", "--workdir=x"]) == 2
     path = repository / "configs" / "multitalent.py"
-    said = capsys.readouterr().err
-    assert "configs/multitalent.py: no such config file" in said and str(path) in said
-    found = main.parse(["medjax", f"--config={path}:unet", "--mode=dry"])
-    assert found.config.name == "multitalent_unet"
+    for named in (path, "configs/multitalent.py"):
+        found = main.parse(["medjax", f"--config={named}:unet"])
+        assert found.config.name == "multitalent_unet"
+        assert found.workdir == Path("runs/multitalent_unet") and found.recipe == f"{named}:unet"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mine.py").write_text("")
     assert main.main(["--config=configs/mien.py", "--workdir=x"]) == 2
-    assert "did you mean configs/mine.py? Known: configs/mine.py" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "configs/mien.py: no such config file. Fix: did you mean configs/mine.py" in said
+    assert "Known: configs/hippocampus.py, " in said
+    assert main.main(["--config=configs/tsfm.py:h", "--config.name=../x", "--mode=train"]) == 2
+    assert "the config's name is not the name of a folder; found '../x'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """tensorflow-datasets: any corpus of this package as ArrayRecord volumes, without TensorFlow.
 
-    python -m data_pipelines.tfds --corpus AMOS22_CT --raw /downloads/amos22 --out /data/tfds
+    medjax ingest tfds --corpus AMOS22_CT --raw /downloads/amos22 --out /data/tfds
     medjax prepare tfds:/data/tfds/corpora/AMOS22_CT/1.0.0 -o /data/store
 
 `config.data.folders` takes the same address.

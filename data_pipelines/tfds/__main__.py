@@ -1,4 +1,4 @@
-"""`python -m data_pipelines.tfds`: a raw download as a tensorflow-datasets corpus."""
+"""`medjax ingest tfds`: a raw download as a tensorflow-datasets corpus."""
 
 import argparse
 import os
@@ -10,7 +10,8 @@ from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, MedjaxError, UsageError, se
 def main(argv: list[str] | None = None) -> int:
     """Builds one corpus; exit code as of `medjax`."""
     parser = argparse.ArgumentParser(
-        description="Write a raw download as tensorflow-datasets ArrayRecord volumes."
+        "medjax ingest tfds",
+        description="Write a raw download as tensorflow-datasets ArrayRecord volumes.",
     )
     parser.add_argument("--corpus", required=True, help="a name of `medjax info --corpora`")
     parser.add_argument("--raw", required=True, help="folder that the download was unpacked into")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medjax import plugins
+from medjax import plugins, recipes
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, sentence, shown
 
 ORDER = (
@@ -37,7 +37,8 @@ def modules() -> list:
     loaded = []
     for name in names:
         try:
-            loaded.append(importlib.import_module(found[name]))
+            with recipes.importable():
+                loaded.append(importlib.import_module(found[name]))
         except ImportError as error:
             if found[name].startswith(f"{__name__}."):
                 raise

@@ -9,7 +9,7 @@ def add(verbs) -> None:
         add_help=False,
     )
     p.add_argument("config", nargs="?", help="configs/NAME.py[:variant]")
-    p.set_defaults(run=_train)
+    p.set_defaults(run=_train, forwards=True)
 
 
 def _train(args) -> int:

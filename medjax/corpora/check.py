@@ -317,9 +317,15 @@ def described(corpus: Corpus, folder: Path) -> list[Problem]:
     ]:
         fix = f'say "labels": {{"liver": {nameless[0][6:]}}} in medjax.json'
         problems.append(
-            entry(WARNING, folder, "label values without names", ", ".join(nameless[:8]), fix=fix)
+            entry(WARNING, folder, "label values without names", _listed(nameless), fix=fix)
         )
     return problems + _declared(corpus, folder)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _declared(corpus: Corpus, folder: Path) -> list[Problem]:

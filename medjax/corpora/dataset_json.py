@@ -30,6 +30,8 @@ medjax.json, for layouts without a dataset.json, holds the same keys at its top 
     "select": "desc-manual"       of several label files of one scan, use the one whose name
                                   contains this text
     "layout": "folders"           the layout, if it cannot be detected
+
+`assets/medjax.schema.json` is the JSON schema of medjax.json; the known keys are read from it.
 """
 
 import os
@@ -38,35 +40,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax import files
+from medjax.corpora import description
 from medjax.corpora.inputs import read_json
 from medjax.corpora.patterns import Pattern
 from medjax.errors import LabelError, UsageError, did_you_mean
 from medjax.labels import BACKGROUND, Corpus
 
-BLOCK_KEYS = (
-    "annotated",
-    "modality",
-    "patients",
-    "regions",
-    "name",
-    "meanings",
-    "twins",
-    "tolerance_mm",
-    "license",
-    "licence",
-    "citation",
-)
-HINT_KEYS = (
-    *BLOCK_KEYS,
-    "labels",
-    "channels",
-    "channel_names",
-    "classes",
-    "absent",
-    "select",
-    "layout",
-    "description",
-)
+BLOCK_KEYS, HINT_KEYS = description.keys(block=True), description.keys()
 HINT_FILE = "medjax.json"
 
 Labels = tuple[tuple[int, tuple[str, ...]], ...]
@@ -178,10 +158,17 @@ def hints(folder: Path) -> tuple[dict, Path]:
             if not isinstance(spec, dict) or not isinstance(spec.get("medjax", {}), dict):
                 raise UsageError("the file must be an object", path=path, found=str(spec)[:60])
             if name == HINT_FILE:
+                if "medjax" in spec:
+                    raise UsageError(
+                        'the key "medjax" belongs to dataset.json',
+                        path=path,
+                        fix=f"write its fields at the top level of {HINT_FILE}",
+                    )
                 for key in set(spec) - set(HINT_KEYS):
                     raise UsageError(
                         f"unknown key {key!r}", path=path, fix=did_you_mean(key, HINT_KEYS)
                     )
+                description.check(spec, path)
             found = {k: v for k, v in spec.items() if k in HINT_KEYS} | spec.get("medjax", {})
             if isinstance(found.get("modality"), dict):  # MSD's word for channel names
                 found["channel_names"] = found.pop("modality")

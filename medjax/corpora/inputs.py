@@ -9,11 +9,12 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from medjax import files
 from medjax.corpora import lists
+from medjax.corpora.words import is_label_name
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.scans.paths import CHANNEL, ENDINGS, Mask, image_files, is_dicom, stem
 
@@ -117,7 +118,11 @@ def listed_path(base: Path, value: object, what: str, file: object) -> str:
     return str(base / value)
 
 
-def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None) -> list[Case]:
+def find_inputs(
+    spec: str | os.PathLike | Sequence,
+    channels: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Case]:
     """The scans a user names for prediction.
 
     Args:
@@ -127,6 +132,7 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
         image_1, ...), or several of these.
       channels: number of images per case, if known; distinguishes the channels `x_0000.nii.gz`,
         `x_0001.nii.gz` from numbered cases.
+      say: is told which files of a folder are left out: label maps beside scans.
 
     Returns: the cases. With one channel the suffix _0000 is optional; files of the same name in
       different folders are prefixed with the folder's name.
@@ -134,7 +140,7 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
     """
     specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     try:
-        cases = [case for one in specs for case in _inputs(str(one), channels)]
+        cases = [case for one in specs for case in _inputs(str(one), channels, say)]
     except OSError as error:
         raise UsageError(
             f"cannot be read ({error.strerror})",
@@ -163,11 +169,11 @@ def find_inputs(spec: str | os.PathLike | Sequence, channels: int | None = None)
     return [c if c.patient else dataclasses.replace(c, patient=c.name) for c in cases]
 
 
-def _inputs(text: str, channels: int | None) -> list[Case]:
+def _inputs(text: str, channels: int | None, say: Callable[[str], None]) -> list[Case]:
     """The cases of one specification."""
     path, expected = Path(text), EXPECTED
     if path.is_dir():
-        found = image_files(path)
+        found = _without_labels(image_files(path), path, say)
         series = [] if found else _series(path)
         if series:
             return series
@@ -208,6 +214,19 @@ def _inputs(text: str, channels: int | None) -> list[Case]:
         path=path,
         fix=did_you_mean(path.name, near) if near else f"{path.parent} does not exist",
     )
+
+
+def _without_labels(found: list[Path], folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """The files whose names are not those of labels; all, if every name is one."""
+    labels = [file for file in found if is_label_name(stem(file))]
+    if not labels or len(labels) == len(found):
+        return found
+    say(
+        f"{folder}: {len(labels)} label maps are left out ({labels[0].name}"
+        + (", ..." if len(labels) > 1 else "")
+        + "); name a file itself to use it as a scan"
+    )
+    return [file for file in found if file not in set(labels)]
 
 
 def _folder_of(path: str) -> str:

@@ -5,13 +5,14 @@ values) and one `Case` per scan. Names and descriptions are read; label files on
 lists their values (see `corpora/survey.py`).
 """
 
+import contextlib
 import os
 from pathlib import Path
 
 from medjax import files
 from medjax.corpora import layouts
 from medjax.corpora.dataset_json import describe
-from medjax.corpora.inputs import Case, find_inputs, usable
+from medjax.corpora.inputs import Case, find_inputs, read_json, usable
 from medjax.corpora.layouts.records import scan as scan_records
 from medjax.errors import LabelError, MedjaxError, UsageError
 from medjax.labels import Corpus
@@ -97,6 +98,28 @@ def scan_corpus(
     files.check_name(corpus.name, "corpus name", path=folder, error=LabelError)
     good, unnamed = usable(cases, folder)
     return corpus, tuple(good), [*problems, *unnamed]
+
+
+def layout_of(folder: str | os.PathLike, layout: str = "") -> str:
+    """The name of the layout that `scan_corpus` uses; its errors."""
+    if records.is_record(folder):
+        return "tfds"
+    path = _resolve(folder)
+    found = layouts.name_of(path, layout)
+    if found == "msd" and not layout and "training" not in read_json(path / "dataset.json"):
+        return "nnunet"
+    return found
+
+
+def data_sets_in(folder: str | os.PathLike) -> list[str]:
+    """The folders directly in a folder that are data sets with labels themselves, by name."""
+    found = []
+    for path in sorted(Path(folder).iterdir()) if os.path.isdir(folder) else ():
+        if path.is_dir() and not path.name.startswith("."):
+            with contextlib.suppress(MedjaxError, OSError):
+                if layouts.detect(path) not in ("scans", "perclass"):
+                    found.append(str(path))
+    return found
 
 
 def _resolve(folder: str | os.PathLike) -> Path:

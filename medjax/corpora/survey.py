@@ -62,7 +62,7 @@ def _over(
     if not cases:
         return [], []
     name = hashlib.sha256(os.path.abspath(cases[0].label_files[0]).encode()).hexdigest()[:24]
-    file = _home() / "survey" / f"{name}-{kind}.json"
+    file = files.home() / "survey" / f"{name}-{kind}.json"
     kept, fresh = _read(file) or {}, {}
 
     def one(case: Case) -> Any:
@@ -122,10 +122,6 @@ def _key(case: Case) -> str:
     return hashlib.sha256(
         json.dumps([VERSION, stats, [[m.name, m.pick] for m in case.masks]]).encode()
     ).hexdigest()
-
-
-def _home() -> Path:
-    return Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax")
 
 
 def _read(file: Path) -> dict | None:

@@ -28,7 +28,7 @@ from medjax.corpora.check import (
     routed_warnings,
     shared,
 )
-from medjax.corpora.sources import scan_corpus
+from medjax.corpora.sources import data_sets_in, layout_of, scan_corpus
 from medjax.errors import LabelError, shown
 from medjax.labels import Corpus
 
@@ -49,7 +49,8 @@ class Report:
       rows: one per readable case: name, modality, shape and spacing_mm (z, y, x), label voxels {raw
         value: count}.
       classes: class -> {"values", "annotated", "cases", "voxels"}.
-      empty: names of the cases whose label map has no foreground; allowed.
+      empty: names of the cases whose label map has no foreground; allowed. layout: in which its
+        files lie.
     """
 
     folder: str
@@ -61,6 +62,7 @@ class Report:
     rows: tuple[dict, ...] = ()
     classes: dict[str, dict] = dataclasses.field(default_factory=dict)
     empty: tuple[str, ...] = ()
+    layout: str = ""
 
     @property
     def ok(self) -> bool:
@@ -78,6 +80,8 @@ class Report:
         lines = [
             f"{self.corpus} ({self.folder}): {self.cases} cases, {modality}, channels "
             f"{', '.join(self.channels)}"
+            + (f", layout {self.layout}" if self.layout else "")
+            + ("" if self.classes or not self.rows else ", no labels")
         ]
         if self.rows:
             lines.append(f"  {'(z, y, x)':<12}{'smallest':>22}{'median':>22}{'largest':>22}")
@@ -190,6 +194,11 @@ def verify(
         + counted(Path(folder), len(cases) + len(missing))
         + shared(cases)
     )
+    if not rows and len(several := data_sets_in(folder)) > 1:
+        what = f"no case is usable, and the folder holds {len(several)} data sets"
+        problems.insert(
+            0, entry(ERROR, folder, what, fix=f"give each by itself: {' '.join(several[:20])}")
+        )
     classes = _classes(corpus, rows)
     for name, found in classes.items():
         if found["annotated"] and not found["cases"] and rows:
@@ -219,6 +228,7 @@ def verify(
         tuple(rows),
         classes,
         empty,
+        layout_of(folder, layout),
     )
 
 

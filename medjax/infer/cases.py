@@ -24,7 +24,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
 from medjax.infer import guard, outputs, owned, pipeline, write
 from medjax.infer.memory import GIB, Forecast
-from medjax.infer.model import UNCERTAINTIES, Prepared, Segmentation
+from medjax.infer.model import Prepared, Segmentation
 from medjax.infer.prompted import PromptedSegmenter
 from medjax.infer.segmenter import Segmenter
 from medjax.prompts.read import Prompt
@@ -152,7 +152,7 @@ def predict_cases(
     named = [one.name for found in (request.objects, *objects.values()) for one in found]
     classes = tuple(dict.fromkeys(named)) or request.wanted(space)
     segmenter.warn = warn = warn or segmenter.warn
-    maps = tuple(UNCERTAINTIES) if segmenter.uncertain else ()
+    maps = segmenter.maps
     fine, too_long = checked or outputs.check(
         cases, folder, files, classes, maps, overwrite=overwrite
     )

@@ -77,6 +77,7 @@ class PromptedSegmenter:
         self.postprocess = postprocess.checked(model.space) if postprocess else None
         self.limit = None if memory_gib is None else int(memory_gib * 2**30)
         self.name, self.warn, self.uncertain, self.vectors = "", _warned, False, vectors
+        self.maps: tuple[str, ...] = ()
 
     @property
     def compiled(self) -> int:

@@ -105,6 +105,16 @@ class Segmenter:
         return any(network.uncertainty for network in self.networks)
 
     @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the maps of uncertainty in its segmentations.
+
+        Without mirrors, one network cannot disagree with itself.
+        """
+        views = sum(network.members << len(network.mirror_axes) for network in self.networks)
+        names = tuple(UNCERTAINTIES) if self.uncertain else ()
+        return names if views > 1 else names[:1]
+
+    @property
     def budget(self) -> int:
         """Bytes that the prediction of a case may use now."""
         return self.limit if self.limit is not None else free_memory() // 2
@@ -232,10 +242,7 @@ class Segmenter:
         values = space.corpora[space.corpus_index(corpus)].values
         label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
         cropped = transform.image(label_map)  # a view: what is written here lands in stored order
-        maps = {
-            name: np.zeros(transform.stored_shape, np.float32)
-            for name in (UNCERTAINTIES if self.uncertain else ())
-        }
+        maps = {name: np.zeros(transform.stored_shape, np.float32) for name in self.maps}
         views = {name: transform.image(array) for name, array in maps.items()}
         excluding = rules.excluding(space, corpus, names)
         if self.conflicts == rules.ARGMAX:
@@ -250,7 +257,8 @@ class Segmenter:
                 on_scores(transform, region, names, wanted)
             if maps:
                 views["entropy"][region] = self.decision.entropy(probabilities)
-                views["disagreement"][region] = block.spread
+                if "disagreement" in views:
+                    views["disagreement"][region] = block.spread
             mask, values = self.decision.decide(block.values, block.total), block.values
             if names != asked:  # a softmax is decided over all classes, whichever are wanted
                 inside = [k for k, name in enumerate(owners) if name in names]

@@ -10,15 +10,18 @@ JSON-ready: numbers or None, never nan.
     not annotated    no row at all
 
 Means are never taken over (case, class) pairs: a corpus is the mean over its classes, a class over
-its corpora, a group over its (corpus, class) cells. Intervals are 95 % percentile bootstrap
-intervals; patients are drawn with replacement within each corpus, all classes of a patient
-together, and corpora are held fixed (stratified).
+its corpora, a group over its (corpus, class) cells. Intervals are 95 % bootstrap intervals of
+expanded percentiles (Hesterberg, What Teachers Should Know about the Bootstrap, 2015, section 5.4);
+patients are drawn with replacement within each corpus, all classes of a patient together, and
+corpora are held fixed (stratified). Fewer than 5 patients give no interval.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from medjax.metrics import counts as overlap
 from medjax.metrics import surface
@@ -33,6 +36,7 @@ PERFECT = {
     "ASSD": 0.0,
     "volume_error_ml": 0.0,
 }
+LEVEL, LEAST_PATIENTS = 0.95, 5
 FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_positive"
 
 
@@ -140,7 +144,7 @@ def aggregate(
                 for row in members
                 if metric in row.scores or row.status == ABSENT
             ]
-            described["interval"] = _interval(draws[metric][:, [column]])
+            described["interval"] = _interval(*draws[metric], [column])
             if metric == "volume_error_ml":
                 described["limits"] = agreement_limits(described["mean"], described["sd"])
             summary[metric] = described | {
@@ -156,7 +160,7 @@ def aggregate(
             values = [mean for mean in means if mean is not None]
             table[metric] = {
                 "mean": float(np.mean(values)) if values else None,
-                "interval": _interval(draws[metric][:, used]),
+                "interval": _interval(*draws[metric], used),
             }
             table[metric]["n_cells"] = len(used)
         return table
@@ -179,7 +183,8 @@ def aggregate(
     result["over_corpora"] = {
         metric: _over_corpora(
             [found[metric]["mean"] for found in result["corpora"].values()],
-            [draws[metric][:, chosen] for chosen in counted.values()],
+            *draws[metric],
+            list(counted.values()),
         )
         for metric in metrics
     }
@@ -188,9 +193,10 @@ def aggregate(
     result["bootstrap"] = {
         "resamples": resamples,
         "seed": seed,
-        "level": 0.95,
+        "level": LEVEL,
         "unit": "patient within corpus",
-        "kind": "percentile",
+        "kind": "expanded percentile",
+        "least_patients": LEAST_PATIENTS,
     }
     return result
 
@@ -217,8 +223,12 @@ def _describe(values: Sequence[float]) -> dict:
 
 def _bootstrap(
     rows: Sequence[Row], keys: Sequence[tuple[str, str]], metric: str, resamples: int, seed: int
-) -> np.ndarray:
-    """Resampled cell means (resamples, cell); nan if a resample has no scored case of a cell."""
+) -> tuple[np.ndarray, list[set[tuple[str, str]]]]:
+    """Resampled cell means (resamples, cell); nan if a resample has no scored case of a cell.
+
+    And the scored (corpus, patient) of every cell.
+    """
+    scored: list[set[tuple[str, str]]] = [set() for _ in keys]
     draws = np.full((resamples, len(keys)), np.nan)
     for position, corpus in enumerate(dict.fromkeys(k[0] for k in keys)):
         members = [row for row in rows if row.corpus == corpus]
@@ -230,6 +240,7 @@ def _bootstrap(
             if metric in row.scores:
                 total[place[row.patient], columns[row.name]] += row.scores[metric]
                 n[place[row.patient], columns[row.name]] += 1
+                scored[columns[row.name]].add((corpus, row.patient))
         if len(patients) < 2:
             continue  # one patient gives no interval over patients
         # How often each patient is drawn: the same for every metric, so that tables of one
@@ -242,21 +253,27 @@ def _bootstrap(
         used = list(columns.values())
         with np.errstate(invalid="ignore", divide="ignore"):
             draws[:, used] = (weights @ total[:, used]) / (weights @ n[:, used])
-    return draws
+    return draws, scored
 
 
-def _over_corpora(means: Sequence[float | None], draws: Sequence[np.ndarray]) -> dict:
+def _over_corpora(
+    means: Sequence[float | None],
+    draws: np.ndarray,
+    scored: Sequence[set[tuple[str, str]]],
+    columns: Sequence[Sequence[int]],
+) -> dict:
     """Summary of the mean over the corpora that have one.
 
     Args:
-      means: of every corpus. draws: of every corpus, (resamples, its cells).
+      means, columns: of every corpus. draws, scored: see `_bootstrap`.
     """
     used = [k for k, mean in enumerate(means) if mean is not None]
     values = [means[k] for k in used]
-    columns = [_means(draws[k]) for k in used]
+    drawn = [_means(draws[:, columns[k]]) for k in used]
+    patients = _patients(scored, [column for k in used for column in columns[k]])
     return {
         "mean": float(np.mean(values)) if values else None,
-        "interval": _interval(np.stack(columns, 1)) if columns else None,
+        "interval": _ends(np.stack(drawn, 1), patients) if drawn else None,
         "n_corpora": len(used),
     }
 
@@ -268,14 +285,43 @@ def _means(draws: np.ndarray) -> np.ndarray:
         return np.where(finite, draws, 0).sum(1) / finite.sum(1)
 
 
-def _interval(draws: np.ndarray) -> list[float] | None:
-    """95 % percentile interval of the mean over cells; None if a cell has none.
+def tail(patients: int, corpora: int = 1) -> float:
+    """The lower percentile, between 0 and 0.025, of an interval over so many patients.
 
-    A resample ignores cells of which it holds no case.
+    A bootstrap interval of the mean is too narrow by sqrt((m - 1) / m) for m patients per corpus,
+    and by the difference between a normal and a t quantile: Phi(sqrt(m / (m - 1)) t).
     """
+    each = patients / corpora
+    t = stats.t.ppf((1 - LEVEL) / 2, patients - corpora)
+    return float(stats.norm.cdf(math.sqrt(each / (each - 1)) * t))
+
+
+def _interval(
+    draws: np.ndarray, scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
+) -> list[float] | None:
+    """95 % interval of the mean over cells; None if a cell has none, or below 5 patients."""
+    return _ends(draws[:, columns], _patients(scored, columns))
+
+
+def _patients(
+    scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
+) -> set[tuple[str, str]]:
+    """The (corpus, patient) of some cells."""
+    return set().union(*(scored[column] for column in columns))
+
+
+def _ends(draws: np.ndarray, patients: set[tuple[str, str]]) -> list[float] | None:
+    """95 % interval of the mean over the columns of (resamples, columns).
+
+    A resample ignores columns of which it holds no case.
+    """
+    corpora = len({corpus for corpus, _ in patients})
+    if len(patients) < LEAST_PATIENTS or len(patients) <= corpora:
+        return None
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():
         return None
-    means = _means(draws)
-    low, high = np.percentile(means[finite.any(1)], [2.5, 97.5])
+    means = _means(draws)[finite.any(1)]
+    below = tail(len(patients), corpora)
+    low, high = np.quantile(means, [below, 1 - below])
     return [float(low), float(high)]

@@ -7,6 +7,7 @@ run in parallel as far as memory allows.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 
 from medjax.corpora.cases import Progress, each
 from medjax.corpora.inputs import Case
-from medjax.errors import MetricError, UsageError, did_you_mean
+from medjax.errors import MetricError, UsageError
+from medjax.infer.model import UNCERTAINTIES
 from medjax.labels import Corpus
 from medjax.metrics import channels, side
 from medjax.metrics import counts as overlap
@@ -50,20 +52,21 @@ def find_pairs(
       predictions without a reference.
     Raises: `UsageError` if a folder is missing or no name occurs on both sides.
     """
-    wanted, found = _label_files(references), _label_files(predictions, per_class)
+    known = sources or {}
+    wanted = _label_files(references)
+    found = _renamed(_label_files(predictions, per_class), wanted, known)
     if not set(wanted) & set(found):
         hint = (
-            did_you_mean(next(iter(wanted)), found)
+            f"call them as the references: {', '.join(sorted(wanted)[:3])}"
             if wanted and found
             else "both sides need <case>.nii.gz files"
         )
         raise UsageError(
             "no prediction has the name of a reference",
             path=predictions,
-            found=f"{len(found)} files",
+            found=", ".join(sorted(found)[:3]) + f" ({len(found)} in all)" if found else "no files",
             fix=hint,
         )
-    known = sources or {}
     pairs = [
         Pair(
             case,
@@ -230,6 +233,32 @@ def _label_files(
     }
     files = {stem(p): str(p) for p in image_files(folder)}
     return files | folders if per_class else folders | files
+
+
+def _renamed(
+    found: Mapping[str, str], wanted: Mapping[str, str], sources: Mapping[str, Case]
+) -> dict[str, str]:
+    """Predictions by the name of their case, where they are called as its image file.
+
+    A data set may call the image liver_01_ct.nii.gz the case liver_01. Maps that lie beside a mask
+    (entropy, ...) are left out.
+    """
+    case_of = {
+        re.sub(r"_0000$", "", stem(case.images[0])): name
+        for name, case in sources.items()
+        if case.images
+    }
+    kept = {
+        name: path
+        for name, path in found.items()
+        if name in wanted or not any(name.endswith(f"_{m}") for m in UNCERTAINTIES)
+    }
+    other = {
+        name: case_of[name]
+        for name in kept
+        if name not in wanted and case_of.get(name, name) not in kept and name in case_of
+    }
+    return {other.get(name, name): path for name, path in kept.items()}
 
 
 def _sample_file(path: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from medjax import __version__
 from medjax.errors import shown
+from medjax.metrics.aggregate import LEAST_PATIENTS
 from medjax.metrics.surface import DEFINITION
 
 REPORTED = ("Dice", "Dice_own_channel", "IoU", "NSD", "HD95", "ASSD", "volume_error_ml")
@@ -122,6 +123,37 @@ def overall(found: Mapping) -> dict[str, Mapping]:
     return rows
 
 
+def screen(result) -> str:
+    """Dice of every class in every corpus as aligned plain text, with the mean over all."""
+    found = result.tables
+    names = list(dict.fromkeys(n for cells in found["cells"].values() for n in cells))
+    rows = [("Dice", *(shown(corpus) for corpus in found["cells"]))]
+    for name in names:
+        cells = [row.get(name) for row in found["cells"].values()]
+        rows.append((shown(name), *(_short(cell) for cell in cells)))
+    means = [found["corpora"][corpus]["Dice"]["mean"] for corpus in found["cells"]]
+    rows.append(("mean over classes", *("-" if m is None else f"{m:.3f}" for m in means)))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [lines[0], *lines[1:], "", f"mean Dice  {mean(found['overall']['Dice'], 'Dice')}"]
+    )
+
+
+def _short(cell: Mapping | None) -> str:
+    """0.863 of 6 cases as "0.863"; with cases that were missed entirely: "0.431 (3/6 missed)"."""
+    if cell is None or cell["Dice"]["mean"] is None:
+        return "-"
+    missed = f" ({cell['n_missed']}/{cell['Dice']['n']} missed)" if cell["n_missed"] else ""
+    return f"{cell['Dice']['mean']:.3f}{missed}"
+
+
 def notes(result) -> list[str]:
     """How the numbers were computed, in sentences."""
     said = [
@@ -139,17 +171,20 @@ def notes(result) -> list[str]:
     ]
     b = result.tables["bootstrap"]
     said.append(
-        f"Intervals: percentile bootstrap, {b['resamples']} resamples of patients within each "
-        f"corpus, seed {b['seed']}."
+        f"Intervals: {b['kind']} bootstrap, {b['resamples']} resamples of patients within each "
+        f"corpus, seed {b['seed']}"
+        + (f"; none below {b['least_patients']} patients." if "least_patients" in b else ".")
     )
     return [*said, f"Computed by medjax {__version__}."]
 
 
 def mean(cell: Mapping, metric: str) -> str:
-    """0.863 [0.851, 0.874], or a dash."""
+    """0.863 [0.851, 0.874], or 0.863 (n = 3: no interval), or a dash."""
     if cell["mean"] is None:
         return "-"
     digits = DECIMALS[metric]
+    if cell["interval"] is None and cell.get("n", LEAST_PATIENTS) < LEAST_PATIENTS:
+        return f"{cell['mean']:.{digits}f} (n = {cell['n']}: no interval)"
     return f"{cell['mean']:.{digits}f}" + (
         ""
         if cell["interval"] is None

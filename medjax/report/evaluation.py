@@ -16,6 +16,7 @@ from medjax.report.page import Cell, number, text
 
 AGREEMENT_PLOTS = 12  # volume plots in a page; the tables hold the bias of all classes
 CASE_ROWS = 2000
+COUNTED = ("n", "missed", "false positive", "absent")  # beside the class, where they are seen
 
 
 def scores(result: Result) -> str:
@@ -27,25 +28,19 @@ def scores(result: Result) -> str:
     metrics = [m for m in tables.REPORTED if m in found["metrics"]]
     heads = [
         "class",
+        *COUNTED,
         *(tables.TITLES.get(m, m) for m in metrics),
-        "n",
-        "missed",
-        "false positive",
-        "absent",
     ]
     for corpus, cells in found["cells"].items():
         counts = ("n_missed", "n_false_positive", "n_absent")
         rows = [
-            [n, *(_mean(c[m], m) for m in metrics), c[metrics[0]]["n"], *(c[k] for k in counts)]
+            [n, c[metrics[0]]["n"], *(c[k] for k in counts), *(_mean(c[m], m) for m in metrics)]
             for n, c in cells.items()
         ]
         total = [
             "mean over classes",
+            *[""] * len(COUNTED),
             *(_mean(found["corpora"][corpus][m], m) for m in metrics),
-            "",
-            "",
-            "",
-            "",
         ]
         parts.append(f"<h3>{text(corpus)}</h3>" + page.table(heads, rows, total))
     pools = {"Groups": found["groups"]} if found["groups"] else {}
@@ -56,7 +51,7 @@ def scores(result: Result) -> str:
         }
     for title, table in pools.items():
         rows = [[name, *(_mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
-        parts.append(f"<h3>{title}</h3>" + page.table(heads[: len(metrics) + 1], rows))
+        parts.append(f"<h3>{title}</h3>" + page.table(["class", *heads[1 + len(COUNTED) :]], rows))
     explained = (
         "Mean with 95 % interval over patients; below it the standard deviation and "
         "median (interquartile range)."

@@ -13,11 +13,10 @@ import numpy as np
 from medjax import files
 from medjax.errors import DataError, UsageError
 from medjax.prepare.resample import Spacing
+from medjax.report.montage import colour
 
 MARK = "medjax preview"  # in every picture; identifies pictures that medjax wrote
 PLANES = ("axial", "coronal", "sagittal")
-# Okabe and Ito's palette, suitable for colour-blind readers
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 GROUND, INK, PADDED = "#111111", "#dddddd", "#5a2a2a"
 
 
@@ -124,7 +123,7 @@ def sheet(
             [],
             marker="s",
             linestyle="",
-            color=colour(i),
+            color=colour(i - 1),
             label=(names or {}).get(i, f"label {i}"),
         )
         for i in sorted(seen)
@@ -153,11 +152,6 @@ def _is_sheet(path: str | os.PathLike) -> bool:
         return f"tEXtSoftware\0{MARK}".encode() in file.read(1024)
 
 
-def colour(i: int) -> str:
-    """The colour of a label id."""
-    return COLOURS[(i - 1) % len(COLOURS)]
-
-
 def _draw(axis, panel: Panel) -> set[int]:
     from matplotlib.colors import to_rgb
 
@@ -171,7 +165,7 @@ def _draw(axis, panel: Panel) -> set[int]:
     found = {int(i) for i in np.unique(panel.label) if i > 0}
     for i in found:
         here = panel.label == i
-        picture[here] = 0.55 * picture[here] + 0.45 * np.array(to_rgb(colour(i)))
+        picture[here] = 0.55 * picture[here] + 0.45 * np.array(colour(i - 1))
     axis.imshow(picture, origin="lower", aspect=panel.aspect, interpolation="nearest")
     axis.invert_xaxis()  # the patient's right on the left, as radiologists look at scans
     axis.set_title(panel.title, color=INK, fontsize=7)

@@ -53,6 +53,7 @@ class Network:
         have them.
       methods: further functions of the network, (params, array (b, ...), context, train, key) ->
         outputs: those that its module lists in its attribute `programs` ("encode", "decode").
+      module: the Flax module behind `apply`.
     """
 
     apply: Callable[..., dict]
@@ -64,6 +65,7 @@ class Network:
     texts: tuple[str, ...] = ()
     topology: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     methods: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    module: Any = None
 
     def abstract(self) -> Any:
         """Shapes of the parameters; allocates nothing."""
@@ -167,7 +169,7 @@ def make_network(
     rows = {"tasks": names, "classes": tuple(space.classes)}
     texts = rows.get(getattr(module, "text_rows", ""), ())
     methods = {name: method(name) for name in getattr(module, "programs", ())}
-    return Network(apply, init, patch, channels, reads, own, texts, topology, methods)
+    return Network(apply, init, patch, channels, reads, own, texts, topology, methods, module)
 
 
 def tasks(config: Config, space: LabelSpace) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -9,7 +9,7 @@ medjax itself contains no catalogue. A package registers a function without argu
 
 from importlib.metadata import EntryPoint
 
-from medjax import plugins
+from medjax import plugins, recipes
 from medjax.errors import UsageError
 
 GROUP = "medjax.corpora"
@@ -37,7 +37,8 @@ def registered(reference: str = "") -> dict:
     merged: dict = {"corpora": {}, "pools": {}}
     for point in points:
         try:
-            found = point.load()()
+            with recipes.importable():
+                found = point.load()()
         except (ImportError, AttributeError, ValueError) as error:
             raise UsageError(
                 f"the catalogue cannot be loaded: {error}",

@@ -51,7 +51,7 @@ def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:
                 expected=", ".join(sorted(points)) or "none",
                 fix="install medjax again (pip install -e .), or leave the field out",
             )
-        module = points[name].load()
+        module = plugins.load(points[name])
         module.check(value)
         found[name] = module, value
     return found

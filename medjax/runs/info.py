@@ -9,13 +9,15 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from medjax import __version__
+from medjax import __version__, recipes
 from medjax.errors import MedjaxError, UsageError, shown
 from medjax.files import read_json
 from medjax.labels import LabelSpace
 from medjax.runs import folder as runfolder
 
+TESTED_JAX = "0.10"  # the versions of jax that all tests passed on
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -85,7 +87,9 @@ def about() -> dict:
     """What this installation offers."""
     from medjax.registry import PACKAGES, known
 
-    return environment() | {"available": {package: known(package) for package in PACKAGES}}
+    available = {package: known(package) for package in PACKAGES}
+    texts = {"docs": str(recipes.root() / "docs"), "tested with jax": TESTED_JAX}
+    return environment() | texts | {"available": available}
 
 
 def about_run(folder: Path) -> dict:
@@ -128,7 +132,23 @@ def about_run(folder: Path) -> dict:
     if summary.is_file():
         found = read_json(summary)
         facts["foreground_mean"] = found.get("foreground_mean") if isinstance(found, dict) else None
-    return facts
+    return facts | {"state": _state(folder, steps)}
+
+
+def _state(folder: Path, steps: Any) -> str:
+    """How far a run has come, in words."""
+    from medjax.train import stepfolder
+
+    try:
+        latest = stepfolder.latest_step(folder / "checkpoints")
+    except MedjaxError as error:
+        return f"damaged: {error.message}"
+    if latest is None:
+        return "not trained yet"
+    if isinstance(steps, int) and latest < steps:
+        return f"stopped at step {latest} of {steps}; the same command continues it"
+    scored = (folder / "evaluation" / "summary.json").is_file()
+    return f"trained to step {latest}, " + ("evaluated" if scored else "not evaluated")
 
 
 def about_parameters(folder: Path) -> dict:

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.layouts.common import UNNAMED
 from medjax.corpora.patterns import Pattern
 from medjax.corpora.sources import read_labels, scan_corpus
 from medjax.corpora.splits import Split, make_splits, part_of, read_splits, sides_of, subset
@@ -20,6 +22,7 @@ from medjax.corpora.twins import Pair, Twin, by_name, read_rules, rules_of, stra
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare.targets import check_outside, check_targets
+from medjax.runs import folder as folder_of_run
 from medjax.runs.settings import schema
 from medjax.scans import records
 
@@ -112,6 +115,7 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
         corpus, members, wrong = scan_corpus(folder)
         if not members:
             raise wrong[0] if wrong else UsageError("no cases", path=folder)
+        corpus = _as_trained(corpus, workdir)
         stores.append(corpus)
         problems += wrong
         rules[corpus.name] = rules_of(folder)
@@ -160,23 +164,36 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
     return Data(tuple(stores), cases, counts, space, parts, splits, fold, wrong, twins, **facts)
 
 
+def _as_trained(corpus: Corpus, workdir: Path) -> Corpus:
+    """The corpus with the channel names of a trained run: earlier versions called the channel of a
+    CT without channel names "image".
+    """
+    from medjax.train import stepfolder
+
+    if corpus.channels != ("CT",) or not (workdir / folder_of_run.LABELS).is_file():
+        return corpus
+    if stepfolder.latest_step(workdir / "checkpoints") is None:
+        return corpus
+    stored = {c.name: c.channels for c in folder_of_run.read_space(workdir).unveiled().corpora}
+    if stored.get(corpus.name) != (UNNAMED,):
+        return corpus
+    return dataclasses.replace(corpus, channels=(UNNAMED,))
+
+
 def _folders(data: schema.Data, workdir: Path, files: bool) -> list[str | Path]:
     named = [f.strip() for f in data.folders.split(",") if f.strip()]
     folders: list[str | Path] = [f if records.is_record(f) else Path(f).expanduser() for f in named]
     if data.phantom_cases and files:
         from medjax.phantom.corpora import write_corpora
 
+        place = workdir / "phantoms"
         print(
-            f"synthetic corpora, {data.phantom_cases} cases each, in {workdir / 'phantoms'} "
-            "(drawn once)",
+            f"synthetic corpora, {data.phantom_cases} cases each, in {place} (drawn once)",
             flush=True,
         )
-        folders += [
-            Path(f)
-            for f in write_corpora(
-                workdir / "phantoms", seed=data.phantom_seed, cases=data.phantom_cases
-            )
-        ]
+        with lines.busy("drawing the synthetic corpora"):
+            drawn = write_corpora(place, seed=data.phantom_seed, cases=data.phantom_cases)
+        folders += [Path(folder) for folder in drawn]
     return folders
 
 
@@ -200,17 +217,14 @@ def _declared(
         "meanings": tuple(given.meanings.items()),
     }
     corpus = Corpus(name, labels, tuple(given.annotated), **kind)
-    places = [Path(root or ".") / place for place in (name, given.source) if place]
-    folder = next(
-        (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
-    )
+    folder = folder_of(name, given, root)
     if folder is None:
         if files:
             raise UsageError(
                 "this corpus of the config is not on disk",
-                path=" or ".join(map(str, places)),
+                path=" or ".join(map(str, _places(name, given, root))),
                 fix="set --config.data.root to the folder that holds it, such as the --out of "
-                "`python -m data_pipelines.CORPUS`",
+                "`medjax ingest` (data_pipelines)",
             )
         return corpus, (), []
     found, members, wrong = scan_corpus(folder)
@@ -224,6 +238,18 @@ def _declared(
     labels = (*corpus.labels, *_further_labels(corpus, found, any(c.masks for c in members)))
     corpus = dataclasses.replace(corpus, labels=labels, ignore=found.ignore)
     return corpus, tuple(dataclasses.replace(c, corpus=name) for c in members), wrong
+
+
+def folder_of(name: str, given: schema.Declared, root: str) -> Path | None:
+    """The folder of a declared corpus; None if it is not on disk."""
+    places = _places(name, given, root)
+    return next(
+        (p for p in places if (p / "dataset.json").is_file() or corpus_json.detect(p)), None
+    )
+
+
+def _places(name: str, given: schema.Declared, root: str) -> list[Path]:
+    return [Path(root or ".") / place for place in (name, given.source) if place]
 
 
 def _further_labels(

@@ -119,7 +119,7 @@ def _predict(
 ) -> Any:
     """See `predict`; `masks` is a folder for organ masks on the grids of the scans."""
     from medjax.infer import guard, outputs, write
-    from medjax.infer.cases import Files, forecasts, predict_cases
+    from medjax.infer.cases import Files, Result, forecasts, predict_cases
     from medjax.infer.model import UNCERTAINTIES
     from medjax.infer.tasks import ALL
     from medjax.runs import options as known
@@ -134,7 +134,7 @@ def _predict(
     described = labels.corpora[labels.corpus_index(request.corpus)]
     if organ:
         require_organ(trained[0], described)
-    cases = find_inputs(inputs, channels=len(described.channels) - bool(organ))
+    cases = find_inputs(inputs, channels=len(described.channels) - bool(organ), say=say)
     names = [case.name for case in cases]
     objects = prompting.asked(trained[0], request, names, flags, prompts, space)
     if phrases := free.unknown(prompting.texts_of(objects), labels.classes):
@@ -142,6 +142,9 @@ def _predict(
         for line in free.about(phrases, trained[0]):
             (warn or say)(line)
     mine = share(cases, *part)
+    if not mine:
+        say(f"nothing to do: part {part[0]} of {part[1]} has none of the {len(cases)} cases")
+        return Result([], [], [])
     if organ:
         mine = organs.with_masks(mine, organ, masks, warn or say)
     suffix = f"_part{part[0]}of{part[1]}" if part[1] > 1 else ""
@@ -158,6 +161,11 @@ def _predict(
     if report:
         outputs.check_report(report, out, cases, overwrite=overwrite)
     segmenter, warn = load_predictor(trained, **options), warn or say
+    if maps and len(segmenter.maps) < len(maps):
+        say(
+            "no map of disagreement: one model without mirrors has nothing to compare "
+            "(--tta mirror gives it)"
+        )
     segmenter.name, segmenter.warn = ", ".join(str(model.path) for model in trained), warn
     if left := guard.unchecked(segmenter.model.plan, described.channels):
         say(f"{shown(segmenter.name)}: {left} are not compared with the scans")

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from medjax import files
@@ -306,17 +306,8 @@ def _train(run: Run) -> None:
     net = build.make_network(config, space, run.plan.mean_spacing())
     if config.evaluate.prompted.on:
         prompted.check(config.evaluate.prompted, net.reads)
-    given, patch = config.sampler, build.sampled_patch(config)
-    common = {
-        "batch": config.train.batch,
-        "final": net.patch,
-        "dims": len(net.patch),
-        "channels": net.channels,
-    }
-    draw = stream.Recipe(
-        patch=patch, seed=config.seed, **common, **sampling.recipe_arguments(given)
-    )
-    checked = dataclasses.replace(draw, patch=net.patch, seed=config.seed + 1)
+    given = config.sampler
+    draw, checked = drawing(config, net)
     host, count = sharding.share(mesh, layout.batch_axes)
     shared = {"host": host, "hosts": count, "threads": given.threads}
     drawn, held = pools(run, "train"), pools(run, "val")
@@ -364,6 +355,45 @@ def _train(run: Run) -> None:
     )
 
 
+def drawing(config: Config, net: build.Network) -> tuple[stream.Recipe, stream.Recipe]:
+    """What the stream of a training draws, and that of its validation."""
+    draw = stream.Recipe(
+        patch=build.sampled_patch(config),
+        seed=config.seed,
+        batch=config.train.batch,
+        final=net.patch,
+        dims=len(net.patch),
+        channels=net.channels,
+        **sampling.recipe_arguments(config.sampler),
+    )
+    return draw, dataclasses.replace(draw, patch=net.patch, seed=config.seed + 1)
+
+
+def batches(run: Run, side: str = "train", start: int = 0) -> Iterator[dict]:
+    """The host batches of a prepared run, as its training ("train") or validation ("val") draws
+    them; endless.
+
+    Args:
+      start: completed steps.
+
+    Raises: `UsageError` without a case on that side.
+    """
+    config = configs.with_masks(run.config, run.plan, run.data.space.corpora)
+    net = build.make_network(config, run.data.space, run.plan.mean_spacing())
+    draw, checked = drawing(config, net)
+    found = pools(run, side)
+    if not found:
+        raise UsageError("no held-out cases", path=run.workdir, fix="see config.data.split")
+    given = config.sampler
+    return stream.stream(
+        found,
+        draw if side == "train" else checked,
+        start=start,
+        threads=given.threads,
+        workers=given.workers if side == "train" else 0,
+    )
+
+
 def held_cases(run: Run, space: LabelSpace, side: str = "") -> dict[str, tuple[Corpus, list[Case]]]:
     """Corpus name -> corpus and its labelled held-out cases; see `Data.held_out`."""
     return run.data.held_out(space, side)
@@ -380,8 +410,8 @@ def evaluate(run: Run) -> int:
 
     if not run.config.evaluate.on:
         say(
-            "nothing to evaluate: this config only prepares weights for another one "
-            "(config.evaluate.on)"
+            "no held-out case is predicted or scored: evaluation is switched off "
+            "(config.evaluate.on=False)"
         )
         return EXIT_OK
     side = run.data.scored

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.infer.cases import Files, predict_cases
 from medjax.labels import Corpus
-from medjax.metrics import channels, regions, written
+from medjax.metrics import channels, regions, tables, written
 from medjax.metrics import evaluate as metrics
 from medjax.prompts.request import Request
 from medjax.report import present
@@ -43,6 +44,8 @@ def predict_and_score(
     written.check(workdir / "evaluation", written.NUMBERS)  # before the work of predicting
     for name, (corpus, cases) in held.items():
         out = workdir / "predictions" / name
+        if cases:
+            say(f"predict {name}: {len(cases)} held-out cases, the network is compiled first ...")
         done = (
             predict_cases(
                 predictor,
@@ -81,7 +84,7 @@ def score(
     """
     results = []
     grouping = groups(settings)
-    for plain, found in masks.values():
+    for name, (plain, found) in masks.items():
         corpus, further = regions.extended(plain, settings.regions, settings.alone)
         pairs = [
             metrics.Pair(
@@ -95,15 +98,16 @@ def score(
             for case, mask in found
         ]
         if pairs:
-            results.append(
-                metrics.evaluate(
-                    pairs,
-                    corpus,
-                    apart=further,
-                    surface=settings.surface,
-                    groups=grouping,
+            with lines.busy(f"scoring {len(pairs)} masks of {name}"):
+                results.append(
+                    metrics.evaluate(
+                        pairs,
+                        corpus,
+                        apart=further,
+                        surface=settings.surface,
+                        groups=grouping,
+                    )
                 )
-            )
     failed = [record for result in results for record in result.failed]
     if not results:
         return failed, None
@@ -168,8 +172,11 @@ def _below(cell: Mapping, settings: Evaluate) -> bool:
 
 
 def publish(result: Any, workdir: Path, settings: Evaluate) -> None:
-    """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the table."""
+    """Writes evaluation/ in a run folder (numbers, plots, pictures, page) and prints the Dice."""
     folder = workdir / "evaluation"
-    result.write(folder)
-    page = present.present(result, folder, montages=settings.montages)
-    print(f"\n{result.markdown()}\nnumbers   {folder}\npage      {page}", flush=True)
+    with lines.busy("writing numbers, plots, pictures and the report"):
+        result.write(folder)
+        page = present.present(result, folder, montages=settings.montages)
+    print(f"\n{tables.screen(result)}\n")
+    print(f"all numbers, with intervals and further metrics: {folder / 'table.md'}")
+    print(f"numbers   {folder}\npage      {page}", flush=True)

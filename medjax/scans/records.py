@@ -85,7 +85,7 @@ def local_folder(location: str) -> Path:
         return Path(location)
     from etils import epath
 
-    home = Path(os.environ.get("MEDJAX_HOME") or Path.home() / ".cache" / "medjax") / "tfds"
+    home = files.home() / "tfds"
     final, remote = home / hashlib.sha256(location.encode()).hexdigest()[:24], epath.Path(location)
     if not final.is_dir():
         if not (remote / "dataset_info.json").exists():

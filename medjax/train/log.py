@@ -19,11 +19,13 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from medjax import files
+from medjax import files, lines
 from medjax.errors import TrainError, WriteError
+from medjax.train.console import Console
 
 OLD, NEW = 0.9, 0.1  # moving average of the pseudo Dice, as nnU-Net's
 SMOOTH = 0.95  # of the loss on the progress line
+LEAST_STEPS, LEAST_S = 10, 60.0  # after these the speed of the run is known
 MUST_BE_FINITE = ("loss", "grad_norm")
 
 
@@ -235,6 +237,9 @@ class Log:
         self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self.waited, self.rate, self.drawn, self.loss = 0.0, 0.0, 0.0, math.nan
         self.mark = (time.monotonic(), start)
+        self.begun: tuple[float, int] | None = (
+            None  # when the first step, with its compilation, ended
+        )
         self.compiles = Compiles()
         if self.primary:
             truncate(workdir / "metrics.jsonl", start)
@@ -294,8 +299,23 @@ class Log:
         if step % self.log_every == 0 or step == self.steps:
             self._record(step, self.progress.take() | ({} if rate is None else {"lr": rate}))
             self._speed(step)
-        self.console.show(step, self.loss, self.progress.text(), self.rate)
+        if self.begun is None:
+            self.begun = self.mark = (time.monotonic(), step)
+            self.waited = 0.0
+        self.console.show(step, self.loss, self.progress.text(), self.rate, self._left(step))
         return request
+
+    def _left(self, step: int) -> float | None:
+        """Seconds until the last step at the speed so far; None until that speed is known."""
+        then, first = self.begun or (time.monotonic(), step)
+        elapsed = time.monotonic() - then
+        if step - first < LEAST_STEPS and (elapsed < LEAST_S or step == first):
+            return None
+        return (self.steps - step) * elapsed / (step - first)
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager:
+        """Prints that something takes a while, and how long it took (see `lines.busy`)."""
+        return lines.busy(what, self.console.note)
 
     def validated(self, step: int, sums: Mapping[str, np.ndarray]) -> bool:
         """Records one validation; True if it is the best so far. See `Progress.judge`."""
@@ -339,7 +359,10 @@ class Log:
         steps/s, share of the time spent waiting for data, compilations, memory, time left.
         """
         now, (then, last) = time.monotonic(), self.mark
-        self.rate = (step - last) / max(now - then, 1e-9)
+        if self.begun is None:
+            self.rate = 0.0  # the first step of this process: mostly compilation
+        else:
+            self.rate = (step - last) / max(now - then, 1e-9)
         memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         line = {
             "step": step,
@@ -347,63 +370,13 @@ class Log:
             "steps_per_s": self.rate,
             "data_wait": self.waited / max(now - then, 1e-9),
             "compiles": self.compiles.total,
-            "eta_s": (self.steps - step) / max(self.rate, 1e-9),
+            "eta_s": self._left(step),
             "peak_bytes": memory,
         }
         self.console.wait = line["data_wait"]
         self.mark, self.waited = (now, step), 0.0
         if self.primary:
             self._write("system", line)
-
-
-class Console:
-    """A live line on a terminal, else a plain line every `seconds` (0: silent); on stderr."""
-
-    def __init__(self, steps: int, start: int, seconds: float):
-        self.steps, self.seconds, self.last, self.wait, self.live = (
-            steps,
-            seconds,
-            -math.inf,
-            0.0,
-            None,
-        )
-        if seconds and sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console as Terminal
-
-            columns = (
-                "{task.completed}/{task.total}",
-                progress.BarColumn(None),
-                "{task.description}",
-                progress.TimeRemainingColumn(),
-            )
-            self.live = progress.Progress(
-                *columns, console=Terminal(stderr=True), refresh_per_second=4
-            )
-            self.task = self.live.add_task("", total=steps, completed=start)
-            self.live.start()
-
-    def show(self, step: int, loss: float, score: str, rate: float) -> None:
-        """Prints the progress of the run."""
-        text = (
-            f"loss {loss:.4f}  {score + '  ' if score else ''}{rate:.2f} steps/s  waiting for "
-            f"data {self.wait:.0%}"
-        )
-        if self.live:
-            self.live.update(self.task, completed=step, description=text)
-        elif self.seconds and (time.monotonic() - self.last > self.seconds or step == self.steps):
-            left = (
-                ""
-                if not rate
-                else time.strftime("  %H:%M:%S left", time.gmtime((self.steps - step) / rate))
-            )
-            print(f"step {step}/{self.steps}  {text}{left}", file=sys.stderr, flush=True)
-            self.last = time.monotonic()
-
-    def close(self) -> None:
-        """Ends the live line on a terminal."""
-        if self.live:
-            self.live.stop()
 
 
 def _opened(path: Path) -> TextIO:
@@ -447,6 +420,7 @@ def draw(workdir: Path) -> None:
     Loss (of validation in black), moving average of the pseudo Dice per class and the mean Dice of
     whole volumes (dots), learning rate.
     """
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -462,8 +436,9 @@ def draw(workdir: Path) -> None:
     line(panels[0], "loss", color="tab:red")
     line(panels[0], "validation_loss", color="black", marker=".")
     classes = sorted({key for row in rows for key in row if key.startswith("dice_ema/")})
-    for key in classes:
-        line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1)
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, max(len(classes), 1)))
+    for key, colour in zip(classes, colours, strict=False):
+        line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1, color=colour)
     line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
     volumes = dict(color="black", marker="o", linestyle="none")
     line(panels[1], "volume_dice", label="mean of whole volumes", **volumes)

@@ -7,6 +7,7 @@ raise `Preempted`; until the first step has been compiled there is nothing to sa
 program at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -31,6 +32,7 @@ from medjax.train.optim import Optimizer
 from medjax.train.rules import Rules
 from medjax.train.waiting import interruptibly
 
+COMPILING = "compiling the training step"
 NOTHING, SAVE, STOP = 0, 1, 2  # what a process requests; the highest of all processes wins
 
 
@@ -191,9 +193,10 @@ def fit(
                 request = NOTHING
                 if step > start:
                     batch = _next(batches, log, step)
-                    state, scalars = requests.begin(
-                        functools.partial(update, state, batch, requests.array())
-                    )
+                    begin = functools.partial(update, state, batch, requests.array())
+                    first = step == start + 1
+                    with log.busy(COMPILING) if first else contextlib.nullcontext():
+                        state, scalars = requests.begin(begin)
                     request = (
                         log.settle()
                     )  # of the step before: the device is already busy with this one

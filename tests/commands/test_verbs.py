@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from data_pipelines.verbs import ingest
 from medjax import cli, main
 from medjax.commands import (
     evaluate,
@@ -69,6 +70,7 @@ VERBS = {
         "w.pth --family vit -o RUN --patch 8 8 8 --dataset a.json b.json",
         {"patch": [8, 8, 8], "dataset": ["a.json", "b.json"], "configuration": "3d_fullres"},
     ),
+    "ingest": (ingest, "amos22", {"corpus": "amos22", "forwards": True}),
     "info": (info, "", {"run_folder": "", "json": False, "corpora": False}),
     "overlap": (overlap, "A --against B C", {"folders": ["A"], "against": ["B", "C"]}),
     "phantom": (phantom, "OUT", {"cases": 10, "seed": 0}),
@@ -135,7 +137,7 @@ def test_arguments(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_required(verb, capsys):
-    if verb in ("info", "plan", "train"):
+    if verb in ("info", "ingest", "plan", "train"):
         assert verb not in REQUIRED
         return
     assert cli.main([verb]) == 2
@@ -163,6 +165,9 @@ def test_a_training_needs_a_config(capsys):
         ("import a --family b -o c --model merging", "not KEY=VALUE; found merging"),
         ("import a --family vitt -o c", "did you mean vit?"),
         ("info --accept", "no run folder to accept"),
+        ("ingest", "no corpus named. Fix: medjax ingest CORPUS --help"),
+        ("ingest kits20 --describe", "no corpus 'kits20' in the catalogue. Fix: did you mean kits"),
+        ("ingest amos22", "nothing to do; expected --raw"),
         ("info Nobody --corpora", "no corpus 'Nobody' in the catalogue"),
         ("preview none", "no prepared cases"),
         ("report none", "none"),

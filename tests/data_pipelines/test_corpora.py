@@ -12,6 +12,7 @@ import pytest
 from data_pipelines import ingest
 from data_pipelines.catalogue import catalogue, corpora, module_of
 from data_pipelines.find import find_cases
+from medjax import cli
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.sources import scan_corpus
 from medjax.errors import DataError, UsageError
@@ -110,10 +111,23 @@ def test_the_page_of_the_catalogue_is_up_to_date(repository):
     )
     facts = json.loads(json.dumps(catalogue()))
     assert (
-        facts["corpora"]["KiTS21"]["command"] == "python -m data_pipelines.kits21"
+        facts["corpora"]["KiTS21"]["command"] == "medjax ingest kits21"
         and module_of("AMOS22_MR") == "amos22"
     )
     assert len(facts["pools"]["multitalent"]) == 13
+
+
+def test_the_verb_forwards_to_the_file_of_a_corpus(capsys):
+    assert cli.main(["ingest", "amos22", "--describe"]) == 0
+    both = capsys.readouterr().out
+    assert "AMOS22_CT: AMOS" in both and "AMOS22_MR: AMOS" in both
+    assert cli.main(["ingest", "AMOS22_MR", "--describe"]) == 0
+    assert "AMOS22_CT" not in capsys.readouterr().out
+    for words in (["ingest", "amos22", "--help"], ["ingest", "tfds", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0
+    assert "medjax ingest amos22" in capsys.readouterr().out
 
 
 def test_several_corpora_of_one_download_and_a_part_of_it(tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from medjax.metrics import aggregate as agg
 from medjax.metrics import counts
+from medjax.metrics.tables import mean
 
 SHAPE, SPACING = (4, 6, 6), (5.0, 2.0, 1.0)
 DIAGONAL = math.sqrt(20**2 + 12**2 + 6**2)
@@ -94,15 +95,70 @@ def test_bootstrap_is_seeded_and_resamples_patients():
     # For 40 patients the percentile interval is close to the normal one.
     half = 1.96 * scores.std() / math.sqrt(40)
     assert first == pytest.approx([scores.mean() - half, scores.mean() + half], abs=4e-3)
-    # The same 40 scores as 4 patients of 10 equal cases: patients are drawn whole, so the interval
-    # is as wide as for 4 patients.
-    clusters = [row(f"c{i}", float(scores[i % 4]), patient=f"p{i % 4}") for i in range(40)]
-    four = [row(f"c{i}", float(scores[i])) for i in range(4)]
+    # 8 of these scores as 8 patients of 5 equal cases: patients are drawn whole, so the interval
+    # is as wide as for 8 patients.
+    clusters = [row(f"c{i}", float(scores[i % 8]), patient=f"p{i % 8}") for i in range(40)]
+    eight = [row(f"c{i}", float(scores[i])) for i in range(8)]
     wide, same = (
         agg.aggregate(r, seed=1)["cells"]["A"]["liver"]["Dice"]["interval"]
-        for r in (clusters, four)
+        for r in (clusters, eight)
     )
     assert wide == pytest.approx(same)
+
+
+def test_fewer_than_five_patients_give_no_interval():
+    for n in range(1, 9):
+        tables = agg.aggregate([row(f"c{i}", i / 10) for i in range(n)], resamples=50)
+        cell = tables["cells"]["A"]["liver"]["Dice"]
+        assert (cell["interval"] is None) is (n < 5), n
+        shown = mean(cell, "Dice")
+        assert shown.endswith(f"(n = {n}: no interval)") if n < 5 else "[" in shown
+        assert (tables["overall"]["Dice"]["interval"] is None) is (n < 5)
+    two = [row(f"c{i}", i / 10, corpus=c) for c in "AB" for i in range(3)]
+    tables = agg.aggregate(two, resamples=50)
+    assert tables["corpora"]["A"]["Dice"]["interval"] is None
+    assert tables["overall"]["Dice"]["interval"] is not None  # six patients
+
+
+SCORES = {
+    "good": lambda rng, shape: rng.beta(8, 2, shape),
+    "wide": lambda rng, shape: rng.beta(2, 1, shape),
+    "missed": lambda rng, shape: rng.beta(8, 2, shape) * (rng.random(shape) >= 0.1),
+}
+MEAN = {"good": 0.8, "wide": 2 / 3, "missed": 0.72}
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "least"),
+    [
+        ("good", 5, 0.88),
+        ("good", 10, 0.91),
+        ("wide", 5, 0.86),
+        ("wide", 10, 0.91),
+        ("missed", 5, 0.77),  # falls short, as docs/evaluate.md says
+        ("missed", 20, 0.87),
+    ],
+)
+def test_intervals_hold_the_true_mean_as_often_as_the_page_says(kind, n, least):
+    """1000 data sets; two standard errors of the simulation below the table are allowed."""
+    rng = np.random.default_rng([n, len(kind)])
+    scores = SCORES[kind](rng, (1000, n))
+    weights = rng.multinomial(n, np.full(n, 1 / n), (1000, 400)) / n
+    means = np.einsum("rsn,rn->rs", weights, scores)
+    below = agg.tail(n)
+    low, high = np.quantile(means, [below, 1 - below], axis=1)
+    held = np.mean((low <= MEAN[kind]) & (MEAN[kind] <= high))
+    plain = np.quantile(means, [0.025, 0.975], axis=1)
+    assert held >= least
+    assert held > np.mean((plain[0] <= MEAN[kind]) & (MEAN[kind] <= plain[1]))
+
+
+def test_the_tail_is_that_of_the_formula():
+    # n = 10: t = -2.262 with 9 degrees of freedom, times sqrt(10 / 9) is -2.3846
+    assert agg.tail(10) == pytest.approx(0.00855, abs=1e-4)
+    assert agg.tail(10**6) == pytest.approx(0.025, abs=1e-5)
+    # 12 patients of two corpora: t = -2.228 with 10 degrees of freedom, times sqrt(6 / 5)
+    assert agg.tail(12, 2) == pytest.approx(0.00733, abs=1e-4)
 
 
 def test_one_patient_gives_no_interval():
@@ -128,8 +184,9 @@ def test_pools_are_macro_means_over_cells():
         and tables["groups"]["organs"]["Dice"]["n_cells"] == 2
     )
     assert tables["overall"]["Dice"]["mean"] == pytest.approx((0.8 + 0.4 + 0.3) / 3)
-    low, high = tables["corpora"]["B"]["Dice"]["interval"]
-    assert (low, high) == pytest.approx((0.1, 0.5))
+    assert tables["corpora"]["B"]["Dice"]["interval"] is None  # two patients
+    low, high = tables["overall"]["Dice"]["interval"]
+    assert 0.1 < low < tables["overall"]["Dice"]["mean"] < high < 0.9
     # MultiTalent's headline weighs every data set alike, whatever its number of classes
     both = tables["over_corpora"]["Dice"]
     assert both["mean"] == pytest.approx((0.6 + 0.3) / 2) and both["n_corpora"] == 2

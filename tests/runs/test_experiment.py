@@ -193,10 +193,7 @@ def test_twins_of_two_folders_share_a_side_and_the_run_folder_says_so(tmp_path, 
 def test_the_catalogue_command_lists_all_shows_one_and_answers_programs(capsys, monkeypatch):
     assert cli.main(["info", "--corpora", "--catalogue", CATALOGUE]) == 0
     text = capsys.readouterr().out
-    assert (
-        "python -m data_pipelines.kits21" in text
-        and "pool multitalent: 003_Liver, 006_Lung" in text
-    )
+    assert "medjax ingest kits21" in text and "pool multitalent: 003_Liver, 006_Lung" in text
     monkeypatch.setattr(
         plugins, "points", lambda group: {"public": EntryPoint("public", CATALOGUE, group)}
     )

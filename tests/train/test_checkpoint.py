@@ -300,13 +300,3 @@ def test_pseudo_dice_and_its_moving_average():
     progress.add({"loss": 1.0})
     progress.add({"loss": 2.0})
     assert log.Progress("abc", progress.to_json()).take() == {"loss": 1.5}
-
-
-def test_plain_lines_where_there_is_no_terminal(capsys):
-    console = log.Console(steps=100, start=0, seconds=1000.0)
-    for step in (1, 2, 99, 100):
-        console.show(step, 0.5, "Dice 0.250", 2.0)
-    console.close()
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 100/100"]
-    assert "loss 0.5000  Dice 0.250  2.00 steps/s  waiting for data 0%  00:00:49 left" in lines[0]

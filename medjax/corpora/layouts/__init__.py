@@ -78,9 +78,14 @@ def scan(path: Path, layout: str = "") -> Scan:
       path: the folder, or the list of a "datalist".
       layout: name of the layout; "" uses medjax.json, or else detects it.
     """
+    return LAYOUTS[name_of(path, layout)].scan(path)
+
+
+def name_of(path: Path, layout: str = "") -> str:
+    """The layout that `scan` uses; its arguments and errors."""
     place = path if path.is_dir() else path.parent
     if not layout and (place / HINT_FILE).is_file():
         layout = str(hints(place)[0].get("layout", ""))
     if layout and layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", fix=did_you_mean(layout, LAYOUTS))
-    return LAYOUTS[layout or detect(path)].scan(path)
+    return layout or detect(path)

@@ -8,7 +8,6 @@ masks that occur.
 import collections
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,11 +27,6 @@ from medjax.labels import Corpus
 Scan = tuple[Corpus, tuple[Case, ...], list[MedjaxError]]
 
 UNNAMED = "image"  # name of a channel without a description
-IMAGE_WORDS = r"img|image|images|imgs|volume|vol|scan|imaging|ct|mr|mri|orig|data"
-LABEL_WORDS = (
-    r"label|labels|lbl|seg|segm|segs|segmentation|segmentations|mask|masks|gt|groundtruth"
-    r"|annotation|annotations|manual|gtv"
-)
 
 
 @dataclasses.dataclass
@@ -74,6 +68,8 @@ def finish(found: Found) -> Scan:
     if not isinstance(said.get("annotated", []), list):
         annotated_classes(said["annotated"], (), path)  # raises
     channels = channel_names(given, path) if given is not None else found.channels
+    if str(said.get("modality", "")).upper() == "CT" and channels == (UNNAMED,):
+        channels = ("CT",)
     modality = str(said.get("modality") or found.modality or _modality(channels))
     fields = {"modality": modality, "channels": channels, "meanings": meanings_of(said, path)}
     name = corpus_name(said.get("name") or found.name, Path(os.path.realpath(found.folder)), path)
@@ -216,30 +212,6 @@ def _check_names(cases: Sequence[Case], folder: Path) -> None:
         raise UsageError(
             f"case {twice!r} occurs twice", path=folder, fix="give every case its own name"
         )
-
-
-def key_of(name: str) -> str:
-    """A file's stem without the words for image or label: label0001 -> 0001; volume-3 -> 3."""
-    name = re.sub(r"_0000$", "", name)
-    parts = [
-        p
-        for p in re.split(r"[_\-. ]+", name)
-        if p and not re.fullmatch(f"(?:{IMAGE_WORDS}|{LABEL_WORDS})", p, re.IGNORECASE)
-    ]
-    parts = [
-        re.sub(rf"^(?:{IMAGE_WORDS}|{LABEL_WORDS})(?=\d)", "", p, flags=re.IGNORECASE)
-        for p in parts
-    ]
-    return "_".join(parts).lower()
-
-
-def is_label_name(name: str) -> bool:
-    """Whether a file's stem names a label: segmentation-3, BraTS_001_seg, mask."""
-    parts = re.split(r"[_\-. ]+", name)
-    word = rf"(?:{LABEL_WORDS})\d*"
-    return bool(
-        re.fullmatch(word, parts[0], re.IGNORECASE) or re.fullmatch(word, parts[-1], re.IGNORECASE)
-    )
 
 
 def usual(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, key_of
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish
+from medjax.corpora.words import key_of
 from medjax.errors import MedjaxError, UsageError
 from medjax.scans.paths import CHANNEL, image_files, stem
 

@@ -43,12 +43,25 @@ def scan(folder: Path) -> Scan:
         for name, images, label in entries
     )
     if not cases and not problems:
+        _refuse_ending(folder, spec.get("file_ending", ".nii.gz"))
         raise UsageError(
             "has no training cases",
             path=path,
             fix='list them in "training", or put scans into imagesTr and labelsTr',
         )
     return corpus, cases, problems
+
+
+def _refuse_ending(folder: Path, ending: str) -> None:
+    """`UsageError` if there are scans, but with another ending than the description says."""
+    if others := image_files(folder / "imagesTr"):
+        found = others[0].name[len(stem(others[0])) :]
+        raise UsageError(
+            f'"file_ending" says {ending!r}, but the scans in imagesTr end differently',
+            path=folder / "dataset.json",
+            found=others[0].name,
+            fix=f'write "file_ending": "{found}"',
+        )
 
 
 def _entries(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from medjax.corpora.dataset_json import hints
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, is_label_name, key_of, usual
+from medjax.corpora.layouts.common import UNNAMED, Found, Scan, finish, usual
 from medjax.corpora.layouts.folders import channels_of, pair
+from medjax.corpora.words import is_label_name, key_of
 from medjax.errors import UsageError
 from medjax.scans.paths import image_files, stem
 

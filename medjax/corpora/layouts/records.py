@@ -25,7 +25,7 @@ def scan(path: str | os.PathLike) -> tuple[Corpus, tuple[Case, ...], list[Medjax
             f"not a corpus in tensorflow-datasets' form ({error})",
             path=location,
             expected=f"{records.DESCRIPTION} beside the records",
-            fix="build it with python -m data_pipelines.tfds",
+            fix="build it with `medjax ingest tfds`",
         ) from error
     cases = []
     for index in range(len(records.source(location, NAMES))):

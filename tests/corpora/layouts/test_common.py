@@ -5,7 +5,8 @@ import json
 import pytest
 
 from medjax.corpora.inputs import Case
-from medjax.corpora.layouts.common import Found, finish, is_label_name, key_of, usual
+from medjax.corpora.layouts.common import Found, finish, usual
+from medjax.corpora.words import is_label_name, key_of
 from medjax.errors import LabelError, UsageError
 from medjax.scans.paths import Mask
 
