@@ -28,8 +28,13 @@ Variants:
                                     the other rows of Table 4
   without_mr                        the run before AMOS MR is added: three corpora, experts for CT
                                     and contrast-enhanced MR
+  whole_pretrain, whole             both phases on whole axial slices, each resized to 224 x 224, as
+                                    Swin-Unet sees them: all slices in one list, its augmentation,
+                                    padding masked, and a tenth of every corpus as a test part
   release                           the released code's choices: channel gate, SGD with its one-step
                                     lag, 0.4 CE + 0.7 Dice, its augmentation
+  release_prepared                  the same on slices prepared like its own: stored orientation,
+                                    cropped to non-zero, each resized to 224 x 224, in one list
   pretrain_single, single           plain Swin-MAE, and fine-tuning that copies its MLP to every
                                     expert
   demo_pretrain, demo_from, demo    the same two phases on the phantoms (`demo_from` needs
@@ -38,7 +43,7 @@ Variants:
                                     narrower, for a few real corpora
 
 Slices are axial, at a fixed 1.6 mm in the plane, so that a body fits into 224 pixels and keeps its
-proportions.
+proportions, but in the variants of whole slices.
 """
 
 from configs.base import base_config, ordered
@@ -53,7 +58,9 @@ ROWS = {  # where experts sit, how they are chosen
     "both_hard": ("both", "hard"),
     "none": ("none", "gate"),
     "without_mr": ("both", "gate"),
+    "whole": ("both", "gate"),
     "release": ("both", "channel_gate"),
+    "release_prepared": ("both", "channel_gate"),
     "single": ("both", "gate"),
     "demo": ("both", "gate"),
     "demo_from": ("both", "gate"),
@@ -64,6 +71,7 @@ ROWS = {  # where experts sit, how they are chosen
 PRETRAIN = {
     "pretrain": "encoder",
     "pretrain_single": "none",
+    "whole_pretrain": "encoder",
     "demo_pretrain": "encoder",
     "small_pretrain": "encoder",
 }
@@ -72,6 +80,7 @@ TRY = ("demo", "small")  # without the pool: on phantoms, on folders
 VARIANTS = (
     "finetune",
     "pretrain",
+    "whole",
     "release",
     "demo",
     "small_pretrain",
@@ -120,6 +129,18 @@ def _paper_data(c, variant):
     c.sampler.exponent = 0.0  # every case alike, as in one shuffled list
     c.sampler.foreground = 0.0
     c.infer.batch_windows = 36
+    if variant in ("whole", "whole_pretrain", "release_prepared"):
+        _whole_slices(c, released=variant == "release_prepared")
+
+
+def _whole_slices(c, *, released: bool):
+    c.data.spacing_mm, c.data.size = (), (-1, 224, 224)
+    c.data.crop = "nonzero" if released else "none"
+    c.data.orientation = "stored" if released else "RAS"
+    c.data.split.folds, c.data.split.test = 10, True
+    c.sampler.weigh = "slices"
+    c.mask_padding = True
+    c.augment = ordered(TURNS)
 
 
 def _demo_data(c):
@@ -225,7 +246,7 @@ def _finetune(c, variant):
         100,
         2 * EPOCH_FINETUNE,
     )
-    if variant == "release":
+    if variant.startswith("release"):
         c.augment = ordered(TURNS | {"nearest": True})
         c.losses = ordered(
             dict(

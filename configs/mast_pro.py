@@ -37,13 +37,14 @@ Variants:
   demo_stage1, demo       both stages on the phantoms
   small_stage1, small_ROW narrower, for a few real corpora
 
-The sentences are ours (data_pipelines/pools.py); docs/mast_pro.md lists what the paper leaves open.
+The sentences are ours (data_pipelines/tumour_tasks.py); docs/mast_pro.md lists what the paper
+leaves open.
 """
 
 import math
 
 from configs.base import base_config, for_two_cores, ordered
-from data_pipelines import pools
+from data_pipelines import pools, tumour_tasks
 
 ROWS = {  # text, organ mask, experts
     "full": (True, True, True),
@@ -161,7 +162,7 @@ def _sentences(declared) -> dict:
     """Task -> sentence; the tasks are the data sets."""
     named = {
         "AbdomenCT_1K" if n == "AbdomenCT-1K" else n.replace("-", "_"): t.sentence
-        for n, t in pools.MAST_PRO_TASKS.items()
+        for n, t in tumour_tasks.MAST_PRO_TASKS.items()
     }
     return {name: named[name] for name in declared}
 

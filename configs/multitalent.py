@@ -14,19 +14,40 @@ only what a data set annotates.
 1.5x1x1 mm, patch 96x192x192, batch 4, 2000 x 250 steps, cases drawn with probability 1/sqrt(n).
 `demo` is the same code on three small synthetic corpora with conflicting label sets. Suffixes:
 
-  _softmax    one softmax head per corpus in place of one sigmoid per class (the authors' successor)
-  _small      the same network, narrower, on the corpora of `data.folders`; trains on a CPU
-  _finetune   from `init.source`, batch 2: heads first (10 epochs), the whole network (50 epochs),
-              then 1000 epochs of the usual schedule
+  _softmax          one softmax head per corpus in place of one sigmoid per class (the authors'
+                    successor)
+  _small            the same network, narrower, on the corpora of `data.folders`; trains on a CPU
+  _finetune         from `init.source`, batch 2: heads first (10 epochs), the whole network (50
+                    epochs), then 1000 epochs of the usual schedule; nnU-Net's loss with the Dice of
+                    the batch, normalised with the CT statistics of the source
+  _finetune_release the schedule as the released code executes it: 11 + 50 + 999 epochs
+  _scratch          what fine-tuning is compared with: the same for 1000 epochs, from nothing
+  _single_NNN       what the paper calls the same topology for a single data set: 003, 006, ...
+  _btcv_test        without the 17 test scans of BTCV that data set 9 labels
+  _without_btcv, _without_kits
+                    sources for fine-tuning on BTCV (no scan of it) and KiTS19
+  _totalseg         supervised pre-training on TotalSegmentator's 104 classes instead
 """
 
 from configs.base import base_config, for_two_cores, ordered
-from data_pipelines import multitalent
+from data_pipelines import multitalent, pools
+from data_pipelines.pool import Member, Pool
 
 ARCHITECTURES = ("unet", "resenc", "swin")
 KINDS = ("", "_softmax", "_small", "_finetune")
-VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")
 TRY = ("demo", "unet_small")  # without the pool: on phantoms, on folders
+VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")  # in the tests of all configs
+POOLS = {
+    "": pools.multitalent,
+    "softmax": pools.multitalent,
+    "btcv_test": pools.multitalent_btcv_test,
+    "without_btcv": pools.multitalent_without_btcv,
+    "without_kits": pools.multitalent_without_kits,
+    "totalseg": Pool("TotalSegmentator v1", (Member("TotalSegmentator_v1"),)),
+    **{f"single_{name[:3]}": pools.multitalent.subset(name) for name in pools.multitalent.names},
+}
+FREE = ("small", "finetune", "finetune_release", "scratch")  # on the corpora of data.folders
+KNOWN = ("demo", *(f"{a}_{k}".rstrip("_") for a in ARCHITECTURES for k in (*POOLS, *FREE)))
 EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))
@@ -52,8 +73,8 @@ FINETUNE_RELEASE = {
 
 def get_config(variant: str = "unet"):
     """An architecture and a suffix (see the module's text), or `demo`."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    if variant not in KNOWN:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(KNOWN)}")
     c = base_config().unlock()
     c.name = f"multitalent_{variant}"
     if variant == "demo":
@@ -63,24 +84,48 @@ def get_config(variant: str = "unet"):
     _architecture(c, architecture)
     if kind == "small":
         _small(c, architecture)
-    elif kind == "finetune":
-        _paper(c)
-        _finetune(c, architecture)
-    else:
-        _paper(c)
-        c.data.declared = ordered(multitalent.CORPORA)
-        c.data.share = "per_corpus"
-        c.evaluate.groups = ordered(multitalent.GROUPS)
+        return c.lock()
+    _paper(c)
+    if kind in POOLS:
+        set_pool(c, POOLS[kind])
+    if kind in ("", "softmax", "btcv_test", "without_btcv", "without_kits"):
+        whole = POOLS[kind].names
+        c.evaluate.groups = ordered(
+            {
+                group: tuple(name for name in names if name.split("/")[0] in whole)
+                for group, names in multitalent.GROUPS.items()
+            }
+        )
     if kind == "softmax":
         per_corpus_softmax(c, reduction="sum")
-    elif kind == "finetune":
-        per_corpus_softmax(c, reduction="mean")
+    elif kind in (*FREE, "totalseg") or kind.startswith("single_"):
+        per_corpus_softmax(c, reduction="mean", pool="corpus")
+    if kind.startswith("finetune"):
+        _finetune(c, architecture, FINETUNE_RELEASE if kind.endswith("release") else FINETUNE)
+    elif kind == "scratch":
+        c.train.batch = 2
+        c.train.steps = 1000 * EPOCH
+    elif kind.startswith("single_"):
+        c.train.steps = 1000 * EPOCH
     return c.lock()
 
 
-def per_corpus_softmax(c, *, reduction: str) -> None:
+def set_pool(c, pool: Pool) -> None:
+    """The pool as the config's corpora."""
+    for field, value in pool.data().items():
+        c.data[field] = ordered(value) if isinstance(value, dict) else value
+
+
+def brats_exclusive(c) -> None:
+    """BraTS 2020 as the three classes of its label map; its regions are scored as their unions."""
+    set_pool(c, pools.brats2020)
+    c.evaluate.regions = ordered(pools.BRATS_REGIONS)
+
+
+def per_corpus_softmax(c, *, reduction: str, pool: str = "sample") -> None:
     """Every corpus has a softmax over its own classes and background, and nnU-Net's loss on it:
-    cross-entropy and Dice per sample.
+    cross-entropy, and Dice per sample, or over the samples of a corpus in the batch (`pool`
+    "corpus": nnU-Net's batch Dice, which it uses where its plan has more than one resolution).
 
     The losses of the samples are summed (the successor, whose Dice has no smoothing constant) or
     averaged (nnU-Net, smoothing 1e-5).
@@ -88,6 +133,7 @@ def per_corpus_softmax(c, *, reduction: str) -> None:
     smooth = 0.0 if reduction == "sum" else 1e-5
     dice = {
         "weight": 1.0,
+        "pool": pool,
         "squared": False,
         "background": False,
         "smooth": smooth,
@@ -129,10 +175,11 @@ def _paper(c) -> None:
     c.infer.mirror_axes = (0, 1, 2)
 
 
-def _finetune(c, architecture: str) -> None:
+def _finetune(c, architecture: str, schedule: dict) -> None:
     c.train.batch = 2
     c.train.steps = 1060 * EPOCH
-    phases = {name: dict(fields) for name, fields in FINETUNE.items()}
+    c.init.intensity = "source"
+    phases = {name: dict(fields) for name, fields in schedule.items()}
     if architecture == "swin":
         for fields, changes in zip(
             phases.values(),

@@ -16,16 +16,23 @@ and fine-tuned for few epochs on others.
                                             patch 112x160x192; the letters are sizes of the network
   tumor7, separate, amos22, pancreas        h on another pool: the seven tumour sets; labels kept
                                             apart (57 outputs); one set alone
+  without_btcv, without_amos, without_kits  h on the pool without the scans of a set that it is
+                                            fine-tuned on or compared with
+  nnunet_pool                               nnU-Net's U-Net on the pool: the same losses, draws and
+                                            patch, nnU-Net's optimizer
   finetune_E, brats_E, kits19_E, abdomen_E  E = 10, 20, 50, 100 epochs of nnU-Net's defaults from
                                             `init.source` (empty: from scratch), on `data.folders`
                                             or the named corpus; `--config.model.variant=stunet_h`
                                             for the STU-Net rows (abdomen_E: 50 cases drawn by
-                                            `data.subset.AbdomenCT_1K.seed`, or listed in `...file`)
+                                            `data.subset.AbdomenCT_1K.seed` or listed in `...file`).
+                                            The paper has the patch and spacing of nnU-Net's plan
+                                            of the target: `medjax plan`, then `data.plan`,
+                                            `data.configuration`, `init.topology=own`
   t_small                                   the smallest network on `data.folders`, sized for a CPU
 """
 
 from configs.base import base_config, for_two_cores, ordered
-from configs.multitalent import per_corpus_softmax
+from configs.multitalent import brats_exclusive, per_corpus_softmax, set_pool
 from data_pipelines import catalogue, pools
 
 SIZES = ("h", "h2", "l", "b", "s", "t")
@@ -34,24 +41,39 @@ POOLS = {
     "separate": pools.tsfm_separate,
     "amos22": pools.tsfm.subset("AMOS22_CT", "AMOS22_MR"),
     "pancreas": pools.tsfm.subset("MSD_Pancreas"),
+    "without_btcv": pools.tsfm_without_btcv,
+    "without_amos": pools.tsfm_without_amos,
+    "without_kits": pools.tsfm_without_kits,
+}
+# the seven columns of Table 1 whose mean is its last one
+TUMOURS = {
+    "MSD_Liver": ("liver tumour",),
+    "MSD_Lung": ("lung tumour",),
+    "MSD_HepaticVessel": ("liver tumour",),
+    "MSD_Colon": ("colon cancer",),
+    "MSD_Pancreas": ("pancreas tumour",),
+    "KiTS21": ("kidney tumour", "kidney cyst"),
 }
 TARGETS = {"finetune": "", "brats": "BraTS2020", "kits19": "KiTS19", "abdomen": "AbdomenCT_1K"}
 EPOCHS = (10, 20, 50, 100)
-VARIANTS = (
+BATCH_DICE = ("KiTS19", "AbdomenCT_1K")  # nnU-Net plans two resolutions for them
+KNOWN = (
     *SIZES,
     *POOLS,
+    "nnunet_pool",
     *(f"{target}_{epochs}" for target in TARGETS for epochs in EPOCHS),
     "t_small",
 )
 TRY = ("t_small", "t_small")  # without the pool: on phantoms, on folders
+VARIANTS = tuple(name for name in KNOWN if "without" not in name)  # in the tests of all configs
 EPOCH = 250  # steps
 STRIDES = ((2, 2, 2),) * 4 + ((1, 2, 2),)  # of patch 112x160x192: 210 tokens at 7x5x6
 
 
 def get_config(variant: str = "h"):
     """See the module's text."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    if variant not in KNOWN:
+        raise ValueError(f"unknown variant {variant!r}; known: {', '.join(KNOWN)}")
     c = base_config().unlock()
     c.name = f"tsfm_{variant}"
     c.model = ordered(
@@ -68,16 +90,18 @@ def get_config(variant: str = "h"):
         _finetune(c, TARGETS[target], int(epochs))
     else:
         _pretrain(c, POOLS.get(variant, pools.tsfm))
+    if variant == "nnunet_pool":
+        c.model = ordered(dict(name="unet", dtype="bfloat16"))
+        c.sharding.rules = ((".*", "replicate"),)
+        c.optim.lr, c.optim.weight_decay = 1e-2, 3e-5
     return c.lock()
 
 
 def _pretrain(c, pool) -> None:
-    data = pool.data()
-    c.data.declared, c.data.share, c.data.rename = (
-        ordered(data["declared"]),
-        data["share"],
-        ordered(data["rename"]),
-    )
+    set_pool(c, pool)
+    tumours = tuple(f"{n}/{name}" for n in pool.names for name in TUMOURS.get(n, ()))
+    if tumours:
+        c.evaluate.groups = ordered({"tumour": tumours})
     c.model.strides = STRIDES
     c.optim.lr = 1e-3
     c.optim.weight_decay = 1e-3
@@ -89,12 +113,15 @@ def _finetune(c, corpus: str, epochs: int) -> None:
     """nnU-Net's defaults over the whole run; what the source does not have is initialised, tables
     move to the new grid.
     """
-    if corpus:
+    if corpus == "BraTS2020":
+        brats_exclusive(c)
+    elif corpus:
         c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
     if corpus == "AbdomenCT_1K":  # the paper has 50 cases and does not name them
         c.data.subset = ordered({corpus: ordered(dict(count=50, seed=12345, file=""))})
     _transfer(c)
-    per_corpus_softmax(c, reduction="mean")
+    pool = "corpus" if corpus in BATCH_DICE else "sample"
+    per_corpus_softmax(c, reduction="mean", pool=pool)
     c.train.patch = (128, 128, 128)
     c.train.steps = epochs * EPOCH
 

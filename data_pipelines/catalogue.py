@@ -22,8 +22,11 @@ MACHINERY = (
     "ingest",
     "multitalent",
     "organs",
+    "pool",
     "pools",
+    "reproduce",
     "tfds",
+    "tumour_tasks",
     "verbs",
 )  # files that declare no corpus
 

@@ -9,7 +9,7 @@ versions; masks of the other one are refused.
 import argparse
 import sys
 
-from data_pipelines.pools import MAST_PRO_TASKS
+from data_pipelines.tumour_tasks import MAST_PRO_TASKS
 from medjax.corpora import organs
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.sources import read_corpus

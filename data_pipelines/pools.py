@@ -4,166 +4,13 @@
     c.data.update(pools.multitalent.data())  # declared, share, rename; files are below c.data.root
     c.data.declared = pools.m4oe.declared()  # the corpora alone
 
-A pool never changes a corpus: it says which of its cases, classes and modality names the paper
-used, and which classes it held to be one.
+See `pool.py` for what a pool holds.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
-from data_pipelines.catalogue import corpora
-from data_pipelines.declare import PublicCorpus
-from medjax.errors import UsageError, did_you_mean
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """A corpus as a pool uses it.
-
-    Attributes:
-      corpus: its public name. name: what the paper calls it; default the public name.
-      cases: number the paper counts, if not the published one. where: the `--where` of the
-        ingestion that gives them.
-      annotated: the classes the paper uses; default all annotated ones.
-      group: members of one group count as one data set: one head, one weight in sampling.
-      number: the paper's number of the data set.
-    """
-
-    corpus: str
-    name: str = ""
-    cases: int = 0
-    where: str = ""
-    annotated: tuple[str, ...] = ()
-    group: str = ""
-    number: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """A paper's list of corpora.
-
-    Attributes:
-      title: what it is. members: in the paper's order.
-      share: "by_name" or "per_corpus", see `medjax.labels.merge`. renamed: "member/class" ->
-        channel name.
-      exclusive: every voxel has one class (softmax heads): a nested value keeps only its innermost
-        class.
-    """
-
-    title: str
-    members: tuple[Member, ...]
-    share: str = "by_name"
-    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    exclusive: bool = False
-
-    def __post_init__(self):
-        for member in self.members:
-            if member.corpus not in corpora():
-                raise UsageError(
-                    f"unknown corpus {member.corpus!r}",
-                    path=self.title,
-                    fix=did_you_mean(member.corpus, corpora()),
-                )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the members, in order."""
-        return tuple(member.name or member.corpus for member in self.members)
-
-    @property
-    def groups(self) -> dict[str, str]:
-        """Member -> the data set it counts as."""
-        return {
-            member.name or member.corpus: member.group or member.name or member.corpus
-            for member in self.members
-        }
-
-    @property
-    def heads(self) -> dict[str, int]:
-        """Member -> number of its data set, counted in order: members of one group share a head."""
-        order = list(dict.fromkeys(self.groups.values()))
-        return {name: order.index(group) for name, group in self.groups.items()}
-
-    @property
-    def modalities(self) -> dict[str, int]:
-        """Member -> modality number, in order of first appearance, as `LabelSpace.modalities`
-        counts.
-        """
-        words = [corpora()[member.corpus].modality for member in self.members]
-        return {
-            name: list(dict.fromkeys(words)).index(word)
-            for name, word in zip(self.names, words, strict=True)
-        }
-
-    def corpus_of(self, name: str) -> PublicCorpus:
-        """The declaration behind a member."""
-        return corpora()[dict(zip(self.names, self.members, strict=True))[name].corpus]
-
-    def declared(self) -> dict[str, dict]:
-        """What `config.data.declared` holds."""
-        found = {}
-        for name, member in zip(self.names, self.members, strict=True):
-            entry = corpora()[member.corpus].declared(
-                annotated=member.annotated, cases=member.cases
-            )
-            if self.exclusive:
-                entry["labels"] = innermost(corpora()[member.corpus])
-                present = {c for names in entry["labels"].values() for c in names}
-                entry["annotated"] = tuple(c for c in entry["annotated"] if c in present)
-            entry["group"] = member.group or name
-            found[name] = entry
-        return found
-
-    def rename(self) -> dict[str, str]:
-        """What `config.data.rename` holds; members of one group share their channels."""
-        merged = dict(self.renamed)
-        if self.share == "per_corpus":
-            for name, entry in self.declared().items():
-                if self.groups[name] != name:
-                    merged |= {
-                        f"{name}/{c}": merged.get(f"{name}/{c}", f"{self.groups[name]}/{c}")
-                        for c in entry["annotated"]
-                    }
-        return merged
-
-    def data(self) -> dict:
-        """Everything a config's `c.data` needs to know of the pool: declared, share, rename."""
-        return {"declared": self.declared(), "share": self.share, "rename": self.rename()}
-
-    def subset(self, *names: str) -> "Pool":
-        """The pool with some of its members only."""
-        for name in names:
-            if name not in self.names:
-                raise UsageError(
-                    f"no member {name!r} in this pool",
-                    path=self.title,
-                    fix=did_you_mean(name, self.names),
-                )
-        kept = tuple(
-            member for name, member in zip(self.names, self.members, strict=True) if name in names
-        )
-        return dataclasses.replace(
-            self,
-            members=kept,
-            renamed={k: v for k, v in self.renamed.items() if k.split("/")[0] in names},
-        )
-
-    def summary(self) -> str:
-        """One line for the catalogue."""
-        counts = [member.cases or corpora()[member.corpus].cases for member in self.members]
-        total = f"{sum(counts)} cases" if all(counts) else "an unpublished number of cases"
-        return f"{self.title}: {len(self.members)} corpora, {total} ({', '.join(self.names)})"
-
-
-def innermost(corpus: PublicCorpus) -> dict[str, tuple[str, ...]]:
-    """Value -> the one class it stands for by itself: the last of the names declared for it,
-    regions left out.
-    """
-    return {
-        str(value): ((names,) if isinstance(names, str) else tuple(names))[-1:]
-        for value, names in corpus.labels.items()
-    }
-
+from data_pipelines.pool import Member, Pool, innermost
+from data_pipelines.tumour_tasks import MAST_PRO_TASKS
 
 multitalent = Pool(
     "MultiTalent (Ulrich et al., 2023)",
@@ -185,6 +32,18 @@ multitalent = Pool(
     share="per_corpus",
 )
 
+multitalent_btcv_test = dataclasses.replace(
+    multitalent.with_cases("046_BTCV2", r"PANCREAS_\d{4}|img00([0-3]\d|40)", 73),
+    title="MultiTalent without the 17 test scans of BTCV that data set 9 labels",
+)
+multitalent_without_btcv = dataclasses.replace(
+    multitalent.without("017_BTCV").with_cases("046_BTCV2", r"PANCREAS_\d{4}", 43),
+    title="MultiTalent without any scan of BTCV (released split 6)",
+)
+multitalent_without_kits = dataclasses.replace(
+    multitalent.without("064_KiTS19"), title="MultiTalent without KiTS19 (released split 7)"
+)
+
 tsfm = Pool(
     "TSFM (Xie et al., 2024)",
     (
@@ -203,9 +62,22 @@ tsfm = Pool(
     renamed={"MSD_HepaticVessel/liver tumour": "tumour of the hepatic vessel set"},
 )
 
+brats2020 = Pool("BraTS2020 as three exclusive classes", (Member("BraTS2020"),), exclusive=True)
+BRATS_REGIONS = {
+    "whole brain tumour": ("non-enhancing tumour core", "oedema", "enhancing tumour"),
+    "brain tumour core": ("non-enhancing tumour core", "enhancing tumour"),
+}
+"""Region -> its classes. Regions are scored; in a softmax they would be classes without a voxel."""
+
 tsfm_separate = dataclasses.replace(
     tsfm, title="TSFM with labels kept apart", share="per_corpus", renamed={}
 )
+
+tsfm_without_btcv = dataclasses.replace(tsfm.without("BTCV"), title="TSFM without BTCV")
+tsfm_without_amos = dataclasses.replace(
+    tsfm.without("AMOS22_CT", "AMOS22_MR"), title="TSFM without AMOS22"
+)
+tsfm_without_kits = dataclasses.replace(tsfm.without("KiTS21"), title="TSFM without KiTS21")
 
 TSFM_IDS = (
     "spleen",
@@ -271,142 +143,6 @@ m4oe_ct = dataclasses.replace(
     title="M4oE (Jiang and Shen, 2024), without AMOS MR",
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class TumourTask:
-    """One of MAST-Pro's tasks.
-
-    Attributes:
-      corpus: where its cases are. tumour: the class to segment, "" where the public labels have
-        none.
-      organs: host organs of the anatomical prompt, as classes of TotalSegmentator v2; organs_v1: of
-        v1.
-      cancer, location, shape, edge, modality: slots of the sentence.
-    """
-
-    corpus: str
-    tumour: str
-    organs: tuple[str, ...]
-    cancer: str
-    location: str
-    shape: str
-    edge: str
-    modality: str
-    organs_v1: tuple[str, ...] = ()
-
-    @property
-    def sentence(self) -> str:
-        """The text prompt; slots are filled in literally, for other words would be other tokens."""
-        return (
-            f"This is a {self.cancer} in the {self.location}, appearing as a {self.shape} mass "
-            f"with {self.edge} borders on {self.modality}."
-        )
-
-    def organ_ids(self, version: int = 2) -> tuple[int, ...]:
-        """Label numbers of the host organs in TotalSegmentator's `total` map."""
-        names = (self.organs_v1 or self.organs) if version == 1 else self.organs
-        values = {
-            names[0]: value
-            for value, names in corpora()[f"TotalSegmentator_v{version}"].sets.items()
-        }
-        return tuple(values[name] for name in names)
-
-
-LOBES = (
-    "left lung upper lobe",
-    "left lung lower lobe",
-    "right lung upper lobe",
-    "right lung middle lobe",
-    "right lung lower lobe",
-)
-KIDNEYS = ("right kidney", "left kidney")
-PORTAL = "portal-venous phase CT"
-
-MAST_PRO_TASKS = {
-    "MSD-Liver": TumourTask(
-        "MSD_Liver",
-        "liver tumour",
-        ("liver",),
-        "primary or metastatic liver tumor",
-        "liver",
-        "round or lobulated low-attenuation",
-        "partly ill-defined",
-        "portal-venous phase contrast-enhanced CT",
-    ),
-    "MSD-Lung": TumourTask(
-        "MSD_Lung",
-        "lung tumour",
-        LOBES,
-        "non-small cell lung cancer",
-        "lung",
-        "solid, round to irregular nodular",
-        "spiculated or lobulated",
-        "chest CT",
-    ),
-    "MSD-Pancreas": TumourTask(
-        "MSD_Pancreas",
-        "pancreas tumour",
-        ("pancreas",),
-        "pancreatic tumor (adenocarcinoma, neuroendocrine tumor or intraductal papillary mucinous "
-        "neoplasm)",
-        "pancreas",
-        "irregular solid or cystic low-attenuation",
-        "ill-defined infiltrative",
-        PORTAL,
-    ),
-    "MSD-HepaticVessel": TumourTask(
-        "MSD_HepaticVessel",
-        "liver tumour",
-        ("liver", "portal and splenic vein"),
-        "liver tumor close to the hepatic vessels",
-        "liver beside the hepatic and portal veins",
-        "round low-attenuation",
-        "moderately well-defined",
-        PORTAL,
-    ),
-    "MSD-Colon": TumourTask(
-        "MSD_Colon",
-        "colon cancer",
-        ("colon",),
-        "primary colon cancer",
-        "colon",
-        "irregular wall-thickening, often annular soft-tissue",
-        "irregular, poorly defined",
-        PORTAL,
-    ),
-    "LiTS": TumourTask(
-        "LiTS",
-        "liver tumour",
-        ("liver",),
-        "hepatocellular carcinoma or liver metastasis",
-        "liver",
-        "multifocal round or oval low-attenuation",
-        "variably sharp",
-        "contrast-enhanced abdominal CT",
-    ),
-    "KiTS": TumourTask(
-        "KiTS19",
-        "kidney tumour",
-        (*KIDNEYS, "left kidney cyst", "right kidney cyst"),
-        "renal tumor, mostly clear cell renal cell carcinoma",
-        "kidney",
-        "round, exophytic, heterogeneously enhancing",
-        "well-circumscribed",
-        "late arterial phase CT",
-        organs_v1=KIDNEYS,
-    ),
-    "AbdomenCT-1K": TumourTask(
-        "AbdomenCT_1K",
-        "",
-        ("liver", *KIDNEYS, "spleen", "pancreas"),
-        "abdominal tumor",
-        "liver, kidney, spleen or pancreas",
-        "heterogeneous irregular",
-        "variable",
-        "abdominal CT",
-    ),
-}
-"""Task -> prompts, in the paper's order; the public labels of AbdomenCT-1K have no tumour."""
 
 mast_pro = Pool(
     "MAST-Pro, tumour tasks with public labels (2025)",
@@ -489,8 +225,15 @@ segvol_released400 = _segvol("what the released evaluation used", SEGVOL_RELEASE
 
 POOLS = {
     "multitalent": multitalent,
+    "multitalent_btcv_test": multitalent_btcv_test,
+    "multitalent_without_btcv": multitalent_without_btcv,
+    "multitalent_without_kits": multitalent_without_kits,
     "tsfm": tsfm,
     "tsfm_separate": tsfm_separate,
+    "tsfm_without_btcv": tsfm_without_btcv,
+    "tsfm_without_amos": tsfm_without_amos,
+    "tsfm_without_kits": tsfm_without_kits,
+    "brats2020": brats2020,
     "m4oe": m4oe,
     "m4oe_ct": m4oe_ct,
     "mast_pro": mast_pro,

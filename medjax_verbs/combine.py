@@ -50,6 +50,7 @@ def _combine(args) -> int:
     print(combine.markdown(columns, args.metric))
     if args.output:
         found = {"metric": args.metric, "sets": columns, "classes": means, "mean": overall}
+        found["mean_of_sets"] = combine.of_sets(columns)
         files.write_json(args.output, found | owned.mark("combination"))
     return EXIT_OK
 

@@ -38,6 +38,12 @@ def over_sets(columns: Mapping[str, Column]) -> tuple[dict[str, float], float]:
     return means, sum(means.values()) / len(means)
 
 
+def of_sets(columns: Mapping[str, Column]) -> float:
+    """The mean over the data sets of their means over classes (MultiTalent's headline)."""
+    means = [sum(column.values()) / len(column) for column in columns.values() if column]
+    return sum(means) / len(means)
+
+
 def read(
     folders: Mapping[Path, Sequence[str]],
     metric: str = "Dice",
@@ -122,7 +128,8 @@ def markdown(columns: Mapping[str, Column], metric: str = "Dice") -> str:
             number(overall),
         ]
     )
-    return "\n".join(table([metric, *map(escaped, columns), "mean over data sets"], rows))
+    lines = table([metric, *map(escaped, columns), "mean over data sets"], rows)
+    return "\n".join([*lines, f"Mean of the data sets' means: {number(of_sets(columns))}", ""])
 
 
 def _pooled(

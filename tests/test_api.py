@@ -152,7 +152,7 @@ def test_unusable_scans_say_what_is_wanted(predictor):
         predictor(np.zeros((4, 4, 4), np.float32))
     with pytest.raises(UsageError, match="a path, a nibabel image"):
         predictor(3)
-    with pytest.raises(DataError, match="no-such-scan.nii.gz: file not found"):
+    with pytest.raises(DataError, match=r"no-such-scan.nii.gz: file not found"):
         predictor("no-such-scan.nii.gz")
     broken = scan()
     values = np.asarray(broken.dataobj).copy()

@@ -1,5 +1,6 @@
 """`medjax evaluate`: scores masks against references, compares two models, writes a report."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -74,9 +75,26 @@ def add(verbs) -> None:
     p.add_argument("--no-surface", action="store_true", help="skip NSD, HD95 and ASSD")
     p.add_argument(
         "--test",
-        choices=("wilcoxon", "permutation"),
+        choices=("wilcoxon", "permutation", "t"),
         default="wilcoxon",
-        help="test of the paired differences",
+        help="test of the paired differences (t: Student's)",
+    )
+    p.add_argument(
+        "--one-sided",
+        action="store_true",
+        help="p of `the other model (--compare) is better`, instead of `they differ`",
+    )
+    p.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="NAME=CLASS,CLASS",
+        help="the union of the named classes is scored as well; repeatable",
+    )
+    p.add_argument(
+        "--alone",
+        action="store_true",
+        help="also score classes without those nested in them, as a label map holds them",
     )
     p.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap")
     p.add_argument("--seed", type=int, default=0, help="seed of bootstrap and permutations")
@@ -104,6 +122,7 @@ def add(verbs) -> None:
 def _evaluate(args) -> int:
     from medjax.corpora.scoring import read_protocol
     from medjax.metrics import evaluate as metrics
+    from medjax.metrics import regions
     from medjax.metrics.compare import compare
     from medjax.report import present
 
@@ -114,6 +133,11 @@ def _evaluate(args) -> int:
     )  # a data set, not a folder of masks
     described = read_protocol(args.labels or (reference if whole else beside), args.images)
     groups = {name: tuple(classes) for name, classes in map(_group, args.group)}
+    united = {name: tuple(classes) for name, classes in map(_group, args.region)}
+    sources = {described.corpus.store: tuple(described.sources.values())}
+    regions.check([described.corpus], sources, united, args.alone)
+    scored, further = regions.extended(described.corpus, united, args.alone)
+    described = dataclasses.replace(described, corpus=scored)
     for name in (n for names in groups.values() for n in names):
         described.corpus.ids_of(name)
     names = args.names or _names(args.prediction, args.compare)
@@ -123,6 +147,7 @@ def _evaluate(args) -> int:
         )
     options = {
         "classes": args.classes,
+        "apart": further,
         "surface": not args.no_surface,
         "groups": groups,
         "resamples": args.resamples,
@@ -142,7 +167,7 @@ def _evaluate(args) -> int:
             )  # of a whole data set, mostly training cases
             found.append((name, pairs, unmatched))
     out = Path(args.output)
-    _check_output(out, described.corpus, [pair.case for pair in found[0][1]], args)
+    _check_output(out, described.corpus, further, [pair.case for pair in found[0][1]], args)
     for name, pairs, unmatched in found:
         show = progress(args.quiet, f"score {shown(name)}")
         results.append(
@@ -153,7 +178,12 @@ def _evaluate(args) -> int:
     if args.compare:
         results[1].write(out / "compared", overwrite=args.overwrite)
         compared = compare(
-            *results, names=tuple(names), test=args.test, resamples=args.resamples, seed=args.seed
+            *results,
+            names=tuple(names),
+            test=args.test,
+            side="better" if args.one_sided else "two-sided",
+            resamples=args.resamples,
+            seed=args.seed,
         )
         compared.write(out, overwrite=args.overwrite)
     print(results[0].markdown() + ("" if compared is None else f"\n{compared.markdown()}"))
@@ -167,12 +197,12 @@ def _evaluate(args) -> int:
     return report_failures([entry for result in results for entry in result.failed])
 
 
-def _check_output(out: Path, corpus, cases: list[str], args) -> None:
+def _check_output(out: Path, corpus, further: tuple[str, ...], cases: list[str], args) -> None:
     """Checks that the output can be written, before anything is scored."""
     from medjax.infer import outputs
     from medjax.metrics import written
 
-    classes = tuple(corpus.annotated if args.classes is None else args.classes)
+    classes = (*(corpus.annotated if args.classes is None else args.classes), *further)
     for name in classes:
         corpus.ids_of(name)
     planned = [(corpus.name, case) for case in cases] if args.montages else []

@@ -19,6 +19,7 @@ from medjax.corpora.twins import Pair
 from medjax.errors import UsageError
 
 Split = dict[str, list[str]]
+SIDES = ("train", "val")  # of every split; "test" is the third one of some
 
 
 def make_splits(
@@ -26,6 +27,7 @@ def make_splits(
     folds: int = 5,
     seed: int = 12345,
     twins: Iterable[Pair] = (),
+    test: bool = False,
 ) -> list[Split]:
     """Assigns the patients of each corpus to `folds` groups; fold f validates on group f.
 
@@ -34,12 +36,16 @@ def make_splits(
       folds: number of groups, at least 2.
       seed: seed of the shuffle; the same cases, twins and seed give the same splits on any machine.
       twins: pairs of "corpus/case" names that must stay together; their patients count as one.
+      test: fold f holds the next group out altogether, as a third part: ten folds give parts of
+        eight, one and one tenths.
 
-    Returns: one {"train": [...], "val": [...]} of "corpus/case" names per fold.
-    Raises: `UsageError` for fewer than two folds or fewer patients than folds.
+    Returns: one {"train": [...], "val": [...]} of "corpus/case" names per fold, with "test" if
+      asked for.
+    Raises: `UsageError` for too few folds (2, or 3 with a test part), or fewer patients than folds.
     """
-    if folds < 2:
-        raise UsageError("cross-validation needs at least 2 folds", found=folds)
+    if folds < 2 + test:
+        what = "a split into three parts" if test else "cross-validation"
+        raise UsageError(f"{what} needs at least {2 + test} folds", found=folds)
     owner = group_owners(cases, twins)
     patients = {c: [owner[case.patient] for case in members] for c, members in cases.items()}
     if (count := len({p for members in patients.values() for p in members})) < folds:
@@ -59,10 +65,11 @@ def make_splits(
             counts[smallest] += sizes[fresh[i]]
     splits = []
     for fold in range(folds):
-        sides: Split = {"train": [], "val": []}
+        sides: Split = {side: [] for side in (*SIDES, *(("test",) if test else ()))}
+        held = {fold: "val"} | ({(fold + 1) % folds: "test"} if test else {})
         for corpus, members in cases.items():
             for case, patient in zip(members, patients[corpus], strict=True):
-                sides["val" if group[patient] == fold else "train"].append(f"{corpus}/{case.name}")
+                sides[held.get(group[patient], "train")].append(f"{corpus}/{case.name}")
         splits.append(sides)
     return splits
 
@@ -163,9 +170,9 @@ def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
 
     Raises `UsageError` for unknown cases.
     """
-    splits, sides = files.read_json(path), ("train", "val")
+    splits = files.read_json(path)
     if not isinstance(splits, list) or not all(
-        isinstance(s, dict) and all(_is_names(s.get(side)) for side in sides) for s in splits
+        isinstance(s, dict) and all(_is_names(s.get(side)) for side in sides_of(s)) for s in splits
     ):
         raise UsageError(
             "not splits",
@@ -186,7 +193,11 @@ def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
         if bare[c.name] == 1
     }
     unknown = [
-        name for split in splits for side in sides for name in split[side] if name not in names
+        name
+        for split in splits
+        for side in sides_of(split)
+        for name in split[side]
+        if name not in names
     ]
     if several := next((name for name in unknown if bare[name] > 1), None):
         raise UsageError(
@@ -199,7 +210,15 @@ def read_splits(path: Path, cases: Mapping[str, Sequence[Case]]) -> list[Split]:
             f"{len(unknown)} cases of the splits are not in the corpora, first {unknown[0]!r}",
             path=path,
         )
-    return [{side: [names[name] for name in split[side]] for side in sides} for split in splits]
+    return [
+        {side: [names[name] for name in split[side]] for side in sides_of(split)}
+        for split in splits
+    ]
+
+
+def sides_of(split: Mapping) -> tuple[str, ...]:
+    """The parts of a split: train and val, and test if there is one."""
+    return (*SIDES, "test") if "test" in split else SIDES
 
 
 def _is_names(value: object) -> bool:

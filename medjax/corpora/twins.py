@@ -215,8 +215,10 @@ def digests(case: Case) -> tuple[str, ...]:
 
 
 def straddling(split: Mapping[str, Sequence[str]], pairs: Iterable[Pair]) -> tuple[Pair, ...]:
-    """The pairs of which one case is trained on and the other validated on."""
-    return between(split["train"], split["val"], pairs)
+    """The pairs of which one case is trained on and the other validated or tested on."""
+    pairs = tuple(pairs)
+    found = between(split["train"], split["val"], pairs)
+    return found + between(split["train"], split.get("test", ()), pairs)
 
 
 def between(

@@ -102,6 +102,7 @@ def aggregate(
     resamples: int = 10_000,
     seed: int = 0,
     cells: Iterable[tuple[str, str]] = (),
+    apart: Iterable[tuple[str, str]] = (),
 ) -> dict:
     """Tables per (corpus, class), per class, per corpus, per group and overall.
 
@@ -112,13 +113,18 @@ def aggregate(
       resamples, seed: of the bootstrap.
       cells: (corpus, class) pairs that must be listed even without any row (a class every case of
         which failed): they get n = 0.
+      apart: (corpus, class) pairs that are listed, but count in no mean of a corpus and not
+        overall: regions that unite classes which count already.
 
     Returns: {"metrics": [...], "cells": {corpus: {class: Summary}}, "classes": {class: Summary},
-      "corpora": {...}, "groups": {...}, "overall": Summary, "bootstrap": {...}}. A cell's Summary
+      "corpora": {...}, "groups": {...}, "overall": Summary, "over_corpora": Summary, "bootstrap":
+      {...}}. "overall" is the mean over the cells, "over_corpora" that over the means of the
+      corpora, which weighs a corpus of one class like one of thirteen. A cell's Summary
       has n_absent, n_missed, n_false_positive, and per metric {mean, sd, median, q1, q3, n,
       interval, mean_absent_as_one}, volume_error_ml also the limits of agreement; the others have
-      {mean, interval, n_cells}.
+      {mean, interval, n_cells} or {mean, interval, n_corpora}.
     """
+    apart = set(apart)
     keys = list(dict.fromkeys([*cells, *((row.corpus, row.name) for row in rows)]))
     metrics = [m for m in PERFECT if any(m in row.scores for row in rows)] or ["Dice", "IoU"]
     draws = {metric: _bootstrap(rows, keys, metric, resamples, seed) for metric in metrics}
@@ -138,7 +144,7 @@ def aggregate(
                 for row in members
                 if metric in row.scores or row.status == ABSENT
             ]
-            described["interval"] = _interval(*draws[metric], [column])
+            described["interval"] = _interval(*_chosen(*draws[metric], [column]))
             if metric == "volume_error_ml":
                 described["limits"] = agreement_limits(described["mean"], described["sd"])
             summary[metric] = described | {
@@ -154,7 +160,7 @@ def aggregate(
             values = [mean for mean in means if mean is not None]
             table[metric] = {
                 "mean": float(np.mean(values)) if values else None,
-                "interval": _interval(*draws[metric], used),
+                "interval": _interval(*_chosen(*draws[metric], used)),
             }
             table[metric]["n_cells"] = len(used)
         return table
@@ -163,16 +169,26 @@ def aggregate(
         name: pooled([i for i, k in enumerate(keys) if k[1] == name])
         for name in dict.fromkeys(k[1] for k in keys)
     }
-    result["corpora"] = {
-        name: pooled([i for i, k in enumerate(keys) if k[0] == name])
-        for name in dict.fromkeys(k[0] for k in keys)
-    }
+    counted = {name: [] for name in dict.fromkeys(k[0] for k in keys)}
+    for i, key in enumerate(keys):
+        if key not in apart:
+            counted[key[0]].append(i)
+    result["corpora"] = {name: pooled(chosen) for name, chosen in counted.items()}
     grouped = {group: set(names) for group, names in (groups or {}).items()}
     result["groups"] = {
         group: pooled([i for i, k in enumerate(keys) if k[1] in names or f"{k[0]}/{k[1]}" in names])
         for group, names in grouped.items()
     }
-    result["overall"] = pooled(list(range(len(keys))))
+    result["overall"] = pooled([i for chosen in counted.values() for i in chosen])
+    result["over_corpora"] = {
+        metric: _over_corpora(
+            [found[metric]["mean"] for found in result["corpora"].values()],
+            [_chosen(*draws[metric], chosen) for chosen in counted.values()],
+        )
+        for metric in metrics
+    }
+    if apart:
+        result["apart"] = sorted(apart)
     result["bootstrap"] = {
         "resamples": resamples,
         "seed": seed,
@@ -250,23 +266,50 @@ def tail(patients: int, corpora: int = 1) -> float:
     return float(stats.norm.cdf(math.sqrt(each / (each - 1)) * t))
 
 
-def _interval(
+def _over_corpora(
+    means: Sequence[float | None], chosen: Sequence[tuple[np.ndarray, set[tuple[str, str]]]]
+) -> dict:
+    """Summary of the mean over the corpora that have one.
+
+    Args:
+      means: of every corpus. chosen: of every corpus, (resamples, its cells) and its patients.
+    """
+    used = [k for k, mean in enumerate(means) if mean is not None]
+    values = [means[k] for k in used]
+    columns = [_means(chosen[k][0]) for k in used]
+    patients = set().union(*(chosen[k][1] for k in used))
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "interval": _interval(np.stack(columns, 1), patients) if columns else None,
+        "n_corpora": len(used),
+    }
+
+
+def _means(draws: np.ndarray) -> np.ndarray:
+    """(resamples, cells) -> (resamples,) mean over the cells of which a resample holds a case."""
+    finite = np.isfinite(draws)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(finite, draws, 0).sum(1) / finite.sum(1)
+
+
+def _chosen(
     draws: np.ndarray, scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
-) -> list[float] | None:
+) -> tuple[np.ndarray, set[tuple[str, str]]]:
+    """The resampled means of some cells, and the (corpus, patient) scored in any of them."""
+    return draws[:, columns], set().union(*(scored[column] for column in columns))
+
+
+def _interval(draws: np.ndarray, patients: set[tuple[str, str]]) -> list[float] | None:
     """95 % interval of the mean over cells; None if a cell has none, or below 5 patients.
 
     A resample ignores cells of which it holds no case.
     """
-    patients = set().union(*(scored[column] for column in columns))
     corpora = len({corpus for corpus, _ in patients})
     if len(patients) < LEAST_PATIENTS or len(patients) <= corpora:
         return None
-    draws = draws[:, columns]
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():
         return None
-    counts = finite.sum(1)
-    means = np.where(finite, draws, 0).sum(1)[counts > 0] / counts[counts > 0]
     below = tail(len(patients), corpora)
-    low, high = np.quantile(means, [below, 1 - below])
+    low, high = np.quantile(_means(draws)[finite.any(1)], [below, 1 - below])
     return [float(low), float(high)]

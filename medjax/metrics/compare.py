@@ -6,15 +6,17 @@ scored. If a class is absent from the reference and only one side predicts it, t
 of the other side counts as a perfect score; if neither predicts it, there is no pair. Volumes are
 compared by their absolute error.
 
-Tests use the mean difference of each patient: Wilcoxon's signed-rank test, or a permutation test
-that flips signs (exact up to 14 patients). p values are corrected by Holm within each metric over
-all (corpus, class) cells.
+Tests use the mean difference of each patient: Wilcoxon's signed-rank test, a permutation test that
+flips signs (exact up to 14 patients), or Student's paired t test. p values are two-sided, or those
+of "the second is better" (`better`); they are corrected by Holm within each metric over all
+(corpus, class) cells. A corpus as a whole is tested by the mean over its classes of every patient.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,12 @@ from medjax.metrics.aggregate import ABSENT, FOUND, OWN_CHANNEL, PERFECT, Row, a
 from medjax.metrics.result import Result
 from medjax.metrics.tables import DECIMALS, TITLES, chance, escaped, mean
 
-TESTS = ("wilcoxon", "permutation")
+TESTS = ("wilcoxon", "permutation", "t")
+SIDES = ("two-sided", "better")
+LESS_IS_BETTER = ("HD95", "ASSD", "volume_error_ml")
 EXACT = 14  # patients up to which all sign patterns are tried
 LEVEL = 0.05
+SIDED = {"two-sided": "two-sided", "better": "one-sided (the second is better)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Comparison:
         interval, sd, median, q1, q3, p, p_holm}.
       overall: metric -> {mean, interval, n_cells}: macro over cells.
       unpaired: cases that only one of the two has scored, by the name of the one that has.
+      side: see `SIDES`.
+      corpora: corpus -> metric -> {n_patients, first, second, mean, p}: of the mean over its
+        classes of every patient; empty in comparisons of earlier versions.
     """
 
     names: tuple[str, str]
@@ -52,6 +60,8 @@ class Comparison:
     cells: Mapping[str, Mapping[str, Mapping[str, dict]]]
     overall: Mapping[str, dict]
     unpaired: Mapping[str, list[str]]
+    side: str = "two-sided"
+    corpora: Mapping[str, Mapping[str, dict]] = dataclasses.field(default_factory=dict)
 
     def markdown(self) -> str:
         """One table per metric: both means, the difference with its interval, and p after Holm.
@@ -86,6 +96,16 @@ class Comparison:
                         f"| {escaped(corpus)} | {escaped(name)} | {both} | "
                         f"{mean(cell, metric)}{star} | {chances} | {cell['n']} |"
                     )
+            for corpus, entry in self.corpora.items():
+                cell, digits = entry[metric], DECIMALS[metric]
+                both = " | ".join(
+                    "-" if v is None else f"{v:.{digits}f}" for v in (cell["first"], cell["second"])
+                )
+                change = "-" if cell["mean"] is None else f"{cell['mean']:.{digits}f}"
+                lines.append(
+                    f"| {escaped(corpus)} | mean over classes of a patient | {both} | {change} | "
+                    f"{chance(cell['p'])} | - | {cell['n_patients']} |"
+                )
             lines += [
                 f"| all | mean over cells | | | {mean(self.overall[metric], metric)} | | | |",
                 "",
@@ -101,8 +121,8 @@ class Comparison:
                 else []
             )
         lines.append(
-            f"Test: {self.test}, on the mean difference of each patient; Holm's correction within "
-            "each metric over all classes."
+            f"Test: {self.test}, {SIDED[self.side]}, on the mean difference of each patient; "
+            "Holm's correction within each metric over all classes."
         )
         return "\n".join([*lines, "", f"Computed by medjax {__version__}.", ""])
 
@@ -144,16 +164,18 @@ def compare(
     *,
     names: tuple[str, str] = ("first", "second"),
     test: str = "wilcoxon",
+    side: str = "two-sided",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
     """Compares two results case by case.
 
-    Raises: `UsageError` for an unknown test, `MetricError` if the results share no scored case or
-      were measured differently.
+    Raises: `UsageError` for an unknown test or side, `MetricError` if the results share no scored
+      case or were measured differently.
     """
-    if test not in TESTS:
-        raise UsageError(f"unknown test {test!r}", fix=did_you_mean(test, TESTS))
+    for what, word, known in (("test", test, TESTS), ("side", side, SIDES)):
+        if word not in known:
+            raise UsageError(f"unknown {what} {word!r}", fix=did_you_mean(word, known))
     if first.settings != second.settings:
         raise MetricError(
             "results with different settings", found=second.settings, expected=first.settings
@@ -218,7 +240,8 @@ def compare(
                 "first": means[0],
                 "second": means[1],
             } | kept
-            entry[metric]["p"] = p_value(changes, test, resamples, seed)
+            sign = _sign(metric, side)
+            entry[metric]["p"] = p_value(changes * sign, test, resamples, seed, side)
     for metric in metrics:
         chances = [cells[c][n][metric]["p"] for c, n in keys]
         for (c, n), corrected in zip(keys, holm(chances), strict=True):
@@ -231,13 +254,60 @@ def compare(
         m: differences["overall"].get(m, {"mean": None, "interval": None, "n_cells": 0})
         for m in metrics
     }
-    return Comparison(tuple(names), test, metrics, cells, overall, unpaired)
+    apart = {tuple(cell) for cell in first.tables.get("apart", ())}
+    corpora = {
+        corpus: {
+            metric: _of_corpus(
+                [(x, y) for x, y in both if x.corpus == corpus and (corpus, x.name) not in apart],
+                metric,
+                functools.partial(p_value, test=test, resamples=resamples, seed=seed, side=side),
+                _sign(metric, side),
+            )
+            for metric in metrics
+        }
+        for corpus in dict.fromkeys(corpus for corpus, _ in keys)
+    }
+    return Comparison(tuple(names), test, metrics, cells, overall, unpaired, side, corpora)
+
+
+def _sign(metric: str, side: str) -> int:
+    """1, or -1 where a one-sided test asks whether the values became smaller."""
+    return -1 if side == "better" and metric in LESS_IS_BETTER else 1
+
+
+def _of_corpus(
+    pairs: Sequence[tuple[Row, Row]],
+    metric: str,
+    p_of: Callable[[np.ndarray], float | None],
+    sign: int,
+) -> dict:
+    """Means over the classes of every patient: of both sides, their difference and its p.
+
+    A patient's mean is taken over the (case, class) pairs that both sides have scored.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for x, y in pairs:
+        found.setdefault(x.patient, []).append((_value(x, metric), _value(y, metric)))
+    means = np.array([np.mean(values, 0) for values in found.values()]).reshape(-1, 2)
+    changes = means[:, 1] - means[:, 0]
+    empty = not len(means)
+    return {
+        "n_patients": len(means),
+        "first": None if empty else float(means[:, 0].mean()),
+        "second": None if empty else float(means[:, 1].mean()),
+        "mean": None if empty else float(changes.mean()),
+        "p": p_of(sign * changes),
+    }
 
 
 def p_value(
-    differences: np.ndarray, test: str, resamples: int = 10_000, seed: int = 0
+    differences: np.ndarray,
+    test: str,
+    resamples: int = 10_000,
+    seed: int = 0,
+    side: str = "two-sided",
 ) -> float | None:
-    """Two-sided p of "no difference".
+    """p of "no difference", two-sided, or one-sided against differences above 0 ("better").
 
     1 if every difference is 0, None with fewer than two patients.
     """
@@ -245,17 +315,23 @@ def p_value(
         return None
     if not differences.any():
         return 1.0
+    alternative = "greater" if side == "better" else "two-sided"
     if test == "wilcoxon":
-        return float(stats.wilcoxon(differences, zero_method="wilcox", method="auto").pvalue)
-    observed = abs(differences.mean()) * (1 - 1e-12)
+        given = {"zero_method": "wilcox", "method": "auto", "alternative": alternative}
+        return float(stats.wilcoxon(differences, **given).pvalue)
+    if test == "t":
+        if np.ptp(differences) == 0:  # no spread: t is infinite
+            return 1.0 if side == "better" and differences[0] < 0 else 0.0
+        return float(stats.ttest_1samp(differences, 0.0, alternative=alternative).pvalue)
+    size = (lambda means: means) if side == "better" else np.abs
+    observed = size(differences.mean())
+    observed -= 1e-12 * abs(observed)
     if len(differences) <= EXACT:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(differences))))
-        return float(np.mean(np.abs(signs @ differences) / len(differences) >= observed))
+        return float(np.mean(size(signs @ differences / len(differences)) >= observed))
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (resamples, len(differences)))
-    return float(
-        (1 + np.count_nonzero(np.abs(signs @ differences) / len(differences) >= observed))
-        / (1 + resamples)
-    )
+    extreme = np.count_nonzero(size(signs @ differences / len(differences)) >= observed)
+    return float((1 + extreme) / (1 + resamples))
 
 
 def holm(chances: Sequence[float | None]) -> list[float | None]:

@@ -85,6 +85,7 @@ def evaluate(
     corpus: Corpus,
     *,
     classes: Sequence[str] | None = None,
+    apart: Sequence[str] = (),
     surface: bool = False,
     tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     groups: Mapping[str, Iterable[str]] | None = None,
@@ -102,6 +103,7 @@ def evaluate(
         with its ignore value are left out.
       classes: the classes to score; default the annotated ones. Give a view's full corpus to score
         what the view hides.
+      apart: further classes that are scored, but count in no mean over classes (`metrics.regions`).
       surface: also NSD, HD95 and ASSD (slower).
       tolerance_mm: of the NSD, for all classes or by class (others 1 mm).
       groups: group name -> classes, for one more table.
@@ -115,7 +117,7 @@ def evaluate(
     Raises: `LabelError` for an unknown class, `UsageError` without pairs or for a case that comes
       twice.
     """
-    names = tuple(corpus.annotated if classes is None else classes)
+    names = (*(corpus.annotated if classes is None else classes), *apart)
     for name in {*names, *(tolerance_mm if isinstance(tolerance_mm, Mapping) else ())}:
         corpus.ids_of(name)
     if not pairs:
@@ -161,6 +163,7 @@ def evaluate(
         groups,
         resamples,
         seed,
+        [(corpus.name, name) for name in apart],
     )
 
 

@@ -132,7 +132,12 @@ class Result:
                 mean[f"{corpus}/{key}" if several else key] = (
                     {m: _mean(f[m] for f in found) for m in numbers} | counted | intervals
                 )
-        foreground = {m: _mean(entry[m] for entry in mean.values()) for m in numbers}
+        apart = {
+            (f"{corpus}/" if several else "") + _label_key(self.corpora[corpus], name)
+            for corpus, name in self.tables.get("apart", ())
+        }
+        counted = [entry for key, entry in mean.items() if key not in apart]
+        foreground = {m: _mean(entry[m] for entry in counted) for m in numbers}
         names = {
             c: {_label_key(self.corpora[c], n): n for n in names}
             for c, names in self.classes.items()
@@ -266,6 +271,7 @@ def join(results: Sequence[Result], groups: Mapping[str, Iterable[str]] | None =
         groups,
         boot["resamples"],
         boot["seed"],
+        [tuple(cell) for r in results for cell in r.tables.get("apart", ())],
     )
 
 
@@ -280,10 +286,11 @@ def build_result(
     groups: Mapping[str, Iterable[str]] | None,
     resamples: int,
     seed: int,
+    apart: Sequence[tuple[str, str]] = (),
 ) -> Result:
-    """A `Result` with its tables."""
+    """A `Result` with its tables; for `apart` see `aggregate.aggregate`."""
     cells = [(corpus, name) for corpus, names in classes.items() for name in names]
-    found = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells)
+    found = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells, apart=apart)
     return Result(
         corpora,
         classes,
@@ -338,6 +345,7 @@ def _restored(summary: Mapping) -> Result:
         k: summary[k]
         for k in ("metrics", "cells", "classes", "corpora", "groups", "overall", "bootstrap")
     }
+    kept |= {k: summary[k] for k in ("over_corpora", "apart") if k in summary}  # newer fields
     return Result(
         corpora,
         classes,

@@ -92,7 +92,7 @@ def markdown(result) -> str:
     pools = {"Groups": found["groups"]} if found["groups"] else {}
     if len(result.corpora) > 1:
         pools["Classes over corpora"] = found["classes"]
-        pools["All"] = {"mean over corpora and classes": found["overall"]}
+        pools["All"] = overall(found)
     for title, pooled in pools.items():
         rows = [
             [escaped(name), *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()
@@ -140,6 +140,18 @@ def _short(cell: Mapping | None) -> str:
         return "-"
     missed = f" ({cell['n_missed']}/{cell['Dice']['n']} missed)" if cell["n_missed"] else ""
     return f"{cell['Dice']['mean']:.3f}{missed}"
+
+
+def overall(found: Mapping) -> dict[str, Mapping]:
+    """The last rows of a table of several corpora; earlier summaries have the first one only.
+
+    Args:
+      found: what `aggregate.aggregate` returns.
+    """
+    rows = {"mean over corpora and classes": found["overall"]}
+    if "over_corpora" in found:
+        rows["mean over corpora"] = found["over_corpora"]
+    return rows
 
 
 def notes(result) -> list[str]:

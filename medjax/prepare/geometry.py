@@ -217,8 +217,8 @@ def fit(
         channel (an image without such voxels warns and stays whole); "none" keeps everything.
       transpose: for each axis of the result the (z, y, x) axis of the orientation; the target
         spacing is in the order of the result.
-      size: (z, y, x) voxels of the result, which the crop is resampled to whatever its extent; then
-        there is no target spacing.
+      size: (z, y, x) voxels of the result, which the crop is resampled to whatever its extent, -1
+        where its own number stays; then there is no target spacing.
       above: per channel the value above which a voxel is foreground, or None for a channel that
         takes no part in a crop (a mask). Default 0 for all.
 
@@ -251,7 +251,9 @@ def fit(
             expected="three positive sizes in mm, (z, y, x)",
         )
     if size is not None and (
-        target_spacing_mm is not None or len(size) != 3 or not all(int(n) >= 1 for n in size)
+        target_spacing_mm is not None
+        or len(size) != 3
+        or not all(int(n) >= 1 or int(n) == -1 for n in size)
     ):
         raise UsageError(
             "unusable target size",
@@ -266,7 +268,7 @@ def fit(
     if size is None:
         new = resample.new_shape(extent, spacing, target)
     else:
-        new = tuple(int(n) for n in size)
+        new = tuple(int(n) if int(n) > 0 else m for n, m in zip(size, extent, strict=True))
         target = tuple(s * n / m for s, n, m in zip(spacing, extent, new, strict=True))
     return Transform(tuple(volume.shape), axes, flips, box, spacing, target, new)
 

@@ -26,7 +26,8 @@ class Grid:
         (each cropped volume is resampled to `size` voxels, for networks with a fixed frame).
       spacing_mm: (z, y, x) in the network's axes: the target of "spacing". Of "native" and "size"
         the typical one (`typical_spacing`), which decides about no volume.
-      size: (z, y, x) voxels in the network's axes, only of "size".
+      size: (z, y, x) voxels in the network's axes, only of "size"; -1 keeps the volume's own
+        number: (-1, 224, 224) are whole slices of one frame.
     """
 
     kind: str
@@ -57,7 +58,8 @@ class Grid:
         """(z, y, x) voxels on this grid of a cropped volume, all in the network's axes."""
         if self.kind == "spacing":
             return new_shape(shape, spacing_mm, self.spacing_mm)
-        return self.size or tuple(int(n) for n in shape)
+        kept = tuple(int(n) for n in shape)
+        return kept if not self.size else _filled(self.size, kept)
 
     def identity(self) -> list | dict:
         """JSON-ready; equal for grids that give every volume the same voxels."""
@@ -69,8 +71,17 @@ class Grid:
         if self.kind == "native":
             return "the spacing of each case"
         if self.size:
-            return f"{'x'.join(map(str, self.size))} voxels"
+            return f"{written(self.size)} voxels"
         return f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
+
+
+def written(size: Sizes) -> str:
+    """A frame in words: "its own x224x224"."""
+    return "x".join(str(n) if n > 0 else "its own " for n in map(int, size)).strip()
+
+
+def _filled(size: Shape, own: Shape) -> Shape:
+    return tuple(n if n > 0 else m for n, m in zip(size, own, strict=True))
 
 
 def typical_spacing(
@@ -86,5 +97,6 @@ def typical_spacing(
     """
     shown = np.asarray(spacings_mm, float)
     if size is not None:
-        shown = shown * np.asarray(shapes, float) / np.asarray(size, float)
+        wanted = np.where(np.asarray(size) > 0, size, shapes).astype(float)
+        shown = shown * np.asarray(shapes, float) / wanted
     return tuple(float(s) for s in np.median(shown, 0))

@@ -354,7 +354,8 @@ def _frame(size: Sequence[float]) -> tuple[int, int, int]:
         raise UsageError(
             "unusable target size",
             found=tuple(size),
-            expected=f"three whole numbers of voxels (z, y, x), 1 to {plan_json.MOST_VOXELS}",
+            expected=f"three whole numbers of voxels (z, y, x), 1 to {plan_json.MOST_VOXELS}, or "
+            "-1 for the volume's own",
         )
     return found
 

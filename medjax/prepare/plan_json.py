@@ -24,6 +24,7 @@ SCHEMES = (
 GRIDS = ("spacing", "native", "size")
 CROPS = ("nonzero", "foreground", "none")
 MOST_VOXELS = 1 << 13  # of a fixed frame along an axis
+OWN = -1  # in place of such a number: as many as the volume has
 _WORDS = {
     "ctnormalization": "ct",
     "zscorenormalization": "zscore",
@@ -93,10 +94,15 @@ def check(fields: Any, path: object = None) -> None:
 
 
 def check_size(size: Any) -> tuple[int, int, int] | None:
-    """Three voxel numbers of a fixed frame, or None if they are not usable."""
+    """Three voxel numbers of a fixed frame, or None if they are not usable.
+
+    -1 is the volume's own number (slices of a fixed frame); not along all three axes.
+    """
     if not isinstance(size, list | tuple) or len(size) != 3:
         return None
-    if not all(type(n) is int and 1 <= n <= MOST_VOXELS for n in size):
+    if not all(type(n) is int and (n == OWN or 1 <= n <= MOST_VOXELS) for n in size):
+        return None
+    if all(n == OWN for n in size):
         return None
     return tuple(size)
 

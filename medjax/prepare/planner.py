@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medjax.prepare import grid
 from medjax.prepare.intensity import MASK_BELOW, PERCENTILES, Intensity
 from medjax.prepare.plan import (
     ANY,
@@ -135,8 +136,8 @@ def _about_spacing(fingerprints: Mapping[str, Fingerprint], plan: Plan, chosen) 
         typical = f"{_times(plan.mean_spacing())} mm (z y x), the median over the cases"
         if plan.size:
             return [
-                f"Grid: each cropped volume is resampled to {_times(plan.size)} voxels, as asked; "
-                f"the network is built for {typical}."
+                f"Grid: each cropped volume is resampled to {grid.written(plan.size)} voxels, as "
+                f"asked; the network is built for {typical}."
             ]
         return [f"Spacing: each case keeps its own, as asked; the network is built for {typical}."]
     if chosen is not None and not isinstance(chosen, str):

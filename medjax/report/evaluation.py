@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.metrics import tables, written
-from medjax.metrics.compare import LEVEL, Comparison
+from medjax.metrics.compare import LEVEL, SIDED, Comparison
 from medjax.metrics.result import Result
 from medjax.report import charts, page
 from medjax.report.page import Cell, number, text
@@ -47,7 +47,7 @@ def scores(result: Result) -> str:
     if len(result.corpora) > 1:
         pools |= {
             "Classes over corpora": found["classes"],
-            "All": {"mean over corpora and classes": found["overall"]},
+            "All": tables.overall(found),
         }
     for title, table in pools.items():
         rows = [[name, *(_mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
@@ -93,7 +93,7 @@ def comparison(found: Comparison) -> str:
     first, second = found.names
     said = (
         f"Difference = {second} minus {first}, with 95 % interval over patients. Test: "
-        f"{found.test}, Holm's correction."
+        f"{found.test}, {SIDED[found.side]}, Holm's correction."
     )
     parts = [f"<p>{text(said)}</p>"]
     for metric in found.metrics:
@@ -111,6 +111,16 @@ def comparison(found: Comparison) -> str:
                     Cell(text(tables.chance(cell[key])), cell[key]) for key in ("p", "p_holm")
                 ]
                 rows.append([name, corpus, *means, change, *chances, cell["n"]])
+        for corpus, entry in found.corpora.items():
+            cell, digits = entry[metric], tables.DECIMALS[metric]
+            means = [
+                Cell("-" if v is None else f"{v:.{digits}f}", v)
+                for v in (cell["first"], cell["second"], cell["mean"])
+            ]
+            chance = Cell(text(tables.chance(cell["p"])), cell["p"])
+            rows.append(
+                ["mean over classes of a patient", corpus, *means, chance, "-", cell["n_patients"]]
+            )
         heads = ["class", "corpus", first, second, "difference", "p", "p (Holm)", "n"]
         total = [
             "mean over cells",

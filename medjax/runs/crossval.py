@@ -76,7 +76,7 @@ def _together(config: Config, workdir: Path, count: int) -> int:
             masks = folder_of(workdir, fold) / "predictions" / corpus.name
             wanted = {
                 name.split("/", 1)[1]
-                for name in data.splits[fold]["val"]
+                for name in data.splits[fold][data.scored]
                 if name.startswith(f"{corpus.name}/")
             }
             found += [

@@ -23,7 +23,7 @@ from medjax.runs.settings.section import fields_of
 
 # fields of `config.evaluate` that the core reads itself
 CORE = {"on", "surface", "montages", "groups", "baseline", "difficult_below"}
-CORE |= {"during", "during_cases", "prompted"}
+CORE |= {"during", "during_cases", "prompted", "regions", "alone"}
 
 
 def chosen(given: Evaluate) -> dict[str, tuple[ModuleType, Any]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from medjax.errors import UsageError
+from medjax.errors import UsageError, did_you_mean
 from medjax.labels import LabelSpace
 from medjax.runs import adapt, build, fitted
 from medjax.runs import folder as runfolder
@@ -28,6 +28,7 @@ from medjax.weights import adapters
 from medjax.weights.transfer import transfer
 
 TRANSFER = "transfer.json"
+TOPOLOGIES = ("source", "own")
 
 
 def trilinear(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -46,14 +47,20 @@ def with_topology(config: Config, workdir: Path) -> Config:
     open.
 
     Another patch or spacing would lead to other strides, with which the same kernels compute
-    something else although every shape fits. A trained run keeps those that it started with.
+    something else although every shape fits. A trained run keeps those that it started with. With
+    `init.topology` "own" the data of this run decide (a plan of its own, as in nnU-Net's transfer).
 
     Raises: what `read_model` and `Trained.network` raise for a source that cannot be used.
     """
     given, model = config.init, config.model
+    if given.topology not in TOPOLOGIES:
+        raise UsageError(
+            f"unknown config.init.topology {given.topology!r}",
+            fix=did_you_mean(given.topology, TOPOLOGIES),
+        )
     wanted = [name for name in build.TOPOLOGY if name in build.accepted(model.name)]
     wanted = [name for name in wanted if model.options.get(name) is None]
-    if not given.source or not wanted:
+    if not given.source or not wanted or given.topology == "own":
         return config
     if stepfolder.latest_step(workdir / "checkpoints") is not None:
         found = runfolder.read_config(workdir).model.options

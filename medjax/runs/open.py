@@ -15,9 +15,10 @@ from medjax import lines
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.layouts.common import UNNAMED
+from medjax.corpora.patterns import Pattern
 from medjax.corpora.sources import read_labels, scan_corpus
-from medjax.corpora.splits import Split, make_splits, part_of, read_splits, subset
-from medjax.corpora.twins import Pair, by_name, read_rules, rules_of, straddling
+from medjax.corpora.splits import Split, make_splits, part_of, read_splits, sides_of, subset
+from medjax.corpora.twins import Pair, Twin, by_name, read_rules, rules_of, straddling
 from medjax.errors import MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.prepare.targets import check_outside, check_targets
@@ -45,6 +46,8 @@ class Data:
         here keep them on one side.
       groups: store name -> the data set it is a part of, if several corpora count as one in
         sampling.
+      rules: store name -> the corpus' rules for twins. public: store name -> the name that rules of
+        other corpora know it by, if it is another one.
     """
 
     stores: tuple[Corpus, ...]
@@ -57,23 +60,34 @@ class Data:
     problems: tuple[MedjaxError, ...] = ()
     twins: tuple[Pair, ...] = ()
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, tuple[Twin, ...]] = dataclasses.field(default_factory=dict)
+    public: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def side(self, store: str, side: str) -> list[str]:
-        """Case names of a store on one side ("train" or "val") of the chosen fold."""
+        """Case names of a store on one side ("train", "val" or "test") of the chosen fold."""
         prefix = store + "/"
         return [
             name[len(prefix) :] for name in self.splits[self.fold][side] if name.startswith(prefix)
         ]
 
+    @property
+    def scored(self) -> str:
+        """The side that is evaluated after training: "test" where the split has one, else "val"."""
+        return "test" if self.splits and "test" in self.splits[self.fold] else "val"
+
     def leaks(self) -> tuple[Pair, ...]:
         """Twins on both sides of the chosen fold; only a split from a file can have any."""
         return straddling(self.splits[self.fold], self.twins) if self.splits else ()
 
-    def held_out(self, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
-        """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
+    def held_out(self, space: LabelSpace, side: str = "") -> dict[str, tuple[Corpus, list[Case]]]:
+        """Corpus name -> corpus and its labelled held-out cases, for a space without views.
+
+        Args:
+          side: of the split; default the one that is evaluated.
+        """
         found = {}
         for corpus in space.corpora:
-            wanted = set(self.side(corpus.name, "val"))
+            wanted = set(self.side(corpus.name, side or self.scored))
             cases = [c for c in self.cases[corpus.name] if c.name in wanted and c.labelled]
             found[corpus.name] = (corpus, cases)
         return found
@@ -141,12 +155,13 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
     used = _only(used, data.only)
     space = merge(used, data.share, data.rename, data.precedence)
     present = {n: m for n, m in cases.items() if m}
-    twins = by_name(present, rules, {n: d.source for n, d in data.declared.items() if d.source})
+    public = {n: d.source for n, d in data.declared.items() if d.source}
+    twins = by_name(present, rules, public)
     splits, fold = _splits(present, data.split, twins)
     groups = {name: given.group for name, given in data.declared.items() if given.group}
-    return Data(
-        tuple(stores), cases, counts, space, parts, splits, fold, tuple(problems), twins, groups
-    )
+    facts = {"groups": groups, "rules": rules, "public": public}
+    wrong = tuple(problems)
+    return Data(tuple(stores), cases, counts, space, parts, splits, fold, wrong, twins, **facts)
 
 
 def _as_trained(corpus: Corpus, workdir: Path) -> Corpus:
@@ -260,10 +275,19 @@ def _subset(
 
     The number is that of the rule if the corpus is only declared.
     """
-    known, wanted = [case.name for case in members], rule.count
-    if not rule.file and wanted < 1:
+    pattern = Pattern(rule.names, f"config.data.subset.{name}.names", error=UsageError)
+    known = [c.name for c in members if not rule.names or pattern.fullmatch(c.name)]
+    wanted = rule.count or (len(known) if rule.names else 0)
+    if members and rule.names and not known:
         raise UsageError(
-            f"config.data.subset.{name} restricts to nothing", expected="file, or count and seed"
+            f"no case of {name} matches config.data.subset.{name}.names",
+            found=rule.names,
+            expected=f"names like {members[0].name}",
+        )
+    if not rule.file and wanted < 1 and not rule.names:
+        raise UsageError(
+            f"config.data.subset.{name} restricts to nothing",
+            expected="file, names, or count and seed",
         )
     if path := rule.file:
         try:
@@ -278,7 +302,7 @@ def _subset(
                 f"{len(missing)} cases are not in {name}, first {missing[0]!r}", path=path
             )
     elif not members:
-        return (), min(count, wanted)
+        return (), min(count, wanted or count)
     else:
         chosen = subset(known, name, wanted, rule.seed)
     kept = set(chosen)
@@ -327,10 +351,10 @@ def _splits(
     splits = (
         read_splits(Path(split.file), cases)
         if split.file
-        else make_splits(cases, split.folds, split.seed, twins)
+        else make_splits(cases, split.folds, split.seed, twins, split.test)
     )
     if split.fold == EVERYTHING:
-        every = [name for side in ("train", "val") for name in splits[0][side]]
+        every = [name for side in sides_of(splits[0]) for name in splits[0][side]]
         return (*splits, {"train": sorted(every), "val": []}), len(splits)
     if not 0 <= split.fold < len(splits):
         expected = f"0 to {len(splits) - 1}, or {EVERYTHING} for training on every case"

@@ -26,6 +26,7 @@ def fields(config: Config) -> dict:
     kept += ("mask_padding", "augment", "optim")
     given = config.as_given()  # not the defaults: recipes of earlier versions stay as they are
     left_out = (("source", config.init.source), ("head_prior", ""), ("also", config.init.also))
+    left_out += (("twins", config.init.twins), ("intensity", ""), ("topology", "source"))
     begun = {k: v for k, v in config.init.as_given().items() if (k, v) not in left_out}
     trained = {k: getattr(config.train, k) for k in ("steps", "batch", "patch")}
     if config.train.continued:  # continuations are declared in config.json

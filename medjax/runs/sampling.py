@@ -13,6 +13,7 @@ from medjax.sample import draw
 ON_HOST = ("threads", "workers")  # how fast the stream is read, never what it holds
 # fields that earlier run folders lack, with the value that they were made with
 ADDED = {"version": 1, "whole": 0.0, "whole_image": "spline", "whole_label": "vote"}
+ADDED |= {"weigh": "cases"}
 
 
 def decisive(sampler: Sampler) -> dict:

@@ -17,6 +17,7 @@ from medjax.corpora.inputs import Case
 from medjax.corpora.splits import provenance
 from medjax.errors import EXIT_OK, EXIT_SOME_FAILED, DataError, UsageError, sentence
 from medjax.labels import Corpus, LabelSpace
+from medjax.metrics import regions
 from medjax.prepare.fingerprint import check_classes, fingerprint, make_plan
 from medjax.prepare.plan import Plan
 from medjax.prepare.prepare import prepare
@@ -30,7 +31,7 @@ from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of
-from medjax.runs.start import continued, head_prior
+from medjax.runs.start import continued, head_prior, source
 from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 
@@ -79,16 +80,25 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
     config = configs.with_plan(config)
     evaluations.chosen(config.evaluate)  # checked before the training, not after it
     head_prior.check(config)
+    source.check(config)
     runfolder.check_target(workdir)
     config = continued.applied(config, workdir)
     config = initial.with_topology(configs.with_stream_version(config, workdir), workdir)
     data = corpora.open_data(config.data, workdir)
-    settings = {k: getattr(config.data.split, k) for k in ("file", "folds", "fold", "seed")}
+    scored, further = data.space.unveiled().corpora, config.evaluate
+    regions.check(scored, data.cases, further.regions, further.alone)
+    pairs = source.shared(config, data, workdir)
+    data, about_source = source.applied(config, data, pairs)
+    split = config.data.split
+    settings = {k: getattr(split, k) for k in ("file", "folds", "fold", "seed")}
+    settings |= {"test": True} if split.test else {}
 
     def write() -> None:
         recipe.refuse_another(config, data, workdir)
         runfolder.write_json(workdir / runfolder.CONFIG, config.as_given())
         runfolder.write_json(workdir / runfolder.LABELS, data.space.to_json())
+        if pairs:
+            runfolder.write_json(workdir / source.SHARED, source.to_json(config, pairs))
         runfolder.write_json(workdir / runfolder.SPLITS, data.splits)
         runfolder.write_json(
             workdir / runfolder.SPLITS_INFO,
@@ -97,7 +107,7 @@ def open_run(fields: Mapping | Config, workdir: Path) -> Run:
         runfolder.write_json(workdir / runfolder.ENVIRONMENT, environment())
 
     hosts.first(write)
-    for text in _about_twins(data):
+    for text in (*_about_twins(data), *filter(None, (about_source,))):
         say(text)
     left_out = [{"case": Path(str(e.path or "?")).name} | e.record() for e in data.problems]
     for entry in left_out:
@@ -134,6 +144,9 @@ def prepare_stage(run: Run) -> None:
     given = run.config.data
     workers, schemes = given.workers or None, configs.schemes(run.config, run.workdir)
     run.plan = configs.load(run.config)
+    channels = {name for corpus in run.data.stores for name in corpus.channels}
+    if run.plan is None:
+        schemes = source.intensity(run.config, sorted(channels), run.workdir) | schemes
     prints, several = {}, not hosts.alone()
     for corpus in run.data.stores if run.plan is None else ():
         cache = (
@@ -319,7 +332,7 @@ def _train(run: Run) -> None:
     measure = None
     if run.config.evaluate.on and (every := run.config.evaluate.during):
         settings["measure_every"] = every
-        cases = held_cases(run, space.unveiled())
+        cases = held_cases(run, space.unveiled(), "val")
         measure = during.Volumes(run.config, space, run.plan, run.workdir, list(cases.values()))
     loop.fit(
         task=task,
@@ -381,9 +394,9 @@ def batches(run: Run, side: str = "train", start: int = 0) -> Iterator[dict]:
     )
 
 
-def held_cases(run: Run, space: LabelSpace) -> dict[str, tuple[Corpus, list[Case]]]:
-    """Corpus name -> corpus and its labelled held-out cases, for a space without views."""
-    return run.data.held_out(space)
+def held_cases(run: Run, space: LabelSpace, side: str = "") -> dict[str, tuple[Corpus, list[Case]]]:
+    """Corpus name -> corpus and its labelled held-out cases; see `Data.held_out`."""
+    return run.data.held_out(space, side)
 
 
 def evaluate(run: Run) -> int:
@@ -401,7 +414,8 @@ def evaluate(run: Run) -> int:
             "(config.evaluate.on=False)"
         )
         return EXIT_OK
-    if run.data.splits and not any(run.data.side(c.name, "val") for c in run.data.stores):
+    side = run.data.scored
+    if run.data.splits and not any(run.data.side(c.name, side) for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
     predictor = load_predictor(run.workdir, device=jax.default_backend())

@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError
 from medjax.infer.cases import Files, predict_cases
 from medjax.labels import Corpus
-from medjax.metrics import channels, tables, written
+from medjax.metrics import channels, regions, tables, written
 from medjax.metrics import evaluate as metrics
 from medjax.prompts.request import Request
 from medjax.report import present
@@ -84,7 +84,8 @@ def score(
     """
     results = []
     grouping = groups(settings)
-    for name, (corpus, found) in masks.items():
+    for name, (plain, found) in masks.items():
+        corpus, further = regions.extended(plain, settings.regions, settings.alone)
         pairs = [
             metrics.Pair(
                 case.name,
@@ -99,7 +100,13 @@ def score(
         if pairs:
             with lines.busy(f"scoring {len(pairs)} masks of {name}"):
                 results.append(
-                    metrics.evaluate(pairs, corpus, surface=settings.surface, groups=grouping)
+                    metrics.evaluate(
+                        pairs,
+                        corpus,
+                        apart=further,
+                        surface=settings.surface,
+                        groups=grouping,
+                    )
                 )
     failed = [record for result in results for record in result.failed]
     if not results:

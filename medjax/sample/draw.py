@@ -25,6 +25,7 @@ DRAWS = ("iid", "mix")
 OVERSAMPLES = ("last", "probabilistic")
 BALANCES = ("case", "class")
 UNITS = ("set", "class")
+WEIGHTS = ("cases", "slices")
 CACHE_BYTES = 2 << 30
 SMALL_CASE_BYTES = (
     8 << 20
@@ -74,8 +75,10 @@ class Recipe:
       batch: samples of one global batch, over all hosts.
       exponent: weight n^-exponent of each case of a corpus with n cases; 0.5 is MultiTalent's, 0
         draws cases evenly, 1 corpora evenly.
-      draw: "iid" draws every sample independently, with replacement; "mix" interleaves the corpora,
-        each without replacement per epoch.
+      draw: "iid" draws cases independently, with replacement; "mix" without replacement per epoch.
+        "mix", and "iid" from version 2 on, interleave the corpora in the exact proportions
+        (`grain.MapDataset.mix`), shuffled within each batch; version 1 of "iid" draws the corpus of
+        every sample independently, and so does `weigh` "slices".
       foreground: share of samples forced to hold an annotated class.
       oversample: "last" forces the last round-half-even share of every global batch,
         "probabilistic" each sample with that probability.
@@ -93,6 +96,9 @@ class Recipe:
       whole: share of samples that show the whole case, resampled to `final` (see `sample/frame.py`)
         instead of a patch of it; 3D only. If it is 0 nothing is drawn for it.
       whole_image, whole_label: how its image and label are resampled, see `frame.whole`.
+      weigh: "cases": the cases of a corpus are alike; "slices": a case, and a corpus, weighs by its
+        number of slices along z, as if all slices were in one list (2D networks; the exponent still
+        applies to the numbers of cases). Needs draw "iid" and balance "case".
       version: of the draw, see `VERSIONS`; None takes the newest.
     """
 
@@ -111,6 +117,7 @@ class Recipe:
     whole: float = 0.0
     whole_image: str = "spline"
     whole_label: str = "vote"
+    weigh: str = "cases"
     version: int | None = None
 
     def __post_init__(self):
@@ -130,6 +137,7 @@ class Recipe:
             ("dims", (2, 3)),
             ("whole_image", frame.IMAGE_WAYS),
             ("whole_label", frame.LABEL_WAYS),
+            ("weigh", WEIGHTS),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -146,6 +154,12 @@ class Recipe:
         if self.balance == "class" and self.draw == "mix":
             raise UsageError(
                 'balance "class" chooses the case itself', found='draw "mix"', fix='use draw "iid"'
+            )
+        if self.weigh == "slices" and (self.balance == "class" or self.draw == "mix"):
+            raise UsageError(
+                'weigh "slices" draws the case by its number of slices',
+                found=f'draw "{self.draw}", balance "{self.balance}"',
+                fix='use draw "iid" and balance "case"',
             )
         for name in ("patch", "final"):
             value = getattr(self, name)
@@ -204,7 +218,7 @@ def forced_positions(batch: int, share: float) -> int:
 class Samples:
     """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
 
-    Version 1 of the draw. Picklable; can be used from several threads.
+    Versions 1 and 2 of the draw. Picklable; can be used from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
@@ -228,6 +242,7 @@ class Samples:
         self._held: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self._frames: dict[Path, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._held_bytes, self._holders, self._lock = 0, {}, threading.Lock()
+        self._by_slices: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
@@ -289,10 +304,30 @@ class Samples:
         return (choice or self._draw(np.random.default_rng((self.recipe.seed, int(index)))))[0]
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        if self.recipe.weigh == "slices":
+            return self._draw_by_slices(rng)
         k = min(
             int(np.searchsorted(self.cumulative, rng.random(), side="right")), len(self.pools) - 1
         )
         return k, int(rng.integers(len(self.pools[k].cases)))
+
+    def _draw_by_slices(self, rng: np.random.Generator) -> tuple[int, int]:
+        """A case with probability ~ its slices x (weight of a case of its corpus)."""
+        with self._lock:
+            if self._by_slices is None:
+                counts = [len(pool.cases) for pool in self.pools]
+                groups = [pool.group for pool in self.pools]
+                shares = corpus_probabilities(counts, self.recipe.exponent, groups)
+                weights = [
+                    share / count * _open(Path(pool.folder) / name).meta["shape"][0]
+                    for pool, share, count in zip(self.pools, shares, counts, strict=True)
+                    for name in pool.cases
+                ]
+                self._by_slices = np.cumsum(weights) / np.sum(weights)
+        found = int(np.searchsorted(self._by_slices, rng.random(), side="right"))
+        found = min(found, len(self._by_slices) - 1)
+        k = int(np.searchsorted(self.first, found, side="right")) - 1
+        return k, found - int(self.first[k])
 
     def _draw_class(
         self, rng: np.random.Generator, drawn: tuple[int, int]
@@ -422,8 +457,9 @@ class Samples:
         )  # outside a normalisation mask: as outside the image
 
 
-# version of the draw -> class like `Samples`; numbers are never reused
-VERSIONS: dict[int, type] = {1: Samples}
+# version of the draw -> class like `Samples`; numbers are never reused. Version 2 differs in what
+# `stream.choices` hands to it.
+VERSIONS: dict[int, type] = {1: Samples, 2: Samples}
 
 
 def newest() -> int:

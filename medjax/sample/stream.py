@@ -64,6 +64,39 @@ def _order(seed: int, pool: int, epoch: int, cases: int) -> np.ndarray:
     return np.random.default_rng((seed, pool, epoch)).permutation(cases)
 
 
+class _Cases:
+    """The cases of one pool as an endless grain source, drawn with replacement."""
+
+    def __init__(self, pool: int, cases: int, seed: int):
+        self.pool, self.cases, self.seed = pool, cases, seed
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        rng = np.random.default_rng((self.seed, self.pool, int(index), 2))
+        return self.pool, int(rng.integers(self.cases))
+
+
+class _ShuffledBatches:
+    """A mixture whose elements are permuted within every batch.
+
+    The mixture's pattern repeats: without this, a corpus could always fall on the places of a batch
+    that are forced to hold foreground, and another one never.
+    """
+
+    def __init__(self, mixture: Any, batch: int, seed: int):
+        self.mixture, self.batch, self.seed = mixture, batch, seed
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        number, place = divmod(int(index), self.batch)
+        order = _order(self.seed, -1 % (1 << 32), number, self.batch)
+        return self.mixture[number * self.batch + int(order[place])]
+
+
 class _Endless:
     """A grain source without a choice: the sample's number determines an i.i.d. sample.
 
@@ -102,20 +135,26 @@ def dataset(
 def choices(pools: Sequence[Pool], recipe: Recipe):
     """Number of a sample -> what the mixture draws for it, as an endless `grain.MapDataset`.
 
-    (pool, case) with the draw "mix", () with "iid", whose samples draw for themselves.
+    (pool, case), or () where the samples draw for themselves: with the draw "iid" in version 1, and
+    where cases are weighed by their slices.
     """
     import grain
 
-    if recipe.draw == "iid":
+    mixed = recipe.version > 1 and recipe.weigh == "cases"
+    if recipe.draw == "iid" and not mixed:
         return grain.MapDataset.source(_Endless())
+    source = _Cases if recipe.draw == "iid" else _Epochs
     parts = [
-        grain.MapDataset.source(_Epochs(k, len(pool.cases), recipe.seed))
+        grain.MapDataset.source(source(k, len(pool.cases), recipe.seed))
         for k, pool in enumerate(pools)
     ]
     shares = corpus_probabilities(
         [len(pool.cases) for pool in pools], recipe.exponent, [pool.group for pool in pools]
     )
-    return grain.MapDataset.mix(parts, shares.tolist())
+    mixture = grain.MapDataset.mix(parts, shares.tolist())
+    if not mixed:
+        return mixture
+    return grain.MapDataset.source(_ShuffledBatches(mixture, recipe.batch, recipe.seed))
 
 
 def stream(

@@ -44,6 +44,8 @@ BIG = {
     "tsfm": ("t_small",),
     "multitalent": ("demo", "unet_softmax", "resenc_small"),
     "mast_pro": (),  # in tests/configs/test_mast_pro.py
+    "baselines": (),  # networks of the others; sides as nnU-Net leaves them
+    "m4oe": ("finetune", "pretrain", "release", "demo", "small_pretrain"),
 }  # of these, what is traced step and all
 
 

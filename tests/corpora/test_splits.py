@@ -49,6 +49,29 @@ def test_folds_are_balanced_within_each_corpus():
     assert digest(splits) == digest(make_splits(cases)) != digest(make_splits(cases, seed=1))
 
 
+def test_a_test_part_is_a_fold_of_its_own(tmp_path):
+    """M4oE 4, row 30: FLARE22 40/5/5, ATLAS23 48/6/6."""
+    cases = {
+        "FLARE22": _cases("f", [f"p{i}" for i in range(50)]),
+        "ATLAS23": _cases("a", [f"q{i}" for i in range(60)]),
+    }
+    splits = make_splits(cases, 10, test=True)
+    for split in splits:
+        assert [len(split[side]) for side in ("train", "val", "test")] == [88, 11, 11]
+        assert sum(n.startswith("FLARE22/") for n in split["test"]) == 5
+        assert not set(split["train"]) & {*split["val"], *split["test"]}
+    assert splits[0]["test"] == splits[1]["val"] and splits[9]["test"] == splits[0]["val"]
+    two = make_splits(cases, 10)
+    assert [s["val"] for s in two] == [s["val"] for s in splits] and set(two[0]) == {"train", "val"}
+    (tmp_path / "s.json").write_text(json.dumps(splits))
+    assert read_splits(tmp_path / "s.json", cases) == splits
+    (tmp_path / "s.json").write_text(json.dumps([splits[0] | {"test": 3}]))
+    with pytest.raises(UsageError, match="not splits"):
+        read_splits(tmp_path / "s.json", cases)
+    with pytest.raises(UsageError, match="three parts needs at least 3 folds"):
+        make_splits(cases, 2, test=True)
+
+
 def test_parts_partition_the_cases():
     names = [f"c{i}" for i in range(11)]
     assert sorted(part_of(names, "0/2") + part_of(names, "1/2")) == sorted(names)

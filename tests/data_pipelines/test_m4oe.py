@@ -145,3 +145,34 @@ def test_the_two_phases_and_both_ways_to_score(corpora, tmp_path, monkeypatch, r
     capsys.readouterr()
     assert _run("small", tmp_path / "other", corpora, evaluate__resampled="relased", **second) == 2
     assert "standard or released" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_whole_slices_a_test_part_and_regions(corpora, tmp_path, monkeypatch, repository):
+    """What `m4oe:whole` asks of preparation, draw, split and scores, at toy size."""
+    monkeypatch.chdir(repository)
+    given = {
+        "train__steps": 3,
+        "train__validate_every": 3,
+        "data__size": (-1, 16, 16),
+        "data__crop": "none",
+        "data__split__folds": 4,
+        "data__split__test": True,
+        "sampler__weigh": "slices",
+        "sampler__exponent": 0.0,
+        "mask_padding": True,
+        "evaluate__regions__both": "tumour,edema",
+    }
+    run = tmp_path / "run"
+    assert _run("small", run, corpora, **given) == 0
+    splits = json.loads((run / "splits_final.json").read_text())
+    assert [len(splits[0][side]) for side in ("train", "val", "test")] == [4, 2, 2]
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["grid"] == "size" and plan["size"] == [-1, 16, 16]
+    scored = json.loads((run / "evaluation" / "summary.json").read_text())
+    cases = {f"{case['corpus']}/{case['case']}" for case in scored["metric_per_case"]}
+    assert cases == set(splits[0]["test"])
+    assert "both" in scored["cells"]["Sarcoma"] and scored["apart"] == [["Sarcoma", "both"]]
+    assert "over_corpora" in scored
+    # the same command goes on with the same run: nothing is left to do but to score again
+    assert _run("small", run, corpora, **given) == 0

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines import pools
+from data_pipelines import pools, tumour_tasks
 from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
@@ -196,7 +196,7 @@ def test_m4oe_has_heads_of_14_3_16_and_three_modalities():
 
 
 def test_mast_pro_has_eight_tasks_with_organ_prompts_of_both_versions():
-    tasks = pools.MAST_PRO_TASKS
+    tasks = tumour_tasks.MAST_PRO_TASKS
     assert list(tasks) == [
         "MSD-Liver",
         "MSD-Lung",

@@ -32,6 +32,8 @@ def test_the_last_row_of_table_4_follows_from_tables_2_and_3():
     means, overall = combine.over_sets(PUBLISHED)
     assert means == pytest.approx(TABLE_4, abs=0.01)  # the paper truncates in places
     assert overall == pytest.approx(82.15, abs=0.01)
+    # means of its rows as printed: 89.78, 83.04, 84.83 and 73.48
+    assert combine.of_sets(PUBLISHED) == pytest.approx(331.13 / 4, abs=0.01)
 
 
 def test_sets_and_classes_count_alike():
@@ -107,7 +109,9 @@ def test_evaluations_meet_in_one_table(runs, capsys):
     }  # (3 x 0.6 + 0.2) / 4, by cases; no tumour was scored
     assert found["classes"] == pytest.approx({"liver": (0.8 + 0.4 + 0.5 + 0.5) / 4, "tumour": 0.2})
     assert found["mean"] == pytest.approx((0.55 + 0.2) / 2)
+    assert found["mean_of_sets"] == pytest.approx((0.8 + 0.5 + 0.3 + 0.5) / 4)
     assert "| **mean over classes** |" in (shown := capsys.readouterr().out) and "0.3750 |" in shown
+    assert "Mean of the data sets' means: 0.5250" in shown
     assert cli.main(["combine", f"{runs / 'a'}=ATLAS", str(runs / "b"), "--classes", "liver"]) == 0
     shown = capsys.readouterr().out
     assert (

@@ -187,6 +187,25 @@ def test_pools_are_macro_means_over_cells():
     assert tables["corpora"]["B"]["Dice"]["interval"] is None  # two patients
     low, high = tables["overall"]["Dice"]["interval"]
     assert 0.1 < low < tables["overall"]["Dice"]["mean"] < high < 0.9
+    # MultiTalent's headline weighs every data set alike, whatever its number of classes
+    both = tables["over_corpora"]["Dice"]
+    assert both["mean"] == pytest.approx((0.6 + 0.3) / 2) and both["n_corpora"] == 2
+    assert both["interval"][0] < 0.45 < both["interval"][1]
+
+
+def test_what_is_scored_apart_counts_in_no_mean():
+    rows = [
+        row("a", 0.9),
+        row("b", 0.7),
+        row("a", 0.1, name="region"),
+        row("b", 0.1, name="region"),
+    ]
+    tables = agg.aggregate(rows, groups={"own": ["region"]}, resamples=50, apart=[("A", "region")])
+    assert tables["cells"]["A"]["region"]["Dice"]["mean"] == pytest.approx(0.1)
+    assert tables["groups"]["own"]["Dice"]["mean"] == pytest.approx(0.1)
+    for whole in (tables["corpora"]["A"], tables["overall"], tables["over_corpora"]):
+        assert whole["Dice"]["mean"] == pytest.approx(0.8)
+    assert tables["apart"] == [("A", "region")]
 
 
 def test_constant_scores_give_a_point_interval():

@@ -1,5 +1,6 @@
 """Two models on the same cases: pairs, intervals, tests by hand, Holm's table."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -37,6 +38,60 @@ def test_wilcoxon_and_permutation_by_hand():
     assert (
         p_value(np.zeros(5), "wilcoxon") == 1.0 and p_value(np.array([0.3]), "permutation") is None
     )
+
+
+def test_students_test_and_one_sided_chances_by_hand():
+    # mean 2, sd 1, t = 2 sqrt(3); with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2)
+    differences, p = np.array([1.0, 2.0, 3.0]), 1 - math.sqrt(12 / 14)
+    assert p_value(differences, "t") == pytest.approx(p, abs=1e-12)
+    assert p_value(differences, "t", side="better") == pytest.approx(p / 2, abs=1e-12)
+    assert p_value(-differences, "t", side="better") == pytest.approx(1 - p / 2, abs=1e-12)
+    assert p_value(np.array([0.5, 0.5]), "t") == p_value(np.array([0.5, 0.5]), "t", side="better")
+    assert p_value(np.array([-0.5, -0.5]), "t", side="better") == 1.0
+    # one of the 2**3 sign patterns reaches the observed sum; all of them reach its negative
+    assert p_value(differences, "permutation", side="better") == 1 / 8
+    assert p_value(-differences, "permutation", side="better") == 1.0
+    assert p_value(differences, "wilcoxon", side="better") == 1 / 8
+    drawn = np.arange(1, 21) / 10  # 20 patients: signs are drawn
+    assert p_value(-drawn, "permutation", side="better") == 1.0
+
+
+def test_a_corpus_is_tested_by_the_mean_of_every_patient():
+    """Three patients gain 1, 2 and 3 tenths on average of two classes, one class up, one down."""
+    first = result([row(c, 0.2, name=n) for c in "abc" for n in ("liver", "tumour")])
+    gains = {"a": (0.3, -0.1), "b": (0.3, 0.1), "c": (0.7, -0.1)}
+    second = result(
+        [
+            row(c, 0.2 + gain, name=n)
+            for c, both in gains.items()
+            for n, gain in zip(("liver", "tumour"), both, strict=True)
+        ]
+    )
+    found = compare(first, second, names=("old", "new"), test="t", side="better")
+    whole = found.corpora["A"]["Dice"]
+    assert whole["n_patients"] == 3 and whole["mean"] == pytest.approx(0.2)
+    assert whole["p"] == pytest.approx((1 - math.sqrt(12 / 14)) / 2, abs=1e-9)
+    assert compare(second, first, test="t", side="better").corpora["A"]["Dice"]["p"] > 0.9
+    text = found.markdown()
+    assert "Test: t, one-sided (the second is better)" in text
+    assert "| A | mean over classes of a patient | 0.200 | 0.400 | 0.200 | 0.037 | - | 3 |" in text
+    for words in ({"test": "student"}, {"side": "worse"}):
+        with pytest.raises(UsageError, match="unknown"):
+            compare(first, second, **words)
+
+
+def test_less_distance_is_better():
+    first, second = (
+        result(
+            [
+                dataclasses.replace(row(c, 0.5), scores={"Dice": 0.5, "HD95": mm + k})
+                for k, c in enumerate("abcdef")
+            ]
+        )
+        for mm in (5.0, 4.0)
+    )
+    found = compare(first, second, side="better", test="permutation")
+    assert found.cells["A"]["liver"]["HD95"]["p"] == 1 / 64
 
 
 def test_the_sampled_permutation_test_agrees_with_the_exact_one():

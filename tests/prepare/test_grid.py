@@ -88,6 +88,25 @@ def test_the_typical_spacing_is_the_median_of_what_is_shown():
     np.testing.assert_array_equal(prepared_shapes(prints, frame), [(10, 20, 5)] * 3)
 
 
+def test_slices_of_a_fixed_frame_keep_their_number():
+    """M4oE 4, row 26: whole axial slices at 224 x 224, whatever the number of slices."""
+    size = (-1, 8, 10)
+    shapes = [(5, 16, 20), (7, 4, 5), (9, 8, 10)]
+    prints = {"A": printed([(3, 1, 1), (3, 2, 2), (3, 1, 1)], shapes)}
+    plan = make_plan(prints, size=size)
+    assert Plan.from_json(plan.to_json()) == plan
+    np.testing.assert_array_equal(
+        prepared_shapes(prints, plan), [(5, 8, 10), (7, 8, 10), (9, 8, 10)]
+    )
+    assert plan.mean_spacing() == (3, 1, 1)  # the median of 2, 1 and 1 mm within the slices
+    volume = volume_of(blob((9, 11, 13)), affine_of((0, 1, 2), (1, 1, 1), (1, 1, 3)))
+    transform = plan.grid_of("A").fit(volume, crop="none")
+    assert transform.shape == (9, 8, 10) and transform.target_spacing_mm[0] == 3
+    assert str(plan.grid_of("A")) == "its own x8x10 voxels"
+    with pytest.raises(UsageError, match="unusable target size"):
+        make_plan(prints, size=(-1, -1, -1))
+
+
 def test_words_of_sizes():
     prints = {"A": printed([(1, 1, 1)], [(9, 9, 9)])}
     for size in [(1, 2), (0, 4, 4), (4, 4, 4.5), (1, 1, 1 << 20)]:

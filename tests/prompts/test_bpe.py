@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines import pools
+from data_pipelines import tumour_tasks
 from medjax.errors import UsageError
 from medjax.prompts import bpe
 
@@ -33,7 +33,7 @@ def test_numbers_of_known_texts(text, numbers):
 
 
 def test_lengths_of_the_eight_tumour_sentences():
-    found = [len(bpe.tokens(task.sentence)) for task in pools.MAST_PRO_TASKS.values()]
+    found = [len(bpe.tokens(task.sentence)) for task in tumour_tasks.MAST_PRO_TASKS.values()]
     assert found == [46, 40, 62, 49, 42, 44, 45, 34]
 
 

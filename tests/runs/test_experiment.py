@@ -105,6 +105,14 @@ def test_a_subset_by_seed_or_by_list_is_all_that_a_run_knows(tmp_path):
         listed == {f"{c}/{case.name}" for c, members in drawn.cases.items() for case in members}
         and len(listed) == 8
     )
+    named = opened(names="case_00[0-3]")
+    assert [c.name for c in named.cases["First"]] == [f"case_00{k}" for k in range(4)]
+    assert named.counts == {"First": 4, "Second": 5}
+    two = opened(names="case_00[0-3]", count=2)
+    assert {c.name for c in two.cases["First"]} < {c.name for c in named.cases["First"]}
+    for names, said in (("img.*", "no case of First matches"), ("(", "not a regular expression")):
+        with pytest.raises(UsageError, match=said):
+            opened(names=names)
     (tmp_path / "mine.txt").write_text("case_004\ncase_001\n")
     assert [c.name for c in opened(file=str(tmp_path / "mine.txt")).cases["First"]] == [
         "case_001",

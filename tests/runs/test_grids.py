@@ -189,7 +189,7 @@ def test_a_training_on_the_grid_and_its_predictions(tmp_path, grid):
     flags = [f"--config={tmp_path / 'grids.py'}:{grid}", f"--workdir={run}"]
     assert main.main(flags) == 0
     fields = json.loads((run / runfolder.CONFIG).read_text())
-    assert fields["sampler"]["version"] == 1
+    assert fields["sampler"]["version"] == 2
     plan = runfolder.read_plan(run)
     assert plan.grid == grid and plan.size == ((16, 16, 16) if grid == "size" else None)
     assert plan.intensity["organ"].role == "mask"

@@ -21,7 +21,7 @@ from tests.support.configs import typed
 
 @pytest.fixture
 def second(monkeypatch):
-    monkeypatch.setitem(draw.VERSIONS, 2, Backwards)
+    monkeypatch.setitem(draw.VERSIONS, 3, Backwards)
 
 
 def trained(folder, sampler):
@@ -38,7 +38,7 @@ def version(fields, folder):
 def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
     fields = plain(base_config())
     assert fields["sampler"]["version"] == 0
-    assert version(fields, tmp_path / "new") == 2
+    assert version(fields, tmp_path / "new") == 3
     trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
     trained(tmp_path / "first", {"version": 1})
     assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
@@ -46,7 +46,7 @@ def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, s
     assert "version" not in unnamed  # the documents of a trained run do not change
     begun = tmp_path / "begun"
     runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
-    assert version(fields, begun) == 2  # nothing trained yet
+    assert version(fields, begun) == 3  # nothing trained yet
     said = fields | {"sampler": fields["sampler"] | {"version": 1}}
     assert version(said, tmp_path / "new") == 1
 

@@ -2,6 +2,7 @@
 whole cases among the patches.
 """
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -11,7 +12,7 @@ import pytest
 from medjax.errors import UsageError
 from medjax.prepare import store
 from medjax.sample import draw
-from medjax.sample.stream import Pool, Recipe, Samples, stream
+from medjax.sample.stream import Pool, Recipe, Samples, choices, stream
 from tests.sample.test_stream import RECIPE, same, take, write
 
 # hash of the first six batches of version 1, computed by commit 11fea70
@@ -62,7 +63,8 @@ class Backwards(Samples):
 
 @pytest.fixture
 def second(monkeypatch):
-    monkeypatch.setitem(draw.VERSIONS, 2, Backwards)
+    """A version after the newest one."""
+    monkeypatch.setitem(draw.VERSIONS, 3, Backwards)
 
 
 @pytest.mark.parametrize("name", VERSION_1)
@@ -72,12 +74,39 @@ def test_version_1_is_what_it_was(pools, name):
 
 
 def test_a_newer_version_leaves_older_runs_alone(pools, second):
-    assert draw.newest() == 2 and Recipe((6, 6, 6), 4).version == 2
+    assert draw.newest() == 3 and Recipe((6, 6, 6), 4).version == 3
     old, new = (Recipe((6, 6, 6), 4, seed=3, version=version) for version in (1, None))
     assert digest(take(6, pools, old)) == VERSION_1["iid"][1]
     assert digest(take(6, pools, new)) != VERSION_1["iid"][1]
     same(take(3, pools, old, start=3), take(6, pools, old)[3:])
     same(take(2, pools, new, start=4), take(6, pools, new)[4:])
+
+
+def _corpora(recipe, pools, count):
+    """Pool of each of the first samples of the stream, by batch; reads nothing."""
+    drawn, mixture = Samples(pools, recipe), choices(pools, recipe)
+    found = [drawn.pool_of(i, mixture[i]) for i in range(count)]
+    return np.array(found).reshape(-1, recipe.batch)
+
+
+def test_version_2_mixes_the_corpora_in_their_proportions(pools):
+    """The same probabilities as in version 1, 2 to 1 with 1 / sqrt(n) of 4 and 1 cases; but every
+    part of the stream has them, not only the long run.
+    """
+    recipe = Recipe((6, 6, 6), 3, seed=3)
+    assert recipe.version == 2
+    mixed = _corpora(recipe, pools, 600)
+    assert (mixed.sum(1) == 1).all()  # in every batch of three, one of the second corpus
+    drawn = _corpora(dataclasses.replace(recipe, version=1), pools, 600)
+    assert drawn.mean() == pytest.approx(1 / 3, abs=0.06) and (drawn.sum(1) != 1).any()
+    # on all places of a batch alike, so that no corpus is forced more often than another
+    np.testing.assert_allclose(mixed.mean(0), [1 / 3] * 3, atol=0.1)
+    cases = [choices(pools, recipe)[i] for i in range(600)]
+    own = np.bincount([case for pool, case in cases if pool == 0], minlength=4) / 400
+    np.testing.assert_allclose(own, [1 / 4] * 4, atol=0.07)
+    assert [choices(pools, recipe)[i] for i in (7, 400, 7)] == [cases[7], cases[400], cases[7]]
+    by_class = dataclasses.replace(recipe, balance="class", seed=4)
+    assert (_corpora(by_class, pools, 30).sum(1) == 1).all()
 
 
 def test_unknown_versions_are_refused():
@@ -86,6 +115,30 @@ def test_unknown_versions_are_refused():
 
 
 # ---------------------------------------------------------------- whole cases
+
+
+def test_cases_by_their_number_of_slices(tmp_path):
+    """One list of all slices: of cases with 9, 3 and 6 slices, 3, 1 and 2 of 6 samples."""
+    for corpus, number, depth in (("a", 0, 9), ("a", 1, 3), ("b", 2, 6)):
+        write(tmp_path / corpus / f"case_{number}", number, shape=(depth, 10, 8))
+    both = (
+        Pool(0, str(tmp_path / "a"), ("case_0", "case_1"), (1, 2), 0),
+        Pool(1, str(tmp_path / "b"), ("case_2",), (1, 2), 0),
+    )
+    recipe = Recipe(patch=(6, 6), batch=4, dims=2, exponent=0.0, foreground=0.0, weigh="slices")
+    samples = Samples(both, recipe)
+    drawn = np.bincount([int(samples(i)["case"]) for i in range(1200)], minlength=3) / 1200
+    np.testing.assert_allclose(drawn, [1 / 2, 1 / 6, 1 / 3], atol=0.045)  # three deviations
+    assert [samples.pool_of(i) for i in range(9)] == [int(samples(i)["corpus"]) for i in range(9)]
+    # with exponent 1 a case of the first corpus has half the weight: 9/2, 3/2 and 6 of 12
+    evenly = Samples(both, dataclasses.replace(recipe, exponent=1.0))
+    drawn = np.bincount([int(evenly(i)["case"]) for i in range(1200)], minlength=3) / 1200
+    np.testing.assert_allclose(drawn, [3 / 8, 1 / 8, 1 / 2], atol=0.045)
+    for more in ({"draw": "mix"}, {"balance": "class"}):
+        with pytest.raises(UsageError, match='weigh "slices" draws the case'):
+            dataclasses.replace(recipe, **more)
+    with pytest.raises(UsageError, match="unknown weigh"):
+        dataclasses.replace(recipe, weigh="voxels")
 
 
 def test_the_share_of_whole_cases_and_what_they_show(pools):

@@ -5,7 +5,7 @@ its specification; [R] marks what the paper leaves open and this project decided
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.pools import MAST_PRO_TASKS
+from data_pipelines.tumour_tasks import MAST_PRO_TASKS
 
 Table = dict[str, Any]
 

@@ -366,7 +366,7 @@ MT_SWIN = {  # 3.6
 ADAMW_SWIN = {"optim.name": "adamw", "optim.lr": 5e-4, "optim.eps": 1e-4}  # 3.8
 
 
-def _softmax(reduction: str, smooth: float) -> Table:
+def _softmax(reduction: str, smooth: float, pool: str = "sample") -> Table:
     """A softmax per corpus: CE and Dice without background. Smoothing and the rest: 3.9, 3.12."""
     return {"model.head": "corpus_softmax", "infer.activation": "softmax"} | _under(
         "losses",
@@ -375,7 +375,7 @@ def _softmax(reduction: str, smooth: float) -> Table:
             "softmax_cross_entropy.pool": "sample",
             "softmax_cross_entropy.reduction": reduction,
             "softmax_dice.weight": 1.0,
-            "softmax_dice.pool": "sample",
+            "softmax_dice.pool": pool,
             "softmax_dice.squared": False,
             "softmax_dice.background": False,
             "softmax_dice.smooth": smooth,
@@ -388,19 +388,31 @@ def _softmax(reduction: str, smooth: float) -> Table:
 # the successor: sample losses are summed, Dice per sample without smoothing: 3.12, item 2. Its rate
 # of 1e-3, ResEnc-L and 1 mm grid are not taken over: only the head differs from the paper's run.
 SUCCESSOR = _softmax("sum", 0.0)
-# nnU-Net's loss, smooth 1e-5: 3.9. Dice per sample where the specification has it per batch
-# (its plan has two stages); the config says so in the text of `per_corpus_softmax`.
+# nnU-Net's loss, smooth 1e-5: 3.9. Dice over the batch where the plan has two stages: MultiTalent
+# 3.9, TSFM 3.6
 NNUNET = _softmax("mean", 1e-5)
+NNUNET_BATCH = _softmax("mean", 1e-5, "corpus")
 
 
-def _phases(heads: float, whole: float, main: float, amsgrad: bool) -> Table:
-    """3.9, the clean schedule: 10 + 50 + 1000 epochs."""
+def _phases(
+    heads: float, whole: float, main: float, amsgrad: bool, released: bool = False
+) -> Table:
+    """3.9, the clean schedule: 10 + 50 + 1000 epochs; or the executed one: 11 + 50 + 999, in which
+    the heads' rate is late by an epoch and the last phase has done one epoch of its 1000.
+    """
+    late = {
+        "heads.span": 10 * EPOCH,
+        "heads.shift": -1,
+        "main.span": 1000 * EPOCH,
+        "main.shift": 1,
+    }
     return (
         _without(MT_PAPER, "train.")
+        | _under("optim.phases", late if released else {})
         | _under(
             "optim.phases",
             {
-                "heads.steps": 10 * EPOCH,
+                "heads.steps": (10 + released) * EPOCH,
                 "heads.name": "adamw",
                 "heads.amsgrad": amsgrad,
                 "heads.lr": heads,
@@ -409,7 +421,7 @@ def _phases(heads: float, whole: float, main: float, amsgrad: bool) -> Table:
                 "whole.steps": 50 * EPOCH,
                 "whole.lr": whole,
                 "whole.schedule": "linear",
-                "main.steps": 1000 * EPOCH,
+                "main.steps": (1000 - released) * EPOCH,
                 "main.lr": main,
                 "main.schedule": "poly",
                 "main.continues": True,
@@ -419,18 +431,63 @@ def _phases(heads: float, whole: float, main: float, amsgrad: bool) -> Table:
             "train.patch": (96, 192, 192),
             "train.batch": 2,  # of the source; batch 2: 3.9
             "train.steps": 1060 * EPOCH,
+            "init.intensity": "source",  # patch, spacing and normalisation of the source plan: 3.9
         }
     )
 
 
-def _multitalent(model: Table, optimizer: Table, phases: Table, small: Table) -> dict[str, Table]:
+def _without_sets(d9: int, *left_out: str) -> Table:
+    """The collection without data sets, and with fewer cases of D9."""
+    sets = {n: c for n, c in MT_POOL["data.declared"].items() if n not in left_out}
+    cancer = MT_POOL["evaluate.groups"]["cancer"]
+    kept = tuple(name for name in cancer if name.split("/")[0] not in left_out)
+    return {
+        "data.declared": sets | {"046_BTCV2": d9},
+        "data.share": "per_corpus",
+        "evaluate.groups": {"cancer": kept},
+    }
+
+
+TCIA, TRAINING = r"PANCREAS_\d{4}", r"PANCREAS_\d{4}|img00([0-3]\d|40)"
+MT_SOURCES = {
+    # 3.11: "the 17 BTCV test images are left out"; 4, row 17
+    "_btcv_test": _without_sets(73) | {"data.subset": {"046_BTCV2": {"names": TRAINING}}},
+    # 3.11, entry 6: no 017 and no 046_img*
+    "_without_btcv": _without_sets(43, "017_BTCV")
+    | {"data.subset": {"046_BTCV2": {"names": TCIA}}},
+    "_without_kits": _without_sets(90, "064_KiTS19"),  # 3.11, entry 7
+}
+
+
+def _baseline_2(free: Table) -> dict[str, Table]:
+    """2.2: the same topology, patch and batch 4, nnU-Net's training of 1000 epochs per data set."""
+    single = free | MT_PAPER | NNUNET_BATCH | {"train.steps": 1000 * EPOCH}
+    return {
+        f"_single_{name[:3]}": single | {"data.declared": {name: cases}, "data.share": "per_corpus"}
+        for name, cases in MT_POOL["data.declared"].items()
+    }
+
+
+def _multitalent(
+    model: Table, optimizer: Table, phases: Table, released: Table, small: Table
+) -> dict[str, Table]:
     own = _model(BASE, model) | optimizer
     free = _without(own, "losses.")
-    return {
+    # "same patch, spacing, batch size, epochs as MultiTalent", 1204 images, 104 classes: 2.2
+    totalseg = {"data.declared": {"TotalSegmentator_v1": 1204}}
+    return _baseline_2(free) | {
         "": own | MT_PAPER | MT_POOL,
+        **{name: own | MT_PAPER | pool for name, pool in MT_SOURCES.items()},
+        "_totalseg": free | MT_PAPER | NNUNET_BATCH | totalseg,
+        # "scratch" of the transfer table: nnU-Net's 1000 epochs, batch 2
+        "_scratch": free
+        | MT_PAPER
+        | NNUNET_BATCH
+        | {"train.batch": 2, "train.steps": 1000 * EPOCH},
+        "_finetune_release": _without(free, "optim.phases") | released | NNUNET_BATCH,
         "_softmax": free | MT_PAPER | MT_POOL | SUCCESSOR,
         "_small": own | TWO_CORES | TWO_IN_THREE | {"model.dtype": "float32"} | small,
-        "_finetune": _without(free | phases | NNUNET, *(["optim.phases"] if not phases else [])),
+        "_finetune": _without(free, "optim.phases") | phases | NNUNET_BATCH,
     }
 
 
@@ -463,12 +520,25 @@ NARROW = {
     "model.head_bias": True,  # which the prior needs
 }
 MT = {
-    "unet": _multitalent(MT_UNET, {}, _phases(5e-4, 1e-2, 1e-2, True), NARROW),
-    "resenc": _multitalent(MT_RESENC, {}, _phases(5e-4, 1e-2, 1e-2, True), {}),
+    "unet": _multitalent(
+        MT_UNET,
+        {},
+        _phases(5e-4, 1e-2, 1e-2, True),
+        _phases(5e-4, 1e-2, 1e-2, True, True),
+        NARROW,
+    ),
+    "resenc": _multitalent(
+        MT_RESENC,
+        {},
+        _phases(5e-4, 1e-2, 1e-2, True),
+        _phases(5e-4, 1e-2, 1e-2, True, True),
+        {},
+    ),
     "swin": _multitalent(
         MT_SWIN,
         ADAMW_SWIN,
         _phases(1e-4, 5e-4, 5e-4, False),
+        _phases(1e-4, 5e-4, 5e-4, False, True),
         {
             "optim.lr": 5e-4,
             "train.patch": (32, 64, 64),
@@ -480,8 +550,6 @@ MT = {
 }
 MULTITALENT = {f"{name}{kind}": row for name, rows in MT.items() for kind, row in rows.items()}
 MULTITALENT["resenc_small"] = _model(MULTITALENT["resenc_small"], SMALL_RESENC)
-for _name in ("unet", "resenc", "swin"):
-    del MULTITALENT[f"{_name}_finetune"]["optim.phases"]  # it has some
 MULTITALENT["demo"] = (
     BASE
     | TWO_IN_THREE
@@ -615,7 +683,29 @@ TSFM_POOLS = {
     },
     "amos22": _of("AMOS22_CT", "AMOS22_MR"),  # 2, table 3
     "pancreas": _of("MSD_Pancreas"),
+    # overlap of transfer sets with the pool: 4, row 27
+    "without_btcv": _of(*(n for n in TSFM_COUNTS if n != "BTCV")) | {"data.rename": VESSEL_TUMOUR},
+    "without_amos": _of(*(n for n in TSFM_COUNTS if not n.startswith("AMOS22")))
+    | {"data.rename": VESSEL_TUMOUR},
+    "without_kits": _of(*(n for n in TSFM_COUNTS if n != "KiTS21"))
+    | {"data.rename": VESSEL_TUMOUR},
 }
+TSFM_TUMOURS = (  # 3.9: the mean of the seven columns, both KiTS masses among them
+    "MSD_Liver/liver tumour",
+    "MSD_Lung/lung tumour",
+    "MSD_HepaticVessel/liver tumour",
+    "MSD_Colon/colon cancer",
+    "MSD_Pancreas/pancreas tumour",
+    "KiTS21/kidney tumour",
+    "KiTS21/kidney cyst",
+)
+
+
+def _tumours(row: Table) -> Table:
+    """The row with the group of those tumours that its pool annotates."""
+    own = tuple(name for name in TSFM_TUMOURS if name.split("/")[0] in row["data.declared"])
+    return row | ({"evaluate.groups": {"tumour": own}} if own else {})
+
 
 TSFM_TRANSFER = {
     "init.checkpoint": "best",  # 3.7: best checkpoint is what transfer loads
@@ -634,16 +724,33 @@ TSFM_FINETUNE = (
 )
 TSFM_TARGETS = {
     "finetune": {},
-    "brats": {"data.declared": {"BraTS2020": 369}},  # released cases; the paper counts 368: 3.1
-    "kits19": {"data.declared": {"KiTS19": 210}},
-    "abdomen": {
+    "brats": {
+        "data.declared": {"BraTS2020": 369},  # released cases; the paper counts 368: 3.1
+        "evaluate.regions": {  # "tumor" is the whole tumour: 4, row 29
+            "whole brain tumour": ("non-enhancing tumour core", "oedema", "enhancing tumour"),
+            "brain tumour core": ("non-enhancing tumour core", "enhancing tumour"),
+        },
+    },
+    "kits19": NNUNET_BATCH | {"data.declared": {"KiTS19": 210}},  # two stages: 3.6
+    "abdomen": NNUNET_BATCH
+    | {
         "data.declared": {"AbdomenCT_1K": 1000},
         "data.subset": {"AbdomenCT_1K": {"count": 50, "seed": 12345, "file": ""}},  # 4, row 28
     },
 }
 
-TSFM = {name: TSFM_PRETRAIN | _size(name) for name in TSFM_SIZES}
-TSFM |= {name: TSFM_PRETRAIN | pool for name, pool in TSFM_POOLS.items()}
+TSFM = {name: _tumours(TSFM_PRETRAIN | _size(name)) for name in TSFM_SIZES}
+TSFM |= {name: _tumours(TSFM_PRETRAIN | pool) for name, pool in TSFM_POOLS.items()}
+# 2: "plain nnU-Net U-Net on the ten-set pool, same loss and sampling, 1000 epochs"
+TSFM["nnunet_pool"] = _tumours(
+    _model(TSFM_PRETRAIN, {k.removeprefix("model."): v for k, v in UNET.items()})
+    | {
+        "model.dtype": "bfloat16",
+        "sharding.rules": ((".*", "replicate"),),
+        "optim.lr": 1e-2,
+        "optim.weight_decay": 3e-5,
+    }
+)
 TSFM |= {
     f"{target}_{epochs}": TSFM_FINETUNE | table | {"train.steps": epochs * EPOCH}  # 3.7
     for target, table in TSFM_TARGETS.items()
@@ -892,9 +999,31 @@ M4OE["release"] = _without(M4OE_FINETUNE, "augment.") | {  # 4: "what `release` 
     "augment.nearest": True,  # 4, row 27
     "augment.spare_channels": (),
 }
+WHOLE_SLICES = {  # 4, rows 25, 26, 27, 30 and 31
+    "data.spacing_mm": (),
+    "data.size": (-1, 224, 224),
+    "data.crop": "none",
+    "data.split.folds": 10,  # eight tenths, one, and one: 40/5/5, 48/6/6
+    "data.split.test": True,
+    "sampler.weigh": "slices",
+    "mask_padding": True,
+}
+SWIN_UNET_TURNS = {  # half quarter turns with a flip, a quarter small rotations: 3.9
+    "augment.on": True,
+    "augment.kind": "turns",
+    "augment.turn": 0.5,
+    "augment.rotation": 0.5,
+    "augment.nearest": False,  # linear, filled with the slice's minimum: row 27
+    "augment.spare_channels": (),
+}
+M4OE["whole"] = _without(M4OE_FINETUNE, "augment.") | WHOLE_SLICES | SWIN_UNET_TURNS
+M4OE["release_prepared"] = (
+    M4OE["release"] | WHOLE_SLICES | {"data.crop": "nonzero", "data.orientation": "stored"}  # 3.9
+)
 M4OE["single"] = M4OE_FINETUNE | {"init.upcycle": True}  # 4, row 9
 M4OE["pretrain"] = M4OE_PRETRAIN
 M4OE["pretrain_single"] = M4OE_PRETRAIN | {"model.experts_in": "none"}  # plain Swin-MAE
+M4OE["whole_pretrain"] = M4OE_PRETRAIN | WHOLE_SLICES
 M4OE["demo"] = M4OE["demo_from"] = _SHORT_FINETUNE | PHANTOMS
 M4OE["small"] = _SHORT_FINETUNE | FOLDERS
 M4OE["small_hard"] = M4OE["small"] | {"model.routing": "hard"}
@@ -922,6 +1051,96 @@ HIPPOCAMPUS = {"full": BASE | TWO_CORES | NARROW}
 HIPPOCAMPUS["partial"] = HIPPOCAMPUS["full"] | HALVES
 HIPPOCAMPUS["joint"] = MULTITALENT["unet_small"] | HALVES | {"data.share": "per_corpus"}
 
+# baselines ----------------------------------------------------------------------------------
+
+SETS = {  # cases: MultiTalent 3.1, TSFM 3.5 and 3.1; AMOS22's public labels: M4oE 3.11
+    "MSD_Liver": {"MSD_Liver": 131},
+    "MSD_Lung": {"MSD_Lung": 63},
+    "MSD_Pancreas": {"MSD_Pancreas": 281},
+    "MSD_HepaticVessel": {"MSD_HepaticVessel": 303},
+    "MSD_Spleen": {"MSD_Spleen": 41},
+    "MSD_Colon": {"MSD_Colon": 126},
+    "BTCV": {"BTCV": 30},
+    "BTCV_TCIA": {"BTCV_TCIA": 90},
+    "StructSeg19": {"StructSeg19": 50},
+    "SegTHOR": {"SegTHOR": 40},
+    "NIH_Pancreas": {"NIH_Pancreas": 82},
+    "KiTS19": {"KiTS19": 210},
+    "BTCV_Cervix": {"BTCV_Cervix": 30},
+    "Breast_DCE": {"Breast_DCE": 100},
+    "KiTS21": {"KiTS21": 300},
+    "AMOS22": {"AMOS22_CT": 300, "AMOS22_MR": 60},
+    "TotalSegmentator_v1_organs": {"TotalSegmentator_v1_organs": 1204},
+    "BraTS2020": {"BraTS2020": 369},
+    "AbdomenCT_1K": {"AbdomenCT_1K": 1000},
+}
+NOT_CT = ("Breast_DCE", "BraTS2020")
+NNUNET_DEFAULT = (  # MultiTalent 8.5, 8.6
+    _without(BASE, "losses.")
+    | NNUNET
+    | {"infer.mirror_axes": (0, 1, 2), "optim.steps_per_epoch": EPOCH}
+)
+SWIN_UNETR = (  # MONAI's research contributions, SwinUNETR/BTCV: main.py and data_utils.py
+    _model(_without(BASE, "losses."), MT_SWIN)
+    | NNUNET
+    | {
+        "losses.softmax_dice.background": True,  # DiceCELoss's default
+        "data.spacing_mm": (2.0, 1.5, 1.5),
+        "data.crop": "foreground",
+        "data.intensity": {"CT": {"scheme": "window", "clip": (-175, 250)}},
+        "sampler.exponent": 0.0,
+        "sampler.foreground": 0.5,  # pos 1, neg 1
+        "sampler.oversample": "probabilistic",
+        "augment.mirror": 0.2,
+        "augment.quarter": 0.2,
+        "augment.brightness": 0.1,  # factor 1 +- 0.1
+        "augment.brightness_range": (0.9, 1.1),
+        "augment.shift": 0.1,
+        "augment.shift_range": (-0.1, 0.1),
+        "optim.name": "adamw",
+        "optim.lr": 1e-4,
+        "optim.weight_decay": 1e-5,
+        "optim.schedule": "cosine",
+        "optim.warmup_steps": 50 * EPOCH,
+        "optim.clip_norm": 0.0,
+        "train.patch": (96, 96, 96),
+        "train.batch": 4,  # crops of a volume
+    }
+    | {
+        f"augment.{name}": 0.0
+        for name in (
+            "rotation",
+            "scaling",
+            "noise",
+            "blur",
+            "contrast",
+            "low_resolution",
+            "gamma_inverted",
+            "gamma",
+        )
+    }
+)
+
+
+def _baseline(row: Table, name: str) -> Table:
+    found = row | {"data.declared": SETS[name]}
+    if name in NOT_CT and row["data.intensity"]:
+        found["data.intensity"] = {}
+    if name == "AMOS22":  # a data set of two corpora: one head
+        found |= {
+            "data.share": "per_corpus",
+            "data.rename": TSFM_POOLS["separate"]["data.rename"],
+            "model.share_heads": (0, 0),
+        }
+    regions = TSFM_TARGETS["brats"]["evaluate.regions"]
+    return found | ({"evaluate.regions": regions} if name == "BraTS2020" else {})
+
+
+BASELINES = {"nnunet": NNUNET_DEFAULT, "swin_unetr": SWIN_UNETR}
+BASELINES |= {
+    f"{kind}_{name}": _baseline(row, name) for kind, row in BASELINES.items() for name in SETS
+}
+
 MAST_PRO = published_mast_pro.rows(SETTINGS | AUGMENTATION | SGD)
 
 PAPERS = {
@@ -930,6 +1149,7 @@ PAPERS = {
     "m4oe": M4OE,
     "hippocampus": HIPPOCAMPUS,
     "mast_pro": MAST_PRO,
+    "baselines": BASELINES,
     "segvol": segvol_recipes.rows(BASE),
 }
 RECIPES: dict[tuple[str, str], Table] = {
@@ -950,6 +1170,18 @@ RATES = {
         250 * 60: 1e-2,
         250 * 560: 1e-2 * 0.5**0.9,
     },
+    # 3.9, as executed: e=0 5e-5; e=1..10 e x 5e-5; e=11..60 (e-10)/50 x 1e-2; then poly from e=61
+    ("multitalent", "unet_finetune_release"): {
+        0: 5e-5,
+        250 * 1: 5e-5,
+        250 * 10: 5e-4,
+        250 * 11: 2e-4,
+        250 * 60: 1e-2,
+        250 * 61: 1e-2 * 0.999**0.9,
+        250 * 560: 1e-2 * 0.5**0.9,
+    },
+    # MONAI: 50 of 1000 epochs of warm-up, then half a cosine
+    ("baselines", "swin_unetr_BTCV"): {12_499: 1e-4, 12_500 + 237_500 // 2: 5e-5},
     ("multitalent", "swin_finetune"): {0: 1e-5, 250 * 9: 1e-4, 250 * 10: 1e-5, 250 * 59: 5e-4},
     ("tsfm", "h"): {0: 1e-3, 250: 9.990999550e-4, 250 * 500: 5.358867313e-4},  # 6.1
     ("tsfm", "brats_10"): {250 * 5: 5.358867313e-3, 250 * 9: 1.258925412e-3},  # 6.1

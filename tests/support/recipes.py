@@ -37,6 +37,7 @@ WHOLE = {
     "data.subset",
     "data.intensity",
     "evaluate.groups",
+    "evaluate.regions",
     "text.sentences",
 }  # one value each
 ABSENT = "(absent)"

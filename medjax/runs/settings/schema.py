@@ -63,6 +63,11 @@ class Subset(Section):
     )
     count: int = setting(0, "number of cases", listed=False)
     seed: int = setting(12345, "of the draw", listed=False)
+    names: str = setting(
+        "",
+        "regular expression: only cases whose whole name matches; all of them, or `count` of them",
+        listed=False,
+    )
 
 
 @section
@@ -73,6 +78,11 @@ class Split(Section):
     folds: int = setting(5, "number of folds")
     fold: int = setting(0, "the fold that is held out; -1 trains on every case")
     seed: int = setting(12345, "of the draw")
+    test: bool = setting(
+        False,
+        "the next fold is a test part: neither trained nor validated on, and what is evaluated",
+        listed=False,
+    )
 
 
 @section
@@ -121,7 +131,7 @@ class Data(Section):
     size: tuple[int, ...] = setting(
         (),
         "(z, y, x) voxels: each cropped volume is resampled to this fixed frame, whatever its "
-        "spacing; empty: spacings decide",
+        "spacing; -1 keeps its own number, as in (-1, 224, 224) for slices; empty: spacings decide",
     )
     intensity: Mapping[str, Any] = setting(
         dict,
@@ -144,7 +154,9 @@ class Sampler(Section):
     exponent: Number = setting(
         0.5, "a case is drawn with probability ~ n^-exponent, n = cases of its corpus"
     )
-    draw: str = setting("iid", "iid: every sample by itself; mix: see medjax/sample/draw.py")
+    draw: str = setting(
+        "iid", "iid: cases with replacement, or mix: without; see medjax/sample/draw.py"
+    )
     foreground: Number = setting(0.33, "share of samples that contain foreground for certain")
     oversample: str = setting("last", "which samples of a batch these are, or probabilistic")
     balance: str = setting(
@@ -158,6 +170,11 @@ class Sampler(Section):
     whole: Number = setting(0.0, "share of samples that show the whole case, shrunk to the patch")
     whole_image: str = setting("spline", "how it is shrunk, or area, nearest", listed=False)
     whole_label: str = setting("vote", "its label; or with area: nearest, area", listed=False)
+    weigh: str = setting(
+        "cases",
+        "or slices: a case is drawn in proportion to its number of slices, as from one list of all",
+        listed=False,
+    )
     version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
     threads: int = setting(2, "that read patches")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")
@@ -327,6 +344,23 @@ class Init(Section):
         "",
         "prevalence: the outputs of fresh heads start at the share of their class in the patches "
         "that the sampler draws (docs/training.md); empty: as the network starts them",
+        listed=False,
+    )
+    intensity: str = setting(
+        "",
+        "source: CT is normalised with the statistics of the source's training data; empty: with "
+        "those of this run's (not used with data.plan)",
+        listed=False,
+    )
+    topology: str = setting(
+        "source",
+        "strides and kernels that the config leaves open are the source's; or own: those that "
+        "patch and spacing of this run lead to",
+        listed=False,
+    )
+    twins: str = setting(
+        "report",
+        "scans that the source was trained on and this run holds out: report, refuse, or leave_out",
         listed=False,
     )
     copy: Rules = setting((), "(regex, replacement): copies source leaves to a second path as well")

@@ -119,6 +119,14 @@ class Evaluate(Section):
         dict,
         "group -> classes (CLASS or CORPUS/CLASS) whose mean is an additional row of the table",
     )
+    regions: Mapping[str, Words] = setting(
+        dict,
+        "region -> classes of a corpus: their union is scored as well, e.g. whole tumour",
+        listed=False,
+    )
+    alone: bool = setting(
+        False, "also score classes without those nested in them, as a label map holds", listed=False
+    )
     resampled: str = setting(
         "",
         "or standard, released: also score on the network's grid, with that rule for empty classes",
