@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDERS = {"configs": "*.py", "data_pipelines": "*.py", "docs": "*.md"}
+FOLDERS = ("configs", "data_pipelines", "docs")
+ENDINGS = (".py", ".toml", ".md")
 
 
 class Shipped(BuildHookInterface):
@@ -18,7 +19,8 @@ class Shipped(BuildHookInterface):
         if version == "editable":
             return
         root = Path(self.root)
-        for folder, files in FOLDERS.items():
-            for path in sorted((root / folder).rglob(files)):
+        for folder in FOLDERS:
+            found = (p for p in (root / folder).rglob("*") if p.suffix in ENDINGS)
+            for path in sorted(found):
                 inside = path.relative_to(root).as_posix()
                 build_data["force_include"][str(path)] = f"medjax/shipped/{inside}"

@@ -12,6 +12,7 @@ batch = next(medjax.stream(config, "runs/mine"))    # what the training sees
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ def train(
     """
     if mode not in ("train", "evaluate", "crossval"):
         raise UsageError(f"unknown mode {mode!r}", expected="train, evaluate or crossval")
+    from medjax.runs import hosts
+
+    if hosts.settings(os.environ) is not None:
+        raise UsageError(
+            "several processes train by the command, not from Python",
+            fix="./launch.sh local|slurm|tpu CONFIG, see docs/scaling.md",
+        )
     given, recipe = _given(config)
     folder = Path(workdir) if workdir else main.default_workdir(plain(given))
     code = main.run(main.Command(given, folder, mode, tuple(folds), recipe=recipe))

@@ -150,8 +150,10 @@ def test_what_is_no_model_is_a_usage_error(model):
 def test_unusable_scans_say_what_is_wanted(predictor):
     with pytest.raises(UsageError, match="affine="):
         predictor(np.zeros((4, 4, 4), np.float32))
-    with pytest.raises(UsageError, match="nibabel image"):
-        predictor("scan.nii.gz")
+    with pytest.raises(UsageError, match="a path, a nibabel image"):
+        predictor(3)
+    with pytest.raises(DataError, match=r"no-such-scan.nii.gz: file not found"):
+        predictor("no-such-scan.nii.gz")
     broken = scan()
     values = np.asarray(broken.dataobj).copy()
     values[0, 0, 0] = np.nan

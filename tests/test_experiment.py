@@ -62,6 +62,9 @@ def test_a_training_is_that_of_the_command(monkeypatch, tmp_path):
     first, second = calls
     assert (first.mode, first.recipe, first.folds) == ("train", DEMO, ())
     assert (second.mode, second.folds, second.workdir) == ("crossval", (1,), tmp_path / "r")
+    monkeypatch.setenv("MEDJAX_DISTRIBUTED", "auto")
+    with pytest.raises(UsageError, match="several processes train by the command"):
+        medjax.train(DEMO)
     assert done.metrics == [] and done.scores == {} and "<b>Run</b>" in done._repr_html_()
 
 

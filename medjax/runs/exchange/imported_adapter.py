@@ -38,7 +38,8 @@ def write(
     Args:
       params: of the base. leaves: path -> array of the adapters. rules: of them, see
         `weights.adapters.Adapters`; leaves that they call "whole" are a part of the file, too.
-      alpha: the scale is alpha / sqrt(rank); files do not hold it, published runs took the rank. fields: the run's config. facts: where it came from.
+      alpha: the scale is alpha / sqrt(rank); files do not hold it, published runs took the rank.
+      fields: the run's config. facts: where it came from.
     """
     settings = Adapters(rules=rules, scaling="rslora", alpha=alpha)
     flat = traverse_util.flatten_dict(params, sep="/")

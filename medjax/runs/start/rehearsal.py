@@ -61,7 +61,8 @@ def refuse_without_data(config: Config, asked: Asked) -> None:
     absent = missing(config)
     if not absent:
         return
-    if os.environ.get("MEDJAX_PROCESS", "0") == "0":
+    process = os.environ.get("MEDJAX_PROCESS") or os.environ.get("SLURM_PROCID") or "0"
+    if process == "0":  # of several processes, one prints
         print(text(config, asked), flush=True)
     many = len(absent) > 1
     raise UsageError(
