@@ -119,8 +119,8 @@ def _finetune(c, corpus: str, epochs: int) -> None:
         c.data.declared = ordered({corpus: catalogue.corpora()[corpus].declared()})
     if corpus == "AbdomenCT_1K":  # the paper has 50 cases and does not name them
         c.data.subset = ordered({corpus: ordered(dict(count=50, seed=12345, file=""))})
-    _transfer(c)
     pool = "corpus" if corpus in BATCH_DICE else "sample"
+    _transfer(c)
     per_corpus_softmax(c, reduction="mean", pool=pool)
     c.train.patch = (128, 128, 128)
     c.train.steps = epochs * EPOCH
