@@ -266,20 +266,32 @@ TINY = {
     "train.validation_batches": 10,
     "train.log_every": 25,
     "infer.zoom.points": "own",
+    "augment.mirror": 0.0,
 }
 SMALL = TINY | {
     "model.decoder_heads": 4,
     "model.decoder_hidden": 256,
     "model.mask_input": True,
     "text.source": "hash",
-    "task_options.organs": 3,
+    "task_options.organs": 2,
+    "task_options.sets": ("text", "box", "points", "points+text"),
     "task_options.positives": (0, 4),
     "task_options.negatives": (0, 4),
     "task_options.rounds": 1,
     "task_options.text_only_absent": 0.1,
     "optim.lr": 5e-4,
-    "train.batch": 4,
-    "train.steps": 2500,
+    "train.batch": 2,
+    "train.steps": 2000,
+}
+SMALL_LORA = {
+    "adapters.kernels": "segvol",
+    "adapters.rank": 8,
+    "adapters.alpha": 8.0,
+    "adapters.scaling": "rslora",
+    "optim.trainable": ((".*", True),),
+    "optim.lr": 2e-3,
+    "optim.warmup_steps": 20,
+    "train.steps": 400,
 }
 
 
@@ -392,6 +404,13 @@ def rows(base: Table) -> dict[str, Table]:
         | TINY
         | {"task_options.patch_size": (4, 8, 8), "train.batch": 8, "train.steps": 600}
     )
+    own = small | SMALL_LORA
+    found["small_lora"] = own
+    found["small_lora_encoder"] = without(own, "adapters.kernels") | {
+        "adapters.rules": ((r"^encoder/block\d*/(qkv|fc[12])/kernel$", 8), (".*", 0))
+    }
+    found["small_moa"] = own | {"adapters.experts": 2, "adapters.routing": "modality"}
+    found["small_prior"] = own | {"model.prior": "additive_token", "adapters.whole": "^prior/"}
     for name, row in (("", small), ("_simmim", hidden)):
         found[f"demo{name}"] = row | {"data.phantom_cases": 20, "sampler.exponent": 1.0}
         found[f"small{name}"] = row
