@@ -32,12 +32,19 @@ Variants:
   c7:WORD              text of a name: ct, paper, scan
   c8:N                 at most N cases, shared evenly by the corpora
   c9:CORPUS            all corpora but one
+  b:ROW                a0, a1 or a6, scored per organ: prostate, brain
+  c1:ROW               a0, a1 or a6, asked by text and boxes that are not tight
+  c2:ROW               a0, a1 or a6, asked by text, points, a box, points or a box with text
+  c4:WORD              what was learned on MR, on CT: a0, lora (of a3), moa (of a3m)
+  c10                  a6, for `medjax priors`: what the tokens of tasks mean
   hermes_r             the network of the original context priors, on all corpora
   demo, demo_simmim    the small network on the phantoms
   small, small_simmim  the same on corpora given as folders
 
-Rows that start from trained weights need `init.source`. Adapter rows that evaluate only (prompt
-kinds, jitter) need no config: they are calls of `medjax predict` with prompts.
+Rows that start from trained weights need `init.source`; c4 starts from the run of a3 or a3m and
+changes nothing. b, c1 and c2 train their row and then ask it (`evaluate.prompted`); a row that is
+trained already is asked by `medjax prompted -m RUN --rows ...`. Voxels of c1 are those of the
+scan; those of the document are of the network's frame.
 """
 
 from configs.base import base_config, ordered
@@ -49,6 +56,10 @@ LORA = {f"a{k}": pool for k, pool in enumerate(ROWS, 1)}
 PRIOR = {f"a{k}": pool for k, pool in enumerate(ROWS, 6)}
 MIXED = {f"a{k}m": pool for k, pool in enumerate(ROWS, 1)}
 WORDS = {
+    "b": ("a0", "a1", "a6"),
+    "c1": ("a0", "a1", "a6"),
+    "c2": ("a0", "a1", "a6"),
+    "c4": ("a0", "lora", "moa"),
     "c3": ("off", "additive", "learned", "inner_product"),
     "c5": ("on", "off"),
     "c6": ("4", "8", "16", "32", "4,encoder", "8,encoder", "16,encoder", "32,encoder"),
@@ -56,7 +67,23 @@ WORDS = {
     "c8": ("200", "400", "800"),
     "c9": tuple(pools.segvol_all.names),
 }
-PLAIN = ("segvol", "release", "simmim", "a0", "hermes_r")
+MEASURED = {  # rows that are asked in several ways: the ways
+    "b": ("text", "points+text"),
+    "c1": (
+        "box+text",
+        *(f"box+text@translate{s}voxels" for s in (1, 5, 10, 50)),
+        *(f"box+text@{s}voxels" for s in (1, 5, 10, 50)),
+        *(f"box+text@{share}" for share in (0.05, 0.1, 0.2, 0.3, 0.5)),
+    ),
+    "c2": ("text", "points", "box", "points+text", "box+text"),
+    "c4": ("text", "points+text"),
+}
+ORGANS = {
+    "prostate": ("prostate",),
+    "brain": ("non-enhancing tumour core", "oedema", "enhancing tumour"),
+}
+MOVED = {"a0": "a0", "lora": "a3", "moa": "a3m"}  # words of c4: the rows whose runs they start from
+PLAIN = ("segvol", "release", "simmim", "a0", "c10", "hermes_r")
 OWN = ("demo", "demo_simmim", "small", "small_simmim")
 KNOWN = (
     *PLAIN,
@@ -112,16 +139,16 @@ def get_config(variant: str = "segvol"):
             _supervised(c, released=name == "release")
         elif name == "simmim":
             _simmim(c)
-        elif name == "a0":
-            _unchanged(c)
+        elif name in MEASURED:
+            _measured(c, name, word)
         else:
-            _adapted(c, name)
+            _row(c, name)
             _switch(c, name, word)
     return c.lock()
 
 
 def _pool(name):
-    rows = LORA | PRIOR | MIXED
+    rows = LORA | PRIOR | MIXED | {"c4": "ct"}
     if name in rows:
         return getattr(pools, f"segvol_{rows[name]}")
     return pools.segvol_all
@@ -237,9 +264,28 @@ def _unchanged(c):
     c.train.batch, c.train.steps, c.train.validate_every = 1, 1, 0
 
 
+def _row(c, name):
+    if name == "a0":
+        _unchanged(c)
+    else:
+        _adapted(c, name)
+
+
+def _measured(c, name, word):
+    """A row, and how it is asked on its held-out scans; c4: on CT, as it was trained on MR."""
+    _row(c, MOVED.get(word, word))
+    if name == "c4":
+        _unchanged(c)
+        if word == "moa":
+            c.adapters.expert_of = (0,)  # of CT: the network itself
+    if name == "b":
+        c.evaluate.groups = ordered(dict(ORGANS))
+    c.evaluate.prompted = ordered(dict(on=True, rows=MEASURED[name]))
+
+
 def _adapted(c, name):
     """AdamW at a constant 5e-4, gradients up to 0.5, 100 epochs of single scans."""
-    prior, mixed = name in PRIOR or name == "c3", name in MIXED
+    prior, mixed = name in PRIOR or name in ("c3", "c10"), name in MIXED
     rank = 8 if prior else 16
     c.adapters = ordered(dict(kernels="segvol", rank=rank, alpha=float(rank), scaling="rslora"))
     if mixed:

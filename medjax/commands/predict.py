@@ -122,7 +122,7 @@ def add(verbs) -> None:
     )
     for name, metavar, text in (
         ("object", "NAME", "begins an object; prompts behind it belong to it"),
-        ("text", "TEXT", "what it is: a class that the model knows"),
+        ("text", "TEXT", "what it is: a class that the model knows, or a phrase, see --encoder"),
         ("point", "X,Y,Z[,neg]", "a point inside it, or with neg outside"),
         ("box", "X0,Y0,Z0,X1,Y1,Z1", "a box around it"),
     ):
@@ -135,6 +135,13 @@ def add(verbs) -> None:
         default=(),
         metavar="FILE",
         help="prompts.json, or Slicer markups (.mrk.json); see docs/segvol.md",
+    )
+    p.add_argument(
+        "--encoder",
+        default="",
+        metavar="FILE",
+        help="text encoder (CLIP's weights) for a --text that is no class; default: that of the "
+        "training, if it is at hand",
     )
     p.add_argument(
         "--space",
@@ -270,6 +277,7 @@ def _predict(args) -> int:
         flags=args.flags,
         prompts=args.prompts,
         space=args.space,
+        encoder=args.encoder,
         warn=lambda text: print(f"medjax: {text}", file=sys.stderr, flush=True),
     )
     if page and (result.ok or result.failed):

@@ -24,6 +24,7 @@ JITTERS = (
     "voxels",
     "mm",
     "translate",
+    "shift",
     "scale",
     "outward",
     "release",
@@ -119,7 +120,8 @@ def jitter(
         "none": the box.
         "fraction": each face moves by a number of [-a e, a e]. "mm": of [-a, a] mm.
         "voxels": each face moves by a whole number of [-a, a].
-        "translate": the box moves by a number of [-a e, a e] along each axis.
+        "translate": the box moves by a number of [-a e, a e] along each axis. "shift": by a whole
+        number of voxels of [-a, a].
         "scale": all faces move outwards by u a e, with one u of [0, 1).
         "outward": in-plane faces move outwards by a whole number of [0, a] side / 256.
         "release": as "voxels", but as in the published code: corners are not sorted, the first is
@@ -146,6 +148,8 @@ def jitter(
     elif kind == "translate":
         shift = between[:3] * amount * extent
         low, high = low + shift, high + shift
+    elif kind == "shift":
+        low, high = low + whole[:3], high + whole[:3]
     elif kind == "scale":
         low, high = low - uniform[0] * amount * extent, high + uniform[0] * amount * extent
     elif kind == "outward":

@@ -7,7 +7,7 @@ grid. The same random numbers serve every row of an object, so rows differ only 
                                     points; "+-" adds as many negative ones
     box@0.2           each face of the box moves by up to 0.2 of its extent, see `draw.jitter`
     box@translate0.2  the box moves along each axis; box@scale0.2: all faces move outwards
-    box@5mm           each face moves by up to 5 mm; box@5voxels: of the scan
+    box@5mm           each face moves by up to 5 mm; box@5voxels, box@translate5voxels: of the scan
     clicks            a tight box, then corrective clicks; clicks@points1: a point, then clicks
     text/out          without a second look at full resolution; box/union, box/box: what windows
                       cover (`infer.zoom.roi`)
@@ -31,6 +31,14 @@ CLICKS = "clicks"
 EXPECTED = 'e.g. "text", "box@0.1", "points5+-", "box+text", "clicks", "box/out"'
 _POINTS = re.compile(r"points(\d*)(\+-)?")
 _AMOUNT = re.compile(r"(translate|scale|)(\d*\.?\d+)(mm|voxels|)")
+_KINDS = {
+    ("", ""): "fraction",
+    ("", "mm"): "mm",
+    ("", "voxels"): "voxels",
+    ("translate", ""): "translate",
+    ("translate", "voxels"): "shift",
+    ("scale", ""): "scale",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +98,10 @@ def parse(name: str) -> Row:
             raise _refused(name)
     if amounts:
         match = _AMOUNT.fullmatch(amounts[0])
-        if not match or len(amounts) > 1 or not found.get("box") or (match[1] and match[3]):
+        kind = match and _KINDS.get((match[1], match[3]))
+        if not match or not kind or len(amounts) > 1 or not found.get("box"):
             raise _refused(name)
-        found |= {"jitter": match[1] or match[3] or "fraction", "amount": float(match[2])}
+        found |= {"jitter": kind, "amount": float(match[2])}
     for word in words:
         kind = "zoom" if word in ZOOMS else "roi" if word in REGIONS else ""
         if not kind or kind in found:

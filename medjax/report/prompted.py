@@ -96,16 +96,16 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def _verdict(what: str, row: Mapping[str, Any]) -> str:
-    gain = row["minus_ellipsoid"]
-    low, high = gain["interval"] or (None, None)
-    if low is None:
+    gain, few = row["minus_ellipsoid"], ""
+    if not gain["interval"]:
         word = "above" if gain["mean"] > 0 else "NOT above"
-        word += " (one patient: no interval)"
+        few = "; too few patients for an interval"
     else:
+        low, high = gain["interval"]
         word = "above" if low > 0 else "BELOW" if high < 0 else "NOT clearly above"
     return (
         f"{what}: Dice {_mean(row['dice'])}, {word} the ellipsoid in the box "
-        f"({_mean(gain, '+')}; filled box {_mean(row['minus_filled_box'], '+')})"
+        f"({_mean(gain, '+')}; filled box {_mean(row['minus_filled_box'], '+')}{few})"
     )
 
 

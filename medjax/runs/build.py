@@ -232,7 +232,8 @@ def make_task(
         (name, loss.weight, build("losses", name, **loss.options))
         for name, loss in config.losses.items()
     ]
-    offered = {"modalities": space.modalities, "methods": network.methods}
+    stores = tuple(corpus.store for corpus in space.corpora)
+    offered = {"modalities": space.modalities, "methods": network.methods, "corpora": stores}
     known = accepted(config.task, "tasks")
     named = {name: value for name, value in offered.items() if name in known}
     return build(

@@ -16,7 +16,7 @@ from medjax.corpora.inputs import Case, find_inputs
 from medjax.errors import UsageError, shown
 from medjax.labels import Corpus, LabelSpace
 from medjax.prompts.request import Request
-from medjax.runs.prompted import organs, prompting
+from medjax.runs.prompted import free, organs, prompting
 from medjax.runs.trained import Trained, load_predictor, read_model
 from medjax.scans.formats import Reading
 
@@ -48,6 +48,7 @@ def predict(
     flags: Sequence[tuple[str, str]] = (),
     prompts: Sequence[Path | str] = (),
     space: str = "",
+    encoder: Path | str = "",
     say: Callable[[str], None] = lambda line: None,
     progress: Any = None,
     warn: Callable[[str], None] | None = None,
@@ -71,6 +72,7 @@ def predict(
         folder with files called as the scans, or "none"; empty: further images of each case.
       flags, prompts, space: objects that a promptable model is asked for, see
         `runs.prompted.prompting.objects_of`.
+      encoder: text encoder for texts that are no class, see `runs.prompted.free.opened`.
       say: called with progress lines. warn: called with warnings; default `say`. options: see
         `load_predictor`.
 
@@ -109,6 +111,7 @@ def _predict(
     flags: Sequence[tuple[str, str]],
     prompts: Sequence[Path | str],
     space: str,
+    encoder: Path | str,
     say: Callable[[str], None],
     progress: Any,
     warn: Callable[[str], None] | None,
@@ -134,6 +137,10 @@ def _predict(
     cases = find_inputs(inputs, channels=len(described.channels) - bool(organ), say=say)
     names = [case.name for case in cases]
     objects = prompting.asked(trained[0], request, names, flags, prompts, space)
+    if phrases := free.unknown(prompting.texts_of(objects), labels.classes):
+        trained[0], options["vectors"] = free.opened(trained[0], phrases, encoder)
+        for line in free.about(phrases, trained[0]):
+            (warn or say)(line)
     mine = share(cases, *part)
     if not mine:
         say(f"nothing to do: part {part[0]} of {part[1]} has none of the {len(cases)} cases")

@@ -36,6 +36,10 @@ def fields(config: Config) -> dict:
     found = {k: given.get(k, {}) for k in kept}
     # older runs have none of the fields below
     found["optim"] = {k: v for k, v in found["optim"].items() if (k, v) != ("ema", 0.0)}
+    found["losses"] = {
+        name: {k: v for k, v in loss.items() if (name, k, v) != ("softmax_dice", "pool", "sample")}
+        for name, loss in found["losses"].items()
+    }
     found |= {"init": begun, "sampler": sampling.decisive(config.sampler), "train": trained}
     optional = {
         "precision": config.train.precision,

@@ -225,6 +225,7 @@ def load_predictor(
     fast: bool = False,
     every_task: bool = False,
     zoom: str = "",
+    vectors: Callable | None = None,
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
 
@@ -242,7 +243,8 @@ def load_predictor(
       fast: use the coarser companion that the models name in `infer.fast`.
       every_task: the task of a scan is unknown: see `infer.tasks`.
       zoom: "in" or "out" in place of the config's, of a promptable model, which becomes an
-        `infer.prompted.PromptedSegmenter`.
+        `infer.prompted.PromptedSegmenter`. vectors: of texts that are no class, see
+        `runs.prompted.free`.
 
     Raises: `UsageError` for a folder that is no run, members that do not fit together, a window the
       network cannot take, rules or a companion that do not exist; `TrainError` or `ModelError` for
@@ -269,6 +271,7 @@ def load_predictor(
             given,
             zoom=zoom,
             overlap=overlap,
+            vectors=vectors,
             memory_gib=memory_gib,
             postprocess=rules(trained[0], postprocess),
             conflicts=conflicts or given.conflicts,

@@ -43,6 +43,8 @@ class Prompted(supervised.Supervised):
     text_only_absent: float = 0.0
     rounds: int = 0
     validate_set: str = "points+text"
+    sets_of: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    corpora: tuple[str, ...] = ()
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
         """As `Supervised.prepare`, with the objects of every sample and the prompts for them.
@@ -61,6 +63,8 @@ class Prompted(supervised.Supervised):
         chosen, present, negative = self._choose(prepared, key, organs, absent)
         is_text = np.array([one == "text" for one in sets])
         valid = jnp.where(negative[..., None], is_text, present[..., None])
+        if self.sets_of:
+            valid = valid & self._asked(sets)[prepared["corpus"]][:, None]
         target = self._target(prepared, chosen)
         spacing = prepared.get("spacing_mm")
         drawn = self._drawn(jax.random.fold_in(key, 1), target, spacing, jitter)
@@ -124,6 +128,11 @@ class Prompted(supervised.Supervised):
             "fp": count(found & ~truth),
             "fn": count(~found & truth),
         }
+
+    def _asked(self, sets: Sequence[str]) -> Bool[Array, "corpora sets"]:
+        """Which of the sets the objects of each corpus are asked for with."""
+        own = [self.sets_of.get(name, sets) for name in self.corpora]
+        return jnp.array([[one in chosen for one in sets] for chosen in own])
 
     @property
     def _most(self) -> int:
@@ -285,6 +294,8 @@ def make(
     text_only_absent: float = 0.0,
     rounds: int = 0,
     validate_set: str = "points+text",
+    sets_of: Mapping[str, Sequence[str]] = {},
+    corpora: Sequence[str] = (),
     reads: contexts.Spec | None = None,
     **batches: Any,
 ) -> Prompted:
@@ -306,6 +317,9 @@ def make(
       rounds: corrective clicks after the first prompts, each decoded again with the logits of the
         round before and added to the loss.
       validate_set: the set of prompts of validations.
+      sets_of: corpus -> those of `sets` that its objects are asked for with, e.g. without text for
+        regions that have no names (`medjax pseudo`); corpora without an entry: all.
+      corpora: names of the corpora that the batches number.
       batches: further arguments of `supervised.make`.
 
     Raises: `UsageError` for unknown words, a network without prompts, or one that cannot go on from
@@ -341,6 +355,18 @@ def make(
             found=f"organs {organs}, rounds {rounds}, text_only_absent {text_only_absent}",
             expected="numbers from 0, a share from 0 to 1, and a set of prompts",
         )
+    for name, own in sets_of.items():
+        if name not in corpora:
+            raise UsageError(
+                f"task_options.sets_of names an unknown corpus {name!r}",
+                fix=did_you_mean(name, corpora),
+            )
+        if not own or isinstance(own, str) or not set(own) <= set(sets):
+            raise UsageError(
+                f"task_options.sets_of.{name} is not a part of the sets",
+                found=own,
+                expected=", ".join(sets),
+            )
     base = supervised.make(apply, losses, reads=reads, **batches)
     most = min(organs or MOST_ORGANS, base.known.shape[1])
     return Prompted(
@@ -355,4 +381,6 @@ def make(
         text_only_absent=float(text_only_absent),
         rounds=int(rounds),
         validate_set=validate_set,
+        sets_of={name: tuple(own) for name, own in sets_of.items()},
+        corpora=tuple(corpora),
     )

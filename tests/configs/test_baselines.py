@@ -12,6 +12,7 @@ from medjax.registry import plain
 from medjax.runs import build, evaluations
 from medjax.runs import open as corpora
 from tests.support.configs import typed
+from tests.support.marks import slow
 
 REGIONS = ("whole brain tumour", "brain tumour core")
 
@@ -60,7 +61,7 @@ def test_a_perfect_prediction_of_brats_costs_nothing(tmp_path):
     assert _perfect(merge([nested])) == pytest.approx(0.4, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["KiTS19", "AMOS22"])
+@pytest.mark.parametrize("name", [slow("KiTS19"), "AMOS22"])
 def test_a_baseline_has_one_head_for_its_data_set(name, tmp_path):
     fields = plain(baselines.get_config(f"nnunet_{name}"))
     space = _space(fields, tmp_path)

@@ -244,6 +244,15 @@ EDITS = [  # module, what it says, what it would say, the recipe and field that 
         "_transfer(c)\n    c.init.head_prior = 'prevalence'\n    per_corpus_softmax",
         "tsfm:finetune_10 init.head_prior",
     ),  # a paper's recipe starts as published
+    (
+        "configs.multitalent",
+        'c.init.intensity = "source"',
+        'c.init.intensity = ""',
+        "multitalent:swin_finetune_release init.intensity",
+    ),
+    ("configs.m4oe", '= "slices"', '= "cases"', "m4oe:whole sampler.weigh"),
+    ("configs.baselines", "(-175, 250)", "(-100, 250)", "baselines:swin_unetr data.intensity"),
+    ("configs.baselines", "lr=1e-4", "lr=1e-2", "baselines:swin_unetr_BTCV optim.lr"),
     ("configs.hippocampus", '"part": "1/2"', '"part": "0/2"', "hippocampus:partial data.views"),
     # defaults in the code that a recipe relies on
     (

@@ -7,6 +7,7 @@ from medjax.errors import UsageError
 from medjax.prompts import draw, rows
 from medjax.prompts.types import NEGATIVE, POSITIVE
 
+JITTERS = ("translate0.1", "scale.5", "5mm", "3voxels", "translate3voxels")
 MASK = np.zeros((6, 9, 11), bool)
 MASK[2:4, 3:8, 1:7] = True
 MASK[2, 3, 1] = False
@@ -23,12 +24,13 @@ def test_names_say_what_is_asked():
     row = rows.parse("points3+-+text")
     assert (row.positives, row.negatives, row.text, row.box) == (3, 3, True, False)
     assert rows.parse("points").positives == 5 and rows.parse("points").negatives == 0
-    found = [rows.parse(f"box@{word}") for word in ("translate0.1", "scale.5", "5mm", "3voxels")]
+    found = [rows.parse(f"box@{word}") for word in JITTERS]
     assert [(one.jitter, one.amount) for one in found] == [
         ("translate", 0.1),
         ("scale", 0.5),
         ("mm", 5.0),
         ("voxels", 3.0),
+        ("shift", 3.0),
     ]
     assert rows.parse("clicks").clicks and rows.parse("clicks").box
     row = rows.parse("clicks@points1")

@@ -5,13 +5,14 @@ import json
 
 import pytest
 
+from configs import multitalent
 from configs.base import base_config
 from medjax.corpora.twins import Pair, Twin
 from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.registry import plain
 from medjax.runs import folder as runfolder
-from medjax.runs import initial, stages
+from medjax.runs import initial, recipe, stages
 from medjax.runs.start import source
 from tests.support.configs import typed
 from tests.support.raw import write_corpus
@@ -148,6 +149,19 @@ def test_the_topology_is_the_source_s_or_its_own(tmp_path):
     with pytest.raises(UsageError, match=r"config\.init\.topology 'mine'"):
         config = typed(fields | {"init": fields["init"] | {"topology": "mine"}})
         initial.with_topology(config, tmp_path / "new")
+
+
+@pytest.mark.parametrize("variant", ["unet_softmax", "unet_finetune"])
+def test_a_run_that_an_earlier_version_began_can_go_on(variant):
+    """Its config names neither the pool of the Dice nor where the intensity comes from."""
+    old = plain(multitalent.get_config(variant))
+    del old["losses"]["softmax_dice"]["pool"]
+    old["init"].pop("intensity", None)
+    new = plain(multitalent.get_config(variant))
+    if variant == "unet_finetune":  # the paper's loss since; docs/training.md has these flags
+        assert recipe.fields(typed(new)) != recipe.fields(typed(old))
+        new["losses"]["softmax_dice"]["pool"], new["init"]["intensity"] = "sample", ""
+    assert recipe.fields(typed(new)) == recipe.fields(typed(old))
 
 
 def test_pairs_are_kept_as_text():

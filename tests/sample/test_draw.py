@@ -5,12 +5,13 @@ whole cases among the patches.
 import dataclasses
 import hashlib
 import itertools
+import types
 
 import numpy as np
 import pytest
 
 from medjax.errors import UsageError
-from medjax.prepare import store
+from medjax.prepare import prepare, store
 from medjax.sample import draw
 from medjax.sample.stream import Pool, Recipe, Samples, choices, stream
 from tests.sample.test_stream import RECIPE, same, take, write
@@ -195,3 +196,25 @@ def test_hosts_share_whole_cases(pools):
     for whole, first, second in zip(take(2, pools, recipe), *both, strict=True):
         np.testing.assert_array_equal(whole["image"][::2], first["image"])
         np.testing.assert_array_equal(whole["whole"][1::2], second["whole"])
+
+
+def test_t25_every_voxel_of_every_object_can_be_the_centre_of_a_crop():
+    """Two objects in two masks, of 256 voxels and of one. The published crop takes the first mask
+    for the background, so that one voxel of 257 can be a centre; here all of them can.
+    """
+    label = np.zeros((8, 12, 12), np.uint8)
+    label[2:6, 2:10, 2:10] = 1
+    label[7, 11, 11] = 2
+    masks = np.stack([label == 1, label == 2])
+    assert (masks[1:].any(0).sum(), masks.any(0).sum()) == (1, 257)
+    case = types.SimpleNamespace(
+        locations=prepare._locations(label, ()), meta={"voxels": {"1": 256, "2": 1}}
+    )
+    assert sum(map(len, case.locations.values())) == 257
+    rng = np.random.default_rng(0)
+    for groups in (((1,), (2,)), ((1, 2),)):  # each object alike, or each voxel
+        drawn = [Samples._foreground_voxel(rng, case, groups) for _ in range(6000)]
+        seen = {tuple(int(v) for v in voxel) for voxel in drawn}
+        assert seen == {tuple(v) for v in np.argwhere(label > 0).tolist()}
+        share = np.mean([tuple(voxel) == (7, 11, 11) for voxel in drawn])
+        assert share == pytest.approx(1 / 2 if len(groups) == 2 else 1 / 257, abs=0.02)

@@ -159,8 +159,9 @@ PEFT = ((NEW, True), (".*", False))
 OF_TASKS = r"/specific/|/(router|noise)_task$"
 OWN = rf"{OF_TASKS}|^category/"
 FROM_STAGE1 = {
-    "init.rename": ((r"^anatomy/", "anatomy/"), (r"^", "backbone/")),
-    "init.copy": ((r"^swin/", "anatomy/"),),
+    # a stage 1 with the Universal Model's head has its network below backbone/ already
+    "init.rename": ((r"^anatomy/", "anatomy/"), (r"^(backbone/)?", "backbone/")),
+    "init.copy": ((r"^(backbone/)?swin/", "anatomy/"),),
     "init.fresh": NEW + "|^text/",
     "init.heads": (),
 }

@@ -28,6 +28,19 @@ class Sizes:
         return tuple(g * p for g, p in zip(self.grid, self.patch, strict=True))
 
 
+# targets of the adaptation: 46 linear maps at full size
+ADAPTED = (
+    r"^image_encoder\.blocks\.\d+\.(mlp\.linear[12]|attn\.qkv)\.weight$"
+    r"|^mask_decoder\.transformer\.(layers\.\d+\.(self_attn|cross_attn_image_to_token)"
+    r"|final_attn_token_to_image)\.[qv]_proj\.weight$"
+)
+
+
+def adapted_linears(s: Sizes = Sizes()) -> int:
+    """How many there are: three per layer of the encoder, ten in the decoder."""
+    return 3 * s.layers + 10
+
+
 SMALL = Sizes(24, 12, 48, (1, 4, 4), (2, 4, 4), 24, 8, 8, 16)
 
 

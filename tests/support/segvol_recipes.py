@@ -39,6 +39,22 @@ CHANNELS = {
 CHANNELS["all"] = tuple(sorted(CHANNELS["ct"] + CHANNELS["mri"]))
 POOLS = {"all": ALL, "ct": CT, "mri": MRI, "prostate": PROSTATE, "brain": BRAIN}
 ROWS = ("all", "ct", "mri", "prostate", "brain")
+JITTER = (  # C1: text and box, s of translations and of faces (reading 43), shares of 3.20
+    "box+text",
+    "box+text@translate1voxels",
+    "box+text@translate5voxels",
+    "box+text@translate10voxels",
+    "box+text@translate50voxels",
+    "box+text@1voxels",
+    "box+text@5voxels",
+    "box+text@10voxels",
+    "box+text@50voxels",
+    "box+text@0.05",
+    "box+text@0.1",
+    "box+text@0.2",
+    "box+text@0.3",
+    "box+text@0.5",
+)
 SIX = ("points+text", "box+text", "text", "box", "points", "box+points")  # 3.9
 NOTHING_TRAINS = r"^(text/table|prompt/gaussian|decoder/(iou|hyper[1-3]))"  # 4, readings 16, 17
 VECTORS = r"^prompt/(points|not_a_point|no_mask)"  # 3.15: 4,608 values
@@ -347,6 +363,25 @@ def rows(base: Table) -> dict[str, Table]:
     for left_out in ALL:
         others = ",".join(name for name in ALL if name != left_out)
         found[f"c9:{left_out}"] = lora | {"data.only": others}
+    asked = {"evaluate.prompted.on": True}
+    for word in ("a0", "a1", "a6"):  # 2.3: B, C1, C2
+        row = found[word] | asked
+        organs = {"prostate": ("prostate",)}
+        organs["brain"] = ("non-enhancing tumour core", "oedema", "enhancing tumour")
+        both = {"evaluate.prompted.rows": ("text", "points+text")}  # text + point
+        found[f"b:{word}"] = row | both | {"evaluate.groups": organs}
+        found[f"c1:{word}"] = row | {"evaluate.prompted.rows": JITTER}
+        found[f"c2:{word}"] = row | {
+            "evaluate.prompted.rows": ("text", "points", "box", "points+text", "box+text")
+        }
+    still = {name: value for name, value in found["a0"].items() if name.startswith("optim.")}
+    still |= {"train.steps": 1, "train.validate_every": 0} | asked | both | _pool("ct")
+    adapted_still = still | {"optim.clip_norm": 0.5, "train.checkpoint_every": EPOCH}
+    found["c4:a0"] = found["a0"] | still
+    found["c4:lora"] = found["a3"] | adapted_still
+    # the identity expert is CT's: 4, reading 34
+    found["c4:moa"] = found["a3m"] | adapted_still | {"adapters.expert_of": (0,)}
+    found["c10"] = prior
     small = without(common, "text.") | SUPERVISED | SMALL
     hidden = (
         plain

@@ -277,3 +277,22 @@ def test_unusable_options_are_refused():
     ):
         with pytest.raises(UsageError, match=words):
             task(**changes)
+
+
+def test_a_corpus_without_names_is_not_asked_for_by_text(params):
+    """`sets_of`: queries of its objects with a text do not count, in losses and validations."""
+    places = ("box", "points", "box+points")
+    made = task(organs=2, sets_of={"B": places}, corpora=("A", "B"))
+    whole = task(organs=2, corpora=("A", "B"))
+    key = jax.random.key(1)
+    valid, all_of = (np.asarray(one.prepare(batch(), key)["valid"]) for one in (made, whole))
+    named = np.array(["text" in one for one in types.SETS])
+    np.testing.assert_array_equal(valid[::2], all_of[::2])
+    assert valid[1, 0].tolist() == (~named).tolist() and valid[0].all()
+    counted = jax.eval_shape(made.validate, params, batch())
+    assert set(counted) == {"tp", "fp", "fn"}
+    held = np.asarray(made.prepare(batch(), None)["valid"])
+    assert held[0].any() and not held[1].any()  # asked for by points and text
+    for own, message in (({"C": places}, "unknown corpus 'C'"), ({"B": ("bax",)}, "not a part")):
+        with pytest.raises(UsageError, match=message):
+            task(sets_of=own, corpora=("A", "B"))

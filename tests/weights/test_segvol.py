@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import numpy as np
@@ -15,13 +16,14 @@ from medjax.models.context import initialise
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prompts import texts
 from medjax.runs import initial
-from medjax.runs.exchange import foreign
+from medjax.runs.exchange import foreign, imported_adapter
 from medjax.runs.exchange.imported import import_weights
 from medjax.runs.prompted.texts import by_encoder
 from medjax.runs.settings import schema
 from medjax.train import checkpoint
-from medjax.weights import accounts
+from medjax.weights import accounts, adapters, peft
 from medjax.weights.families import segvol
+from medjax.weights.formats import adapter as form
 from tests.support import published_segvol as published
 
 NAMES = ("liver", "spleen")
@@ -226,3 +228,77 @@ def test_what_contradicts_the_weights_is_refused(imported, tmp_path):
         foreign.export(run, tmp_path / "x.pth", "segvol")
     with pytest.raises(UsageError, match=r"kept at the import are missing.*--extras"):
         foreign.export(tmp_path, tmp_path / "x.safetensors", "segvol")
+
+
+def adapted(tensors, rank=3, seed=0):
+    """The file as its adaptation wrote it: adapters beside the published targets, in PEFT's names,
+    and other prompt vectors, which were trained as well.
+    """
+    rng, wrapped, pairs = np.random.default_rng(seed), {}, {}
+    for name, value in tensors.items():
+        plain = name.removeprefix("model.")
+        part, _, rest = plain.partition(".")
+        owner = plain.removesuffix(".weight")
+        if part not in ("image_encoder", "mask_decoder"):
+            changed = "point_embeddings" in plain
+            wrapped[f"_model.{name}"] = value + 1 if changed else value
+            continue
+        inside = f"_model.model.{part}.base_model.model.{rest}"
+        if not re.search(published.ADAPTED, plain):
+            wrapped[inside] = value
+            continue
+        stem = inside.removesuffix(".weight")
+        a, b = rng.normal(size=(rank, value.shape[1])), rng.normal(size=(value.shape[0], rank))
+        pairs[owner] = a.astype(np.float32), b.astype(np.float32)
+        wrapped[f"{stem}.base_layer.weight"] = value
+        wrapped[f"{stem}.lora_A.default.weight"], wrapped[f"{stem}.lora_B.default.weight"] = pairs[
+            owner
+        ]
+    # a bias of an adapted layer stands inside it, too
+    moved = {}
+    for name, value in wrapped.items():
+        stem = name.removesuffix(".bias")
+        inner = name.endswith(".bias") and f"{stem}.base_layer.weight" in wrapped
+        moved[f"{stem}.base_layer.bias" if inner else name] = value
+    return moved, pairs
+
+
+@pytest.mark.slow
+def test_a_file_of_the_adaptation_becomes_base_and_adapter(imported, tmp_path):
+    """The base is that of the file; the adapter fits the published one, and adds scale b a."""
+    file, tensors, run, _ = imported
+    given, pairs = adapted(tensors)
+    assert len(pairs) == published.adapted_linears(published.SMALL) and len(given) > len(tensors)
+    base, found = peft.split(given)
+    assert set(base) == set(tensors) and set(found) == {f"model.{n}" for n in pairs}
+    path = tmp_path / "lora.safetensors"
+    save_file({name: np.ascontiguousarray(v) for name, v in given.items()}, path)
+    documents = {"plan": file.parent / "plan.json", "dataset": file.parent / "dataset.json"}
+    out = tmp_path / "adapted"
+    report = import_weights(path, "segvol", out, **documents, name="Organs", patch=(2, 16, 16))
+    assert f"{len(pairs)} kernels, alpha 3" in report
+    made = form.read(out / imported_adapter.NAME)
+    assert made.settings.scale(3) == pytest.approx(np.sqrt(3))
+    for base_run in (out, run):  # bound to what both have in common: all but the prompt vectors
+        joined = form.join(checkpoint.read_params(base_run, "last"), made)
+        merged = adapters.merge(joined, made.settings)
+        kernel = merged["encoder"]["block0"]["qkv"]["kernel"]
+        a, b = pairs["image_encoder.blocks.0.attn.qkv"]
+        plain = tensors["model.image_encoder.blocks.0.attn.qkv.weight"]
+        np.testing.assert_allclose(kernel, (plain + np.sqrt(3) * b @ a).T, rtol=1e-5, atol=1e-5)
+        first = tensors["model.prompt_encoder.point_embeddings.0.weight"][0] + 1
+        np.testing.assert_allclose(merged["prompt"]["points"][0], first, rtol=1e-6)
+    with pytest.raises(UsageError, match=r"an adapter needs the classes.*--dataset and --plan"):
+        import_weights(path, "segvol", tmp_path / "without", patch=(2, 16, 16))
+    half = {n: v for n, v in given.items() if not n.endswith("qkv.lora_B.default.weight")}
+    with pytest.raises(ModelError, match=r"adapter of .*qkv does not fit its layer"):
+        peft.split(half)
+    names = segvol.adapted_names(base)
+    with pytest.raises(ModelError, match="several ranks"):
+        wider = {
+            "a": (np.zeros((2, 4)), np.zeros((4, 2))),
+            "b": (np.zeros((3, 4)), np.zeros((4, 3))),
+        }
+        peft.leaves(wider, names)
+    with pytest.raises(ModelError, match="does not have"):
+        peft.leaves({"mask_decoder.nothing": wider["a"]}, names)

@@ -25,9 +25,9 @@ from medjax.prepare import plan_json
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import adapt, folder
-from medjax.runs.exchange import foreign
+from medjax.runs.exchange import foreign, imported_adapter
 from medjax.runs.settings import schema
-from medjax.weights import accounts
+from medjax.weights import accounts, peft
 from medjax.weights.foreign_plans import description
 from medjax.weights.foreign_plans.description import Description
 from medjax.weights.formats import torch_file
@@ -87,12 +87,20 @@ def import_weights(
     with _understood(path, family):
         described = _describe(structure, path, plan, datasets, configuration, name)
         tensors = description.in_image_order(accounts.tensors_of(structure), described.backward)
+        tensors, pairs = peft.split(tensors) if hasattr(module, "adapted_rules") else (tensors, {})
+        if pairs and (described.space is None or described.plan is None):
+            raise UsageError(
+                "an adapter needs the classes and the preparation it was trained with",
+                path=path,
+                fix="give --dataset and --plan",
+            )
         found = module.architecture(tensors)
         _check_bound(module, model or {}, family)
         if getattr(module, "CLASSES_FROM_DATA", False) and described.space is not None:
             found = dataclasses.replace(found, channels_out=len(described.space.classes))
         extras = module.extras(tensors) if hasattr(module, "extras") else {}
         prefix = module.prefix_of(tensors) if extras else ""
+        leaves, rank = peft.leaves(pairs, module.adapted_names(tensors)) if pairs else ({}, 0)
         ignored, absent = (_rules(module, word, tensors) for word in ("ignored", "absent"))
         tensors = getattr(module, "gathered", dict)(tensors)
         found = dataclasses.replace(found, arguments={**found.arguments, **(model or {})})
@@ -148,6 +156,13 @@ def import_weights(
     if count := found.arguments.get("experts", 0):
         names = adapt.expert_names(schema.resolve(fields), space, count)
         lines.append(f"experts by modality: {', '.join(names)}")
+    if leaves:
+        rules = module.adapted_rules(rank)
+        lines.append(
+            imported_adapter.write(
+                out, params, leaves, rules, float(rank), fields, space, described.plan, facts
+            )
+        )
     lines += [f"note: {note}" for note in described.notes]
     if whole:
         lines.append(f"{out} predicts: medjax predict SCANS -m {out} -o MASKS")

@@ -89,8 +89,7 @@ def asked(
 ) -> dict[str, tuple[Prompt, ...]]:
     """`objects_of` for a model (`runs.trained.Trained`).
 
-    Raises: `UsageError` also for a model that reads no prompts, classes beside prompts, and texts
-      that it does not know.
+    Raises: `UsageError` also for a model that reads no prompts, and classes beside prompts.
     """
     if not (flags or files or space):
         return {}
@@ -102,11 +101,12 @@ def asked(
         )
     if request.classes is not None and (flags or files):
         raise UsageError("classes and prompts exclude each other", fix="use --text CLASS")
-    found = objects_of(cases, flags, files, space)
-    for prompt in (prompt for prompts in found.values() for prompt in prompts):
-        if prompt.text:
-            read.row_of(prompt.text, one.space.classes)
-    return found
+    return objects_of(cases, flags, files, space)
+
+
+def texts_of(objects: Mapping[str, Sequence[Prompt]]) -> tuple[str, ...]:
+    """The texts of all objects, each once."""
+    return tuple(dict.fromkeys(one.text for found in objects.values() for one in found))
 
 
 def names_of(objects: Mapping[str, Sequence[Prompt]]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 from medjax.errors import ModelError
 from medjax.weights import accounts
 from medjax.weights.accounts import Architecture, Row, Tensors
+from medjax.weights.adapters import rules_of
 
 HEADS = r"$^"  # no layer has an output per class
 # Arguments of the network that belong to the weights: another value would compute something else.
@@ -35,6 +36,20 @@ IGNORED = (
 ENCODER = ((r"(prompt|decoder|text)/.*", "not in a file of the encoder alone; starts fresh"),)
 ABSENT = ((r"text/table", "a vector per class name, filled from texts"),)
 TEXTS = "text/table"
+# parameters beside adapters that were trained themselves, and are a part of an adapter
+PROMPT_VECTORS = r"^prompt/(points|not_a_point|no_mask)"
+
+
+def adapted_rules(rank: int) -> tuple[tuple[str, int | str], ...]:
+    """The rules of an adapter of this rank in a file of the adaptation (`weights.peft`)."""
+    return rules_of("segvol", rank, PROMPT_VECTORS)
+
+
+def adapted_names(tensors: Tensors) -> dict[str, tuple[str, str]]:
+    """`names` of a file's own layers, with its prefix."""
+    arguments, prefix = architecture(tensors).arguments, prefix_of(tensors)
+    found = names(arguments["layers"], arguments.get("decoder_layers", 0))
+    return {f"{prefix}{name}": leaf for name, leaf in found.items()}
 
 
 def unprefixed(tensors: Tensors) -> dict[str, np.ndarray]:
