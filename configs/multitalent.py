@@ -35,6 +35,7 @@ from data_pipelines.pool import Member, Pool
 
 ARCHITECTURES = ("unet", "resenc", "swin")
 KINDS = ("", "_softmax", "_small", "_finetune")
+TRY = ("demo", "unet_small")  # without the pool: on phantoms, on folders
 VARIANTS = (*(a + k for a in ARCHITECTURES for k in KINDS), "demo")  # in the tests of all configs
 POOLS = {
     "": pools.multitalent,
@@ -47,7 +48,6 @@ POOLS = {
 }
 FREE = ("small", "finetune", "finetune_release", "scratch")  # on the corpora of data.folders
 KNOWN = ("demo", *(f"{a}_{k}".rstrip("_") for a in ARCHITECTURES for k in (*POOLS, *FREE)))
-TRY = ("demo", "unet_small")  # without the pool: on phantoms, on folders
 EPOCH = 250  # steps
 
 HEADS = ((r"^(head|out)_?\d*/", True), (".*", False))

@@ -64,8 +64,8 @@ KNOWN = (
     *(f"{target}_{epochs}" for target in TARGETS for epochs in EPOCHS),
     "t_small",
 )
-VARIANTS = tuple(name for name in KNOWN if "without" not in name)  # in the tests of all configs
 TRY = ("t_small", "t_small")  # without the pool: on phantoms, on folders
+VARIANTS = tuple(name for name in KNOWN if "without" not in name)  # in the tests of all configs
 EPOCH = 250  # steps
 STRIDES = ((2, 2, 2),) * 4 + ((1, 2, 2),)  # of patch 112x160x192: 210 tokens at 7x5x6
 

@@ -144,7 +144,7 @@ def aggregate(
                 for row in members
                 if metric in row.scores or row.status == ABSENT
             ]
-            described["interval"] = _interval(*draws[metric], [column])
+            described["interval"] = _interval(*_chosen(*draws[metric], [column]))
             if metric == "volume_error_ml":
                 described["limits"] = agreement_limits(described["mean"], described["sd"])
             summary[metric] = described | {
@@ -160,7 +160,7 @@ def aggregate(
             values = [mean for mean in means if mean is not None]
             table[metric] = {
                 "mean": float(np.mean(values)) if values else None,
-                "interval": _interval(*draws[metric], used),
+                "interval": _interval(*_chosen(*draws[metric], used)),
             }
             table[metric]["n_cells"] = len(used)
         return table
@@ -183,8 +183,7 @@ def aggregate(
     result["over_corpora"] = {
         metric: _over_corpora(
             [found[metric]["mean"] for found in result["corpora"].values()],
-            *draws[metric],
-            list(counted.values()),
+            [_chosen(*draws[metric], chosen) for chosen in counted.values()],
         )
         for metric in metrics
     }
@@ -256,35 +255,6 @@ def _bootstrap(
     return draws, scored
 
 
-def _over_corpora(
-    means: Sequence[float | None],
-    draws: np.ndarray,
-    scored: Sequence[set[tuple[str, str]]],
-    columns: Sequence[Sequence[int]],
-) -> dict:
-    """Summary of the mean over the corpora that have one.
-
-    Args:
-      means, columns: of every corpus. draws, scored: see `_bootstrap`.
-    """
-    used = [k for k, mean in enumerate(means) if mean is not None]
-    values = [means[k] for k in used]
-    drawn = [_means(draws[:, columns[k]]) for k in used]
-    patients = _patients(scored, [column for k in used for column in columns[k]])
-    return {
-        "mean": float(np.mean(values)) if values else None,
-        "interval": _ends(np.stack(drawn, 1), patients) if drawn else None,
-        "n_corpora": len(used),
-    }
-
-
-def _means(draws: np.ndarray) -> np.ndarray:
-    """(resamples, cells) -> (resamples,) mean over the cells of which a resample holds a case."""
-    finite = np.isfinite(draws)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(finite, draws, 0).sum(1) / finite.sum(1)
-
-
 def tail(patients: int, corpora: int = 1) -> float:
     """The lower percentile, between 0 and 0.025, of an interval over so many patients.
 
@@ -296,24 +266,43 @@ def tail(patients: int, corpora: int = 1) -> float:
     return float(stats.norm.cdf(math.sqrt(each / (each - 1)) * t))
 
 
-def _interval(
+def _over_corpora(
+    means: Sequence[float | None], chosen: Sequence[tuple[np.ndarray, set[tuple[str, str]]]]
+) -> dict:
+    """Summary of the mean over the corpora that have one.
+
+    Args:
+      means: of every corpus. chosen: of every corpus, (resamples, its cells) and its patients.
+    """
+    used = [k for k, mean in enumerate(means) if mean is not None]
+    values = [means[k] for k in used]
+    columns = [_means(chosen[k][0]) for k in used]
+    patients = set().union(*(chosen[k][1] for k in used))
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "interval": _interval(np.stack(columns, 1), patients) if columns else None,
+        "n_corpora": len(used),
+    }
+
+
+def _means(draws: np.ndarray) -> np.ndarray:
+    """(resamples, cells) -> (resamples,) mean over the cells of which a resample holds a case."""
+    finite = np.isfinite(draws)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(finite, draws, 0).sum(1) / finite.sum(1)
+
+
+def _chosen(
     draws: np.ndarray, scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
-) -> list[float] | None:
-    """95 % interval of the mean over cells; None if a cell has none, or below 5 patients."""
-    return _ends(draws[:, columns], _patients(scored, columns))
+) -> tuple[np.ndarray, set[tuple[str, str]]]:
+    """The resampled means of some cells, and the (corpus, patient) scored in any of them."""
+    return draws[:, columns], set().union(*(scored[column] for column in columns))
 
 
-def _patients(
-    scored: Sequence[set[tuple[str, str]]], columns: Sequence[int]
-) -> set[tuple[str, str]]:
-    """The (corpus, patient) of some cells."""
-    return set().union(*(scored[column] for column in columns))
+def _interval(draws: np.ndarray, patients: set[tuple[str, str]]) -> list[float] | None:
+    """95 % interval of the mean over cells; None if a cell has none, or below 5 patients.
 
-
-def _ends(draws: np.ndarray, patients: set[tuple[str, str]]) -> list[float] | None:
-    """95 % interval of the mean over the columns of (resamples, columns).
-
-    A resample ignores columns of which it holds no case.
+    A resample ignores cells of which it holds no case.
     """
     corpora = len({corpus for corpus, _ in patients})
     if len(patients) < LEAST_PATIENTS or len(patients) <= corpora:
@@ -321,7 +310,6 @@ def _ends(draws: np.ndarray, patients: set[tuple[str, str]]) -> list[float] | No
     finite = np.isfinite(draws)
     if not draws.shape[1] or not finite.any(0).all():
         return None
-    means = _means(draws)[finite.any(1)]
     below = tail(len(patients), corpora)
-    low, high = np.quantile(means, [below, 1 - below])
+    low, high = np.quantile(_means(draws)[finite.any(1)], [below, 1 - below])
     return [float(low), float(high)]

@@ -111,18 +111,6 @@ def markdown(result) -> str:
     return "\n".join([*lines, *notes(result), ""])
 
 
-def overall(found: Mapping) -> dict[str, Mapping]:
-    """The last rows of a table of several corpora; earlier summaries have the first one only.
-
-    Args:
-      found: what `aggregate.aggregate` returns.
-    """
-    rows = {"mean over corpora and classes": found["overall"]}
-    if "over_corpora" in found:
-        rows["mean over corpora"] = found["over_corpora"]
-    return rows
-
-
 def screen(result) -> str:
     """Dice of every class in every corpus as aligned plain text, with the mean over all."""
     found = result.tables
@@ -152,6 +140,18 @@ def _short(cell: Mapping | None) -> str:
         return "-"
     missed = f" ({cell['n_missed']}/{cell['Dice']['n']} missed)" if cell["n_missed"] else ""
     return f"{cell['Dice']['mean']:.3f}{missed}"
+
+
+def overall(found: Mapping) -> dict[str, Mapping]:
+    """The last rows of a table of several corpora; earlier summaries have the first one only.
+
+    Args:
+      found: what `aggregate.aggregate` returns.
+    """
+    rows = {"mean over corpora and classes": found["overall"]}
+    if "over_corpora" in found:
+        rows["mean over corpora"] = found["over_corpora"]
+    return rows
 
 
 def notes(result) -> list[str]:
