@@ -431,7 +431,7 @@ def test_a_config_is_found_from_another_folder(repository, tmp_path, monkeypatch
     assert main.main(["--config=configs/mien.py", "--workdir=x"]) == 2
     said = capsys.readouterr().err
     assert "configs/mien.py: no such config file. Fix: did you mean configs/mine.py" in said
-    assert "Known: configs/hippocampus.py, " in said
+    assert "configs/mine.py, " in said and "configs/tsfm.py" in said
     assert main.main(["--config=configs/tsfm.py:h", "--config.name=../x", "--mode=train"]) == 2
     assert "the config's name is not the name of a folder; found '../x'" in capsys.readouterr().err
 
