@@ -30,19 +30,14 @@ POINTS = ("points1", "points5", "points5+-")
 CLICKS = ("clicks", "clicks@points1")
 OVERVIEW = ("text/out", "box/out")
 TARGETS = {"hippocampus": "Task04_Hippocampus", "sarcoma_mr": "Task92_SarcomaMR"}
-ARMS = ("lora", "full")
-LORA = {"adapters.kernels": "segvol", "adapters.rank": 8, "adapters.alpha": 8, "optim.lr": 2e-3}
+RECIPE = {"lora": "small_lora", "full": "small"}
 TORSO = "torso"
 LARGEST = 10  # organs of the torso
 
 
 def fields(given: argparse.Namespace, steps: int) -> dict[str, object]:
-    """Of every training: fewer queries and samples per step than the recipe, for two cores."""
+    """Of every training."""
     return {
-        "augment.mirror": 0,
-        "task_options.organs": 2,
-        "task_options.sets": ("text", "box", "points", "points+text"),
-        "train.batch": 2,
         "train.steps": steps,
         "train.checkpoint_every": min(steps, 250),
         "seed": given.seed,
@@ -61,7 +56,7 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
     words = flags(fields(given, given.steps))
     found = {"base": trainings.training(f"{CONFIG}:demo", out, "base", words)}
     for target, folder in TARGETS.items():
-        for arm in ARMS:
+        for arm, recipe in RECIPE.items():
             own = fields(given, given.adapt_steps) | {
                 "data.folders": given.data / folder,
                 "data.store": out / f"store_{target}",
@@ -69,10 +64,8 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
                 "train.validate_every": 0,
                 "optim.warmup_steps": given.adapt_steps // 15,
             }
-            if arm == "lora":
-                own |= LORA | {"optim.trainable": "((r'.*',True),)"}
             name = f"{target}_{arm}"
-            found[name] = trainings.training(f"{CONFIG}:small", out, name, flags(own), "base")
+            found[name] = trainings.training(f"{CONFIG}:{recipe}", out, name, flags(own), "base")
     left = {name: job for name, job in found.items() if not finished(out / name)}
     if "base" not in left:
         left = {name: trainings.Job(job.lines) for name, job in left.items()}
@@ -99,7 +92,7 @@ def questions(given: argparse.Namespace) -> dict[str, tuple[str, tuple[str, ...]
     words = ("--data", str(given.out / TORSO), "--corpus", "PhantomCT", "--largest", str(LARGEST))
     found[TORSO] = ("base", (*words, "--rows", *unseen))
     for target in TARGETS:
-        for arm in ARMS:
+        for arm in RECIPE:
             rows = ("--rows", *WORDS, *unseen, "--cases", str(given.cases))
             found[f"{target}_{arm}"] = (f"{target}_{arm}", rows)
     return found

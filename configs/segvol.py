@@ -40,6 +40,9 @@ Variants:
   hermes_r             the network of the original context priors, on all corpora
   demo, demo_simmim    the small network on the phantoms
   small, small_simmim  the same on corpora given as folders
+  small_lora, small_lora_encoder, small_moa, small_prior
+                       a trained small network adapted to corpora given as folders, rank 8:
+                       everywhere, in the encoder, one adapter per modality but CT, context priors
 
 Rows that start from trained weights need `init.source`; c4 starts from the run of a3 or a3m and
 changes nothing. b, c1 and c2 train their row and then ask it (`evaluate.prompted`); a row that is
@@ -84,7 +87,8 @@ ORGANS = {
 }
 MOVED = {"a0": "a0", "lora": "a3", "moa": "a3m"}  # words of c4: the rows whose runs they start from
 PLAIN = ("segvol", "release", "simmim", "a0", "c10", "hermes_r")
-OWN = ("demo", "demo_simmim", "small", "small_simmim")
+ADAPTED = ("small_lora", "small_lora_encoder", "small_moa", "small_prior")
+OWN = ("demo", "demo_simmim", "small", "small_simmim", *ADAPTED)
 KNOWN = (
     *PLAIN,
     *LORA,
@@ -97,6 +101,7 @@ TRY = ("demo", "small")  # without the pool: on phantoms, on folders
 VARIANTS = ("demo",)  # what the tests of all configs build; tests/configs/test_segvol.py the rest
 
 FRAME, SMALL_FRAME = (32, 256, 256), (32, 64, 64)
+FEW_SETS = ("text", "box", "points", "points+text")  # a step of the small network: 2 CPU seconds
 SETS = ("points+text", "box+text", "text", "box", "points", "box+points")
 TEMPLATES = {
     "ct": "A computerized tomography of a {}.",
@@ -106,6 +111,7 @@ TEMPLATES = {
 EPOCH = 188  # batches of 32 in about 6,000 training scans
 # parts that nothing trains: the table of texts, the matrix of positions, ratings, unused filters
 FIXED = r"^(text/table|prompt/gaussian|decoder/(iou|hyper[1-3]))"
+ENCODER_KERNELS = r"^encoder/block\d*/(qkv|fc[12])/kernel$"
 PROMPT_VECTORS = r"^prompt/(points|not_a_point|no_mask)"
 TINY = dict(
     patch_size=(4, 8, 8),
@@ -320,8 +326,7 @@ def _switch(c, name, word):
         c.adapters.rank, c.adapters.alpha = int(rank), float(rank)
         if part:
             del c.adapters["kernels"], c.adapters["whole"]
-            kernels = r"^encoder/block\d*/(qkv|fc[12])/kernel$"
-            c.adapters.rules = ((kernels, int(rank)), (PROMPT_VECTORS, "whole"), (".*", 0))
+            c.adapters.rules = ((ENCODER_KERNELS, int(rank)), (PROMPT_VECTORS, "whole"), (".*", 0))
     elif name == "c7":
         c.text.template = TEMPLATES[word]
     elif name == "c8":
@@ -364,14 +369,33 @@ def _own(c, name):
     c.init.heads = ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities"))
     c.init.resize = ((r"^encoder/pos$", "trilinear"),)
     c.text = ordered(dict(source="hash"))
-    _task(c, organs=3, positives=(0, 4), negatives=(0, 4), rounds=1, text_only_absent=0.1)
+    options = dict(organs=2, sets=FEW_SETS, positives=(0, 4), negatives=(0, 4), rounds=1)
+    _task(c, text_only_absent=0.1, **options)
+    c.augment.mirror = 0.0
     c.optim.update(dict(name="adamw", lr=5e-4, weight_decay=1e-5, schedule="cosine"))
     c.optim.warmup_steps, c.optim.clip_norm = 100, 1.0
     c.optim.trainable = ((FIXED, False), (".*", True))
-    c.train.batch, c.train.steps = 4, 2500
+    c.train.batch, c.train.steps = 2, 2000
     c.train.validate_every = c.train.checkpoint_every = 250
     c.train.validation_batches, c.train.log_every = 10, 25
     c.infer.zoom = ordered(dict(points="own"))
     if name.endswith("simmim"):
         _simmim(c, tiny=True)
         c.train.batch, c.train.steps = 8, 600
+    if name in ADAPTED:
+        _own_adapters(c, name)
+
+
+def _own_adapters(c, name):
+    """Rank 8, 400 steps at 2e-3, from a trained `small` or `demo`."""
+    c.adapters = ordered(dict(kernels="segvol", rank=8, alpha=8.0, scaling="rslora"))
+    if name == "small_lora_encoder":
+        del c.adapters["kernels"]
+        c.adapters.rules = ((ENCODER_KERNELS, 8), (".*", 0))
+    if name == "small_moa":
+        c.adapters.update(dict(experts=2, routing="modality"))
+    if name == "small_prior":
+        c.model.prior = "additive_token"
+        c.adapters.whole = r"^prior/"
+    c.optim.trainable = ((".*", True),)
+    c.optim.lr, c.optim.warmup_steps, c.train.steps = 2e-3, 20, 400

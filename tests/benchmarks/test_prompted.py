@@ -25,7 +25,7 @@ def given(tmp_path):
 def test_adaptations_differ_in_what_is_trained_only(given, repository, monkeypatch):
     monkeypatch.chdir(repository)
     found = prompted.jobs(given)
-    assert set(found) == {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.ARMS)}
+    assert set(found) == {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE)}
     configs = {}
     for name, job in found.items():
         (line,) = job.lines
@@ -43,7 +43,7 @@ def test_questions_are_calls_of_the_verb(given):
     parser = argparse.ArgumentParser()
     verb.add(parser.add_subparsers())
     found = prompted.questions(given)
-    runs = {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.ARMS)}
+    runs = {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE)}
     assert {run for run, _ in found.values()} == runs
     for run, words in found.values():
         parsed = parser.parse_args(["prompted", "-m", run, *words])

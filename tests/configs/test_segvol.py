@@ -98,7 +98,7 @@ def test_the_full_network_has_the_published_size_and_adapters(tmp_path):
 
 
 def test_a_step_of_the_demo_has_the_stated_shapes(tmp_path):
-    """Three objects under six sets, with a corrective round; traced, not computed."""
+    """Two objects under four sets, with a corrective round; traced, not computed."""
     config, space, net, task = check("demo", tmp_path)
     shapes = batches.abstract(config.train.batch, net.patch, net.channels, whole=True)
     batch = {name: jax.ShapeDtypeStruct(*array) for name, array in shapes.items()}
@@ -108,4 +108,21 @@ def test_a_step_of_the_demo_has_the_stated_shapes(tmp_path):
     found = jax.eval_shape(task.validate, params, batch)
     assert all(v.shape == (len(space.classes),) for v in found.values())
     prepared = jax.eval_shape(task.prepare, batch, key)
-    assert prepared["prompt_mask"].shape[:2] == (4, 18)
+    assert prepared["prompt_mask"].shape[:2] == (2, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "own"),
+    [
+        ("small_lora", 9_344 * 8),
+        ("small_lora_encoder", 4 * (4 * 128 + 2 * 640) * 8),
+        ("small_moa", 9_344 * 8),
+        ("small_prior", 9_344 * 8),
+    ],
+)
+def test_small_adaptations_have_the_adapters_of_their_name(variant, own, tmp_path):
+    config, _, net, _ = check(variant, tmp_path)
+    assert counts(net)[1] == own and config.optim.lr == 2e-3
+    assert ("prior" in config.model.options) == (variant == "small_prior")
+    assert config.adapters.experts == (2 if variant == "small_moa" else 1)
