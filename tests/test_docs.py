@@ -137,8 +137,9 @@ def test_flags_of_configs_are_taken(page, monkeypatch):
 
 def _taken(config: str, flags: list[str]) -> bool:
     start = ["medjax", f"--config=configs/{config}", "--mode=dry"]
-    given = [shlex.split(flag)[0] for flag in flags if "=" in flag and ".." not in flag]
-    named = [flag for flag in flags if flag not in given and "'" not in flag]
+    valued = [flag for flag in flags if "=" in flag and ".." not in flag]
+    given = [shlex.split(flag)[0] for flag in valued]  # as a shell reads them
+    named = [flag for flag in flags if flag not in valued and "'" not in flag]
     try:
         main.parse([*start, *given])
         fields = plain(main.parse(start).config)
