@@ -124,7 +124,16 @@ def ask(given: argparse.Namespace, name: str, run: str, words: Sequence[str]) ->
     folder = given.out / "answers" / name
     path = folder / "prompted.json"
     if not path.is_file():
-        command = ["prompted", "-m", str(given.out / run), "-o", str(folder), "--quiet"]
+        command = [
+            "prompted",
+            "-m",
+            str(given.out / run),
+            "-o",
+            str(folder),
+            "--zoom",
+            "in",
+            "--quiet",
+        ]
         code = cli.main([*command, "--draws", str(given.draws), *words])
         if code not in (0, 3):
             return {"failed": f"medjax {' '.join(command)}: exit code {code}"}

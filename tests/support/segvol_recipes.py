@@ -266,6 +266,7 @@ TINY = {
     "train.validation_batches": 10,
     "train.log_every": 25,
     "infer.zoom.points": "own",
+    "infer.zoom.zoom": "out",
     "augment.mirror": 0.0,
 }
 SMALL = TINY | {
