@@ -228,6 +228,7 @@ def _weights(workdir):
     }
 
 
+@pytest.mark.slow
 def test_resuming_with_another_recipe_is_refused(trained, corpora):
     workdir, _ = trained
     process = _main(_flags(corpora, workdir, STEPS, "--config.optim.momentum=0.5"))

@@ -5,7 +5,7 @@ In: a `Result`. Out: text.
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from medjax import __version__
 from medjax.errors import shown
@@ -28,6 +28,7 @@ DECIMALS = {
     "ASSD": 2,
     "volume_error_ml": 2,
 }
+CONFLICTING = 0.001  # share of the foreground from which the screen says so
 CONFLICTS = {
     "ordered": "the last in precedence",
     "argmax": "the most probable",
@@ -129,9 +130,8 @@ def screen(result) -> str:
         )
         for row in rows
     ]
-    return "\n".join(
-        [lines[0], *lines[1:], "", f"mean Dice  {mean(found['overall']['Dice'], 'Dice')}"]
-    )
+    lines += ["", f"mean Dice  {mean(found['overall']['Dice'], 'Dice')}"]
+    return "\n".join([*lines, *_conflicts(result, shown, CONFLICTING)])
 
 
 def _short(cell: Mapping | None) -> str:
@@ -163,12 +163,7 @@ def notes(result) -> list[str]:
     ]
     if result.settings["surface"]:
         said.append(f"NSD tolerance {_tolerance(result.settings['tolerance_mm'])}; {DEFINITION}.")
-    said += [
-        f"{escaped(corpus)}: {100 * found['share']:.2f} % of the predicted foreground holds two "
-        f"exclusive classes; the label map shows {CONFLICTS.get(found['rule'], found['rule'])}."
-        for corpus, found in result.conflicts.items()
-        if found["share"] is not None
-    ]
+    said += _conflicts(result, escaped)
     b = result.tables["bootstrap"]
     said.append(
         f"Intervals: {b['kind']} bootstrap, {b['resamples']} resamples of patients within each "
@@ -176,6 +171,16 @@ def notes(result) -> list[str]:
         + (f"; none below {b['least_patients']} patients." if "least_patients" in b else ".")
     )
     return [*said, f"Computed by medjax {__version__}."]
+
+
+def _conflicts(result, name: Callable[[str], str], least: float | int = 0) -> list[str]:
+    """A sentence for every corpus in which at least that share of the foreground is in conflict."""
+    return [
+        f"{name(corpus)}: {100 * found['share']:.2f} % of the predicted foreground holds two "
+        f"exclusive classes; the label map shows {CONFLICTS.get(found['rule'], found['rule'])}."
+        for corpus, found in result.conflicts.items()
+        if found["share"] is not None and found["share"] >= least
+    ]
 
 
 def mean(cell: Mapping, metric: str) -> str:

@@ -64,5 +64,6 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
     "zoom": (lambda v: v in ("", None, "in", "out"), '"in" or "out"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),
+    "vectors": (lambda v: v is None or callable(v), "a function from texts to vectors, or None"),
     "every_task": (lambda v: isinstance(v, bool), "True or False"),
 }

@@ -15,6 +15,7 @@ from medjax.runs import build as network
 from medjax.runs import dry
 from medjax.runs import open as corpora
 from tests.support.configs import typed
+from tests.support.marks import slow
 
 CONFIGS = sorted(
     p.stem
@@ -42,11 +43,11 @@ def _with_phantoms(fields, name):
 
 BIG = {
     "tsfm": ("t_small",),
-    "multitalent": ("demo", "unet_softmax", "resenc_small"),
+    "multitalent": ("demo", "unet_softmax"),
     "mast_pro": (),  # in tests/configs/test_mast_pro.py
     "baselines": (),  # networks of the others; sides as nnU-Net leaves them
-    "m4oe": ("finetune", "pretrain", "release", "demo", "small_pretrain"),
-}  # of these, what is traced step and all
+    "m4oe": ("demo", "small_pretrain"),
+}  # of these, what is traced step and all; the rest of them with the slow tests
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=lambda v: v)
@@ -76,7 +77,10 @@ def test_every_config_is_read(name, variant, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))], ids=lambda v: v
+    ("name", "variant"),
+    [v for v in VARIANTS if v[1] in BIG.get(v[0], (v[1],))]
+    + [slow("m4oe", word) for word in ("finetune", "pretrain", "release")],
+    ids=lambda v: v,
 )
 def test_configs_build_abstractly(name, variant, tmp_path):
     text = dry.dry(typed(_with_phantoms(_fields(name, variant), name)), tmp_path)
@@ -189,7 +193,6 @@ def test_dry_allocates_nothing_and_shows_the_mixture(capsys):
         (["--config=configs/multitalent.py:demo", "--config.optim.lrr=1"], "lr"),
         (["--config=configs/multitalnt.py:demo"], "did you mean configs/multitalent.py"),
         (["--config=configs/multitalent.py:dmo"], "demo"),
-        (["--config=configs/multitalent.py:demo"], "--workdir"),
         (["--config=configs/multitalent.py:demo", "--workdir=/nowhere", "--mode=trane"], "train"),
         (["--workdir=x"], "--config"),
     ],

@@ -18,6 +18,7 @@ from medjax.corpora.sources import scan_corpus
 from medjax.errors import DataError, UsageError
 from medjax.prepare import fingerprint as fingerprints
 from medjax.prepare import store
+from tests.support.marks import slow
 from tests.support.published import SHAPE, SPACING_MM, tree_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::medjax.scans.nifti.DataWarning")
@@ -48,7 +49,9 @@ def _ingest(name: str, raw: Path, out: Path, *flags: str) -> int:
     )
 
 
-@pytest.mark.parametrize("name", sorted(corpora()))
+@pytest.mark.parametrize(
+    "name", [slow(n) if n.startswith("TotalSeg") else n for n in sorted(corpora())]
+)
 def test_a_miniature_download_is_ingested_label_by_label(name, tmp_path, capsys):
     corpus = corpora()[name]
     tree = tree_of(name, list(corpus.corpus().classes))

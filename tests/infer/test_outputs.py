@@ -2,6 +2,7 @@
 or a full disk nothing half.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -209,6 +210,7 @@ def test_a_long_name_works_and_one_too_long_for_its_maps_fails_alone(predictor, 
         predictor, cases, tmp_path / "out", Request("Liver"), files=Files(one_file_per_class=True)
     ).ok == ["n" * 240, "b"]
     unsure = make_predictor(uncertainty=True)
+    cases[0] = dataclasses.replace(cases[0], name="n" * 245)  # a mask has room, a map has not
     result = predict_cases(unsure, cases, tmp_path / "maps", Request("Liver"))
     assert (
         result.ok == ["b"]
@@ -470,6 +472,7 @@ sys.exit(border.guarded(work))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_manifest_and_no_hidden_files_and_the_next_call_finishes(
     predictor, scans, tmp_path, number, code

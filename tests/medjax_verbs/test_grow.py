@@ -21,6 +21,7 @@ from medjax.train.checkpoint import Checkpoints
 from medjax.weights import experts
 from medjax_verbs import grow
 from tests.support.configs import typed
+from tests.support.marks import slow
 from tests.support.raw import write_corpus
 
 TINY = dict(width=8, depths=(1, 1), heads=(1, 2), window=4, patch_size=2)
@@ -74,7 +75,7 @@ def _grown(run, raw, workdir, **more):
     return config, corpora.open_data(config.data, workdir)
 
 
-@pytest.mark.parametrize(("begin", "gate"), [("copy", ""), ("fresh", "closed")])
+@pytest.mark.parametrize(("begin", "gate"), [("copy", ""), slow("fresh", "closed")])
 def test_old_answers_stay_and_exactly_the_new_parts_are_added(run, raw, tmp_path, begin, gate):
     config, data = _grown(run, raw, tmp_path, begin=begin, gate=gate, source="MR")
     assert data.space.modalities == ("MR", "CT") and config.model.options["experts"] == 3

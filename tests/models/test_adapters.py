@@ -34,6 +34,7 @@ def _network(name):
     return apply, params, image, context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in golden.CASES],

@@ -153,7 +153,7 @@ def test_a_fresh_mixture_is_the_plain_mlp_bit_for_bit(dtype):
     ("more", "names"),
     [
         slow({"placement": "after_mlp"}, {"fc1", "fc2"}),
-        ({"placement": "qkv_lora"}, {"fc1", "fc2"}),
+        slow({"placement": "qkv_lora"}, {"fc1", "fc2"}),
         ({"expert_input": "residual"}, {"fc1", "fc2"}),
         ({"placement": "replace"}, set()),
     ],
@@ -201,6 +201,7 @@ def _silent(base, plain, x):
     return base | {"mlp": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)}
 
 
+@pytest.mark.slow
 def test_noise_and_dropout_act_in_training_only():
     net = _net(router_noise=True, expert_dropout=0.5)
     params, x = _random(_shapes(net)), _tokens()

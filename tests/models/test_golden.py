@@ -23,6 +23,24 @@ SILENT_SEGVOL = re.compile(r"(^|/)(k/bias|gaussian)$")
 # A constant that Hermes adds to features is taken away by the norm of the next block.
 SILENT_HERMES = re.compile(r"to_feature/ffn/fc2/bias$")
 SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|ln_f|k)/bias$")
+ONE_OF_A_KIND = (  # the first one of every network, and those with gradients
+    "unet",
+    "unet_2d_multitalent",
+    "resenc_2d",
+    "stunet",
+    "tsfm",
+    "tsfm_2d",
+    "swin_unet",
+    "swin_unet_gate",
+    "swin_unetr_2d",
+    "masked_swin",
+    "masked_swin_3d",
+    "universal",
+    "mast_pro",
+    "hermes",
+    "segvol",
+    "masked_vit",
+)
 QUICK = ("unet_2d_multitalent", "resenc_2d", "tsfm_2d", "swin_unet_gate", "masked_swin_3d")
 
 
@@ -44,7 +62,7 @@ def _cases(quick):
     return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in golden.CASES]
 
 
-@pytest.mark.parametrize("name", list(golden.CASES))
+@pytest.mark.parametrize("name", _cases(ONE_OF_A_KIND))
 def test_outputs_are_the_stored_ones(name):
     found = (
         _with_gradients(name) if name in QUICK else golden.run(golden.CASES[name], gradients=False)
@@ -564,7 +582,8 @@ BACKWARD = [  # visible in the gradient only
 
 
 def _named(mutant):
-    marks = pytest.mark.slow if mutant[0] in SLOW else ()
+    quick = mutant[0] not in SLOW and mutant[1] in ONE_OF_A_KIND
+    marks = () if quick else pytest.mark.slow
     return pytest.param(mutant, id=f"{mutant[1]}-{mutant[0]}".replace(" ", "_"), marks=marks)
 
 
@@ -588,7 +607,11 @@ def test_a_wrong_gradient_is_noticed(mutant):
 
 
 def test_every_network_has_a_mutant():
-    quick = {golden.CASES[name].model for what, name, *_ in MUTANTS if what not in SLOW}
+    quick = {
+        golden.CASES[name].model
+        for what, name, *_ in MUTANTS
+        if what not in SLOW and name in ONE_OF_A_KIND
+    }
     assert quick == set(known("models")) and SLOW < {what for what, *_ in MUTANTS}
 
 

@@ -26,6 +26,7 @@ def _shapes(net, sides=(32, 32, 32)):
     return jax.eval_shape(functools.partial(initialise, net), jax.random.key(0), image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("null_rows", "total"), [(2, 60_884_998), slow(1, 60_883_910)])
 def test_t18_parameters(null_rows, total):
     net = hermes.make(71, modalities=5, null_rows=null_rows)

@@ -94,7 +94,7 @@ def _linear(leaves):
 
 
 @pytest.mark.parametrize("word", INITIAL)
-@pytest.mark.parametrize("name", [slow(n) if n == "swin_unetr" else n for n in NETWORKS])
+@pytest.mark.parametrize("name", [n if n == "tsfm" else slow(n) for n in NETWORKS])
 def test_every_linear_map_has_the_standard_deviation_of_the_word(name, word):
     always = NETWORKS[name][2]
     kernels = {
@@ -111,7 +111,7 @@ def test_every_linear_map_has_the_standard_deviation_of_the_word(name, word):
             assert np.abs(kernel).max() <= spread * 3**0.5 * (1 + 1e-6), path  # uniform
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [n if n == "tsfm" else slow(n) for n in NETWORKS])
 def test_only_linear_maps_follow_the_word(name):
     """Embedding, head, convolutions, norms and position tables are the same for every word."""
     one, other = _started(name, initial="xavier"), _started(name, initial="swin")
@@ -141,6 +141,7 @@ def test_an_unknown_word_is_refused_with_the_nearest_one(name):
         NETWORKS[name][0](initial="xavir")
 
 
+@pytest.mark.slow
 def test_a_transformer_in_a_socket_takes_the_word_too():
     words = {"kind": "vit", "width": 24, "layers": 1, "heads": 2, "initial": "swin"}
     module = sockets.make("bottleneck", words, {})(dtype=jnp.float32)

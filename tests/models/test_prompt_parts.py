@@ -67,6 +67,7 @@ def _prompt(kind, sets=SETS, frame=(8, 16, 16), width=24):
     return module, variables, arguments
 
 
+@pytest.mark.slow
 def test_t4_numbers_of_tokens():
     module, variables, given = _prompt([1] * 3 + [0] * 2 + [-1] * 16)
     tokens, exists = module.apply(variables, *given)

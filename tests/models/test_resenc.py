@@ -86,6 +86,7 @@ def test_the_papers_topology_and_its_deep_outputs():
     assert shapes["logits"].shape == (1, *PATCH, 47)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [{}, {"skip": "strided_conv", "conv_bias": False, "stem_kernel": (3, 3, 3)}]
 )

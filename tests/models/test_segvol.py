@@ -332,6 +332,7 @@ def gated():
     return params, context, _compiled(net)
 
 
+@pytest.mark.slow
 def test_t16_priors_with_closed_gates_are_the_plain_network_bit_for_bit(tiny, gated):
     _, _, image, apply = tiny
     params, context, prior = gated

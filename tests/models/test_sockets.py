@@ -129,8 +129,7 @@ def _flat(tree):
     return {"/".join(k.key for k in keys): leaf for keys, leaf in leaves}
 
 
-LONG = (("unet", "vit"), ("unet", "vit with experts"))
-QUICK = (("swin_unet", "vit with experts"),)
+LONG = (("unet", "vit"), ("unet", "vit with experts"), ("unet", "spacing"))
 
 
 def _cases():
@@ -140,7 +139,7 @@ def _cases():
                 continue  # refused, see below
             if "mlp" in words and "bottleneck" not in words and name in ("unet", "resenc"):
                 continue
-            quick = (name, asked) in QUICK or (name == "unet" and (name, asked) not in LONG)
+            quick = name == "unet" and (name, asked) not in LONG
             yield pytest.param(name, asked, marks=() if quick else pytest.mark.slow)
 
 
@@ -231,6 +230,7 @@ def test_heads_see_what_other_parts_offer():
     )
 
 
+@pytest.mark.slow
 def test_scanned_layers_offer_what_single_ones_do():
     arguments, image = NETWORKS["tsfm"]
     x = jax.random.normal(jax.random.key(0), image)

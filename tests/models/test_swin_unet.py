@@ -192,6 +192,7 @@ def test_merging_takes_rows_first_and_expanding_lays_them_out_again():
 TWO = dict(depths=(2, 2), heads=(1, 2), width=16, window=4)  # side 32: grids 8, 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["gate", slow("hard")])
 def test_what_a_network_offers_and_what_it_depends_on(routing):
     net = swin_unet.make(

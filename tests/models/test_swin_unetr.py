@@ -433,7 +433,8 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("sides, use_v2", [((32, 32, 64), False), slow((64, 96), True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sides, use_v2", [slow((32, 32, 64), False), slow((64, 96), True)])
 def test_recorded_numbers_of_monai(sides, use_v2):
     """3D with padded, shifted and shrunken windows; 2D with the convolutions of V2."""
     module = swin_unetr.make(2, feature_size=12, dims=len(sides), use_v2=use_v2)
@@ -578,7 +579,7 @@ def test_heads_by_corpus_are_the_linear_map_of_each_samples_corpus():
         swin_unetr.make(4, feature_size=12, head="corpus_softmax")
 
 
-@pytest.mark.parametrize("remat, blocks", [("none", 0), ("block", 8), ("all", 8 + 5 + 5)])
+@pytest.mark.parametrize("remat, blocks", [slow("none", 0), ("block", 8), slow("all", 8 + 5 + 5)])
 def test_what_is_rematerialised(remat, blocks):
     module = swin_unetr.make(2, feature_size=12, remat=remat)
     names = [e.primitive.name for e in _equations(_forward(module, (64, 64, 64)))]

@@ -217,6 +217,7 @@ def test_recomputing_and_scanning_change_no_number_and_no_name(tiny, change):
     _close(gradients, slopes)
 
 
+@pytest.mark.slow
 def test_every_parameter_that_matters_gets_a_gradient(tiny):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tiny[3]):
         name = jax.tree_util.keystr(path)

@@ -86,6 +86,7 @@ def test_without_deep_supervision_only_the_finest_head_exists():
     assert [k for k in params["params"] if k.startswith("head")] == ["head_0"]
 
 
+@pytest.mark.slow
 def test_the_prior_is_the_heads_first_answer():
     image = jnp.zeros((1, 8, 16, 8, 1))  # constant images are normalised to the norms' biases, 0
     net = unet.make(3, **TINY, prior=-2.0)

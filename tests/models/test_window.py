@@ -385,6 +385,7 @@ def test_bfloat16_computes_close_to_float32():
     assert 0 < difference < 0.1
 
 
+@pytest.mark.slow
 def test_a_stage_alternates_its_shifts_and_rematerialises_to_the_same_gradients():
     x = _random(1, 4, 4, 4)
     plain, remat = (

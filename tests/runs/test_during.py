@@ -43,6 +43,7 @@ def run(raw, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_last_measurement_is_the_final_evaluation(run):
     """Two held-out cases per corpus, so the few cases are all of them."""
     first, last = _rows(run)
@@ -76,6 +77,7 @@ def test_it_is_off_by_default_and_needs_a_case(raw, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_calls(raw, run):
     opened = stages.open_run(_fields(raw), run)
     trained = read_model(run)

@@ -25,6 +25,7 @@ from medjax.train import checkpoint, hashes
 from medjax.weights import transfer
 from tests.support import tiny
 from tests.support.configs import typed
+from tests.support.marks import slow
 from tests.support.run import small_unet
 
 FIRST = Corpus("First", ((1, ("liver",)), (2, ("liver", "tumour"))), ignore=3)
@@ -176,9 +177,7 @@ HEADS = {
 SHARES = (0.3, 0.02, 0.0005)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("swin")) for n in NETWORKS]
-)
+@pytest.mark.parametrize("name", [n if n == "unet" else slow(n) for n in NETWORKS])
 def test_every_head_of_every_network_starts_there_and_nothing_else_moves(name):
     side = 64 if name == "swin_unetr" else 32 if name == "swin_unet" else 8
     image, prior = jnp.zeros((1, *(side,) * 3, 1)), [_odds(share) for share in SHARES]
@@ -362,6 +361,7 @@ def test_another_process_reads_what_the_first_one_measured(raw, run, monkeypatch
     assert found == tuple(o["bias"] for o in document["outputs"])
 
 
+@pytest.mark.slow
 def test_a_number_of_the_config_is_used_and_said(raw, tmp_path, capsys):
     fields = _fields(raw, steps=1, prior=-4.0)
     fields["optim"] |= {"lr": 1e-12, "name": "adamw", "weight_decay": 0.0}

@@ -70,7 +70,8 @@ def _fields(raw, which):
     return fields
 
 
-@pytest.mark.parametrize("which, given", [slow("volume", "spacing_mm"), ("task", "task")])
+@pytest.mark.slow
+@pytest.mark.parametrize("which, given", [("volume", "spacing_mm"), ("task", "task")])
 def test_a_network_with_its_own_input_needs_no_other_edit(raw, tmp_path, monkeypatch, which, given):
     toy_inputs.installed(monkeypatch)
     fields, run = _fields(raw, which), tmp_path / "run"
@@ -114,7 +115,7 @@ def _grown(raw, run, workdir):
     return config, corpora.open_data(config.data, workdir).space
 
 
-@pytest.mark.parametrize("which", ["volume", "task"])
+@pytest.mark.parametrize("which", [slow("volume"), "task"])
 def test_every_form_of_such_a_model_predicts_the_same(raw, tmp_path, monkeypatch, which):
     toy_inputs.installed(monkeypatch)
     two = [Corpus(name, ((1, (next(iter(LABELS[name])),)),), channels=("CT",)) for name in TASKS]

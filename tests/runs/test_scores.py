@@ -58,7 +58,8 @@ def test_a_class_has_the_score_of_its_channel_beside_that_of_the_map(held, capsy
         "rule": "argmax",
     }
     said = capsys.readouterr().out
-    assert "| class | Dice | Dice (own channel) | IoU |" in said
+    table = (run / "evaluation" / "table.md").read_text()
+    assert "| class | Dice | Dice (own channel) | IoU |" in table
     assert f"Sides: {100 * voxels / foreground:.2f} % of the predicted foreground holds two" in said
     assert "the label map shows the most probable" in said
     assert _scored(run, predictor, given)["cells"] == summary["cells"]  # nothing predicted again

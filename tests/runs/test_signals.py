@@ -85,7 +85,7 @@ def left(folder):
 @pytest.mark.parametrize(
     ("stage", "number", "code"),
     [
-        ("fingerprint", signal.SIGTERM, 143),
+        slow("fingerprint", signal.SIGTERM, 143),
         ("preparation", signal.SIGINT, 130),
         slow("birth", signal.SIGINT, 130),
         slow("compilation", signal.SIGTERM, 143),
@@ -109,7 +109,7 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number,
 
 @pytest.mark.parametrize(
     ("stage", "number"),
-    [("loop", signal.SIGTERM), slow("validation", signal.SIGINT)],
+    [slow("loop", signal.SIGTERM), slow("validation", signal.SIGINT)],
 )
 def test_in_the_loop_the_state_is_saved(tmp_path, stage, number):
     folder = unpack(tmp_path)

@@ -61,6 +61,7 @@ def test_grids_without_a_target_spacing(scans, tmp_path):
     assert "uncropped" in found.source
 
 
+@pytest.mark.slow
 def test_no_scan_on_disk_is_said_first(tmp_path, capsys):
     fields = plain(get_config("unet")) | {}
     fields["data"]["spacing_mm"] = ()

@@ -89,7 +89,7 @@ def test_forced_foreground_raises_the_shares(pools):
 def test_a_rare_corpus_is_counted_with_what_the_stream_holds_of_it(pools):
     recipe = Recipe((6, 6, 6), 4, seed=3, exponent=0.0)  # 4 of 5 samples are of the first corpus
     many, one = prevalence.count(pools, recipe, IDS, samples=40, scanned=50)
-    assert many.samples >= 30 and one.samples == 50 - many.samples < 20
+    assert many.samples >= 30 and 5 <= one.samples <= 50 - many.samples < 20
     assert (many.probability, one.probability) == pytest.approx((0.8, 0.2))
     nothing = prevalence.count(pools, recipe, IDS, samples=3, scanned=0)
     assert [(c.samples, int(c.voxels.sum())) for c in nothing] == [(0, 0), (0, 0)]

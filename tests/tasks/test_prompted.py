@@ -279,6 +279,7 @@ def test_unusable_options_are_refused():
             task(**changes)
 
 
+@pytest.mark.slow
 def test_a_corpus_without_names_is_not_asked_for_by_text(params):
     """`sets_of`: queries of its objects with a text do not count, in losses and validations."""
     places = ("box", "points", "box+points")

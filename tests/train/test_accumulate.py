@@ -18,6 +18,7 @@ from medjax.losses.parts import separable
 from medjax.tasks import masked_image, supervised
 from medjax.train import accumulate, optim, sharding, update
 from medjax.train import state as states
+from tests.support.marks import slow
 from tests.train import test_toy as toy
 
 COMPLETE = np.ones_like(toy.KNOWN)
@@ -79,7 +80,9 @@ def close(found, expected, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [n if n in ("ce annotating", "softmax dice") else slow(n) for n in LOSSES]
+)
 def test_gradients_over_samples_equal_those_of_the_whole_batch(name, complete):
     loss, kind = LOSSES[name][0], LOSSES[name][1 if complete else 2]
     assert separable.over_samples(loss, complete=complete, weighted=True) == kind
@@ -197,6 +200,7 @@ def test_dropout_differs_between_micro_batches_and_not_between_runs():
     )
 
 
+@pytest.mark.slow
 def test_only_the_chosen_tree_is_differentiated():
     task, whole = task_of(cross_entropy.make()), init(KEY)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

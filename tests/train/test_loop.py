@@ -256,6 +256,7 @@ def split_share(params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
 def test_eight_devices_equal_one_and_a_checkpoint_fits_any_number(references, tmp_path, net):
     """Data parallel, then parameters and optimizer spread over all devices, then both; from the

@@ -175,6 +175,7 @@ def test_windows_of_one_sample_are_neighbours():
     np.testing.assert_array_equal(y, _applied(module, tree, settings, image, each))
 
 
+@pytest.mark.slow
 def test_the_gate_sees_the_mean_token_of_the_patch_embedding():
     settings = Adapters(EVERY, experts=3, routing="image", top_k=1)
     module, _, tree, image = _made(settings)

@@ -68,6 +68,7 @@ def _compare(mine, theirs, tree, layers):
         np.testing.assert_allclose(own[path], given[path], atol=1e-4 * top, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [slow(1.0), 16.0])
 def test_a_dense_layer_equals_qwix_beside_flax_own(alpha):
     from medjax.models.parts.adapters import Dense

@@ -342,6 +342,7 @@ def test_functions_with_other_shapes_or_calls_are_refused(root, tmp_path):
         load_predictor(tmp_path / "f.medjax", window=(24, 24, 24))
 
 
+@pytest.mark.slow
 def test_ensembles_average_and_mixed_ones_meet_on_the_scan(root, tmp_path):
     """Two seeds of one architecture; and a 2D network at another spacing with them."""
     from medjax.scans import nifti

@@ -177,6 +177,7 @@ def test_what_is_more_than_numbers_is_refused_with_file_and_reason(tmp_path, att
     assert len(str(refusal.value)) < 700 and "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [next(iter(ATTACKS)), slow(list(ATTACKS)[2])])
 def test_commands_end_with_a_sentence(tmp_path, attack):
     """In a process of their own: what these files did was a crash."""

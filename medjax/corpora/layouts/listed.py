@@ -54,7 +54,8 @@ def scan(folder: Path) -> Scan:
 
 def _refuse_ending(folder: Path, ending: str) -> None:
     """`UsageError` if there are scans, but with another ending than the description says."""
-    if others := image_files(folder / "imagesTr"):
+    others = image_files(folder / "imagesTr")
+    if others and not any(path.name.endswith(ending) for path in others):
         found = others[0].name[len(stem(others[0])) :]
         raise UsageError(
             f'"file_ending" says {ending!r}, but the scans in imagesTr end differently',

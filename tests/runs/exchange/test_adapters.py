@@ -102,6 +102,7 @@ def test_only_adapters_and_whole_leaves_are_trained(run, base):
     assert steps and (run / "checkpoints" / "base").is_dir() and max(sizes) < 1 << 20
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_an_adapter_too(raw, base, tmp_path):
     """Rules without a rank: only the head is trained, and the file holds only it."""
     fields = _fields(raw, base, rules=((HEAD, "whole"), (".*", 0)))
