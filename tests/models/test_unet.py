@@ -134,6 +134,7 @@ def test_remat_changes_memory_not_numbers(remat, share):
     assert kept(saving) < share * kept(plain)
 
 
+@pytest.mark.slow
 def test_no_dilated_input_in_the_forward_pass():
     """XLA runs a transposed convolution with kernel = stride up to 75 times slower than the product
     that replaces it.

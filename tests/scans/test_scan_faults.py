@@ -858,6 +858,7 @@ def predict(run, path, out, *options):
     )
 
 
+@pytest.mark.slow
 def test_frame_predicts_one_frame_of_a_time_series(run, tmp_path, capsys):
     frames = np.stack([blob() * (1 + k) for k in range(3)], -1).astype(np.int16)
     frames[3:9, 3:8, 2:8, 1] = 0

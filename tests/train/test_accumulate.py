@@ -169,6 +169,7 @@ def test_micro_batches_on_a_mesh(fsdp, axes):
         assert set(np.asarray(shard.data).ravel().tolist()) == set(own)
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_micro_batches_and_not_between_runs():
     """A task without `prepared_loss` gets the key folded by the number of the micro-batch."""
 

@@ -17,6 +17,7 @@ class _NeverBetter:
         return {"tp": 0 * ones, "fp": ones, "fn": ones}
 
 
+@pytest.mark.slow
 def test_training_stops_after_so_many_validations_without_a_better_one(tmp_path, capsys):
     state = toy.run(tmp_path / "run", steps=40, task=_NeverBetter(), patience=2)
     assert int(state["step"]) == 12  # validated at 4 (the best), 8 and 12
