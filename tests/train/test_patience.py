@@ -1,6 +1,7 @@
 """Early stopping: off unless asked for, and a run that ended early stays ended."""
 
 import jax.numpy as jnp
+import pytest
 
 from medjax.train import checkpoint
 from tests.train import test_toy as toy
