@@ -170,19 +170,10 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
         found[row] = trainings.training(
             f"{CONFIG}:small_{row}", given.out, row, flags(own), "stage1"
         )
-    if finished(given.out / "stage1"):
+    if trainings.finished(given.out / "stage1"):
         del found["stage1"]
         found = {name: dataclasses.replace(job, after="") for name, job in found.items()}
     return {name: job for name, job in found.items() if not trainings.cells(given.out / name)}
-
-
-def finished(folder: Path) -> bool:
-    """Whether a training that is not scored has reached its last step."""
-    from medjax.runs import folder as runfolder
-    from medjax.train import stepfolder
-
-    step = stepfolder.latest_step(folder / "checkpoints")
-    return step is not None and step >= runfolder.read_config(folder).train.steps
 
 
 # -- whether prompts are used ----------------------------------------------------------------------

@@ -66,19 +66,10 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
             }
             name = f"{target}_{arm}"
             found[name] = trainings.training(f"{CONFIG}:{recipe}", out, name, flags(own), "base")
-    left = {name: job for name, job in found.items() if not finished(out / name)}
+    left = {name: job for name, job in found.items() if not trainings.finished(out / name)}
     if "base" not in left:
         left = {name: trainings.Job(job.lines) for name, job in left.items()}
     return left
-
-
-def finished(folder: Path) -> bool:
-    """Whether a training has reached its last step."""
-    from medjax.runs import folder as runfolder
-    from medjax.train import stepfolder
-
-    step = stepfolder.latest_step(folder / "checkpoints")
-    return step is not None and step >= runfolder.read_config(folder).train.steps
 
 
 def questions(given: argparse.Namespace) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -203,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = {
         name: ask(given, name, run, words)
         for name, (run, words) in chosen.items()
-        if finished(given.out / run)
+        if trainings.finished(given.out / run)
     }
     failed = {name: entry["log"] for name, entry in done.items() if "log" in entry}
     failed |= {name: one["failed"] for name, one in found.items() if "rows" not in one}

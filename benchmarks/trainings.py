@@ -151,6 +151,15 @@ def lines(path: Path) -> list[dict]:
     return found
 
 
+def finished(folder: Path) -> bool:
+    """Whether a training has reached its last step, scored or not."""
+    from medjax.runs import folder as runfolder
+    from medjax.train import stepfolder
+
+    step = stepfolder.latest_step(folder / "checkpoints")
+    return step is not None and step >= runfolder.read_config(folder).train.steps
+
+
 def training_seconds(folder: Path) -> float | None:
     """Seconds of all logged steps but the first stretch, which holds the compilation, scaled to the
     whole run.
