@@ -1,12 +1,12 @@
 # docker build -t medjax .                                  CPU
 # docker build -t medjax --build-arg EXTRA=cuda13 .         NVIDIA GPUs (run with --gpus all)
-# docker run --rm -v /data:/data -v "$PWD/runs:/work/runs" medjax verify /data/Task04_X
+# docker run --rm -v /data:/data -v "$PWD/runs:/home/medjax/runs" medjax verify /data/Task04_X
 FROM python:3.12-slim
 
 ARG EXTRA=formats
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 \
-    MEDJAX_HOME=/work/.cache
+    MEDJAX_HOME=/home/medjax/.cache
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE hatch_build.py ./
@@ -19,10 +19,10 @@ COPY docs docs
 RUN pip install --constraint constraints.txt ".[formats,${EXTRA}]" \
     && rm -rf /src \
     && useradd --create-home medjax \
-    && mkdir -p /work/runs \
-    && chown -R medjax /work
+    && mkdir -p /home/medjax/runs \
+    && chown -R medjax /home/medjax
 
-WORKDIR /work
+WORKDIR /home/medjax
 USER medjax
 ENTRYPOINT ["medjax"]
 CMD ["--help"]

@@ -54,7 +54,7 @@ def _pseudo(args) -> int:
     twins = [dataclasses.asdict(rule) for rule in rules_of(args.corpus)]
     note = "the same scans"
     twins.append({"corpus": corpus.name, "cases": "(.+)", "other": r"\1", "note": note})
-    known = corpus_json.facts(args.corpus) if Path(args.corpus).is_dir() else {}
+    known = corpus_json.facts(args.corpus)
     facts = known | {"twins": twins, "regions": dataclasses.asdict(settings)}
     described, most = [], 0
     for number, case in enumerate(cases, 1):

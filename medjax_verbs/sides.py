@@ -20,13 +20,11 @@ def add(verbs) -> None:
 
 
 def _sides(args) -> int:
-    from pathlib import Path
-
     from medjax.corpora import sides
     from medjax.corpora.layouts import corpus_json
     from medjax.corpora.sources import read_corpus
 
     corpus, cases = read_corpus(args.corpus)
-    facts = corpus_json.facts(args.corpus) if Path(args.corpus).is_dir() else {}
+    facts = corpus_json.facts(args.corpus)
     print(sides.write(args.output, corpus, cases, args.classes, facts).sentence())
     return 0

@@ -72,7 +72,7 @@ def _organs(args) -> int:
         source,
         closing_mm=args.closing_mm,
         dilate_mm=args.dilate_mm,
-        facts=corpus_json.facts(args.corpus) if Path(args.corpus).is_dir() else {},
+        facts=corpus_json.facts(args.corpus),
     )
     print(written.sentence())
     return 0

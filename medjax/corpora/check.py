@@ -17,6 +17,7 @@ import numpy as np
 
 from medjax.corpora import label_sets, labels_of_case
 from medjax.corpora.inputs import Case, read_json
+from medjax.corpora.words import some
 from medjax.errors import MedjaxError, shown
 from medjax.labels import Corpus
 from medjax.scans import formats, nifti
@@ -401,7 +402,7 @@ def shared(cases: Sequence[Case]) -> list[Problem]:
                 owners.setdefault(path, []).append(case.name)
         for path, names in owners.items():
             if len(names) > 1:
-                found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                found = some(names)
                 problems.append(
                     entry(
                         WARNING,

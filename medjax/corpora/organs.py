@@ -16,6 +16,7 @@ from scipy import ndimage
 from medjax.corpora.inputs import Case
 from medjax.corpora.labels_of_case import read_label
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.words import some
 from medjax.errors import UsageError
 from medjax.labels import Corpus
 from medjax.scans import formats, grid, nifti
@@ -48,7 +49,7 @@ class Written:
         """One line for people."""
         found = f"{self.cases} cases described in {self.path}"
         for what, names in (("have no mask", self.missing), ("have an empty one", self.empty)):
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            shown = some(names)
             found += f"; {len(names)} {what} ({shown})" if names else ""
         return found + (": their channel is zero" if self.missing or self.empty else "")
 

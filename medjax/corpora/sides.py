@@ -20,6 +20,7 @@ from scipy import ndimage
 from medjax.corpora.inputs import Case
 from medjax.corpora.labels_of_case import read_label
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.words import some
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats, grid, nifti
@@ -51,7 +52,7 @@ class Written:
             (self.single, "have an organ on one side only"),
             (self.joined, "have joined organs, cut in the middle of the body"),
         ):
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            shown = some(names)
             found += f"; {len(names)} {what} ({shown})" if names else ""
         return found
 

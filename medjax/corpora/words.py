@@ -1,6 +1,7 @@
-"""What the name of a file says: image or label, and of which case."""
+"""Names: what that of a file says (image or label, which case), and several in a sentence."""
 
 import re
+from collections.abc import Sequence
 
 IMAGE_WORDS = r"img|image|images|imgs|volume|vol|scan|imaging|ct|mr|mri|orig|data"
 LABEL_WORDS = (
@@ -31,3 +32,8 @@ def is_label_name(name: str) -> bool:
     return bool(
         re.fullmatch(word, parts[0], re.IGNORECASE) or re.fullmatch(word, parts[-1], re.IGNORECASE)
     )
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, separated by commas, and "..." if there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -31,7 +31,6 @@ from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan
 from medjax.prompts.request import Request
 from tests.infer.test_faults import expected, make_predictor, phantom, put
-from tests.support.marks import slow
 from tests.support.old_run import extract
 from tests.support.run import make_run
 
@@ -473,7 +472,7 @@ sys.exit(border.guarded(work))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_manifest_and_no_hidden_files_and_the_next_call_finishes(
     predictor, scans, tmp_path, number, code
 ):

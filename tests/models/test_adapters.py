@@ -12,7 +12,6 @@ from medjax.weights.adapters import Adapters
 from tests.support import golden
 
 SETTINGS = Adapters(((r"(^|/)kernel$", 1), (".*", 0)), alpha=1.0)
-SLOW = set(golden.CASES) - {"tsfm_bare"}
 
 
 def _network(name):
@@ -35,10 +34,7 @@ def _network(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in golden.CASES],
-)
+@pytest.mark.parametrize("name", list(golden.CASES))
 def test_every_kernel_listens(name):
     """Beside the kernels or added to them, adapters are the same function; none is left out.
 

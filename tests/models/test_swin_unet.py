@@ -23,7 +23,6 @@ from medjax.models.parts.patch import (
     merge,
     merging_order,
 )
-from tests.support.marks import slow
 from tests.support.networks import fresh
 
 M4OE = (
@@ -193,7 +192,7 @@ TWO = dict(depths=(2, 2), heads=(1, 2), width=16, window=4)  # side 32: grids 8,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("routing", ["gate", slow("hard")])
+@pytest.mark.parametrize("routing", ["gate", "hard"])
 def test_what_a_network_offers_and_what_it_depends_on(routing):
     net = swin_unet.make(
         4, corpus_channels=((0, 1), (2, 3)), modalities=2, experts_in="both", routing=routing, **TWO

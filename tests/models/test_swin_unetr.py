@@ -434,7 +434,7 @@ RECORDED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sides, use_v2", [slow((32, 32, 64), False), slow((64, 96), True)])
+@pytest.mark.parametrize("sides, use_v2", [((32, 32, 64), False), ((64, 96), True)])
 def test_recorded_numbers_of_monai(sides, use_v2):
     """3D with padded, shifted and shrunken windows; 2D with the convolutions of V2."""
     module = swin_unetr.make(2, feature_size=12, dims=len(sides), use_v2=use_v2)

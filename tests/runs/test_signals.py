@@ -107,9 +107,9 @@ def test_outside_the_loop_a_signal_ends_the_run_at_once(tmp_path, stage, number,
     assert left(folder) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "number"),
-    [slow("loop", signal.SIGTERM), slow("validation", signal.SIGINT)],
+    ("stage", "number"), [("loop", signal.SIGTERM), ("validation", signal.SIGINT)]
 )
 def test_in_the_loop_the_state_is_saved(tmp_path, stage, number):
     folder = unpack(tmp_path)

@@ -16,7 +16,6 @@ from medjax.models.context import initialise
 from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
 from tests.support import golden
-from tests.support.marks import slow
 
 RANK = 3
 NAMES = {"kernel_lora_a": adapters.A, "kernel_lora_b": adapters.B}
@@ -69,7 +68,7 @@ def _compare(mine, theirs, tree, layers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alpha", [slow(1.0), 16.0])
+@pytest.mark.parametrize("alpha", [1.0, 16.0])
 def test_a_dense_layer_equals_qwix_beside_flax_own(alpha):
     from medjax.models.parts.adapters import Dense
 
