@@ -52,14 +52,16 @@ html_theme = "pydata_sphinx_theme"
 html_title = "medjax"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
+templates_path = ["site/templates"]
+html_sidebars = {"**": ["contents.html"]}  # all pages, on every page
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
     "logo": {"text": "medjax"},
+    "navbar_center": [],
     "navbar_end": ["theme-switcher"],
     "show_prev_next": False,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
