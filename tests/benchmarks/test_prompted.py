@@ -83,7 +83,9 @@ def test_the_tables_hold_rows_clicks_and_texts():
         "programs": 2,
         "seconds": 3.0,
     }
-    table = prompted.markdown({"phantoms": one, "sarcoma_mr_lora": one, "torso": {"failed": "x"}})
+    table = prompted.markdown(
+        {"phantoms_base": one, "sarcoma_mr_lora": one, "torso_longer": {"failed": "x"}}
+    )
     assert "| phantoms | base | text | 0.500 [0.400, 0.600] | - | - |" in table
     assert "| sarcoma_mr | lora | box | 0.500 [0.400, 0.600] | 0.250 | +0.250 |" in table
     assert "clicks, 0 to 1 clicks: 0.250 0.500" in table
