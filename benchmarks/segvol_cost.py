@@ -78,7 +78,7 @@ def encoder(file: Path, run: Path, rounds: int) -> dict[str, Any]:
     peer.load_state_dict(state, strict=False)
     image = np.random.default_rng(1).normal(size=(1, 1, *sizes.frame)).astype(np.float32)
     net, params = trained.network, jax.tree.map(jax.numpy.asarray, trained.params())
-    encode = jax.jit(lambda p, x: net.apply({"params": p}, x, None, method="encode"))
+    encode = jax.jit(lambda p, x: net.methods["encode"](p, x, {}))
     given = jax.numpy.asarray(image[:, 0, ..., None])
 
     def theirs() -> np.ndarray:
