@@ -132,6 +132,17 @@ def test_the_dry_run_states_the_budget(tmp_path):
     whole = dry.dry(typed(_fields("full_tuning")), tmp_path)
     assert "67,701,674 (258.26 MiB" in whole
 
+    def together(line, text):
+        found = re.search(
+            rf"^ *{line}.*kept for backward ([\d.]+) GiB; together ([\d.]+)", text, re.M
+        )
+        return tuple(map(float, found.groups()))
+
+    frozen, tuned = together("memory of one step", text), together("all parameters tuned", text)
+    assert frozen < tuned and frozen[0] < tuned[0]
+    assert together("all parameters tuned", whole) == tuned, "the organ encoder is frozen there"
+    assert together("memory of one step", whole) < tuned
+
 
 SHORT = {
     "train.steps": 6,
