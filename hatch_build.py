@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDERS = ("configs", "data_pipelines", "docs")
-ENDINGS = (".py", ".toml", ".md")
+CODE = (".py", ".toml", ".md")
+FOLDERS = {"configs": CODE, "data_pipelines": CODE, "docs": (".md",)}  # endings of their files
 
 
 class Shipped(BuildHookInterface):
@@ -19,8 +19,8 @@ class Shipped(BuildHookInterface):
         if version == "editable":
             return
         root = Path(self.root)
-        for folder in FOLDERS:
-            found = (p for p in (root / folder).rglob("*") if p.suffix in ENDINGS)
+        for folder, endings in FOLDERS.items():
+            found = (p for p in (root / folder).rglob("*") if p.suffix in endings)
             for path in sorted(found):
                 inside = path.relative_to(root).as_posix()
                 build_data["force_include"][str(path)] = f"medjax/shipped/{inside}"

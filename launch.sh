@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One script for a fresh machine: ./launch.sh demo | test | parity | train | local | slurm | tpu | run (help lists them).
+# One script for a fresh machine: ./launch.sh demo | test | parity | docs | train | local | slurm | tpu | run (help lists them).
 # Creates its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -35,6 +35,8 @@ usage() {
 ./launch.sh test slow [PYTEST ARGS] what `test` leaves out of `test all`
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh parity install         only install what they need
+./launch.sh docs                   build the pages of docs/ as a web site in build/docs
+./launch.sh docs install           only install what that needs
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
 ./launch.sh local N CONFIG [FLAGS] the same training in N processes on this machine
 ./launch.sh slurm CONFIG [FLAGS]   inside a SLURM allocation: one task per node (or as SLURM_NTASKS says), all GPUs of the node each;
@@ -93,6 +95,12 @@ case "$command" in
     if [ "${1:-}" = install ]; then exit 0; fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # PyTorch's threads of several processes hinder each other
     python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
+    ;;
+  docs)
+    environment "docs"
+    if [ "${1:-}" = install ]; then exit 0; fi
+    python -m sphinx -q -W --keep-going -b html -c docs . build/docs "$@"
+    echo "build/docs/index.html"
     ;;
   train)
     [ $# -gt 0 ] || { usage >&2; exit 2; }

@@ -56,7 +56,7 @@ HOST_ONLY = (
     "metrics",
     "report",
 )  # no accelerator library
-OUTSIDE = ("medjax_verbs", "configs", "data_pipelines", "tests", "benchmarks")
+OUTSIDE = ("medjax_verbs", "configs", "data_pipelines", "tests", "benchmarks", "docs")
 MOST_LINES, MOST_LINES_OF_A_FOLDER = 500, 5000
 
 

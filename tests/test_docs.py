@@ -1,6 +1,8 @@
 """The pages of the repository name files, modules, verbs and flags that exist."""
 
 import argparse
+import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -92,6 +94,148 @@ def test_verbs_and_their_flags_exist(page, verbs):
                 flags = re.findall(r"(?<=[\s\[])--?[a-z][a-z-]*", rest)
                 missing += [f"medjax {verb} {flag}" for flag in flags if flag not in verbs[verb]]
     assert not missing
+
+
+class _Raising(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def refused_commands(text: str) -> list[str]:
+    """Whole `medjax VERB ...` commands of a page that their parser refuses, with its reason.
+
+    Left out: forms with optional parts, and a verb that is only mentioned.
+    """
+    top = _Raising("medjax")
+    parsers = top.add_subparsers(dest="verb", required=True, parser_class=_Raising)
+    for module in commands.modules():
+        module.add(parsers)
+    refused = []
+    for line in code_of(text):
+        whole = re.match(r"\s*medjax ([a-z][a-z-]*) (\S.*)", line)
+        if not whole or whole[1] in ("train", "ingest") or re.search(r"\[|\.\.\.|…", line):
+            continue
+        words = shlex.split(whole[0].split("#")[0])[1:]
+        if not any(word.startswith("-") for word in words) or "--help" in words:
+            continue  # a mention, such as `medjax report RUN`
+        try:
+            top.parse_args(words)
+        except ValueError as error:
+            refused.append(f"{line.strip()}: {error}")
+    return refused
+
+
+GUIDES = ("README.md", *(f"docs/{name}.md" for name in ("start", "faq", "concepts", "index")))
+GUIDES += tuple(f"docs/{name}.md" for name in ("from_nnunet", "from_monai", "from_jax", "hospital"))
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_whole_commands_are_taken_by_their_parsers(page):
+    assert not refused_commands(text_of(page))
+
+
+def test_a_command_without_what_it_needs_is_noticed():
+    assert refused_commands("`medjax predict -m RUN -i scans`")
+    assert refused_commands("```bash\nmedjax export RUN -o a --nothing  # a flag of nobody\n```")
+    assert not refused_commands("`medjax predict -m RUN -i scans -o masks`, `medjax report RUN`")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_and_python_blocks_are_well_formed(page):
+    text = (ROOT / page).read_text()
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S):
+        block = re.sub(r"\[[^\]\n]*\|[^\]\n]*\]|<\w+>", "", block)  # [a|b] of a synopsis
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, (block, done.stderr)
+    for block in re.findall(r"^```python[^\n]*\n(.*?)^```", text, re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "medjax":
+                assert hasattr(importlib.import_module("medjax"), node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_launch_sh_has_the_commands(page):
+    script = (ROOT / "launch.sh").read_text()
+    has = set(re.findall(r"^  ([a-z]+)\)$", script, re.M))
+    named = {
+        word
+        for line in code_of(text_of(page))
+        for words in re.findall(r"\./launch\.sh ([a-z|]+)", line)
+        for word in words.split("|")
+    }
+    assert {"demo", "test", "docs"} < has and named <= has
+
+
+def test_every_page_of_docs_is_in_the_contents():
+    """In a toctree of the start page, which the site is built from."""
+    text = (ROOT / "docs/index.md").read_text()
+    listed = [
+        line
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.M | re.S)
+        for line in block.splitlines()
+        if line and not line.startswith(":")
+    ]
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert {one for one in listed if "/" not in one} == pages
+    assert len(set(listed)) == len(listed)
+    above = [one for one in listed if one.startswith("../")]
+    assert all("*" in one or (ROOT / "docs" / f"{one}.md").exists() for one in above)
+
+
+def test_the_configs_of_the_pages_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    named = {
+        (name, variant)
+        for page in PAGES
+        if page != READ_ELSEWHERE
+        for name, variant in re.findall(
+            r"configs/([a-z]\w*)\.py:([a-z][\w:]*\w|[a-z])", text_of(page)
+        )
+    }
+    assert ("multitalent", "demo") in named and len(named) > 20
+    missing = []
+    for name, variant in sorted(named):
+        if variant.endswith("_"):  # nnunet_...
+            continue
+        try:
+            importlib.import_module(f"configs.{name}").get_config(variant)
+        except (ImportError, ValueError) as error:
+            missing.append(f"{name}:{variant}: {error}")
+    assert not missing
+
+
+def test_the_readme_is_short_and_begins_with_a_picture():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 90
+    assert lines[0] == "# medjax" and lines[2].startswith("![")
+
+
+def test_the_questions_answer_the_25_themes():
+    text = (ROOT / "docs/faq.md").read_text()
+    assert [int(n) for n in re.findall(r"^\*\*(\d+)\. ", text, re.M)] == list(range(1, 26))
+    words = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/glossary.md").read_text(), re.M)[1:]
+    assert words[1:] == sorted(words[1:], key=str.lower) and len(words) > 30
+
+
+def test_the_loss_of_a_page_leaves_out_what_is_not_annotated():
+    """The example of docs/from_jax.md, with a class that is known and one that is not."""
+    import jax
+    import jax.numpy as jnp
+
+    text = (ROOT / "docs/from_jax.md").read_text()
+    block = re.search(r"## A loss in ten lines.*?```python\n(.*?)```", text, re.S)[1]
+    made: dict = {}
+    exec(block, made)
+    batch = {
+        "label": jnp.array([[[[0, 1]]]]),
+        "table": jnp.array([[[False, False], [True, False]]]),
+        "known": jnp.array([[True, False]]),
+    }
+    loss, zeros = made["make"](), jnp.zeros((1, 1, 1, 2, 2))
+    with jax.disable_jit():
+        value, slope = jax.value_and_grad(lambda x: loss({"logits": x}, batch))(zeros)
+    assert float(value) == 0.25
+    assert (slope[..., 0] != 0).all() and (slope[..., 1] == 0).all()
 
 
 def test_every_verb_is_on_a_page(verbs):
