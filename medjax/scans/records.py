@@ -27,6 +27,7 @@ from medjax.errors import DataError, UsageError
 SCHEME = "tfds:"
 DESCRIPTION, INFO = "corpus.json", "dataset_info.json"
 SPLIT = "train"
+BUILDERS = ("corpora", "folders")  # of data_pipelines.tfds
 VOXELS = ("image", "label", "affine")
 
 
@@ -51,7 +52,8 @@ def find(name: str) -> str:
         return SCHEME + name
     kind, _, version = name.partition(":")
     home = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    places = [Path(kind).expanduser(), home / kind, home / "corpora" / kind]
+    places = [Path(kind).expanduser(), home / kind]
+    places += [home / builder / kind for builder in BUILDERS]
     for place in places:
         for folder in (place / version,) if version else (place, *_versions(place)):
             if (folder / INFO).is_file():

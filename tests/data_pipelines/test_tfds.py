@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import ingest
 from data_pipelines.catalogue import corpora
+from data_pipelines.tfds import __main__ as tool
 from medjax import cli
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.twins import rules_of
@@ -25,6 +26,7 @@ from medjax.runs.settings import schema
 from medjax.scans import formats, records
 from tests.support import tiny
 from tests.support.published import tree_of, write
+from tests.support.raw import write_corpus
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -189,6 +191,25 @@ def test_the_newest_version_of_a_build_and_one_that_does_not_exist(tmp_path, mon
     assert records.find("tfds:gs://bucket/X/1.0.0") == "tfds:gs://bucket/X/1.0.0"
     with pytest.raises(UsageError, match=r"no data set 'Y'.*corpora/X/1.10.0.*TFDS_DATA_DIR"):
         records.find("Y")
+
+
+def test_a_folder_of_ones_own_becomes_a_build(tmp_path, capsys):
+    raw = write_corpus(tmp_path / "Task01_Mine", n=3, labels={"organ": 1, "tumour": 2})
+    arguments = ["--folder", str(raw), "--out", str(tmp_path / "tfds")]
+    assert tool.main(arguments) == 0
+    location = tmp_path / "tfds/folders/Mine/1.0.0"
+    assert f"Mine: 3 cases in {location}" in capsys.readouterr().out
+    corpus, cases, _ = scan_corpus(raw)
+    found, built_cases, _ = scan_corpus(records.find(str(location.parent)))
+    assert found == corpus and [c.name for c in built_cases] == [c.name for c in cases]
+    for mine, other in zip(cases, built_cases, strict=True):
+        for want, path, same in (
+            ("image", mine.images[0], other.images[0]),
+            ("label", mine.label_files[0], other.label_files[0]),
+        ):
+            assert (formats.read(path, want).array == formats.read(same, want).array).all()
+    assert tool.main(["--corpus", NAME, "--out", "x"]) == 2
+    assert "give --raw FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.slow
