@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax import files as disk
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
@@ -206,7 +205,8 @@ def predict_cases(
             )  # only its geometry is needed from here on
         stop.check()
         inputs = {
-            path: volume.hashes.get(path) or _sha256(path) for path in case.files(labels=False)
+            path: volume.hashes.get(path) or records.sha256(path)
+            for path in case.files(labels=False)
         }
         return {
             "volume": volume,
@@ -340,7 +340,7 @@ def _complete(
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [_sha256(path) for path in case.files(labels=False)]
+            return [records.sha256(path) for path in case.files(labels=False)]
 
         recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
         as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:
@@ -385,11 +385,6 @@ def _fit_together(
         return False
     needs = [ahead[case.name].bytes for case in cases if case.name in ahead]
     return 2 * max(needs, default=0) <= segmenter.budget
-
-
-def _sha256(path: str) -> str:
-    """Of an input: a file, or a record of tensorflow-datasets."""
-    return records.digest(path) if records.is_record(path) else disk.sha256(path)
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:

@@ -109,6 +109,11 @@ def digest(path: str | os.PathLike) -> str:
     return state.hexdigest()
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """Of an input: of a record's arrays, or of a file's bytes."""
+    return digest(path) if is_record(path) else files.sha256(path)
+
+
 def stamp(path: str | os.PathLike) -> list[int]:
     """Changes when the data set is rebuilt: record number and time of its description."""
     location, _, number = location_of(path).rpartition("#")

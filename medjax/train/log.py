@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from medjax import files, lines
+from medjax.colours import of_classes
 from medjax.errors import TrainError, WriteError
 from medjax.train.console import Console
 
@@ -420,7 +421,6 @@ def draw(workdir: Path) -> None:
     Loss (of validation in black), moving average of the pseudo Dice per class and the mean Dice of
     whole volumes (dots), learning rate.
     """
-    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -436,9 +436,9 @@ def draw(workdir: Path) -> None:
     line(panels[0], "loss", color="tab:red")
     line(panels[0], "validation_loss", color="black", marker=".")
     classes = sorted({key for row in rows for key in row if key.startswith("dice_ema/")})
-    colours = colormaps["turbo"](np.linspace(0.05, 0.95, max(len(classes), 1)))
-    for key, colour in zip(classes, colours, strict=False):
-        line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1, color=colour)
+    colours = of_classes(key.removeprefix("dice_ema/") for key in classes)
+    for name, colour in colours.items():
+        line(panels[1], f"dice_ema/{name}", label=name, linewidth=1, color=colour)
     line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
     volumes = dict(color="black", marker="o", linestyle="none")
     line(panels[1], "volume_dice", label="mean of whole volumes", **volumes)
