@@ -26,6 +26,7 @@ import medjax
 changes = {
     "data.phantom_cases": 5,
     "train.steps": 12,
+    "train.log_every": 3,
     "train.validate_every": 0,
     "optim.warmup_steps": 2,
     "evaluate.on": False,

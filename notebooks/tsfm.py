@@ -59,6 +59,7 @@ changes = {
     "train.batch": max(2, count),
     "sharding.fsdp": 4 if count % 4 == 0 else 1,
     "train.steps": 3,
+    "train.log_every": 1,
     "train.validate_every": 0,
     "init.head_prior": "",
     "evaluate.on": False,
