@@ -18,6 +18,7 @@ MACHINERY = (
     "anatomy",
     "catalogue",
     "declare",
+    "demo_model",
     "find",
     "ingest",
     "multitalent",

@@ -34,6 +34,7 @@ ORDER = (
 )
 BASE = {
     "__init__",
+    "colours",
     "decision",
     "errors",
     "files",

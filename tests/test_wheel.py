@@ -110,6 +110,13 @@ def test_what_it_says_runs(run, tmp_path):
     assert (tmp_path / "empty/runs/multitalent_demo/evaluation/report.html").is_file()
 
 
+def test_the_first_mask(run, tmp_path):
+    done = run("medjax", "demo", "--no-open")
+    assert done.returncode == 0, done.stderr
+    assert "mean Dice 0.7" in done.stdout and "site-packages/medjax/phantom/assets" in done.stdout
+    assert (tmp_path / "empty/medjax_demo/evaluation/report.html").is_file()
+
+
 def test_entry_points_and_public_corpora(run):
     assert "medjax ingest amos22" in run("medjax", "info", "--corpora").stdout
     assert "AMOS22_MR: AMOS" in run("medjax", "ingest", "amos22", "--describe").stdout

@@ -13,8 +13,10 @@ def main(argv: list[str] | None = None) -> int:
         "medjax ingest tfds",
         description="Write a raw download as tensorflow-datasets ArrayRecord volumes.",
     )
-    parser.add_argument("--corpus", required=True, help="a name of `medjax info --corpora`")
-    parser.add_argument("--raw", required=True, help="folder that the download was unpacked into")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--corpus", help="a name of `medjax info --corpora`; with --raw")
+    kind.add_argument("--folder", help="a data set of your own, in any layout that medjax reads")
+    parser.add_argument("--raw", help="folder that the download was unpacked into")
     parser.add_argument("--out", required=True, help="data_dir of tensorflow-datasets")
     parser.add_argument(
         "--where",
@@ -27,9 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-missing-masks", action="store_true")
     args = parser.parse_args(argv)
     try:
-        if not os.path.isdir(args.raw):
-            raise UsageError("no such folder", path=args.raw)
-        from data_pipelines.tfds.builder import build
+        raw = args.folder or args.raw
+        if raw is None:
+            raise UsageError("no download named", fix="give --raw FOLDER")
+        if not os.path.isdir(raw):
+            raise UsageError("no such folder", path=raw)
+        from data_pipelines.tfds.builder import build, build_folder
 
         where = dict(text.partition("=")[::2] for text in args.where)
         options = {
@@ -37,13 +42,17 @@ def main(argv: list[str] | None = None) -> int:
             "keep_suspects": args.keep_suspects,
             "allow_missing_masks": args.allow_missing_masks,
         }
-        builder = build(args.corpus, os.path.abspath(args.raw), args.out, **options)
+        if args.folder:
+            builder = build_folder(os.path.abspath(raw), args.out)
+        else:
+            builder = build(args.corpus, os.path.abspath(raw), args.out, **options)
     except MedjaxError as error:
         print(f"medjax: {error}", file=sys.stderr)
         return error.exit_code
     print(
-        f"{args.corpus}: {builder.info.splits['train'].num_examples} cases in "
-        f"{builder.data_path}; use it as tfds:{builder.data_path}"
+        f"{builder.builder_config.name}: {builder.info.splits['train'].num_examples} cases in "
+        f"{builder.data_path}; use it as --config.data.tfds={builder.data_path} or "
+        f"tfds:{builder.data_path}"
     )
     for entry in builder.failed:
         print(f"medjax: {entry['case']} failed: {sentence(entry)}", file=sys.stderr)

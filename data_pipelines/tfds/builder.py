@@ -10,7 +10,7 @@ mean. `medjax.corpora.layouts.records` reads all of it back.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from medjax.corpora.cases import check_channels
 from medjax.corpora.inputs import Case
 from medjax.corpora.labels_of_case import read_label
 from medjax.corpora.layouts import corpus_json
+from medjax.corpora.sources import scan_corpus
 from medjax.corpora.survey import mask_sets
+from medjax.corpora.twins import rules_of
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.scans import formats
@@ -57,29 +59,12 @@ class Corpora(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         corpus = corpora()[self.builder_config.name]
-        feature = tfds.features
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{corpus.title}. Licence: {corpus.licence}.",
             homepage=corpus.url,
             citation=corpus.citation,
-            features=feature.FeaturesDict(
-                {
-                    "image": feature.Tensor(
-                        shape=(None, None, None, len(corpus.channels)),
-                        dtype=np.float32,
-                        encoding="zlib",
-                    ),
-                    "label": feature.Tensor(
-                        shape=(None, None, None), dtype=np.uint16, encoding="zlib"
-                    ),
-                    "spacing": feature.Tensor(shape=(3,), dtype=np.float64),
-                    "affine": feature.Tensor(shape=(4, 4), dtype=np.float64),
-                    "case": feature.Text(),
-                    "patient": feature.Text(),
-                    "corpus": feature.Text(),
-                }
-            ),
+            features=_features(len(corpus.channels)),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -98,6 +83,50 @@ class Corpora(tfds.core.GeneratorBasedBuilder):
                 yield case.name, example(case, corpus)
             except MedjaxError as error:
                 self.failed.append({"case": case.name} | error.record())
+
+
+class Folders(tfds.core.GeneratorBasedBuilder):
+    """The data set of a folder in any layout that medjax reads, one configuration each.
+
+    `corpus`, `cases` are what `medjax.corpora.sources.scan_corpus` finds in it.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, corpus: Corpus, cases: Sequence[Case], **arguments: Any):
+        self.corpus, self.cases, self.failed = corpus, tuple(cases), []
+        config = tfds.core.BuilderConfig(name=corpus.name, description=f"{corpus.name}, by medjax")
+        super().__init__(config=config, **arguments)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=_features(len(self.corpus.channels)))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
+        for case in self.cases:
+            try:
+                yield case.name, example(case, self.corpus)
+            except MedjaxError as error:
+                self.failed.append({"case": case.name} | error.record())
+
+
+def _features(channels: int) -> tfds.features.FeaturesDict:
+    feature = tfds.features
+    return feature.FeaturesDict(
+        {
+            "image": feature.Tensor(
+                shape=(None, None, None, channels), dtype=np.float32, encoding="zlib"
+            ),
+            "label": feature.Tensor(shape=(None, None, None), dtype=np.uint16, encoding="zlib"),
+            "spacing": feature.Tensor(shape=(3,), dtype=np.float64),
+            "affine": feature.Tensor(shape=(4, 4), dtype=np.float64),
+            "case": feature.Text(),
+            "patient": feature.Text(),
+            "corpus": feature.Text(),
+        }
+    )
 
 
 def example(case: Case, corpus: Corpus) -> dict[str, Any]:
@@ -136,5 +165,24 @@ def build(name: str, raw: str, out: str, **options: Any) -> Corpora:
         "licence": public.licence,
         "citation": public.citation,
     }
+    (builder.data_path / corpus_json.FILE).write_text(json.dumps(facts, indent=1))
+    return builder
+
+
+def build_folder(folder: str, out: str) -> Folders:
+    """Builds the data set of a folder below `out` (folders/NAME/1.0.0); returns the builder, whose
+    `failed` lists bad cases.
+
+    Raises: `UsageError` or `DataError` for a folder that is no labelled data set.
+    """
+    corpus, cases, problems = scan_corpus(folder)
+    labelled = [case for case in cases if case.labelled]
+    if not labelled:
+        raise problems[0] if problems else UsageError("no labelled cases", path=folder)
+    builder = Folders(corpus=corpus, cases=labelled, data_dir=out, file_format="array_record")
+    builder.failed += [{"case": str(e.path)} | e.record() for e in problems]
+    builder.download_and_prepare()
+    facts = {"format": corpus_json.FORMAT, "corpus": corpus.to_json()}
+    facts["twins"] = [twin.to_json() for twin in rules_of(folder)]
     (builder.data_path / corpus_json.FILE).write_text(json.dumps(facts, indent=1))
     return builder

@@ -81,8 +81,12 @@ def _chosen(root: Path, name: str, count: int) -> list:
 
 
 def _names(meta) -> dict[int, str]:
-    """Dense id -> class names, as written by the preparation."""
-    return {i: " + ".join(names) for i, (_, names) in enumerate(meta.get("labels", ())) if names}
+    """Dense id -> its most specific class, by what the preparation wrote."""
+    from medjax.infer.write import label_names
+    from medjax.labels import Corpus
+
+    labels = tuple((i, tuple(names)) for i, (_, names) in enumerate(meta.get("labels", ())))
+    return label_names(Corpus("prepared", labels)) if labels else {}
 
 
 def _cases(root: Path, name: str, out: Path, args) -> Path:

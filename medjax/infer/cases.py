@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medjax import files
 from medjax.corpora.cases import failure
 from medjax.corpora.inputs import Case
 from medjax.errors import MedjaxError, PredictError, shown
@@ -29,7 +28,7 @@ from medjax.infer.prompted import PromptedSegmenter
 from medjax.infer.segmenter import Segmenter
 from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
-from medjax.scans import formats, nifti
+from medjax.scans import formats, nifti, records
 
 AnySegmenter = Segmenter | PromptedSegmenter  # both have the same face
 Progress = Callable[[int, int, str, str], None]  # done, total, case name, status
@@ -206,7 +205,8 @@ def predict_cases(
             )  # only its geometry is needed from here on
         stop.check()
         inputs = {
-            path: volume.hashes.get(path) or files.sha256(path) for path in case.files(labels=False)
+            path: volume.hashes.get(path) or records.sha256(path)
+            for path in case.files(labels=False)
         }
         return {
             "volume": volume,
@@ -340,7 +340,7 @@ def _complete(
     for case in cases:
 
         def inputs(case: Case = case) -> list[str]:
-            return [files.sha256(path) for path in case.files(labels=False)]
+            return [records.sha256(path) for path in case.files(labels=False)]
 
         recorded = ((owned.sidecar(folder, case.name) or {}).get("settings") or {}).get("weights")
         as_now = ":" in str(recorded)  # the hash is named before a colon, e.g. xxh3:

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from medjax import __version__, files
+from medjax.colours import of_labels
 from medjax.errors import MetricError, shown
 
-# Okabe and Ito's palette, reordered so that neighbours differ on a grey ground; further classes get
-# hues by the golden angle.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 PLANES = ("axial", "coronal", "sagittal")
 GROUND, INK = "#111111", "#dddddd"
 
@@ -67,7 +65,7 @@ def montage(
     )
     drawn = [volume for volume in maps.values() if volume is not None]
     ids = sorted({int(i) for volume in drawn for i in np.unique(volume)} - {0})
-    colours = {i: colour(k) for k, i in enumerate(ids)}
+    colours = of_labels(names or {}, ids)
     places = best_slices(prediction if reference is None else reference, prediction)
     low, high = window or np.percentile(image, (1, 99))
     extents = [_extent(image.shape, spacing_mm, axis) for axis in range(3)]
@@ -159,19 +157,6 @@ def _plain(name: str) -> str:
     return shown(name).replace("$", r"\$")
 
 
-def colour(position: int) -> tuple[float, float, float]:
-    """RGB of the class at a legend position, distinct from its neighbours."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
-
-    if position < len(COLOURS):
-        return to_rgb(COLOURS[position])
-    hue = (0.11 + position * 0.618033988749895) % 1
-    return tuple(
-        float(v)
-        for v in hsv_to_rgb((hue, (0.55, 0.85)[position % 2], (1.0, 0.8)[position // 2 % 2]))
-    )
-
-
 def best_slices(*maps: np.ndarray) -> tuple[int, int, int]:
     """Index along each axis of the slice with most foreground, in the first map that has any.
 
@@ -204,6 +189,7 @@ def _extent(shape: Sequence[int], spacing_mm: Sequence[float], axis: int) -> tup
 def _draw(axes, plane: np.ndarray, colours: Mapping[int, tuple[float, float, float]]) -> None:
     """A faint fill and a clear contour per class."""
     tint = np.zeros((*plane.shape, 4))
+    colours = {int(i): colours[int(i)] for i in np.unique(plane) if i > 0}
     for i, rgb in colours.items():
         tint[plane == i] = (*rgb, 0.22)
     axes.imshow(tint, aspect=axes.get_aspect(), origin="lower", interpolation="nearest")

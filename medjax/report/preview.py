@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medjax import files
+from medjax.colours import RGB, of_labels
 from medjax.errors import DataError, UsageError
 from medjax.prepare.resample import Spacing
-from medjax.report.montage import colour
 
 MARK = "medjax preview"  # in every picture; identifies pictures that medjax wrote
 PLANES = ("axial", "coronal", "sagittal")
@@ -104,7 +104,8 @@ def sheet(
     columns = max(map(len, rows))
     figure = Figure((2.6 * columns, 2.8 * len(rows) + 0.6), facecolor=GROUND, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    seen = set()
+    ids = {int(i) for panels in rows for panel in panels for i in np.unique(panel.label) if i > 0}
+    colours, seen = of_labels(names or {}, ids), set()
     for line, panels in zip(axes, rows, strict=True):
         for axis in line:
             axis.set_axis_off()
@@ -116,14 +117,14 @@ def sheet(
                     found=panel.label.shape,
                     expected=panel.image.shape,
                 )
-            seen |= _draw(axis, panel)
+            seen |= _draw(axis, panel, colours)
     handles = [
         Line2D(
             [],
             [],
             marker="s",
             linestyle="",
-            color=colour(i - 1),
+            color=colours[i],
             label=(names or {}).get(i, f"label {i}"),
         )
         for i in sorted(seen)
@@ -152,7 +153,7 @@ def _is_sheet(path: str | os.PathLike) -> bool:
         return f"tEXtSoftware\0{MARK}".encode() in file.read(1024)
 
 
-def _draw(axis, panel: Panel) -> set[int]:
+def _draw(axis, panel: Panel, colours: Mapping[int, RGB]) -> set[int]:
     from matplotlib.colors import to_rgb
 
     inside = panel.label >= 0
@@ -165,7 +166,7 @@ def _draw(axis, panel: Panel) -> set[int]:
     found = {int(i) for i in np.unique(panel.label) if i > 0}
     for i in found:
         here = panel.label == i
-        picture[here] = 0.55 * picture[here] + 0.45 * np.array(colour(i - 1))
+        picture[here] = 0.55 * picture[here] + 0.45 * np.array(colours[i])
     axis.imshow(picture, origin="lower", aspect=panel.aspect, interpolation="nearest")
     axis.invert_xaxis()  # the patient's right on the left, as radiologists look at scans
     axis.set_title(panel.title, color=INK, fontsize=7)

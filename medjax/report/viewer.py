@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medjax.colours import of_labels
 from medjax.corpora.inputs import Case
 from medjax.labels import Corpus
 from medjax.metrics import side
 from medjax.prepare import geometry
 from medjax.report import embed
-from medjax.report.montage import colour
 from medjax.scans import formats, grid, nifti
 
 AIR_HU, SOFT_TISSUE_HU = -500.0, (-160.0, 240.0)
@@ -87,9 +87,9 @@ def payload(shown: Shown, voxels: int) -> dict:
         grey = np.nan_to_num(small.image(canonical.image(scan.array)), posinf=0.0, neginf=0.0)
         low, high = (float(v) for v in np.percentile(grey, (0.1, 99.9)))
     window = _window(grey) if scan is not None else [0.0, 1.0]
+    colour = of_labels(shown.names, values)
     shown_labels = [
-        {"name": shown.names.get(v, f"label {v}"), "rgb": _rgb(colour(k))}
-        for k, v in enumerate(values)
+        {"name": shown.names.get(v, f"label {v}"), "rgb": _rgb(colour[v])} for v in values
     ]
     drawn = {name: _layer(ids, shown_labels, affine) for name, ids in layers.items()}
     if len(layers) == 2:

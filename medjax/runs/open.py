@@ -183,6 +183,7 @@ def _as_trained(corpus: Corpus, workdir: Path) -> Corpus:
 def _folders(data: schema.Data, workdir: Path, files: bool) -> list[str | Path]:
     named = [f.strip() for f in data.folders.split(",") if f.strip()]
     folders: list[str | Path] = [f if records.is_record(f) else Path(f).expanduser() for f in named]
+    folders += [records.find(name.strip()) for name in data.tfds.split(",") if name.strip()]
     if data.phantom_cases and files:
         from medjax.phantom.corpora import write_corpora
 

@@ -7,12 +7,14 @@
     tfds:/data/tfds/corpora/AMOS22_CT/1.0.0#17    one case in it: image and label of `Case`,
                                                   for `formats.read`
 
-tensorflow-datasets is imported when a record is read, TensorFlow never.
+tensorflow-datasets is imported when a record is read, TensorFlow never. `find` takes shorter names:
+a name below the data folder of tensorflow-datasets, or the folder of a builder.
 """
 
 import functools
 import hashlib
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -23,14 +25,60 @@ from medjax import files
 from medjax.errors import DataError, UsageError
 
 SCHEME = "tfds:"
-DESCRIPTION = "corpus.json"
+DESCRIPTION, INFO = "corpus.json", "dataset_info.json"
 SPLIT = "train"
+BUILDERS = ("corpora", "folders")  # of data_pipelines.tfds
 VOXELS = ("image", "label", "affine")
 
 
 def is_record(path: str | os.PathLike) -> bool:
     """Whether a path names a data set of tensorflow-datasets, or a case in one."""
     return os.fspath(path).startswith(SCHEME)
+
+
+def find(name: str) -> str:
+    """The address of a data set that was built with tensorflow-datasets.
+
+    Args:
+      name: the folder of a build (.../AMOS22_CT/1.0.0) or of its versions (.../AMOS22_CT), as a
+        path, an address in a bucket, or relative to the data folder ("corpora/AMOS22_CT", also
+        "AMOS22_CT" and "corpora/AMOS22_CT:1.0.0"): $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+
+    Returns: "tfds:" and the folder of the newest version, unless the name says another.
+    Raises: `UsageError` if there is no such build.
+    """
+    name = location_of(name)
+    if "://" in name:
+        return SCHEME + name
+    kind, _, version = name.partition(":")
+    home = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    places = [Path(kind).expanduser(), home / kind]
+    places += [home / builder / kind for builder in BUILDERS]
+    for place in places:
+        for folder in (place / version,) if version else (place, *_versions(place)):
+            if (folder / INFO).is_file():
+                return SCHEME + str(folder.resolve())
+    known = sorted(
+        {str(p.parent.relative_to(home)) for p in home.glob(f"*/*/*/{INFO}")}
+        if home.is_dir()
+        else ()
+    )
+    raise UsageError(
+        f"no data set {name!r} of tensorflow-datasets",
+        path=home,
+        expected=f"a folder with {INFO}, or one of: {', '.join(known[:12]) or 'none built yet'}",
+        fix="build it with `medjax ingest tfds`, or set TFDS_DATA_DIR",
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The folders of versions below a builder's folder, the newest first."""
+
+    def number(path: Path) -> list[int]:
+        return [int(part) for part in path.name.split(".")]
+
+    found = [p for p in folder.glob("*.*.*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+    return sorted(found, key=number, reverse=True)
 
 
 def read(path: str | os.PathLike, want: str = "image", *, pixels: bool = True):
@@ -61,6 +109,11 @@ def digest(path: str | os.PathLike) -> str:
     return state.hexdigest()
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """Of an input: of a record's arrays, or of a file's bytes."""
+    return digest(path) if is_record(path) else files.sha256(path)
+
+
 def stamp(path: str | os.PathLike) -> list[int]:
     """Changes when the data set is rebuilt: record number and time of its description."""
     location, _, number = location_of(path).rpartition("#")
@@ -76,7 +129,7 @@ def location_of(path: str | os.PathLike) -> str:
 def local_folder(location: str) -> Path:
     """The folder itself, or a local copy of a bucket, which appears only when it is complete."""
     if "://" not in location:
-        if not (Path(location) / "dataset_info.json").is_file():
+        if not (Path(location) / INFO).is_file():
             raise UsageError(
                 "no data set of tensorflow-datasets here",
                 path=location,
@@ -88,7 +141,7 @@ def local_folder(location: str) -> Path:
     home = files.home() / "tfds"
     final, remote = home / hashlib.sha256(location.encode()).hexdigest()[:24], epath.Path(location)
     if not final.is_dir():
-        if not (remote / "dataset_info.json").exists():
+        if not (remote / INFO).exists():
             raise UsageError(
                 "no data set of tensorflow-datasets here",
                 path=location,

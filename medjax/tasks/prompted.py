@@ -44,7 +44,6 @@ class Prompted(supervised.Supervised):
     rounds: int = 0
     validate_set: str = "points+text"
     sets_of: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    corpora: tuple[str, ...] = ()
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
         """As `Supervised.prepare`, with the objects of every sample and the prompts for them.
@@ -370,7 +369,7 @@ def make(
     base = supervised.make(apply, losses, reads=reads, **batches)
     most = min(organs or MOST_ORGANS, base.known.shape[1])
     return Prompted(
-        **vars(base),
+        **{**vars(base), "corpora": tuple(corpora)},
         methods=dict(methods),
         organs=most,
         sets=tuple(sets),
@@ -382,5 +381,4 @@ def make(
         rounds=int(rounds),
         validate_set=validate_set,
         sets_of={name: tuple(own) for name, own in sets_of.items()},
-        corpora=tuple(corpora),
     )

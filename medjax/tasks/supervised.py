@@ -44,6 +44,7 @@ class Supervised:
     reads: contexts.Spec | None = None
     tasks: tuple[int, ...] = ()
     with_inside: bool = False
+    corpora: tuple[str, ...] = ()
 
     def loss(
         self, params: Any, batch: Mapping[str, Any], key: Array
@@ -107,7 +108,8 @@ class Supervised:
         """Voxel counts `tp`, `fp`, `fn` (c,) int32 of the decision on the central patch.
 
         Decision: probability > 1/2, or the largest of a softmax. A class counts only samples whose
-        corpus annotates it, and only voxels that the loss would use.
+        corpus annotates it, and only voxels that the loss would use. With several corpora that have
+        names, also `corpus_tp`, `corpus_fp`, `corpus_fn` (corpora, c).
         """
         prepared = self.prepare(batch, None)
         context = self.context(prepared)
@@ -121,14 +123,18 @@ class Supervised:
         if "weight" in prepared:
             valid = valid & (prepared["weight"] > 0)[..., None]
 
-        def count(mask: Array) -> Array:
-            return jnp.sum(mask & valid, (0, *axes), dtype=jnp.int32)
-
-        return {
-            "tp": count(found & truth),
-            "fp": count(found & ~truth),
-            "fn": count(~found & truth),
+        masks = {"tp": found & truth, "fp": found & ~truth, "fn": ~found & truth}
+        counts = {
+            name: jnp.sum(mask & valid, axes, dtype=jnp.int32) for name, mask in masks.items()
         }
+        of = {
+            f"corpus_{name}": jnp.zeros((len(self.corpora), each.shape[-1]), jnp.int32)
+            .at[batch["corpus"]]
+            .add(each)
+            for name, each in counts.items()
+            if len(self.corpora) > 1
+        }
+        return {name: jnp.sum(each, 0, dtype=jnp.int32) for name, each in counts.items()} | of
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
         """The batch for the losses: normalised, augmented (with a key) or centre-cropped.
@@ -199,6 +205,7 @@ def make(
     classes: Sequence[str] = (),
     reads: contexts.Spec | None = None,
     tasks: Sequence[int] = (),
+    corpora: Sequence[str] = (),
 ) -> Supervised:
     """Builds the task.
 
@@ -220,6 +227,7 @@ def make(
         counts.
       reads: what the network reads beside the image; None: all facts of the batch.
       tasks: task of every corpus, from which the fact `task` is derived.
+      corpora: names of the rows of `table`; `validate` then counts for each of them as well.
 
     Raises: `UsageError` for no losses or repeated names.
     """
@@ -245,4 +253,5 @@ def make(
         tuple(classes),
         reads,
         tuple(tasks),
+        corpora=tuple(corpora),
     )

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from medjax import files, lines
+from medjax.colours import of_classes, shade
 from medjax.errors import TrainError, WriteError
 from medjax.train.console import Console
 
@@ -44,8 +45,13 @@ class Progress:
       validated: step of the last complete validation.
     """
 
-    def __init__(self, names: Sequence[str], stored: Mapping[str, Any] | None = None):
-        self.names = list(names)
+    def __init__(
+        self,
+        names: Sequence[str],
+        stored: Mapping[str, Any] | None = None,
+        corpora: Sequence[str] = (),
+    ):
+        self.names, self.corpora = list(names), list(corpora)
         stored = stored or {"sums": {}, "count": 0, "ema": {}, "best": None, "validated": 0}
         self.sums, self.count, self.ema, self.error = (
             dict(stored["sums"]),
@@ -134,10 +140,24 @@ class Progress:
         if not self.ema:
             return record, None
         mean = math.fsum(self.ema.values()) / len(self.ema)
+        record |= self._of_corpora(counts)
         return {
             "dice": math.fsum(now.values()) / len(now) if now else None,
             "dice_ema": mean,
         } | record, mean
+
+    def _of_corpora(self, counts: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Corpus -> mean pseudo Dice over the classes that occur in its patches."""
+        found = {}
+        for name in dict.fromkeys(self.corpora) if "corpus_tp" in counts else ():
+            rows = [k for k, other in enumerate(self.corpora) if other == name]  # views of a store
+            tp, fp, fn = (counts[f"corpus_{kind}"][rows].sum(0) for kind in ("tp", "fp", "fn"))
+            union = 2 * tp + fp + fn
+            if (union > 0).any():
+                found[f"corpus_dice/{name}"] = float(
+                    (2 * tp[union > 0] / union[union > 0].astype(float)).mean()
+                )
+        return found
 
     def _errors(
         self, sums: Mapping[str, np.ndarray]
@@ -418,15 +438,18 @@ def draw(workdir: Path) -> None:
     """Draws progress.png from metrics.jsonl.
 
     Loss (of validation in black), moving average of the pseudo Dice per class and the mean Dice of
-    whole volumes (dots), learning rate.
+    whole volumes (dots), pseudo Dice of every corpus if there are several, learning rate.
     """
-    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = read(workdir / "metrics.jsonl")
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    panels = figure.subplots(3, 1, sharex=True)
+    titles = ["loss", "pseudo Dice, moving average", "learning rate"]
+    corpora = sorted({key for row in rows for key in row if key.startswith("corpus_dice/")})
+    if corpora:
+        titles.insert(2, "pseudo Dice by corpus")
+    figure = Figure(figsize=(9, 10 if not corpora else 13), layout="constrained")
+    panels = figure.subplots(len(titles), 1, sharex=True)
 
     def line(panel: Any, key: str, **style: Any) -> None:
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -436,19 +459,22 @@ def draw(workdir: Path) -> None:
     line(panels[0], "loss", color="tab:red")
     line(panels[0], "validation_loss", color="black", marker=".")
     classes = sorted({key for row in rows for key in row if key.startswith("dice_ema/")})
-    colours = colormaps["turbo"](np.linspace(0.05, 0.95, max(len(classes), 1)))
-    for key, colour in zip(classes, colours, strict=False):
-        line(panels[1], key, label=key.removeprefix("dice_ema/"), linewidth=1, color=colour)
+    colours = of_classes(key.removeprefix("dice_ema/") for key in classes)
+    for name, colour in colours.items():
+        line(panels[1], f"dice_ema/{name}", label=name, linewidth=1, color=colour)
     line(panels[1], "dice_ema", label="mean", color="black", linewidth=2)
     volumes = dict(color="black", marker="o", linestyle="none")
     line(panels[1], "volume_dice", label="mean of whole volumes", **volumes)
-    line(panels[2], "lr", color="tab:blue")
-    for panel, title in zip(
-        panels, ("loss", "pseudo Dice, moving average", "learning rate"), strict=True
-    ):
+    for k, key in enumerate(corpora):
+        name = key.removeprefix("corpus_dice/")
+        line(panels[2], key, label=name, color=shade(k), marker=".")
+    if corpora:
+        panels[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
+    line(panels[-1], "lr", color="tab:blue")
+    for panel, title in zip(panels, titles, strict=True):
         panel.set_ylabel(title)
         panel.grid(alpha=0.3)
-    panels[2].set_xlabel("step")
+    panels[-1].set_xlabel("step")
     if classes:
         panels[1].legend(
             loc="center left",

@@ -159,16 +159,17 @@ def fit(
         Checkpoints(workdir / "checkpoints", settings.keep) as checkpoints,
         Requests(mesh, settings.checkpoint_minutes, begun=False) as requests,
     ):
+        within = getattr(task, "corpora", ())  # validation may count for each of them
         # restore: the run's own checkpoint, else borrowed parameters, else fresh ones
         restored = checkpoints.restore(
             target, lambda facts: _same_recipe(facts["recipe"], recipe, workdir)
         )
         if restored:
             state, facts = restored
-            start, progress = facts["step"], Progress(names, facts["progress"])
+            start, progress = facts["step"], Progress(names, facts["progress"], within)
         else:
             _, state = interruptibly(lambda: states.born(init, optimizer, target, settings.seed))
-            start, progress = 0, Progress(names)
+            start, progress = 0, Progress(names, corpora=within)
             if borrow is not None:
                 state = states.with_params(state, borrow(states.weights(state, average=False)))
 

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import ingest
 from data_pipelines.catalogue import corpora
+from data_pipelines.tfds import __main__ as tool
 from medjax import cli
 from medjax.corpora.sources import scan_corpus
 from medjax.corpora.twins import rules_of
@@ -19,8 +20,13 @@ from medjax.prepare import fingerprint as fingerprints
 from medjax.prepare import store
 from medjax.prepare.fingerprint import make_plan
 from medjax.prepare.prepare import prepare
-from medjax.scans import formats
+from medjax.runs import open as corpora_of
+from medjax.runs import stages
+from medjax.runs.settings import schema
+from medjax.scans import formats, records
+from tests.support import tiny
 from tests.support.published import tree_of, write
+from tests.support.raw import write_corpus
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -136,8 +142,6 @@ def test_verify_and_prepare_take_a_tfds_corpus_by_name(built, tmp_path, capsys):
 def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
     from etils import epath
 
-    from medjax.scans import records
-
     _, location, _ = built
     real, asked = epath.Path, []
 
@@ -162,6 +166,63 @@ def test_a_bucket_is_fetched_once_and_completely(built, tmp_path, monkeypatch):
         formats.read(cases[0].images[0]).array
         == formats.read(f"tfds:{location}#{cases[0].images[0].split('#')[1]}").array
     ).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["corpora/KiTS19", "KiTS19", "corpora/KiTS19/1.0.0", "corpora/KiTS19:1.0.0", "FOLDER"]
+)
+def test_a_build_is_found_by_its_name_or_folder(built, name, monkeypatch):
+    folder, location, _ = built
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "out"))
+    address = records.find(str(location.parent) if name == "FOLDER" else name)
+    assert address == f"tfds:{location.resolve()}"
+    given = tiny.fields([])
+    given["data"]["tfds"] = str(location) if name == "FOLDER" else name
+    found = corpora_of.open_data(schema.resolve(given).data, folder / "run")
+    assert [c.name for c in found.stores] == [NAME] and found.counts[NAME] == 2
+
+
+def test_the_newest_version_of_a_build_and_one_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for version in ("1.9.0", "1.10.0", "0.1.0"):
+        (tmp_path / "corpora/X" / version).mkdir(parents=True)
+        (tmp_path / "corpora/X" / version / "dataset_info.json").write_text("{}")
+    assert records.find("X").endswith("/1.10.0") and records.find("X:1.9.0").endswith("/1.9.0")
+    assert records.find("tfds:gs://bucket/X/1.0.0") == "tfds:gs://bucket/X/1.0.0"
+    with pytest.raises(UsageError, match=r"no data set 'Y'.*corpora/X/1.10.0.*TFDS_DATA_DIR"):
+        records.find("Y")
+
+
+def test_a_folder_of_ones_own_becomes_a_build(tmp_path, capsys):
+    raw = write_corpus(tmp_path / "Task01_Mine", n=3, labels={"organ": 1, "tumour": 2})
+    arguments = ["--folder", str(raw), "--out", str(tmp_path / "tfds")]
+    assert tool.main(arguments) == 0
+    location = tmp_path / "tfds/folders/Mine/1.0.0"
+    assert f"Mine: 3 cases in {location}" in capsys.readouterr().out
+    corpus, cases, _ = scan_corpus(raw)
+    found, built_cases, _ = scan_corpus(records.find(str(location.parent)))
+    assert found == corpus and [c.name for c in built_cases] == [c.name for c in cases]
+    for mine, other in zip(cases, built_cases, strict=True):
+        for want, path, same in (
+            ("image", mine.images[0], other.images[0]),
+            ("label", mine.label_files[0], other.label_files[0]),
+        ):
+            assert (formats.read(path, want).array == formats.read(same, want).array).all()
+    assert tool.main(["--corpus", NAME, "--out", "x"]) == 2
+    assert "give --raw FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_from_a_build(built, tmp_path, monkeypatch):
+    folder, _, _ = built
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "out"))
+    given = tiny.fields([], steps=2)
+    given["data"] |= {"tfds": NAME, "spacing_mm": (3.0, 3.0, 3.0)}
+    run = stages.open_run(given, tmp_path / "run")
+    stages.train(run)
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["tfds"] == NAME
+    assert stages.evaluate(run) == 0
+    assert (tmp_path / "run/predictions" / NAME).is_dir()
 
 
 def test_nothing_of_tensorflow_datasets_is_imported_before_it_is_used(repository):

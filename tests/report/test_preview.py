@@ -52,11 +52,11 @@ def test_labels_and_padding_are_coloured(tmp_path):
         names={2: "liver"},
     )
     found = pixels(tmp_path / "x.png").reshape(-1, 3)
-    blue, padded = (
-        found[:, 2] - found[:, 0] > 0.2,
+    orange, padded = (
+        found[:, 0] - found[:, 2] > 0.2,
         np.abs(found - np.array([0x5A, 0x2A, 0x2A]) / 255).max(1) < 0.02,
     )
-    assert 0.01 < blue.mean() < 0.5 and padded.mean() > 0.01
+    assert 0.01 < orange.mean() < 0.5 and padded.mean() > 0.01
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     with pytest.raises(DataError, match="another grid"):
         preview.sheet([[preview.Panel(image, label[1:])]], plain)

@@ -50,3 +50,27 @@ def test_what_a_task_prepares_is_an_input_of_the_network():
     shape = (batch["corpus"].shape[0], len(toy.PATCH))
     assert seen == [(True, {"point": shape}), (False, {"point": shape})]
     assert sum(int(v.sum()) for v in found.values()) > 0
+
+
+def test_validation_counts_for_every_corpus():
+    """The counts of the corpora add up to those of all, and are those of its samples alone."""
+    made = supervised.make(
+        lambda params, image, *_: {"logits": image * params - 0.5},
+        [("ce", 1.0, cross_entropy.make())],
+        table=toy.TABLE,
+        known=toy.KNOWN,
+        ignore_ids=toy.IGNORE,
+        patch=toy.PATCH,
+        corpora=tuple(f"corpus {k}" for k in range(len(toy.KNOWN))),
+    )
+    params = jnp.ones(toy.KNOWN.shape[1])
+    batch = {name: jnp.asarray(value) for name, value in toy.host_batch(0).items()}
+    found = {k: np.asarray(v) for k, v in jax.jit(made.validate)(params, batch).items()}
+    for kind in ("tp", "fp", "fn"):
+        assert (found[f"corpus_{kind}"].sum(0) == found[kind]).all()
+    first = int(batch["corpus"][0])
+    own = {name: value[batch["corpus"] == first] for name, value in batch.items()}
+    alone = jax.jit(made.validate)(params, own)
+    for kind in ("tp", "fp", "fn"):
+        assert (found[f"corpus_{kind}"][first] == np.asarray(alone[kind])).all()
+    assert found["fp"].sum() > 0

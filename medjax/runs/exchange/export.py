@@ -19,7 +19,8 @@ from medjax.runs import trained as models
 from medjax.runs.settings.schema import Config
 from medjax.weights.formats import archive
 
-LOCAL = (("data", "folders"), ("data", "root"), ("data", "store"), ("data", "split", "file"))
+LOCAL = (("data", "folders"), ("data", "tfds"), ("data", "root"), ("data", "store"))
+LOCAL += (("data", "split", "file"),)
 UNKNOWN = "not stated"
 
 

@@ -90,6 +90,12 @@ class Data(Section):
     """Corpora, cases, label space and preparation."""
 
     folders: str = setting("", "comma-separated corpora (docs/data.md lists the layouts)")
+    tfds: str = setting(
+        "",
+        "comma-separated data sets built with tensorflow-datasets, in addition to folders: names "
+        "below $TFDS_DATA_DIR, or folders of builders",
+        listed=False,
+    )
     phantom_cases: int = setting(
         0, "> 0: generate the embedded corpora with this many cases each, in addition to folders"
     )

@@ -174,17 +174,23 @@ def _rules(config: Config, name: str) -> tuple[twins.Twin, ...]:
     """The rules of a corpus of the source, as far as its config or its folder says them."""
     if name in config.data.declared:
         return twins.read_rules(config.data.declared[name].twins)
-    found: Mapping[str, tuple] = _folder_rules(config.data.folders)
+    found: Mapping[str, tuple] = _folder_rules(config.data)
     return found.get(name, ())
 
 
-def _folder_rules(folders: str) -> dict[str, tuple[twins.Twin, ...]]:
-    """Corpus -> rules of the folders that are still there."""
+def _folder_rules(data: Any) -> dict[str, tuple[twins.Twin, ...]]:
+    """Corpus -> rules of the folders and builds that are still there."""
     from medjax.corpora.sources import read_labels
+    from medjax.scans import records
 
     found = {}
-    for text in (part.strip() for part in folders.split(",") if part.strip()):
+    named = [(part.strip(), False) for part in data.folders.split(",")]
+    named += [(part.strip(), True) for part in data.tfds.split(",")]
+    for text, built in named:
+        if not text:
+            continue
         try:
+            text = records.find(text) if built else text
             found[read_labels(Path(text).expanduser()).name] = twins.rules_of(text)
         except (MedjaxError, OSError):
             continue  # moved since: its own rules are not known, those of this run's corpora are
