@@ -8,6 +8,8 @@ beside a convolution is transposed to and fro.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from medjax.errors import UsageError, did_you_mean
 
 CONV_LAYOUTS = ("auto", "nhwc", "xla")
@@ -29,7 +31,8 @@ def options(mesh: Any, conv_layout: str = "auto") -> Mapping[str, bool] | None:
             expected=" or ".join(CONV_LAYOUTS),
             fix=did_you_mean(conv_layout, CONV_LAYOUTS),
         )
-    devices = getattr(mesh, "devices", None)  # an abstract mesh has none
-    if conv_layout == "xla" or devices is None or devices.flat[0].platform not in CUDA:
+    if conv_layout == "xla" or isinstance(mesh, jax.sharding.AbstractMesh):
+        return None
+    if mesh.devices.flat[0].platform not in CUDA:
         return None
     return {"xla_gpu_force_conv_nhwc": True}

@@ -103,14 +103,10 @@ def _transpose(
 def _batch(
     arrays: Sequence, axes: Sequence, *, ahead: Callable, back: Callable, kept: int, **_: Any
 ) -> tuple[list, list]:
-    size = next(
-        a.shape[axis]
-        for a, axis in zip(arrays, axes, strict=True)
-        if axis is not batching.not_mapped
-    )
+    size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
     moved, where = [], []
     for i, (a, axis) in enumerate(zip(arrays, axes, strict=True)):
-        mapped = axis is not batching.not_mapped
+        mapped = axis is not None
         if mapped:
             a = jnp.moveaxis(a, axis, 0)
         elif i >= kept:  # broadcasting has the sum over the batch as its transpose
