@@ -38,6 +38,7 @@ BASE = {
     "errors",
     "files",
     "labels",
+    "linear",
     "lines",
     "locks",
     "plugins",

@@ -5,7 +5,7 @@ Per sample b and class c, over voxels with logit x, target g, weight w and p = s
     entropy = sum w (softplus(x) - x g)    overlap = sum w p g
     predicted = sum w p                    target = sum w g
 
-The derivative is written by hand in both modes (`models.parts.linear`): the backward pass keeps the
+The derivative is written by hand in both modes (`medjax.linear`): the backward pass keeps the
 logits as the network gave them, in its compute type, and computes p again. Written plainly, a
 compiler keeps three float32 copies of the logits, the largest array of a training.
 """
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from medjax.linear import is_zero, linear
 from medjax.losses.parts import targets
-from medjax.models.parts.linear import is_zero, linear
 
 
 class Sums(NamedTuple):

@@ -19,9 +19,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.linear import is_zero, linear
 from medjax.models.parts import conv_cpu
 from medjax.models.parts.adapters import beside
-from medjax.models.parts.linear import is_zero, linear
 from medjax.models.parts.patch import depth_to_space, space_to_depth
 from medjax.models.parts.remat import CONV, mark
 

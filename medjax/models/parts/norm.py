@@ -2,7 +2,7 @@
 
 In and out: (b, *vol, c). Statistics are float32, per sample and channel over space. XLA:CPU reduces
 over space at memory speed (mean and variance of 23 MB in 2.6 cpu-ms; as products with ones 20), so
-plain reductions are used. The derivative is written by hand in both modes (`parts.linear`): the
+plain reductions are used. The derivative is written by hand in both modes (`medjax.linear`): the
 gradient only needs the input and its statistics, and the backward pass reads the input again
 instead of a stored normalised copy.
 """
@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from medjax.models.parts.linear import instantiated, is_zero, linear
+from medjax.linear import instantiated, is_zero, linear
 
 LEAK = 0.01
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from medjax.models.parts.linear import is_zero, linear
+from medjax.linear import is_zero, linear
 
 
 def wide_einsum(spec: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -129,7 +129,8 @@ def _mapped(back: Callable, where: Sequence) -> Callable:
 _linear = core.Primitive("linear")
 _linear.multiple_results = True
 _linear.def_impl(_run)
-_linear.def_abstract_eval(lambda *_, program, **__: program.out_avals)
+_define_shapes = _linear.def_abstract_eval
+_define_shapes(lambda *_, program, **__: program.out_avals)
 ad.primitive_jvps[_linear] = _jvp
 ad.primitive_transposes[_linear] = _transpose
 batching.primitive_batchers[_linear] = _batch

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medjax.linear import instantiated, is_zero, linear
 from medjax.models.parts.conv import convolve
-from medjax.models.parts.linear import instantiated, is_zero, linear
 from medjax.models.parts.norm import norm_act
 from medjax.models.parts.products import wide_einsum
 
