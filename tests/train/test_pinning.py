@@ -47,7 +47,7 @@ def test_outputs_of_modules_are_split_as_the_batch_and_nothing_else():
 def test_a_transformer_under_fsdp_is_data_parallel(tmp_path, monkeypatch):
     c = get_config("t").unlock()
     c.model.update(dict(dtype="float32", channels=(4, 8, 8), strides=((2, 2, 2), (1, 2, 2))))
-    c.model.update(dict(vit_width=32, vit_layers=3, vit_heads=4, scan=False))
+    c.model.update(dict(vit_width=32, vit_layers=3, vit_heads=4, scan="none"))
     c.train.update(dict(patch=(16, 32, 32), batch=8))
     c.sharding.fsdp, c.augment.on = 8, False
     config = typed(plain(c))
