@@ -1,4 +1,7 @@
-"""Activations stay where the batch lies: fewer communications under fsdp, the same numbers."""
+"""Activations stay where the batch lies, at no more communication and with the same numbers.
+
+At the size of TSFM t, eight cards need 13 communications: tests/runs/ahead/test_compiled.py.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +47,7 @@ def test_outputs_of_modules_are_split_as_the_batch_and_nothing_else():
 
 
 @pytest.mark.slow
-def test_a_transformer_under_fsdp_is_data_parallel(tmp_path, monkeypatch):
+def test_pinning_adds_no_communication_where_samples_are_split_already(tmp_path, monkeypatch):
     c = get_config("t").unlock()
     c.model.update(dict(dtype="float32", channels=(4, 8, 8), strides=((2, 2, 2), (1, 2, 2))))
     c.model.update(dict(vit_width=32, vit_layers=3, vit_heads=4, scan="none"))
@@ -61,6 +64,5 @@ def test_a_transformer_under_fsdp_is_data_parallel(tmp_path, monkeypatch):
     after = count()
     monkeypatch.setattr(build.pinning, "pinned", lambda apply, *_: apply)
     before = count()
-    print(before, after)
-    assert "all-to-all" not in after
-    assert sum(after.values()) < sum(before.values())
+    assert set(after) <= {"all-reduce", "all-gather", "reduce-scatter"} and after
+    assert sum(after.values()) <= sum(before.values())
