@@ -9,7 +9,8 @@ name `configs/x.py` means the shipped file. The run folder is runs/NAME unless -
 Modes: `train` prepares missing cases, trains (resuming from the last checkpoint of RUN) and
 evaluates; `evaluate` predicts and scores the validation cases of a trained RUN; `crossval` does
 both for every fold (or those of --folds), in RUN/fold_K, and scores all cases together; `dry`
-prints what a run would do, from shapes alone (--devices=1,8,64: for these numbers of devices).
+prints what a run would do, from shapes alone (--devices=1,8,64: for these numbers of devices;
+--target=h200x8: compiled for cards that need not be there).
 Several processes (docs/scaling.md) share one run: `./launch.sh local|slurm|tpu`. Exit codes: 0 ok,
 1 error, 2 usage, 3 some cases failed, 4 verification failed, 75 preempted (run again to continue),
 130 interrupted, 143 terminated.
@@ -59,6 +60,7 @@ class Command(NamedTuple):
     compile: bool = True
     flags: tuple[str, ...] = ()
     recipe: str = ""
+    target: str = ""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -123,7 +125,21 @@ def parse(argv: Sequence[str]) -> Command:
         values["compile"].value,
         tuple(argv[1:]),
         config,
+        _target(values.target, values.mode),
     )
+
+
+def _target(word: str, mode: str) -> str:
+    """The flag --target; `UsageError` for an unknown card, or another mode than dry."""
+    if word and mode != "dry":
+        raise UsageError(
+            f"--target={word} is for a rehearsal", found=f"--mode={mode}", fix="add --mode=dry"
+        )
+    if word:
+        from medjax.runs.ahead import cards
+
+        cards.parse(word)
+    return word
 
 
 def default_workdir(fields: Mapping[str, Any]) -> Path:
@@ -158,6 +174,13 @@ def _flags() -> Any:
         "devices",
         [],
         "with --mode=dry: memory per device for these numbers of devices, e.g. 1,8,64",
+        values,
+    )
+    flags.DEFINE_string(
+        "target",
+        "",
+        "with --mode=dry: compile the training step for a card that need not be there, e.g. h200, "
+        "or h200x8 for eight (needs the extra `aot`)",
         values,
     )
     flags.DEFINE_boolean(
@@ -368,6 +391,7 @@ def run(command: Command) -> int:
         command.devices,
         command.compile,
         _ways(command.recipe) if config.data.declared else (),
+        command.target,
     )
     if command.mode == "dry":
         print(rehearsal.text(config, asked))

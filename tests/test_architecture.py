@@ -39,6 +39,7 @@ BASE = {
     "errors",
     "files",
     "labels",
+    "linear",
     "lines",
     "locks",
     "plugins",

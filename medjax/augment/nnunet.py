@@ -13,6 +13,7 @@ drawn costs nothing; the volume of one sample already fills a device.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -459,7 +460,12 @@ def augment(
         return apply(key_noise, drawn, image, label, out_shape, settings, exchange)
 
     def several(keys, image, label, rows):
-        return jax.lax.map(one, (keys, image, label, rows))
+        given, in_turn = (keys, image, label, rows), functools.partial(jax.lax.map, one)
+        if len(out_shape) == 3:
+            return in_turn(given)
+        # A slice is small: on an accelerator its many steps cost launches, and every condition
+        # waits for the host; all slices at once compute both sides of a condition and select.
+        return jax.lax.platform_dependent(given, cpu=in_turn, default=jax.vmap(one))
 
     if mesh is not None:
         split = PartitionSpec(batch_axes)

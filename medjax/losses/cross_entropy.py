@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Float
 
-from medjax.losses.parts import voxelwise
-from medjax.losses.parts.voxelwise import softplus
+from medjax.losses.parts import sums, voxelwise
 
 
 def make(
@@ -33,5 +32,9 @@ def make(
     Raises: `UsageError` for unknown names.
     """
     return voxelwise.make(
-        "cross-entropy", lambda x, g: softplus(x) - x * g, normalise, reduction, ranks
+        "cross-entropy",
+        lambda outputs, batch: sums.shared(outputs, batch).entropy,
+        normalise,
+        reduction,
+        ranks,
     )

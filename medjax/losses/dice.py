@@ -10,12 +10,11 @@ Source: MultiTalent (Ulrich et al., MICCAI 2023), Eq. 2 and its released code.
 
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import separable, targets
+from medjax.losses.parts import separable, sums
 
 POOLS = ("global", "sample", "rank_index", "slice")
 SMOOTHED = ("both", "denominator")
@@ -53,17 +52,10 @@ def make(
             raise UsageError(f"unknown Dice option {name!r}", fix=did_you_mean(name, allowed))
 
     def dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
-        logits, target, known, weight = targets.unpack(outputs, batch)
-        probability = jax.nn.sigmoid(logits)
-        depth = logits.shape[1] if pool == "slice" else 1
-        if pool == "slice":
-            probability, target = (v.reshape(-1, *v.shape[2:]) for v in (probability, target))
-            weight = None if weight is None else weight.reshape(-1, *weight.shape[2:])
-            known = jnp.repeat(known, depth, axis=0)
-        overlap = targets.spatial_sum(probability * target, weight) * known
-        volume = (
-            targets.spatial_sum(probability, weight) + targets.spatial_sum(target, weight)
-        ) * known
+        depth = outputs["logits"].shape[1] if pool == "slice" else 1
+        found = (sums.of_slices if pool == "slice" else sums.shared)(outputs, batch)
+        known = jnp.repeat(batch["known"], depth, axis=0).astype(found.overlap.dtype)
+        overlap, volume = found.overlap * known, (found.predicted + found.target) * known
         samples = known.shape[0]
         if pool == "rank_index" and samples % ranks:
             raise UsageError(

@@ -50,4 +50,4 @@ def make(
         found = jnp.exp(-gamma * softplus(right)) * softplus(-right)
         return found if alpha is None else found * (alpha * target + (1 - alpha) * (1 - target))
 
-    return voxelwise.make("focal loss", per_voxel, normalise, reduction, ranks)
+    return voxelwise.make("focal loss", voxelwise.summed(per_voxel), normalise, reduction, ranks)

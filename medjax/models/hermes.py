@@ -32,6 +32,7 @@ from medjax.models.parts.blocks import check_precision
 from medjax.models.parts.context_priors import Exchange, Perceptron, heads_of
 from medjax.models.parts.conv import Conv
 from medjax.models.parts.norm import InstanceNorm
+from medjax.models.parts.products import wide_einsum
 
 WIDTHS = (1, 2, 4, 8, 10)  # of the scales, in bases
 PLACES = (2, 3, 4, 5, 6)  # numbers of the places with priors: down2 to down4, up1, up2
@@ -194,7 +195,7 @@ class Hermes(nn.Module):
             x = informed(x) if i < 3 else x
         classes, kinds = (jnp.concatenate(parts, -1) for parts in zip(*found, strict=True))
         prototypes = Prototypes(self.base, self.dtype, name="prototype")(classes)
-        logits = jnp.einsum("b...c,bkc->b...k", x, prototypes, preferred_element_type=jnp.float32)
+        logits = wide_einsum("b...c,bkc->b...k", x, prototypes)
         head = ModalityHead(self.modalities + 1, self.dtype, name="modality_head")
         return {"logits": logits, "modality": head(kinds)}
 

@@ -30,6 +30,7 @@ from medjax.models.parts import dynamic_head, sockets
 from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import Context, linear_init
 from medjax.models.parts.fusion import OUT_INITS, QUERIES, PromptFusion
+from medjax.models.parts.products import wide_einsum
 from medjax.models.parts.sockets import Socket, Words
 from medjax.models.parts.texts import TextTable
 from medjax.models.swin_unetr import SwinEncoder, SwinUNETR, check_sides, reverse_axes
@@ -165,9 +166,7 @@ class MastPro(nn.Module):
             category = classify(theta)
         if self.theta == "kernel48":
             flat = decoded.reshape(decoded.shape[0], -1, features)
-            logits = jnp.einsum(
-                "bvc,bc->bv", flat, theta.astype(flat.dtype), preferred_element_type=jnp.float32
-            )
+            logits = wide_einsum("bvc,bc->bv", flat, theta.astype(flat.dtype))
             return logits.reshape(*decoded.shape[:-1], 1), category
         reduced = dynamic_head.Reduced(self.dtype, name="precls")(decoded)
         return dynamic_head.dynamic(reduced, theta[:, None]), category

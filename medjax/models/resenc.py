@@ -187,6 +187,7 @@ class ResEncUNet(nn.Module):
                 f"head_{s}",
                 self.head,
                 seen,
+                train,
             ),
             deep=self.deep_supervision,
             up_bias=self.up_bias,

@@ -246,7 +246,8 @@ class SwinUNETR(nn.Module):
         maps["decoded"] = self.decode(maps)
         logits = call(self.out, maps["decoded"], sockets.seen(context, offered), train)
         turned = jax.tree.map(lambda a: flip(a) if a.ndim == image.ndim else a, offered)
-        outputs = {"logits": flip(logits.astype(jnp.float32))} | turned
+        logits = logits if train else logits.astype(jnp.float32)
+        outputs = {"logits": flip(logits)} | turned
         return (
             outputs | {"features": {name: flip(a) for name, a in maps.items()}}
             if self.intermediates

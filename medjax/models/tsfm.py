@@ -234,7 +234,15 @@ class TSFM(nn.Module):
         def finish(self: nn.Module, x: Array, level: int) -> Array:
             y = norm_act(name=f"head_norm{level}")(x) if self.final_norm else x
             return head(
-                y, self.classes, True, self.prior, self.dtype, f"head{level}", self.head, seen
+                y,
+                self.classes,
+                True,
+                self.prior,
+                self.dtype,
+                f"head{level}",
+                self.head,
+                seen,
+                train,
             )
 
         if self.remat != "none":

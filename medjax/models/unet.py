@@ -96,6 +96,7 @@ class UNet(nn.Module):
                 f"head_{s}",
                 self.head,
                 seen,
+                train,
             ),
             deep=self.deep_supervision,
             up_bias=self.up_bias,

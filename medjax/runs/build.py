@@ -25,7 +25,7 @@ from medjax.models.parts import sockets
 from medjax.registry import build
 from medjax.runs.settings.schema import Config, Optimizer
 from medjax.runs.settings.section import fields_of
-from medjax.train import optim, phases
+from medjax.train import optim, phases, pinning
 from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
 from medjax.weights.adapters import Adapters
@@ -233,14 +233,15 @@ def make_task(
         for name, loss in config.losses.items()
     ]
     stores = tuple(corpus.store for corpus in space.corpora)
-    offered = {"modalities": space.modalities, "methods": network.methods, "corpora": stores}
+    methods = {k: pinning.pinned(f, mesh, batch_axes) for k, f in network.methods.items()}
+    offered = {"modalities": space.modalities, "methods": methods, "corpora": stores}
     known = accepted(config.task, "tasks")
     named = {name: value for name, value in offered.items() if name in known}
     return build(
         "tasks",
         config.task,
         **named | dict(config.task_options.options),
-        apply=network.apply,
+        apply=pinning.pinned(network.apply, mesh, batch_axes),
         reads=network.reads,
         tasks=network.tasks,
         losses=losses,

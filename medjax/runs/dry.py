@@ -15,6 +15,8 @@ from medjax.labels import LabelSpace
 from medjax.runs import build, dry_devices, footprint, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
+from medjax.runs.ahead import cards
+from medjax.runs.ahead import compiled as compiled_ahead
 from medjax.runs.config import with_plan
 from medjax.runs.settings.schema import Config
 from medjax.runs.start import head_prior
@@ -23,7 +25,12 @@ from medjax.train import accumulate
 
 
 def dry(
-    config: Config, workdir: Path, devices: Sequence[int] = (), *, compiled: bool = True
+    config: Config,
+    workdir: Path,
+    devices: Sequence[int] = (),
+    *,
+    compiled: bool = True,
+    target: str = "",
 ) -> str:
     """The experiment in words and tables: parameters, memory, corpora, mixture, classes.
 
@@ -32,7 +39,10 @@ def dry(
     Args:
       devices: numbers of devices to show the memory per device, and to lower the training step,
         for. compiled: also compile it (minutes).
+      target: card to compile the training step for without having it, like "h200x8".
     """
+    if target:
+        cards.check(cards.parse(target)[0])
     config = with_plan(config)
     head_prior.check(config)
     config = initial.with_topology(config, workdir)
@@ -53,6 +63,8 @@ def dry(
             config, net, data.space, devices, expected.spacing_mm, compiled=compiled
         )
         parts.insert(2, table)
+    if target:
+        parts.insert(2, compiled_ahead.report(config, data.space, target, expected.spacing_mm))
     assumed = f"{expected.sentence()}\n" if expected.assumed else ""
     return assumed + "\n\n".join(parts)
 

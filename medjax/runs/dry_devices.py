@@ -182,26 +182,9 @@ def answer(request: Mapping) -> dict:
     config, devices = resolve(plain(request["fields"])), request["devices"]
     space = LabelSpace.from_json(request["space"])
     layout = layout_of(config, devices, request["fsdp"])
-    mesh, axes = layout.mesh(jax.devices()[:devices]), layout.batch_axes
-    net = build.make_network(config, space, tuple(request["spacing_mm"]))
-    optimizer = build.make_optimizer(config)
-    target = states.abstract(net.init, optimizer, mesh, _rules(config, request["fsdp"]))
-    update, _ = updates.make(
-        build.make_task(config, space, net, mesh, axes),
-        optimizer,
-        config.seed,
-        mesh,
-        target,
-        batch_axes=axes,
-        accumulate=layout.accumulate,
-    )
-    batch = {
-        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh, axes))
-        for k, v in footprint.abstract_batch(config, net).items()
-    }
-    asked = jax.ShapeDtypeStruct((layout.used,), "int32", sharding=sharding.split(mesh))
+    mesh = layout.mesh(jax.devices()[:devices])
     began = time.monotonic()
-    traced = update.trace(target, batch, asked)
+    step = traced(config, space, layout, mesh, request["spacing_mm"])
     found = {
         "devices": devices,
         "mesh": f"{layout.data} x {layout.fsdp}",
@@ -211,20 +194,48 @@ def answer(request: Mapping) -> dict:
     found |= {"lines": {}, "lower_s": {}}
     for platform in request["platforms"]:
         began = time.monotonic()
-        found["lines"][platform] = (
-            traced.lower(lowering_platforms=(platform,)).as_text().count("\n")
-        )
+        found["lines"][platform] = step.lower(lowering_platforms=(platform,)).as_text().count("\n")
         found["lower_s"][platform] = time.monotonic() - began
     if not request["compiled"]:
         return found
     began = time.monotonic()
-    memory = traced.lower().compile(OPTIONS).memory_analysis()
+    memory = step.lower().compile(OPTIONS).memory_analysis()
     return found | {
         "compile_s": time.monotonic() - began,
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
     }
+
+
+def traced(
+    config: Config,
+    space: LabelSpace,
+    layout: sharding.Layout,
+    mesh: jax.sharding.Mesh,
+    spacing_mm: Sequence[float],
+) -> Any:
+    """The training step of a config on a mesh, traced with shapes alone (`jax.stages.Traced`)."""
+    axes = layout.batch_axes
+    net = build.make_network(config, space, tuple(spacing_mm))
+    optimizer = build.make_optimizer(config)
+    target = states.abstract(net.init, optimizer, mesh, _rules(config, layout.fsdp))
+    update, _ = updates.make(
+        build.make_task(config, space, net, mesh, axes),
+        optimizer,
+        config.seed,
+        mesh,
+        target,
+        batch_axes=axes,
+        accumulate=layout.accumulate,
+        conv_layout=config.train.conv_layout,
+    )
+    batch = {
+        k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding.split(mesh, axes))
+        for k, v in footprint.abstract_batch(config, net).items()
+    }
+    asked = jax.ShapeDtypeStruct((layout.used,), "int32", sharding=sharding.split(mesh))
+    return update.trace(target, batch, asked)
 
 
 def _sentence(found: Mapping) -> str:

@@ -350,6 +350,7 @@ def _train(run: Run) -> None:
         mesh=mesh,
         batch_axes=layout.batch_axes,
         accumulate=layout.accumulate,
+        conv_layout=config.train.conv_layout,
         sharding_rules=config.sharding.rules,
         measure=measure,
     )

@@ -99,6 +99,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     batch_axes: Sequence[str] = sharding.AXES,
     accumulate: int = 1,
+    conv_layout: str = "auto",
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
     measure: Callable[[Any], Mapping[str, float]] | None = None,
@@ -123,6 +124,7 @@ def fit(
         (data, model, optimizer).
       batch_axes, accumulate: how a batch lies on the mesh, see `medjax.train.sharding.Layout`, and
         the number of micro-batches, see `medjax.train.accumulate`.
+      conv_layout: see `medjax.train.compiling`.
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
       measure: parameters -> class and its Dice on whole held-out volumes, called every
         `settings.measure_every` steps by all processes.
@@ -153,6 +155,7 @@ def fit(
         target,
         batch_axes=batch_axes,
         accumulate=accumulate,
+        conv_layout=conv_layout,
     )
 
     with (

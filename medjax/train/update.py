@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from medjax.train import accumulate as micro
-from medjax.train import sharding
+from medjax.train import compiling, sharding
 from medjax.train import state as states
 from medjax.train.optim import Optimizer
 from medjax.train.state import State
@@ -56,6 +56,7 @@ def make(
     *,
     batch_axes: Sequence[str] = sharding.AXES,
     accumulate: int = 1,
+    conv_layout: str = "auto",
 ) -> tuple[Update, Callable]:
     """The jitted (update, validate).
 
@@ -67,6 +68,7 @@ def make(
       mesh, target: where the batch and the state live.
       batch_axes, accumulate: how the batch lies on the mesh, and the number of micro-batches, see
         `sharding.Layout`.
+      conv_layout: see `compiling.options`.
 
     Only the leaves of `state["params"]` are differentiated. Scalars: `loss`, the task's own,
     `grad_norm` (over the trained leaves, before clipping), `lr`, and `request`.
@@ -101,16 +103,23 @@ def make(
     def validate(params: Any, batch: dict, request: jax.Array) -> dict:
         return {**counts(params, batch), "request": jnp.max(request)}
 
+    options = compiling.options(mesh, conv_layout)
     compiled = jax.jit(
         update,
         in_shardings=(changing, fixed, spread, every),
         out_shardings=(changing, rep),
         donate_argnums=0,
+        compiler_options=options,
     )
     whole = states.join(where["params"], where["frozen"])
     return (
         Update(compiled),
-        jax.jit(validate, in_shardings=(whole, spread, every), out_shardings=rep),
+        jax.jit(
+            validate,
+            in_shardings=(whole, spread, every),
+            out_shardings=rep,
+            compiler_options=options,
+        ),
     )
 
 

@@ -513,3 +513,21 @@ def test_masked_channels_are_zero_outside_again():
         not np.asarray(got[0, ..., 1])[outside].any() and np.asarray(got[0, ..., 0])[outside].all()
     )
     assert np.asarray(got[0, ..., 1])[~outside].all()
+
+
+def test_slices_together_on_an_accelerator_are_the_slices_in_turn_on_a_cpu(monkeypatch):
+    pairs = [volume((14, 12), seed) for seed in range(3)]
+    image, label = (jnp.stack(arrays) for arrays in zip(*pairs, strict=True))
+    settings = dataclasses.replace(NONE, rotation=0.5, gamma=0.5, mirror_axes=(0, 1))
+    in_turn = augment(jax.random.key(4), image, label, (8, 8), settings)
+    asked = []
+
+    def accelerator(*arrays, cpu, default):
+        asked.append(cpu)
+        return default(*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", accelerator)
+    together = augment(jax.random.key(4), image, label, (8, 8), settings)
+    assert asked
+    np.testing.assert_allclose(together[0], in_turn[0], atol=1e-5)
+    np.testing.assert_array_equal(together[1], in_turn[1])

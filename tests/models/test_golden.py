@@ -87,6 +87,14 @@ def test_every_parameter_takes_part(name):
     assert norms and silent == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(golden.CASES))
+def test_forward_mode_agrees_with_reverse_mode(name):
+    forward, reverse, size = golden.both_modes(golden.CASES[name])
+    assert size > 0
+    assert abs(forward - reverse) < golden.CASES[name].slack * 1e-3 * size
+
+
 def test_every_network_is_there():
     assert {case.model for case in golden.CASES.values()} == set(known("models"))
     assert set(golden.stored()) == set(golden.CASES)

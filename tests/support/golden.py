@@ -379,6 +379,35 @@ def run(
     case: Case, *, gradients: bool = True
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """({output: array}, {parameter: gradient of the scalar}); {} without gradients."""
+    scalar, params = _scalar(case)
+    f = jax.value_and_grad(scalar, has_aux=True) if gradients else lambda p: (scalar(p), {})
+    (_, outputs), grads = jax.jit(f, compiler_options=_quick())(params)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    return jax.tree.map(np.asarray, (outputs, {path_of(keys): g for keys, g in leaves}))
+
+
+def both_modes(case: Case) -> tuple[float, float, float]:
+    """Change of the scalar along a direction: forward mode, reverse mode, and the size of its
+    parts.
+    """
+    scalar, params = _scalar(case)
+    moved = jax.tree.map(lambda p: jnp.asarray(random("moved", p.shape), p.dtype), params)
+
+    def f(params: Any, moved: Any) -> tuple[Any, Any, Any]:
+        change = jax.jvp(lambda p: scalar(p)[0], (params,), (moved,))[1]
+        gradients = jax.grad(lambda p: scalar(p)[0])(params)
+        parts = [
+            (g * m).sum() for g, m in zip(*map(jax.tree.leaves, (gradients, moved)), strict=True)
+        ]
+        sizes = [jnp.linalg.norm(jnp.ravel(g)) for g in jax.tree.leaves(gradients)]
+        return change, sum(parts), jnp.stack(sizes).max()
+
+    found = jax.jit(f, compiler_options=_quick())(params, moved)
+    return tuple(float(v) for v in found)
+
+
+def _scalar(case: Case) -> tuple[Any, Any]:
+    """(parameters -> (scalar, outputs), parameters)."""
     module = build("models", case.model, **case.arguments)
     image, context = inputs(case)
     initialise = importlib.import_module("medjax.models.context").initialise  # of a mutant as well
@@ -395,10 +424,7 @@ def run(
             total += (jnp.where(jnp.isfinite(y), y, 0) * random(name, y.shape)).sum() / y.size**0.5
         return total, outputs
 
-    f = jax.value_and_grad(scalar, has_aux=True) if gradients else lambda p: (scalar(p), {})
-    (_, outputs), grads = jax.jit(f, compiler_options=_quick())(params)
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
-    return jax.tree.map(np.asarray, (outputs, {path_of(keys): g for keys, g in leaves}))
+    return scalar, params
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from medjax.errors import UsageError, did_you_mean
-from medjax.losses.parts import targets
+from medjax.losses.parts import sums, targets
 
 RULES = ("halving", "halving_all")
 
@@ -77,6 +77,7 @@ def total(
     parts = {name: jnp.zeros(()) for name, _, _ in losses}
     for s, (level_outputs, level_batch) in zip(scale, levels(outputs, batch), strict=True):
         if s:
+            level_outputs = sums.together(level_outputs, level_batch)
             for name, _, f in losses:
                 parts[name] = parts[name] + s * f(level_outputs, level_batch)
     return sum((weight * parts[name] for name, weight, _ in losses), start=jnp.zeros(())), parts

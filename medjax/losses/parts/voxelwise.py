@@ -3,7 +3,7 @@
     E[b, c] = (sum over voxels of w f(x, g)) / (sum of w)
 
 with logits x, multi-hot target g and voxel weight w; then a sum over the annotated (sample, class)
-pairs, normalised as configured. In: f and the words of the config. Out: a loss.
+pairs, normalised as configured. In: the sums and the words of the config. Out: a loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,9 +31,24 @@ def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 softplus.defjvps(lambda tangent, _, x: tangent * jax.nn.sigmoid(x))
 
 
+def summed(
+    per_voxel: Callable[[Array, Array], Array],
+) -> Callable[[Mapping, Mapping], Float[Array, "b c"]]:
+    """(outputs, batch) -> the sum over voxels of w f(x, g), with f = `per_voxel`.
+
+    `per_voxel`: (logits (b, *vol, c), target (b, *vol, c)) -> (b, *vol, c).
+    """
+
+    def found(outputs: Mapping, batch: Mapping) -> Float[Array, "b c"]:
+        logits, target, _, weight = targets.unpack(outputs, batch)
+        return targets.spatial_sum(per_voxel(logits, target), weight)
+
+    return found
+
+
 def make(
     what: str,
-    per_voxel: Callable[[Array, Array], Array],
+    sum_of: Callable[[Mapping, Mapping], Array],
     normalise: str,
     reduction: str,
     ranks: int,
@@ -42,7 +57,7 @@ def make(
 
     Args:
       what: the loss in words, for errors.
-      per_voxel: (logits (b, *vol, c), target (b, *vol, c)) -> (b, *vol, c).
+      sum_of: (outputs, batch) -> the sums over voxels of w f(x, g), (b, c); see `summed`.
       normalise: how the samples of a class are averaged: "batch", divided by the batch size,
         "per_annotating", by the number of samples that annotate the class, "sum", by `ranks` only.
       reduction: "sum" over the classes, or "mean" over the classes that some sample of the batch
@@ -56,9 +71,11 @@ def make(
             raise UsageError(f"unknown {what} option {name!r}", fix=did_you_mean(name, allowed))
 
     def voxelwise(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
-        logits, target, known, weight = targets.unpack(outputs, batch)
-        voxels = jnp.maximum(targets.voxel_count(logits.shape, weight), 1e-7)
-        per_class = (targets.spatial_sum(per_voxel(logits, target), weight) / voxels * known).sum(0)
+        sums, weight = sum_of(outputs, batch), batch.get("weight")
+        known = batch["known"].astype(sums.dtype)
+        weight = None if weight is None else weight[..., None]
+        voxels = jnp.maximum(targets.voxel_count(outputs["logits"].shape, weight), 1e-7)
+        per_class = (sums / voxels * known).sum(0)
         annotating = known.sum(0)
         divisor = {
             "batch": known.shape[0],

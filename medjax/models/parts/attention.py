@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from medjax.errors import ModelError, did_you_mean
 from medjax.models.parts import window as geometry
 from medjax.models.parts.adapters import Dense
+from medjax.models.parts.products import wide_einsum
 
 INITIAL = ("swin", "xavier", "torch")  # how linear maps start, see `linear_init`
 # entries of the call; for a head also what other parts of the network offer, by name
@@ -106,9 +107,7 @@ def attend(
     Args:
       bias: broadcast to (..., h, n, m).
     """
-    scores = jnp.einsum(
-        "...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
-    )
+    scores = wide_einsum("...qd,...kd->...qk", q * q.shape[-1] ** -0.5, k)
     weights = jax.nn.softmax(scores if bias is None else scores + bias, -1).astype(v.dtype)
     out = jnp.moveaxis(jnp.einsum("...qk,...kd->...qd", weights, v), -3, -2)
     return out.reshape(*out.shape[:-2], -1)

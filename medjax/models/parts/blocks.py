@@ -164,9 +164,11 @@ def head(
     name: str,
     socket: Callable[..., nn.Module] | None = None,
     context: Context = None,
+    train: bool = False,
 ) -> Float[Array, "b *vol k"]:
-    """1x1x1 convolution as a dense layer over channels; logits in float32. `prior` is its initial
-    bias (`parts.heads.bias_init`).
+    """1x1x1 convolution as a dense layer over channels; logits in float32, in training in the
+    compute type: the losses widen what they read. `prior` is its initial bias
+    (`parts.heads.bias_init`).
 
     `socket` makes another kind of head (`parts.heads.socket`), which is called with the context if
     it asks for it.
@@ -180,7 +182,8 @@ def head(
             name=name,
         )
         return call(made, x, context)
-    return Dense(classes, bias, dtype, bias_init=bias_init(prior), name=name)(x).astype(jnp.float32)
+    logits = Dense(classes, bias, dtype, bias_init=bias_init(prior), name=name)(x)
+    return logits if train else logits.astype(jnp.float32)
 
 
 def check_sides(image: Float[Array, "b *vol m"], strides: Sequence[Sides], what: str) -> None:

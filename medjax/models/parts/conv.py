@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from medjax.errors import ModelError
+from medjax.linear import is_zero, linear
 from medjax.models.parts import conv_cpu
 from medjax.models.parts.adapters import beside
 from medjax.models.parts.patch import depth_to_space, space_to_depth
@@ -68,8 +69,43 @@ def convolve(
     return _convolve(x, kernel, tuple(strides))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
+    return _forward(x, kernel, strides)
+
+
+@functools.partial(_convolve.defjvp, symbolic_zeros=True)
+def _tangent(
+    strides: tuple[int, ...], given: tuple[Array, Array], moved: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    """Both derivatives; their transposes are the gradients of `conv_cpu`, or XLA's own."""
+    (x, kernel), (dx, dk) = given, moved
+    sides, sizes = x.shape[1:-1], kernel.shape[:-2]
+    y, parts = _convolve(x, kernel, strides), []
+    if not is_zero(dx):
+        parts.append(
+            linear(
+                lambda kernel, dx: _forward(dx, kernel, strides),
+                lambda kernel, dy: _input_gradient(dy, kernel, strides, sides),
+                kernel,
+                dx,
+            )
+        )
+    if not is_zero(dk):
+        parts.append(
+            linear(
+                lambda x, dk: _forward(x, dk, strides),
+                lambda x, dy: _kernel_gradient(x, dy, sizes, strides),
+                x,
+                dk,
+            )
+        )
+    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+
+# Traced once for every shape: networks repeat their convolutions.
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _forward(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     return lax.platform_dependent(
         x,
         kernel,
@@ -78,34 +114,38 @@ def _convolve(x: Array, kernel: Array, strides: tuple[int, ...]) -> Array:
     )
 
 
-def _keep(x: Array, kernel: Array, strides: tuple[int, ...]) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, strides), (x, kernel)
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _input_gradient(
+    dy: Array, kernel: Array, strides: tuple[int, ...], sides: tuple[int, ...]
+) -> Array:
+    shape = (dy.shape[0], *sides, kernel.shape[-2])
 
+    def default(dy: Array, kernel: Array) -> Array:
+        x = jax.ShapeDtypeStruct(shape, dy.dtype)
+        return jax.linear_transpose(lambda x: _xla(x, kernel, strides), x)(dy)[0]
 
-def _gradients(
-    strides: tuple[int, ...], saved: tuple[Array, Array], dy: Array
-) -> tuple[Array, Array]:
-    x, kernel = saved
-    sides, sizes = x.shape[1:-1], kernel.shape[:-2]
-    return (
-        lax.platform_dependent(
-            x,
-            kernel,
-            dy,
-            cpu=_wide(lambda _, k, dy: conv_cpu.input_gradient(dy, k, strides, sides)),
-            default=lambda x, k, dy: jax.vjp(lambda x: _xla(x, k, strides), x)[1](dy)[0],
-        ),
-        lax.platform_dependent(
-            x,
-            kernel,
-            dy,
-            cpu=_wide(lambda x, _, dy: conv_cpu.kernel_gradient(x, dy, sizes, strides)),
-            default=lambda x, k, dy: jax.vjp(lambda k: _xla(x, k, strides), k)[1](dy)[0],
-        ),
+    return lax.platform_dependent(
+        dy,
+        kernel,
+        cpu=_wide(lambda dy, k: conv_cpu.input_gradient(dy, k, strides, sides)),
+        default=default,
     )
 
 
-_convolve.defvjp(_keep, _gradients)
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _kernel_gradient(
+    x: Array, dy: Array, sizes: tuple[int, ...], strides: tuple[int, ...]
+) -> Array:
+    def default(x: Array, dy: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct((*sizes, x.shape[-1], dy.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda k: _xla(x, k, strides), kernel)(dy)[0]
+
+    return lax.platform_dependent(
+        x,
+        dy,
+        cpu=_wide(lambda x, dy: conv_cpu.kernel_gradient(x, dy, sizes, strides)),
+        default=default,
+    )
 
 
 def _wide(f: Callable) -> Callable:

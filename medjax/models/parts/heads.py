@@ -25,6 +25,7 @@ from medjax.errors import ModelError, did_you_mean
 from medjax.models.context import CORPUS, Spec, needed
 from medjax.models.parts.adapters import COLLECTION, beside, factors
 from medjax.models.parts.attention import Context
+from medjax.models.parts.products import wide_einsum
 
 KINDS = ("sigmoid", "corpus_softmax")
 SHARES = ("corpus", "channels")
@@ -88,7 +89,7 @@ class DenseHead(nn.Module):
     def __call__(self, x: Float[Array, "b *vol w"]) -> Float[Array, "b *vol c"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.classes))
         x = x.astype(self.dtype)
-        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        y = wide_einsum("...w,wc->...c", x, kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", self.bias_init, (self.classes,))
         return beside(self, x, y)
@@ -134,7 +135,7 @@ class CorpusHeads(nn.Module):
             self.dtype
         )
         flat = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])
-        y = jnp.einsum("bnw,bwk->bnk", flat, chosen, preferred_element_type=jnp.float32)
+        y = wide_einsum("bnw,bwk->bnk", flat, chosen)
         if self.has_variable(COLLECTION, "a"):
             hidden, second = factors(self, flat.astype(jnp.float32))
             own = jnp.moveaxis(jnp.take(second, jnp.maximum(mine, 0), axis=1), 1, 0)

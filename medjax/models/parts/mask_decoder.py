@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from medjax.models.parts.adapters import Dense
 from medjax.models.parts.attention import linear_init
 from medjax.models.parts.conv import Up
+from medjax.models.parts.products import wide_einsum
 from medjax.models.parts.two_way import EPSILON, Mlp, two_way
 
 MASKS = 4
@@ -101,9 +102,7 @@ class MaskDecoder(nn.Module):
         def product(self: nn.Module, image: Array, filters: Array) -> Array:
             fine = self._finer(image.reshape(-1, *grid, width))
             fine = fine.reshape(b, q, *fine.shape[1:])
-            return jnp.einsum(
-                "bqzyxc,bqmc->bqmzyx", fine, filters, preferred_element_type=jnp.float32
-            )
+            return wide_einsum("bqzyxc,bqmc->bqmzyx", fine, filters)
 
         if self.remat != "none":
             product = nn.remat(product)

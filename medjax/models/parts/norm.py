@@ -2,8 +2,9 @@
 
 In and out: (b, *vol, c). Statistics are float32, per sample and channel over space. XLA:CPU reduces
 over space at memory speed (mean and variance of 23 MB in 2.6 cpu-ms; as products with ones 20), so
-plain reductions are used. The gradient is written by hand: it only needs the input and its
-statistics, and the backward pass reads the input again instead of a stored normalised copy.
+plain reductions are used. The derivative is written by hand in both modes (`medjax.linear`): the
+gradient only needs the input and its statistics, and the backward pass reads the input again
+instead of a stored normalised copy.
 """
 
 import functools
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
+
+from medjax.linear import instantiated, is_zero, linear
 
 LEAK = 0.01
 
@@ -58,7 +61,7 @@ def leaky_relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return jnp.maximum(x, LEAK * x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def norm_act(
     x: Float[Array, "b *vol c"],
     scale: Float[Array, " c"],
@@ -85,9 +88,7 @@ def _forward(
     return _leaky(z, z, leak).astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
-def _backward(
-    epsilon: float, leak: float, saved: tuple[Array, ...], dy: Array
-) -> tuple[Array, Array, Array]:
+def _backward(leak: float, saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale, bias = saved
 
     def parts(x: Array, dy: Array, mean: Array, inverse: Array) -> tuple[Array, Array]:
@@ -116,4 +117,26 @@ def _leaky(z: Array, value: Array, leak: float) -> Array:
     return value if leak == 1 else jnp.where(z > 0, value, leak * value)
 
 
-norm_act.defvjp(_forward, _backward)
+@functools.partial(norm_act.defjvp, symbolic_zeros=True)
+def _tangent(
+    epsilon: float, leak: float, given: tuple[Array, ...], moved: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    y, saved = _forward(*given, epsilon, leak)
+    if all(is_zero(t) for t in moved):
+        return y, jnp.zeros_like(y)
+    forward = functools.partial(_pushed, leak)
+    backward = functools.partial(_backward, leak)
+    return y, linear(forward, backward, saved, tuple(instantiated(t) for t in moved))
+
+
+def _pushed(leak: float, saved: tuple[Array, ...], moved: tuple[Array, ...]) -> Array:
+    """The derivative of the result along changes of x, scale and bias."""
+    x, mean, inverse, scale, bias = saved
+    dx, dscale, dbias = moved
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    axes = tuple(range(1, x.ndim - 1))
+    dx = dx.astype(jnp.float32)
+    along = (dx * normal).mean(axes, keepdims=True)
+    dnormal = (dx - dx.mean(axes, keepdims=True) - normal * along) * inverse
+    z = normal * scale + bias
+    return _leaky(z, dnormal * scale + normal * dscale + dbias, leak).astype(x.dtype)

@@ -28,6 +28,7 @@ class Asked:
       workdir: run folder.
       recipe: the config as it was named, e.g. "configs/tsfm.py:h"; empty if it was no file.
       devices, compiled: see `dry.dry`.
+      target: card to compile the training step for, see `ahead.cards.parse`.
       ways: commands that run without the corpora, with what each is for.
     """
 
@@ -36,6 +37,7 @@ class Asked:
     devices: Sequence[int] = ()
     compiled: bool = True
     ways: Sequence[tuple[str, str]] = ()
+    target: str = ""
 
 
 def missing(config: Config) -> list[str]:
@@ -50,7 +52,9 @@ def missing(config: Config) -> list[str]:
 
 def text(config: Config, asked: Asked) -> str:
     """The rehearsal (see `dry.dry`), and what is missing."""
-    found = dry.dry(config, asked.workdir, asked.devices, compiled=asked.compiled)
+    found = dry.dry(
+        config, asked.workdir, asked.devices, compiled=asked.compiled, target=asked.target
+    )
     if absent := missing(config):
         found += "\n\n" + about_missing(config, absent, asked)
     return found
