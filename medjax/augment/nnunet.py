@@ -409,6 +409,7 @@ def augment(
     settings: Augmentation = Augmentation(),
     *,
     corpus: Int[Array, "b"] | None = None,
+    moved: tuple[Float[Array, "b 3"], Float[Array, "b"]] | None = None,
     mesh: Mesh | None = None,
     batch_axes: str | tuple[str, ...] = "data",
 ) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
@@ -423,6 +424,8 @@ def augment(
       out_shape: the network's patch, (z, y, x) or (y, x).
       settings: probabilities and ranges; `Augmentation.none()` crops the centre.
       corpus: corpus index of each sample; required if `settings.swap` has lateral classes.
+      moved: angles (rad) and scale of each sample, drawn elsewhere (`movement.Movement`); of one
+        that has zeros and 1, only the centre is looked at. None: drawn here.
       mesh, batch_axes: give both if the batch is split over devices: each device then processes its
         own samples. Without a mesh the result is the same, but every device would process all of
         them.
@@ -453,17 +456,21 @@ def augment(
     rows = exchange_rows(settings.swap, corpus)
 
     def one(args):
-        key, image, label, exchange = args
+        key, image, label, exchange, moved = args
         key_draw, key_noise = jax.random.split(key)
         drawn = draw(key_draw, settings, out_shape, images)
+        if moved is not None:
+            angles, scale = moved
+            moves = jnp.any(angles != 0) | (scale != 1)
+            drawn = drawn._replace(spatial=moves, angles=angles, scale=scale)
         return apply(key_noise, drawn, image, label, out_shape, settings, exchange)
 
-    def several(keys, image, label, rows):
-        return jax.lax.map(one, (keys, image, label, rows))
+    def several(*arrays):
+        return jax.lax.map(one, arrays)
 
     if mesh is not None:
         split = PartitionSpec(batch_axes)
         several = jax.shard_map(
             several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
         )
-    return several(keys, image, label, rows)
+    return several(keys, image, label, rows, moved)
