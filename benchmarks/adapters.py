@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness, trainings
+from benchmarks import harness, training_step, trainings
 
 SOURCE = "Task04_Hippocampus"
 TARGETS = {  # folder -> grid, mm: coarse enough that a patch shows what surrounds an organ
@@ -193,55 +193,9 @@ def count(tree: Any) -> int:
     return build.count(tree)
 
 
-class Step:
-    """The training step of a run folder, on a batch of noise: what `costs` times."""
-
-    def __init__(self, folder: Path):
-        import jax
-        import numpy as np
-
-        from medjax.runs import build, footprint
-        from medjax.runs.trained import read_model
-        from medjax.train import sharding, state, update
-
-        trained = read_model(folder)
-        config, net = trained.config, trained.network
-        optimizer = build.make_optimizer(config)
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        target = state.abstract(net.init, optimizer, mesh, sharding.REPLICATE)
-        task = build.make_task(config, trained.space, net)
-        self.function = update.make(task, optimizer, 0, mesh, target)[0]
-        self.state = state.born(net.init, optimizer, target, 0)
-        rng = np.random.default_rng(0)
-
-        def filled(name: str, array: Any) -> Any:
-            if name == "image":
-                return rng.integers(-3000, 3000, array.shape, np.int16)
-            if name == "label":
-                return rng.integers(0, 2, array.shape, np.int16)
-            value = {"gain": 1e-3, "spacing_mm": 1.0}.get(name, 0)
-            return np.full(array.shape, value, array.dtype)
-
-        batch = {k: filled(k, v) for k, v in footprint.abstract_batch(config, net).items()}
-        self.batch = jax.device_put(batch, sharding.split(mesh))
-        self.request = jax.device_put(np.zeros(1, np.int32), sharding.split(mesh))
-        program = self.function.trace(self.state, self.batch, self.request).lower().compile()
-        cost, memory = program.cost_analysis(), program.memory_analysis()
-        held = jax.tree.leaves({k: v for k, v in target.items() if k != "step"})
-        self.facts = {
-            "flops": cost.get("flops", 0.0),
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in held),
-        }
-
-    def __call__(self) -> float:
-        self.state, scalars = self.function(self.state, self.batch, self.request)
-        return float(scalars["loss"])
-
-
 def costs(folders: Mapping[str, Path], rounds: int) -> dict[str, dict]:
     """Seconds and bytes of a step of every arm, in turn in one process; ratios to `full`."""
-    steps = {name: Step(folder) for name, folder in folders.items()}
+    steps = {name: training_step.OfRun(folder) for name, folder in folders.items()}
     turns = harness.in_turns(steps, rounds, warm=2)
     return {
         name: step.facts

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness, trainings
+from configs.mast_pro import ROWS as RECIPES
 
 CONFIG = "configs/mast_pro.py"
 ROWS = ("swin_unetr", "ap", "tp", "dmoe", "full", "full_tuning")
@@ -128,6 +129,7 @@ def shared(given: argparse.Namespace, steps: int) -> dict[str, object]:
     return {
         "data.split.folds": 2,
         "train.patch": "32,64,32",  # a hippocampus as a whole; a step of two takes seconds of a CPU
+        "augment.quarter": 0,  # quarter turns need equal sides
         "train.steps": steps,
         "train.validate_every": 0,
         "train.checkpoint_every": steps,
@@ -164,9 +166,9 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
             "data.folders": folders(given.out, True),
             "data.store": given.out / "store",
             "init.source": given.out / "stage1",
-            "text.source": "file",
-            "text.file": given.out / "tasks.text.npz",
         }
+        if RECIPES[row][0]:
+            own |= {"text.source": "file", "text.file": given.out / "tasks.text.npz"}
         found[row] = trainings.training(
             f"{CONFIG}:small_{row}", given.out, row, flags(own), "stage1"
         )

@@ -1,15 +1,17 @@
 r"""A small SegVol on a CPU: what texts, boxes, points and clicks find, on phantoms and real scans,
 and what low-rank adapters add beside full fine-tuning.
 
-    python -m benchmarks.prompted --data DIR --out DIR [--steps 2000] [--adapt-steps 300]
+    python -m benchmarks.prompted --data DIR --out DIR [--steps 2000] [--more 3000]
+      [--adapt-steps 300]
 
 DIR holds Task04_Hippocampus, Task91_SarcomaCT, Task92_SarcomaMR and example_ct. A base
-(`configs/segvol.py:demo`) learns the phantoms. Then, each in equally many steps on the same patches
-and prompts, adapters of rank 8 or all parameters learn the two structures of the hippocampus and
-sarcomas in MR. Every model answers `medjax prompted`: the base on its held-out phantoms, on
-sarcomas in CT and MR and on a whole torso, none of which it was trained on; the others on the
-held-out scans of their data set. Trainings and evaluations that are complete are not repeated.
-Writes prompted.json and prompted.md.
+(`configs/segvol.py:demo`) learns the phantoms, half of its samples windows of full resolution;
+`longer` goes on from it with whole scans alone. Then, each in equally many steps on the same
+patches and prompts, adapters of rank 8 or all parameters learn the two structures of the
+hippocampus and sarcomas in MR. Every model answers `medjax prompted`: `longer` on its held-out
+phantoms, on sarcomas in CT and MR and on a whole torso, none of which it was trained on; the others
+on the held-out scans of their data set; all but the base on the overview alone. Trainings and
+evaluations that are complete are not repeated. Writes prompted.json and prompted.md.
 """
 
 import argparse
@@ -29,6 +31,7 @@ WORDS = ("text", "box+text", "points+text")
 POINTS = ("points1", "points5", "points5+-")
 CLICKS = ("clicks", "clicks@points1")
 OVERVIEW = ("text/out", "box/out")
+PHANTOMS = {"phantoms_base": "base", "phantoms_longer": "longer"}
 TARGETS = {"hippocampus": "Task04_Hippocampus", "sarcoma_mr": "Task92_SarcomaMR"}
 RECIPE = {"lora": "small_lora", "full": "small"}
 TORSO = "torso"
@@ -52,9 +55,16 @@ def flags(found: Mapping[str, object]) -> tuple[str, ...]:
 
 def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
     """The trainings that are not complete."""
-    out, base = given.out, given.out / "base"
+    out, base = given.out, given.out / "longer"
     words = flags(fields(given, given.steps))
-    found = {"base": trainings.training(f"{CONFIG}:demo", out, "base", words)}
+    further = flags(
+        fields(given, given.more)
+        | {"init.source": out / "base", "sampler.whole": 1.0, "optim.lr": 4e-4}
+    )
+    found = {
+        "base": trainings.training(f"{CONFIG}:demo", out, "base", words),
+        "longer": trainings.training(f"{CONFIG}:demo", out, "longer", further, "base"),
+    }
     for target, folder in TARGETS.items():
         for arm, recipe in RECIPE.items():
             own = fields(given, given.adapt_steps) | {
@@ -65,23 +75,24 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
                 "optim.warmup_steps": given.adapt_steps // 15,
             }
             name = f"{target}_{arm}"
-            found[name] = trainings.training(f"{CONFIG}:{recipe}", out, name, flags(own), "base")
+            found[name] = trainings.training(f"{CONFIG}:{recipe}", out, name, flags(own), "longer")
     left = {name: job for name, job in found.items() if not trainings.finished(out / name)}
-    if "base" not in left:
-        left = {name: trainings.Job(job.lines) for name, job in left.items()}
-    return left
+    return {
+        name: job if job.after in left else trainings.Job(job.lines) for name, job in left.items()
+    }
 
 
 def questions(given: argparse.Namespace) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name of an evaluation -> (run, words for `medjax prompted`)."""
     every = (*WORDS, *BOXES, *POINTS, *CLICKS, *OVERVIEW)
-    found = {"phantoms": ("base", ("--rows", *every))}
+    found = {name: (run, ("--rows", *every)) for name, run in PHANTOMS.items()}
     unseen = (*BOXES, *POINTS, *CLICKS)
     for name, folder in {"sarcoma_ct": "Task91_SarcomaCT", **TARGETS}.items():
         words = ("--data", str(given.data / folder), "--corpus", corpus_like(name))
-        found[f"{name}_base"] = ("base", (*words, "--rows", *unseen, "--cases", str(given.cases)))
+        asked = (*words, "--rows", *unseen, "--cases", str(given.cases))
+        found[f"{name}_longer"] = ("longer", asked)
     words = ("--data", str(given.out / TORSO), "--corpus", "PhantomCT", "--largest", str(LARGEST))
-    found[TORSO] = ("base", (*words, "--rows", *unseen))
+    found[f"{TORSO}_longer"] = ("longer", (*words, "--rows", *unseen))
     for target in TARGETS:
         for arm in RECIPE:
             rows = ("--rows", *WORDS, *unseen, "--cases", str(given.cases))
@@ -122,7 +133,7 @@ def ask(given: argparse.Namespace, name: str, run: str, words: Sequence[str]) ->
             "-o",
             str(folder),
             "--zoom",
-            "in",
+            "in" if run == "base" else "out",
             "--quiet",
         ]
         code = cli.main([*command, "--draws", str(given.draws), *words])
@@ -146,7 +157,7 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["| scans | model | row | Dice | ellipsoid of the box | difference |"]
     lines += ["|---|---|---|---:|---:|---:|"]
     for name, one in answers.items():
-        scans, _, model = name.rpartition("_") if "_" in name else (name, "", "base")
+        scans, _, model = name.rpartition("_")
         for row, cells in one["rows"].items():
             floor = shown(cells.get("ellipsoid")), shown(cells.get("minus_ellipsoid"), "+")
             lines.append(
@@ -176,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data=harness.flag(type=Path, required=True),
         out=harness.flag(type=Path, required=True),
         steps=harness.flag(2000, help="of the base"),
+        more=harness.flag(3000, help="of `longer`"),
         adapt_steps=harness.flag(300, help="of every adaptation"),
         seed=harness.flag(0),
         draws=harness.flag(2, help="of prompts that depend on random numbers"),
@@ -188,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     describe_torso(given.data, given.out)
     asked = questions(given)
     chosen = {name: asked[name] for name in given.only or asked}
-    needed = {"base", *(run for run, _ in chosen.values())}
+    needed = {"base", "longer", *(run for run, _ in chosen.values())}
     todo = {name: job for name, job in jobs(given).items() if name in needed}
     done = trainings.run(todo, given.out, given.parallel)
     found = {

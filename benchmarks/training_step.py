@@ -1,12 +1,14 @@
 """A training step beside PyTorch: what `benchmarks.step`, `.networks` and `.m4oe_step` time.
 
 `Ours` is the update of `medjax.train.update` on one device, as a training runs it: forward,
-backward, the optimizer with its clipping, buffers donated. `Theirs` does the same with a PyTorch
-module. Both have `compile()`, `step() -> loss`, `memory()` and `parameters`.
+backward, the optimizer with its clipping, buffers donated; `OfRun` is the update of a run folder
+with its own losses and augmentation. `Theirs` does the same with a PyTorch module. `Ours` and
+`Theirs` have `compile()`, `step() -> loss`, `memory()` and `parameters`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 CLIP = 12.0
@@ -98,6 +100,56 @@ class Ours:
         return {
             k: v and round(v / 2**30, 2) for k, v in (("seen", seen), ("planned", self.planned))
         }
+
+
+class OfRun:
+    """The training step of a run folder, on a batch of noise.
+
+    Attributes:
+      facts: FLOPs, bytes of temporaries and of the state, by the compiled program.
+    """
+
+    def __init__(self, folder: Path):
+        import jax
+        import numpy as np
+
+        from medjax.runs import build, footprint
+        from medjax.runs.trained import read_model
+        from medjax.train import sharding, state, update
+
+        trained = read_model(folder)
+        config, net = trained.config, trained.network
+        optimizer = build.make_optimizer(config)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        target = state.abstract(net.init, optimizer, mesh, sharding.REPLICATE)
+        task = build.make_task(config, trained.space, net)
+        self.function = update.make(task, optimizer, 0, mesh, target)[0]
+        self.state = state.born(net.init, optimizer, target, 0)
+        rng = np.random.default_rng(0)
+
+        def filled(name: str, array: Any) -> Any:
+            if name == "image":
+                return rng.integers(-3000, 3000, array.shape, np.int16)
+            if name == "label":
+                return rng.integers(0, 2, array.shape, np.int16)
+            value = {"gain": 1e-3, "spacing_mm": 1.0}.get(name, 0)
+            return np.full(array.shape, value, array.dtype)
+
+        batch = {k: filled(k, v) for k, v in footprint.abstract_batch(config, net).items()}
+        self.batch = jax.device_put(batch, sharding.split(mesh))
+        self.request = jax.device_put(np.zeros(1, np.int32), sharding.split(mesh))
+        program = self.function.trace(self.state, self.batch, self.request).lower().compile()
+        cost, memory = program.cost_analysis(), program.memory_analysis()
+        held = jax.tree.leaves({k: v for k, v in target.items() if k != "step"})
+        self.facts = {
+            "flops": cost.get("flops", 0.0),
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in held),
+        }
+
+    def __call__(self) -> float:
+        self.state, scalars = self.function(self.state, self.batch, self.request)
+        return float(scalars["loss"])
 
 
 class Theirs:

@@ -244,7 +244,8 @@ def _small(c, first: bool) -> None:
         c.model.update(dict(fusion_width=192, theta_hidden=192))
         if "mlp" in c.model:
             c.model.mlp.rank = 8
-        c.text = ordered(dict(source="hash", file="", pooled=False, sentences=ordered()))
+        if c.model.text:
+            c.text = ordered(dict(source="hash", file="", pooled=False, sentences=ordered()))
     c.train.patch, c.train.batch = (32, 64, 64), 2
     c.optim.lr = 1e-3 if first else 2e-3
 

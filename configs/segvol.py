@@ -197,7 +197,7 @@ def _network(c):
     c.model = ordered(dict(name="segvol"))
     c.text = ordered(dict(source="clip", template=TEMPLATES["ct"]))
     c.train.patch = FRAME
-    c.init.heads = ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities"))
+    c.init.heads = ((r"^text/table$", 0),)
     c.init.resize = ((r"^encoder/pos$", "trilinear"),)
     _task(c, organs=1, positives=(0, 10), negatives=(0, 10))
 
@@ -299,11 +299,18 @@ def _adapted(c, name):
     else:
         c.adapters.whole = PROMPT_VECTORS + (r"|^prior/" if prior else "")
     if prior:
-        c.model.prior = "additive_token"
+        _prior(c)
     c.optim.update(dict(name="adamw", lr=5e-4, weight_decay=0.01, schedule="constant"))
     c.optim.clip_norm = 0.5
     c.train.batch, c.train.steps = 1, 100 * EPOCH
     c.train.validate_every = c.train.checkpoint_every = EPOCH
+
+
+def _prior(c):
+    """Tokens of tasks and modalities, which follow their names into another run."""
+    c.model.prior = "additive_token"
+    c.init.heads = ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities"))
+    c.init.new = r"^prior/"
 
 
 def _experts(c):
@@ -366,7 +373,7 @@ def _own(c, name):
     _whole_volumes(c)
     c.model = ordered(dict(name="segvol", mask_input=True, **TINY))
     c.train.patch = SMALL_FRAME
-    c.init.heads = ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities"))
+    c.init.heads = ((r"^text/table$", 0),)
     c.init.resize = ((r"^encoder/pos$", "trilinear"),)
     c.text = ordered(dict(source="hash"))
     options = dict(organs=2, sets=FEW_SETS, positives=(0, 4), negatives=(0, 4), rounds=1)
@@ -396,7 +403,7 @@ def _own_adapters(c, name):
     if name == "small_moa":
         c.adapters.update(dict(experts=2, routing="modality"))
     if name == "small_prior":
-        c.model.prior = "additive_token"
+        _prior(c)
         c.adapters.whole = r"^prior/"
     c.optim.trainable = ((".*", True),)
     c.optim.lr, c.optim.warmup_steps, c.train.steps = 2e-3, 20, 400

@@ -70,10 +70,13 @@ def _network(
         *["heads                start at the share of every class in the drawn patches"]
         * head_prior.measures(config),
         f"this machine         {_here(config)}",
-        "memory of one step   "
-        + ", ".join(f"{name} {footprint.size(n)}" for name, n in sizes.items())
-        + f"; together {footprint.size(sum(sizes.values()))}, all on one device",
+        f"memory of one step   {footprint.sentence(sizes)}, all on one device",
     ]
+    if found["frozen"]:
+        whole = footprint.tuned_as_a_whole(config)
+        other = build.make_network(whole, space, expected.spacing_mm)
+        sizes = footprint.memory(whole, other, space)
+        lines.append(f"  all parameters tuned {footprint.sentence(sizes)}")
     if said := accumulate.sentence(build.make_task(config, space, net), config.train.accumulate):
         lines.append(said)
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 
 from medjax.labels import LabelSpace
 from medjax.runs import build
-from medjax.runs.config import with_batch
+from medjax.runs.config import with_batch, with_field
 from medjax.runs.settings.schema import Config
 from medjax.sample.batch import abstract
 from medjax.train import state as states
@@ -61,6 +61,20 @@ def budget_sentence(found: dict[str, int]) -> str:
     trained, frozen = found["trained"], found["frozen"]
     share = trained / max(trained + frozen, 1)
     return f"{trained:,} ({4 * trained / MIB:.2f} MiB, {share:.1%}) trained, {frozen:,} frozen"
+
+
+def tuned_as_a_whole(config: Config) -> Config:
+    """The same training of all parameters, without adapters."""
+    config = with_field(config, "adapters", {})
+    for name, value in {"trainable": ((".*", True),), "only": (), "phases": {}}.items():
+        config = with_field(config, f"optim.{name}", value)
+    return config
+
+
+def sentence(sizes: dict[str, int]) -> str:
+    """A `memory` in words."""
+    parts = ", ".join(f"{name} {size(n)}" for name, n in sizes.items())
+    return f"{parts}; together {size(sum(sizes.values()))}"
 
 
 def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:

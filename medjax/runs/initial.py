@@ -131,9 +131,9 @@ def borrower(
             else fitted.check_finite(checkpoint.read_params(folder, given.checkpoint), folder)
         )
         begun = adapt.rearranged(begun, (trained.config, source), fresh, (config, space))
-        begins = given.fresh
+        new = given.new
         if grafted and grafted.grafts and not adapters.has_adapters(begun):
-            begins = f"{begins}|{adapters.LEAF}" if begins else adapters.LEAF
+            new = f"{new}|{adapters.LEAF}" if new else adapters.LEAF
         params, account = transfer(
             fresh,
             begun,
@@ -147,7 +147,8 @@ def borrower(
             resizers=RESIZERS,
             input_channels=channels,
             widen=given.widen,
-            fresh=begins,
+            fresh=given.fresh,
+            new=new,
         )
         if head_prior.measures(config):
             params = head_prior.without_loaded(params, account, here)

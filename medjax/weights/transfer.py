@@ -104,13 +104,14 @@ def transfer(
     input_channels: tuple[int, int] | None = None,
     widen: str = "repeat",
     fresh: str = "",
+    new: str = "",
 ) -> tuple[Any, Report]:
     """The target with leaves of the source.
 
     Each target leaf is, in this order: left as it is if `fresh` matches; treated as a head if
     `heads` matches; copied if the source has its path and shape; resized by the first rule of
     `resize` that matches; widened or averaged if its shape differs only in the number of input
-    channels. Anything else is an error.
+    channels; left as it is if the source has none and `new` matches. Anything else is an error.
 
     Args:
       target: fresh parameters (arrays anywhere, also spread over processes).
@@ -131,7 +132,8 @@ def transfer(
       widen: "repeat": target channel j takes source channel j mod n, undivided; fewer target than
         source channels take their mean. "average": the mean over the source channels times n / m,
         which preserves the response to equal channels. "fresh": re-initialised.
-      fresh: regex over target paths that stay as initialised; empty: none.
+      fresh: regex over target paths that stay as initialised; empty: none. new: the same, of those
+        that the source has not.
 
     Returns: the new tree (copied leaves are numpy arrays, unless they are spread over processes),
       and the report.
@@ -172,6 +174,8 @@ def transfer(
             )
             kept += [] if copied else [name]
             by_class |= {name: copied} if copied else {}
+        elif array is None and new and re.search(new, name):
+            kept.append(name)
         elif array is None:
             problems.append(f"{name} is not in the source")
         elif array.shape == shape:
@@ -203,8 +207,8 @@ def transfer(
         raise TrainError(
             f"the source does not fit the model ({len(problems)} leaves)",
             found="; ".join(problems[:12]),
-            fix="config.init: `fresh` for leaves that stay as initialised, `rename` or "
-            "`resize` for the others",
+            fix="config.init: `fresh` for leaves that stay as initialised, `new` for those that "
+            "the source has not, `rename` or `resize` for the others",
         )
     report = Report(tuple(loaded), by_class, tuple(kept), resized, widened, skipped, sizes)
     return jax.tree.unflatten(jax.tree.structure(target), values), report

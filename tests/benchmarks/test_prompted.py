@@ -18,20 +18,29 @@ from tests.support.raw import save
 @pytest.fixture
 def given(tmp_path):
     return argparse.Namespace(
-        data=tmp_path / "data", out=tmp_path, steps=7, adapt_steps=30, seed=0, cases=4, draws=2
+        data=tmp_path / "data",
+        out=tmp_path,
+        steps=7,
+        more=9,
+        adapt_steps=30,
+        seed=0,
+        cases=4,
+        draws=2,
     )
 
 
 def test_adaptations_differ_in_what_is_trained_only(given, repository, monkeypatch):
     monkeypatch.chdir(repository)
     found = prompted.jobs(given)
-    assert set(found) == {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE)}
+    adapted = {f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE}
+    assert set(found) == {"base", "longer"} | adapted
     configs = {}
     for name, job in found.items():
         (line,) = job.lines
         configs[name] = typed(plain(main.parse(line[2:]).config))
-        assert job.after == ("" if name == "base" else "base")
+        assert job.after == {"base": "", "longer": "base"}.get(name, "longer")
         assert configs[name].train.batch == 2 and not configs[name].evaluate.on
+    assert configs["longer"].train.steps == 9 and configs["longer"].sampler.whole == 1.0
     for target in prompted.TARGETS:
         lora, full = (configs[f"{target}_{arm}"] for arm in ("lora", "full"))
         assert lora.adapters.rank == 8 and not full.adapters.kernels
@@ -43,7 +52,7 @@ def test_questions_are_calls_of_the_verb(given):
     parser = argparse.ArgumentParser()
     verb.add(parser.add_subparsers())
     found = prompted.questions(given)
-    runs = {"base", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE)}
+    runs = {"base", "longer", *(f"{t}_{a}" for t in prompted.TARGETS for a in prompted.RECIPE)}
     assert {run for run, _ in found.values()} == runs
     for run, words in found.values():
         parsed = parser.parse_args(["prompted", "-m", run, *words])
@@ -74,7 +83,9 @@ def test_the_tables_hold_rows_clicks_and_texts():
         "programs": 2,
         "seconds": 3.0,
     }
-    table = prompted.markdown({"phantoms": one, "sarcoma_mr_lora": one, "torso": {"failed": "x"}})
+    table = prompted.markdown(
+        {"phantoms_base": one, "sarcoma_mr_lora": one, "torso_longer": {"failed": "x"}}
+    )
     assert "| phantoms | base | text | 0.500 [0.400, 0.600] | - | - |" in table
     assert "| sarcoma_mr | lora | box | 0.500 [0.400, 0.600] | 0.250 | +0.250 |" in table
     assert "clicks, 0 to 1 clicks: 0.250 0.500" in table

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from medjax.runs.settings.use import Zoom
 from medjax.sample import batch as batches
 from medjax.train import rules
 from medjax.weights import adapters
+from medjax.weights.transfer import transfer
 
 # counts of the spec: the network without its text tower, and G apart; adapters 142,080 r
 NETWORK = 117_710_724 + 1_152
@@ -126,3 +128,36 @@ def test_small_adaptations_have_the_adapters_of_their_name(variant, own, tmp_pat
     assert counts(net)[1] == own and config.optim.lr == 2e-3
     assert ("prior" in config.model.options) == (variant == "small_prior")
     assert config.adapters.experts == (2 if variant == "small_moa" else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small", *segvol.ADAPTED])
+def test_a_small_recipe_begins_from_a_network_without_adapters_and_priors(name, tmp_path):
+    """By the rules of the recipe; the rows of the paper have the same rules."""
+    _, _, source = built("demo", tmp_path / "source")
+    config, space, net = built(name, tmp_path / "target")
+    draw = np.random.default_rng(0)
+
+    def some(abstract):
+        return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype), abstract)
+
+    fresh, begun = some(net.abstract()), some(source.abstract())
+    grafted = build.adapter_settings(config)
+    params, report = transfer(
+        fresh,
+        begun,
+        heads=config.init.heads,
+        source_classes=space.classes,
+        target_classes=space.classes,
+        named={"modalities": ((), ("CT",))},
+        new="|".join(filter(None, (config.init.new, adapters.LEAF if grafted else ""))),
+    )
+    own = {n for n in report.fresh if not re.search(adapters.LEAF, n)}
+    assert own == {n for n in report.fresh if n.startswith("prior/")}
+    assert bool(own) == (name == "small_prior")
+    np.testing.assert_array_equal(
+        params["encoder"]["patch_embed"]["bias"], begun["encoder"]["patch_embed"]["bias"]
+    )
+    for row, twin in {"a1": "small_lora", "a6": "small_prior", "segvol": "small"}.items():
+        assert fields(row).init.heads == fields(twin).init.heads
+        assert fields(row).init.new == fields(twin).init.new

@@ -148,7 +148,7 @@ PROMPTED = LOSSES | {
     "task_options.box_jitter": "fraction",  # 4, reading 18
     "task_options.jitter": 0.1,
     "task_options.validate_set": "points+text",
-    "init.heads": ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities")),
+    "init.heads": ((r"^text/table$", 0),),
     "init.resize": ((r"^encoder/pos$", "trilinear"),),
 }
 TEXT = {"text.source": "clip", "text.template": "A computerized tomography of a {}."}  # 3.4
@@ -187,12 +187,20 @@ LORA = {  # 3.15
     "adapters.scaling": "rslora",
     "adapters.whole": VECTORS,
 }
-PRIOR = LORA | {  # 3.17
-    "adapters.rank": 8,
-    "adapters.alpha": 8.0,
-    "adapters.whole": VECTORS + r"|^prior/",
+CONTEXT = {
     "model.prior": "additive_token",
+    "init.heads": ((r"^(text/table|prior/task)$", 0), (r"^prior/modality$", 0, "modalities")),
+    "init.new": "^prior/",
 }
+PRIOR = (
+    LORA
+    | {  # 3.17
+        "adapters.rank": 8,
+        "adapters.alpha": 8.0,
+        "adapters.whole": VECTORS + r"|^prior/",
+    }
+    | CONTEXT
+)
 RELEASED = {  # section 4, column `release`
     "model.mode": "release",
     "data.orientation": "stored",
@@ -411,7 +419,7 @@ def rows(base: Table) -> dict[str, Table]:
         "adapters.rules": ((r"^encoder/block\d*/(qkv|fc[12])/kernel$", 8), (".*", 0))
     }
     found["small_moa"] = own | {"adapters.experts": 2, "adapters.routing": "modality"}
-    found["small_prior"] = own | {"model.prior": "additive_token", "adapters.whole": "^prior/"}
+    found["small_prior"] = own | CONTEXT | {"adapters.whole": "^prior/"}
     for name, row in (("", small), ("_simmim", hidden)):
         found[f"demo{name}"] = row | {"data.phantom_cases": 20, "sampler.exponent": 1.0}
         found[f"small{name}"] = row

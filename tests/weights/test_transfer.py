@@ -234,3 +234,17 @@ def test_a_run_begins_from_another_on_eight_devices(tmp_path):
     )
     toy.run(tmp_path / "next", **settings)
     assert len(calls) == 1 and calls[0][1].classes["head/kernel"] == ("tumour", "kidney")
+
+
+def test_what_the_source_has_not_stays_as_initialised_where_a_rule_says_so():
+    target, source = tree(4, offset=5.0), tree(3)
+    target["prior"] = {"task": np.float32([1, 2]), "scale": np.float32(3)}
+    with pytest.raises(TrainError, match="prior/scale is not in the source"):
+        moved(target, source)
+    params, report = moved(target, source, new="^prior/")
+    np.testing.assert_array_equal(params["prior"]["task"], [1, 2])
+    assert report.fresh == ("prior/scale", "prior/task")
+    source["prior"] = {"task": np.float32([7, 8]), "scale": np.float32(9)}
+    params, report = moved(target, source, new="^prior/")
+    np.testing.assert_array_equal(params["prior"]["task"], [7, 8])
+    assert params["prior"]["scale"] == 9 and report.fresh == ()

@@ -133,11 +133,7 @@ def with_table(params: Any, vectors: np.ndarray) -> Any:
     Raises: `UsageError` for a network without a table, or of other rows.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    if TABLE not in flat:
-        raise UsageError(
-            "config.text is given, and the network reads no texts",
-            fix="leave config.text out, or take a network with texts",
-        )
+    _check_table(flat)
     if flat[TABLE].shape != vectors.shape:
         raise UsageError(
             "the texts do not fit the network's table",
@@ -146,6 +142,14 @@ def with_table(params: Any, vectors: np.ndarray) -> Any:
             fix="change model.text_rows or the names",
         )
     return traverse_util.unflatten_dict(flat | {TABLE: jnp.asarray(vectors)}, sep="/")
+
+
+def _check_table(flat: Mapping[str, Any]) -> None:
+    if TABLE not in flat:
+        raise UsageError(
+            "config.text is given, and the network reads no texts",
+            fix="leave config.text out, or take a network with texts",
+        )
 
 
 def filling(
@@ -175,8 +179,8 @@ def filling(
 
     def fill(fresh: Any) -> Any:
         flat = traverse_util.flatten_dict(fresh, sep="/")
-        width = flat[TABLE].shape[1] if TABLE in flat else texts.WIDTH
-        found = of_config(config, names, width)
+        _check_table(flat)
+        found = of_config(config, names, flat[TABLE].shape[1])
         kind, about = found.facts["kind"], f"of {len(names)} names"
         if says:
             print(

@@ -340,6 +340,9 @@ class Init(Section):
         "repeat", "leaves that read the image, if channels differ; or average, fresh"
     )
     fresh: str = setting("", "regex over parameter paths that stay as initialised")
+    new: str = setting(
+        "", "regex over those that stay as initialised where the source has none", listed=False
+    )
     head_prior: str = setting(
         "",
         "prevalence: the outputs of fresh heads start at the share of their class in the patches "
