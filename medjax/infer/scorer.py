@@ -20,9 +20,10 @@ from jaxtyping import Float32
 from medjax import decision, files
 from medjax.corpora.cases import check_channels
 from medjax.errors import UsageError, did_you_mean
-from medjax.infer import entries, memory, step, tta
+from medjax.infer import entries, memory
 from medjax.infer.conflicts import ORDERED
-from medjax.infer.device import DeviceScores
+from medjax.infer.device import step, tta
+from medjax.infer.device.ring import DeviceScores
 from medjax.infer.model import PRECISIONS, Model, Prepared
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
@@ -62,7 +63,7 @@ class Scorer:
       precision: of the matrix multiplications on the device: "default", "high" or "highest" (see
         `jax.default_matmul_precision`); "" leaves it to the backend. An exported function keeps
         the precision it was exported with.
-      backend: where windows are blended: "device" (`infer.device`), "host", or "auto": on the
+      backend: where windows are blended: "device" (`infer.device.ring`), "host", or "auto": on the
         device unless that is a CPU.
       half: blended scores are float16 there, which halves their memory.
       weights: what identifies the parameters of each member, e.g. the hash of their file; without

@@ -7,8 +7,8 @@ import pytest
 
 from medjax import decision
 from medjax.errors import PredictError, UsageError
-from medjax.infer import device
-from medjax.infer.device import DeviceScores
+from medjax.infer.device import ring
+from medjax.infer.device.ring import DeviceScores
 from medjax.infer.scorer import Scorer, default_devices
 from medjax.infer.segmenter import Segmenter
 from medjax.infer.windows import WindowScores
@@ -105,11 +105,11 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 def test_scans_of_similar_sizes_share_the_blending(monkeypatch):
-    before = device._blended._cache_size()
+    before = ring._blended._cache_size()
     for shape in ((20, 18, 13), (23, 15, 12), (19, 20, 9)):
         _, full, _ = pair(shape, (8, 8, 8), 4, batch_windows=6)
         full[0:4]
-    assert device._blended._cache_size() <= before + 1
+    assert ring._blended._cache_size() <= before + 1
 
 
 def same(one, other):
