@@ -6,9 +6,11 @@ nnU-Net's where it is installed.
 
 Writes random cases to a temporary store, reads batches of enlarged patches from it with and without
 the memory for small cases, augments them, and prints one JSON object. nnU-Net's side is its own
-transform chain (the `parity` extra) on the same patches, one after another.
+transform chain (the `parity` extra) on the same patches, one after another. "versions" reads the
+same cases by versions 2 and 3 of the stream in turns; `--only-versions` does nothing else.
 """
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.peers import nnunet
+from medjax.augment import movement
 from medjax.augment.nnunet import Augmentation, augment
 from medjax.prepare import store
 from medjax.sample.stream import Pool, Recipe, enlarged_patch, stream
@@ -66,6 +69,34 @@ def time_stream(pool: Pool, recipe: Recipe, steps: int, **how) -> dict[str, floa
     return result
 
 
+def time_versions(
+    pool: Pool, recipe: Recipe, steps: int, threads: int
+) -> dict[str, dict[str, float] | float]:
+    """Patches per second of wall and of CPU time of versions 2 and 3, read every time, in turns."""
+    streams = {
+        f"version {version}": stream(
+            [pool],
+            dataclasses.replace(recipe, version=version),
+            cache_bytes=0,
+            threads=threads,
+            moves=movement.of(Augmentation(), recipe.final),
+        )
+        for version in (2, 3)
+    }
+    found = harness.in_turns(
+        {name: lambda one=one: next(one) for name, one in streams.items()}, steps, warm=2
+    )
+    for one in streams.values():
+        one.close()
+    report: dict = {}
+    for clock in ("wall", "cpu"):
+        seconds = {name: float(np.sum(values)) for name, values in found.seconds[clock].items()}
+        done = recipe.batch * steps
+        report[f"patches per {clock} s"] = {n: round(done / s, 2) for n, s in seconds.items()}
+        report[f"ratio, {clock}"] = round(seconds["version 2"] / seconds["version 3"], 2)
+    return report
+
+
 def time_augmentation(
     image: np.ndarray, label: np.ndarray, final: tuple[int, ...], settings: Augmentation, steps: int
 ) -> dict[str, float]:
@@ -107,12 +138,19 @@ def main():
         case=harness.flag((48, 64, 48), help="voxels of a case"),
         cases=8,
         steps=40,
+        threads=harness.flag(0, help="of the versions; 0: none, so that CPU times are their own"),
+        only_versions=harness.flag(False, help="only versions 2 and 3 of the stream"),
     ).parse_args()
     final = args.final
     cut = enlarged_patch(final)
     recipe = Recipe(cut, args.batch, final=final, dims=len(final))
     with tempfile.TemporaryDirectory() as folder:
         pool = write_cases(Path(folder), args.case, args.cases)
+        versions = time_versions(pool, recipe, args.steps, args.threads)
+        if args.only_versions:
+            sizes = {"batch": args.batch, "cut": cut, "final": final, "case": args.case}
+            harness.show(harness.machine() | sizes | {"versions": versions})
+            return
         streams = {
             "held in memory": time_stream(pool, recipe, args.steps),
             "read every time": time_stream(pool, recipe, args.steps, cache_bytes=0),
@@ -136,6 +174,7 @@ def main():
         "final": final,
         "case": args.case,
         "stream": streams,
+        "versions": versions,
         "augmentation": ours,
         "nnunetv2": time_peer(image, batch["label"], final, args.steps),
     }

@@ -1,16 +1,17 @@
 """The kinds of augmentation behind one interface: a word and its settings -> a function of batches.
 
 In: `config.augment` without `on`, and facts of the data. Out: f(key, image (b, *vol_in, m), label
-(b, *vol_in)[, corpus (b,)]) -> image and label at the network's patch. A true attribute `by_corpus`
-says that it wants the corpora of the samples. A new kind is a settings dataclass, a function and an
-entry of `KINDS`.
+(b, *vol_in)[, corpus (b,)][, moved]) -> image and label at the network's patch. A true attribute
+`by_corpus` says that it wants the corpora of the samples; `moved` is what `moves` drew. A new kind
+is a settings dataclass, a function and an entry of `KINDS`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medjax.augment import lateral, nnunet, turns
+from medjax.augment import lateral, movement, nnunet, turns
+from medjax.augment.movement import Movement
 from medjax.errors import UsageError, did_you_mean
 from medjax.labels import Corpus
 from medjax.registry import fill
@@ -57,11 +58,14 @@ class Kind:
       make: (settings of the config, facts, what mirroring does to left and right) -> the function
         of batches.
       cut: the patch that the sampler has to cut for the network's patch.
+      moves: settings of the config and the network's patch -> what draws rotation and scaling on
+        the host, so that the sampler cuts the rest smaller; None if the kind has none.
     """
 
     settings: type
     make: Callable[[dict, Facts, lateral.Sides], Callable]
     cut: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
+    moves: Callable[[dict, tuple[int, ...]], Movement] | None = None
 
 
 def _nnunet(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
@@ -72,11 +76,17 @@ def _nnunet(given: dict, facts: Facts, sides: lateral.Sides) -> Callable:
         settings = dataclasses.replace(settings, mirror_axes=_upright(settings, facts))
     devices = {"mesh": facts.mesh, "batch_axes": facts.batch_axes}
 
-    def augmented(key, image, label, corpus=None):
-        return nnunet.augment(key, image, label, facts.patch, settings, corpus=corpus, **devices)
+    def augmented(key, image, label, corpus=None, moved=None):
+        return nnunet.augment(
+            key, image, label, facts.patch, settings, corpus=corpus, moved=moved, **devices
+        )
 
     augmented.by_corpus = any(settings.swap)
     return augmented
+
+
+def _nnunet_moves(given: dict, patch: tuple[int, ...]) -> Movement:
+    return movement.of(fill(nnunet.Augmentation, given, "config.augment"), patch)
 
 
 def _upright(settings: nnunet.Augmentation, facts: Facts) -> tuple[int, ...]:
@@ -130,7 +140,7 @@ def _axis_known(named: int | None, facts: Facts) -> bool:
 
 
 KINDS: Mapping[str, Kind] = {
-    "nnunet": Kind(nnunet.Augmentation, _nnunet, enlarged_patch),
+    "nnunet": Kind(nnunet.Augmentation, _nnunet, enlarged_patch, _nnunet_moves),
     "turns": Kind(turns.Turns, _turns),
     "flips": Kind(Flips, _flips),
 }
@@ -211,3 +221,15 @@ def cut(given: Mapping, patch: Sequence[int]) -> tuple[int, ...]:
     if not given["on"]:
         return tuple(patch)
     return tuple(find(given.get("kind", "nnunet")).cut(tuple(patch)))
+
+
+def moves(given: Mapping, patch: Sequence[int]) -> Movement | None:
+    """What draws rotation and scaling on the host; None where the augmentation has neither.
+
+    Args:
+      given: the section `config.augment`. patch: the network's.
+    """
+    fields = dict(given)
+    on, kind = fields.pop("on"), find(fields.pop("kind", "nnunet"))
+    fields.pop("lateral", None)
+    return kind.moves(fields, tuple(patch)) if on and kind.moves else None

@@ -410,6 +410,7 @@ def augment(
     settings: Augmentation = Augmentation(),
     *,
     corpus: Int[Array, "b"] | None = None,
+    moved: tuple[Float[Array, "b 3"], Float[Array, "b"]] | None = None,
     mesh: Mesh | None = None,
     batch_axes: str | tuple[str, ...] = "data",
 ) -> tuple[Float[Array, "b *vol_out m"], Int[Array, "b *vol_out"]]:
@@ -424,6 +425,8 @@ def augment(
       out_shape: the network's patch, (z, y, x) or (y, x).
       settings: probabilities and ranges; `Augmentation.none()` crops the centre.
       corpus: corpus index of each sample; required if `settings.swap` has lateral classes.
+      moved: angles (rad) and scale of each sample, drawn elsewhere (`movement.Movement`); of one
+        that has zeros and 1, only the centre is looked at. None: drawn here.
       mesh, batch_axes: give both if the batch is split over devices: each device then processes its
         own samples. Without a mesh the result is the same, but every device would process all of
         them.
@@ -454,13 +457,17 @@ def augment(
     rows = exchange_rows(settings.swap, corpus)
 
     def one(args):
-        key, image, label, exchange = args
+        key, image, label, exchange, moved = args
         key_draw, key_noise = jax.random.split(key)
         drawn = draw(key_draw, settings, out_shape, images)
+        if moved is not None:
+            angles, scale = moved
+            moves = jnp.any(angles != 0) | (scale != 1)
+            drawn = drawn._replace(spatial=moves, angles=angles, scale=scale)
         return apply(key_noise, drawn, image, label, out_shape, settings, exchange)
 
-    def several(keys, image, label, rows):
-        given, in_turn = (keys, image, label, rows), functools.partial(jax.lax.map, one)
+    def several(*given):
+        in_turn = functools.partial(jax.lax.map, one)
         if len(out_shape) == 3:
             return in_turn(given)
         # A slice is small: on an accelerator its many steps cost launches, and every condition
@@ -472,4 +479,4 @@ def augment(
         several = jax.shard_map(
             several, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
         )
-    return several(keys, image, label, rows)
+    return several(keys, image, label, rows, moved)

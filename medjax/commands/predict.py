@@ -200,7 +200,13 @@ def add(verbs) -> None:
     p.add_argument(
         "--device",
         default="",
-        help="cpu, gpu or tpu (all of them), gpu:1; default: the first of the best",
+        help="cpu, gpu or tpu (all of them), gpu:1; default: all of the best, one CPU",
+    )
+    p.add_argument(
+        "--backend",
+        choices=("auto", "host", "device"),
+        default="",
+        help="where windows are blended; default: the config's",
     )
     p.add_argument("--max-memory", type=float, default=None, metavar="GIB", help="memory limit")
 
@@ -263,6 +269,7 @@ def _predict(args) -> int:
         window=args.window,
         batch_windows=args.batch_windows,
         device=args.device,
+        backend=args.backend,
         uncertainty=args.uncertainty,
         postprocess=args.postprocess,
         conflicts=args.conflicts,

@@ -281,7 +281,7 @@ def predict_cases(
         write.write_json(folder / files.manifest, manifest)
 
     started = time.perf_counter()
-    work = pipeline.run(todo, load, windows, export, _fit_together(segmenter, todo, ahead), stop)
+    work = pipeline.run(todo, load, windows, export, _ahead(segmenter, todo, ahead), stop)
     try:
         with contextlib.closing(work):
             for case, error in work:
@@ -375,16 +375,15 @@ def _in_words(case: Case, error: Exception) -> Exception:
     return error
 
 
-def _fit_together(
-    segmenter: AnySegmenter, cases: Sequence[Case], ahead: Mapping[str, Forecast]
-) -> bool:
-    """Whether the memory holds what three neighbouring cases need at a time: one being read, one
-    predicted, one written.
+def _ahead(
+    segmenter: AnySegmenter, cases: Sequence[Case], forecasts: Mapping[str, Forecast]
+) -> int:
+    """How many cases are read, and written, while one is predicted: one for every four cores, as
+    far as the memory holds them; 0 if it holds one case only.
     """
-    if len(cases) < 2:
-        return False
-    needs = [ahead[case.name].bytes for case in cases if case.name in ahead]
-    return 2 * max(needs, default=0) <= segmenter.budget
+    needs = [forecasts[case.name].bytes for case in cases if case.name in forecasts]
+    most = segmenter.budget // max(needs, default=1) - 1
+    return max(0, min(len(cases) - 1, max(1, (os.cpu_count() or 1) // 4), most))
 
 
 def _manifest(folder: Path, files: Files, notes: dict | None) -> dict:

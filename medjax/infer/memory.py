@@ -27,7 +27,8 @@ class Footprint:
     Attributes:
       shape: (z, y, x) of the network's grid. window: (z, y, x). channels: of image and scores.
       batch: windows per step. temporary: bytes the compiled step needs beside its inputs and
-        outputs, on the host's memory; else 0.
+        outputs, on the host's memory; else 0. blends: scores come to the host's memory and are
+        blended there.
     """
 
     shape: tuple[int, int, int]
@@ -37,6 +38,7 @@ class Footprint:
     batch: int
     overlap: float
     temporary: int = 0
+    blends: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +149,16 @@ def _flying(network: Footprint, depth: int) -> int:
     and the step's temporaries.
     """
     window = math.prod(network.window) * network.batch
-    return (depth + 2) * 4 * window * (
-        network.image_channels + network.score_channels
-    ) + network.temporary
+    channels = network.image_channels + network.score_channels * network.blends
+    return (depth + 2) * 4 * window * channels + network.temporary
 
 
 def _blended(network: Footprint, share: float, rows: float) -> int:
     """Rows that are not final yet: a window's depth, what the next windows reach beyond, and what a
     block asks for at once.
     """
+    if not network.blends:
+        return 0
     step = network.window[0] * (1 - network.overlap)
     alive = min(
         network.shape[0],

@@ -1,9 +1,10 @@
-"""Three stages side by side, each on one case at a time: reading, computing, writing.
+"""Three stages side by side: reading, computing (one case at a time), writing.
 
 In: cases and a function per stage. Out: the cases in order, each with the error that ended it or
 None.
 """
 
+import collections
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,24 +30,27 @@ def run(
     load: Callable,
     work: Callable,
     export: Callable,
-    together: bool,
+    ahead: int,
     stop: Stop | None = None,
 ) -> Iterator[tuple[Case, Exception | None]]:
     """Each case with the error that ended it, or None, in order.
 
     Args:
-      load: case -> what `work` is given, in a thread.
+      load: case -> what `work` is given, in threads.
       work: (case, that) -> what `export` is given, in this thread.
-      export: (case, that), in a thread.
-      together: the stages of neighbouring cases run at the same time.
+      export: (case, that), in threads.
+      ahead: cases that are read, and cases that are written, while one is computed; 0: the stages
+        of neighbouring cases run one after another.
       stop: set when this generator is left early; cases that wait are not begun, and the generator
         ends when those under way have noticed.
     """
     reader, writer = (
-        ThreadPoolExecutor(1, thread_name_prefix=f"medjax-{name}") for name in ("load", "write")
+        ThreadPoolExecutor(max(ahead, 1), thread_name_prefix=f"medjax-{name}")
+        for name in ("load", "write")
     )
-    upcoming: Future | None = None
-    leaving: tuple[Case, Future] | None = None
+    waiting = collections.deque(cases)
+    upcoming: collections.deque[Future] = collections.deque()
+    leaving: collections.deque[tuple[Case, Future]] = collections.deque()
 
     def outcome(case: Case, future: Future) -> tuple[Case, Exception | None]:
         try:
@@ -56,34 +60,32 @@ def run(
         return case, None
 
     try:
-        for i, case in enumerate(cases):
-            current = upcoming or reader.submit(load, case)
-            upcoming = None
+        for case in cases:
+            if not upcoming:
+                upcoming.append(reader.submit(load, waiting.popleft()))
             given: Any = None
             error: Exception | None = None
             try:
-                given = current.result()
-                del current
-                if together and i + 1 < len(cases):
-                    upcoming = reader.submit(load, cases[i + 1])
-                given = work(case, given)
+                given = upcoming.popleft().result()
+            except Exception as reason:
+                error = reason
+            while waiting and len(upcoming) < ahead:
+                upcoming.append(reader.submit(load, waiting.popleft()))
+            try:
+                given = work(case, given) if error is None else None
             except Exception as reason:
                 given, error = None, reason
-                if together and upcoming is None and i + 1 < len(cases):
-                    upcoming = reader.submit(load, cases[i + 1])
-            if leaving:
-                yield outcome(*leaving)
-                leaving = None
+            while len(leaving) >= (max(ahead, 1) if error is None else 1):
+                yield outcome(*leaving.popleft())
             if error is not None:
                 yield case, error
                 continue
-            leaving = case, writer.submit(export, case, given)
+            leaving.append((case, writer.submit(export, case, given)))
             del given
-            if not together:
-                yield outcome(*leaving)
-                leaving = None
-        if leaving:
-            yield outcome(*leaving)
+            if not ahead:
+                yield outcome(*leaving.popleft())
+        while leaving:
+            yield outcome(*leaving.popleft())
     except BaseException:
         if stop is not None:
             stop.set()

@@ -89,7 +89,7 @@ def on_scan_grid(
     transform: Transform,
     blocks: Sequence[slice],
     columns: slice | None = None,
-    narrow: Callable[[np.ndarray], np.ndarray] | None = None,
+    narrow: Callable[[WindowScores, slice], np.ndarray] | None = None,
 ) -> Iterator[Float32[np.ndarray, "rows y x c"]]:
     """Row blocks of the cropped canonical grid at the scan's spacing.
 
@@ -98,15 +98,15 @@ def on_scan_grid(
         ascending order.
       blocks: row ranges in ascending order.
       columns: the strip of the crop's y axis that is wanted; default all.
-      narrow: is shown each block on the network's grid, where it is small, and returns what of it
-        is to be resampled.
+      narrow: takes the rows of each block on the network's grid, where it is small, and returns
+        what of it is to be resampled.
     """
     z, y, x = taps(transform)
     columns = columns or slice(0, transform.box_shape[1])
     left = y.source(columns).start
     for rows in blocks:
         source = z.source(rows)
-        block = scores[source] if narrow is None else narrow(scores[source])
+        block = scores[source] if narrow is None else narrow(scores, source)
         steps = [
             (z, 0, rows, source.start),
             (y, 1, columns, left),
@@ -115,6 +115,13 @@ def on_scan_grid(
         for axis, number, wanted, start in steps:
             block = axis.apply(block, number, wanted, start)
         yield block
+
+
+def most_rows(transform: Transform, blocks: Sequence[slice]) -> int:
+    """How many rows of the network's grid a block of the crop is made of at most."""
+    z = taps(transform)[0]
+    sources = [z.source(rows) for rows in blocks]
+    return max(source.stop - source.start for source in sources)
 
 
 def source_columns(transform: Transform, columns: slice) -> slice:

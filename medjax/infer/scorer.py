@@ -20,8 +20,10 @@ from jaxtyping import Float32
 from medjax import decision, files
 from medjax.corpora.cases import check_channels
 from medjax.errors import UsageError, did_you_mean
-from medjax.infer import entries, memory, step, tta
+from medjax.infer import entries, memory
 from medjax.infer.conflicts import ORDERED
+from medjax.infer.device import step, tta
+from medjax.infer.device.ring import DeviceScores
 from medjax.infer.model import PRECISIONS, Model, Prepared
 from medjax.infer.windows import DEPTH, WindowScores
 from medjax.labels import Corpus
@@ -30,6 +32,14 @@ from medjax.prepare import normalise
 from medjax.prepare.geometry import Transform
 from medjax.prompts.request import Request
 from medjax.scans.nifti import Volume
+
+BACKENDS = ("auto", "host", "device")
+
+
+def default_devices() -> list:
+    """All devices of this process, but one CPU: further ones would share its cores."""
+    local = jax.local_devices()
+    return local[:1] if local[0].platform == "cpu" else local
 
 
 class Scorer:
@@ -48,11 +58,14 @@ class Scorer:
         channels (a voxel goes to the largest).
       ensemble: parameters of further members of the same architecture.
       weighted: Gaussian importance of a window's voxels.
-      devices: shares the windows among these; default the first one.
+      devices: shares the windows among these; default all of this process, of a CPU the first.
       uncertainty: also carry how far mirrors and members disagree (one more channel).
       precision: of the matrix multiplications on the device: "default", "high" or "highest" (see
         `jax.default_matmul_precision`); "" leaves it to the backend. An exported function keeps
         the precision it was exported with.
+      backend: where windows are blended: "device" (`infer.device.ring`), "host", or "auto": on the
+        device unless that is a CPU.
+      half: blended scores are float16 there, which halves their memory.
       weights: what identifies the parameters of each member, e.g. the hash of their file; without
         it, their values are hashed when `settings` is called for the first time.
 
@@ -78,6 +91,8 @@ class Scorer:
         uncertainty: bool = False,
         precision: str = "",
         weights: Sequence[str] = (),
+        backend: str = "auto",
+        half: bool = False,
     ):
         self.decision = decision.make(activation, average)
         self.conflicts = ORDERED
@@ -85,6 +100,8 @@ class Scorer:
             raise UsageError(
                 f"unknown precision {precision!r}", fix=did_you_mean(precision, PRECISIONS[1:])
             )
+        if backend not in BACKENDS:
+            raise UsageError(f"unknown backend {backend!r}", fix=did_you_mean(backend, BACKENDS))
         if (
             model.dims not in (2, 3)
             or len(model.window) != model.dims
@@ -103,7 +120,10 @@ class Scorer:
         self.overlap, self.mirror_axes, self.weighted = overlap, tuple(mirror_axes), weighted
         self.channels = max(len(corpus.channels) for corpus in model.space.corpora)
         self.members = 1 + len(ensemble)
-        self._devices = list(devices or jax.local_devices()[:1])
+        self._devices = list(devices or default_devices())
+        self.backend, self.half = backend, half
+        if backend == "auto":
+            self.backend = "host" if self.device.platform == "cpu" else "device"
         self.batch_windows = (batch_windows or (2 if model.dims == 3 else 16)) * len(self._devices)
         mesh = jax.sharding.Mesh(np.array(self._devices), ("windows",))
         self._everywhere, self._shared = (
@@ -160,6 +180,7 @@ class Scorer:
             "weighted": self.weighted,
             "members": self.members,
             "uncertainty": self.uncertainty,
+            **({"half": True} if self.half and self.backend == "device" else {}),
             "window": list(self.model.window),
             "dims": self.model.dims,
             "plan": self.model.plan.key(),
@@ -221,12 +242,14 @@ class Scorer:
         names: Sequence[str],
         columns: slice = slice(None),
         depth: int = DEPTH,
+        rows: int = 1,
     ) -> WindowScores:
         """Averaged probabilities or logits on the network's grid, computed as they are asked for;
         with `uncertainty`, one channel more.
 
         Args:
           names: the classes, see `asked`. columns, depth: see `WindowScores`.
+          rows: how many are asked for at once at most.
 
         Raises: `UsageError`, `ModelError` or `PredictError` for inputs of the network that the
           request gives wrongly or not at all.
@@ -245,7 +268,10 @@ class Scorer:
 
         shape = prepared.image.shape[:3]
         beside = entries.Moving(model.reads, case, shape, model.window) if self._moving else None
-        return WindowScores(
+        made, own = WindowScores, {}
+        if self.backend == "device":
+            made, own = DeviceScores, {"rows": rows, "device": self.device, "half": self.half}
+        return made(
             function,
             prepared.image,
             model.window,
@@ -256,6 +282,7 @@ class Scorer:
             batch_windows=self.batch_windows,
             weighted=self.weighted,
             beside=beside,
+            **own,
         )
 
     def scores(
@@ -327,7 +354,13 @@ class Scorer:
             self.batch_windows,
             self.overlap,
             temporary,
+            self.backend == "host" or self.device.platform == "cpu",
         )
+
+    def blend_on_host(self) -> bool:
+        """Blends on the host from now on; whether it did not before."""
+        changes, self.backend = self.backend == "device", "host"
+        return changes
 
     def halve(self) -> bool:
         """Halves the windows per step, so that its programs are compiled again; whether that was

@@ -24,8 +24,9 @@ from medjax.infer import memory, postprocess
 from medjax.infer.model import UNCERTAINTIES, Model, Prepared, Segmentation
 from medjax.infer.packed import Masks, Region
 from medjax.infer.postprocess import Rules
-from medjax.infer.regrid import on_scan_grid, row_blocks, source_columns
+from medjax.infer.regrid import most_rows, on_scan_grid, row_blocks, source_columns
 from medjax.infer.scorer import Scorer
+from medjax.infer.windows import WindowScores
 from medjax.prepare.geometry import Transform
 from medjax.prompts.request import Request
 from medjax.scans.nifti import DataWarning, Volume
@@ -164,7 +165,7 @@ class Segmenter:
           scores are not finite, or the device is out of memory also with half the windows per step.
         """
         prepared = prepared or self.prepare_all(volume, request)
-        for attempt in (1, 2):
+        for attempt in (1, 2, 3):
             try:
                 return self._segment(prepared, request, on_scores)
             except PredictError as error:
@@ -173,12 +174,15 @@ class Segmenter:
                 if not memory.is_exhausted(error):
                     raise
                 batch = self.networks[0].batch_windows
-            if attempt == 2 or not any([network.halve() for network in self.networks]):
-                break
-            self.warn(
-                f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying "
-                f"{self.networks[0].batch_windows}"
+            full = (
+                f"{volume.path}: the device is out of memory with --batch-windows {batch}; trying"
             )
+            if attempt == 1 and any([network.halve() for network in self.networks]):
+                self.warn(f"{full} {self.networks[0].batch_windows}")
+            elif any([network.blend_on_host() for network in self.networks]):
+                self.warn(f"{full} to blend the windows on the host (infer.backend)")
+            else:
+                break
         raise PredictError(
             "the device is out of memory",
             path=volume.path,
@@ -302,13 +306,21 @@ class Segmenter:
             ranges = row_blocks(tall, len(asked) + self.uncertain, plan.block)
             selected: list[np.ndarray] = []  # channels of the block under way
 
-            def narrow(block: np.ndarray, selected: list = selected) -> np.ndarray:
-                selected[:] = [self.decision.candidates(block)]
-                return self.decision.narrowed(block, selected[0])
+            def narrow(scores: WindowScores, rows: slice, selected: list = selected) -> np.ndarray:
+                block, kept = scores.narrowed(rows, self.decision)
+                selected[:] = [kept]
+                return block
 
             streams = [
                 on_scan_grid(
-                    network.rows(p, request, asked, source_columns(p.transform, strip), plan.depth),
+                    network.rows(
+                        p,
+                        request,
+                        asked,
+                        source_columns(p.transform, strip),
+                        plan.depth,
+                        most_rows(p.transform, ranges),
+                    ),
                     p.transform,
                     ranges,
                     strip,

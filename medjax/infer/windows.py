@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
+from medjax.decision import Decision
 from medjax.errors import PredictError, UsageError
 
 # window batches under way on the device while the host blends an earlier one, where memory allows
@@ -133,18 +134,7 @@ class WindowScores:
     def __getitem__(self, rows: slice) -> Float32[np.ndarray, "rows y x c"]:
         start, stop, _ = rows.indices(self.shape[0])
         low = self._pad[0][0]
-        if low + start < self._first:
-            raise UsageError(
-                "rows that were given out before are gone",
-                found=start,
-                expected=f">= {self._first - low}",
-            )
-        while self._final() < low + stop:
-            for place, scores in zip(
-                *next(self._results), strict=False
-            ):  # what fills up the last batch has no place
-                self._blend(place, scores)
-                self._blended += 1
+        self._reach(start, stop)
         left = self._pad[2][0]
         out = np.stack(
             [
@@ -152,20 +142,40 @@ class WindowScores:
                 for row in range(low + start, low + stop)
             ]
         )
-        if not (
-            np.isfinite(out.max(initial=0)) and np.isfinite(out.min(initial=0))
-        ):  # both hand on what is no number
-            raise PredictError(
-                "the network gives scores that are not finite numbers",
-                found="NaN or infinity",
-                expected="finite scores",
-                fix="check the model on another scan: its weights are damaged or overflow, or "
-                "this scan's values are absurd",
-            )
+        refuse_scores(out.max(initial=0), out.min(initial=0))
         self._first = low + start
         for row in [row for row in self._rows if row < self._first]:
             del self._rows[row]
         return out
+
+    def narrowed(
+        self, rows: slice, decision: Decision
+    ) -> tuple[Float32[np.ndarray, "rows y x k"], np.ndarray]:
+        """Rows with what is needed to decide: the channels that may be decided for, and which.
+
+        See `Decision.candidates` and `Decision.narrowed`.
+        """
+        block = self[rows]
+        kept = decision.candidates(block)
+        return decision.narrowed(block, kept), kept
+
+    def _reach(self, start: int, stop: int) -> None:
+        """Computes and blends until the rows are final; `UsageError` if they are gone."""
+        low = self._pad[0][0]
+        if low + start < self._first:
+            raise UsageError(
+                "rows that were given out before are gone",
+                found=start,
+                expected=f">= {self._first - low}",
+            )
+        while self._final() < low + stop:
+            self._take(*next(self._results))
+
+    def _take(self, places: Sequence[tuple[int, ...]], scores: Any) -> None:
+        """Blends a batch; what fills up the last one has no place."""
+        for place, window in zip(places, scores, strict=False):
+            self._blend(place, window)
+            self._blended += 1
 
     def _final(self) -> int:
         """Rows below this one get no more windows."""
@@ -187,13 +197,16 @@ class WindowScores:
                 batch[i] = self._image[self._region(place)]
             further = (self._beside(places, self._sent[0]),) if self._beside else ()
             scores = self._function(batch.reshape(self._sent), *further)
-            if hasattr(scores, "copy_to_host_async"):
-                scores.copy_to_host_async()
+            self._send_back(scores)
             pending.append((places, scores))
             if len(pending) > self._depth:
                 yield self._fetch(*pending.popleft())
         while pending:
             yield self._fetch(*pending.popleft())
+
+    def _send_back(self, scores: Any) -> None:
+        if hasattr(scores, "copy_to_host_async"):
+            scores.copy_to_host_async()
 
     def _fetch(self, places: list, scores) -> tuple[list, np.ndarray]:
         return places, np.asarray(scores).reshape(self._sent[0], *self._window, self.shape[-1])
@@ -228,6 +241,19 @@ class WindowScores:
                 blend_row(offset)
         else:  # rows do not share memory and numpy lets other threads run
             list(_threads().map(blend_row, range(self._window[0])))
+
+
+def refuse_scores(highest: Any, lowest: Any) -> None:
+    """`PredictError` if the largest or smallest scores are no finite numbers; both hand on NaN."""
+    if np.isfinite(highest).all() and np.isfinite(lowest).all():
+        return
+    raise PredictError(
+        "the network gives scores that are not finite numbers",
+        found="NaN or infinity",
+        expected="finite scores",
+        fix="check the model on another scan: its weights are damaged or overflow, or this scan's "
+        "values are absurd",
+    )
 
 
 def sliding_window(

@@ -25,6 +25,7 @@ from medjax.models.parts import sockets
 from medjax.registry import build
 from medjax.runs.settings.schema import Config, Optimizer
 from medjax.runs.settings.section import fields_of
+from medjax.sample.draw import MOVING
 from medjax.train import optim, phases, pinning
 from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
@@ -290,6 +291,12 @@ def about_sides(config: Config, space: LabelSpace) -> str:
 def sampled_patch(config: Config) -> tuple[int, ...]:
     """The patch that the sampler cuts: enlarged if it will be rotated and scaled."""
     return kinds.cut(config.augment.to_json(), config.train.patch)
+
+
+def moves(config: Config) -> kinds.Movement | None:
+    """What draws rotation and scaling for the sampler, if its version does that."""
+    drawn = (config.sampler.version or 1) >= MOVING
+    return kinds.moves(config.augment.to_json(), config.train.patch) if drawn else None
 
 
 def make_optimizer(config: Config) -> optim.Optimizer:

@@ -95,7 +95,8 @@ def _kept(task: Any, state: states.State, batch: Any, key: Any) -> int:
 def abstract_batch(config: Config, net: build.Network) -> dict:
     """Shapes of one global batch as the sampler cuts it."""
     patch, whole = build.sampled_patch(config), bool(config.sampler.whole)
-    found = abstract(config.train.batch, patch, net.channels, whole=whole)
+    moved = build.moves(config) is not None
+    found = abstract(config.train.batch, patch, net.channels, whole=whole, moved=moved)
     return {name: jax.ShapeDtypeStruct(*array) for name, array in found.items()}
 
 

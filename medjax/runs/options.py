@@ -55,6 +55,7 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
     "batch_windows": (lambda v: v is None or _is_count(v), "a whole number >= 1, or None"),
     "memory_gib": (lambda v: v is None or (_is_number(v) and v > 0), "a number > 0, or None"),
     "device": (lambda v: v is None or isinstance(v, str), '"cpu", "gpu", "gpu:1", ...'),
+    "backend": (lambda v: v in ("", None, "auto", "host", "device"), '"auto", "host" or "device"'),
     "checkpoint": (lambda v: v is None or isinstance(v, str), '"last", "best" or a step'),
     "postprocess": (
         lambda v: v is None or isinstance(v, str),

@@ -309,7 +309,7 @@ def _train(run: Run) -> None:
     given = config.sampler
     draw, checked = drawing(config, net)
     host, count = sharding.share(mesh, layout.batch_axes)
-    shared = {"host": host, "hosts": count, "threads": given.threads}
+    shared = {"host": host, "hosts": count, "threads": sampling.threads(given)}
     drawn, held = pools(run, "train"), pools(run, "val")
     begun_with = recipe.complete(run.config, space, run.data.splits, run.plan, drawn)
     recipe.refuse_other_data(run.workdir, begun_with, run.failed, run.altered)
@@ -339,7 +339,12 @@ def _train(run: Run) -> None:
         init=net.init,
         optimizer=build.make_optimizer(config),
         stream=lambda start: stream.stream(
-            drawn, draw, start=start, workers=given.workers, **shared
+            drawn,
+            draw,
+            start=start,
+            workers=given.workers,
+            moves=build.moves(config),
+            **shared,
         ),
         validation_stream=(lambda: stream.stream(held, checked, **shared)) if held else None,
         settings=loop.Settings(seed=config.seed, tensorboard=True, **settings),
@@ -390,8 +395,9 @@ def batches(run: Run, side: str = "train", start: int = 0) -> Iterator[dict]:
         found,
         draw if side == "train" else checked,
         start=start,
-        threads=given.threads,
+        threads=sampling.threads(given),
         workers=given.workers if side == "train" else 0,
+        moves=build.moves(config) if side == "train" else None,
     )
 
 

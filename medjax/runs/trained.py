@@ -226,6 +226,7 @@ def load_predictor(
     every_task: bool = False,
     zoom: str = "",
     vectors: Callable | None = None,
+    backend: str = "",
 ) -> Any:
     """A `Segmenter` from one or several models; defaults follow the first one's config.
 
@@ -236,10 +237,9 @@ def load_predictor(
       models: run folders, archives, or results of `read_model`.
       tta: "none" or "mirror". window: (z, y, x) or (y, x) in place of the training patch. device:
         "cpu", "gpu:1", ...
-      memory_gib: memory limit of a case. uncertainty: compute the disagreement of mirrors and
-        members.
+      memory_gib: memory limit of a case. uncertainty: also compute how far members disagree.
       postprocess: "" as configured, "none", "chosen" (on validation data) or a JSON file of rules.
-      conflicts: "ordered" or "argmax" in place of the config's, see `infer.conflicts`.
+      conflicts, backend: words in place of the config's, see `infer.conflicts` and `Scorer`.
       fast: use the coarser companion that the models name in `infer.fast`.
       every_task: the task of a scan is unknown: see `infer.tasks`.
       zoom: "in" or "out" in place of the config's, of a promptable model, which becomes an
@@ -264,6 +264,7 @@ def load_predictor(
     given, devices = trained[0].config.infer, named_devices(device)
     if prompting.promptable(trained[0]):
         refused = {"tta": tta not in ("", "none"), "window": window, "uncertainty": uncertainty}
+        refused |= {"backend": backend}
         prompting.check(trained, [name for name, value in refused.items() if value])
         model, own = _model(trained[0], checkpoint, (), devices)
         return prompting.segmenter(
@@ -310,6 +311,8 @@ def load_predictor(
             average=given.average,
             activation=given.activation,
             batch_windows=batch_windows or given.batch_windows or None,
+            backend=backend or given.backend,
+            half=given.half,
             precision=given.precision,
             devices=devices,
             memory_gib=memory_gib,

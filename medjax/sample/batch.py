@@ -8,6 +8,9 @@
     case (b,) int32                      running number over all pools
     whole (b,) int32                     1: the whole case in the frame; only in streams that draw
                                          whole cases
+    angles (b, 3) f32 rad, scale (b,) f32
+                                         how the augmentation turns and scales the sample; only in
+                                         streams that draw it on the host
 
 The sampler fills it, tasks read it, a rehearsal needs its shapes. No jax here: shapes are
 `jax.ShapeDtypeStruct`'s arguments, and `dequantise` works on numpy and jax arrays alike.
@@ -48,8 +51,11 @@ FIELDS: Mapping[str, Field] = {
     "spacing_mm": Field((3,), "float32"),
     "case": Field(consumed=True),
     "whole": Field(),
+    "angles": Field((3,), "float32", consumed=True),
+    "scale": Field((), "float32", consumed=True),
 }
-OPTIONAL = ("whole",)  # absent unless the stream draws whole cases
+MOVED = ("angles", "scale")  # absent unless the stream draws rotation and scaling
+OPTIONAL = ("whole", *MOVED)  # the former is absent unless the stream draws whole cases
 CONSUMED = tuple(name for name, field in FIELDS.items() if field.consumed)
 
 
@@ -61,14 +67,16 @@ class Array(NamedTuple):
 
 
 def abstract(
-    batch: int, patch: Sequence[int], channels: int, *, whole: bool = False
+    batch: int, patch: Sequence[int], channels: int, *, whole: bool = False, moved: bool = False
 ) -> dict[str, Array]:
     """Shapes and types of one global batch.
 
     Args:
       patch: voxels that the sampler cuts, (z, y, x) or (y, x). channels: of the image.
       whole: the stream draws whole cases (`draw.Recipe.whole` above 0).
+      moved: it draws rotation and scaling (the argument `moves` of `stream`).
     """
+    absent = {*(() if whole else ("whole",)), *(() if moved else MOVED)}
     sides = {VOXELS: tuple(patch), CHANNELS: (channels,)}
     return {
         name: Array(
@@ -76,7 +84,7 @@ def abstract(
             np.dtype(field.dtype),
         )
         for name, field in FIELDS.items()
-        if whole or name not in OPTIONAL
+        if name not in absent
     }
 
 

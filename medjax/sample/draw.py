@@ -10,7 +10,7 @@ the old one stays, and a run that began with it continues with it.
 import dataclasses
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ import numpy as np
 
 from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 from medjax.sample import frame
-from medjax.sample.batch import FIELDS, OPTIONAL
-from medjax.sample.patches import PADDING, centred_start, random_start, read_patch
+from medjax.sample.batch import FIELDS, MOVED
+from medjax.sample.patches import PADDING, centred_start, random_start, read_centre, read_patch
 
+# random numbers -> (angles (3,) rad, scale) of one sample; zeros and 1 where it does not move
+Moves = Callable[[np.random.Generator], tuple[np.ndarray, float]]
+MOVING = 3  # the version that draws rotation and scaling, and the number of their key
 DRAWS = ("iid", "mix")
 OVERSAMPLES = ("last", "probabilistic")
 BALANCES = ("case", "class")
@@ -218,16 +221,25 @@ def forced_positions(batch: int, share: float) -> int:
 class Samples:
     """Random access to single samples: `samples(i, choice)` cuts the patch of global sample i.
 
-    Versions 1 and 2 of the draw. Picklable; can be used from several threads.
+    Versions 1 to 3 of the draw. Picklable; can be used from several threads.
 
     Args:
       pools, recipe: what is drawn and how.
       cache_bytes: memory for small cases (8 MiB at most each); 0 reads from the store every time.
         It never changes a sample.
+      moves: draws rotation and scaling, as `angles` and `scale` of a sample; of one that does
+        neither only the central `final` voxels are read. Before version 3 it is not used.
     """
 
-    def __init__(self, pools: Sequence[Pool], recipe: Recipe, cache_bytes: int = CACHE_BYTES):
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        recipe: Recipe,
+        cache_bytes: int = CACHE_BYTES,
+        moves: Moves | None = None,
+    ):
         self.pools, self.recipe, self.cache_bytes = tuple(pools), recipe, cache_bytes
+        self.moves = moves if recipe.version >= MOVING else None
         flat = recipe.dims == 2
         self.patch, self.final = ((1, *p) if flat else p for p in (recipe.patch, recipe.final))
         counts = [len(pool.cases) for pool in self.pools]
@@ -267,6 +279,7 @@ class Samples:
             if recipe.oversample == "last"
             else chance < recipe.foreground
         )
+        moved = self._moved(index)
         wanted = None
         if forced and recipe.balance == "class" and not whole:
             drawn, wanted = self._draw_class(rng, drawn)
@@ -277,7 +290,7 @@ class Samples:
             sample = (
                 self._whole(folder, case)
                 if whole
-                else self._cut(rng, folder, case, pool, forced, wanted)
+                else self._cut(rng, folder, case, pool, forced, wanted, moved)
             )
         except MedjaxError:
             raise
@@ -292,12 +305,20 @@ class Samples:
             "case": self.first[drawn[0]] + drawn[1],
             "whole": whole,
         }
-        sample |= {name: np.int32(value) for name, value in numbers.items()}
+        sample |= {name: np.int32(value) for name, value in numbers.items()} | moved
+        absent = {*(() if recipe.whole else ("whole",)), *(() if moved else MOVED)}
         return {
             name: np.asarray(sample[name], field.dtype)
             for name, field in FIELDS.items()
-            if recipe.whole or name not in OPTIONAL
+            if name not in absent
         }
+
+    def _moved(self, index: int) -> dict[str, Any]:
+        """Rotation and scaling of a sample, from a key of their own; empty if not drawn."""
+        if self.moves is None:
+            return {}
+        rng = np.random.default_rng((self.recipe.seed, int(index), MOVING))
+        return dict(zip(MOVED, self.moves(rng), strict=True))
 
     def pool_of(self, index: int, choice: tuple[int, int] | tuple[()] = ()) -> int:
         """Position of the pool that the sample with number `index` comes from; reads nothing."""
@@ -362,6 +383,7 @@ class Samples:
         pool: Pool,
         forced: bool,
         wanted: tuple | None,
+        moved: dict[str, Any],
     ) -> dict[str, np.ndarray]:
         shape = tuple(case.meta["shape"])
         gain, bias = (np.asarray(case.meta[name], np.float32) for name in ("gain", "bias"))
@@ -372,9 +394,11 @@ class Samples:
         else:
             start = centred_start(voxel, shape, self.patch, self.final)
         image, label = self._readers(folder, case, shape, len(gain))
+        still = bool(moved) and not np.any(moved["angles"]) and moved["scale"] == 1
+        take = functools.partial(read_centre, final=self.final) if still else read_patch
         sample = {
-            "image": read_patch(image, shape, start, self.patch, frame.stored_zero(gain, bias)),
-            "label": read_patch(label, shape, start, self.patch, np.int16(PADDING)),
+            "image": take(image, shape, start, self.patch, fill=frame.stored_zero(gain, bias)),
+            "label": take(label, shape, start, self.patch, fill=np.int16(PADDING)),
         }
         if self.recipe.dims == 2:
             sample = {name: array[0] for name, array in sample.items()}
@@ -458,8 +482,8 @@ class Samples:
 
 
 # version of the draw -> class like `Samples`; numbers are never reused. Version 2 differs in what
-# `stream.choices` hands to it.
-VERSIONS: dict[int, type] = {1: Samples, 2: Samples}
+# `stream.choices` hands to it, version 3 in drawing rotation and scaling where it is told how.
+VERSIONS: dict[int, type] = {1: Samples, 2: Samples, 3: Samples}
 
 
 def newest() -> int:

@@ -99,6 +99,29 @@ def centred_start(voxel: Sides, shape: Sides, patch: Sides, final: Sides) -> np.
     )
 
 
+def read_centre(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: Sides,
+    start: Sides,
+    patch: Sides,
+    final: Sides,
+    fill: Any,
+) -> np.ndarray:
+    """What `read_patch` returns at the central `final` voxels of the patch, and `fill` elsewhere.
+
+    Only the central voxels are read; `final` and its place are those of a central crop.
+    """
+    first = [p // 2 - f // 2 for p, f in zip(patch, final, strict=True)]
+    if not any(first):
+        return read_patch(read, shape, start, patch, fill)
+    inner = [int(s) + a for s, a in zip(start, first, strict=True)]
+    values = read_patch(read, shape, inner, final, fill)
+    out = np.empty((*patch, *values.shape[3:]), values.dtype)
+    out[...] = fill
+    out[tuple(slice(a, a + f) for a, f in zip(first, final, strict=True))] = values
+    return out
+
+
 def read_patch(
     read: Callable[[tuple[slice, ...]], np.ndarray],
     shape: Sides,

@@ -20,6 +20,7 @@ from medjax.errors import UsageError
 from medjax.sample.draw import (
     CACHE_BYTES,
     VERSIONS,
+    Moves,
     Pool,
     Recipe,
     Samples,
@@ -117,6 +118,7 @@ def dataset(
     host: int = 0,
     hosts: int = 1,
     cache_bytes: int = CACHE_BYTES,
+    moves: Moves | None = None,
 ):
     """The stream as a random-access `grain.MapDataset`.
 
@@ -124,7 +126,7 @@ def dataset(
     one global stream, batch // hosts of them per batch.
     """
     _check(pools, recipe, host, hosts)
-    samples = VERSIONS[recipe.version](pools, recipe, cache_bytes)
+    samples = VERSIONS[recipe.version](pools, recipe, cache_bytes, moves)
     return (
         choices(pools, recipe)
         .map_with_index(samples)[host::hosts]
@@ -167,6 +169,7 @@ def stream(
     host: int = 0,
     hosts: int = 1,
     cache_bytes: int = CACHE_BYTES,
+    moves: Moves | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless iterator over this host's batches, from global batch `start` on.
 
@@ -179,6 +182,8 @@ def stream(
         Scripts then need a `__main__` guard.
       host, hosts: which share of each batch.
       cache_bytes: memory for small cases, over all workers.
+      moves: draws rotation and scaling of every sample, see `Samples`; picklable if there are
+        workers.
 
     Raises: `UsageError` at once for impossible arguments; `DataError` naming the case, when it is
       drawn, for a case that cannot be read.
@@ -190,7 +195,12 @@ def stream(
             "start, threads and workers cannot be negative", found=(start, threads, workers)
         )
     batches = dataset(
-        pools, recipe, host=host, hosts=hosts, cache_bytes=cache_bytes // max(1, workers)
+        pools,
+        recipe,
+        host=host,
+        hosts=hosts,
+        cache_bytes=cache_bytes // max(1, workers),
+        moves=moves,
     )[start:]
     batches = batches.to_iter_dataset(
         grain.ReadOptions(

@@ -21,7 +21,7 @@ from medjax.decision import Decision
 from medjax.errors import UsageError
 from medjax.losses.parts import deep, exclusive, separable, targets
 from medjax.models import context as contexts
-from medjax.sample.batch import dequantise, facts
+from medjax.sample.batch import MOVED, dequantise, facts
 
 PREPARED = ("table", "known", "weight", "inside")  # what `prepare` adds for the losses
 
@@ -150,6 +150,8 @@ class Supervised:
             extra = (
                 {"corpus": batch["corpus"]} if getattr(self.augment, "by_corpus", False) else {}
             )  # sides of lateral classes
+            if all(name in batch for name in MOVED):  # drawn by the sampler
+                extra["moved"] = tuple(batch[name] for name in MOVED)
             image, label = self.augment(key, image, label, **extra)
         image, label = (
             centre_crop(image, self.patch, first=1),

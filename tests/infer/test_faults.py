@@ -367,6 +367,10 @@ def test_stages_overlap_keep_order_and_never_hold_more_than_three_cases():
     assert spans[1, "load"][0] < spans[0, "work"][1] and spans[0, "write"][0] < spans[1, "work"][1]
     most[0], alive = 0, set()
     assert len(list(_pipeline(cases[10:], *stages, False))) == 3 and most[0] == 1
+    most[0], alive = 0, set()
+    found = [(int(case.name), error and str(error)) for case, error in _pipeline(cases, *stages, 3)]
+    assert found == [(i, {2: "2 load", 4: "4 work", 6: "6 write"}.get(i)) for i in range(13)]
+    assert 3 < most[0] <= 7  # three read, one computed, three written
 
 
 def test_a_limit_refuses_what_cannot_fit_and_slows_what_can(predictor, tmp_path):

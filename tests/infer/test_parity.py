@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.infer import tta, windows
+from medjax.infer import windows
+from medjax.infer.device import tta
 
 pytestmark = pytest.mark.parity
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special
 
 from medjax import decision
-from medjax.infer import step
+from medjax.infer.device import step
 from medjax.infer.model import Model
 from medjax.labels import Corpus, merge
 from medjax.prepare.plan import Intensity, Plan

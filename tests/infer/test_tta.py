@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import UsageError
-from medjax.infer import tta
+from medjax.infer.device import tta
 
 IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 5, 6, 1)), jnp.float32)
 

@@ -8,8 +8,8 @@ import pytest
 
 from configs.base import base_config
 from medjax.registry import plain
+from medjax.runs import build, recipe, sampling
 from medjax.runs import folder as runfolder
-from medjax.runs import recipe, sampling
 from medjax.runs.config import with_field, with_stream_version
 from medjax.sample import draw
 from medjax.sample.stream import Recipe, dataset
@@ -21,7 +21,7 @@ from tests.support.configs import typed
 
 @pytest.fixture
 def second(monkeypatch):
-    monkeypatch.setitem(draw.VERSIONS, 3, Backwards)
+    monkeypatch.setitem(draw.VERSIONS, 4, Backwards)
 
 
 def trained(folder, sampler):
@@ -38,7 +38,7 @@ def version(fields, folder):
 def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, second):
     fields = plain(base_config())
     assert fields["sampler"]["version"] == 0
-    assert version(fields, tmp_path / "new") == 3
+    assert version(fields, tmp_path / "new") == 4
     trained(tmp_path / "before", {"draw": "iid"})  # of a medjax without versions
     trained(tmp_path / "first", {"version": 1})
     assert version(fields, tmp_path / "before") == version(fields, tmp_path / "first") == 1
@@ -46,7 +46,7 @@ def test_new_runs_begin_with_the_newest_and_trained_ones_keep_theirs(tmp_path, s
     assert "version" not in unnamed  # the documents of a trained run do not change
     begun = tmp_path / "begun"
     runfolder.write_json(begun / runfolder.CONFIG, {"sampler": {"version": 1}})
-    assert version(fields, begun) == 3  # nothing trained yet
+    assert version(fields, begun) == 4  # nothing trained yet
     said = fields | {"sampler": fields["sampler"] | {"version": 1}}
     assert version(said, tmp_path / "new") == 1
 
@@ -62,6 +62,25 @@ def test_a_run_of_version_1_continues_its_stream(tmp_path, second, pools):  # no
     other = with_stream_version(typed(fields), tmp_path / "other").sampler
     newer = Recipe(patch=(6, 6, 6), batch=4, seed=3, **sampling.recipe_arguments(other))
     assert digest(dataset(pools, newer)[k] for k in range(6)) != VERSION_1["iid"][1]
+
+
+def test_threads_follow_the_cores(monkeypatch):
+    given = typed({"sampler": {"threads": 5}}).sampler
+    assert sampling.threads(given) == 5
+    default = typed({}).sampler
+    for cores, devices, wanted in ((2, 1, 2), (64, 1, 12), (64, 8, 8), (4, 8, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda n=cores: n)
+        monkeypatch.setattr("jax.local_device_count", lambda n=devices: n)
+        assert sampling.threads(default) == wanted
+
+
+def test_only_version_3_draws_movements():
+    fields = {"train": {"patch": (16, 32, 32)}, "sampler": {"version": 3}}
+    assert build.moves(typed(fields)).limit == pytest.approx(np.pi / 6)
+    assert build.moves(typed(fields | {"sampler": {"version": 2}})) is None
+    assert build.moves(typed(fields | {"sampler": {}})) is None  # a document of version 1
+    assert build.moves(typed(fields | {"augment": {"on": False}})) is None
+    assert build.moves(typed(fields | {"augment": {"kind": "flips"}})) is None
 
 
 def test_later_fields_do_not_make_an_old_run_another_one(tmp_path):

@@ -25,11 +25,12 @@ def test_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, chosen):
     monkeypatch.setenv("MEDJAX_HOME", str(tmp_path / "home"))
     folder = programs.keep()
     assert folder == tmp_path / "home" / "programs" / programs.processor() and folder.is_dir()
-    assert chosen == [("jax_compilation_cache_dir", str(folder))]
+    autotuned = ("jax_persistent_cache_enable_xla_caches", "all")
+    assert chosen == [("jax_compilation_cache_dir", str(folder)), autotuned]
     monkeypatch.setenv("MEDJAX_COMPILE_CACHE", str(tmp_path / "given"))
     assert programs.keep() == tmp_path / "given"
     monkeypatch.setenv("MEDJAX_COMPILE_CACHE", "off")
-    assert programs.keep() is None and len(chosen) == 2
+    assert programs.keep() is None and len(chosen) == 4
     monkeypatch.setenv("MEDJAX_COMPILE_CACHE", str(tmp_path / "file" / "below"))
     (tmp_path / "file").write_text("")
     assert programs.keep() is None

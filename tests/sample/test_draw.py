@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 
+from medjax.augment.movement import Movement
 from medjax.errors import UsageError
 from medjax.prepare import prepare, store
 from medjax.sample import draw
@@ -32,6 +33,8 @@ VERSION_1 = {
     ),
     "slices": ({"patch": (6, 6), "seed": 5, "dims": 2, "foreground": 0.5}, "b052684ce91d1d5a"),
 }
+MOVEMENT = Movement(0.2, 0.5, 0.2, (0.7, 1.4))
+LARGE = {"patch": (10, 11, 9), "final": (6, 6, 6), "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ class Backwards(Samples):
 @pytest.fixture
 def second(monkeypatch):
     """A version after the newest one."""
-    monkeypatch.setitem(draw.VERSIONS, 3, Backwards)
+    monkeypatch.setitem(draw.VERSIONS, 4, Backwards)
 
 
 @pytest.mark.parametrize("name", VERSION_1)
@@ -75,7 +78,7 @@ def test_version_1_is_what_it_was(pools, name):
 
 
 def test_a_newer_version_leaves_older_runs_alone(pools, second):
-    assert draw.newest() == 3 and Recipe((6, 6, 6), 4).version == 3
+    assert draw.newest() == 4 and Recipe((6, 6, 6), 4).version == 4
     old, new = (Recipe((6, 6, 6), 4, seed=3, version=version) for version in (1, None))
     assert digest(take(6, pools, old)) == VERSION_1["iid"][1]
     assert digest(take(6, pools, new)) != VERSION_1["iid"][1]
@@ -94,8 +97,7 @@ def test_version_2_mixes_the_corpora_in_their_proportions(pools):
     """The same probabilities as in version 1, 2 to 1 with 1 / sqrt(n) of 4 and 1 cases; but every
     part of the stream has them, not only the long run.
     """
-    recipe = Recipe((6, 6, 6), 3, seed=3)
-    assert recipe.version == 2
+    recipe = Recipe((6, 6, 6), 3, seed=3, version=2)
     mixed = _corpora(recipe, pools, 600)
     assert (mixed.sum(1) == 1).all()  # in every batch of three, one of the second corpus
     drawn = _corpora(dataclasses.replace(recipe, version=1), pools, 600)
@@ -108,6 +110,81 @@ def test_version_2_mixes_the_corpora_in_their_proportions(pools):
     assert [choices(pools, recipe)[i] for i in (7, 400, 7)] == [cases[7], cases[400], cases[7]]
     by_class = dataclasses.replace(recipe, balance="class", seed=4)
     assert (_corpora(by_class, pools, 30).sum(1) == 1).all()
+
+
+# hash of the first six batches of version 2, computed by commit 7468d73
+VERSION_2 = "634e04ee3a10a43a"
+
+
+def test_version_2_is_what_it_was(pools):
+    old = Recipe(batch=4, version=2, **LARGE)
+    assert digest(take(6, pools, old, threads=0)) == VERSION_2
+    assert digest(take(6, pools, old, threads=0, moves=MOVEMENT)) == VERSION_2
+
+
+def test_version_3_cuts_large_only_what_moves(pools):
+    """The same cases and places as in version 2. What moves is the same patch; of the others the
+    central voxels are, and the rest is what lies outside an image.
+    """
+    new = Recipe(batch=4, **LARGE)
+    assert new.version == 3
+    old = dataclasses.replace(new, version=2)
+    assert digest(take(6, pools, new)) == VERSION_2  # nothing to draw
+    moving, still = 0, 0
+    for a, b in zip(take(8, pools, old), take(8, pools, new, moves=MOVEMENT), strict=True):
+        assert set(b) - set(a) == {"angles", "scale"}
+        assert b["angles"].shape == (4, 3) and b["angles"].dtype == b["scale"].dtype == np.float32
+        for name in set(a) - {"image", "label"}:
+            np.testing.assert_array_equal(a[name], b[name])
+        for k in range(4):
+            if b["angles"][k].any() or b["scale"][k] != 1:
+                for name in ("image", "label"):
+                    np.testing.assert_array_equal(a[name][k], b[name][k])
+                moving += 1
+                continue
+            still += 1
+            inner = (slice(2, 8), slice(2, 8), slice(1, 7))  # as `augment.spatial.crop_start`
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(a[name][k][inner], b[name][k][inner])
+            outside = b["label"][k].copy()
+            outside[inner] = -1
+            assert (outside == -1).all()
+            outside = np.delete(b["image"][k].reshape(-1, 1), _flat(inner, (10, 11, 9)), 0)
+            assert len(np.unique(outside)) == 1  # the stored zero
+    assert moving >= 5 and still >= 12
+
+
+def _flat(region, shape):
+    return np.arange(np.prod(shape)).reshape(shape)[region].ravel()
+
+
+def test_version_3_depends_on_nothing_but_its_number(pools):
+    recipe = Recipe(batch=4, **LARGE)
+    plain = take(4, pools, recipe, threads=0, moves=MOVEMENT)
+    same(take(4, pools, recipe, threads=3, moves=MOVEMENT), plain)
+    same(take(4, pools, recipe, cache_bytes=0, moves=MOVEMENT), plain)
+    same(take(2, pools, recipe, start=2, moves=MOVEMENT), plain[2:])
+    halves = [take(4, pools, recipe, host=h, hosts=2, moves=MOVEMENT) for h in range(2)]
+    for whole, *parts in zip(plain, *halves, strict=True):
+        for name in whole:
+            together = np.stack([part[name] for part in parts], 1)
+            np.testing.assert_array_equal(together.reshape(whole[name].shape), whole[name])
+
+
+@pytest.mark.slow
+def test_version_3_is_the_same_in_worker_processes(pools):
+    recipe = Recipe(batch=4, **LARGE)
+    plain = take(3, pools, recipe, threads=0, moves=MOVEMENT)
+    same(take(3, pools, recipe, workers=2, moves=MOVEMENT), plain)
+
+
+def test_whole_cases_and_slices_move_too(pools):
+    whole = Recipe(batch=4, whole=1.0, **LARGE)
+    old, new = take(2, pools, whole), take(2, pools, whole, moves=MOVEMENT)
+    same([{n: b[n] for n in old[0]} for b in new], old)
+    flat = Recipe((12, 12), 4, final=(6, 6), dims=2, seed=3)
+    for batch in take(2, pools, flat, moves=MOVEMENT):
+        assert batch["image"].shape == (4, 12, 12, 1) and batch["scale"].shape == (4,)
 
 
 def test_unknown_versions_are_refused():

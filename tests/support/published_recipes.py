@@ -172,7 +172,7 @@ SETTINGS = {  # of the engine
     "sampler.by": "set",
     "sampler.whole": 0.0,
     "sampler.version": 0,  # the newest
-    "sampler.threads": 2,
+    "sampler.threads": -1,  # as many as the machine has cores for
     "sampler.workers": 0,
     "deep_weights": (),  # halving, last level off: MultiTalent 4, row 6; TSFM 3.2
     "mask_padding": False,  # MultiTalent 4, row 18

@@ -21,6 +21,34 @@ class Pointed(supervised.Supervised):
         return prepared | {"point": jnp.stack(at, -1).astype(jnp.float32)}
 
 
+def test_the_augmentation_gets_what_the_sampler_drew():
+    seen = []
+
+    def augment(key, image, label, **more):
+        seen.append(more)
+        return image, label
+
+    made = supervised.make(
+        lambda *args: {"logits": args[1]},
+        [("ce", 1.0, cross_entropy.make())],
+        table=toy.TABLE,
+        known=toy.KNOWN,
+        ignore_ids=toy.IGNORE,
+        patch=toy.PATCH,
+        augment=augment,
+    )
+    batch = toy.host_batch(0)
+    moved = {"angles": np.ones((len(batch["case"]), 3), np.float32)}
+    moved["scale"] = np.ones(len(batch["case"]), np.float32)
+    made.prepare(batch, jax.random.key(0))
+    prepared = made.prepare(batch | moved, jax.random.key(0))
+    made.prepare(batch | moved, None)  # validation does not augment
+    first, second = seen
+    assert first == {} and list(second) == ["moved"]
+    np.testing.assert_array_equal(second["moved"][0], moved["angles"])
+    assert not {"angles", "scale"} & set(prepared)  # nothing that a network could read
+
+
 @pytest.mark.slow
 def test_what_a_task_prepares_is_an_input_of_the_network():
     seen = []

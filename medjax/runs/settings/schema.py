@@ -182,7 +182,7 @@ class Sampler(Section):
         listed=False,
     )
     version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
-    threads: int = setting(2, "that read patches")
+    threads: int = setting(-1, "that read patches; -1: cores per local device, 12 at most")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")
 
 

@@ -75,6 +75,14 @@ class Infer(Section):
         listed=False,
     )
     batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")
+    backend: str = setting(
+        "auto",
+        "where windows are blended: device, host, or auto: on the device unless it is a CPU",
+        listed=False,
+    )
+    half: bool = setting(
+        False, "blended scores on the device are float16 (within 2e-3)", listed=False
+    )
     precision: str = setting(
         "", "of matrix products: highest, high or default; empty: the device's own"
     )

@@ -25,7 +25,7 @@ from medjax.errors import UsageError, did_you_mean
 from medjax.labels import BACKGROUND, LabelSpace
 from medjax.losses.parts import exclusive
 from medjax.models.parts import heads, sockets
-from medjax.runs import build, hosts
+from medjax.runs import build, hosts, sampling
 from medjax.runs import folder as runfolder
 from medjax.runs.settings.schema import Config
 from medjax.sample import prevalence
@@ -100,7 +100,7 @@ def start(
 
     def measured() -> None:
         found = prevalence.count(
-            pools, recipe, space.table.shape[1], threads=config.sampler.threads
+            pools, recipe, space.table.shape[1], threads=sampling.threads(config.sampler)
         )
         document = table(config, space, found)
         runfolder.write_json(workdir / runfolder.HEAD_PRIOR, document)

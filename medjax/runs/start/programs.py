@@ -37,6 +37,8 @@ def keep() -> Path | None:
     if not given:
         prune(folder.parent, MOST_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    # what XLA measured to choose its kernels; only GPUs have such caches
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
     return folder
 
 

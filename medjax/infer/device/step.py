@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from medjax.decision import Decision
-from medjax.infer import tta
+from medjax.infer.device import tta
 from medjax.infer.model import Model
 from medjax.models import context
 
