@@ -12,11 +12,12 @@ import jax
 
 from medjax.errors import UsageError
 from medjax.labels import LabelSpace
-from medjax.runs import build, dry_devices, footprint, initial
+from medjax.runs import build, footprint, initial
 from medjax.runs import open as corpora
 from medjax.runs import spacing as spacings
 from medjax.runs.ahead import cards
 from medjax.runs.ahead import compiled as compiled_ahead
+from medjax.runs.ahead import devices as on_devices
 from medjax.runs.config import with_plan
 from medjax.runs.settings.schema import Config
 from medjax.runs.start import head_prior
@@ -59,7 +60,7 @@ def dry(
     if said := build.about_sides(config, data.space):
         parts.append(said)
     if devices:
-        table = dry_devices.report(
+        table = on_devices.report(
             config, net, data.space, devices, expected.spacing_mm, compiled=compiled
         )
         parts.insert(2, table)
@@ -98,7 +99,7 @@ def _here(config: Config) -> str:
     """How training would use the devices of this machine, or why it would be refused."""
     try:
         count = len(jax.devices())
-        return dry_devices.layout_of(config, count, config.sharding.fsdp).sentence()
+        return on_devices.layout_of(config, count, config.sharding.fsdp).sentence()
     except UsageError as error:
         return f"training would be refused: {error}"
 

@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from configs.tsfm import get_config
 from medjax.registry import plain
-from medjax.runs import build, dry_devices
+from medjax.runs import build
 from medjax.runs import open as corpora
+from medjax.runs.ahead import devices as on_devices
 from medjax.runs.ahead import hlo
 from medjax.train import pinning, sharding
 from tests.support.configs import typed
@@ -55,10 +56,10 @@ def test_pinning_adds_no_communication_where_samples_are_split_already(tmp_path,
     c.sharding.fsdp, c.augment.on = 8, False
     config = typed(plain(c))
     space = corpora.open_data(config.data, tmp_path, files=False).space
-    layout = dry_devices.layout_of(config, 8, 8)
+    layout = on_devices.layout_of(config, 8, 8)
 
     def count():
-        step = dry_devices.traced(config, space, layout, layout.mesh(), (1.0, 1.0, 1.0))
+        step = on_devices.traced(config, space, layout, layout.mesh(), (1.0, 1.0, 1.0))
         return hlo.collectives(step.lower().compile().as_text())
 
     after = count()

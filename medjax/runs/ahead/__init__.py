@@ -1,1 +1,1 @@
-"""Compiling a training step for a card that is not there, and reading what the compiler made."""
+"""The training step of several devices, or of a card that is not there: lowered, compiled, read."""

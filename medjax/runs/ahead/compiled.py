@@ -21,8 +21,9 @@ import jax
 
 from medjax.errors import TrainError
 from medjax.labels import LabelSpace
-from medjax.runs import dry_devices, footprint
+from medjax.runs import footprint
 from medjax.runs.ahead import cards, hlo
+from medjax.runs.ahead import devices as on_devices
 from medjax.runs.settings.schema import Config, resolve
 
 # Tiles of Triton's products are chosen by trying them on a card, and the untried ones may not fit:
@@ -59,7 +60,7 @@ def ask(
     """
     card, count = cards.parse(target)
     cards.check(card)
-    dry_devices.layout_of(config, count, config.sharding.fsdp)
+    on_devices.layout_of(config, count, config.sharding.fsdp)
     request = {
         "fields": config.to_json(),
         "space": space.to_json(),
@@ -99,11 +100,11 @@ def answer(request: Mapping) -> dict:
     topology = topologies.get_topology_desc(
         platform=card.backend, target_config=card.description(), topology=f"1x1x{count}"
     )
-    layout = dry_devices.layout_of(config, count, config.sharding.fsdp)
+    layout = on_devices.layout_of(config, count, config.sharding.fsdp)
     mesh = layout.mesh(topology.devices[:count])
     space = LabelSpace.from_json(request["space"])
     began = time.monotonic()
-    traced = dry_devices.traced(config, space, layout, mesh, request["spacing_mm"])
+    traced = on_devices.traced(config, space, layout, mesh, request["spacing_mm"])
     found: dict[str, Any] = {"cards": count, "layout": layout.sentence(), "batch": layout.batch}
     found["trace_s"], began = time.monotonic() - began, time.monotonic()
     lowered = traced.lower(lowering_platforms=(card.backend,))

@@ -10,8 +10,9 @@ import pytest
 from configs.multitalent import get_config
 from medjax.errors import UsageError
 from medjax.registry import plain
-from medjax.runs import build, dry_devices, hosts
+from medjax.runs import build, hosts
 from medjax.runs import open as corpora
+from medjax.runs.ahead import devices as on_devices
 from medjax.runs.config import with_field
 from medjax.train import rules
 from tests.support.configs import typed
@@ -34,12 +35,12 @@ def small(tmp_path_factory):
 
 def test_ways_to_share_a_model():
     assert (
-        dry_devices.ways(1) == [1]
-        and dry_devices.ways(8) == [1, 8]
-        and dry_devices.ways(64) == [1, 8, 64]
-        and dry_devices.ways(12) == [1, 12]
+        on_devices.ways(1) == [1]
+        and on_devices.ways(8) == [1, 8]
+        and on_devices.ways(64) == [1, 8, 64]
+        and on_devices.ways(12) == [1, 12]
     )
-    assert dry_devices.ways(8, 4) == [1, 4, 8] and dry_devices.ways(4, 8) == [1, 4]
+    assert on_devices.ways(8, 4) == [1, 4, 8] and on_devices.ways(4, 8) == [1, 4]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -50,7 +51,7 @@ def test_the_rehearsal_has_the_layout_and_the_batch_of_the_training(
     config = _changed(small[0], batch, accumulate=accumulate)
     config = with_field(config, "sharding.fsdp", fsdp)
     monkeypatch.setattr(jax, "devices", lambda *_: [None] * count)
-    assert dry_devices.layout_of(config, count, fsdp) == hosts.layout(config)
+    assert on_devices.layout_of(config, count, fsdp) == hosts.layout(config)
     assert hosts.layout(config).batch == batch
 
 
@@ -58,7 +59,7 @@ def test_an_old_run_folder_has_one_micro_batch(small):
     older = _changed(small[0], 4).to_json()
     del older["train"]["accumulate"]
     config = typed(older)
-    assert dry_devices.layout_of(config, 2, 1).accumulate == hosts.layout(config).accumulate == 1
+    assert on_devices.layout_of(config, 2, 1).accumulate == hosts.layout(config).accumulate == 1
 
 
 def _changed(config, batch, **train):
@@ -71,7 +72,7 @@ def test_bytes_per_device_are_those_of_the_shards(small):
     config, space, net = small
     kept = {"batch": 1000, "kept for backward": 5000}
     alone, shared = (
-        dry_devices.per_device(config, net, space, dry_devices.layout_of(config, 8, fsdp), kept)
+        on_devices.per_device(config, net, space, on_devices.layout_of(config, 8, fsdp), kept)
         for fsdp in (1, 8)
     )
     leaves = jax.tree.leaves(net.abstract())
@@ -92,16 +93,16 @@ def test_bytes_per_device_are_those_of_the_shards(small):
     )
     assert shared["together"] == 3 * split + (shared["optimizer"] - split) + 6000
     with pytest.raises(UsageError, match="fsdp=9, 8 devices"):
-        dry_devices.layout_of(config, 8, 9)
+        on_devices.layout_of(config, 8, 9)
 
 
 def test_only_trained_leaves_have_gradients_and_one_micro_batch_has_activations(small):
     config, space, net = small
-    layout = dry_devices.layout_of(_changed(config, 4), 2, 1)
-    whole = dry_devices.per_device(_changed(config, 4), net, space, layout)
+    layout = on_devices.layout_of(_changed(config, 4), 2, 1)
+    whole = on_devices.per_device(_changed(config, 4), net, space, layout)
     head = (("head", True), (".*", False))
     frozen = with_field(_changed(config, 4), "optim.trainable", head)
-    found = dry_devices.per_device(frozen, net, space, layout)
+    found = on_devices.per_device(frozen, net, space, layout)
     heads = sum(
         leaf.size
         for path, leaf in zip(
@@ -112,7 +113,7 @@ def test_only_trained_leaves_have_gradients_and_one_micro_batch_has_activations(
     assert found["gradients"] == 4 * heads < whole["gradients"] == found["parameters"]
     assert found["optimizer"] - 4 * heads < 100 and found["kept"] < 0.7 * whole["kept"]
     divided = _changed(config, 4, accumulate=2)
-    parts = dry_devices.per_device(divided, net, space, dry_devices.layout_of(divided, 2, 1))
+    parts = on_devices.per_device(divided, net, space, on_devices.layout_of(divided, 2, 1))
     assert parts["gradients"] == 2 * whole["gradients"], "the sum and one micro-batch's"
     assert parts["kept"] == pytest.approx(whole["kept"] / 2, rel=0.1)
     assert parts["batch"] > whole["batch"], "as cut and as augmented"
@@ -132,30 +133,30 @@ def test_a_step_is_lowered_for_gpus_that_are_not_there(small):
         "platforms": ["cpu", "cuda"],
         "compiled": False,
     }
-    found = dry_devices.answer(request)
+    found = on_devices.answer(request)
     assert (
         (found["batch"], found["mesh"]) == (2, "2 x 2")
         and 500 < found["lines"]["cuda"] < found["lines"]["cpu"]
         and "compile_s" not in found
     )
-    assert dry_devices._sentence(found).startswith("4 devices as 2 x 2: traced in ")
+    assert on_devices._sentence(found).startswith("4 devices as 2 x 2: traced in ")
     assert jax.default_backend() == "cpu" and set(found["lower_s"]) == {"cpu", "cuda"}
 
 
 @pytest.mark.slow
 def test_a_step_is_lowered_for_every_platform_and_compiled_for_four_devices(small):
     config, space, net = small
-    found = dry_devices.ask(config, space, 4, 4, SPACING)
+    found = on_devices.ask(config, space, 4, 4, SPACING)
     assert (
         (found["batch"], found["mesh"]) == (2, "1 x 4")
         and set(found["lines"]) == {"cpu", "cuda", "tpu"}
         and min(found["lines"].values()) > 100
     )
-    layout = dry_devices.layout_of(config, 4, 4)
-    state = dry_devices.per_device(config, net, space, layout, {"batch": 0, "kept for backward": 0})
+    layout = on_devices.layout_of(config, 4, 4)
+    state = on_devices.per_device(config, net, space, layout, {"batch": 0, "kept for backward": 0})
     assert found["arguments"] == pytest.approx(state["parameters"] + state["optimizer"], rel=0.2)
     assert math.isfinite(found["compile_s"])
-    text = dry_devices.report(config, net, space, (1, 4), SPACING, compiled=False)
+    text = on_devices.report(config, net, space, (1, 4), SPACING, compiled=False)
     assert (
         "4        1 x 4               2             0" in text
         and "4        2 x 1               1             2" in text

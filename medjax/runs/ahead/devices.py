@@ -2,7 +2,7 @@
 
 In: a config. Out: bytes per device for each way of sharding the model, and the
 compiler's report for one of them, on simulated devices. Nothing is allocated: states and batches
-are shapes with shardings. As a program (`python -m medjax.runs.dry_devices`) it reads a JSON
+are shapes with shardings. As a program (`python -m medjax.runs.ahead.devices`) it reads a JSON
 request and answers with JSON; each request needs its own process, because the number of devices is
 fixed when jax starts.
 """
@@ -150,7 +150,7 @@ def ask(
     request |= {"platforms": list(platforms), "compiled": compiled}
     request |= {"spacing_mm": list(spacing_mm)}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-m", "medjax.runs.dry_devices"]
+    command = [sys.executable, "-m", "medjax.runs.ahead.devices"]
     done = subprocess.run(
         command,
         input=json.dumps(request),
