@@ -304,7 +304,9 @@ def rows(base: Mapping[str, Any]) -> dict[str, Table]:
         found[row] = base | _row(row, False) | _tasks(False)
         found[f"{row}_public"] = base | _row(row, False) | _tasks(True)
         if row != "literal":
-            found[f"small_{row}"] = base | FOLDERS | SMALL | _row(row, True) | hashed
+            own = _row(row, True)
+            texts = hashed if own["model.text"] else {}
+            found[f"small_{row}"] = base | FOLDERS | SMALL | own | texts
             found[f"small_{row}"]["optim.lr"] = 2e-3
     found["small_stage1"] = base | BCE | FOLDERS | SMALL | small_unetr | {"optim.lr": 1e-3}
     found["demo_stage1"] = base | BCE | DEMO | SMALL | small_unetr
