@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One script for a fresh machine: ./launch.sh demo | test | parity | docs | train | local | slurm | tpu | run (help lists them).
+# One script for a fresh machine: ./launch.sh demo | test | parity | notebooks | docs | train | local | slurm | tpu | run (help lists them).
 # Creates its own environment in .venv (needs Python >= 3.11 and a package registry). MEDJAX_EXTRA=cuda or tpu adds that accelerator.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -31,10 +31,11 @@ usage() {
   cat <<'TEXT'
 ./launch.sh demo [FLAGS]           make the embedded corpora, train, predict, evaluate, print a table (minutes on two cores)
 ./launch.sh test [PYTEST ARGS]     the quick tests: mathematics, wiring, one run of every system (about 10 minutes on two cores)
-./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (about an hour)
+./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (about 45 minutes)
 ./launch.sh test slow [PYTEST ARGS] what `test` leaves out of `test all`
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh parity install         only install what they need
+./launch.sh notebooks              run every notebook from its first cell to its last (about five minutes)
 ./launch.sh docs                   build the pages of docs/ as a web site in build/docs
 ./launch.sh docs install           only install what that needs
 ./launch.sh train CONFIG [FLAGS]   python -m medjax.main --config=CONFIG FLAGS
@@ -83,9 +84,9 @@ case "$command" in
     ;;
   test)
     environment "test,formats"
-    chosen=(-m "not slow and not parity")
+    chosen=(-m "not slow and not parity and not notebook")
     case "${1:-}" in
-      all) shift; chosen=() ;;
+      all) shift; chosen=(-m "not notebook") ;;
       slow) shift; chosen=(-m "slow and not parity") ;;
     esac
     python -m pytest ${chosen[@]+"${chosen[@]}"} --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
@@ -95,6 +96,10 @@ case "$command" in
     if [ "${1:-}" = install ]; then exit 0; fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # PyTorch's threads of several processes hinder each other
     python -m pytest -m parity --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist loadfile --jaxtyping-packages=medjax,medjax_verbs,tests.checked "$@"
+    ;;
+  notebooks)
+    environment "test,formats"
+    python -m pytest -m notebook --numprocesses "${MEDJAX_TEST_PROCESSES:-2}" --dist load "$@"
     ;;
   docs)
     environment "docs"

@@ -45,7 +45,7 @@ def test_every_notebook_installs_without_replacing_jax(path):
     assert all(not c.get("outputs") for c in text["cells"]) and text["nbformat"] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
