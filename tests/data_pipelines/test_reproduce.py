@@ -76,6 +76,21 @@ def test_the_config_of_every_run_is_made():
         assert importlib.import_module(f"configs.{file}").get_config(variant).name
 
 
+def test_texts_are_given_to_networks_that_read_them():
+    """A run with texts for a network without them is refused when it begins."""
+    told = {
+        run.config
+        for _, row in ROWS
+        for run in reproduce.runs(row)
+        if any(flag.startswith("text.source=") for flag in run.flags)
+    }
+    assert len(told) > 5
+    for config in told:
+        file, _, variant = config.partition(":")
+        model = importlib.import_module(f"configs.{file}").get_config(variant).model
+        assert model.name in ("segvol", "universal") or model.text, config
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_flags_of_the_rows_are_taken(paper, monkeypatch, repository):
     """Every set of flags once for every config file."""
