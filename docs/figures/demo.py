@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medjax import labels
+from medjax import colours, labels
 from medjax.corpora.cases import load
 from medjax.corpora.sources import read_corpus
 from medjax.prepare import geometry
@@ -53,13 +53,14 @@ def draw(run: Path, out: Path) -> None:
     if not rows:
         raise SystemExit(f"{run}: no predictions of phantoms; run the demo to its end")
     space = labels.merge([corpus for corpus, *_ in rows])
-    colours = [montage.colour(k) for k in range(len(space.classes))]
+    found = colours.of_classes(space.classes)
+    shades = [found[name] for name in space.classes]
     figure = Figure(figsize=(10.0, 2.35 * len(rows) + 0.75), facecolor=GROUND)
     FigureCanvasAgg(figure)
     tall = figure.get_figheight()
     for row, (corpus, grey, *maps) in enumerate(rows):
-        shown = [_coloured(grey, None, corpus, space, colours)]
-        shown += [_coloured(grey, ids, corpus, space, colours) for ids in maps]
+        shown = [_coloured(grey, None, corpus, space, shades)]
+        shown += [_coloured(grey, ids, corpus, space, shades) for ids in maps]
         for column, picture in enumerate(shown):
             bottom = (tall - 0.3 - 2.35 * (row + 1)) / tall
             axes = figure.add_axes((0.005 + column / 3, bottom, 0.323, 2.3 / tall))
@@ -69,12 +70,12 @@ def draw(run: Path, out: Path) -> None:
                 axes.set_title(COLUMNS[column], color=INK, fontsize=11, pad=4)
         place = (0.012, (tall - 0.55 - 2.35 * row) / tall)
         figure.text(*place, f"{corpus.modality}, {corpus.name}", color=INK, fontsize=9)
-    _legend(figure, space, colours)
+    _legend(figure, space, shades)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=DPI, facecolor=GROUND, metadata={"Software": None})
 
 
-def _coloured(grey, ids, corpus, space, colours: Sequence) -> np.ndarray:
+def _coloured(grey, ids, corpus, space, shades: Sequence) -> np.ndarray:
     """(y, x, 3): the slice, with the smallest class of every voxel as its colour."""
     low, high = np.percentile(grey, (2, 99.5))
     light = np.clip((grey - low) / max(high - low, 1e-6), 0, 1)
@@ -84,14 +85,14 @@ def _coloured(grey, ids, corpus, space, colours: Sequence) -> np.ndarray:
     classes = space.table[space.corpus_index(corpus.name)][ids]
     for c in np.argsort(-classes.sum((0, 1))):
         inside = classes[..., c]
-        picture[inside] = 0.45 * light[inside, None] + 0.55 * np.asarray(colours[c])[:3]
+        picture[inside] = 0.45 * light[inside, None] + 0.55 * np.asarray(shades[c])[:3]
     return picture
 
 
-def _legend(figure: Figure, space: labels.LabelSpace, colours: Sequence) -> None:
+def _legend(figure: Figure, space: labels.LabelSpace, shades: Sequence) -> None:
     from matplotlib.patches import Patch
 
-    drawn = [Patch(color=c, label=n) for n, c in zip(space.classes, colours, strict=True)]
+    drawn = [Patch(color=c, label=n) for n, c in zip(space.classes, shades, strict=True)]
     style = {"frameon": False, "labelcolor": INK, "fontsize": 8.5, "handlelength": 1.0}
     figure.legend(handles=drawn, loc="lower center", ncols=7, columnspacing=1.1, **style)
 

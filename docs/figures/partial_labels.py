@@ -21,13 +21,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from medjax import labels
+from medjax import colours, labels
 from medjax.corpora.cases import load
 from medjax.corpora.sources import read_corpus
 from medjax.losses import cross_entropy
 from medjax.phantom.corpora import write_corpora
 from medjax.prepare import geometry
-from medjax.report import montage
 
 WIDTH, HEIGHT, DPI = 10.0, 5.6, 110
 
@@ -68,15 +67,16 @@ def draw(path: Path, size: str = "small") -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         space, read = scans(Path(folder), size)
     slope = gradients(space, [ids for _, ids in read])
-    colours = [montage.colour(k) for k in range(len(space.classes))]
+    found = colours.of_classes(space.classes)
+    shades = [found[name] for name in space.classes]
     figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="white")
     FigureCanvasAgg(figure)
     height, top, left = 0.25, 0.93, 0.38
     for k, (image, ids) in enumerate(read):
         axes = figure.add_axes((0.0, top - (k + 1) * height, left - 0.11, height - 0.012))
-        _scan(axes, image, space.table[k][ids], colours)
+        _scan(axes, image, space.table[k][ids], shades)
     table = figure.add_axes((left, top - 3 * height, 0.995 - left, 3 * height))
-    _cells(table, space, slope, colours)
+    _cells(table, space, slope, shades)
     heads = {0.012: "what each corpus annotates", left: "gradient that reaches each class"}
     for x, text in heads.items():
         figure.text(x, 0.955, text, fontsize=10.5, weight="bold")
@@ -85,7 +85,7 @@ def draw(path: Path, size: str = "small") -> np.ndarray:
     return slope
 
 
-def _scan(axes, image: np.ndarray, classes: np.ndarray, colours: Sequence) -> None:
+def _scan(axes, image: np.ndarray, classes: np.ndarray, shades: Sequence) -> None:
     """The axial slice with most annotated voxels, its classes as colours over grey.
 
     Args:
@@ -98,13 +98,13 @@ def _scan(axes, image: np.ndarray, classes: np.ndarray, colours: Sequence) -> No
     order = np.argsort(-classes[at].sum((0, 1)))  # smaller regions over larger ones
     for c in order:
         inside = classes[at, ..., c]
-        shown[inside] = 0.4 * grey[inside, None] + 0.6 * np.asarray(colours[c])[:3]
+        shown[inside] = 0.4 * grey[inside, None] + 0.6 * np.asarray(shades[c])[:3]
     shown = shown[:, ::-1]  # the patient's right on the left
     axes.imshow(shown, origin="lower", aspect="equal", interpolation="nearest")
     axes.set_axis_off()
 
 
-def _cells(axes, space: labels.LabelSpace, slope: np.ndarray, colours: Sequence) -> None:
+def _cells(axes, space: labels.LabelSpace, slope: np.ndarray, shades: Sequence) -> None:
     """Rows are corpora, columns classes: coloured where annotated, with the number."""
     rows, columns = slope.shape
     axes.set_xlim(0, columns)
@@ -112,7 +112,7 @@ def _cells(axes, space: labels.LabelSpace, slope: np.ndarray, colours: Sequence)
     for k in range(rows):
         for c in range(columns):
             known = bool(space.known[k, c])
-            face = (*colours[c][:3], 0.75) if known else "#f1f1f1"
+            face = (*shades[c][:3], 0.75) if known else "#f1f1f1"
             box = {"facecolor": face, "edgecolor": "white", "linewidth": 2}
             axes.add_patch(Rectangle((c, k), 1, 1, **box))
             text = f"{slope[k, c]:.1f}" if slope[k, c] else "0"
