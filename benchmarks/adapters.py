@@ -59,11 +59,6 @@ def arms(net: str, base: Path) -> dict[str, dict]:
     return found
 
 
-def flags(fields: Mapping[str, object]) -> tuple[str, ...]:
-    """Fields as words of a command line."""
-    return tuple(f"--config.{name}={value}" for name, value in fields.items())
-
-
 def shared(given: argparse.Namespace, net: str, seed: int, steps: int) -> dict[str, object]:
     """Fields of every run on a target."""
     return {
@@ -92,7 +87,9 @@ def base_job(given: argparse.Namespace, net: str) -> trainings.Job:
         "evaluate.montages": 2,
     }
     fields |= NETS[net]["base"]
-    return trainings.training(NETS[net]["config"], given.out, f"{net}_base", flags(fields))
+    return trainings.training(
+        NETS[net]["config"], given.out, f"{net}_base", trainings.flags(fields)
+    )
 
 
 def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
@@ -108,7 +105,9 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
                     fields["data.folders"] = given.data / target
                     fields["data.spacing_mm"] = TARGETS[target]
                     name = run_name(net, target, arm, seed)
-                    found[name] = trainings.training(config, given.out, name, flags(fields), base)
+                    found[name] = trainings.training(
+                        config, given.out, name, trainings.flags(fields), base
+                    )
     if "unet" in given.nets and given.both:
         found |= both_jobs(given)
     done = {name for name in found if trainings.cells(given.out / name)}
@@ -140,7 +139,9 @@ def both_jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
         if experts:
             fields |= {"adapters.expert_of": "1,2", "sampler.draw": "mix", "sampler.exponent": 1}
         fields["train.batch"] = len(folders)
-        found[name] = trainings.training(NETS[net]["config"], given.out, name, flags(fields), "")
+        found[name] = trainings.training(
+            NETS[net]["config"], given.out, name, trainings.flags(fields), ""
+        )
     return {n: dataclasses.replace(job, after="unet_base") for n, job in found.items()}
 
 

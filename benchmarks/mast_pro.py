@@ -119,11 +119,6 @@ def write_texts(path: Path) -> None:
 # -- trainings -------------------------------------------------------------------------------------
 
 
-def flags(fields: Mapping[str, object]) -> tuple[str, ...]:
-    """Fields as words of a command line."""
-    return tuple(f"--config.{name}={value}" for name, value in fields.items())
-
-
 def shared(given: argparse.Namespace, steps: int) -> dict[str, object]:
     """Fields of every run."""
     return {
@@ -146,7 +141,7 @@ def organ_job(given: argparse.Namespace) -> trainings.Job:
         "data.spacing_rule": "per_corpus",
         "model.base_features": 8,
     }
-    words = ("--mode=crossval", *flags(fields))
+    words = ("--mode=crossval", *trainings.flags(fields))
     return trainings.training("configs/multitalent.py:unet_small", given.out, "organ", words)
 
 
@@ -159,7 +154,9 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
         "evaluate.on": False,
     }
     found = {
-        "stage1": trainings.training(f"{CONFIG}:small_stage1", given.out, "stage1", flags(first))
+        "stage1": trainings.training(
+            f"{CONFIG}:small_stage1", given.out, "stage1", trainings.flags(first)
+        )
     }
     for row in given.only or ROWS:
         own = shared(given, given.steps) | {
@@ -170,7 +167,7 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
         if RECIPES[row][0]:
             own |= {"text.source": "file", "text.file": given.out / "tasks.text.npz"}
         found[row] = trainings.training(
-            f"{CONFIG}:small_{row}", given.out, row, flags(own), "stage1"
+            f"{CONFIG}:small_{row}", given.out, row, trainings.flags(own), "stage1"
         )
     if trainings.finished(given.out / "stage1"):
         del found["stage1"]

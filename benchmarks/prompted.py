@@ -48,16 +48,11 @@ def fields(given: argparse.Namespace, steps: int) -> dict[str, object]:
     }
 
 
-def flags(found: Mapping[str, object]) -> tuple[str, ...]:
-    """Fields as words of a command line."""
-    return tuple(f"--config.{name}={value}" for name, value in found.items())
-
-
 def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
     """The trainings that are not complete."""
     out, base = given.out, given.out / "longer"
-    words = flags(fields(given, given.steps))
-    further = flags(
+    words = trainings.flags(fields(given, given.steps))
+    further = trainings.flags(
         fields(given, given.more)
         | {"init.source": out / "base", "sampler.whole": 1.0, "optim.lr": 4e-4}
     )
@@ -75,7 +70,9 @@ def jobs(given: argparse.Namespace) -> dict[str, trainings.Job]:
                 "optim.warmup_steps": given.adapt_steps // 15,
             }
             name = f"{target}_{arm}"
-            found[name] = trainings.training(f"{CONFIG}:{recipe}", out, name, flags(own), "longer")
+            found[name] = trainings.training(
+                f"{CONFIG}:{recipe}", out, name, trainings.flags(own), "longer"
+            )
     left = {name: job for name, job in found.items() if not trainings.finished(out / name)}
     return {
         name: job if job.after in left else trainings.Job(job.lines) for name, job in left.items()

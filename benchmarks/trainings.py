@@ -30,6 +30,11 @@ class Job:
     good: tuple[int, ...] = (0,)
 
 
+def flags(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """Fields of a config as words of a command line."""
+    return tuple(f"--config.{name}={value}" for name, value in fields.items())
+
+
 def training(config: str, out: Path, name: str, flags: Sequence[str], after: str = "") -> Job:
     """One training into <out>/<name>."""
     words = harness.script("medjax.main", f"--config={config}", f"--workdir={out / name}", *flags)
