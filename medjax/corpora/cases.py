@@ -43,6 +43,7 @@ Progress = Callable[[int, int, str, str], None]  # done, total, case name, statu
 
 MEMORY_SHARE = 0.6  # share of free memory; the rest is for results, page cache and other processes
 BEGUN_AFTER_S = 5.0  # a new thread has run its first line by then
+LOOKS_UP_AFTER_S = 0.1  # a waiting main thread looks this often whether a signal has come
 _local = threading.local()
 
 
@@ -237,11 +238,18 @@ def each(
     # A signal's exception may appear in this thread between any two instructions. Within
     # `threading.Condition.__enter__`, which pools, futures and `Thread.start` use, it leaves a lock
     # taken that nobody gives back, and the process never ends. This thread therefore only starts
-    # another one and waits at a queue written in C.
+    # another one and waits at a queue written in C. A signal that arrives just before such a wait
+    # begins does not end it, so each wait is short.
     results: dict[int, Outcome] = {}
     try:
         _thread.start_new_thread(all_cases, ())
-        while (found := told.get()) is not None:
+        while True:
+            try:
+                found = told.get(timeout=LOOKS_UP_AFTER_S)
+            except queue.Empty:
+                continue
+            if found is None:
+                break
             if isinstance(found, BaseException):
                 raise found
             results[found[0]] = outcome = found[1]
@@ -253,6 +261,6 @@ def each(
         late = time.monotonic() + BEGUN_AFTER_S
         while "ended" not in states and (states or time.monotonic() < late):
             with contextlib.suppress(queue.Empty):
-                told.get(timeout=0.1)
+                told.get(timeout=LOOKS_UP_AFTER_S)
         raise
     return [results[i] for i in range(len(cases))]
