@@ -164,10 +164,14 @@ class Segmenter:
         Raises: `PredictError` if the case cannot be done in the memory allowed, the network's
           scores are not finite, or the device is out of memory also with half the windows per step.
         """
-        prepared = prepared or self.prepare_all(volume, request)
+        prepared, organ = prepared or self.prepare_all(volume, request), None
+        if self.postprocess and self.postprocess.organ_filter:
+            space, plan = self.model.space, self.model.plan
+            described = space.corpora[space.corpus_index(request.corpus)]
+            organ = postprocess.organ_of(volume.array, plan, described, prepared[0].transform)
         for attempt in (1, 2, 3):
             try:
-                return self._segment(prepared, request, on_scores)
+                return self._segment(prepared, request, on_scores, organ)
             except PredictError as error:
                 raise self._located(error, volume.path) from error
             except Exception as error:
@@ -236,6 +240,7 @@ class Segmenter:
         prepared: Sequence[Prepared],
         request: Request,
         on_scores: OnScores | None,
+        organ: np.ndarray | None = None,
     ) -> Segmentation:
         """Block by block: scores of all networks on the scan's grid, decided and painted."""
         space, transform, corpus = self.model.space, prepared[0].transform, request.corpus
@@ -274,7 +279,7 @@ class Segmenter:
                 masks.beaten.put(region, owners, mask & ~shown)
             cropped[region] = postprocess.paint(space, shown, owners, corpus)
         found, done = Segmentation(label_map, masks, maps), self.postprocess
-        return postprocess.apply(found, done, space, corpus) if done else found
+        return postprocess.apply(found, done, space, corpus, organ) if done else found
 
     def _shown(
         self,
