@@ -64,13 +64,17 @@ def test_what_does_not_belong_is_refused(root, tmp_path, capsys):
     far = tmp_path / "far.nii.gz"
     save(far, np.ones((4, 4, 4), np.uint8), origin=(900, 0, 0))
     cases = find_inputs([str(root / "in" / "c0.nii.gz")], channels=1)
-    with pytest.raises(UsageError, match="belongs to another scan"):
+    with pytest.raises(UsageError, match="belongs to another scan") as error:
         organs.with_masks(cases, str(far), tmp_path, print)
+    assert str(error.value.path) == str(far) and error.value.fix == "give the mask of this scan"
     with pytest.raises(UsageError, match="no such organ mask"):
         organs.with_masks(cases, str(tmp_path / "nothing.nii.gz"), tmp_path, print)
     both = find_inputs([str(root / "in")], channels=1)
     with pytest.raises(UsageError, match="several scans"):
         organs.with_masks(both, str(far), tmp_path, print)
+    assert _predict(root, tmp_path / "t", "--organ", "none", "--task", "lung") == 2
+    said = capsys.readouterr().err
+    assert "knows no task 'lung'" in said and str(root / "run") in said and "Tumours" in said
     make_run(tmp_path / "plain")
     given = ["-m", str(tmp_path / "plain"), "-i", str(root / "in"), "-o", str(tmp_path / "o")]
     assert cli.main(["predict", *given, "--organ", "none"]) == 2
