@@ -270,12 +270,10 @@ def _row(row: str, small: bool) -> Table:
 
 
 SIDES = {  # spec 3.6, "by side"
-    "data.sides": {
-        "CT_ORG": ("kidneys", "lungs"),
-        "WORD": ("adrenal glands",),
-        "AbdomenCT_1K": ("kidney",),
-        "KiTS21": ("kidney",),
-    },
+    "data.sides.CT_ORG": ("kidneys", "lungs"),
+    "data.sides.WORD": ("adrenal glands",),
+    "data.sides.AbdomenCT_1K": ("kidney",),
+    "data.sides.KiTS21": ("kidney",),
     "data.rename": {"MSD_HepaticVessel/liver tumour": "tumour of the hepatic vessel set"}
     | {
         f"{corpus}/{side} {several}": f"{side} {one}"
