@@ -141,6 +141,11 @@ class Segmenter:
             key = (network.model.plan.key(), network.channels)
             if key not in done:
                 done[key] = network.prepare(volume, request)
+        if self.postprocess and self.postprocess.organ_filter:  # its source is not kept
+            space, plan, key = self.model.space, self.model.plan, next(iter(done))
+            described = space.corpora[space.corpus_index(request.corpus)]
+            organ = postprocess.organ_of(volume.array, plan, described, done[key].transform)
+            done[key] = done[key]._replace(organ=organ)
         return tuple(done[one.model.plan.key(), one.channels] for one in self.networks)
 
     def segment(
@@ -164,14 +169,10 @@ class Segmenter:
         Raises: `PredictError` if the case cannot be done in the memory allowed, the network's
           scores are not finite, or the device is out of memory also with half the windows per step.
         """
-        prepared, organ = prepared or self.prepare_all(volume, request), None
-        if self.postprocess and self.postprocess.organ_filter:
-            space, plan = self.model.space, self.model.plan
-            described = space.corpora[space.corpus_index(request.corpus)]
-            organ = postprocess.organ_of(volume.array, plan, described, prepared[0].transform)
+        prepared = prepared or self.prepare_all(volume, request)
         for attempt in (1, 2, 3):
             try:
-                return self._segment(prepared, request, on_scores, organ)
+                return self._segment(prepared, request, on_scores)
             except PredictError as error:
                 raise self._located(error, volume.path) from error
             except Exception as error:
@@ -240,7 +241,6 @@ class Segmenter:
         prepared: Sequence[Prepared],
         request: Request,
         on_scores: OnScores | None,
-        organ: np.ndarray | None = None,
     ) -> Segmentation:
         """Block by block: scores of all networks on the scan's grid, decided and painted."""
         space, transform, corpus = self.model.space, prepared[0].transform, request.corpus
@@ -279,6 +279,7 @@ class Segmenter:
                 masks.beaten.put(region, owners, mask & ~shown)
             cropped[region] = postprocess.paint(space, shown, owners, corpus)
         found, done = Segmentation(label_map, masks, maps), self.postprocess
+        organ = prepared[0].organ
         return postprocess.apply(found, done, space, corpus, organ) if done else found
 
     def _shown(

@@ -1,5 +1,7 @@
 """Organ masks of scans to predict, and from another run."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -46,9 +48,12 @@ def _found(out):
 
 
 def test_a_mask_on_another_grid_gives_what_one_on_the_scans_grid_gives(root, tmp_path, capsys):
-    assert _predict(root, tmp_path / "a", "--organ", str(root / "masks"), "--probabilities") == 0
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"organ_filter": ["tumour"]}))
+    done = ["--probabilities", "--postprocess", str(rules)]
+    assert _predict(root, tmp_path / "a", "--organ", str(root / "masks"), *done) == 0
     assert _predict(root, tmp_path / "b", "--probabilities", scans="two") == 0
-    assert _predict(root, tmp_path / "c", "--organ", "none", "--probabilities") == 0
+    assert _predict(root, tmp_path / "c", "--organ", "none", *done) == 0
     assert "2 of 2 scans have no organ mask (c0, c1): it counts as empty" in capsys.readouterr().err
 
     def scores(out):
@@ -58,6 +63,11 @@ def test_a_mask_on_another_grid_gives_what_one_on_the_scans_grid_gives(root, tmp
     name = "probabilities" if "probabilities" in given.files else given.files[0]
     np.testing.assert_array_equal(given[name], files[name])
     assert np.abs(given[name].astype(float) - none[name]).max() > 0.01  # the mask is read
+    filtered, plain, without = (json.loads((tmp_path / n / "c0.json").read_text()) for n in "abc")
+    gone = filtered["postprocessing"].get("tumour", {}).get("organ_filter", 0)
+    voxels = [one["classes"]["tumour"]["voxels"] for one in (plain, filtered)]
+    assert voxels[0] - voxels[1] == gone and "organ_filter" not in str(filtered["warnings"])
+    assert without["postprocessing"] == {} and "no organ mask" in str(without["warnings"])
 
 
 def test_what_does_not_belong_is_refused(root, tmp_path, capsys):
