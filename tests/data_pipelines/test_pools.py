@@ -10,6 +10,7 @@ from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
 from medjax.corpora.sides import split
+from medjax.errors import LabelError
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.registry import plain
 from medjax.sample.draw import corpus_probabilities
