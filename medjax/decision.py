@@ -131,6 +131,21 @@ class Decision(abc.ABC):
         least = self._least(classes) if self.average == "prob" else 0.0
         return np.flatnonzero(np.asarray(values.reshape(-1, classes).max(0)) > least - 1e-4)
 
+    def certainty(
+        self, values: np.ndarray, mask: np.ndarray
+    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Values and what is decided for, both (rows, ..., c), on the host -> sum of the
+        probabilities of every class over its voxels, (c,). Row by row, so that it needs no memory.
+        """
+        if self.average == "prob":
+            return values.sum(tuple(range(values.ndim - 1)), np.float64, where=mask)
+        sums = np.zeros(values.shape[-1])
+        for row, chosen in zip(values, mask, strict=True):
+            if (inside := chosen.any(-1)).any():
+                found = self.activated(row[inside])
+                sums += found.sum(0, np.float64, where=chosen[inside])
+        return sums
+
     def averaged(
         self,
         found: Sequence[Any],

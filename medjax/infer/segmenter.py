@@ -242,7 +242,7 @@ class Segmenter:
         names = request.wanted(space)
         asked = self.networks[0].asked(names)
         chosen = [asked.index(name) for name in names]
-        masks = Masks(names, transform)
+        masks, sure = Masks(names, transform), dict.fromkeys(names, 0.0)
         values = space.corpora[space.corpus_index(corpus)].values
         label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
         cropped = transform.image(label_map)  # a view: what is written here lands in stored order
@@ -264,6 +264,9 @@ class Segmenter:
                 if "disagreement" in views:
                     views["disagreement"][region] = block.spread
             mask, values = self.decision.decide(block.values, block.total), block.values
+            for name, sum_ in zip(owners, self.decision.certainty(values, mask), strict=True):
+                if name in sure:
+                    sure[name] += float(sum_)
             if names != asked:  # a softmax is decided over all classes, whichever are wanted
                 inside = [k for k, name in enumerate(owners) if name in names]
                 mask, owners = np.ascontiguousarray(mask[..., inside]), [owners[k] for k in inside]
@@ -273,6 +276,7 @@ class Segmenter:
             if masks.beaten is not None:
                 masks.beaten.put(region, owners, mask & ~shown)
             cropped[region] = postprocess.paint(space, shown, owners, corpus)
+        masks.confidence = {name: sure[name] / n if n else None for name, n in masks.voxels.items()}
         found, done = Segmentation(label_map, masks, maps), self.postprocess
         return postprocess.apply(found, done, space, corpus) if done else found
 
