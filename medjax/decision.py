@@ -119,6 +119,13 @@ class Decision(abc.ABC):
         """Values (..., c) -> probabilities (they are such already unless logits were averaged)."""
         return values if self.average == "prob" else self.activated(values)
 
+    def log_odds(self, values: np.ndarray) -> np.ndarray:
+        """Values (..., c) -> log(p / (1 - p)) on the host; logits as they are."""
+        if self.average == "logit":
+            return values
+        p = np.clip(values, 1e-6, 1 - 1e-6)
+        return np.log(p) - np.log1p(-p)
+
     def candidates(self, values: Any) -> np.ndarray:
         """Channels of values (..., c) that may be decided for somewhere in the block, resampled or
         not; on the host.

@@ -34,6 +34,7 @@ CONFIDENCE = ("corpus", "class", "n", "mean confidence", "rank correlation with 
 CONFLICTS = {
     "ordered": "the last in precedence",
     "argmax": "the most probable",
+    "calibrated": "the most probable at its temperature",
 }
 
 
