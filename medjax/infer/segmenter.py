@@ -59,7 +59,8 @@ class Segmenter:
         nothing.
       conflicts: which of exclusive classes that share a voxel the label map shows, a word of
         `infer.conflicts.RULES`; only sigmoid classes can.
-      temperatures: class -> temperature, for calibrated conflicts; of others 1.
+      temperatures: class -> temperature, for calibrated conflicts and the probabilities handed on;
+        of others 1.
       options: windows, mirrors, members and devices of the network, see `Scorer`.
 
     Attributes:
@@ -261,7 +262,8 @@ class Segmenter:
             if on_scores or maps:
                 probabilities = self.decision.probabilities(block.values)
             if on_scores:
-                wanted = probabilities if names == asked else probabilities[..., chosen]
+                wanted = self._tempered(probabilities, asked)
+                wanted = wanted if names == asked else wanted[..., chosen]
                 on_scores(transform, region, names, wanted)
             if maps:
                 views["entropy"][region] = self.decision.entropy(probabilities)
@@ -283,6 +285,14 @@ class Segmenter:
         masks.confidence = {name: sure[name] / n if n else None for name, n in masks.voxels.items()}
         found, done = Segmentation(label_map, masks, maps), self.postprocess
         return postprocess.apply(found, done, space, corpus) if done else found
+
+    def _tempered(self, probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probabilities at the temperatures, if there are any."""
+        if not self.temperatures:
+            return probabilities
+        return self.decision.tempered(
+            probabilities, [self.temperatures.get(name, 1.0) for name in names]
+        )
 
     def _shown(
         self,

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize
 
+from medjax.decision import LEAST, Sigmoid, Softmax
 from medjax.errors import MetricError
 
 BINS = 15
-LEAST = 1e-6  # probabilities are kept this far from 0 and 1: their logits stay within +-13.8
 COLDEST, HOTTEST = 0.05, 20.0  # limits of a temperature
 
 Voxels = Float[np.ndarray, " n"]
@@ -77,28 +77,27 @@ def brier(probability: Voxels, truth: Truth, weight: Voxels | None = None) -> fl
 
 
 def nll(probability: Voxels, truth: Truth, weight: Voxels | None = None) -> float | None:
-    """Mean negative log-likelihood in nats; probabilities as in `LEAST`; None without a voxel."""
+    """Mean negative log-likelihood in nats, finite by `decision.LEAST`; None without a voxel."""
     weight = _checked(probability, truth, weight)
     p = _inside(probability)
     return _mean(-np.log(np.where(truth, p, 1 - p)), weight)
 
 
 def scaled(probability: Any, temperature: float) -> Any:
-    """Foreground probabilities of any shape at a temperature: sigmoid(logit(p) / T), float64.
+    """Foreground probabilities of any shape at a temperature, see `decision.Sigmoid.tempered`.
 
     1/2 stays 1/2: what is above the threshold stays above it.
     """
-    p = _inside(probability)
-    return 1 / (1 + np.exp(-(np.log(p) - np.log1p(-p)) / temperature))
+    return Sigmoid().tempered(np.asarray(probability, np.float64), temperature)
 
 
 def scaled_together(
     probabilities: Float[np.ndarray, "n c"], temperature: float
 ) -> Float[np.ndarray, "n c"]:
-    """Probabilities of exclusive classes at a temperature: the background has what they leave of
-    1; p to the power of 1 / T, normalised.
+    """Probabilities of exclusive classes at a temperature, see `decision.Softmax.tempered`: the
+    background has what they leave of 1.
     """
-    return _powers(probabilities, temperature)[:, 1:]
+    return Softmax().tempered(np.asarray(probabilities, np.float64), temperature)
 
 
 def temperature(
@@ -144,16 +143,10 @@ def likelihood(
     temperature: float,
 ) -> Voxels:
     """What a softmax at a temperature gives to the truth, see `temperature_together`."""
-    p = _powers(probabilities, temperature)
-    background = p[:, 0] + np.where(known, 0, p[:, 1:]).sum(-1)
-    return np.where(truth == 0, background, np.take_along_axis(p, truth[:, None], 1)[:, 0])
-
-
-def _powers(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    p = np.asarray(probabilities, np.float64)
-    logs = np.log(_inside(np.concatenate([1 - p.sum(-1, keepdims=True), p], -1))) / temperature
-    powers = np.exp(logs - logs.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    p = scaled_together(probabilities, temperature)
+    background = 1 - np.where(known, p, 0).sum(-1)
+    own = np.take_along_axis(p, np.maximum(truth - 1, 0)[:, None], 1)[:, 0]
+    return np.where(truth == 0, background, own)
 
 
 def _coolest(loss: Callable[[float], float | None]) -> float:

@@ -207,3 +207,20 @@ def test_calibrated_conflicts_compare_probabilities_at_their_temperatures(volume
         assert rows(same) == ARGMAX
     assert hot.settings()["temperatures"] == {"left": 4.0}
     assert "temperatures" not in predictor(conflicts="argmax").settings()
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+def test_probabilities_are_handed_on_at_their_temperatures(volume, average):
+    def taken(**options):
+        blocks = []
+        chosen = predictor(average=average, **options)
+        request = Request("Sides", classes=("left", "right"))
+        chosen.segment(volume, request, on_scores=lambda t, region, n, v: blocks.append(v))
+        return np.concatenate(blocks)
+
+    plain, cool = taken(), taken(conflicts="calibrated", temperatures={"left": 4.0})
+    np.testing.assert_allclose(cool[..., 1], plain[..., 1], atol=2e-6)
+    left = np.clip(plain[..., 0].astype(float), 1e-6, 1 - 1e-6)
+    expected = 1 / (1 + (1 / left - 1) ** (1 / 4))
+    np.testing.assert_allclose(cool[..., 0], expected, atol=1e-4)
+    assert np.abs(cool[..., 0] - plain[..., 0]).max() > 0.1

@@ -12,10 +12,11 @@ from medjax.errors import UsageError
 from medjax.infer.owned import mark
 from medjax.labels import Corpus, merge
 from medjax.runs import folder as runfolder
-from medjax.runs import temperatures
+from medjax.runs import stages, temperatures
 from medjax.runs.calibration import measure
 from medjax.runs.calibration.measure import Voxels
 from medjax.runs.trained import load_predictor, read_model
+from tests.support import tiny
 from tests.support.raw import write_corpus
 from tests.support.run import make_run
 
@@ -152,3 +153,19 @@ def test_an_archive_and_a_run_without_validation_cases_are_refused(tmp_path):
     one = read_model(bare)
     current = dataclasses.replace(one, current={})
     assert temperatures.rule([current], "calibrated", "") == {"conflicts": "calibrated"}
+
+
+@pytest.mark.slow
+def test_a_run_trained_with_calibrated_conflicts_is_calibrated_and_evaluated(tmp_path):
+    fields = tiny.fields(tiny.write(tmp_path / "raw"))
+    fields["infer"] |= {"conflicts": "calibrated"}
+    fields["evaluate"] |= {"surface": False, "montages": 0, "during": 2}
+    opened = stages.open_run(fields, tmp_path / "run")
+    stages.train(opened)
+    assert stages.evaluate(opened) == 0
+    document = json.loads((tmp_path / "run" / temperatures.FILE).read_text())
+    assert set(document["temperatures"]) == {"organ", "tumour"}
+    summary = json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())
+    assert {found["rule"] for found in summary["conflicts"].values()} == {"calibrated"}
+    side = next((tmp_path / "run" / "predictions" / "Both").glob("*_*.json"))
+    assert json.loads(side.read_text())["settings"]["temperatures"] == document["temperatures"]
