@@ -24,6 +24,7 @@ from medjax.errors import TrainError, WriteError
 from medjax.train import curves
 from medjax.train.console import Console
 from medjax.train.progress import Progress
+from medjax.train.trackers import Trackers
 
 SMOOTH = 0.95  # of the loss on the progress line
 LEAST_STEPS, LEAST_S = 10, 60.0  # after these the speed of the run is known
@@ -63,6 +64,7 @@ class Log:
         last).
       print_seconds: pause between plain lines; 0 is silent. A terminal gets a live line instead.
       tensorboard, picture: also write TensorBoard scalars; also draw progress.png.
+      trackers: get what this run has recorded and will record, and the picture.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Log:
         print_seconds: float = 30.0,
         tensorboard: bool = False,
         picture: bool = True,
+        trackers: Trackers | None = None,
     ):
         self.workdir, self.progress, self.steps, self.start, self.log_every = (
             workdir,
@@ -94,8 +97,10 @@ class Log:
             None  # when the first step, with its compilation, ended
         )
         self.compiles = Compiles()
+        self.trackers = trackers or Trackers()
         if self.primary:
             truncate(workdir / "metrics.jsonl", start)
+            self.trackers.catch_up(read(workdir / "metrics.jsonl"))
             self.files = {
                 name: _opened(workdir / f"{name}.jsonl") for name in ("metrics", "system")
             }
@@ -122,6 +127,7 @@ class Log:
                     contextlib.suppress(Exception) if failure[0] else contextlib.nullcontext()
                 ):  # the first failure is the one to report
                     self._draw()
+                self.trackers.picture(self.workdir / "progress.png")
 
     def submit(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Takes the device scalars of a step that may still be running."""
@@ -205,6 +211,7 @@ class Log:
     def _record(self, step: int, values: Mapping[str, float | None]) -> None:
         if self.primary:
             self._write("metrics", {"step": step, **values})
+            self.trackers.scalars(step, values)
         for name, value in values.items() if self.tensorboard else ():
             if value is not None:
                 self.tensorboard.add_scalar(name, value, step)

@@ -1,4 +1,4 @@
-"""The loss of every class alone: that of the samples that annotate it, as if no other class were."""
+"""The loss of every class alone: that of its annotating samples, as if no other class were."""
 
 import jax
 import jax.numpy as jnp
