@@ -138,7 +138,8 @@ class Supervised:
             if len(self.corpora) > 1
         }
         of |= {name: jnp.sum(each, 0, dtype=jnp.int32) for name, each in counts.items()}
-        if losses := separable.by_class(self.losses, sums.together(outputs, prepared), prepared):
+        seen = sums.together({**outputs, "logits": values}, prepared)
+        if losses := separable.by_class(self.losses, seen, prepared):
             of["class_loss"], of["class_samples"] = losses
         return of
 

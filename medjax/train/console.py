@@ -91,8 +91,8 @@ def _wordings(
     speed: Sequence[str],
     worst: tuple[str, float] | None,
 ) -> Iterator[str]:
-    """The middle of a line, from long to short: first the speed goes, then the end of a class name,
-    then a part of the score.
+    """The middle of a line, from long to short: first the speed goes, then words of the score, then
+    the end of a class name.
     """
 
     def text(score: str, parts: int, size: int) -> str:
@@ -105,8 +105,9 @@ def _wordings(
     for parts in range(len(speed), 0, -1):
         yield text(scores[0], parts, NAME)
     for score in scores:
-        for size in range(NAME, SHORT - 1, -1) if worst else (NAME,):
-            yield text(score, 0, size)
+        yield text(score, 0, NAME)
+    for size in range(NAME, SHORT - 1, -1) if worst else ():
+        yield text(scores[-1], 0, size)
 
 
 def _fitted(wordings: Iterable[str], columns: int) -> str:

@@ -193,19 +193,17 @@ class Progress:
         Where the losses have no classes, the class with the least Dice is named.
 
         Args:
-          short: without the Dice in patches where that of volumes is known, and without a class.
+          short: in fewer words, and without a class.
         """
         if self.error is not None:
             return f"validation loss {self.error:.4f}"
         found = []
-        shown = self.now or self.ema
-        if shown and not (short and self.volumes is not None):
+        if shown := self.now or self.ema:
             name, least = min(shown.items(), key=lambda item: item[1])
-            found.append(f"Dice in patches {math.fsum(shown.values()) / len(shown):.3f}")
+            where = "" if short and self.volumes is not None else "in patches "
+            found.append(f"Dice {where}{math.fsum(shown.values()) / len(shown):.3f}")
             named = len(shown) > 1 and not self.worst() and not short
             found[0] += f" (least {name} {least:.3f})" if named else ""
         if self.volumes is not None:
-            found.append(f"in volumes {self.volumes:.3f}")
-        if found and not found[0].startswith("Dice"):
-            found[0] = f"Dice {found[0]}"
+            found.append(f"{'' if short else 'in '}volumes {self.volumes:.3f}")
         return ", ".join(found)

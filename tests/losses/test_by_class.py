@@ -41,7 +41,7 @@ def given(known=KNOWN):
 def test_a_class_alone(loss, annotating):
     """The scalar loss of a batch with its annotating samples and this class only."""
     outputs, batch = given()
-    found = np.asarray(loss.by_class(outputs, batch))
+    found, loss = np.asarray(jax.jit(loss.by_class)(outputs, batch)), jax.jit(loss)
     assert found.shape == (CLASSES,) and found[2] == 0
     for c in range(2):
         own = np.flatnonzero(KNOWN[:, c])
@@ -56,14 +56,14 @@ def test_a_class_alone(loss, annotating):
 def test_the_classes_of_a_complete_annotation_add_up_to_the_loss():
     outputs, batch = given(np.ones_like(KNOWN))
     for loss in (cross_entropy.make(), focal.make(), dice.make()):
-        total = float(loss(outputs, batch))
-        assert float(loss.by_class(outputs, batch).sum()) == pytest.approx(total, rel=1e-5)
+        total = float(jax.jit(loss)(outputs, batch))
+        assert float(jax.jit(loss.by_class)(outputs, batch).sum()) == pytest.approx(total, rel=1e-5)
 
 
 def test_softmax_dice_of_a_class():
     """1 - D of the channel, by hand: probabilities of the background and the annotated classes."""
     outputs, batch = given()
-    found = np.asarray(softmax_dice.make().by_class(outputs, batch))
+    found = np.asarray(jax.jit(softmax_dice.make().by_class)(outputs, batch))
     x, w = np.asarray(outputs["logits"], np.float64), np.asarray(batch["weight"], np.float64)
     label, losses = np.asarray(batch["label"]), {0: [], 1: []}
     for b, known in enumerate(KNOWN):
@@ -80,8 +80,9 @@ def test_weights_add_up_and_losses_without_classes_are_left_out():
     outputs, batch = given()
     entropy, overlap, other = cross_entropy.make(), dice.make(), softmax_cross_entropy.make()
     named = [("a", 2.0, entropy), ("b", 0.5, overlap), ("c", 9.0, other)]
-    total, samples = separable.by_class(named, outputs, batch)
+    total, samples = jax.jit(lambda *given: separable.by_class(named, *given))(outputs, batch)
     assert samples.tolist() == [3, 3, 0]
-    each = 2.0 * entropy.by_class(outputs, batch) + 0.5 * overlap.by_class(outputs, batch)
+    first, second = (jax.jit(loss.by_class)(outputs, batch) for loss in (entropy, overlap))
+    each = 2.0 * first + 0.5 * second
     np.testing.assert_allclose(total, each * samples, rtol=1e-6)
     assert separable.by_class(named[2:], outputs, batch) is None
