@@ -446,6 +446,9 @@ class Config(Section):
 
     name: str = setting("base", "of the experiment")
     seed: int = setting(0, "of parameters, draws and augmentation")
+    log: str = setting(
+        "", "comma-separated trackers: wandb, mlflow, ... (docs/training.md)", listed=False
+    )
     data: Data = setting(Data, Data.__doc__)
     sampler: Sampler = setting(Sampler, Sampler.__doc__)
     augment: Augment = setting(Augment, Augment.__doc__)
