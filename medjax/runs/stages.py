@@ -26,6 +26,7 @@ from medjax.runs import build, during, evaluations, hosts, initial, recipe, samp
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
+from medjax.runs.calibration import measure as calibration
 from medjax.runs.info import environment
 from medjax.runs.prompted import evaluation as prompted
 from medjax.runs.prompted import texts as texts_of_run
@@ -430,6 +431,7 @@ def evaluate(run: Run) -> int:
     if run.data.splits and not any(run.data.side(c.name, side) for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
+    calibration.ensure(run.workdir, run.config.infer.conflicts, jax.default_backend(), say)
     predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
     held = held_cases(run, space)
