@@ -141,7 +141,7 @@ TINY_PEERS |= {"tsfm_l": "tsfm_tiny", "tsfm_h": "tsfm_tiny", "m4oe": "m4oe"}
 
 
 def plan(tiny: bool = False, jobs: Sequence[Job] = JOBS) -> dict[str, dict]:
-    """Network, or network+variant -> "config", "space", "peer", "forward_macs", "parameters"."""
+    """Network, or network+variant -> what `described` says of it."""
     found = {}
     for job in jobs:
         if job.side == "medjax":
@@ -186,6 +186,7 @@ def described(network: str, variant: str, tiny: bool) -> dict:
         "config": config.to_json(),
         "space": space.to_json(),
         "peer": TINY_PEERS[network] if tiny else peer,
+        "alike": not tiny,  # both sides are the same network
         "forward_macs": work,
         "parameters": build.count(params),
     }
@@ -337,7 +338,7 @@ def _row(job: tuple, stages: Mapping[str, Mapping], described: Mapping[str, Mapp
     timed, compiled = stages.get("timed", {}), stages.get("compiled", {})
     entry = described.get(f"{network}+{variant}", described.get(network, {}))
     rate = mfu = ""
-    if timed and entry:
+    if timed and entry and (side == "medjax" or entry["alike"]):
         done = 6 * entry["forward_macs"] / timed["pipelined_s"] / 1e12
         peak = next((v for k, v in PEAK_TFLOPS.items() if k in timed["device"]), None)
         rate, mfu = f"{done:.3g}", f"{done / peak:.3f}" if peak else ""
