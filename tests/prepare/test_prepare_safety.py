@@ -2,6 +2,7 @@
 names, full disks, signals, locks.
 """
 
+import _thread
 import dataclasses
 import errno
 import hashlib
@@ -672,6 +673,23 @@ def test_interrupted_cases_that_wait_for_memory_do_not_begin(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         each(first, many, workers=4, progress=interrupt, needs=lambda case: 10)
     assert time.monotonic() - begin < 3 and len(begun) <= 1
+
+
+def test_a_signal_just_before_the_main_thread_waits_is_heard():
+    """`interrupt_main` marks a signal as come without ending the wait of the main thread: what a
+    signal between the last look of the interpreter and the wait does.
+    """
+
+    def work(case):
+        _thread.interrupt_main(signal.SIGINT)
+        for _ in range(400):
+            still_wanted()
+            time.sleep(0.05)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        each(work, [Case("0", ("absent",))], workers=1, needs=lambda case: 10)
+    assert time.monotonic() - begin < 5
 
 
 def test_an_outdated_case_stays_if_making_it_again_is_interrupted(raw, monkeypatch):
