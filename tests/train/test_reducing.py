@@ -17,6 +17,7 @@ from configs.tsfm import get_config
 from medjax.errors import TrainError, UsageError
 from medjax.registry import plain
 from medjax.runs import open as corpora
+from medjax.runs import recipe
 from medjax.runs.ahead import devices as on_devices
 from medjax.runs.settings import schema
 from medjax.train import accumulate, pinning, reducing, sharding
@@ -87,7 +88,12 @@ def test_the_numbers_are_near_those_of_float32(found):
 def test_the_default_is_the_compilers_choice():
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     assert "reduce" not in schema.listed()["train"]
-    assert schema.resolve({"train": {"batch": 2}}).train.reduce == "auto"
+    old, same, other = (
+        schema.resolve({"train": {"batch": 2, **more}})
+        for more in ({}, {"reduce": "auto"}, {"reduce": "bfloat16"})
+    )
+    assert old.train.reduce == "auto" and recipe.fields(old) == recipe.fields(same)
+    assert recipe.fields(other) == recipe.fields(old) | {"reduce": "bfloat16"}
     assert reducing.reduced(toy.apply, mesh, kind="bfloat16") is toy.apply
     assert reducing.reduced(toy.apply, None, kind="bfloat16") is toy.apply
     eight, params = sharding.make_mesh(), toy.init(jax.random.key(0))
