@@ -117,16 +117,15 @@ def listing(checkout: Path) -> str:
     return "\n".join(text)
 
 
-def ways(checkout: Path) -> dict[str, dict]:
-    """ "predict", "train" (one step) and "step" (a further one) -> files, functions, calls."""
-    checkout = checkout.resolve()
-    with tempfile.TemporaryDirectory(prefix="layout-") as root:
-        folder = Path(root)
-        versions.run(checkout, folder, "make")
-        found = {"predict": versions.run(checkout, folder, "predict", trace=True)}
-        one, three = (
-            versions.run(checkout, folder, "step", trace=True, steps=steps) for steps in (1, 3)
-        )
+def ways(checkout: Path, folder: Path) -> dict[str, dict]:
+    """ "predict", "train" (one step) and "step" (a further one) -> files, functions, calls.
+
+    `folder`: what the version has made there (`versions.run(checkout, folder, "make")`).
+    """
+    found = {"predict": versions.run(checkout, folder, "predict", trace=True)}
+    one, three = (
+        versions.run(checkout, folder, "step", trace=True, steps=steps) for steps in (1, 3)
+    )
     found["train"] = one
     found["step"] = {"calls": (three["calls"] - one["calls"]) / 2}
     return found
@@ -148,7 +147,10 @@ def main() -> None:
     }
     rows = []
     for checkout in given.checkouts:
-        for way, found in ways(checkout).items():
+        with tempfile.TemporaryDirectory(prefix="layout-") as root:
+            versions.run(checkout.resolve(), Path(root), "make")
+            counted = ways(checkout.resolve(), Path(root))
+        for way, found in counted.items():
             cells = [found.get(k, "") for k in ("files", "functions", "calls", "opened")]
             rows.append([names[way], checkout, *cells])
             print(f"<!-- {rows[-1]} -->", flush=True)

@@ -10,6 +10,7 @@ from medjax.models.parts import adapters as listener
 from medjax.weights import adapters
 from medjax.weights.adapters import Adapters
 from tests.support import golden
+from tests.support.fast import FAST
 
 SETTINGS = Adapters(((r"(^|/)kernel$", 1), (".*", 0)), alpha=1.0)
 
@@ -42,28 +43,30 @@ def test_every_kernel_listens(name):
     constant.
     """
     apply, params, image, context = _network(name)
-    tree = adapters.graft(params, SETTINGS, jax.random.key(1))
+    graft = jax.jit(lambda p: adapters.graft(p, SETTINGS, jax.random.key(1)))
     tree = jax.tree_util.tree_map_with_path(
         lambda keys, leaf: (
             jnp.asarray(0.1 * golden.random(golden.path_of(keys), leaf.shape), jnp.float32)
             if "lora_b" in golden.path_of(keys)
             else leaf
         ),
-        tree,
+        graft(params),
     )
     sites = [path for path in adapters._flat(tree) if path.endswith("lora_a")]
     kernels = [path for path in adapters._flat(params) if path.split("/")[-1] == "kernel"]
     assert len(sites) == len(kernels) > 0
 
-    base = jax.jit(apply)({"params": params})
+    base = jax.jit(apply, compiler_options=FAST)({"params": params})
     fixed = {path: golden.random(path, y.shape) for path, y in base.items()}
 
     def beside(tree):
         found = apply(adapters.variables(tree, SETTINGS, image, context or {}))
         return sum((y * fixed[path]).sum() / y.size**0.5 for path, y in found.items()), found
 
-    mine, gradient = jax.jit(jax.value_and_grad(beside, has_aux=True))(tree)
-    theirs = jax.jit(apply)({"params": adapters.merge(tree, SETTINGS)})
+    both = jax.value_and_grad(beside, has_aux=True)
+    mine, gradient = jax.jit(both, compiler_options=FAST)(tree)
+    merged = jax.jit(lambda tree: adapters.merge(tree, SETTINGS))(tree)
+    theirs = jax.jit(apply, compiler_options=FAST)({"params": merged})
     for path, y in theirs.items():
         scale = max(float(jnp.std(y)), 1e-3)
         np.testing.assert_allclose(mine[1][path], y, atol=1e-3 * scale, err_msg=path)

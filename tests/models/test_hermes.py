@@ -11,9 +11,9 @@ from medjax.errors import ModelError
 from medjax.models import hermes
 from medjax.models.context import initialise
 from medjax.models.parts.context_priors import Exchange, heads_of
+from tests.support.fast import FAST
 
 TINY = {"base": 2, "blocks": (1, 1, 1, 1, 1), "modality_tokens": 2, "modalities": 2}
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def _count(tree):

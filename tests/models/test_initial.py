@@ -18,6 +18,7 @@ from medjax.models import masked_swin, swin_unet, swin_unetr, tsfm
 from medjax.models.parts import sockets
 from medjax.models.parts.attention import INITIAL, check_initial
 from medjax.registry import plain
+from tests.support.fast import FAST
 from tests.support.marks import slow
 from tests.support.networks import fresh
 
@@ -64,7 +65,6 @@ NETWORKS = {  # constructor, image, maps that always start as in PyTorch, the pa
         lambda net: net.bottleneck(dtype=jnp.float32),
     ),
 }
-FAST = {"xla_backend_optimization_level": 0}  # of the compiler: the networks run once
 MAPS = ("qkv", "proj", "fc1", "fc2", "q", "k", "v", "out", "reduction", "expand", "pixels", "gate")
 
 

@@ -12,10 +12,10 @@ from medjax.losses import masked_pixels
 from medjax.models import masked_vit, segvol
 from medjax.models.context import initialise
 from medjax.tasks import masked_image
+from tests.support.fast import FAST
 
 SMALL = {"patch_size": (2, 4, 4), "width": 24, "layers": 2, "heads": 2, "hidden": 48}
 SIDES, GRID = (8, 16, 16), (4, 4, 4)
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def _shapes(net):

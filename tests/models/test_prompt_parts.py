@@ -15,10 +15,10 @@ from medjax.models.parts import prompt_encoder
 from medjax.models.parts.priors import Priors
 from medjax.models.parts.prompt_encoder import PromptEncoder, fourier, of_cells, of_voxels
 from medjax.models.parts.vit import Layer
+from tests.support.fast import FAST
 
 FRAME, GRID = (32, 256, 256), (8, 16, 16)
 SETS = ("points+text", "box+text", "text", "box", "points", "box+points")
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def _init(module, *given):

@@ -10,6 +10,7 @@ import pytest
 from medjax.errors import ModelError
 from medjax.models import resenc
 from medjax.models.parts.blocks import ResidualBlock
+from tests.support.fast import FAST
 
 PATCH = (96, 192, 192)
 PLAN = {"patch": PATCH, "spacing_mm": (1.5, 1.0, 1.0)}
@@ -24,7 +25,6 @@ TINY = {
     "kernels": ((1, 3, 3), (3, 3, 3)),
     "blocks": (1, 2),
 }
-FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _params(net, patch, channels=1):

@@ -14,6 +14,7 @@ from medjax.models import segvol
 from medjax.models.context import abstract, declared, initialise, zeros
 from medjax.models.macs import macs
 from medjax.weights import adapters
+from tests.support.fast import FAST
 
 FULL = (32, 256, 256)
 TOWER, MASK_BRANCH = 63_165_952, 13_388  # stored beside the parameters
@@ -29,7 +30,6 @@ TINY = {
     "text_width": 10,
 }
 PRIOR = {"prior": "additive_token", "prior_tasks": 21, "modalities": 2}
-FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 SETS = ("points+text", "box+text", "text", "box", "points", "box+points")
 
 

@@ -15,11 +15,11 @@ import pytest
 
 from medjax.errors import ModelError
 from medjax.models import swin_unetr
+from tests.support.fast import FAST
 from tests.support.marks import slow
 from tests.support.networks import fresh
 
 KEY = jax.random.key(0)
-FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 # Layouts: "conv" (out, in, *k) -> (*k, in, out); "up", a transposed convolution whose stride is its
 # kernel, (in, out, *k) -> (*k, in, out) without a flip; "linear" (out, in) -> (in, out); "head", a

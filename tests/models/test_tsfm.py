@@ -11,6 +11,7 @@ from medjax.errors import ModelError
 from medjax.models import tsfm
 from medjax.models.parts import position, vit
 from medjax.models.tsfm import Block, nearest
+from tests.support.fast import FAST
 
 PATCH = (112, 160, 192)
 PAPER = {"patch": PATCH, "spacing_mm": (1.0, 1.0, 1.0)}
@@ -29,7 +30,6 @@ TINY = {
     "vit_dropout": 0.0,
 }
 SIDES = (2, 4, 4)
-FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _params(net, patch, channels=1):

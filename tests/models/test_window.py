@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from medjax.errors import ModelError
 from medjax.models.parts import attention, patch, window
+from tests.support.fast import FAST
 
 KEY = jax.random.key(0)
-FAST = {"xla_backend_optimization_level": 0}  # halves the compile time, which dominates here
 
 
 def _random(*shape):

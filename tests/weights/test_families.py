@@ -14,9 +14,9 @@ from medjax.errors import ModelError
 from medjax.weights import accounts
 from medjax.weights.families import nnunet, stunet, swin_unetr, vit
 from tests.models import test_swin_unetr as monai
+from tests.support.fast import FAST
 
 RNG = np.random.default_rng(0)
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def _converted(family, tensors, model=None):
