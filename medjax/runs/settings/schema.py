@@ -410,9 +410,7 @@ class Train(Section):
         "", "of matrix products: highest, high or default; empty: the device's own"
     )
     conv_layout: str = setting(
-        "auto",
-        "of convolutions on NVIDIA cards: channels last (auto, nhwc), or xla: as XLA prefers",
-        listed=False,
+        "auto", "channels last on NVIDIA cards (auto, nhwc), or xla: as XLA prefers", listed=False
     )
     reduce: str = setting("auto", "type of sums of gradients: float32, bfloat16", listed=False)
     patience: int = setting(0, "> 0: stop after that many validations without a better one")
@@ -447,6 +445,9 @@ class Config(Section):
 
     name: str = setting("base", "of the experiment")
     seed: int = setting(0, "of parameters, draws and augmentation")
+    log: str = setting(
+        "", "comma-separated trackers: wandb, mlflow, ... (docs/training.md)", listed=False
+    )
     data: Data = setting(Data, Data.__doc__)
     sampler: Sampler = setting(Sampler, Sampler.__doc__)
     augment: Augment = setting(Augment, Augment.__doc__)
