@@ -8,7 +8,8 @@ Actions work in FOLDER and print one JSON object:
   make      writes the phantom corpora and trains a run of two steps on them
   prepare   prepares the corpora twice; seconds of the second time
   step      trains `steps` steps on the store of `make`; seconds per step after the first stretch
-  predict   predicts `scans` scans twice; seconds of the second time
+  predict   predicts `scans` scans, or the one scan `image`, twice; seconds of the second time, and
+            CPU seconds of the process
 
 With {"trace": true} `predict` and `step` run once and report the Python functions of medjax that
 were entered (distinct files, distinct functions, calls; module bodies are not counted) and how
@@ -146,8 +147,11 @@ def step(checkout: Path, folder: Path, given: dict) -> dict:
 
 
 def predict(checkout: Path, folder: Path, given: dict) -> dict:
-    """Masks of the first scans of the first corpus, the second of two times; traced: once."""
+    """Masks of the first scans of the first corpus, or of `image`, the second of two times; traced:
+    once.
+    """
     scans = sorted((corpora(folder)[0] / "imagesTr").iterdir())[: given["scans"]]
+    scans = [Path(given["image"])] if given.get("image") else scans
     corpus = json.loads((folder / "run" / "labels.json").read_text())["corpora"][0]["name"]
     out = folder / "masks"
     words = ("predict", "-m", folder / "run", "-i", *scans, "-o", out, "--corpus", corpus)
@@ -159,8 +163,10 @@ def predict(checkout: Path, folder: Path, given: dict) -> dict:
             with trace:
                 command("medjax.cli", *words)
         else:
+            used = time.process_time()
             seconds = command("medjax.cli", *words)
-    return trace.found() if given.get("trace") else {"seconds": seconds}
+            used = time.process_time() - used
+    return trace.found() if given.get("trace") else {"seconds": seconds, "cpu_s": used}
 
 
 ACTIONS = {action.__name__: action for action in (make, prepare, step, predict)}

@@ -177,6 +177,11 @@ class Theirs:
 
     def step(self) -> float:
         """One step; the loss before it."""
+        self.loss = float(self.send())  # waits for the device
+        return self.loss
+
+    def send(self) -> Any:
+        """One step, not waited for; the loss before it, a tensor."""
         import torch
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,8 +190,7 @@ class Theirs:
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
-        self.loss = float(value.detach())  # waits for the device
-        return self.loss
+        return value.detach()
 
     def memory(self) -> dict:
         """GiB at the peak of the GPU."""

@@ -3,11 +3,13 @@ seconds and ratios. Prints JSON.
 
     git worktree add --detach OLD 337855a
     python -m benchmarks.versions OLD NEW [--rounds 5] [--size full|small] [--only prepare step]
+    python -m benchmarks.versions OLD NEW --only predict --image torso_ct.nii.gz   # a scan of yours
 
 OLD and NEW are checkouts. Every version makes its own phantom corpora, store and run; then each
 action runs in a process of its own, OLD and NEW in turns (the order changes from round to round).
 Start-up, imports and compilation are not in the seconds: prepare and predict count their second
-time, a step the stretches after the first. Ratios are NEW over OLD, the median over rounds.
+time, a step the stretches after the first. Ratios are NEW over OLD, the median over rounds; of
+predict also by CPU seconds, which other programs on the machine disturb less.
 """
 
 import json
@@ -56,15 +58,20 @@ def compare(
             run(checkout, Path(root) / name, "make", **size)
         for action in actions:
             seconds: dict[str, list[float]] = {name: [] for name in sides}
+            used: dict[str, list[float]] = {name: [] for name in sides}
             for turn in range(rounds):
                 for name in list(sides)[:: -1 if turn % 2 else 1]:
                     seen = run(sides[name], Path(root) / name, action, **size)
                     seconds[name].append(round(seen["seconds"], 4))
+                    used[name] += [round(seen["cpu_s"], 4)] if "cpu_s" in seen else []
                     say(f"{action} {name}: {seconds[name][-1]} s")
             found[action] = {
                 **seconds,
                 "new over old": harness.ratio(seconds["new"], seconds["old"]),
             }
+            if used["old"] and used["new"]:
+                over = harness.ratio(used["new"], used["old"])
+                found[action] |= {"cpu_s": used, "new over old, CPU": over}
     return found
 
 
@@ -75,12 +82,15 @@ def main() -> None:
         rounds=5,
         size=harness.flag("full", choices=tuple(SIZES)),
         only=harness.flag(ACTIONS, nargs="+", choices=ACTIONS),
+        image=harness.flag("", help="CT that predict takes instead of phantoms"),
         out="",
     )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     given = parser.parse_args()
     size = SIZES[given.size]
+    if given.image:
+        size = {**size, "image": str(Path(given.image).resolve())}
     found = compare(given.old, given.new, given.rounds, size, given.only, print)
     harness.show(harness.machine() | {"size": given.size, "found": found}, given.out)
 

@@ -22,6 +22,8 @@ AVERAGES = ("prob", "logit")
 # stands in for the -inf of masked channels: sigmoid and exp of it are exactly 0, and it can be
 # averaged
 LOWEST = -1e4
+# probabilities are kept this far from 0 and 1 where their logits are needed (+-13.8)
+LEAST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +121,21 @@ class Decision(abc.ABC):
         """Values (..., c) -> probabilities (they are such already unless logits were averaged)."""
         return values if self.average == "prob" else self.activated(values)
 
+    def log_odds(self, values: np.ndarray) -> np.ndarray:
+        """Values (..., c) -> log(p / (1 - p)) on the host; logits as they are."""
+        if self.average == "logit":
+            return values
+        p = np.clip(values, LEAST, 1 - LEAST)
+        return np.log(p) - np.log1p(-p)
+
+    @abc.abstractmethod
+    def tempered(self, probabilities: np.ndarray, temperatures: Any) -> np.ndarray:
+        """Probabilities (..., c) after temperature scaling, on the host; no decision changes.
+
+        Args:
+          temperatures: a positive number, or (c,); of classes that compete all the same.
+        """
+
     def candidates(self, values: Any) -> np.ndarray:
         """Channels of values (..., c) that may be decided for somewhere in the block, resampled or
         not; on the host.
@@ -130,6 +147,22 @@ class Decision(abc.ABC):
         classes = values.shape[-1]
         least = self._least(classes) if self.average == "prob" else 0.0
         return np.flatnonzero(np.asarray(values.reshape(-1, classes).max(0)) > least - 1e-4)
+
+    def certainty(self, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Sum of the probabilities of every class over its voxels, (c,) float64, on the host.
+
+        Args:
+          values, mask: of a block, (rows, y, x, c), and what is decided for. Nothing of their size
+            is made.
+        """
+        if self.average == "prob":
+            return np.einsum("zyxc,zyxc->c", values, mask, dtype=np.float64)
+        sums = np.zeros(values.shape[-1])
+        for row, chosen in zip(values, mask, strict=True):
+            if (inside := chosen.any(-1)).any():
+                found = self.activated(row[inside])
+                sums += found.sum(0, np.float64, where=chosen[inside])
+        return sums
 
     def averaged(
         self,
@@ -179,6 +212,11 @@ class Sigmoid(Decision):
 
         return jax.nn.sigmoid(logits)
 
+    def tempered(self, probabilities: np.ndarray, temperatures: Any) -> np.ndarray:
+        """sigmoid(logit(p) / T), see `Decision`."""
+        odds = Sigmoid("prob").log_odds(probabilities)
+        return self.activated(odds / np.asarray(temperatures, odds.dtype))
+
     def decide(self, values: Any, total: Any = None) -> Any:
         """Where the probability is above 1/2, or the logit above 0, see `Decision`."""
         return values > (0.5 if self.average == "prob" else 0.0)
@@ -226,6 +264,13 @@ class Softmax(Decision):
         highest = numpy.maximum(logits.max(-1, keepdims=True), 0)
         exponentials = numpy.exp(logits - highest)
         return exponentials / (exponentials.sum(-1, keepdims=True) + numpy.exp(-highest))
+
+    def tempered(self, probabilities: np.ndarray, temperatures: Any) -> np.ndarray:
+        """p to the power of 1 / T, also of the background, normalised, see `Decision`."""
+        rest = 1 - probabilities.sum(-1, keepdims=True)
+        least, most = LEAST, 1 - LEAST
+        logs = np.log(np.clip(probabilities, least, most)) - np.log(np.clip(rest, least, most))
+        return self.activated(logs / np.asarray(temperatures, logs.dtype))
 
     def decide(self, values: Any, total: Any = None) -> Any:
         """The largest class, if it is above the background, see `Decision`."""

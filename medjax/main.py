@@ -381,7 +381,7 @@ def _ways(recipe: str) -> list[tuple[str, str]]:
 def run(command: Command) -> int:
     """Runs one mode; returns the exit code."""
     from medjax.runs import crossval, hosts, stages
-    from medjax.runs.start import programs, rehearsal
+    from medjax.runs.start import programs, rehearsal, tracked
 
     programs.keep()
     config = schema.resolve(plain(command.config))
@@ -398,6 +398,8 @@ def run(command: Command) -> int:
         return EXIT_OK
     rehearsal.refuse_without_data(config, asked)
     hosts.connect()
+    if command.mode != "evaluate":
+        tracked.check(config)
     if command.mode == "crossval":
         return crossval.run(config, command.workdir, command.folds)
     with hosts.holding(command.workdir, "training" if command.mode == "train" else "evaluation"):

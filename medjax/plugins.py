@@ -4,6 +4,8 @@
   medjax.verbs        a module with `add(verbs)`, under the name of its verb; see `medjax.commands`
   medjax.evaluations  a module with `check` and `evaluate`, under the name of its config field; see
                       `medjax.runs.evaluations`
+  medjax.trackers     a function () -> tracker, under its name in `config.log`; see
+                      `medjax.train.trackers`
 
 In a checkout, its own pyproject.toml is read as well, so that an editable installation that is
 older than an entry point still has it.
@@ -17,7 +19,7 @@ from typing import Any
 
 from medjax import recipes
 
-VERBS, EVALUATIONS = "medjax.verbs", "medjax.evaluations"
+VERBS, EVALUATIONS, TRACKERS = "medjax.verbs", "medjax.evaluations", "medjax.trackers"
 
 
 def points(group: str) -> dict[str, EntryPoint]:

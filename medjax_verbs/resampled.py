@@ -137,12 +137,14 @@ def _case_scores(
     """Class -> (Dice, IoU) of one case, for the classes that count."""
     space = scorer.model.space
     probabilities, _ = scorer.scores(formats.read_case(case.images), Request(name))
-    mask = dataclasses.replace(scorer.decision, average="prob").decide(probabilities)
-    if getattr(scorer, "conflicts", conflicts.ORDERED) == conflicts.ARGMAX:
+    decision = dataclasses.replace(scorer.decision, average="prob")
+    mask = decision.decide(probabilities)
+    if getattr(scorer, "conflicts", conflicts.ORDERED) != conflicts.ORDERED:
         among = conflicts.excluding(space, name, space.classes)
         where = conflicts.overlapping(mask, among)
         order = conflicts.strength(space, space.classes)
-        mask = conflicts.settled(mask, probabilities, among, order, where)
+        scale = conflicts.odds(decision, getattr(scorer, "temperatures", {}), space.classes)
+        mask = conflicts.settled(mask, probabilities, among, order, where, scale)
     ids = space.corpora[space.corpus_index(name)].to_ids(space.export(mask, name))
     label = open_case(prepared).label()
     if label.shape != ids.shape:

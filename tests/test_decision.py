@@ -190,3 +190,28 @@ def test_only_the_decision_looks_at_the_words(repository):
         )
     ]
     assert [name for name in found if not name.startswith("medjax/losses/")] == []
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_a_temperature_divides_logits_and_changes_no_decision(activation):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (50, 4))
+    chosen = decision.make(activation)
+    probabilities = chosen.activated(logits)
+    found = chosen.tempered(probabilities, 2.5)
+    np.testing.assert_allclose(found, chosen.activated(logits / 2.5), atol=1e-4)
+    np.testing.assert_array_equal(chosen.decide(found), chosen.decide(probabilities))
+    np.testing.assert_allclose(chosen.tempered(probabilities, 1.0), probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_certainty_sums_the_probabilities_of_what_is_decided_for(activation, average):
+    rng = np.random.default_rng(1)
+    chosen = decision.make(activation, average)
+    values = chosen.values(rng.normal(0, 2, (3, 4, 5, 3)))
+    mask = chosen.decide(values)
+    mask[1] = False  # a row without anything
+    expected = np.where(mask, chosen.probabilities(values), 0).sum((0, 1, 2))
+    np.testing.assert_allclose(chosen.certainty(values, mask), expected)
+    np.testing.assert_array_equal(chosen.certainty(values[..., :0], mask[..., :0]), [])

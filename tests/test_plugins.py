@@ -40,7 +40,7 @@ def installed(monkeypatch):
 
 def test_the_checkouts_verbs_need_no_new_installation(installed, repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    for group, least in ((plugins.VERBS, 3), (plugins.EVALUATIONS, 1)):
+    for group, least in ((plugins.VERBS, 3), (plugins.EVALUATIONS, 1), (plugins.TRACKERS, 2)):
         offered = project["entry-points"][group]
         assert len(offered) >= least
         assert {n: point.value for n, point in plugins.points(group).items()} == offered

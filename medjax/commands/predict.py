@@ -105,10 +105,11 @@ def add(verbs) -> None:
 
     p.add_argument(
         "--conflicts",
-        choices=("ordered", "argmax"),
+        choices=("ordered", "argmax", "calibrated"),
         default="",
         help="which of exclusive classes in one voxel the label map shows: the last in precedence, "
-        "or the most probable; default: the config's",
+        "the most probable, or that at the temperatures which `medjax calibrate` chose; default: "
+        "the config's",
     )
 
     p.add_argument(

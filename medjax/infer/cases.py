@@ -26,6 +26,7 @@ from medjax.infer.memory import GIB, Forecast
 from medjax.infer.model import Prepared, Segmentation
 from medjax.infer.prompted import PromptedSegmenter
 from medjax.infer.segmenter import Segmenter
+from medjax.labels import LabelSpace
 from medjax.prompts.read import Prompt
 from medjax.prompts.request import Request
 from medjax.scans import formats, nifti, records
@@ -252,6 +253,7 @@ def predict_cases(
                     "images": list(case.images),
                     "inputs": given["inputs"],
                     "warnings": said,
+                    **_confidence(segmentation.masks.confidence, space, request.corpus),
                     **expected(case),
                 },
                 step=stop.check,
@@ -326,6 +328,14 @@ def forecasts(
         with contextlib.suppress(Exception):
             found[case.name] = segmenter.forecast(formats.read_geometry(case.images[0]), request)
     return found
+
+
+def _confidence(found: Mapping[str, float | None], space: LabelSpace, corpus: str) -> dict:
+    """The sidecar's field of `Masks.confidence`; classes of the corpus under its own names."""
+    found = {name: value and round(value, 6) for name, value in found.items()}
+    channel_of = dict(space.names[space.corpus_index(corpus)])
+    named = {n: found.pop(c) for n, c in channel_of.items() if c in found} if found else {}
+    return {"confidence": found | named} if found or named else {}
 
 
 def _complete(

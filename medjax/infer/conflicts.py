@@ -7,19 +7,22 @@ painted. Two classes of a corpus exclude each other if no label value holds both
     ordered  all are painted in the order of `LabelSpace.precedence`, the later over the earlier
              (MultiTalent's rule)
     argmax   of exclusive classes above the threshold the one with the largest probability wins
+    calibrated  the same after temperature scaling: every class' log-odds are divided by its
+             temperature, chosen on validation data (`medjax calibrate`)
 
-The masks of single classes are not changed by either rule.
+The masks of single classes are not changed by any rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from medjax.decision import Decision
 from medjax.labels import LabelSpace
 
-ORDERED, ARGMAX = "ordered", "argmax"
-RULES = (ORDERED, ARGMAX)
+ORDERED, ARGMAX, CALIBRATED = "ordered", "argmax", "calibrated"
+RULES = (ORDERED, ARGMAX, CALIBRATED)
 
 
 def excluding(space: LabelSpace, corpus: str, names: Sequence[str]) -> Bool[np.ndarray, "c c"]:
@@ -58,6 +61,7 @@ def settled(
     excluding: Bool[np.ndarray, "c c"],
     strength: Sequence[int],
     where: Bool[np.ndarray, "*vol"],
+    scale: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Bool[np.ndarray, "*vol c"]:
     """The mask in which no two exclusive classes share a voxel.
 
@@ -66,14 +70,16 @@ def settled(
 
     Args:
       values: probabilities or logits. strength: channels by precedence, weakest first; of equal
-        values the stronger wins. where: see `overlapping`.
+        values the stronger wins. where: see `overlapping`. scale: values of some voxels (n, c) ->
+        what is compared, see `odds`.
     """
     places, classes = np.flatnonzero(where), mask.shape[-1]
     if not len(places):
         return mask
     rows = mask.reshape(-1, classes)[places]
     columns = np.asarray(strength)[::-1]
-    scores = np.where(rows, values.reshape(-1, classes)[places], -np.inf)[:, columns]
+    compared = values.reshape(-1, classes)[places]
+    scores = np.where(rows, scale(compared) if scale else compared, -np.inf)[:, columns]
     order = columns[np.argsort(-scores, -1, kind="stable")]
     kept, n = np.zeros_like(rows), np.arange(len(rows))
     for k in order.T:
@@ -81,6 +87,14 @@ def settled(
     out = mask.copy()
     out.reshape(-1, classes)[places] = kept
     return out
+
+
+def odds(
+    decision: Decision, temperatures: Mapping[str, float], names: Sequence[str]
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Values of the classes (n, c) -> log-odds at their temperatures; None without temperatures."""
+    by = np.array([temperatures.get(name, 1.0) for name in names], np.float32)
+    return (lambda values: decision.log_odds(values) / by) if temperatures else None
 
 
 def standing(

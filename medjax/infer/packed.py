@@ -27,11 +27,14 @@ class Masks(Mapping):
       beaten: voxels that a class lost to an exclusive one, which the label map shows there; None if
         the label map is painted in order. See `infer.conflicts`.
       conflicting, foreground: number of voxels with two exclusive classes, and with any class.
+      confidence: class name -> mean probability of the class over the voxels decided for (before
+        postprocessing), None without one; empty where it is not measured.
     """
 
     def __init__(self, names: Sequence[str], transform: Transform):
         self.beaten: Masks | None = None
         self.conflicting = self.foreground = 0
+        self.confidence: dict[str, float | None] = {}
         self.names, self.transform = tuple(names), transform
         self.voxels = dict.fromkeys(self.names, 0)
         self.regions: list[Region] = []

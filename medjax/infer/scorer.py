@@ -70,7 +70,8 @@ class Scorer:
         it, their values are hashed when `settings` is called for the first time.
 
     Attributes:
-      decision: what its scores mean. conflicts: how the label map is painted, see `Segmenter`.
+      decision: what its scores mean. conflicts, temperatures: how the label map is painted, see
+        `Segmenter`.
       members: how many parameter trees there are. channels: of the image. batch_windows: windows
         per step, of all devices.
     Raises: `UsageError` for unknown words, and sizes or axes that do not match.
@@ -95,7 +96,7 @@ class Scorer:
         half: bool = False,
     ):
         self.decision = decision.make(activation, average)
-        self.conflicts = ORDERED
+        self.conflicts, self.temperatures = ORDERED, {}
         if precision not in PRECISIONS:
             raise UsageError(
                 f"unknown precision {precision!r}", fix=did_you_mean(precision, PRECISIONS[1:])

@@ -12,7 +12,7 @@ through in strips (`infer/memory.py`); the result is the same to the bit.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,8 @@ class Segmenter:
         nothing.
       conflicts: which of exclusive classes that share a voxel the label map shows, a word of
         `infer.conflicts.RULES`; only sigmoid classes can.
+      temperatures: class -> temperature, for calibrated conflicts and the probabilities handed on;
+        of others 1.
       options: windows, mirrors, members and devices of the network, see `Scorer`.
 
     Attributes:
@@ -76,6 +78,7 @@ class Segmenter:
         memory_gib: float | None = None,
         postprocess: Rules | None = None,
         conflicts: str = rules.ORDERED,
+        temperatures: Mapping[str, float] | None = None,
         **options: Any,
     ):
         if conflicts not in rules.RULES:
@@ -83,14 +86,14 @@ class Segmenter:
                 f"unknown rule for conflicts {conflicts!r}",
                 fix=did_you_mean(conflicts, rules.RULES),
             )
-        self.conflicts = conflicts
+        self.conflicts, self.temperatures = conflicts, dict(temperatures or {})
         first = Scorer(model, **options)
         self.model, self.decision, self.device = model, first.decision, first.device
         self.networks = (first, *(network for other in others for network in other.networks))
         self.postprocess = postprocess.checked(model.space) if postprocess else None
         self.limit = None if memory_gib is None else int(memory_gib * 2**30)
         for network in self.networks:
-            network.conflicts = conflicts
+            network.conflicts, network.temperatures = conflicts, self.temperatures
         self.name, self.warn = "", _warned
         self._others = tuple(others)
         self._check_networks()
@@ -127,6 +130,8 @@ class Segmenter:
         found = self.networks[0].settings(earlier=earlier) | done
         if self.conflicts != rules.ORDERED:
             found["conflicts"] = self.conflicts
+        if self.temperatures:
+            found["temperatures"] = self.temperatures
         return found | ({"others": others} if others else {})
 
     def compile(self, classes: Sequence[str]) -> None:
@@ -247,14 +252,14 @@ class Segmenter:
         names = request.wanted(space)
         asked = self.networks[0].asked(names)
         chosen = [asked.index(name) for name in names]
-        masks = Masks(names, transform)
+        masks, sure = Masks(names, transform), dict.fromkeys(names, 0.0)
         values = space.corpora[space.corpus_index(corpus)].values
         label_map = np.zeros(transform.stored_shape, np.min_scalar_type(max(values)))
         cropped = transform.image(label_map)  # a view: what is written here lands in stored order
         maps = {name: np.zeros(transform.stored_shape, np.float32) for name in self.maps}
         views = {name: transform.image(array) for name, array in maps.items()}
         excluding = rules.excluding(space, corpus, names)
-        if self.conflicts == rules.ARGMAX:
+        if self.conflicts != rules.ORDERED:
             masks.beaten = Masks(names, transform)
         whole = bool(on_scores or maps or len(self.networks) > 1)  # all classes in every block
         for block in self._blocks(prepared, request, asked, whole):
@@ -262,13 +267,17 @@ class Segmenter:
             if on_scores or maps:
                 probabilities = self.decision.probabilities(block.values)
             if on_scores:
-                wanted = probabilities if names == asked else probabilities[..., chosen]
+                wanted = self._tempered(probabilities, asked)
+                wanted = wanted if names == asked else wanted[..., chosen]
                 on_scores(transform, region, names, wanted)
             if maps:
                 views["entropy"][region] = self.decision.entropy(probabilities)
                 if "disagreement" in views:
                     views["disagreement"][region] = block.spread
             mask, values = self.decision.decide(block.values, block.total), block.values
+            for name, sum_ in zip(owners, self.decision.certainty(values, mask), strict=True):
+                if name in sure:
+                    sure[name] += float(sum_)
             if names != asked:  # a softmax is decided over all classes, whichever are wanted
                 inside = [k for k, name in enumerate(owners) if name in names]
                 mask, owners = np.ascontiguousarray(mask[..., inside]), [owners[k] for k in inside]
@@ -278,9 +287,18 @@ class Segmenter:
             if masks.beaten is not None:
                 masks.beaten.put(region, owners, mask & ~shown)
             cropped[region] = postprocess.paint(space, shown, owners, corpus)
+        masks.confidence = {name: sure[name] / n if n else None for name, n in masks.voxels.items()}
         found, done = Segmentation(label_map, masks, maps), self.postprocess
         organ = prepared[0].organ
         return postprocess.apply(found, done, space, corpus, organ) if done else found
+
+    def _tempered(self, probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Probabilities at the temperatures, if there are any."""
+        if not self.temperatures:
+            return probabilities
+        return self.decision.tempered(
+            probabilities, [self.temperatures.get(name, 1.0) for name in names]
+        )
 
     def _shown(
         self,
@@ -298,7 +316,9 @@ class Segmenter:
         masks.foreground += int(np.count_nonzero(mask.any(-1)))
         if self.conflicts == rules.ORDERED:
             return mask
-        return rules.settled(mask, values, among, rules.strength(self.model.space, owners), where)
+        order = rules.strength(self.model.space, owners)
+        scale = rules.odds(self.decision, self.temperatures, owners)
+        return rules.settled(mask, values, among, order, where, scale)
 
     def _blocks(
         self, prepared: Sequence[Prepared], request: Request, asked: tuple[str, ...], whole: bool

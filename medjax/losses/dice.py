@@ -51,7 +51,7 @@ def make(
         if name not in allowed:
             raise UsageError(f"unknown Dice option {name!r}", fix=did_you_mean(name, allowed))
 
-    def dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+    def scores(outputs: Mapping, batch: Mapping) -> tuple[Array, Array]:
         depth = outputs["logits"].shape[1] if pool == "slice" else 1
         found = (sums.of_slices if pool == "slice" else sums.shared)(outputs, batch)
         known = jnp.repeat(batch["known"], depth, axis=0).astype(found.overlap.dtype)
@@ -72,8 +72,17 @@ def make(
         score = (
             annotated * (2 * overlap + above) / jnp.maximum(volume + smooth, SMALLEST_DENOMINATOR)
         )
+        return score, annotated
+
+    def dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+        score, annotated = scores(outputs, batch)
         total = score.sum()
         return -(total if reduction == "sum" else total / jnp.maximum(annotated.sum(), 1))
+
+    def by_class(outputs: Mapping, batch: Mapping) -> Float[Array, "c"]:
+        score, annotated = scores(outputs, batch)
+        count = annotated.sum(0)
+        return -score.sum(0) / jnp.where(count > 0, count, 1)
 
     def over_samples(complete: bool, weighted: bool) -> str:
         if not (pool in ("sample", "slice") or (pool == "rank_index" and ranks == 1)):
@@ -82,4 +91,4 @@ def make(
             return separable.SUM
         return separable.MEAN if complete else separable.BATCH
 
-    return separable.marked(dice, over_samples)
+    return separable.marked(dice, over_samples, by_class)

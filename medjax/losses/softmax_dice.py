@@ -50,7 +50,7 @@ def make(
                 f"unknown softmax Dice option {name!r}", fix=did_you_mean(name, allowed)
             )
 
-    def softmax_dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+    def scores(outputs: Mapping, batch: Mapping) -> tuple[Array, Array]:
         logits, target, present, weight = exclusive.unpack(outputs, batch)
         probability = jax.nn.softmax(logits, -1)
         hit = (target[..., None] == jnp.arange(logits.shape[-1])).astype(probability.dtype)
@@ -64,14 +64,22 @@ def make(
         if pool == "corpus":
             same = (batch["corpus"][:, None] == batch["corpus"][None]).astype(overlap.dtype)
             overlap, volume = same @ overlap, same @ volume
-        score = (2 * overlap + smooth) / jnp.maximum(volume + smooth, 1e-12)
+        return (2 * overlap + smooth) / jnp.maximum(volume + smooth, 1e-12), present
+
+    def softmax_dice(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+        score, present = scores(outputs, batch)
         counted = present.astype(score.dtype).at[:, 0].set(float(background))
         per_sample = 1 - (score * counted).sum(-1) / jnp.maximum(counted.sum(-1), 1)
         return per_sample.mean() if reduction == "mean" else per_sample.sum()
+
+    def by_class(outputs: Mapping, batch: Mapping) -> Float[Array, "c"]:
+        score, present = scores(outputs, batch)
+        known = present[:, 1:].astype(score.dtype)
+        return ((1 - score[:, 1:]) * known).sum(0) / jnp.maximum(known.sum(0), 1)
 
     def over_samples(complete: bool, weighted: bool) -> str:
         if pool == "corpus":
             return separable.BATCH
         return separable.MEAN if reduction == "mean" else separable.SUM
 
-    return separable.marked(softmax_dice, over_samples)
+    return separable.marked(softmax_dice, over_samples, by_class)

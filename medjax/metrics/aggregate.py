@@ -42,7 +42,10 @@ FOUND, ABSENT, MISSED, FALSE_POSITIVE = "found", "absent", "missed", "false_posi
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Scores of one class in one case, with voxel counts and voxel size; none if absent."""
+    """Scores of one class in one case, with voxel counts and voxel size; none if absent.
+
+    confidence: of the prediction, see `metrics.confidence`.
+    """
 
     case: str
     patient: str
@@ -52,6 +55,7 @@ class Row:
     scores: Mapping[str, float]
     counts: overlap.Counts | None = None
     voxel_ml: float = 0.0
+    confidence: float | None = None
 
 
 def status_of(n_reference: int, n_prediction: int) -> str:

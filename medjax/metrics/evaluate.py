@@ -18,7 +18,7 @@ from medjax.corpora.inputs import Case
 from medjax.errors import MetricError, UsageError
 from medjax.infer.model import UNCERTAINTIES
 from medjax.labels import Corpus
-from medjax.metrics import channels, side
+from medjax.metrics import channels, confidence, side
 from medjax.metrics import counts as overlap
 from medjax.metrics.aggregate import ABSENT, Row, score_masks
 from medjax.metrics.result import Pair, Result, build_result, join
@@ -184,7 +184,7 @@ def _score(
     whole = tuple(slice(0, n) for n in shape)
     valid = reference.valid(whole)
     voxels = int(np.prod(shape)) if valid is None else int(np.count_nonzero(valid))
-    rows = []
+    rows, told = [], confidence.read(pair.prediction)
     for name in names:
         box = side.join(reference.box(name), prediction.box(name)) or (slice(0, 0),) * 3
         a, b = reference.mask(name, box), prediction.mask(name, box)
@@ -208,6 +208,7 @@ def _score(
                 scores,
                 counts,
                 overlap.volume_ml(1, spacing),
+                told.get(name),
             )
         )
     return rows

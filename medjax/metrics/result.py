@@ -22,8 +22,8 @@ from medjax.infer import outputs
 from medjax.infer.names import from_spreadsheet, spreadsheet
 from medjax.infer.owned import mark
 from medjax.labels import Corpus
+from medjax.metrics import confidence, tables, written
 from medjax.metrics import counts as overlap
-from medjax.metrics import tables, written
 from medjax.metrics.aggregate import Row, aggregate
 from medjax.scans.paths import Mask
 
@@ -86,11 +86,14 @@ class Result:
                 _label_key(self.corpora[row.corpus], row.name)
             ] = entry
         statuses: dict[tuple[str, str], dict] = {}
+        told: dict[tuple[str, str], dict] = {}
         voxel_ml = {(row.corpus, row.case): row.voxel_ml for row in self.rows}
         for row in self.rows:
             statuses.setdefault((row.corpus, row.case), {})[
                 _label_key(self.corpora[row.corpus], row.name)
             ] = row.status
+            if row.confidence is not None:
+                told.setdefault((row.corpus, row.case), {})[row.name] = row.confidence
         cases = [
             {
                 "reference_file": pair.reference,
@@ -112,6 +115,7 @@ class Result:
                 if pair.source and pair.source.masks
                 else {}
             )
+            | ({"confidence": t} if (t := told.get((corpus, pair.case))) else {})
             for corpus, pair in self.pairs
         ]
         from medjax.infer.write import versions  # imports jax, which scoring does not need
@@ -291,6 +295,7 @@ def build_result(
     """A `Result` with its tables; for `apart` see `aggregate.aggregate`."""
     cells = [(corpus, name) for corpus, names in classes.items() for name in names]
     found = aggregate(rows, groups=groups, resamples=resamples, seed=seed, cells=cells, apart=apart)
+    found |= {"confidence": table} if (table := confidence.table(rows)) else {}
     return Result(
         corpora,
         classes,
@@ -338,6 +343,7 @@ def _restored(summary: Mapping) -> Result:
                     scores,
                     counts,
                     case["voxel_ml"],
+                    case.get("confidence", {}).get(names[key]),
                 )
             )
     classes = {corpus: tuple(names.values()) for corpus, names in summary["labels"].items()}
@@ -345,7 +351,9 @@ def _restored(summary: Mapping) -> Result:
         k: summary[k]
         for k in ("metrics", "cells", "classes", "corpora", "groups", "overall", "bootstrap")
     }
-    kept |= {k: summary[k] for k in ("over_corpora", "apart") if k in summary}  # newer fields
+    kept |= {
+        k: summary[k] for k in ("over_corpora", "apart", "confidence") if k in summary
+    }  # newer fields
     return Result(
         corpora,
         classes,

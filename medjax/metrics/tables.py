@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from medjax import __version__
 from medjax.errors import shown
+from medjax.metrics import confidence
 from medjax.metrics.aggregate import LEAST_PATIENTS
 from medjax.metrics.surface import DEFINITION
 
@@ -29,9 +30,11 @@ DECIMALS = {
     "volume_error_ml": 2,
 }
 CONFLICTING = 0.001  # share of the foreground from which the screen says so
+CONFIDENCE = ("corpus", "class", "n", "mean confidence", "rank correlation with Dice")
 CONFLICTS = {
     "ordered": "the last in precedence",
     "argmax": "the most probable",
+    "calibrated": "the most probable at its temperature",
 }
 
 
@@ -99,6 +102,8 @@ def markdown(result) -> str:
             [escaped(name), *(mean(cell[m], m) for m in metrics)] for name, cell in pooled.items()
         ]
         lines += [f"## {title}", "", *table(["", *(TITLES.get(m, m) for m in metrics)], rows)]
+    if rows := confidences(result, escaped):
+        lines += ["## Confidence", "", *table(list(CONFIDENCE), rows)]
     if result.failed:
         lines += [
             "## Not scored",
@@ -110,6 +115,15 @@ def markdown(result) -> str:
             "",
         ]
     return "\n".join([*lines, *notes(result), ""])
+
+
+def confidences(result, name: Callable[[str], str] = str) -> list[list]:
+    """Rows of a table with the heads `CONFIDENCE`; none for masks without a confidence."""
+    return [
+        [name(corpus), name(label), cell["n"], f"{cell['mean']:.3f}", confidence.said(cell)]
+        for corpus, cells in result.tables.get("confidence", {}).items()
+        for label, cell in cells.items()
+    ]
 
 
 def screen(result) -> str:

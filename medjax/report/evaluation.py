@@ -52,6 +52,10 @@ def scores(result: Result) -> str:
     for title, table in pools.items():
         rows = [[name, *(_mean(cell[m], m) for m in metrics)] for name, cell in table.items()]
         parts.append(f"<h3>{title}</h3>" + page.table(["class", *heads[1 + len(COUNTED) :]], rows))
+    if told := tables.confidences(result):
+        parts.append(
+            "<h3>Confidence</h3>" + page.table(list(tables.CONFIDENCE), told, None, (0, 1))
+        )
     explained = (
         "Mean with 95 % interval over patients; below it the standard deviation and "
         "median (interquartile range)."

@@ -26,7 +26,7 @@ from medjax.registry import build
 from medjax.runs.settings.schema import Config, Optimizer
 from medjax.runs.settings.section import fields_of
 from medjax.sample.draw import MOVING
-from medjax.train import optim, phases, pinning
+from medjax.train import optim, phases, reducing
 from medjax.train.sharding import AXES
 from medjax.weights import adapters as adapter_weights
 from medjax.weights.adapters import Adapters
@@ -234,7 +234,11 @@ def make_task(
         for name, loss in config.losses.items()
     ]
     stores = tuple(corpus.store for corpus in space.corpora)
-    methods = {k: pinning.pinned(f, mesh, batch_axes) for k, f in network.methods.items()}
+
+    def on_mesh(f: Callable) -> Callable:
+        return reducing.reduced(f, mesh, batch_axes, config.train.reduce)
+
+    methods = {k: on_mesh(f) for k, f in network.methods.items()}
     offered = {"modalities": space.modalities, "methods": methods, "corpora": stores}
     known = accepted(config.task, "tasks")
     named = {name: value for name, value in offered.items() if name in known}
@@ -242,7 +246,7 @@ def make_task(
         "tasks",
         config.task,
         **named | dict(config.task_options.options),
-        apply=pinning.pinned(network.apply, mesh, batch_axes),
+        apply=on_mesh(network.apply),
         reads=network.reads,
         tasks=network.tasks,
         losses=losses,

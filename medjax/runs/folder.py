@@ -57,6 +57,7 @@ WRITTEN = (  # what a training writes into its folder, apart from predictions an
     "system.jsonl",
     "progress.png",
     "tensorboard",
+    "trackers.json",
     "checkpoints",
 )
 

@@ -61,7 +61,7 @@ _KNOWN = {  # option -> whether a value is valid, and a description of valid val
         lambda v: v is None or isinstance(v, str),
         '"none", "chosen" or the path of a JSON file',
     ),
-    "conflicts": (lambda v: v in ("", None, *RULES), '"ordered" or "argmax"'),
+    "conflicts": (lambda v: v in ("", None, *RULES), '"ordered", "argmax" or "calibrated"'),
     "zoom": (lambda v: v in ("", None, "in", "out"), '"in" or "out"'),
     "uncertainty": (lambda v: isinstance(v, bool), "True or False"),
     "fast": (lambda v: isinstance(v, bool), "True or False"),

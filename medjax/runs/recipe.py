@@ -43,6 +43,7 @@ def fields(config: Config) -> dict:
     found |= {"init": begun, "sampler": sampling.decisive(config.sampler), "train": trained}
     optional = {
         "precision": config.train.precision,
+        "reduce": config.train.reduce if config.train.reduce != "auto" else "",
         "tasks": config.data.tasks,
         "adapters": given.get("adapters"),
         "text": {k: v for k, v in given.get("text", {}).items() if k != "file"},

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from medjax import files
 from medjax.corpora import organs
@@ -25,13 +26,14 @@ from medjax.runs import build, during, evaluations, hosts, initial, recipe, samp
 from medjax.runs import config as configs
 from medjax.runs import folder as runfolder
 from medjax.runs import open as corpora
+from medjax.runs.calibration import measure as calibration
 from medjax.runs.info import environment
 from medjax.runs.prompted import evaluation as prompted
 from medjax.runs.prompted import texts as texts_of_run
 from medjax.runs.settings import schema
 from medjax.runs.settings.schema import Config
 from medjax.runs.settings.section import fields_of
-from medjax.runs.start import continued, head_prior, source
+from medjax.runs.start import continued, head_prior, source, tracked
 from medjax.runs.trained import load_predictor as load_predictor
 from medjax.sample import stream
 
@@ -291,14 +293,17 @@ def pools(run: Run, side: str) -> list[stream.Pool]:
 
 def train(run: Run) -> None:
     """Prepares and trains, resuming from the newest checkpoint."""
-    with build.precision(run.config.train.precision):
-        _train(run)
+    layout = hosts.layout(run.config)  # refused before anything is prepared
+    with (
+        build.precision(run.config.train.precision),
+        tracked.started(run.config, run.workdir) as trackers,
+    ):
+        _train(run, layout, trackers)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, layout: Any, trackers: Any) -> None:
     from medjax.train import accumulate, loop, sharding, stepfolder
 
-    layout = hosts.layout(run.config)  # refused before anything is prepared
     mesh = layout.mesh()
     prepare_stage(run)
     space = run.data.space
@@ -358,6 +363,7 @@ def _train(run: Run) -> None:
         conv_layout=config.train.conv_layout,
         sharding_rules=config.sharding.rules,
         measure=measure,
+        trackers=trackers,
     )
 
 
@@ -425,6 +431,7 @@ def evaluate(run: Run) -> int:
     if run.data.splits and not any(run.data.side(c.name, side) for c in run.data.stores):
         say("no held-out cases: nothing to evaluate")
         return EXIT_OK
+    calibration.ensure(run.workdir, run.config.infer.conflicts, jax.default_backend(), say)
     predictor = load_predictor(run.workdir, device=jax.default_backend())
     space: LabelSpace = predictor.model.space
     held = held_cases(run, space)

@@ -19,7 +19,7 @@ from medjax.labels import LabelSpace
 from medjax.prepare.plan import Plan
 from medjax.registry import plain
 from medjax.runs import build as network
-from medjax.runs import fitted, folder
+from medjax.runs import fitted, folder, temperatures
 from medjax.runs.prompted import prompting
 from medjax.runs.settings.schema import Config
 from medjax.scans.header import DataWarning
@@ -316,7 +316,7 @@ def load_predictor(
             precision=given.precision,
             devices=devices,
             memory_gib=memory_gib,
-            conflicts=conflicts or given.conflicts,
+            **temperatures.rule(trained, conflicts or given.conflicts, own),
             uncertainty=uncertainty,
             postprocess=rules(trained[0], postprocess) if postprocess else configured,
         )

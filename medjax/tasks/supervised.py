@@ -19,7 +19,7 @@ from medjax import decision
 from medjax.augment.spatial import centre_crop
 from medjax.decision import Decision
 from medjax.errors import UsageError
-from medjax.losses.parts import deep, exclusive, separable, targets
+from medjax.losses.parts import deep, exclusive, separable, sums, targets
 from medjax.models import context as contexts
 from medjax.sample.batch import MOVED, dequantise, facts
 
@@ -109,11 +109,14 @@ class Supervised:
 
         Decision: probability > 1/2, or the largest of a softmax. A class counts only samples whose
         corpus annotates it, and only voxels that the loss would use. With several corpora that have
-        names, also `corpus_tp`, `corpus_fp`, `corpus_fn` (corpora, c).
+        names, also `corpus_tp`, `corpus_fp`, `corpus_fn` (corpora, c). Where losses have classes of
+        their own, also `class_loss` (c,) f32, summed over the samples that annotate the class, and
+        `class_samples` (c,), their number.
         """
         prepared = self.prepare(batch, None)
         context = self.context(prepared)
-        logits = self.apply(params, prepared["image"], context, False, None)["logits"]
+        outputs = self.apply(params, prepared["image"], context, False, None)
+        logits = outputs["logits"]
         truth = targets.multi_hot(prepared["label"], prepared["table"]) > 0
         values = self.decision.class_logits(logits, truth.shape[-1])
         implied = exclusive.implied(prepared["table"])
@@ -134,7 +137,11 @@ class Supervised:
             for name, each in counts.items()
             if len(self.corpora) > 1
         }
-        return {name: jnp.sum(each, 0, dtype=jnp.int32) for name, each in counts.items()} | of
+        of |= {name: jnp.sum(each, 0, dtype=jnp.int32) for name, each in counts.items()}
+        seen = sums.together({**outputs, "logits": values}, prepared)
+        if losses := separable.by_class(self.losses, seen, prepared):
+            of["class_loss"], of["class_samples"] = losses
+        return of
 
     def prepare(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
         """The batch for the losses: normalised, augmented (with a key) or centre-cropped.

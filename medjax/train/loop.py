@@ -30,6 +30,7 @@ from medjax.train.checkpoint import Checkpoints
 from medjax.train.log import Log, Progress
 from medjax.train.optim import Optimizer
 from medjax.train.rules import Rules
+from medjax.train.trackers import Trackers
 from medjax.train.waiting import interruptibly
 
 COMPILING = "compiling the training step"
@@ -103,6 +104,7 @@ def fit(
     sharding_rules: Rules = sharding.REPLICATE,
     borrow: Callable[[Any], Any] | None = None,
     measure: Callable[[Any], Mapping[str, float]] | None = None,
+    trackers: Trackers | None = None,
 ) -> states.State:
     """Trains to `settings.steps` and returns the final state (see `medjax.train.state`).
 
@@ -128,6 +130,7 @@ def fit(
       mesh, sharding_rules: see `medjax.train.sharding`; all devices, replicated parameters.
       measure: parameters -> class and its Dice on whole held-out volumes, called every
         `settings.measure_every` steps by all processes.
+      trackers: started ones, which get the rows of metrics.jsonl.
       borrow: fresh parameters -> the same tree with leaves from elsewhere (pretraining); not called
         on resume.
 
@@ -190,6 +193,7 @@ def fit(
                 **limits,
                 tensorboard=settings.tensorboard,
                 picture=settings.picture,
+                trackers=trackers,
             ) as log,
             sharding.prefetch(stream(start) if start < settings.steps else (), place) as batches,
         ):

@@ -108,6 +108,18 @@ def test_versions_take_turns(monkeypatch):
     assert found["predict"] == {"old": [4.0] * 2, "new": [2.0] * 2, "new over old": 0.5}
 
 
+def test_versions_compare_cpu_seconds_where_an_action_says_them(monkeypatch):
+    def run(checkout, folder, action, **given):
+        own = {"old": 4.0, "new": 3.0}[Path(checkout).name]
+        return {"seconds": 1.0, "cpu_s": own if given == {"image": "ct.nii.gz"} else 0.0}
+
+    monkeypatch.setattr(versions, "run", run)
+    size = {"image": "ct.nii.gz"}
+    found = versions.compare(Path("old"), Path("new"), 2, size, ("predict",))["predict"]
+    assert found["new over old"] == 1.0 and found["new over old, CPU"] == 0.75
+    assert found["cpu_s"] == {"old": [4.0] * 2, "new": [3.0] * 2}
+
+
 @pytest.mark.slow
 def test_a_version_is_timed_and_traced(repository, tmp_path):
     versions.run(repository, tmp_path, "make")

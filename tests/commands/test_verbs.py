@@ -10,6 +10,7 @@ import pytest
 from data_pipelines.verbs import ingest
 from medjax import cli, main
 from medjax.commands import (
+    calibrate,
     evaluate,
     export,
     import_,
@@ -48,6 +49,11 @@ VERBS = {
         add_modality,
         "RUN --data A B --workdir W",
         {"old": "RUN", "data": ["A", "B"], "begin": "copy", "steps": None, "freeze": False},
+    ),
+    "calibrate": (
+        calibrate,
+        "RUN --voxels 100",
+        {"run_folder": "RUN", "voxels": 100, "checkpoint": "", "overwrite": False},
     ),
     "combine": (
         combine,
@@ -106,6 +112,7 @@ VERBS = {
 }
 REQUIRED = {
     "add-modality": "RUN, --data, --workdir",
+    "calibrate": "RUN",
     "combine": "FOLDER[=CORPUS,CORPUS]",
     "evaluate": "--reference, --prediction, -o/--output",
     "export": "run_folder, -o/--output",

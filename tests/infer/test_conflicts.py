@@ -186,3 +186,41 @@ def test_only_another_rule_than_the_old_one_is_part_of_the_settings():
     assert predictor(conflicts="argmax").settings()["conflicts"] == "argmax"
     with pytest.raises(UsageError, match=r"unknown rule for conflicts 'argmx'.*argmax"):
         predictor(conflicts="argmx")
+
+
+CALIBRATED = [0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3]  # right wins wherever it is found
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+def test_calibrated_conflicts_compare_probabilities_at_their_temperatures(volume, average):
+    """At 1.45 left has log-odds 1.7 and right 0.6: at a temperature of 4, left has 0.4."""
+    options = {"average": average, "conflicts": "calibrated"}
+    hot = predictor(temperatures={"left": 4.0}, **options)
+    found = hot.segment(volume, Request("Sides"))
+    assert rows(found) == CALIBRATED
+    assert found.masks.beaten.voxels["left"] == 5 * 30
+    np.testing.assert_array_equal(  # no mask changes
+        np.flatnonzero(found.masks["left"][0, 0]), list(range(2, 9))
+    )
+    for even in ({}, {"left": 1.0}, {"left": 2.5, "right": 2.5}):
+        same = predictor(temperatures=even, **options).segment(volume, Request("Sides"))
+        assert rows(same) == ARGMAX
+    assert hot.settings()["temperatures"] == {"left": 4.0}
+    assert "temperatures" not in predictor(conflicts="argmax").settings()
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+def test_probabilities_are_handed_on_at_their_temperatures(volume, average):
+    def taken(**options):
+        blocks = []
+        chosen = predictor(average=average, **options)
+        request = Request("Sides", classes=("left", "right"))
+        chosen.segment(volume, request, on_scores=lambda t, region, n, v: blocks.append(v))
+        return np.concatenate(blocks)
+
+    plain, cool = taken(), taken(conflicts="calibrated", temperatures={"left": 4.0})
+    np.testing.assert_allclose(cool[..., 1], plain[..., 1], atol=2e-6)
+    left = np.clip(plain[..., 0].astype(float), 1e-6, 1 - 1e-6)
+    expected = 1 / (1 + (1 / left - 1) ** (1 / 4))
+    np.testing.assert_allclose(cool[..., 0], expected, atol=1e-4)
+    assert np.abs(cool[..., 0] - plain[..., 0]).max() > 0.1

@@ -301,3 +301,27 @@ def test_real_scans_come_back_on_their_own_grid(real_data, tmp_path):
         assert (
             (mask.array > 0) == above
         ).mean() > 0.9  # but for what resampling there and back moves
+
+
+def test_the_sidecar_holds_a_confidence_by_the_names_of_the_corpus(tmp_path):
+    """Of the class that the space calls Two/organ; None where nothing is found."""
+    one = Corpus("One", ((1, ("organ",)),), channels=("CT",))
+    two = Corpus("Two", ((4, ("organ",)), (5, ("rest",))), channels=("CT",))
+    space = merge([one, two], rename={"Two/organ": "Two/organ"})
+    plan = Plan({c.name: (1.0, 1.0, 1.0) for c in (one, two)}, {"CT": Intensity("nonorm")})
+
+    def apply(params, image, context):
+        return {"logits": image * jnp.array([1.0, 2.0, -3.0])}
+
+    nib.save(nib.Nifti1Image(np.ones((8, 6, 6), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    case = Case("a", (str(tmp_path / "a.nii.gz"),))
+    segmenter = Segmenter(Model(apply, {}, plan, space, (4, 4, 4)))
+    for corpus, expected in (
+        ("One", {"organ": 1 / (1 + np.exp(-1))}),
+        ("Two", {"organ": 1 / (1 + np.exp(-2)), "rest": None}),
+    ):
+        predict_cases(segmenter, [case], tmp_path / corpus, Request(corpus))
+        told = json.loads((tmp_path / corpus / "a.json").read_text())["confidence"]
+        assert told == {
+            n: None if v is None else pytest.approx(v, abs=1e-5) for n, v in expected.items()
+        }

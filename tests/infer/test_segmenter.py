@@ -461,3 +461,36 @@ def test_classes_that_cannot_win_are_not_resampled_and_nothing_changes(
     )
     assert np.array_equal(whole.label_map, narrow.label_map)
     assert all(np.array_equal(whole.masks[name], narrow.masks[name]) for name in names)
+
+
+@pytest.mark.parametrize("average", ["prob", "logit"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_the_confidence_is_the_mean_probability_in_the_mask(tmp_path, activation, average):
+    volume = scan(tmp_path / "a.nii.gz", nested())
+    options = {"activation": activation, "average": average}
+    predictor = Segmenter(model((0.45, 1.5, 9.0)), **options)
+    request, kept = Request("Liver", classes=("liver", "tumour", "spleen")), []
+    found = predictor.segment(volume, request)
+    need = predictor.forecast(volume, request).bytes
+    strips = Segmenter(model((0.45, 1.5, 9.0)), memory_gib=0.8 * need / 2**30, **options)
+    split = strips.segment(volume, request)
+
+    def keep(transform, region, names, values):
+        kept.append((transform, region, names, values))
+
+    beside = predictor.segment(volume, request, on_scores=keep)
+    for name in ("liver", "tumour"):
+        inside, total = 0, 0.0
+        for _, region, names, values in kept:
+            mask = beside.masks.cropped(name)[region]
+            inside, total = (
+                inside + mask.sum(),
+                total + values[..., names.index(name)][mask].sum(),
+            )
+        if inside:
+            for one in (found, beside, split):
+                assert one.masks.confidence[name] == pytest.approx(total / inside, abs=1e-4)
+        else:
+            assert found.masks.confidence[name] is None
+    assert found.masks.confidence["spleen"] is None
+    assert any(value is not None and value > 0.5 for value in found.masks.confidence.values())

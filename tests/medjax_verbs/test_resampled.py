@@ -150,3 +150,19 @@ def test_scans_of_other_formats_are_read(tmp_path, monkeypatch):
     sitk.WriteImage(sitk.GetImageFromArray(formats.read(cases[0].images[0]).array), str(path))
     other = Case("case_000", (str(path),), cases[0].label, "A")
     assert resampled.score(predictor, {"A": (corpus, [other])}, tmp_path / "s")["A"]["Dice"] == 1
+
+
+@pytest.mark.parametrize(("temperatures", "expected"), [({}, 0.0), ({"kidney": 9.0}, 1.0)])
+def test_calibrated_conflicts_hold_here_as_well(tmp_path, temperatures, expected):
+    """The kidney's channel is on everywhere, and surer than the tumour's where that is right."""
+    oracle, corpus, cases = held_out(tmp_path, 1)
+
+    class Sure(Oracle):
+        def scores(self, volume, request):
+            found, transform = super().scores(volume, request)
+            return found * np.float32([0.9, 0.8]), transform
+
+    predictor = Sure(oracle.model.space, oracle.root)
+    predictor.conflicts, predictor.temperatures = "calibrated", temperatures
+    found = resampled.score(predictor, {"A": (corpus, cases)}, tmp_path / "s")
+    assert found["A"]["classes"]["tumour"]["Dice"] == expected and not found["failed"]

@@ -50,7 +50,7 @@ def test_a_training_runs_under_its_precision(monkeypatch, tmp_path):
     raw = write_corpus(tmp_path / "Task01_Blobs", n=5, shape=(6, 6, 6))
     seen = []
     monkeypatch.setattr(
-        stages, "_train", lambda run: seen.append(jax.config.jax_default_matmul_precision)
+        stages, "_train", lambda *_: seen.append(jax.config.jax_default_matmul_precision)
     )
     for word in ("high", ""):
         config = with_field(typed(_fields(word)), "data.folders", str(raw))

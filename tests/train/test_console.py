@@ -55,3 +55,28 @@ def test_work_that_takes_a_while_says_how_long(monkeypatch, capsys):
         "compiling: 63 s",
         "counting ...",
     ]
+
+
+def test_a_line_has_at_most_100_columns(capsys):
+    """First the speed is left out, then words of the score, then the end of a name."""
+    scores = ["Dice in patches 0.701, in volumes 0.655", "Dice 0.701, volumes 0.655"]
+    long = ("subsegmental artery of the left lower lobe", 0.8)
+    for steps, step, worst, score, left in (
+        (1200, 650, ("gallbladder", -0.3521), scores[0][:21], None),
+        (1200, 650, ("gallbladder", -0.3521), scores[0][:21], 93785.2),
+        (1200, 650, ("gallbladder", -0.3521), scores, 93785.2),
+        (250000, 120000, ("gallbladder", -0.3521), scores, 93785.2),
+        (1200, 650, long, scores, 93785.2),
+    ):
+        shown = console.Console(steps=steps, start=0, seconds=1.0)
+        shown.show(step, -6.5321, score, 1.71, left, worst)
+    said = capsys.readouterr().err.splitlines()
+    named, left = "loss -6.5321 (highest gallbladder -0.352)", "26:03:05 left"
+    assert said == [
+        f"step 650/1200  {named}  Dice in patches 0.701  1.71 steps/s",
+        f"step 650/1200  {named}  Dice in patches 0.701  {left}",
+        f"step 650/1200  {named}  Dice 0.701, volumes 0.655  {left}",
+        f"step 120000/250000  {named.replace('adder', 'a…')}  Dice 0.701, volumes 0.655  {left}",
+        f"step 650/1200  loss -6.5321 (highest subsegmental… 0.800)  {scores[1]}  {left}",
+    ]
+    assert max(map(len, said)) == 100

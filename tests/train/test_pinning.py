@@ -63,7 +63,7 @@ def test_pinning_adds_no_communication_where_samples_are_split_already(tmp_path,
         return hlo.collectives(step.lower().compile().as_text())
 
     after = count()
-    monkeypatch.setattr(build.pinning, "pinned", lambda apply, *_: apply)
+    monkeypatch.setattr(build.reducing.pinning, "pinned", lambda apply, *_: apply)
     before = count()
     assert set(after) <= {"all-reduce", "all-gather", "reduce-scatter"} and after
     assert sum(after.values()) <= sum(before.values())

@@ -70,12 +70,15 @@ def make(
         if name not in allowed:
             raise UsageError(f"unknown {what} option {name!r}", fix=did_you_mean(name, allowed))
 
-    def voxelwise(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+    def of_classes(outputs: Mapping, batch: Mapping) -> tuple[Array, Array]:
         sums, weight = sum_of(outputs, batch), batch.get("weight")
         known = batch["known"].astype(sums.dtype)
         weight = None if weight is None else weight[..., None]
         voxels = jnp.maximum(targets.voxel_count(outputs["logits"].shape, weight), 1e-7)
-        per_class = (sums / voxels * known).sum(0)
+        return (sums / voxels * known).sum(0), known
+
+    def voxelwise(outputs: Mapping, batch: Mapping) -> Float[Array, ""]:
+        per_class, known = of_classes(outputs, batch)
         annotating = known.sum(0)
         divisor = {
             "batch": known.shape[0],
@@ -85,9 +88,13 @@ def make(
         total = (per_class / divisor).sum()
         return total if reduction == "sum" else total / jnp.maximum((annotating > 0).sum(), 1)
 
+    def by_class(outputs: Mapping, batch: Mapping) -> Float[Array, "c"]:
+        per_class, known = of_classes(outputs, batch)
+        return per_class / jnp.maximum(known.sum(0), 1)
+
     def over_samples(complete: bool, weighted: bool) -> str:
         if not complete and (normalise == "per_annotating" or reduction == "mean"):
             return separable.BATCH  # divided by counts of the annotations in the batch
         return separable.SUM if normalise == "sum" else separable.MEAN
 
-    return separable.marked(voxelwise, over_samples)
+    return separable.marked(voxelwise, over_samples, by_class)

@@ -413,10 +413,9 @@ class Train(Section):
         "", "of matrix products: highest, high or default; empty: the device's own"
     )
     conv_layout: str = setting(
-        "auto",
-        "of convolutions on NVIDIA cards: channels last (auto, nhwc), or xla: as XLA prefers",
-        listed=False,
+        "auto", "channels last on NVIDIA cards (auto, nhwc), or xla: as XLA prefers", listed=False
     )
+    reduce: str = setting("auto", "type of sums of gradients: float32, bfloat16", listed=False)
     patience: int = setting(0, "> 0: stop after that many validations without a better one")
     checkpoint_every: int = setting(250, "steps between checkpoints")
     checkpoint_minutes: Number = setting(10.0, "minutes between checkpoints; 0: by steps only")
@@ -449,6 +448,9 @@ class Config(Section):
 
     name: str = setting("base", "of the experiment")
     seed: int = setting(0, "of parameters, draws and augmentation")
+    log: str = setting(
+        "", "comma-separated trackers: wandb, mlflow, ... (docs/training.md)", listed=False
+    )
     data: Data = setting(Data, Data.__doc__)
     sampler: Sampler = setting(Sampler, Sampler.__doc__)
     augment: Augment = setting(Augment, Augment.__doc__)

@@ -74,7 +74,8 @@ class Infer(Section):
     activation: str = setting("sigmoid", "or softmax: exclusive classes, background implied")
     conflicts: str = setting(
         "ordered",
-        "of exclusive classes in a voxel the last is shown; argmax: the most probable one",
+        "of exclusive classes in a voxel the last is shown; argmax: the most probable one; "
+        "calibrated: that at the temperatures of `medjax calibrate`",
         listed=False,
     )
     batch_windows: int = setting(2, "windows that the network sees at once; 0: as many as fit")

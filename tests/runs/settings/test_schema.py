@@ -125,7 +125,7 @@ def test_the_loop_takes_what_the_schema_lists():
     # set by the run: where it writes, its seed, and `evaluate.during`
     assert set(own) - set(known) == {"seed", "tensorboard", "measure_every"}
     assert set(known) - set(own) == {
-        *("batch", "patch", "accumulate", "precision", "conv_layout"),
+        *("batch", "patch", "accumulate", "precision", "conv_layout", "reduce"),
         *("more", "continued"),  # decided before the loop
     }
     for name in ("keep", "print_seconds", "picture"):

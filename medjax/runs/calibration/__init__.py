@@ -1,0 +1,1 @@
+"""Temperatures of a finished run, chosen on its validation cases."""
