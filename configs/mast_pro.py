@@ -24,6 +24,7 @@ called "tumour":
 Variants:
 
   stage1, stage1_um       SwinUNETR with 32 outputs; the Universal Model's head
+  stage1_sides            `stage1` with right and left kidney, lung and adrenal gland apart
   full                    text, organ mask and experts
   ap, tp, dmoe            organ mask, text, experts alone (Table 2)
   swin_unetr              SwinUNETR with an output per task, trained whole
@@ -62,6 +63,7 @@ VARIANTS = ("stage1", "stage1_um", "full", "swin_unetr_public")  # in the tests 
 KNOWN = (
     "stage1",
     "stage1_um",
+    "stage1_sides",
     *ROWS,
     *(f"{row}_public" for row in ROWS),
     "demo_stage1",
@@ -95,7 +97,7 @@ def get_config(variant: str = "full"):
     c.name = f"mast_pro_{variant}"
     size = "demo" if variant.startswith("demo") else "small" if "small_" in variant else ""
     row = variant.removeprefix("small_").removesuffix("_public")
-    first = row in ("stage1", "stage1_um", "demo_stage1")
+    first = row in ("stage1", "stage1_um", "stage1_sides", "demo_stage1")
     _recipe(c)
     if not size:
         _paper_data(c, row, public=variant.endswith("_public"))
@@ -131,6 +133,9 @@ def _paper_data(c, row: str, *, public: bool) -> None:
     """1.5 mm, cropped to the body, a fixed window per kind of CT; epochs of all training cases."""
     first = row.startswith("stage1")
     pool = pools.mast_pro_stage1 if first else pools.mast_pro
+    if row == "stage1_sides":
+        pool = pools.mast_pro_stage1_sides
+        c.data.sides = ordered(pool.sides)
     declared, rename = pool.declared(), pool.rename()
     if not first:
         rename = {f"{name}/{entry['annotated'][0]}": "tumour" for name, entry in declared.items()}
@@ -152,7 +157,7 @@ def _paper_data(c, row: str, *, public: bool) -> None:
     c.train.steps = EPOCHS * epoch
     c.optim.warmup_steps = c.train.steps // 20
     c.train.validate_every = c.train.checkpoint_every = 10 * epoch
-    if row == "stage1":
+    if row in ("stage1", "stage1_sides"):
         return
     given = _class_sentences(declared, rename) if first else _sentences(declared)
     c.text = ordered(dict(source="", file="", pooled=False, sentences=ordered(given)))

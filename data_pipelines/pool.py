@@ -46,6 +46,7 @@ class Pool:
         channel name.
       exclusive: every voxel has one class (softmax heads): a nested value keeps only its innermost
         class.
+      sides: member -> its classes that are split into a left and a right one.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Pool:
     share: str = "by_name"
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     exclusive: bool = False
+    sides: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for member in self.members:
@@ -126,7 +128,7 @@ class Pool:
 
     def data(self) -> dict:
         """Everything a config's `c.data` needs to know of the pool: declared, share, rename, and
-        subset if a member uses only some of its cases.
+        subset if a member uses only some of its cases, sides if it splits any.
         """
         found = {"declared": self.declared(), "share": self.share, "rename": self.rename()}
         chosen = {
@@ -134,7 +136,8 @@ class Pool:
             for name, member in zip(self.names, self.members, strict=True)
             if member.names
         }
-        return found | ({"subset": chosen} if chosen else {})
+        found |= {"subset": chosen} if chosen else {}
+        return found | ({"sides": dict(self.sides)} if self.sides else {})
 
     def subset(self, *names: str) -> "Pool":
         """The pool with some of its members only."""
@@ -152,6 +155,7 @@ class Pool:
             self,
             members=kept,
             renamed={k: v for k, v in self.renamed.items() if k.split("/")[0] in names},
+            sides={name: classes for name, classes in self.sides.items() if name in names},
         )
 
     def without(self, *names: str) -> "Pool":

@@ -183,7 +183,29 @@ mast_pro_stage1 = Pool(
 )
 """32 classes. Of the Universal Model's template, left and right lung are one class here (only
 CT-ORG has them), nobody annotates the celiac trunk, and two classes have no side: kidney and
-adrenal glands."""
+adrenal glands: see `mast_pro_stage1_sides`."""
+
+mast_pro_stage1_sides = dataclasses.replace(
+    mast_pro_stage1,
+    title="MAST-Pro, pre-training of the backbone, paired organs split by side (2025)",
+    renamed={
+        "MSD_HepaticVessel/liver tumour": HEPATIC_SET_TUMOUR,
+        "CT_ORG/right kidneys": "right kidney",
+        "CT_ORG/left kidneys": "left kidney",
+        "CT_ORG/right lungs": "right lung",
+        "CT_ORG/left lungs": "left lung",
+        "WORD/right adrenal glands": "right adrenal gland",
+        "WORD/left adrenal glands": "left adrenal gland",
+    },
+    sides={
+        "CT_ORG": ("kidneys", "lungs"),
+        "WORD": ("adrenal glands",),
+        "AbdomenCT_1K": ("kidney",),
+        "KiTS21": ("kidney",),
+    },
+)
+"""31 classes: those of the Universal Model's template without the celiac trunk, which none of these
+corpora annotates."""
 
 SEGVOL_PROSTATE = ("MSD_Prostate", "PROMISE12", "SAML", "T2W_Prostate")
 SEGVOL_BRAIN = ("BraTS2021_FLAIR", "BraTS2021_T1", "BraTS2021_T1ce", "BraTS2021_T2")
@@ -238,6 +260,7 @@ POOLS = {
     "m4oe_ct": m4oe_ct,
     "mast_pro": mast_pro,
     "mast_pro_stage1": mast_pro_stage1,
+    "mast_pro_stage1_sides": mast_pro_stage1_sides,
     "segvol_ct": segvol_ct,
     "segvol_mri": segvol_mri,
     "segvol_all": segvol_all,

@@ -5,12 +5,15 @@ with label maps of its own in which "right kidney" and "left kidney" take its pl
 not copied, the labels of the corpus are not changed.
 
 Source: the Universal Model splits by the two largest 26-connected components. There, a single one
-is always the right organ; here it takes the side of the body on which it lies.
+is always the right organ; here it takes the side of the body on which it lies. Cases where the rule
+had to guess are named: joined organs, and two components on one side of the body.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,12 @@ FOLDER = "labels"  # of the written label maps, beside the description
 SIDES = ("right", "left")
 SECOND = 0.05  # a component is the other organ if it has that share of the largest one's voxels
 JOINED = 0.25  # one component is both organs, joined, if that share lies beyond the middle
+WORDS = {  # state of a case -> what to say of it
+    "single": "have an organ on one side only",
+    "joined": "have joined organs, cut in the middle of the body",
+    "beside": "have two parts on one side of the body, told apart by their order: look at them",
+}
+STATES = ("two", *WORDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +47,24 @@ class Written:
     Attributes:
       path: of the description. cases: how many there are.
       single: names of cases with one component, of one side. joined: of those cut in the middle.
+      beside: of those whose two components lie on one side of the body.
+      new: how many label maps were written; the others were there. described: the cases with them.
     """
 
     path: Path
     cases: int
     single: tuple[str, ...]
     joined: tuple[str, ...]
+    beside: tuple[str, ...]
+    new: int
+    described: tuple[Case, ...]
 
     def sentence(self) -> str:
         """One line for people."""
         found = f"{self.cases} cases described in {self.path}"
-        for names, what in (
-            (self.single, "have an organ on one side only"),
-            (self.joined, "have joined organs, cut in the middle of the body"),
-        ):
-            shown = some(names)
-            found += f"; {len(names)} {what} ({shown})" if names else ""
+        for state, what in WORDS.items():
+            names = getattr(self, state)
+            found += f"; {len(names)} {what} ({some(names)})" if names else ""
         return found
 
 
@@ -66,8 +77,8 @@ def left_of(
       mask: in RAS order: x grows towards the patient's right.
       middle: x index of the middle of the body.
 
-    Returns: a mask, and "two", "single" or "joined": with two components, the one with the lower
-      mean x is the left one, and smaller ones go to the nearer of both.
+    Returns: a mask, and one of `STATES`: with two components, the one with the lower mean x is the
+      left one, and smaller ones go to the nearer of both ("beside" if both lie on one side).
     """
     components, count = ndimage.label(mask, np.ones((3, 3, 3)))
     if not count:
@@ -79,7 +90,8 @@ def left_of(
     if count > 1 and sizes[order[1]] >= SECOND * sizes[order[0]]:
         low, high = sorted(means[order[:2]])
         is_left = np.abs(means - low) < np.abs(means - high)
-        return np.concatenate([[False], is_left])[components], "two"
+        apart = low < middle < high
+        return np.concatenate([[False], is_left])[components], "two" if apart else "beside"
     beyond = mask & (np.arange(mask.shape[2]) < middle)
     share = np.count_nonzero(beyond) / np.count_nonzero(mask)
     if JOINED <= share <= 1 - JOINED:
@@ -143,44 +155,77 @@ def write(
     cases: Sequence[Case],
     classes: Sequence[str],
     facts: Mapping | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Written:
     """Writes label maps with sides and the description of the corpus with them.
 
     Args:
       folder: of the description. corpus, cases: as scanned. classes: that come in pairs.
-      facts: further fields of the description.
+      facts: further fields of the description. say: called before the first label map is written.
+
+    Label maps that are there stay, if neither the files of the case nor the classes have changed.
 
     Raises: `UsageError`, see `split`; `MedjaxError` for a case that cannot be read.
     """
-    folder, states = Path(folder), {"single": [], "joined": [], "two": []}
-    changed, paired = split(corpus, classes)
-    first, described = len(corpus.values), []
+    folder = Path(folder)
+    changed, _ = split(corpus, classes)
+    made, described = corpus_json.facts(folder).get("sides_made", {}), []
+    states: dict[str, dict] = {}
+    new = 0
     for case in cases:
-        like = formats.read_geometry(case.images[0])
-        ids = read_label(case, corpus, like)
-        if ids is None:
+        if not case.labelled:
             described.append(case)
             continue
-        axes, flips = grid.canonical_axes(like.affine)
-        image = formats.read_case(case.images[:1], native=True).array[..., 0]
-        middle = middle_of(grid.canonical(image, axes, flips))
-        out = ids.astype(np.uint16)
-        for name in classes:
-            mask = np.isin(ids, corpus.ids_of(name))
-            left, state = left_of(grid.canonical(mask, axes, flips), middle)
-            if mask.any():
-                states[state].append(case.name)
-            left = grid.stored(left, axes, flips)
-            for k, i in enumerate(paired):
-                if name in corpus.labels[i][1]:
-                    out[left & (ids == i)] = first + k
         path = folder / FOLDER / f"{case.name}.nii.gz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        top = max(value for value, _ in changed.labels)
-        small = out.astype(np.uint8) if top < 256 else out
-        names = {value: " + ".join(names) for value, names in changed.labels if value}
-        nifti.write(path, small, like, labels=names)
+        key, before = _key(case, corpus, classes), made.get(case.name, {})
+        if before.get("key") != key or not path.is_file():
+            if not new:
+                say(f"{corpus.name}: left and right of {', '.join(classes)} ...")
+            before = {"key": key, "state": _write_case(path, case, corpus, classes)}
+            new += 1
+        states[case.name] = before
         described.append(dataclasses.replace(case, label=str(path), masks=()))
-    path = corpus_json.write(folder, changed, described, {**(facts or {}), "sides": list(classes)})
-    single, joined = (tuple(dict.fromkeys(states[word])) for word in ("single", "joined"))
-    return Written(path, len(described), single, joined)
+    more = {**(facts or {}), "sides": list(classes), "sides_made": states}
+    path = corpus_json.write(folder, changed, described, more)
+    found = {
+        state: tuple(name for name, entry in states.items() if state in entry["state"])
+        for state in WORDS
+    }
+    return Written(path, len(described), **found, new=new, described=tuple(described))
+
+
+def _key(case: Case, corpus: Corpus, classes: Sequence[str]) -> str:
+    """Changes with the files of a case, the meaning of their values, and the classes."""
+    facts = []
+    for path in (*case.images[:1], *case.label_files):
+        found = os.stat(path) if os.path.exists(path) else None  # else a part of a record
+        facts.append([path, found and found.st_size, found and found.st_mtime_ns])
+    known = [corpus.labels, corpus.ignore, [(m.name, m.path, m.pick) for m in case.masks]]
+    return hashlib.sha256(json.dumps([facts, known, list(classes)]).encode()).hexdigest()[:16]
+
+
+def _write_case(path: Path, case: Case, corpus: Corpus, classes: Sequence[str]) -> list[str]:
+    """Writes a label map with sides; returns what was found, in the order of the classes that the
+    case has.
+    """
+    changed, paired = split(corpus, classes)
+    like = formats.read_geometry(case.images[0])
+    ids = read_label(case, corpus, like)
+    axes, flips = grid.canonical_axes(like.affine)
+    image = formats.read_case(case.images[:1], native=True).array[..., 0]
+    middle = middle_of(grid.canonical(image, axes, flips))
+    top = max(*(value for value, _ in changed.labels), changed.ignore or 0)
+    out = ids.astype(np.min_scalar_type(top))
+    states = []
+    for name in classes:
+        mask = np.isin(ids, corpus.ids_of(name))
+        left, state = left_of(grid.canonical(mask, axes, flips), middle)
+        states += [state] if mask.any() else []
+        left = grid.stored(left, axes, flips)
+        for k, i in enumerate(paired):
+            if name in corpus.labels[i][1]:
+                out[left & (ids == i)] = len(corpus.values) + k
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {value: " + ".join(names) for value, names in changed.labels if value}
+    nifti.write(path, out, like, labels=names)
+    return states

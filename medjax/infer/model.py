@@ -103,11 +103,12 @@ class Model:
 
 class Prepared(NamedTuple):
     """A volume as the network sees it: image (z, y, x, m) float32 on the network's grid, and the
-    transform that produced it.
+    transform that produced it; the organ mask it was given, where postprocessing needs it.
     """
 
     image: np.ndarray
     transform: Transform
+    organ: np.ndarray | None = None
 
 
 class Segmentation(NamedTuple):

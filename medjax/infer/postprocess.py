@@ -2,11 +2,9 @@
 tumours only within their organs. Never unless it was asked for.
 
 In: a `Segmentation` and `Rules`, per class. Out: the segmentation with other masks, its label map
-painted anew, a record of every change. Components are 26-connected, holes are what a 6-connected
-background outside cannot reach. Order: largest, minimum volume, holes, and of classes that belong
-within organs: inside, largest, minimum volume, holes, when the organs are done.
-
-Source of `inside`: the organ filter of the Universal Model (Liu et al., 2023).
+painted anew, a record of every change. What is done to a mask: `scans.components`. Order: organ
+filter, largest, minimum volume, holes, and of classes that belong within organs: inside before
+these, when the organs are done.
 """
 
 import dataclasses
@@ -14,16 +12,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Shaped
-from scipy import ndimage
 
 from medjax.errors import UsageError, did_you_mean
 from medjax.infer import conflicts
 from medjax.infer.model import Segmentation
-from medjax.labels import LabelSpace
+from medjax.labels import Corpus, LabelSpace
+from medjax.prepare.geometry import Transform
+from medjax.prepare.plan import Plan
+from medjax.scans.components import filled, largest, touching, within, without_small
 
 EVERY = "*"  # in place of a class name: all classes
-FIELDS = ("largest", "holes", "min_ml", "inside")
-BOX = np.ones((5, 5, 5), bool)  # voxels by which an organ is closed and grown
+FIELDS = ("largest", "holes", "min_ml", "inside", "organ_filter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +35,18 @@ class Rules:
       min_ml: (class, millilitres): components below that volume go.
       inside: (class, its organs): what lies outside of them goes, see `within`. An organ that was
         not found removes nothing.
+      organ_filter: classes of which only components that touch the organ mask stay which the
+        network was given as a channel, see `touching`. A mask that is missing removes nothing.
     """
 
     largest: tuple[str, ...] = ()
     holes: tuple[str, ...] = ()
     min_ml: tuple[tuple[str, int | float], ...] = ()
     inside: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    organ_filter: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.largest or self.holes or self.min_ml or self.inside)
+        return any(getattr(self, name) for name in FIELDS)
 
     def checked(self, space: LabelSpace) -> "Rules":
         """With every name resolved to classes of the space; `LabelError` for unknown ones."""
@@ -69,15 +71,17 @@ class Rules:
                 raise UsageError(
                     f"{name!r} must lie within organs that no such rule changes", found=organs
                 )
-        return Rules(resolved(self.largest), resolved(self.holes), pairs, self.inside)
+        filtered = resolved(self.organ_filter)
+        return Rules(resolved(self.largest), resolved(self.holes), pairs, self.inside, filtered)
 
     def to_json(self) -> dict:
         """JSON-ready fields; `from_json` inverts it."""
-        return {
+        found = {
             "largest": list(self.largest),
             "holes": list(self.holes),
             "min_ml": dict(self.min_ml),
         } | ({"inside": {n: list(o) for n, o in self.inside}} if self.inside else {})
+        return found | ({"organ_filter": list(self.organ_filter)} if self.organ_filter else {})
 
     @classmethod
     def from_json(cls, fields: Mapping) -> "Rules":
@@ -97,20 +101,47 @@ class Rules:
             tuple(fields.get("holes") or ()),
             tuple((name, float(ml)) for name, ml in limits.items()),
             _organs_of(fields.get("inside") or {}),
+            tuple(fields.get("organ_filter") or ()),
         )
 
 
-def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> Segmentation:
-    """Masks after the rules (whose names must be resolved, see `Rules.checked`), the label map
-    painted from them, and the changes.
+def organ_of(
+    array: Shaped[np.ndarray, "*vol"], plan: Plan, corpus: Corpus, transform: Transform
+) -> Bool[np.ndarray, "z y x"] | None:
+    """The organ mask among the channels of a scan, cropped as the masks are; None without one.
+
+    Args:
+      array: (z, y, x) or (z, y, x, m), as stored.
     """
-    masks, changes = found.masks, {}
+    roles = [plan.intensity_of(channel).role for channel in corpus.channels]
+    if "mask" not in roles or array.ndim < 4:
+        return None
+    return transform.image(array[..., roles.index("mask")]) > 0
+
+
+def apply(
+    found: Segmentation,
+    rules: Rules,
+    space: LabelSpace,
+    corpus: str,
+    organ: Bool[np.ndarray, "z y x"] | None = None,
+) -> Segmentation:
+    """Masks after the rules (whose names must be resolved, see `Rules.checked`), the label map
+    painted from them, and the changes. `organ`: see `organ_of`; without a voxel of one, the notes
+    say that nothing was filtered by it.
+    """
+    masks, changes, notes = found.masks, {}, found.notes
+    given = organ is not None and bool(organ.any())
+    if rules.organ_filter and not given:
+        notes = (*notes, "organ_filter removed nothing: this scan has no organ mask")
     voxel_ml = float(np.prod(masks.transform.spacing_mm)) / 1000
     hosts = dict(rules.inside)
     for name in sorted(masks.names, key=lambda name: name in hosts):  # organs first
         if masks.voxels[name] == 0:
             continue
         mask, steps = masks.cropped(name), {}
+        if given and name in rules.organ_filter:
+            mask, steps["organ_filter"] = touching(mask, organ)
         if name in hosts:
             organs = [masks.cropped(one) for one in hosts[name] if one in masks.names]
             mask, steps["inside"] = within(mask, organs)
@@ -132,7 +163,7 @@ def apply(found: Segmentation, rules: Rules, space: LabelSpace, corpus: str) -> 
             if masks.beaten is not None:
                 mask = conflicts.standing(mask, masks.beaten.block(number), among)
             cropped[region] = paint(space, mask, masks.names, corpus)
-    return Segmentation(label_map, masks, found.maps, changes)
+    return found._replace(label_map=label_map, masks=masks, changes=changes, notes=notes)
 
 
 def paint(
@@ -150,43 +181,6 @@ def paint(
     return space.export(layers, corpus, [names[k] for k in present])
 
 
-def largest(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:
-    """The largest 26-connected component (the first of equals), and how many voxels went."""
-    return _kept(mask, lambda sizes: np.arange(len(sizes)) == sizes.argmax())
-
-
-def without_small(
-    mask: Bool[np.ndarray, "z y x"], voxels: float | int
-) -> tuple[Bool[np.ndarray, "z y x"], int]:
-    """Components of at least so many voxels, and how many voxels went."""
-    return _kept(mask, lambda sizes: sizes >= voxels)
-
-
-def within(
-    mask: Bool[np.ndarray, "z y x"], organs: Sequence[Bool[np.ndarray, "z y x"]]
-) -> tuple[Bool[np.ndarray, "z y x"], int]:
-    """The part of a mask within its organs, and how many voxels went.
-
-    Of the organs' union as many of the largest components stay as there are organs; they are closed
-    and then grown by a box of 5 voxels. Without a voxel of an organ the mask stays as it is.
-    """
-    organs = [one for one in organs if one.any()]
-    if not organs:
-        return mask, 0
-    union = np.logical_or.reduce([mask, *organs])
-    box = tuple(
-        slice(max(one.start - 4, 0), one.stop + 4) for one in _box(union) or ()
-    )  # room for closing and growing
-    found = np.logical_or.reduce([one[box] for one in organs])
-    count = len(organs)
-    found, _ = _kept(found, lambda sizes: np.argsort(np.argsort(-sizes, kind="stable")) < count)
-    padded = np.pad(found, 4)
-    padded = ndimage.binary_dilation(ndimage.binary_closing(padded, BOX), BOX)
-    out = np.zeros_like(mask)
-    out[box] = mask[box] & padded[4:-4, 4:-4, 4:-4]
-    return out, int(np.count_nonzero(mask) - np.count_nonzero(out))
-
-
 def _organs_of(fields: Mapping) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if not isinstance(fields, Mapping) or not all(
         isinstance(organs, list | tuple) and organs for organs in fields.values()
@@ -197,39 +191,3 @@ def _organs_of(fields: Mapping) -> tuple[tuple[str, tuple[str, ...]], ...]:
             expected='{"liver tumour": ["liver"]}',
         )
     return tuple((str(name), tuple(map(str, organs))) for name, organs in fields.items())
-
-
-def filled(mask: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], int]:
-    """The mask with its holes, and how many voxels came.
-
-    A volume of one slice is filled within the slice.
-    """
-    box = _box(mask)
-    if box is None:
-        return mask, 0
-    inner = mask[box]
-    flat = mask.shape[0] == 1
-    solid = ndimage.binary_fill_holes(inner[0])[None] if flat else ndimage.binary_fill_holes(inner)
-    out = mask.copy()
-    out[box] = solid
-    return out, int(np.count_nonzero(solid) - np.count_nonzero(inner))
-
-
-def _kept(mask: np.ndarray, choose) -> tuple[np.ndarray, int]:
-    box = _box(mask)
-    if box is None:
-        return mask, 0
-    inner = mask[box]
-    components, count = ndimage.label(inner, np.ones((3, 3, 3)))
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    keep = choose(sizes)
-    if keep.all():
-        return mask, 0
-    out = np.zeros_like(mask)
-    out[box] = np.concatenate([[False], keep])[components]
-    return out, int(sizes[~keep].sum())
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    found = ndimage.find_objects(mask.view(np.uint8))
-    return found[0] if found else None

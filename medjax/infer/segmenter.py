@@ -146,6 +146,11 @@ class Segmenter:
             key = (network.model.plan.key(), network.channels)
             if key not in done:
                 done[key] = network.prepare(volume, request)
+        if self.postprocess and self.postprocess.organ_filter:  # its source is not kept
+            space, plan, key = self.model.space, self.model.plan, next(iter(done))
+            described = space.corpora[space.corpus_index(request.corpus)]
+            organ = postprocess.organ_of(volume.array, plan, described, done[key].transform)
+            done[key] = done[key]._replace(organ=organ)
         return tuple(done[one.model.plan.key(), one.channels] for one in self.networks)
 
     def segment(
@@ -284,7 +289,8 @@ class Segmenter:
             cropped[region] = postprocess.paint(space, shown, owners, corpus)
         masks.confidence = {name: sure[name] / n if n else None for name, n in masks.voxels.items()}
         found, done = Segmentation(label_map, masks, maps), self.postprocess
-        return postprocess.apply(found, done, space, corpus) if done else found
+        organ = prepared[0].organ
+        return postprocess.apply(found, done, space, corpus, organ) if done else found
 
     def _tempered(self, probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Probabilities at the temperatures, if there are any."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medjax import lines
+from medjax.corpora import sides
 from medjax.corpora.inputs import Case
 from medjax.corpora.layouts import corpus_json
 from medjax.corpora.layouts.common import UNNAMED
@@ -151,6 +152,7 @@ def open_data(data: schema.Data, workdir: Path, *, files: bool = True) -> Data:
                 fix=did_you_mean(name, cases),
             )
         cases[name], counts[name] = _subset(name, rule, cases[name], counts[name])
+    _split_sides(data, workdir, stores, cases, files)
     used, parts = _apply_views(stores, data.views)
     used = _only(used, data.only)
     space = merge(used, data.share, data.rename, data.precedence)
@@ -267,6 +269,29 @@ def _further_labels(
             known.add(frozenset(kept))
             further.append((value, kept))
     return further
+
+
+def _split_sides(
+    data: schema.Data, workdir: Path, stores: list[Corpus], cases: dict, files: bool
+) -> None:
+    """Replaces corpora by those with left and right classes, whose label maps are written once,
+    beside the store.
+    """
+    store = Path(data.store or workdir / "store")
+    for name, classes in data.sides.items():
+        corpus = next((c for c in stores if c.name == name), None)
+        if corpus is None:
+            raise UsageError(
+                f"config.data.sides names an unknown corpus {name!r}",
+                fix=did_you_mean(name, [c.name for c in stores]),
+            )
+        stores[stores.index(corpus)] = sides.split(corpus, classes)[0]
+        if files and cases[name]:
+            place = store.with_name(f"{store.name}_sides") / name
+            made = sides.write(place, corpus, cases[name], classes, say=lines.say)
+            cases[name] = made.described
+            if made.new:
+                lines.say(made.sentence())
 
 
 def _subset(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.corpora.inputs import Case, find_inputs
-from medjax.errors import UsageError, shown
+from medjax.errors import UsageError, did_you_mean, shown
 from medjax.labels import Corpus, LabelSpace
 from medjax.prompts.request import Request
 from medjax.runs.prompted import free, organs, prompting
@@ -161,6 +161,7 @@ def _predict(
     if report:
         outputs.check_report(report, out, cases, overwrite=overwrite)
     segmenter, warn = load_predictor(trained, **options), warn or say
+    require_task(request.task, segmenter.model.tasks, trained[0].path)
     if maps and len(segmenter.maps) < len(maps):
         say(
             "no map of disagreement: one model without mirrors has nothing to compare "
@@ -271,6 +272,18 @@ def protocol(space: LabelSpace, request: Request, one_file_per_class: bool = Fal
             fix="choose another --corpus, or add --one-file-per-class",
         )
     return dataclasses.replace(request, corpus=chosen)
+
+
+def require_task(task: str, known: Mapping[str, int], path: Path) -> None:
+    """`UsageError` for a task that the model does not know; "" and `ALL` are none of its names."""
+    from medjax.infer.tasks import ALL
+
+    if task not in ("", ALL, *known):
+        raise UsageError(
+            f"the model knows no task {task!r}",
+            path=path,
+            fix=did_you_mean(task, known),
+        )
 
 
 def share(cases: Sequence[Case], i: int, n: int) -> list[Case]:

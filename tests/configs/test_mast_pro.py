@@ -50,9 +50,8 @@ def test_every_variant_can_be_built(variant, tmp_path):
     schedule = build.make_optimizer(config).schedule
     last = config.train.steps - 1
     assert float(schedule(0)) > 0 and float(schedule(last)) < 0.01 * config.optim.lr
-    assert bool(net.texts) == ("stage1" != variant.removeprefix("small_").removeprefix("demo_")) & (
-        config.model.options.get("text", True)
-    )
+    first = variant.removeprefix("small_").removeprefix("demo_") in ("stage1", "stage1_sides")
+    assert bool(net.texts) == (not first and config.model.options.get("text", True))
     if config.model.name == "mast_pro":
         assert "task" in net.reads and len(set(net.tasks)) == len(net.tasks) > 1
         assert net.texts == () or set(net.texts) == set(config.text.sentences or FOLDERS)
@@ -89,6 +88,20 @@ def test_either_stage_1_gives_backbone_and_organ_encoder(first, second, tmp_path
     wanted = {p for p in old if p.startswith(("backbone/", "anatomy/"))}
     assert wanted == set(account.loaded) and len(wanted) > 100
     assert all(re.search(f"{NEW}|^text/", path) for path in account.fresh)
+
+
+def test_paired_organs_of_stage_1_have_sides(tmp_path):
+    """The classes of the Universal Model's template, less the celiac trunk."""
+    spaces = [
+        corpora.open_data(typed(_fields(name)).data, tmp_path, files=False).space
+        for name in ("stage1", "stage1_sides")
+    ]
+    before, after = (set(space.classes) for space in spaces)
+    assert before - after == {"kidney", "lungs", "adrenal glands"}
+    assert after - before == {"right lung", "left lung"} and len(after) == 31
+    assert "right kidney" in dict(spaces[1].names[spaces[1].corpus_index("KiTS21")])
+    word = spaces[1].corpora[spaces[1].corpus_index("WORD")]
+    assert {"right adrenal glands", "left adrenal glands"} < set(word.annotated)
 
 
 BUDGETS = [  # trained and frozen; spec 3.7 and section 6

@@ -9,6 +9,7 @@ from data_pipelines import pools, tumour_tasks
 from data_pipelines.catalogue import corpora
 from data_pipelines.declare import PublicCorpus
 from data_pipelines.multitalent import CANCER_CHANNELS
+from medjax.corpora.sides import split
 from medjax.errors import LabelError
 from medjax.labels import Corpus, LabelSpace, merge
 from medjax.registry import plain
@@ -27,6 +28,7 @@ def _space(pool) -> LabelSpace:
         )
         for name, e in pool.declared().items()
     ]
+    members = [split(c, pool.sides.get(c.name, ()))[0] for c in members]
     return merge(members, pool.share, pool.rename())
 
 

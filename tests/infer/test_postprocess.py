@@ -2,6 +2,7 @@
 and that nothing happens unasked.
 """
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -134,6 +135,50 @@ def test_a_tumour_is_kept_within_its_organ_as_that_is_after_its_own_rules(volume
     for wrong in ({"inside": {"tumour": "liver"}}, {"inside": {"tumour": []}}):
         with pytest.raises(UsageError, match="names the organs of a class"):
             Rules.from_json(wrong)
+
+
+ORGAN = Corpus("Liver", ((1, ("tumour",)),), channels=("CT", "mask"))
+
+
+def _with_organ(rules, corpus=ORGAN):
+    def apply(params, image, context):
+        return {"logits": (image[..., :1] - params) * 20.0}
+
+    intensity = {"CT": Intensity("nonorm"), "mask": Intensity("mask")}
+    plan = Plan({"Liver": (2.0, 1.0, 1.0)}, intensity)
+    model = Model(apply, jnp.array([0.5], jnp.float32), plan, merge([corpus]), (6, 8, 8))
+    return Segmenter(model, postprocess=rules)
+
+
+def test_the_organ_filter_keeps_components_that_touch_the_given_mask(volume):
+    """The island goes, its 12 voxels counted; the other component touches and stays whole."""
+    rules = Rules.from_json({"organ_filter": ["*"]})
+    organ = np.zeros_like(volume.array)
+    organ[2:8, 2:4, 2:4] = 1  # of 8 x 8 columns; grown by 2 it does not reach the island
+    given = dataclasses.replace(volume, array=np.stack([volume.array, organ], -1))
+    plain = _with_organ(None).segment(given, Request("Liver"))
+    found = _with_organ(rules).segment(given, Request("Liver"))
+    assert found.changes == {"tumour": {"organ_filter": 12}} and found.notes == ()
+    expected = plain.label_map.copy()
+    expected[2:5, 3:5, 15:17] = 0
+    assert np.array_equal(found.label_map, expected) and found.masks.voxels["tumour"] == 382
+    near = np.zeros_like(organ)
+    near[3, 3, 18] = 1  # grown by two voxels it touches the island alone
+    given = dataclasses.replace(volume, array=np.stack([volume.array, near], -1))
+    assert _with_organ(rules).segment(given, Request("Liver")).masks.voxels == {"tumour": 12}
+    assert _with_organ(rules).settings()["postprocess"]["organ_filter"] == ["tumour"]
+    with pytest.raises(LabelError, match="did you mean tumour"):
+        _with_organ(Rules(organ_filter=("tumor",)))
+
+
+@pytest.mark.parametrize("channels", [("CT", "mask"), ("CT",)])
+def test_without_an_organ_mask_the_filter_removes_nothing_and_says_so(volume, channels):
+    rules = Rules.from_json({"organ_filter": ["tumour"]})
+    network = _with_organ(rules, dataclasses.replace(ORGAN, channels=channels))
+    empty = np.stack([volume.array, np.zeros_like(volume.array)], -1)[..., : len(channels)]
+    found = network.segment(dataclasses.replace(volume, array=empty), Request("Liver"))
+    assert found.changes == {} and found.masks.voxels["tumour"] == 394
+    assert "no organ mask" in found.notes[0]
 
 
 def test_rules_from_json_name_what_is_wrong():

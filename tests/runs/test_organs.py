@@ -1,5 +1,7 @@
 """Organ masks of scans to predict, and from another run."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -46,9 +48,12 @@ def _found(out):
 
 
 def test_a_mask_on_another_grid_gives_what_one_on_the_scans_grid_gives(root, tmp_path, capsys):
-    assert _predict(root, tmp_path / "a", "--organ", str(root / "masks"), "--probabilities") == 0
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"organ_filter": ["tumour"]}))
+    done = ["--probabilities", "--postprocess", str(rules)]
+    assert _predict(root, tmp_path / "a", "--organ", str(root / "masks"), *done) == 0
     assert _predict(root, tmp_path / "b", "--probabilities", scans="two") == 0
-    assert _predict(root, tmp_path / "c", "--organ", "none", "--probabilities") == 0
+    assert _predict(root, tmp_path / "c", "--organ", "none", *done) == 0
     assert "2 of 2 scans have no organ mask (c0, c1): it counts as empty" in capsys.readouterr().err
 
     def scores(out):
@@ -58,19 +63,28 @@ def test_a_mask_on_another_grid_gives_what_one_on_the_scans_grid_gives(root, tmp
     name = "probabilities" if "probabilities" in given.files else given.files[0]
     np.testing.assert_array_equal(given[name], files[name])
     assert np.abs(given[name].astype(float) - none[name]).max() > 0.01  # the mask is read
+    filtered, plain, without = (json.loads((tmp_path / n / "c0.json").read_text()) for n in "abc")
+    gone = filtered["postprocessing"].get("tumour", {}).get("organ_filter", 0)
+    voxels = [one["classes"]["tumour"]["voxels"] for one in (plain, filtered)]
+    assert voxels[0] - voxels[1] == gone and "organ_filter" not in str(filtered["warnings"])
+    assert without["postprocessing"] == {} and "no organ mask" in str(without["warnings"])
 
 
 def test_what_does_not_belong_is_refused(root, tmp_path, capsys):
     far = tmp_path / "far.nii.gz"
     save(far, np.ones((4, 4, 4), np.uint8), origin=(900, 0, 0))
     cases = find_inputs([str(root / "in" / "c0.nii.gz")], channels=1)
-    with pytest.raises(UsageError, match="belongs to another scan"):
+    with pytest.raises(UsageError, match="belongs to another scan") as error:
         organs.with_masks(cases, str(far), tmp_path, print)
+    assert str(error.value.path) == str(far) and error.value.fix == "give the mask of this scan"
     with pytest.raises(UsageError, match="no such organ mask"):
         organs.with_masks(cases, str(tmp_path / "nothing.nii.gz"), tmp_path, print)
     both = find_inputs([str(root / "in")], channels=1)
     with pytest.raises(UsageError, match="several scans"):
         organs.with_masks(both, str(far), tmp_path, print)
+    assert _predict(root, tmp_path / "t", "--organ", "none", "--task", "lung") == 2
+    said = capsys.readouterr().err
+    assert "knows no task 'lung'" in said and str(root / "run") in said and "Tumours" in said
     make_run(tmp_path / "plain")
     given = ["-m", str(tmp_path / "plain"), "-i", str(root / "in"), "-o", str(tmp_path / "o")]
     assert cli.main(["predict", *given, "--organ", "none"]) == 2

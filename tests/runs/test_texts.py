@@ -55,8 +55,9 @@ def test_vectors_of_a_file_by_the_names_of_the_tasks(tmp_path):
     config = _config(source="file", file=str(path), sentences={})
     found = _filled(config, tmp_path)["text"]["table"]
     np.testing.assert_array_equal(found, vectors[[2, 1]])
-    with pytest.raises(UsageError, match="no text vector for 'third'"):
+    with pytest.raises(UsageError, match="no text vector for 'third'") as error:
         of_config(config, ("third",), 512)
+    assert str(error.value.path) == str(path) and NAMES[0] in error.value.found and error.value.fix
     with pytest.raises(UsageError, match="width"):
         of_config(config, NAMES, 256)
     texts.write(path, Vectors(names, names, vectors, {"kind": "clip-pooled"}))

@@ -269,6 +269,24 @@ def _row(row: str, small: bool) -> Table:
     return table | CHANGES.get(row, {})
 
 
+SIDES = {  # spec 3.6, "by side"
+    "data.sides.CT_ORG": ("kidneys", "lungs"),
+    "data.sides.WORD": ("adrenal glands",),
+    "data.sides.AbdomenCT_1K": ("kidney",),
+    "data.sides.KiTS21": ("kidney",),
+    "data.rename": {"MSD_HepaticVessel/liver tumour": "tumour of the hepatic vessel set"}
+    | {
+        f"{corpus}/{side} {several}": f"{side} {one}"
+        for corpus, several, one in (
+            ("CT_ORG", "kidneys", "kidney"),
+            ("CT_ORG", "lungs", "lung"),
+            ("WORD", "adrenal glands", "adrenal gland"),
+        )
+        for side in ("right", "left")
+    },
+}
+
+
 def rows(base: Mapping[str, Any]) -> dict[str, Table]:
     """Variant -> its table.
 
@@ -288,6 +306,7 @@ def rows(base: Mapping[str, Any]) -> dict[str, Table]:
     }
     found = {
         "stage1": first | unetr,
+        "stage1_sides": first | unetr | SIDES,
         "stage1_um": first
         | {f"model.{name}": value for name, value in UNIVERSAL.items()}
         | {

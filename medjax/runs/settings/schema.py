@@ -110,6 +110,7 @@ class Data(Section):
         "preparation and splits",
     )
     subset: Mapping[str, Subset] = setting(dict, "corpus -> the cases it is restricted to")
+    sides: Mapping[str, Words] = setting(dict, "corpus -> classes to split by side", listed=False)
     share: str = setting("by_name", "or per_corpus: liver of one corpus is not liver of another")
     rename: Mapping[str, str] = setting(dict, "CORPUS/CLASS -> global class")
     precedence: Words = setting((), "classes painted last in the exported label map, weakest first")

@@ -36,6 +36,9 @@ class Postprocess(Section):
     inside: Mapping[str, Words] = setting(
         dict, "class -> its organs: what lies outside of them goes", listed=False
     )
+    organ_filter: Words = setting(
+        (), "classes of which only components that touch the given organ mask stay", listed=False
+    )
 
 
 @section
