@@ -31,7 +31,7 @@ def monai(folder: Path) -> training_step.Theirs:
         "model": "swin_unetr",
         "patch": tuple(config.train.patch),
         "classes": CLASSES,
-        "arguments": {"feature_size": config.model["feature_size"]},
+        "arguments": {"feature_size": config.model.options["feature_size"]},
     }
     net = network_steps.build_peer(entry, "cpu")
     step = training_step.supervised_peer(net, entry["patch"], config.train.batch, CLASSES)
