@@ -24,6 +24,7 @@ called "tumour":
 Variants:
 
   stage1, stage1_um       SwinUNETR with 32 outputs; the Universal Model's head
+  stage1_universal        `stage1_um` with the Universal Model's patches, zoom and learning rate
   stage1_sides            `stage1` with right and left kidney, lung and adrenal gland apart
   full                    text, organ mask and experts
   ap, tp, dmoe            organ mask, text, experts alone (Table 2)
@@ -63,6 +64,7 @@ VARIANTS = ("stage1", "stage1_um", "full", "swin_unetr_public")  # in the tests 
 KNOWN = (
     "stage1",
     "stage1_um",
+    "stage1_universal",
     "stage1_sides",
     *ROWS,
     *(f"{row}_public" for row in ROWS),
@@ -80,6 +82,12 @@ GENERIC = r"/generic/|/(router|noise)_generic$"
 EPOCHS, BATCH, TRAINED_SHARE = 1000, 4, 0.8  # of the cases: one of five folds is held out
 WINDOWS = {"CT": (-175, 250), "CT lung": (-1000, 400)}
 LUNG = ("MSD_Lung",)
+RATIOS = {  # organ and tumour; the Universal Model centres patches on them 1 to 5
+    "LiTS": ("liver", "liver tumour"),
+    "MSD_Liver": ("liver", "liver tumour"),
+    "MSD_Pancreas": ("pancreas", "pancreas tumour"),
+    "MSD_HepaticVessel": ("hepatic vessel", "liver tumour"),
+}
 ABDOMEN_1K = dict(  # tumour masks of AbdomenCT-1K: only where a user has some
     cases=1000, modality="CT", labels={"1": ("tumour",)}, annotated=("tumour",)
 )
@@ -97,12 +105,14 @@ def get_config(variant: str = "full"):
     c.name = f"mast_pro_{variant}"
     size = "demo" if variant.startswith("demo") else "small" if "small_" in variant else ""
     row = variant.removeprefix("small_").removesuffix("_public")
-    first = row in ("stage1", "stage1_um", "stage1_sides", "demo_stage1")
+    first = row.startswith("stage1") or row == "demo_stage1"
     _recipe(c)
     if not size:
         _paper_data(c, row, public=variant.endswith("_public"))
     if first:
-        _stage1(c, um=row == "stage1_um")
+        _stage1(c, um=row in ("stage1_um", "stage1_universal"))
+        if row == "stage1_universal":
+            _universal(c)
     else:
         _stage2(c, "full" if row == "demo" else row)
     if size:
@@ -197,6 +207,23 @@ def _stage1(c, *, um: bool) -> None:
     )
     if um:
         c.optim.trainable = ((r"^text/", False), (".*", True))
+
+
+def _universal(c) -> None:
+    """Two of three patches around a label, or background, organ and tumour 1 to 1 to 5 where both
+    are known; MSD scans enlarged now and then; 2000 epochs at 1e-4, 100 of them warm-up.
+    """
+    c.sampler.foreground = 2 / 3
+    c.sampler.ratios = ordered(
+        {
+            corpus: ordered({"background": 1, organ: 1, tumour: 5})
+            for corpus, (organ, tumour) in RATIOS.items()
+        }
+    )
+    c.sampler.still = tuple(n for n in c.data.declared if not n.startswith("MSD_"))
+    c.augment.update(dict(scaling=0.3, scaling_range=(1 / 1.5, 1 / 1.3)))
+    epoch = c.train.steps // EPOCHS
+    c.optim.lr, c.train.steps, c.optim.warmup_steps = 1e-4, 2000 * epoch, 100 * epoch
 
 
 def _stage2(c, row: str) -> None:

@@ -260,6 +260,7 @@ def pools(run: Run, side: str) -> list[stream.Pool]:
     Views validate on all cases of their store.
     """
     bad = {(entry.get("corpus", ""), entry["case"]) for entry in run.failed}
+    sampling.check_names(run.config.sampler, run.data.space.corpora)
     found = []
     for k, corpus in enumerate(run.data.space.corpora):
         names = (
@@ -278,11 +279,8 @@ def pools(run: Run, side: str) -> list[stream.Pool]:
             folder = str(run.store / corpus.store)
             classes = tuple(corpus.ids_of(name) for name in corpus.annotated)
             group = run.data.groups.get(corpus.store, "")
-            found.append(
-                stream.Pool(
-                    k, folder, tuple(names), corpus.foreground_ids, modality, classes, group
-                )
-            )
+            ids, own = corpus.foreground_ids, sampling.pool_arguments(run.config.sampler, corpus)
+            found.append(stream.Pool(k, folder, tuple(names), ids, modality, classes, group, **own))
         elif side == "train":
             raise UsageError(
                 f"corpus {corpus.name!r} has no case to train on",

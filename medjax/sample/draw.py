@@ -20,6 +20,7 @@ from medjax.errors import DataError, MedjaxError, UsageError, did_you_mean
 from medjax.sample import frame
 from medjax.sample.batch import FIELDS, MOVED
 from medjax.sample.patches import PADDING, centred_start, random_start, read_centre, read_patch
+from medjax.sample.pool import Pool
 
 # random numbers -> (angles (3,) rad, scale) of one sample; zeros and 1 where it does not move
 Moves = Callable[[np.random.Generator], tuple[np.ndarray, float]]
@@ -33,40 +34,6 @@ CACHE_BYTES = 2 << 30
 SMALL_CASE_BYTES = (
     8 << 20
 )  # larger cases are never held whole: a patch of them is cheaper to read than the case
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """The cases of one corpus that a stream may draw.
-
-    Attributes:
-      corpus: index in the label space.
-      folder: the corpus' folder in the store.
-      cases: case names, one folder each.
-      foreground_ids: dense ids that may be forced into a patch; without those that a view hides.
-      modality: index in the label space.
-      classes: per annotated class the dense ids of its voxels (nested classes share ids), for
-        `Recipe.by` "class"; empty: every id is one class.
-      group: pools of one group count as one data set for the probability of a corpus (AMOS22's CT
-        and MR); empty: a group of its own.
-    """
-
-    corpus: int
-    folder: str
-    cases: tuple[str, ...]
-    foreground_ids: tuple[int, ...]
-    modality: int
-    classes: tuple[tuple[int, ...], ...] = ()
-    group: str = ""
-
-    def groups(self, by: str) -> tuple[tuple[int, ...], ...]:
-        """Groups of dense ids that may be forced into a patch, with equal probability."""
-        allowed = set(self.foreground_ids)
-        if by == "class" and self.classes:
-            return tuple(
-                found for ids in self.classes if (found := tuple(i for i in ids if i in allowed))
-            )
-        return tuple((i,) for i in self.foreground_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,14 +246,16 @@ class Samples:
             if recipe.oversample == "last"
             else chance < recipe.foreground
         )
-        moved = self._moved(index)
-        wanted = None
-        if forced and recipe.balance == "class" and not whole:
+        pool, wanted = self.pools[drawn[0]], None
+        moved = self._moved(index, pool.still)
+        if forced and recipe.balance == "class" and not whole and not pool.ratios:
             drawn, wanted = self._draw_class(rng, drawn)
-        pool = self.pools[drawn[0]]
         folder = Path(pool.folder) / pool.cases[drawn[1]]
         try:
             case = _open(folder)
+            if pool.ratios:
+                wanted = pool.centre(chance, case.locations)
+                forced = bool(wanted)
             sample = (
                 self._whole(folder, case)
                 if whole
@@ -313,10 +282,12 @@ class Samples:
             if name not in absent
         }
 
-    def _moved(self, index: int) -> dict[str, Any]:
+    def _moved(self, index: int, still: bool) -> dict[str, Any]:
         """Rotation and scaling of a sample, from a key of their own; empty if not drawn."""
         if self.moves is None:
             return {}
+        if still:
+            return dict(zip(MOVED, (np.zeros(3, np.float32), np.float32(1)), strict=True))
         rng = np.random.default_rng((self.recipe.seed, int(index), MOVING))
         return dict(zip(MOVED, self.moves(rng), strict=True))
 

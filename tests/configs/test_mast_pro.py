@@ -11,7 +11,7 @@ from configs.mast_pro import KNOWN, NEW, get_config
 from medjax import cli, main
 from medjax.labels import Corpus, merge
 from medjax.registry import plain
-from medjax.runs import build, dry, footprint
+from medjax.runs import build, dry, footprint, sampling
 from medjax.runs import open as corpora
 from medjax.runs.prompted import texts
 from medjax.runs.settings import text
@@ -42,6 +42,22 @@ def _network(variant, folder):
     config = typed(_fields(variant))
     space = corpora.open_data(config.data, folder, files=False).space
     return config, build.make_network(config, space, (1.5, 1.5, 1.5))
+
+
+def test_the_universal_models_patches_are_those_of_its_corpora(tmp_path):
+    fields = _fields("stage1_universal")
+    fields["sampler"]["version"] = 3
+    config = typed(fields)
+    space = corpora.open_data(config.data, tmp_path, files=False).space
+    sampling.check_names(config.sampler, space.corpora)
+    found = {c.name: sampling.pool_arguments(config.sampler, c) for c in space.corpora}
+    ratios = (((), 1.0), ((1,), 1.0), ((2,), 5.0))  # tumour of an organ and beside a vessel alike
+    for name in ("MSD_Liver", "MSD_Pancreas", "MSD_HepaticVessel"):
+        assert found[name] == {"ratios": ratios, "still": False}
+    assert found["LiTS"] == {"ratios": ratios, "still": True}
+    assert found["BTCV"] == {"ratios": (), "still": True}
+    moves = build.moves(config)
+    assert (moves.rotation, moves.scaling, moves.scales) == (0, 0.3, (1 / 1.5, 1 / 1.3))
 
 
 @pytest.mark.parametrize("variant", KNOWN)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from configs.base import base_config
+from medjax.errors import UsageError
+from medjax.labels import Corpus
 from medjax.registry import plain
 from medjax.runs import build, recipe, sampling
 from medjax.runs import folder as runfolder
@@ -108,3 +110,29 @@ def test_the_recipe_takes_every_field_of_the_section():
     found = sampling.recipe_arguments(old)
     assert (found["draw"], found["version"], found["whole"]) == ("mix", 1, 0.0)
     assert list(itertools.islice(sampling.decisive(sampler), 1))
+
+
+def test_pools_follow_the_section():
+    corpora = [
+        Corpus(name, ((1, ("liver",)), (2, ("liver", "liver tumour"))), channels=("CT",))
+        for name in ("A", "B")
+    ]
+    ratios = {"A": {"background": 1, "liver tumour": 5}}
+    fields = {"sampler": {"ratios": ratios, "still": ("B",), "version": 3}}
+    given = typed(fields).sampler
+    sampling.check_names(given, corpora)
+    assert sampling.pool_arguments(given, corpora[0]) == {
+        "ratios": (((), 1.0), ((2,), 5.0)),
+        "still": False,
+    }
+    assert sampling.pool_arguments(given, corpora[1]) == {"ratios": (), "still": True}
+    assert sampling.decisive(given)["ratios"] == ratios
+    assert not {"ratios", "still"} & set(sampling.decisive(typed({}).sampler))
+    for changed, words in (
+        ({"ratios": {"C": {"liver": 1}}}, "config.sampler.ratios names an unknown corpus 'C'"),
+        ({"still": ("C",)}, "config.sampler.still names an unknown corpus 'C'"),
+        ({"version": 2}, "config.sampler.still needs a newer stream"),
+    ):
+        wrong = typed({"sampler": fields["sampler"] | changed}).sampler
+        with pytest.raises(UsageError, match=words):
+            sampling.check_names(wrong, corpora)

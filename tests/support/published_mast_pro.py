@@ -317,6 +317,27 @@ def rows(base: Mapping[str, Any]) -> dict[str, Table]:
             "text.sentences": {n: f"A computerized tomography of a {n}" for n in TEMPLATE},
         },
     }
+    zoomed = [name for name in STAGE1_CASES if name.startswith("MSD_")]
+    epoch = -(-sum(STAGE1_CASES.values()) // 5)
+    found["stage1_universal"] = found["stage1_um"] | {  # 3.6, 3.8
+        "sampler.foreground": 2 / 3,
+        **{
+            f"sampler.ratios.{corpus}.{name}": weight
+            for corpus, classes in {
+                "LiTS": ("liver", "liver tumour"),
+                "MSD_Liver": ("liver", "liver tumour"),
+                "MSD_Pancreas": ("pancreas", "pancreas tumour"),
+                "MSD_HepaticVessel": ("hepatic vessel", "liver tumour"),
+            }.items()
+            for name, weight in zip(("background", *classes), (1, 1, 5), strict=True)
+        },
+        "sampler.still": tuple(name for name in STAGE1_CASES if name not in zoomed),
+        "augment.scaling": 0.3,
+        "augment.scaling_range": (1 / 1.5, 1 / 1.3),
+        "optim.lr": 1e-4,
+        "train.steps": 2000 * epoch,
+        "optim.warmup_steps": 100 * epoch,
+    }
     hashed = {"text.source": "hash", "text.file": "", "text.pooled": False, "text.sentences": {}}
     small_unetr = unetr | {f"model.{name}": value for name, value in SMALL_SWIN.items()}
     for row in ROWS:

@@ -177,11 +177,11 @@ class Sampler(Section):
     whole: Number = setting(0.0, "share of samples that show the whole case, shrunk to the patch")
     whole_image: str = setting("spline", "how it is shrunk, or area, nearest", listed=False)
     whole_label: str = setting("vote", "its label; or with area: nearest, area", listed=False)
-    weigh: str = setting(
-        "cases",
-        "or slices: a case is drawn in proportion to its number of slices, as from one list of all",
-        listed=False,
+    weigh: str = setting("cases", "or slices: cases weigh by their slices", listed=False)
+    ratios: Mapping[str, Mapping[str, Number]] = setting(
+        dict, "corpus -> class or background -> weight of patches centred there", listed=False
     )
+    still: Words = setting((), "corpora that are neither rotated nor scaled", listed=False)
     version: int = setting(0, "of the stream; 0: that of the run folder, the newest in a new run")
     threads: int = setting(-1, "that read patches; -1: cores per local device, 12 at most")
     workers: int = setting(0, "processes that read patches; 0: none beside this one")
