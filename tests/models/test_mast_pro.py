@@ -310,7 +310,9 @@ def test_a_batch_of_two_tasks_is_the_mean_of_its_samples_in_one_program(trained)
     "given",
     [
         {"theta": "dynamic_head", "fusion_levels": "multi", "dtype": "bfloat16"},
-        {"theta_all": True, "query": "token_concat", "in_channels": 1, "attn_out_init": "zero"},
+        slow(
+            {"theta_all": True, "query": "token_concat", "in_channels": 1, "attn_out_init": "zero"}
+        ),
         {"text": False, "fusion_heads": 3, "anatomy": True},
         {"anatomy": False},
         {"theta": "off"},
