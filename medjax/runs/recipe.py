@@ -82,8 +82,8 @@ def refuse_another(config: Config, data: corpora.Data, workdir: Path) -> None:
             "this folder holds a run with another recipe",
             path=workdir,
             found="; ".join(changed[:12]),
-            fix="use another --workdir (--config.init.source begins there with the parameters of this "
-            "run), or go back to the first recipe; --config.train.steps=+N continues a finished run",
+            fix="use another --workdir (--config.init.source begins there with these parameters), "
+            "or go back to the first recipe; --config.train.steps=+N continues a finished run",
         )
 
 

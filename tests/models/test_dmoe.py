@@ -10,7 +10,6 @@ from medjax.losses import balance
 from medjax.models import context
 from medjax.models.parts import dmoe, sockets
 from medjax.models.parts.attention import Mlp, SwinBlock
-from tests.support.marks import slow
 
 WIDTH, HIDDEN, TASKS, RANK = 6, 10, 3, 2
 GIVEN = {"k1": 2, "k2": 3, "top_k": 2, "rank": RANK}
@@ -149,13 +148,14 @@ def test_a_fresh_mixture_is_the_plain_mlp_bit_for_bit(dtype):
     assert all(not params["generic"][n].any() for n in "aBb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "names"),
     [
-        slow({"placement": "after_mlp"}, {"fc1", "fc2"}),
-        slow({"placement": "qkv_lora"}, {"fc1", "fc2"}),
-        slow({"expert_input": "residual"}, {"fc1", "fc2"}),
-        slow({"placement": "replace"}, set()),
+        ({"placement": "after_mlp"}, {"fc1", "fc2"}),
+        ({"placement": "qkv_lora"}, {"fc1", "fc2"}),
+        ({"expert_input": "residual"}, {"fc1", "fc2"}),
+        ({"placement": "replace"}, set()),
     ],
     ids=["after_mlp", "qkv_lora", "residual", "replace"],
 )

@@ -16,6 +16,7 @@ from medjax.models import context, macs, mast_pro, swin_unetr
 from medjax.models.parts import dynamic_head
 from medjax.models.parts.fusion import PromptFusion
 from medjax.tasks import supervised
+from tests.support.marks import slow
 
 EXPERTS = {"kind": "dynamic_low_rank"}
 IMAGE = jax.ShapeDtypeStruct((1, 96, 96, 96, 2), jnp.float32)

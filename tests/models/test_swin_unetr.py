@@ -16,7 +16,6 @@ import pytest
 from medjax.errors import ModelError
 from medjax.models import swin_unetr
 from tests.support.fast import FAST
-from tests.support.marks import slow
 from tests.support.networks import fresh
 
 KEY = jax.random.key(0)
@@ -579,9 +578,8 @@ def test_heads_by_corpus_are_the_linear_map_of_each_samples_corpus():
         swin_unetr.make(4, feature_size=12, head="corpus_softmax")
 
 
-@pytest.mark.parametrize(
-    "remat, blocks", [slow("none", 0), slow("block", 8), slow("all", 8 + 5 + 5)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("remat, blocks", [("none", 0), ("block", 8), ("all", 8 + 5 + 5)])
 def test_what_is_rematerialised(remat, blocks):
     module = swin_unetr.make(2, feature_size=12, remat=remat)
     names = [e.primitive.name for e in _equations(_forward(module, (64, 64, 64)))]
