@@ -35,7 +35,7 @@ def _network(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(golden.CASES))
+@pytest.mark.parametrize("name", (*golden.ONE_OF_A_KIND, "swin_unet_3d", "segvol_priors"))
 def test_every_kernel_listens(name):
     """Beside the kernels or added to them, adapters are the same function; none is left out.
 

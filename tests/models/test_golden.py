@@ -23,24 +23,6 @@ SILENT_SEGVOL = re.compile(r"(^|/)(k/bias|gaussian)$")
 # A constant that Hermes adds to features is taken away by the norm of the next block.
 SILENT_HERMES = re.compile(r"to_feature/ffn/fc2/bias$")
 SILENT_TSFM = re.compile(r"(^|/)(conv\d?|short|up\d|out_proj|ln_f|k)/bias$")
-ONE_OF_A_KIND = (  # the first one of every network, and those with gradients
-    "unet",
-    "unet_2d_multitalent",
-    "resenc_2d",
-    "stunet",
-    "tsfm",
-    "tsfm_2d",
-    "swin_unet",
-    "swin_unet_gate",
-    "swin_unetr_2d",
-    "masked_swin",
-    "masked_swin_3d",
-    "universal",
-    "mast_pro",
-    "hermes",
-    "segvol",
-    "masked_vit",
-)
 QUICK = ("unet_2d_multitalent", "resenc_2d", "tsfm_2d", "swin_unet_gate", "masked_swin_3d")
 
 
@@ -62,7 +44,7 @@ def _cases(quick):
     return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in golden.CASES]
 
 
-@pytest.mark.parametrize("name", _cases(ONE_OF_A_KIND))
+@pytest.mark.parametrize("name", _cases(golden.ONE_OF_A_KIND))
 def test_outputs_are_the_stored_ones(name):
     found = (
         _with_gradients(name) if name in QUICK else golden.run(golden.CASES[name], gradients=False)
@@ -88,7 +70,7 @@ def test_every_parameter_takes_part(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(golden.CASES))
+@pytest.mark.parametrize("name", golden.ONE_OF_A_KIND)
 def test_forward_mode_agrees_with_reverse_mode(name):
     forward, reverse, size = golden.both_modes(golden.CASES[name])
     assert size > 0
@@ -590,7 +572,7 @@ BACKWARD = [  # visible in the gradient only
 
 
 def _named(mutant):
-    quick = mutant[0] not in SLOW and mutant[1] in ONE_OF_A_KIND
+    quick = mutant[0] not in SLOW and mutant[1] in golden.ONE_OF_A_KIND
     marks = () if quick else pytest.mark.slow
     return pytest.param(mutant, id=f"{mutant[1]}-{mutant[0]}".replace(" ", "_"), marks=marks)
 
@@ -618,7 +600,7 @@ def test_every_network_has_a_mutant():
     quick = {
         golden.CASES[name].model
         for what, name, *_ in MUTANTS
-        if what not in SLOW and name in ONE_OF_A_KIND
+        if what not in SLOW and name in golden.ONE_OF_A_KIND
     }
     assert quick == set(known("models")) and SLOW < {what for what, *_ in MUTANTS}
 

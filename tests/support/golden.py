@@ -305,6 +305,24 @@ CASES = {
         prompts=QUERIES,
     ),
 }
+ONE_OF_A_KIND = (  # the first one of every network, and those with gradients
+    "unet",
+    "unet_2d_multitalent",
+    "resenc_2d",
+    "stunet",
+    "tsfm",
+    "tsfm_2d",
+    "swin_unet",
+    "swin_unet_gate",
+    "swin_unetr_2d",
+    "masked_swin",
+    "masked_swin_3d",
+    "universal",
+    "mast_pro",
+    "hermes",
+    "segvol",
+    "masked_vit",
+)
 
 
 def random(name: str, shape: tuple[int, ...]) -> np.ndarray:
