@@ -31,7 +31,7 @@ usage() {
   cat <<'TEXT'
 ./launch.sh demo [FLAGS]           make the embedded corpora, train, predict, evaluate, print a table (minutes on two cores)
 ./launch.sh test [PYTEST ARGS]     the quick tests: mathematics, wiring, one run of every system (about 10 minutes on two cores)
-./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (about an hour)
+./launch.sh test all [PYTEST ARGS] every test but the comparisons with PyTorch (about 45 minutes)
 ./launch.sh test slow [PYTEST ARGS] what `test` leaves out of `test all`
 ./launch.sh parity [PYTEST ARGS]   run the comparisons with PyTorch references (installs torch, nnU-Net, MONAI)
 ./launch.sh parity install         only install what they need
