@@ -97,5 +97,6 @@ def ratios(corpus: Corpus, given: Mapping[str, float]) -> tuple[tuple[tuple[int,
     found = [((), float(given[BACKGROUND]))] if BACKGROUND in given else []
     for name, own in ids.items():
         inner = set().union(*(other for other in ids.values() if other < own))
-        found.append((tuple(sorted(own - inner)), float(given[name])))
+        if own - inner:  # else it would mean any place
+            found.append((tuple(sorted(own - inner)), float(given[name])))
     return tuple(found)

@@ -27,6 +27,9 @@ def _shares(one, held, count=70_000):
 def test_a_class_counts_without_the_classes_that_it_contains():
     assert pool.ratios(LIVER, GIVEN) == (((), 1.0), ((1,), 1.0), ((2,), 5.0))
     assert pool.ratios(LIVER, {"liver": 2}) == (((1, 2), 2.0),)
+    whole = Corpus("A", ((1, ("organ", "left")), (2, ("organ", "right"))), channels=("CT",))
+    parts = pool.ratios(whole, {"organ": 1, "left": 1, "right": 1})
+    assert parts == (((1,), 1.0), ((2,), 1.0))  # of the organ nothing is left
 
 
 def test_draws_have_the_ratios_among_what_a_case_has():
